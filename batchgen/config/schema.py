@@ -1,0 +1,261 @@
+"""The configuration of a job as frozen dataclasses: three tiers (model, system and output, rows)
+and the job's own keys. Types and defaults here are the schema; `build.py` checks a mapping against
+them. The word `auto` is resolved when a run is planned and recorded as resolved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Auto = Literal["auto"]
+DType = Literal["bfloat16", "float16", "float32"]
+
+
+# ---------------------------------------------------------------------------- model: static tier
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerSpec:
+    """Dimensions of the diffusion transformer, as in its diffusers config."""
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    ffn_dim: int
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    patch_size: tuple[int, ...] = (1, 2, 2)
+    cross_attn_norm: bool = True
+    qk_norm: str = "rms_norm_across_heads"
+    rope_max_seq_len: int = 1024
+    eps: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeSpec:
+    """Dimensions of the video autoencoder, as in its diffusers config."""
+
+    base_dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled as in diffusers
+    spatial_factor: int = 8  # pixels per latent cell
+    temporal_factor: int = 4  # frames per latent frame, after the first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoderSpec:
+    """Dimensions of the UMT5 text encoder, as in its transformers config."""
+
+    vocab_size: int = 256384
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    max_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDefaults:
+    """Values of a request that neither the row nor the job sets."""
+
+    width: int
+    height: int
+    num_frames: int
+    fps: int
+    num_steps: int
+    guidance_scale: float
+    negative_prompt: str = ""
+    solver: Literal["unipc", "euler", "dpm++"] = "unipc"
+    sigma_shift: float = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model: its family (code), dimensions, weights, and defaults of a request."""
+
+    name: str
+    family: str  # a module of batchgen/engine/families
+    weights: str  # folder in diffusers layout, `random`, or `embedded` (shipped in the package)
+    dtype: DType = "bfloat16"  # computed in float32 on a CPU
+    transformer: TransformerSpec
+    vae: VaeSpec = field(default_factory=VaeSpec)
+    text_encoder: TextEncoderSpec = field(default_factory=TextEncoderSpec)
+    defaults: ModelDefaults
+    prompt_overflow: Literal["truncate", "error"] = "truncate"
+    media: Literal["video", "image"] = "video"
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # "480p 16:9" -> width, height
+
+
+# ------------------------------------------------------------------------ system: semi-static tier
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelConfig:
+    dp: int | Auto = "auto"
+    cfg: int | Auto = "auto"
+    ulysses: int | Auto = "auto"
+    ring: int | Auto = "auto"
+    attention_op: Literal["auto", "torch", "xfuser"] = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    mode: Literal["auto", "resident", "model", "stream", "disk"] = "auto"
+    vram_limit: float | None = None  # GiB
+    store_dtype: Literal["same", "fp8"] = "same"
+    prefetch: int = 1
+    pin: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileConfig:
+    mode: Literal["off", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "off"
+    dynamic: bool = False
+    fullgraph: bool = True
+    components: tuple[str, ...] = ("transformer",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VaeConfig:
+    tiled: bool | Auto = "auto"
+    tile: int | None = None  # pixels
+    stride: int | None = None  # pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    enabled: bool = True
+    on_refused: Literal["error", "ignore"] = "error"
+    audit_every: int = 0
+    min_psnr_db: float | None = None
+    calibrate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerConfig:
+    """None: from the model."""
+
+    solver: Literal["unipc", "euler", "dpm++"] | None = None
+    sigma_shift: float | None = None
+    boundary: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchConfig:
+    token_budget: int | Auto = "auto"  # video tokens of one forward
+    max_rows_in_flight: int | Auto = "auto"
+    window: int | Auto = "auto"  # rows encoded together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemConfig:
+    determinism: Literal["strict", "throughput"] = "throughput"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    components: dict[str, dict[str, str]] = field(default_factory=dict)
+    attention: Literal[
+        "auto", "sdpa", "cudnn", "flash_attn", "flash_attn_3", "sage", "sparge", "flex", "radial"
+    ] = "auto"
+    compile: CompileConfig = field(default_factory=CompileConfig)
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputConfig:
+    root_dir: str = "outputs"
+    format: Literal["auto", "mp4", "gif", "png", "webp", "jpeg", "frames", "npy"] = "auto"
+    fps: int | None = None  # None: from the model
+    quality: int = 8
+    geometry: Literal["error", "round", "pad"] = "error"
+    hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"
+    enable_timer_dump: bool = True
+    enable_run_log: bool = True
+    enable_launch_log: bool = False
+    log_ranks: tuple[int, ...] = (0,)
+
+
+# ------------------------------------------------------------------------------------ cluster, rows
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """Figures of one device, for planning where there is none."""
+
+    name: str = "cpu"
+    memory_gib: float = 8.0
+    matmul_tflops: float = 0.05
+    h2d_gbs: float = 10.0
+    link_gbs: float = 10.0
+    nic_gbs: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmConfig:
+    """One cluster profile: how tasks start and what one node has."""
+
+    executor: Literal["inline", "local", "slurm"] = "local"
+    nodes: int = 1
+    ranks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_rank: int = 1
+    mem_gb: float | None = None
+    timeout_min: int = 60
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    setup: tuple[str, ...] = ()
+    extra: dict[str, str] = field(default_factory=dict)
+    array_parallelism: int = 256
+    max_attempts: int = 3
+    row_retries: int = 1
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowDefaults:
+    """Job-wide values of request columns; None falls back to the model's default."""
+
+    negative_prompt: str | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    resolution: str | None = None
+    aspect_ratio: str | None = None
+    num_frames: int | None = None
+    fps: int | None = None
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+    cache_strategy: str | None = None
+    cache_ratio: float | None = None
+    cache_warmup: int | None = None
+    cache_cooldown: int | None = None
+    cache_params: str | None = None
+    image: str | None = None
+    lora: str | None = None
+    tags: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig:
+    """One runnable job, checked."""
+
+    name: str
+    tag: str = ""
+    manifest: str  # absolute path of a Parquet file or a directory of Parquet files
+    seed: int = 0
+    model: ModelSpec
+    row_defaults: RowDefaults = field(default_factory=RowDefaults)
+    locked: tuple[str, ...] = ()
+    carry_columns: tuple[str, ...] = ()
+    system: SystemConfig = field(default_factory=SystemConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)

@@ -1,0 +1,69 @@
+"""Every exception of batchgen, by what the caller can do about it.
+
+    BatchgenError
+      UsageError            the user's to mend; exit code 2, no traceback
+        ConfigError         a key of the job or an override
+        ManifestError       a file, column or row of the manifest
+        WeightsError        a checkpoint file or tensor
+        RunStateError       a run folder that does not allow what was asked
+      RowError              one row cannot be rendered; the others go on
+        PromptTooLong       over the text encoder's limit under `model.prompt_overflow: error`
+        NonFiniteOutput     NaN or infinity in the latents
+        MediaError          the row's media file cannot be written
+      StorageError          the run folder cannot be written at all; the worker stops, state stays valid
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BatchgenError(Exception):
+    """Root of all errors raised on purpose."""
+
+
+class UsageError(BatchgenError):
+    """The user's to mend: the command line prints the message alone and exits with 2."""
+
+
+class ConfigError(UsageError):
+    """A key of the job, the model, a profile or an override is wrong."""
+
+
+class ManifestError(UsageError):
+    """The manifest, one of its columns or some of its rows cannot be used."""
+
+
+class WeightsError(UsageError):
+    """A checkpoint is missing, of the wrong kind, or its tensors do not fit the model."""
+
+
+class RunStateError(UsageError):
+    """The run folder does not allow what was asked (unknown run, running already, keys changed)."""
+
+
+class RowError(BatchgenError):
+    """One row cannot be rendered; recorded with class and message, the shard goes on."""
+
+
+class PromptTooLong(RowError):
+    """The prompt has more tokens than the text encoder takes and the policy is `error`."""
+
+
+class NonFiniteOutput(RowError):
+    """The denoised latents hold NaN or infinity."""
+
+
+class MediaError(RowError):
+    """The row's media file could not be encoded or written."""
+
+
+class StorageError(BatchgenError):
+    """The journal itself cannot be written (disk full, quota, read-only): the worker stops."""
+
+
+def closest(name: str, legal: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the legal name nearest to `name`, or an empty string."""
+    match = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.6)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,120 @@
+"""RunPaths: the one place that knows the names inside a run folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchgen.records import Attempt
+
+_JOURNAL_NAME = re.compile(r"(\d+)-r(\d+)-(\d+)\.jsonl")
+FAN_OUT_ENTRIES = 4096  # aim for at most this many entries in one media folder (limit: 10k)
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """Paths of one run; builds names, makes nothing."""
+
+    root: Path
+
+    # the contract
+    @property
+    def run_json(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def hydra(self) -> Path:
+        return self.root / ".hydra"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.parquet"
+
+    # submissions and their journals
+    @property
+    def submissions(self) -> Path:
+        return self.root / "submissions"
+
+    def submission(self, number: int) -> Path:
+        return self.submissions / f"{number:04d}"
+
+    def intent(self, number: int) -> Path:
+        return self.submission(number) / "intent.json"
+
+    def shards(self, number: int) -> Path:
+        """Which rows, cut into which shards: Parquet (row_index, shard, order)."""
+        return self.submission(number) / "shards.parquet"
+
+    def jobs(self, number: int) -> Path:
+        return self.submission(number) / "jobs.json"
+
+    def queue_address(self, attempt: Attempt) -> Path:
+        return self.submission(attempt.submission) / f"queue-{attempt.task}-r{attempt.restart}.json"
+
+    @property
+    def journals(self) -> Path:
+        return self.root / "journal"
+
+    def journal(self, attempt: Attempt) -> Path:
+        name = f"{attempt.task}-r{attempt.restart}-{attempt.replica}.jsonl"
+        return self.journals / f"{attempt.submission:04d}" / name
+
+    def acceptance(self, attempt: Attempt) -> Path:
+        """How many bytes of the earlier journals of its task a restarted attempt accepts."""
+        name = f"{attempt.task}-r{attempt.restart}.accept.json"
+        return self.journals / f"{attempt.submission:04d}" / name
+
+    def counters(self, attempt: Attempt) -> Path:
+        name = f"{attempt.submission:04d}-{attempt.task}-r{attempt.restart}-{attempt.replica}.json"
+        return self.root / "counters" / name
+
+    @property
+    def counters_dir(self) -> Path:
+        return self.root / "counters"
+
+    # what is published
+    @property
+    def media(self) -> Path:
+        return self.root / "media"
+
+    @property
+    def catalog_rows(self) -> Path:
+        return self.root / "catalog" / "rows"
+
+    @property
+    def catalog_runs(self) -> Path:
+        return self.root / "catalog" / "runs.parquet"
+
+    @property
+    def time_stats(self) -> Path:
+        return self.root / "time_stats.csv"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+
+def parse_journal(path: Path) -> Attempt:
+    """The attempt that writes `path`; raises ValueError for any other file."""
+    match = _JOURNAL_NAME.fullmatch(path.name)
+    if match is None or not path.parent.name.isdigit():
+        raise ValueError(f"{path} is not a journal")
+    task, restart, replica = (int(part) for part in match.groups())
+    return Attempt(int(path.parent.name), task, restart, replica)
+
+
+def media_fan_out(row_index: int, total_rows: int) -> str:
+    """Folder (relative to `media/`) of a row: none for small runs, else two-digit hex levels so
+    that no folder holds more than about FAN_OUT_ENTRIES entries."""
+    folders = -(-total_rows // FAN_OUT_ENTRIES)
+    if folders <= 1:
+        return ""
+    bucket = row_index // FAN_OUT_ENTRIES
+    if folders <= 256:
+        return f"{bucket:02x}"
+    return f"{bucket >> 8:02x}/{bucket & 0xFF:02x}"

@@ -1,0 +1,159 @@
+"""The nouns that travel: frozen, light (standard library only), and no dict crosses a module border."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Status = Literal["ok", "failed", "quarantined", "pending"]
+Solver = Literal["unipc", "euler", "dpm++"]
+Determinism = Literal["strict", "throughput"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Rows of one bucket have latents of one shape and may share a forward."""
+
+    width: int  # pixels
+    height: int  # pixels
+    num_frames: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}x{self.num_frames}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row of the plan, every field resolved: all that the engine needs to draw it."""
+
+    row_index: int  # position in the manifest, 0-based
+    row_id: str
+    row_key: str  # sha256, hex
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int  # pixels
+    height: int  # pixels
+    num_frames: int
+    fps: int
+    num_steps: int
+    guidance_scale: float
+    guidance_scale_2: float | None  # low-noise expert of a two-expert model
+    solver: Solver
+    sigma_shift: float
+    format: str  # media format: name of a module in batchgen/media/formats
+    quality: int  # 0 (smallest file) .. 10 (best)
+    cost_s: float = 0.0  # predicted device seconds
+
+    @property
+    def bucket(self) -> Bucket:
+        return Bucket(self.width, self.height, self.num_frames)
+
+    @property
+    def uses_guidance(self) -> bool:
+        """Classifier-free guidance is off if and only if the scale is exactly 1."""
+        return self.guidance_scale != 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """Seconds of one row by stage. Shares of shared work are amortised: over all rows they add up
+    to the busy time; `queue` is waiting and is not busy time."""
+
+    queue: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    d2h: float = 0.0
+    write: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RowStats:
+    """What the engine measured while it drew one row."""
+
+    stages: StageSeconds = field(default_factory=StageSeconds)
+    steps_total: int = 0  # transformer evaluations over both branches without a cache
+    steps_computed: float = 0.0  # the same, as computed
+    step_p50_s: float = 0.0
+    step_p95_s: float = 0.0
+    batch_size_mean: float = 0.0  # items per forward, mean over the row's forwards
+    peak_mem_gib: float = 0.0  # device memory (host resident set on a CPU)
+    prompt_tokens: int = 0
+    prompt_truncated: bool = False
+    determinism: Determinism = "throughput"
+    attention_kernel: str = ""
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rendered:
+    """A finished row on the host: `frames` is uint8 (frames, height, width, 3)."""
+
+    request: Request
+    frames: np.ndarray
+    stats: RowStats
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A media file (or folder, for format `frames`) that is durable under its final name."""
+
+    path: str  # relative to the run folder, '/' separated
+    sha256: str
+    bytes: int
+    frames_sha256: str  # sha256 of the uint8 frames before encoding: the evidence of pixels
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Attempt:
+    """One start of one replica of one task of one submission: the single writer of one journal."""
+
+    submission: int
+    task: int
+    restart: int
+    replica: int
+
+    @property
+    def tag(self) -> str:
+        """Short name inside media names and the catalog, e.g. `s1t3r0p2`."""
+        return f"s{self.submission}t{self.task}r{self.restart}p{self.replica}"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The end of a row in one attempt: the one journal line that publishes or fails it."""
+
+    row_index: int
+    row_id: str
+    row_key: str
+    status: Status  # ok or failed or quarantined
+    attempt: str  # Attempt.tag
+    shard: int
+    host: str
+    started: float  # unix seconds
+    ended: float  # unix seconds
+    tries: int = 1
+    media: Media | None = None
+    stats: RowStats | None = None
+    score: float | None = None
+    error_type: str = ""
+    error: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankInfo:
+    """Where this process stands among the processes of its task."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    task: int  # array index = shard number inside the submission
+    restart: int
+    host: str
+    job_id: str = ""
