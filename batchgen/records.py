@@ -44,7 +44,7 @@ class Request:
     guidance_scale_2: float | None  # low-noise expert of a two-expert model
     solver: Solver
     sigma_shift: float
-    format: str  # media format: name of a module in batchgen/media/formats
+    format: str  # media format: a module of batchgen/media/formats
     quality: int  # 0 (smallest file) .. 10 (best)
     cost_s: float = 0.0  # predicted device seconds
 

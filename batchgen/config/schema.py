@@ -5,6 +5,7 @@ them. The word `auto` is resolved when a run is planned and recorded as resolved
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Auto = Literal["auto"]
@@ -91,6 +92,15 @@ class ModelSpec:
     prompt_overflow: Literal["truncate", "error"] = "truncate"
     media: Literal["video", "image"] = "video"
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # "480p 16:9" -> width, height
+
+    @property
+    def weights_folder(self) -> Path | None:
+        """Folder of the checkpoint in diffusers layout; None for random weights."""
+        if self.weights == "random":
+            return None
+        if self.weights == "embedded":
+            return Path(__file__).parents[1] / "tiny" / "weights"
+        return Path(self.weights)
 
 
 # ------------------------------------------------------------------------ system: semi-static tier
