@@ -1,16 +1,16 @@
 """Every exception of batchgen, by what the caller can do about it.
 
-    BatchgenError
-      UsageError            the user's to mend; exit code 2, no traceback
-        ConfigError         a key of the job or an override
-        ManifestError       a file, column or row of the manifest
-        WeightsError        a checkpoint file or tensor
-        RunStateError       a run folder that does not allow what was asked
-      RowError              one row cannot be rendered; the others go on
-        PromptTooLong       over the text encoder's limit under `model.prompt_overflow: error`
-        NonFiniteOutput     NaN or infinity in the latents
-        MediaError          the row's media file cannot be written
-      StorageError          the run folder cannot be written at all; the worker stops, state stays valid
+BatchgenError
+  UsageError            the user's to mend; exit code 2, no traceback
+    ConfigError         a key of the job or an override
+    ManifestError       a file, column or row of the manifest
+    WeightsError        a checkpoint file or tensor
+    RunStateError       a run folder that does not allow what was asked
+  RowError              one row cannot be rendered; the others go on
+    PromptTooLong       over the text encoder's limit under `model.prompt_overflow: error`
+    NonFiniteOutput     NaN or infinity in the latents
+    MediaError          the row's media file cannot be written
+  StorageError          the run folder cannot be written at all; the worker stops, state stays valid
 """
 
 from __future__ import annotations

@@ -157,3 +157,4 @@ class RankInfo:
     restart: int
     host: str
     job_id: str = ""
+    address: str = "127.0.0.1"  # where the ranks of this task reach rank 0, if this is rank 0

@@ -10,10 +10,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
-    {"records", "errors", "paths", "failpoints", "_version"},
+    {"records", "errors", "paths", "runfile", "failpoints"},
     {"config"},
     {"planning", "media", "ledger"},
     {"engine"},
+    {"tickets"},
     {"worker"},
     {"runner", "report", "bench"},
     {"cli", "catalog", "__main__"},
@@ -62,7 +63,11 @@ def test_imports_point_down() -> None:
             if other in {top, ""} or (top, other) in SAME_LEVEL_ALLOWED:
                 continue
             if other == "tiny":
-                allowed = target in {"tiny", "tiny.score", "tiny.domain"}  # the judge and the weights' home
+                allowed = target in {
+                    "tiny",
+                    "tiny.score",
+                    "tiny.domain",
+                }  # the judge and the weights' home
             elif top == "engine":
                 allowed = other in ENGINE_MAY_IMPORT
             else:
@@ -93,6 +98,8 @@ def loaded_after(code: str) -> list[str]:
 
 def test_help_and_status_are_light(tmp_path: Path) -> None:
     """`--help` and `status` load none of the heavy packages, so that they start at once."""
-    call = "from batchgen.cli.main import main\ntry:\n    main({argv!r})\nexcept SystemExit:\n    pass"
+    call = (
+        "from batchgen.cli.main import main\ntry:\n    main({argv!r})\nexcept SystemExit:\n    pass"
+    )
     assert loaded_after(call.format(argv=["--help"])) == []
     assert loaded_after(call.format(argv=["status", str(tmp_path / "no-run")])) == []

@@ -1,0 +1,52 @@
+"""run.json: what a run is, written once when it is made (and again, by rename, when it is replanned)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from batchgen.errors import RunStateError
+from batchgen.paths import RunPaths
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFile:
+    """Header of a run folder. `config` is the resolved configuration as Hydra composed it and
+    `key_context` what enters every row key beside the request, both as plain JSON."""
+
+    schema: int = SCHEMA
+    name: str
+    tag: str
+    created: float  # unix seconds
+    rows: int  # of the manifest
+    unique_rows: int  # rendered; the others are aliases with an equal key
+    plan_id: str  # sha256 of the plan file's row keys
+    manifest: str
+    manifest_digest: str
+    key_context: dict[str, Any]
+    config: dict[str, Any]
+    overrides: list[str]
+    hydra: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    cost_s_total: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_run(run: RunPaths) -> RunFile:
+    """The header of `run`; raises RunStateError when there is none or it is of another schema."""
+    try:
+        fields = json.loads(run.run_json.read_text())
+    except FileNotFoundError:
+        raise RunStateError(f"{run.root} is not a run folder: it has no run.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunStateError(f"{run.run_json} is damaged: {error}") from None
+    if fields.get("schema") != SCHEMA:
+        raise RunStateError(
+            f"{run.run_json}: schema {fields.get('schema')!r}; this version reads {SCHEMA}"
+        )
+    return RunFile(**fields)

@@ -1,0 +1,130 @@
+"""The ordered queue of one shard, from which its replicas pull rows.
+
+Rank 0 serves positions of the shard's row list over TCP; every replica holds one connection, so
+a dead peer is seen at once by its closed socket and nobody waits for it. Only positions travel:
+which rows they are is in the plan. There is no static split: a slow device takes fewer tickets.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchgen.errors import BatchgenError
+from batchgen.media.durable import write_json
+
+
+class QueueLost(BatchgenError):
+    """The rank that serves the shard's queue is gone; the rows left wait for the next attempt."""
+
+
+@dataclass(slots=True)
+class Tickets:
+    """Positions 0..total-1, handed out in order, fewer at a time towards the end."""
+
+    total: int
+    takers: int
+    handed: int = 0
+
+    def take(self, room: int) -> range:
+        """The next positions: at most `room`, and at most half of a fair share of what is left, so
+        that the replicas end together."""
+        left = self.total - self.handed
+        count = min(room, max(1, left // (2 * self.takers)), left) if self.takers > 1 else room
+        start = self.handed
+        self.handed = min(self.total, start + count)
+        return range(start, self.handed)
+
+
+class TicketServer:
+    """Serves one shard's tickets to `takers` replicas until the last connection closes."""
+
+    def __init__(self, total: int, takers: int, address_file: Path, host: str) -> None:
+        self._tickets = Tickets(total, takers)
+        self._lock = threading.Lock()
+        self._token = secrets.token_hex(16)
+        self._socket = socket.create_server((host, 0), backlog=takers)
+        self._expected = takers
+        self._threads: list[threading.Thread] = []
+        self._acceptor = threading.Thread(target=self._accept, name="tickets", daemon=True)
+        self._acceptor.start()
+        port = self._socket.getsockname()[1]
+        write_json(address_file, {"host": host, "port": port, "token": self._token})
+
+    def _accept(self) -> None:
+        while len(self._threads) < self._expected:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:  # closed by close(): a rank that never came is not waited for
+                return
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rwb") as stream:
+            try:
+                if stream.readline().decode().strip() != self._token:
+                    return
+                for line in stream:
+                    with self._lock:
+                        granted = self._tickets.take(int(line))
+                    stream.write(f"{granted.start} {granted.stop}\n".encode())
+                    stream.flush()
+            except OSError:  # the peer died; its rows stay uncommitted
+                return
+
+    def close(self) -> None:
+        """Wait until every replica that connected has let go, then stop."""
+        for thread in list(self._threads):
+            thread.join()
+        self._socket.close()
+
+
+class TicketClient:
+    """One replica's end of the queue. Raises QueueLost when the server is gone."""
+
+    def __init__(self, address_file: Path, patience_s: float = 300.0) -> None:
+        address = _wait_for(address_file, patience_s)
+        try:
+            self._connection = socket.create_connection(
+                (str(address["host"]), int(str(address["port"]))), timeout=patience_s
+            )
+        except OSError as error:
+            raise QueueLost(f"no queue at {address_file}: {error}") from error
+        self._stream = self._connection.makefile("rwb")
+        self._send(str(address["token"]))
+
+    def _send(self, line: str) -> None:
+        self._stream.write(f"{line}\n".encode())
+        self._stream.flush()
+
+    def take(self, room: int) -> range:
+        """Up to `room` positions; empty when the shard is exhausted."""
+        try:
+            self._send(str(room))
+            reply = self._stream.readline().split()
+        except OSError as error:
+            raise QueueLost(f"the shard's queue does not answer: {error}") from error
+        if len(reply) != 2:
+            raise QueueLost("the rank that serves the shard's queue is gone")
+        return range(int(reply[0]), int(reply[1]))
+
+    def close(self) -> None:
+        self._stream.close()
+        self._connection.close()
+
+
+def _wait_for(address_file: Path, patience_s: float) -> dict[str, object]:
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if address_file.exists():
+            address: dict[str, object] = json.loads(address_file.read_text())
+            return address
+        time.sleep(0.05)
+    raise QueueLost(f"{address_file} did not appear within {patience_s:.0f} s: rank 0 is gone")
