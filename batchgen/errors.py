@@ -10,7 +10,7 @@ BatchgenError
     PromptTooLong       over the text encoder's limit under `model.prompt_overflow: error`
     NonFiniteOutput     NaN or infinity in the latents
     MediaError          the row's media file cannot be written
-  StorageError          the run folder cannot be written at all; the worker stops, state stays valid
+  StorageError          the run folder cannot be written at all; the worker stops
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The nouns that travel: frozen, light (standard library only), and no dict crosses a module border."""
+"""The nouns that travel: frozen and light (standard library only)."""
 
 from __future__ import annotations
 

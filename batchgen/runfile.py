@@ -1,4 +1,4 @@
-"""run.json: what a run is, written once when it is made (and again, by rename, when it is replanned)."""
+"""run.json: what a run is, written by rename when it is made or replanned."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
-    {"records", "errors", "paths", "runfile", "failpoints"},
+    {"records", "errors", "paths", "runfile", "failpoints", "processes"},
     {"config"},
     {"planning", "media", "ledger"},
     {"engine"},
