@@ -27,7 +27,7 @@ from batchgen.media.durable import write_media
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_requests
 from batchgen.records import Attempt, Commit, RankInfo, Rendered, Request, RowStats
-from batchgen.runfile import read_run
+from batchgen.runfile import read_run, submission_settings
 from batchgen.tickets import QueueLost, TicketClient, TicketServer
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
     reason is the journal's last line: done, drained, queue-lost, or the class of the error.
     """
     run_file = read_run(root)
-    config = build(JobConfig, run_file.config)
+    config = build(JobConfig, submission_settings(root, submission))
     attempt = Attempt(submission, rank.task, rank.restart, rank.rank)
     drain = Drain()
     drain.install()

@@ -1,0 +1,92 @@
+"""The command line: finds the verb's file, prints its result, turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+from batchgen import __version__
+from batchgen.cli.result import INTERRUPTED, USAGE, Result
+from batchgen.errors import BatchgenError, UsageError
+
+VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights")
+EPILOG = """\
+examples:
+  batchgen run jobs/demo.yaml                        render here, with progress, and collect
+  batchgen plan jobs/demo.yaml row_defaults.num_steps=30
+                                                     what it would cost; renders nothing
+  batchgen submit jobs/demo.yaml slurm.ranks_per_node=2
+                                                     start it and return at once
+  batchgen status latest                             how far it is
+  batchgen resume latest                             render what is missing or failed
+
+exit codes: 0 all rows ok; 1 rows failed or left; 2 usage or configuration; 130 interrupted
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; verb files import nothing heavy until their handler runs."""
+    top = argparse.ArgumentParser(
+        prog="batchgen",
+        description="Render a Parquet manifest of prompts with a diffusion model, every row once.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"batchgen {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in VERB_FILES:
+        importlib.import_module(f"batchgen.cli.{name}").add_parser(verbs)
+    for verb in _leaves(verbs):
+        verb.add_argument(
+            "--json", action="store_true", help="print one JSON object as the last line"
+        )
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return top
+
+
+def _leaves(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> list[argparse.ArgumentParser]:
+    """Parsers of the verbs that do something, below groups such as `manifest`."""
+    found = []
+    for verb in verbs.choices.values():
+        groups = [a for a in verb._actions if isinstance(a, argparse._SubParsersAction)]
+        found += [leaf for group in groups for leaf in _leaves(group)] if groups else [verb]
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        result: Result = args.handler(args)
+    except KeyboardInterrupt:
+        return _ended(args, INTERRUPTED, "interrupted; `batchgen resume` goes on from here")
+    except UsageError as error:
+        return _ended(args, USAGE, str(error))
+    except BatchgenError as error:
+        return _ended(args, 1, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _ended(args, 1, f"{type(error).__name__}: {error}")
+    if args.json:
+        print(json.dumps(result.data, default=str))
+    return result.exit_code
+
+
+def _ended(args: argparse.Namespace, code: int, message: str) -> int:
+    if args.debug and code != INTERRUPTED:
+        traceback.print_exc()
+    print(f"batchgen {args.verb}: {message}", file=sys.stderr)
+    if args.json:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""The progress bar of a render; silent where nobody watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchgen.ledger.status import RunStatus
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[RunStatus], None]]:
+    """Yields a function to be called with the status now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("render"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("render", total=None, note="starting")
+
+        def watch(status: RunStatus) -> None:
+            note = f"{status.running} running" if status.running else "loading"
+            if status.failed:
+                note += f", {status.failed} failed"
+            progress.update(
+                task, total=status.rows, completed=status.ok + status.failed, note=note
+            )
+
+        yield watch

@@ -1,0 +1,108 @@
+"""`resume` and `retry`: go on with a run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from batchgen.cli.result import OK, Result
+from batchgen.cli.runs import add_run_argument, find_run
+from batchgen.errors import RunStateError, closest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from batchgen.paths import RunPaths
+    from batchgen.runner.submit import Settings
+
+RESUME_EPILOG = """\
+examples:
+  batchgen resume latest                             what is missing or failed
+  batchgen resume latest slurm.ranks_per_node=4      on other nodes
+  batchgen resume latest output.quality=10 --rerender-changed
+"""
+RETRY_EPILOG = """\
+examples:
+  batchgen retry latest                              the failed rows
+  batchgen retry latest --rows red-circle,blue-ring  these rows, finished or not
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    resume = verbs.add_parser(
+        "resume",
+        help="render what is missing or failed",
+        description="Render every row of a run that has no published result.",
+        epilog=RESUME_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_argument(resume)
+    resume.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    resume.add_argument(
+        "--rerender-changed",
+        action="store_true",
+        help="render again the finished rows whose key the new settings change",
+    )
+    resume.set_defaults(handler=handle_resume)
+    retry = verbs.add_parser(
+        "retry",
+        help="render failed or named rows again",
+        description="Render failed rows, or the rows named, again.",
+        epilog=RETRY_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_argument(retry)
+    retry.add_argument("--rows", help="row ids, separated by commas")
+    retry.set_defaults(handler=handle_retry)
+    for parser in (resume, retry):
+        parser.add_argument(
+            "--detach", action="store_true", help="return at once, as `submit` does"
+        )
+
+
+def handle_resume(args: argparse.Namespace) -> Result:
+    from batchgen.runner.resume import prepare_resume
+
+    run = find_run(args)
+    settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
+    return _go_on(args, run, settings, None)
+
+
+def handle_retry(args: argparse.Namespace) -> Result:
+    from batchgen.ledger.attempts import winners
+    from batchgen.runner.resume import prepare_resume
+
+    run = find_run(args)
+    rows = _named_rows(run, args.rows.split(",")) if args.rows else winners(run).failed_rows
+    settings = prepare_resume(run, [], rerender_changed=False)
+    return _go_on(args, run, settings, rows)
+
+
+def _go_on(
+    args: argparse.Namespace, run: RunPaths, settings: Settings, rows: np.ndarray | None
+) -> Result:
+    from batchgen.cli.run import drive_to_end
+    from batchgen.runner.submit import submit
+
+    if not args.detach:
+        return drive_to_end(run, settings, rows)
+    started = submit(run, settings, rows)
+    if started is None:
+        print("nothing is left to render")
+        return Result(OK, {"run": str(run.root), "rows": 0})
+    print(f"{started.rows} rows started as submission {started.number}")
+    return Result(OK, {"run": str(run.root), "submission": started.number, "rows": started.rows})
+
+
+def _named_rows(run: RunPaths, row_ids: list[str]) -> np.ndarray:
+    """Indices of the rows that are rendered for `row_ids` (an alias stands for its original)."""
+    import numpy as np
+
+    from batchgen.planning.plan import row_indices
+
+    known = row_indices(run.plan)
+    if unknown := [r for r in row_ids if r not in known]:
+        raise RunStateError(
+            f"--rows: {run.root.name} has no row {unknown[0]!r}{closest(unknown[0], known)}"
+        )
+    return np.unique([known[r] for r in row_ids])
