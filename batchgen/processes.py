@@ -1,55 +1,64 @@
-"""Whether a process of this host is still the one we knew: pid and start time together."""
+"""Whether a process is still the one we knew: pid, start time and the place where a pid counts."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process that cannot be confused with a later one of the same number."""
+    """One process for ever: a pid alone is used again."""
 
     host: str
     pid: int
-    started: int  # clock ticks since boot, field 22 of /proc/PID/stat
+    place: str  # boot and pid namespace: equal only where `pid` means the same process
+    start: int  # clock ticks from boot to the start of the process; 0 = unknown
 
     @classmethod
-    def of(cls, pid: int) -> ProcessId:
-        return cls(socket.gethostname(), pid, _start_ticks(pid) or 0)
+    def current(cls, host: str = "") -> ProcessId:
+        """This process; `host` is a name to show (default: the machine's own)."""
+        return cls.of(os.getpid(), host)
 
     @classmethod
-    def current(cls) -> ProcessId:
-        return cls.of(os.getpid())
+    def of(cls, pid: int, host: str = "") -> ProcessId:
+        """The process that has `pid` on this machine now."""
+        return cls(host or socket.gethostname(), pid, _place(), _start_ticks(pid))
 
-    @property
-    def is_local(self) -> bool:
-        return self.host == socket.gethostname()
-
-    @property
-    def is_alive(self) -> bool:
-        """False for a process of another host, which cannot be seen from here."""
-        return self.is_local and self.started != 0 and _start_ticks(self.pid) == self.started
+    def alive(self) -> bool | None:
+        """True or False on the machine where it runs; None if that is another one."""
+        if not self.place or self.place != _place():
+            return None
+        return self.start != 0 and _start_ticks(self.pid) == self.start
 
 
-def _start_ticks(pid: int) -> int | None:
-    """Start time of `pid`; None when it is gone or a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()  # the command's name may hold spaces and brackets
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def wait_until_gone(processes: list[ProcessId], timeout_s: float) -> bool:
-    """Poll until none is alive; False when some still are at the end."""
+def wait_until_gone(processes: Sequence[ProcessId], timeout_s: float) -> bool:
+    """Poll until none of this machine's is alive; False when some still are at the end."""
     deadline = time.monotonic() + timeout_s
-    while any(p.is_alive for p in processes):
+    while any(process.alive() for process in processes):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
+
+
+def _place() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no /proc: liveness is then judged by the age of the heartbeat
+        return ""
+
+
+def _start_ticks(pid: int) -> int:
+    """Field 22 of /proc/PID/stat; 0 when the process is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    fields = stat.rpartition(")")[2].split()  # the command's name may hold spaces and brackets
+    return 0 if fields[0] in "ZX" else int(fields[19])

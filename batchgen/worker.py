@@ -113,7 +113,7 @@ class RowSink:
         began = time.perf_counter()
         try:
             media = write_media(rendered, self._run, self._policy.attempt, self._policy.total_rows)
-        except (OSError, MediaError) as error:
+        except MediaError as error:
             self._media_failed(rendered, error)
             return
         self._full_in_a_row = 0
@@ -123,9 +123,10 @@ class RowSink:
         commit = self._commit(rendered.request, stats)
         self._journal.commit(replace(commit, media=media, score=score))
 
-    def _media_failed(self, rendered: Rendered, error: OSError | MediaError) -> None:
+    def _media_failed(self, rendered: Rendered, error: MediaError) -> None:
         """One row's failure, unless the folder is plainly full: then rendering on is waste."""
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
             self._full_in_a_row += 1
             if self._full_in_a_row > FULL_ROWS_BEFORE_STOP:
                 raise StorageError(f"{self._run.root} cannot be written: {error}") from error

@@ -63,12 +63,12 @@ def cancel(run: RunPaths) -> int:
     ranks = [a.process for a in read_status(run).attempts if a.alive]
     for name in {job.executor for job in jobs}:
         executor_named(name).cancel([job for job in jobs if job.executor == name])
-    local = [p for p in ranks if p.is_local] + [j.process for j in jobs if j.process]
+    local = [p for p in ranks if p.alive()] + [j.process for j in jobs if j.process]
     for process in ranks:
         _signal(process.pid, signal.SIGTERM)
     if not wait_until_gone(local, DRAIN_S):
         for process in local:
-            if process.is_alive:
+            if process.alive():
                 _signal(process.pid, signal.SIGKILL)
         wait_until_gone(local, DRAIN_S)
     return len(ranks)

@@ -97,7 +97,7 @@ def is_alive(run: RunPaths, number: int) -> bool:
         return True
     maker = maker_of(run, number)
     starting = not run.jobs(number).exists()
-    return starting and maker is not None and maker != ProcessId.current() and maker.is_alive
+    return starting and maker is not None and maker != ProcessId.current() and bool(maker.alive())
 
 
 def refuse_if_alive(run: RunPaths) -> None:

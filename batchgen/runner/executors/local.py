@@ -54,11 +54,11 @@ def _detached(cpus_per_rank: int) -> Iterator[None]:
 
 
 def is_alive(job: Job) -> bool:
-    return job.process is not None and job.process.is_alive
+    return job.process is not None and bool(job.process.alive())
 
 
 def cancel(jobs: list[Job]) -> None:
     """SIGTERM to the controller, which hands it on to its ranks: they drain."""
     for job in jobs:
-        if job.process is not None and job.process.is_alive:
+        if job.process is not None and job.process.alive():
             os.kill(job.process.pid, signal.SIGTERM)

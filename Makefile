@@ -1,0 +1,39 @@
+# Everything a fresh machine needs is made here: `make demo` and `make test` do all the set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test lint test-slow test-durability clean
+
+demo: $(INSTALLED)
+	$(BIN)/batchgen run jobs/demo.yaml
+
+test: lint
+	$(BIN)/pytest -n 2 -m "not slow and not slurm and not gpu"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Minutes long: many random kills, memory slopes, scale. CI runs the part that guards durability.
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m "slow and not slurm and not gpu"
+
+test-durability: $(INSTALLED)
+	$(BIN)/pytest -m "slow and not slurm and not gpu" tests/e2e
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "batchgen needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

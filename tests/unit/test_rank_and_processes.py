@@ -1,0 +1,46 @@
+"""Ranks come from the environment of Slurm or submitit; a process is known by pid and start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+from batchgen.processes import ProcessId, wait_until_gone
+from batchgen.runner.rank import rank_from_environment
+
+
+def test_slurm_variables_win_over_submitit_local_ones() -> None:
+    env = {
+        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
+        "SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": "node3", "SUBMITIT_LOCAL_GLOBALID": "0",
+    }  # fmt: skip
+    rank = rank_from_environment(4, env)
+    assert (rank.rank, rank.world_size, rank.local_rank, rank.task) == (5, 8, 1, 4)
+    assert (rank.restart, rank.host, rank.job_id) == (2, "node3", "77")
+
+
+def test_submitit_local_variables() -> None:
+    env = {
+        "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "3",
+        "SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_JOB_ID": "99",
+    }  # fmt: skip
+    rank = rank_from_environment(0, env)
+    assert (rank.rank, rank.world_size, rank.restart, rank.job_id) == (1, 3, 0, "99")
+
+
+def test_without_either_the_process_is_alone() -> None:
+    rank = rank_from_environment(0, {})
+    assert (rank.rank, rank.world_size) == (0, 1)
+
+
+def test_a_process_lives_until_it_ends_and_a_zombie_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = ProcessId.of(child.pid)
+    assert process.alive()
+    assert not replace(process, start=process.start + 1).alive()
+    child.kill()
+    assert wait_until_gone([process], 5.0)  # not reaped yet: a zombie counts as gone
+    child.communicate()
+    assert process.alive() is False
+    assert replace(process, place="another machine").alive() is None

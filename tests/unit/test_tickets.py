@@ -1,0 +1,111 @@
+"""The shard's queue: every position once, in order, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer
+
+
+def take_all(client: TicketClient, room: int) -> list[int]:
+    taken: list[int] = []
+    while granted := client.take(room):
+        taken += granted
+    return taken
+
+
+@pytest.mark.parametrize(("total", "takers", "room"), [(0, 1, 4), (1, 3, 8), (100, 1, 7), (97, 4, 16)])
+def test_every_position_is_handed_out_once_in_order(total: int, takers: int, room: int) -> None:
+    tickets = Tickets(total, takers)
+    handed = []
+    while granted := tickets.take(room):
+        assert len(granted) <= room
+        handed += granted
+    assert handed == list(range(total))
+
+
+def test_grants_shrink_towards_the_end_so_that_replicas_end_together() -> None:
+    tickets = Tickets(64, takers=4)
+    sizes = []
+    while granted := tickets.take(32):
+        sizes.append(len(granted))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 8 and sizes[-1] == 1
+
+
+def test_two_replicas_share_all_positions(tmp_path: Path) -> None:
+    address = tmp_path / "queue.json"
+    server = TicketServer(200, 2, address, "127.0.0.1")
+    clients = [TicketClient(address) for _ in range(2)]
+    taken: list[list[int]] = [[], []]
+    threads = [
+        threading.Thread(target=lambda k=k: taken[k].extend(take_all(clients[k], 5)))
+        for k in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for client in clients:
+        client.close()
+    server.close()
+    assert sorted(taken[0] + taken[1]) == list(range(200))
+
+
+def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
+    address = tmp_path / "queue.json"
+    server = TicketServer(4, 1, address, "127.0.0.1")
+    address.write_text(address.read_text().replace('"token": "', '"token": "0'))
+    client = TicketClient(address)
+    with pytest.raises(QueueLost):
+        client.take(1)
+    client.close()
+    server.close()
+
+
+def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
+    address = tmp_path / "queue.json"
+    server = TicketServer(10, 2, address, "127.0.0.1")
+    code = (
+        "import sys, time; from pathlib import Path; from batchgen.tickets import TicketClient\n"
+        "c = TicketClient(Path(sys.argv[1])); print(len(c.take(4)), flush=True); time.sleep(60)"
+    )
+    peer = subprocess.Popen([sys.executable, "-c", code, str(address)], stdout=subprocess.PIPE)
+    assert peer.stdout is not None and peer.stdout.readline()
+    survivor = TicketClient(address)
+    os.kill(peer.pid, signal.SIGKILL)
+    peer.wait()
+    peer.stdout.close()
+    assert take_all(survivor, 4)[-1] == 9
+    survivor.close()
+    server.close()  # returns: the dead peer's socket is closed
+
+
+def test_a_dead_server_is_said_not_waited_for(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from batchgen.tickets import TicketServer\n"
+        "TicketServer(10, 1, Path(sys.argv[1]), '127.0.0.1'); time.sleep(60)"
+    )
+    address = tmp_path / "queue.json"
+    server = subprocess.Popen([sys.executable, "-c", code, str(address)])
+    client = TicketClient(address)
+    assert client.take(1)
+    server.kill()
+    server.wait()
+    with pytest.raises(QueueLost, match="gone|answer"):
+        client.take(1)
+    client.close()
+    with pytest.raises(QueueLost, match="no queue"):
+        TicketClient(address)
+
+
+def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
+    with pytest.raises(QueueLost, match="did not appear"):
+        TicketClient(tmp_path / "never.json", patience_s=0.2)
