@@ -88,7 +88,7 @@ class ModelSpec:
     transformer: TransformerSpec
     vae: VaeSpec = field(default_factory=VaeSpec)
     text_encoder: TextEncoderSpec = field(default_factory=TextEncoderSpec)
-    defaults: ModelDefaults
+    request_defaults: ModelDefaults  # not `defaults`: Hydra owns that key in a YAML file
     prompt_overflow: Literal["truncate", "error"] = "truncate"
     media: Literal["video", "image"] = "video"
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # "480p 16:9" -> width, height
