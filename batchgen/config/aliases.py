@@ -1,0 +1,163 @@
+"""Other spellings of keys, resolved when a job is composed; only the canonical key is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from batchgen.errors import ConfigError
+
+# alias -> canonical key; the value stays as it is
+RENAMED = {
+    "row_defaults.cache": "row_defaults.cache_strategy",
+    "system.parallel.cfp": "system.parallel.cfg",
+    "system.parallel.dp_degree": "system.parallel.dp",
+    "system.parallel.cfg_degree": "system.parallel.cfg",
+    "system.parallel.ulysses_degree": "system.parallel.ulysses",
+    "system.parallel.sp_ulysses_degree": "system.parallel.ulysses",
+    "system.parallel.ring_degree": "system.parallel.ring",
+    "system.parallel.sp_ring_degree": "system.parallel.ring",
+}
+
+# These are resolved together with other keys, below.
+COMPOUND = ("system.parallel.up_limit", "system.memory.low_mem_level")
+
+LOW_MEM_LEVELS: dict[int, dict[str, object]] = {
+    0: {"system.memory.mode": "resident"},
+    1: {"system.memory.mode": "resident", "system.vae.tiled": True},
+    2: {"system.memory.mode": "model"},
+    3: {"system.memory.mode": "stream"},
+}
+
+_REFUSED = {
+    "pipefusion_parallel_degree": "pipeline",
+    "pipefusion": "pipeline",
+    "pp": "pipeline",
+    "pp_degree": "pipeline",
+    "tp": "tensor",
+    "tp_degree": "tensor",
+    "tensor_parallel_degree": "tensor",
+}
+
+
+def canonical_key(key: str, value: str) -> str:
+    """The key that an override `key=value` sets; compound aliases keep their own name.
+
+    Raises ConfigError for parallel degrees that exist elsewhere and are not served.
+    """
+    _refuse_degrees(key)
+    if key == "system.compile" and not value.startswith("{"):
+        return "system.compile.mode"
+    return RENAMED.get(key, key)
+
+
+def resolve_aliases(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A composed job with every alias replaced by its canonical key.
+
+    Raises ConfigError when an alias and its canonical key are both set and differ.
+    """
+    job = {key: _copied(value) for key, value in mapping.items()}
+    parallel = _section(job, "system.parallel")
+    for name in parallel if parallel is not None else ():
+        _refuse_degrees(f"system.parallel.{name}")
+    for alias, key in RENAMED.items():
+        if _has(job, alias):
+            _put(job, key, _take(job, alias), alias)
+    system = job.get("system")
+    if isinstance(system, dict) and not isinstance(system.get("compile"), (dict, type(None))):
+        system["compile"] = {"mode": system["compile"]}
+    _resolve_low_mem_level(job)
+    _resolve_up_limit(job)
+    _cache_off(job)
+    return job
+
+
+def _resolve_low_mem_level(job: dict[str, Any]) -> None:
+    alias = "system.memory.low_mem_level"
+    if not _has(job, alias):
+        return
+    level = _take(job, alias)
+    if level is None:
+        return
+    if isinstance(level, bool) or level not in LOW_MEM_LEVELS:
+        raise ConfigError(f"{alias}: {level!r} is not one of 0, 1, 2, 3")
+    for key, value in LOW_MEM_LEVELS[level].items():
+        _put(job, key, value, alias)
+
+
+def _resolve_up_limit(job: dict[str, Any]) -> None:
+    """`up_limit` caps the Ulysses degree; 1 leaves all of sequence parallelism to the ring."""
+    alias = "system.parallel.up_limit"
+    if not _has(job, alias):
+        return
+    cap = _take(job, alias)
+    if cap is None:
+        return
+    if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
+        raise ConfigError(f"{alias}: {cap!r} is not an integer >= 1")
+    section = _section(job, "system.parallel") or {}
+    degree = section.get("ulysses", "auto")
+    if isinstance(degree, int) and degree > cap:
+        raise ConfigError(f"system.parallel.ulysses: {degree} is above {alias}: {cap}")
+    if cap == 1:
+        section["ulysses"] = 1
+
+
+def _cache_off(job: dict[str, Any]) -> None:
+    """A bare `off` reaches us as false; every spelling of no cache is recorded as `none`."""
+    rows = _section(job, "row_defaults")
+    if rows is not None and "cache_strategy" in rows:
+        value = rows["cache_strategy"]
+        spelt = "off" if value is False else value
+        if isinstance(spelt, str) and spelt.strip().lower() in NO_CACHE:
+            rows["cache_strategy"] = "none"
+
+
+NO_CACHE = ("", "none", "off", "disable", "disabled")
+
+
+def _refuse_degrees(key: str) -> None:
+    parent, _, name = key.rpartition(".")
+    if parent == "system.parallel" and name in _REFUSED:
+        raise ConfigError(
+            f"{key}: {_REFUSED[name]} parallelism is not served; rows of a batch job are "
+            "independent, so data parallelism (dp), cfg, ulysses and ring come first"
+        )
+
+
+# --------------------------------------------------------------------------------- dotted access
+def _copied(value: Any) -> Any:
+    return {k: _copied(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _section(job: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """The mapping at a dotted key; None when it is absent or not a mapping."""
+    here: Any = job
+    for part in key.split("."):
+        here = here.get(part) if isinstance(here, dict) else None
+    return here if isinstance(here, dict) else None
+
+
+def _has(job: dict[str, Any], key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    section = _section(job, parent)
+    return section is not None and name in section
+
+
+def _take(job: dict[str, Any], key: str) -> Any:
+    parent, _, name = key.rpartition(".")
+    section = _section(job, parent)
+    assert section is not None
+    return section.pop(name)
+
+
+def _put(job: dict[str, Any], key: str, value: Any, alias: str) -> None:
+    """Set a canonical key from its alias unless something else is set there already."""
+    here = job
+    *parents, name = key.split(".")
+    for part in parents:
+        here = here.setdefault(part, {})
+    present = here.get(name)
+    if present not in (None, "auto", "none", value):
+        raise ConfigError(f"{alias}: says {value!r}, but {key} says {present!r}; set one of them")
+    here[name] = value

@@ -1,0 +1,226 @@
+"""Mapping -> frozen dataclass, strictly: every wrong key or value is a ConfigError that names it.
+
+The types of `schema.py` are the rules; `limits.py` adds ranges. Nothing is converted in silence
+but an integer where a real number is wanted, and YAML's `off`, which a loader reads as false.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from batchgen.config.limits import check_limit
+from batchgen.config.schema import JobConfig
+from batchgen.errors import ConfigError, closest
+
+T = TypeVar("T")
+
+# Where a short name belongs when several tiers spell it alike: the first tier that has it.
+_TIERS = ("row_defaults", "system", "output", "slurm", "", "model")
+_PER_ROW_ONLY = ("prompt", "row_id")
+
+
+def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
+    """An instance of the schema class `cls` from a mapping of plain values.
+
+    `where` is the dotted key of the mapping inside the job, for messages. Raises ConfigError for
+    an unknown or missing key, a wrong type, an illegal value.
+    """
+    hints = _hints(cls)
+    for key in mapping:
+        if key not in hints:
+            raise ConfigError(unknown_key_message(_join(where, str(key))))
+    values = {key: _convert(hints[key], value, _join(where, key)) for key, value in mapping.items()}
+    for spec in fields(cls):  # type: ignore[arg-type]
+        required = spec.default is MISSING and spec.default_factory is MISSING
+        if required and spec.name not in values:
+            raise ConfigError(f"{_join(where, spec.name)}: required, but not set")
+    return cls(**values)
+
+
+def to_mapping(config: object) -> dict[str, Any]:
+    """The inverse of `build`: nested plain mappings and lists, every key present."""
+    plain = _plain(asdict(config))  # type: ignore[call-overload]
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+# ------------------------------------------------------------------------------------ legal keys
+def leaf_keys(cls: type = JobConfig, where: str = "") -> Iterator[tuple[str, object]]:
+    """Every dotted key of a schema class with its type; a free mapping counts as one leaf."""
+    for name, hint in _hints(cls).items():
+        key = _join(where, name)
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from leaf_keys(hint, key)
+        else:
+            yield key, hint
+
+
+def home_of(name: str) -> str | None:
+    """The dotted key whose last part is `name`, in the tier where users set it; None if nowhere."""
+    homes = [key for key, _ in leaf_keys() if key.rpartition(".")[2] == name]
+    for tier in _TIERS:
+        for key in homes:
+            if key.partition(".")[0] == tier or (not tier and "." not in key):
+                return key
+    return None
+
+
+def unknown_key_message(key: str) -> str:
+    """Why `key` is not a key of a job, and which one was probably meant."""
+    parent, _, name = key.rpartition(".")
+    if name in _PER_ROW_ONLY:
+        return f"{key}: unknown key; {name} is a column of the manifest and has no job-wide value"
+    home = home_of(name)
+    if home is not None and home != key:
+        return f"{key}: unknown key; {name} belongs to another place: set {home}"
+    siblings = legal_children(parent)
+    if not siblings:
+        return f"{key}: unknown key{closest(key, [k for k, _ in leaf_keys()])}"
+    listed = ", ".join(siblings)
+    return (
+        f"{key}: unknown key{closest(name, siblings)}; legal keys {_under(parent)}: {listed}"
+    )
+
+
+def legal_children(parent: str) -> list[str]:
+    """Names directly below the dotted key `parent` (`""`: the job itself)."""
+    prefix = f"{parent}." if parent else ""
+    below = [key.removeprefix(prefix) for key, _ in leaf_keys() if key.startswith(prefix)]
+    return list(dict.fromkeys(name.partition(".")[0] for name in below))
+
+
+def _under(parent: str) -> str:
+    return f"of {parent}" if parent else "of a job"
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+# ---------------------------------------------------------------------------------------- values
+def _convert(hint: Any, value: object, where: str) -> object:
+    """`value` as the type `hint`, checked; raises ConfigError."""
+    if is_dataclass(hint):
+        return _convert_section(hint, value, where)
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        converted = _convert_union(hint, value, where)
+    elif origin is Literal:
+        converted = _convert_literal(get_args(hint), value, where)
+    elif origin is tuple:
+        converted = _convert_tuple(get_args(hint), value, where)
+    elif origin is dict:
+        converted = _convert_dict(get_args(hint)[1], value, where)
+    else:
+        converted = _convert_scalar(hint, value, where)
+    check_limit(where, converted)
+    return converted
+
+
+def _convert_section(cls: Any, value: object, where: str) -> object:
+    if not isinstance(value, Mapping):
+        legal = ", ".join(legal_children(where)) or "its keys"
+        raise ConfigError(f"{where}: {value!r} is not a mapping; it takes the keys {legal}")
+    return build(cls, value, where)
+
+
+def _convert_union(hint: Any, value: object, where: str) -> object:
+    options = get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    literal = [a for o in options if get_origin(o) is Literal for a in get_args(o)]
+    if value in literal and not isinstance(value, bool):
+        return value
+    rest = [o for o in options if o is not type(None) and get_origin(o) is not Literal]
+    for option in rest:
+        if _fits(option, value):
+            return _convert(option, value, where)
+    legal = [repr(word) for word in literal] + [_type_name(o) for o in rest]
+    legal += ["null"] if type(None) in options else []
+    near = closest(value, [str(w) for w in literal]) if isinstance(value, str) else ""
+    raise ConfigError(f"{where}: {value!r} is not {_one_of(legal)}{near}{_yaml_hint(rest, value)}")
+
+
+def _fits(option: Any, value: object) -> bool:
+    if option is bool:
+        return isinstance(value, bool)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if option is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if option is str:
+        return isinstance(value, str)
+    return True  # a container: let its own conversion find the error
+
+
+def _convert_literal(legal: tuple[Any, ...], value: object, where: str) -> object:
+    if value is False and "off" in legal:  # YAML 1.1 reads a bare `off` as false
+        return "off"
+    if value in legal and not isinstance(value, bool):
+        return value
+    near = closest(value, [str(w) for w in legal]) if isinstance(value, str) else ""
+    listed = ", ".join(repr(word) for word in legal)
+    raise ConfigError(f"{where}: {value!r} is not one of {listed}{near}")
+
+
+def _convert_tuple(items: tuple[Any, ...], value: object, where: str) -> object:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where}: {value!r} is not a list")
+    if len(items) == 2 and items[1] is Ellipsis:
+        return tuple(_convert(items[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if len(value) != len(items):
+        raise ConfigError(f"{where}: {value!r} must have {len(items)} entries")
+    return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(items, value, strict=True)))
+
+
+def _convert_dict(item: Any, value: object, where: str) -> object:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: {value!r} is not a mapping")
+    return {str(k): _convert(item, v, f"{where}.{k}") for k, v in value.items()}
+
+
+def _convert_scalar(hint: Any, value: object, where: str) -> object:
+    if not _fits(hint, value):
+        hint_text = _yaml_hint([hint], value)
+        raise ConfigError(f"{where}: {value!r} is not {_type_name(hint)}{hint_text}")
+    if hint is float:
+        assert isinstance(value, (int, float))
+        if not math.isfinite(value):
+            raise ConfigError(f"{where}: {value!r} is not a finite number")
+        return float(value)
+    return value
+
+
+def _yaml_hint(options: list[Any], value: object) -> str:
+    """YAML 1.1 turns 16:9 into 969 and yes into true: say how to keep the text."""
+    if str in options and isinstance(value, (bool, int, float)):
+        return " (write it in quotes if it is text, as in '16:9')"
+    return ""
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+    return names.get(hint, "a list" if get_origin(hint) is tuple else str(hint))
+
+
+def _one_of(legal: list[str]) -> str:
+    return legal[0] if len(legal) == 1 else f"{', '.join(legal[:-1])} or {legal[-1]}"

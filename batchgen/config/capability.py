@@ -1,0 +1,97 @@
+"""One place that refuses what the schema allows and the engine does not serve yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from batchgen.config.family import Capabilities, load_family
+from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, MemoryConfig
+from batchgen.errors import ConfigError
+
+_COMPILE = CompileConfig()
+_CACHE = CacheConfig()
+_MEMORY = MemoryConfig()
+
+
+def check_served(config: JobConfig) -> None:
+    """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
+    served = load_family(config.model.family).CAPABILITIES
+    for key, value, legal in _settings(config, served):
+        if value not in legal:
+            listed = ", ".join(_shown(v) for v in legal)
+            raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
+
+
+def _settings(
+    config: JobConfig, served: Capabilities
+) -> Iterator[tuple[str, object, tuple[object, ...]]]:
+    """Key, value, served values of every setting that a family may lack."""
+    yield from _system(config, served)
+    yield from _row_defaults(config, served)
+
+
+def _system(
+    config: JobConfig, served: Capabilities
+) -> Iterator[tuple[str, object, tuple[object, ...]]]:
+    system = config.system
+    memory, compiled, cache = system.memory, system.compile, system.cache
+    tiled: tuple[object, ...] = ("auto", True, False) if served.tiled_vae else ("auto", False)
+    yield "system.parallel.cfg", system.parallel.cfg, ("auto", *served.cfg)
+    yield "system.parallel.ulysses", system.parallel.ulysses, ("auto", *served.ulysses)
+    yield "system.parallel.ring", system.parallel.ring, ("auto", *served.ring)
+    yield "system.parallel.attention_op", system.parallel.attention_op, ("auto", "torch")
+    yield "system.memory.mode", memory.mode, served.memory_modes
+    yield "system.memory.store_dtype", memory.store_dtype, served.store_dtypes
+    if "stream" not in served.memory_modes:  # these three steer streaming alone
+        yield "system.memory.vram_limit", memory.vram_limit, (None,)
+        yield "system.memory.prefetch", memory.prefetch, (_MEMORY.prefetch,)
+        yield "system.memory.pin", memory.pin, (_MEMORY.pin,)
+    yield "system.components", system.components, ({},)
+    yield "system.attention", system.attention, served.attention
+    yield "system.compile.mode", compiled.mode, served.compile_modes
+    if served.compile_modes == ("off",):
+        yield "system.compile.dynamic", compiled.dynamic, (_COMPILE.dynamic,)
+        yield "system.compile.fullgraph", compiled.fullgraph, (_COMPILE.fullgraph,)
+        yield "system.compile.components", compiled.components, (_COMPILE.components,)
+    yield "system.vae.tiled", system.vae.tiled, tiled
+    if not served.tiled_vae:
+        yield "system.vae.tile", system.vae.tile, (None,)
+        yield "system.vae.stride", system.vae.stride, (None,)
+    if served.cache_strategies == ("none",):
+        yield "system.cache.on_refused", cache.on_refused, (_CACHE.on_refused,)
+        yield "system.cache.audit_every", cache.audit_every, (_CACHE.audit_every,)
+        yield "system.cache.min_psnr_db", cache.min_psnr_db, (_CACHE.min_psnr_db,)
+        yield "system.cache.calibrate", cache.calibrate, (_CACHE.calibrate,)
+    if served.experts == 1:
+        yield "system.sampler.boundary", system.sampler.boundary, (None,)
+
+
+def _row_defaults(
+    config: JobConfig, served: Capabilities
+) -> Iterator[tuple[str, object, tuple[object, ...]]]:
+    rows = config.row_defaults
+    yield "row_defaults.cache_strategy", rows.cache_strategy, (None, *served.cache_strategies)
+    for name in unserved_columns(served):
+        yield f"row_defaults.{name}", getattr(rows, name), (None,)
+
+
+def unserved_columns(served: Capabilities) -> tuple[str, ...]:
+    """Request columns that must be null for a family (`cache_strategy` may also say none)."""
+    columns: list[str] = []
+    if served.experts == 1:
+        columns.append("guidance_scale_2")
+    if served.cache_strategies == ("none",):
+        columns += ["cache_ratio", "cache_warmup", "cache_cooldown", "cache_params"]
+    if not served.image_input:
+        columns.append("image")
+    if not served.lora:
+        columns.append("lora")
+    return tuple(columns)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

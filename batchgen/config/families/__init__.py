@@ -1,0 +1,1 @@
+"""One light module per model family: sizes, FLOPs, bytes and capabilities, without torch."""
