@@ -1,0 +1,73 @@
+"""The device a replica runs on: choice, name, precision, memory, kernels."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.errors import ConfigError
+
+_GIB = 1024**3
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the current CUDA device if there is one, else the CPU; raises ConfigError for a
+    CUDA device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device: {name!r} was asked for, but torch sees no CUDA device")
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """What the catalog calls it: the card's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def run_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
+    """Precision of transformer and text encoder: the model's own; float32 on a CPU, where half
+    precision is slow and parity is checked to the bit."""
+    return torch.float32 if device.type == "cpu" else _DTYPES[spec.dtype]
+
+
+def prepare(device: torch.device, system: SystemConfig) -> None:
+    """Process-wide settings. Strict on a CPU means one thread: the split of a sum over threads
+    would otherwise follow the machine's core count."""
+    if device.type == "cpu" and system.determinism == "strict":
+        torch.set_num_threads(1)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Peak device memory since `reset_peak`; on a CPU the resident set of the process now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / _GIB
+    pages = int(Path("/proc/self/statm").read_text().split()[1]) if _HAS_STATM else 0
+    return pages * os.sysconf("SC_PAGE_SIZE") / _GIB if pages else peak_host_gib()
+
+
+def peak_host_gib() -> float:
+    """Largest resident set of this process so far (kilobytes on Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
+
+
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def sdpa_kernel(heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Which kernel torch's scaled_dot_product_attention picks for these dimensions."""
+    query = torch.zeros(1, heads, 8, head_dim, dtype=dtype, device=device)
+    choice = _KERNELS.get(int(torch._fused_sdp_choice(query, query, query)), "unknown")
+    return f"sdpa-cpu-{choice}" if device.type == "cpu" else f"sdpa-{choice}"
+
+
+_HAS_STATM = Path("/proc/self/statm").exists()

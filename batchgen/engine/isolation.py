@@ -1,0 +1,36 @@
+"""The border behind which one row may fail while the others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """What a piece of work raised, and how long it took to."""
+
+    error: Exception
+    seconds: float
+
+
+def attempt(work: Callable[[], T]) -> T | Failed:
+    """The result of `work`, or the exception it raised as a value.
+
+    A broken accelerator is not the row's fault and stays broken, so it is raised on; running out
+    of its memory can be."""
+    begin = perf_counter()
+    try:
+        return work()
+    except torch.OutOfMemoryError as error:
+        return Failed(error, perf_counter() - begin)
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        return Failed(error, perf_counter() - begin)

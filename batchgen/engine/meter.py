@@ -1,0 +1,61 @@
+"""Measuring one row: shares of work it shared with others.
+
+Seconds are the host's. On an accelerator the host runs ahead by no more than a launch queue, so
+shares of ticks follow the device without a wait per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import quantiles
+from time import perf_counter
+
+from batchgen.records import Determinism, RowStats, StageSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is the same for all rows of a render."""
+
+    device: str
+    attention_kernel: str
+    determinism: Determinism
+
+
+@dataclass(slots=True)
+class RowMeter:
+    """Grows while the row is drawn; `stats` is its picture at any moment."""
+
+    waiting_since: float = field(default_factory=perf_counter)
+    queue: float = 0.0
+    encode: float = 0.0
+    decode: float = 0.0
+    d2h: float = 0.0
+    ticks: list[float] = field(default_factory=list)  # the row's share of each tick
+    steps_total: int = 0
+    forwards: int = 0  # forwards that held an item of this row
+    mates: int = 0  # items in them, this row's included
+    prompt_tokens: int = 0
+    prompt_truncated: bool = False
+
+    def stop_waiting(self) -> None:
+        """Book the time since `waiting_since` as queueing."""
+        self.queue += perf_counter() - self.waiting_since
+
+    def stats(self, setting: Setting, memory_gib: float) -> RowStats:
+        """The row's record so far."""
+        ordered = sorted(self.ticks)
+        cuts = quantiles(ordered, n=20) if len(ordered) > 1 else ordered * 19
+        return RowStats(
+            stages=StageSeconds(self.queue, self.encode, sum(self.ticks), self.decode, self.d2h),
+            steps_total=self.steps_total,
+            steps_computed=float(self.forwards),
+            step_p50_s=cuts[9] if cuts else 0.0,
+            step_p95_s=cuts[18] if cuts else 0.0,
+            batch_size_mean=self.mates / self.forwards if self.forwards else 0.0,
+            peak_mem_gib=memory_gib,
+            prompt_tokens=self.prompt_tokens,
+            prompt_truncated=self.prompt_truncated,
+            determinism=setting.determinism,
+            attention_kernel=setting.attention_kernel,
+            device=setting.device,
+        )

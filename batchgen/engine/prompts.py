@@ -1,0 +1,127 @@
+"""Texts of a window: each unique text is encoded once, one at a time.
+
+One at a time, because an encoder's batch changes the last bits of an embedding and a row's pixels
+must not depend on the texts beside it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Literal
+
+from batchgen.engine.family import Condition, Family
+from batchgen.engine.isolation import Failed, attempt
+from batchgen.errors import PromptTooLong
+from batchgen.records import Request
+
+KEEP_BYTES = 256 * 1024**2  # embeddings kept for later windows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedText:
+    """One text as the transformer is told it."""
+
+    condition: Condition
+    count: int  # tokens before truncation
+    truncated: bool
+    seconds: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.condition)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedRow:
+    """A row whose texts are encoded (`error` is None) or that cannot be drawn."""
+
+    request: Request
+    conditions: tuple[Condition, ...]
+    prompt_tokens: int
+    prompt_truncated: bool
+    seconds: float  # the row's share of encoding
+    error: Exception | None = None
+
+
+class PromptBook:
+    """Encoded texts, kept across windows up to a bound, oldest use forgotten first."""
+
+    def __init__(
+        self,
+        family: Family,
+        overflow: Literal["truncate", "error"],
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
+        self.family = family
+        self.overflow = overflow
+        self.keep_bytes = keep_bytes
+        self.encoder_calls = 0
+        self._seen: set[int] = set()
+        self._kept: OrderedDict[str, EncodedText] = OrderedDict()
+
+    @property
+    def unique_texts(self) -> int:
+        """Different texts encoded so far."""
+        return len(self._seen)
+
+    def needs_encoder(self, requests: Sequence[Request]) -> bool:
+        """Whether any text of these rows is not kept already."""
+        return any(text not in self._kept for r in requests for text in self.family.texts(r))
+
+    def encode(self, requests: Sequence[Request]) -> list[EncodedRow]:
+        """Encode a window; a row whose text fails comes back with its error, the others go on.
+
+        The time of a text is shared equally by the rows of the window that use it."""
+        wanted = [
+            text for request in requests for text in dict.fromkeys(self.family.texts(request))
+        ]
+        users = {text: wanted.count(text) for text in dict.fromkeys(wanted)}
+        results = {text: self._lookup(text) for text in users}
+        rows = [self._row(request, results, users) for request in requests]
+        self._forget()
+        return rows
+
+    def _lookup(self, text: str) -> EncodedText | Failed:
+        kept = self._kept.get(text)
+        if kept is not None:
+            self._kept.move_to_end(text)
+            return replace(kept, seconds=0.0)
+        result = attempt(lambda: self._encode(text))
+        if isinstance(result, EncodedText):
+            self._kept[text] = result
+        return result
+
+    def _encode(self, text: str) -> EncodedText:
+        begin = perf_counter()
+        tokens = self.family.tokenize(text)
+        if tokens.truncated and self.overflow == "error":
+            raise PromptTooLong(
+                f"prompt has {tokens.count} tokens, the text encoder takes "
+                f"{self.family.max_tokens} (model.prompt_overflow=truncate would cut it): "
+                f"{text[:80]!r}"
+            )
+        self.encoder_calls += 1
+        self._seen.add(hash(text))
+        condition = self.family.encode(tokens)
+        return EncodedText(condition, tokens.count, tokens.truncated, perf_counter() - begin)
+
+    def _row(
+        self, request: Request, results: dict[str, EncodedText | Failed], users: dict[str, int]
+    ) -> EncodedRow:
+        texts = self.family.texts(request)
+        encoded = [results[text] for text in texts]
+        share = sum(results[text].seconds / users[text] for text in dict.fromkeys(texts))
+        for result in encoded:
+            if isinstance(result, Failed):
+                return EncodedRow(request, (), 0, False, share, result.error)
+        done = [result for result in encoded if isinstance(result, EncodedText)]
+        conditions = tuple(result.condition for result in done)
+        return EncodedRow(request, conditions, done[0].count, done[0].truncated, share)
+
+    def _forget(self) -> None:
+        total = sum(text.bytes for text in self._kept.values())
+        while total > self.keep_bytes and self._kept:
+            _, oldest = self._kept.popitem(last=False)
+            total -= oldest.bytes

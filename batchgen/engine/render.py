@@ -1,0 +1,211 @@
+"""One call of `Engine.render`: windows, admission, ticks.
+
+Texts are encoded window by window. With all components resident the next window is encoded as soon
+as the last row of this one has joined, so rows in flight are refilled without a pause; with one
+component at a time a window is encoded, denoised and decoded to its end before the next begins.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import torch
+
+from batchgen.engine.contract import EngineReport, Sink, Source
+from batchgen.engine.device import memory_gib, peak_host_gib
+from batchgen.engine.finish import Broken, Denoised, Finisher
+from batchgen.engine.inflight import Flight, RowState
+from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.lane import Lane
+from batchgen.engine.meter import RowMeter, Setting
+from batchgen.engine.prompts import EncodedRow
+from batchgen.records import Request
+
+if TYPE_CHECKING:
+    from batchgen.engine.engine import Engine
+
+AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
+AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
+
+
+class Render:
+    """The state of one render; `run` is called once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        sink: Sink,
+        stop: Callable[[], bool],
+        setting: Setting,
+    ) -> None:
+        self.engine = engine
+        self.source = source
+        self.sink = sink
+        self.stop = stop
+        self.flight = Flight(engine.family, engine.packer, engine.device)
+        self.finisher = Finisher(engine.family, sink, engine.device, setting)
+        self.lane: Lane[Denoised | Broken] = Lane(self.finisher, overlap=engine.overlap)
+        self.pending: deque[tuple[EncodedRow, RowMeter]] = deque()
+        self.denoised: list[Denoised] = []  # waits for the window's end in mode `model`
+        self.exhausted = False
+        self.windows = 0
+        self.encode_s = 0.0
+        self.abandoned = 0
+
+    @property
+    def resident(self) -> bool:
+        return self.engine.residency.mode == "resident"
+
+    def run(self) -> EngineReport:
+        """Draw until the source is empty or `stop` is true."""
+        before = self._counters()
+        begin = perf_counter()
+        with self.lane:
+            self._loop()
+            self._decode_window()
+        return self._report(before, perf_counter() - begin)
+
+    def _loop(self) -> None:
+        while not self.stop():
+            if self._wants_window():
+                self._open_window()
+            self._admit()
+            if self.flight.rows:
+                self._tick()
+            elif self.exhausted and not self.pending:
+                return
+        self.abandoned = len(self.flight.rows) + len(self.pending)
+
+    # ----------------------------------------------------------------------------------- windows
+    def _wants_window(self) -> bool:
+        if self.exhausted or self.pending:
+            return False
+        return self.resident or not self.flight.rows
+
+    def _open_window(self) -> None:
+        """Take and encode the next rows."""
+        size = self.engine.system.batch.window
+        room = AUTO_WINDOW[self.engine.residency.mode] if size == "auto" else size
+        requests = self.source.take(room)
+        if not requests:
+            self.exhausted = True
+            return
+        self._decode_window()
+        self.windows += 1
+        begin = perf_counter()
+        meters = [RowMeter() for _ in requests]
+        if self.engine.prompts.needs_encoder(requests):
+            self.engine.residency.use("text_encoder")
+        for row, meter in zip(self.engine.prompts.encode(requests), meters, strict=True):
+            meter.encode = row.seconds
+            meter.prompt_tokens, meter.prompt_truncated = row.prompt_tokens, row.prompt_truncated
+            meter.waiting_since = perf_counter()
+            self.pending.append((row, meter))
+        self.engine.residency.use("transformer")
+        self.encode_s += perf_counter() - begin
+
+    def _decode_window(self) -> None:
+        """In mode `model`: bring the autoencoder in once and finish what the window denoised."""
+        if not self.denoised:
+            return
+        self.engine.residency.use("vae")
+        for job in self.denoised:
+            self.lane.put(job)
+        self.denoised = []
+        self.lane.drain()
+
+    # ----------------------------------------------------------------------------------- joining
+    def _admit(self) -> None:
+        """Let pending rows join while there is room, mates of a bucket in flight first."""
+        while self.pending:
+            index = self._next()
+            row, meter = self.pending[index]
+            if self.flight.rows and not self._fits(row.request):
+                return
+            del self.pending[index]
+            meter.stop_waiting()
+            self._join(row, meter)
+
+    def _next(self) -> int:
+        flying = {state.request.bucket for state in self.flight.rows}
+        for index, (row, _) in enumerate(self.pending):
+            if row.error is not None or row.request.bucket in flying:
+                return index
+        return 0
+
+    def _fits(self, request: Request) -> bool:
+        """By count where it is given, else while one tick of all rows is about one forward."""
+        most = self.engine.system.batch.max_rows_in_flight
+        if most != "auto":
+            return len(self.flight.rows) < most
+        branches = len(self.engine.family.texts(request))
+        tokens = self.engine.packer.tokens(request.bucket) * branches
+        room = self.engine.packer.token_budget - self.flight.tokens
+        return len(self.flight.rows) < AUTO_ROWS and tokens <= room
+
+    def _join(self, row: EncodedRow, meter: RowMeter) -> None:
+        self.sink.started(row.request)
+        if row.error is not None:
+            self.lane.put(Broken(row.request, meter, row.error))
+            return
+        state = attempt(lambda: self.flight.open(row.request, row.conditions, meter))
+        if isinstance(state, Failed):
+            self.lane.put(Broken(row.request, meter, state.error))
+        else:
+            self.flight.rows.append(state)
+
+    # --------------------------------------------------------------------------------------- tick
+    def _tick(self) -> None:
+        outcome = self.flight.tick()
+        for state, error in outcome.failed:
+            self.lane.put(Broken(state.request, state.meter, error))
+        for state in outcome.done:
+            self._leave(state)
+
+    def _leave(self, state: RowState) -> None:
+        state.meter.waiting_since = perf_counter()
+        ready = None
+        if self.engine.device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        job = Denoised(state, ready)
+        if self.resident:
+            self.lane.put(job)
+        else:
+            self.denoised.append(job)
+
+    # ------------------------------------------------------------------------------------- report
+    def _counters(self) -> tuple[int, int, int]:
+        prompts = self.engine.prompts
+        return prompts.unique_texts, prompts.encoder_calls, self.engine.residency.moves
+
+    def _report(self, before: tuple[int, int, int], wall: float) -> EngineReport:
+        unique, calls, moves = (a - b for a, b in zip(self._counters(), before, strict=True))
+        done, flight = self.finisher, self.flight
+        serial = 0.0 if self.engine.overlap else done.decode_s + done.deliver_s
+        cuda = self.engine.device.type == "cuda"
+        return EngineReport(
+            rows_finished=done.finished,
+            rows_failed=done.failed,
+            rows_abandoned=self.abandoned,
+            windows=self.windows,
+            wall_s=wall,
+            encode_s=self.encode_s,
+            denoise_s=flight.seconds,
+            decode_s=done.decode_s,
+            deliver_s=done.deliver_s,
+            idle_s=max(0.0, wall - self.encode_s - flight.seconds - serial),
+            ticks=flight.ticks,
+            forwards=flight.forwards,
+            items=flight.items,
+            unique_texts_encoded=unique,
+            text_encoder_calls=calls,
+            component_moves=moves,
+            device_syncs=flight.syncs + done.syncs if cuda else 0,
+            peak_mem_gib=memory_gib(self.engine.device) if cuda else peak_host_gib(),
+            self_test=self.engine.packer.self_test,
+        )
