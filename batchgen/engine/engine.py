@@ -18,6 +18,7 @@ from batchgen.engine.meter import Setting
 from batchgen.engine.packs import Packer
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.render import Render
+from batchgen.engine.replica import Replica
 from batchgen.engine.weights import load_components
 
 
@@ -39,13 +40,18 @@ class Engine:
         self.system = system
         self.family = family
         self.device = device
-        self.overlap = overlap
         self.load_seconds = 0.0
         run_item_by_item(family.edges)
         mode = plan_mode(system.memory, family.modules, device)
-        self.residency = Residency(family.modules, device, mode)
-        self.prompts = PromptBook(family, model.prompt_overflow)
-        self.packer = Packer(family, device, system.batch.token_budget, system.determinism)
+        self.replica = Replica(
+            system,
+            family,
+            device,
+            Residency(family.modules, device, mode),
+            PromptBook(family, model.prompt_overflow),
+            Packer(family, device, system.batch.token_budget, system.determinism),
+            overlap,
+        )
 
     @classmethod
     def load(
@@ -82,4 +88,4 @@ class Engine:
         devices.reset_peak(self.device)
         setting = Setting(self.device_name, self.family.attention_kernel(), self.system.determinism)
         with torch.no_grad():
-            return Render(self, source, sink, stop, setting).run()
+            return Render(self.replica, source, sink, stop, setting).run()

@@ -42,11 +42,18 @@ class Lane(Generic[Job]):
             self._queue.put(None)
             self._thread.join()
         if kind is None:
-            self._raise()
+            self.check()
+
+    def check(self) -> None:
+        """Raise the error of a job that failed on the thread."""
+        if self._error is not None:
+            self._dropping = True
+            error, self._error = self._error, None
+            raise error
 
     def put(self, job: Job) -> None:
         """Hand over a job; waits while the queue is full."""
-        self._raise()
+        self.check()
         if self._thread is None:
             self._work(job)
         else:
@@ -55,7 +62,7 @@ class Lane(Generic[Job]):
     def drain(self) -> None:
         """Wait until all jobs are done."""
         self._queue.join()
-        self._raise()
+        self.check()
 
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
@@ -67,9 +74,3 @@ class Lane(Generic[Job]):
             finally:
                 self._queue.task_done()
                 del job
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            self._dropping = True
-            error, self._error = self._error, None
-            raise error

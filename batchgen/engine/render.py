@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,10 +21,8 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.lane import Lane
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.engine.prompts import EncodedRow
+from batchgen.engine.replica import Replica
 from batchgen.records import Request
-
-if TYPE_CHECKING:
-    from batchgen.engine.engine import Engine
 
 AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
@@ -36,19 +33,19 @@ class Render:
 
     def __init__(
         self,
-        engine: Engine,
+        replica: Replica,
         source: Source,
         sink: Sink,
         stop: Callable[[], bool],
         setting: Setting,
     ) -> None:
-        self.engine = engine
+        self.replica = replica
         self.source = source
         self.sink = sink
         self.stop = stop
-        self.flight = Flight(engine.family, engine.packer, engine.device)
-        self.finisher = Finisher(engine.family, sink, engine.device, setting)
-        self.lane: Lane[Denoised | Broken] = Lane(self.finisher, overlap=engine.overlap)
+        self.flight = Flight(replica.family, replica.packer, replica.device)
+        self.finisher = Finisher(replica.family, sink, replica.device, setting)
+        self.lane: Lane[Denoised | Broken] = Lane(self.finisher, overlap=replica.overlap)
         self.pending: deque[tuple[EncodedRow, RowMeter]] = deque()
         self.denoised: list[Denoised] = []  # waits for the window's end in mode `model`
         self.exhausted = False
@@ -58,7 +55,7 @@ class Render:
 
     @property
     def resident(self) -> bool:
-        return self.engine.residency.mode == "resident"
+        return self.replica.residency.mode == "resident"
 
     def run(self) -> EngineReport:
         """Draw until the source is empty or `stop` is true."""
@@ -71,6 +68,7 @@ class Render:
 
     def _loop(self) -> None:
         while not self.stop():
+            self.lane.check()
             if self._wants_window():
                 self._open_window()
             self._admit()
@@ -88,8 +86,8 @@ class Render:
 
     def _open_window(self) -> None:
         """Take and encode the next rows."""
-        size = self.engine.system.batch.window
-        room = AUTO_WINDOW[self.engine.residency.mode] if size == "auto" else size
+        size = self.replica.system.batch.window
+        room = AUTO_WINDOW[self.replica.residency.mode] if size == "auto" else size
         requests = self.source.take(room)
         if not requests:
             self.exhausted = True
@@ -98,21 +96,21 @@ class Render:
         self.windows += 1
         begin = perf_counter()
         meters = [RowMeter() for _ in requests]
-        if self.engine.prompts.needs_encoder(requests):
-            self.engine.residency.use("text_encoder")
-        for row, meter in zip(self.engine.prompts.encode(requests), meters, strict=True):
+        if self.replica.prompts.needs_encoder(requests):
+            self.replica.residency.use("text_encoder")
+        for row, meter in zip(self.replica.prompts.encode(requests), meters, strict=True):
             meter.encode = row.seconds
             meter.prompt_tokens, meter.prompt_truncated = row.prompt_tokens, row.prompt_truncated
             meter.waiting_since = perf_counter()
             self.pending.append((row, meter))
-        self.engine.residency.use("transformer")
+        self.replica.residency.use("transformer")
         self.encode_s += perf_counter() - begin
 
     def _decode_window(self) -> None:
         """In mode `model`: bring the autoencoder in once and finish what the window denoised."""
         if not self.denoised:
             return
-        self.engine.residency.use("vae")
+        self.replica.residency.use("vae")
         for job in self.denoised:
             self.lane.put(job)
         self.denoised = []
@@ -139,12 +137,12 @@ class Render:
 
     def _fits(self, request: Request) -> bool:
         """By count where it is given, else while one tick of all rows is about one forward."""
-        most = self.engine.system.batch.max_rows_in_flight
+        most = self.replica.system.batch.max_rows_in_flight
         if most != "auto":
             return len(self.flight.rows) < most
-        branches = len(self.engine.family.texts(request))
-        tokens = self.engine.packer.tokens(request.bucket) * branches
-        room = self.engine.packer.token_budget - self.flight.tokens
+        branches = len(self.replica.family.texts(request))
+        tokens = self.replica.packer.tokens(request.bucket) * branches
+        room = self.replica.packer.token_budget - self.flight.tokens
         return len(self.flight.rows) < AUTO_ROWS and tokens <= room
 
     def _join(self, row: EncodedRow, meter: RowMeter) -> None:
@@ -169,7 +167,7 @@ class Render:
     def _leave(self, state: RowState) -> None:
         state.meter.waiting_since = perf_counter()
         ready = None
-        if self.engine.device.type == "cuda":
+        if self.replica.device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
         job = Denoised(state, ready)
@@ -180,14 +178,14 @@ class Render:
 
     # ------------------------------------------------------------------------------------- report
     def _counters(self) -> tuple[int, int, int]:
-        prompts = self.engine.prompts
-        return prompts.unique_texts, prompts.encoder_calls, self.engine.residency.moves
+        prompts = self.replica.prompts
+        return prompts.unique_texts, prompts.encoder_calls, self.replica.residency.moves
 
     def _report(self, before: tuple[int, int, int], wall: float) -> EngineReport:
         unique, calls, moves = (a - b for a, b in zip(self._counters(), before, strict=True))
         done, flight = self.finisher, self.flight
-        serial = 0.0 if self.engine.overlap else done.decode_s + done.deliver_s
-        cuda = self.engine.device.type == "cuda"
+        serial = 0.0 if self.replica.overlap else done.decode_s + done.deliver_s
+        cuda = self.replica.device.type == "cuda"
         return EngineReport(
             rows_finished=done.finished,
             rows_failed=done.failed,
@@ -206,6 +204,6 @@ class Render:
             text_encoder_calls=calls,
             component_moves=moves,
             device_syncs=flight.syncs + done.syncs if cuda else 0,
-            peak_mem_gib=memory_gib(self.engine.device) if cuda else peak_host_gib(),
-            self_test=self.engine.packer.self_test,
+            peak_mem_gib=memory_gib(self.replica.device) if cuda else peak_host_gib(),
+            self_test=self.replica.packer.self_test,
         )

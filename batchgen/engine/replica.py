@@ -1,0 +1,26 @@
+"""One loaded model at work on one device: what all renders of an engine share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from batchgen.config.schema import SystemConfig
+from batchgen.engine.family import Family
+from batchgen.engine.memory.residency import Residency
+from batchgen.engine.packs import Packer
+from batchgen.engine.prompts import PromptBook
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replica:
+    """The family's modules with their places, the texts encoded so far, the sizes of packs."""
+
+    system: SystemConfig
+    family: Family
+    device: torch.device
+    residency: Residency
+    prompts: PromptBook
+    packer: Packer
+    overlap: bool  # decode and deliver on a background thread
