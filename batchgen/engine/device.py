@@ -27,6 +27,13 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def device_of_rank(local_rank: int) -> str:
+    """The device of one rank of a node: its own CUDA device, or the CPU where there is none.
+    Where a scheduler shows each rank just its own device, that one is `cuda:0`."""
+    count = torch.cuda.device_count()
+    return f"cuda:{local_rank % count}" if count else "cpu"
+
+
 def device_name(device: torch.device) -> str:
     """What the catalog calls it: the card's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

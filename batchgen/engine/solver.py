@@ -11,6 +11,7 @@ for flow matching: alpha = 1 - sigma, lambda = log(alpha) - log(sigma), h = lamb
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -83,7 +84,9 @@ def schedule(solver: Solver, shift: float, steps: int) -> Schedule:
         legal = ", ".join(SOLVERS)
         raise ConfigError(f"solver: {solver!r} is not one of {legal}{closest(solver, SOLVERS)}")
     scheduler = reference_scheduler(solver, shift)
-    scheduler.set_timesteps(steps)
+    with warnings.catch_warnings():  # DPM-Solver++ gives numpy a tensor in a deprecated way
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scheduler.set_timesteps(steps)
     sigmas = scheduler.sigmas
     make = {"unipc": _unipc, "euler": _euler, "dpm++": _dpmpp}[solver]
     coefs = tuple(make(sigmas, i, steps) for i in range(steps))

@@ -1,22 +1,28 @@
-"""Weights of a model: checked at the edge, loaded strictly, made at random, converted once."""
+"""Weights of a model: checked at the edge, loaded strictly, converted once."""
 
 from __future__ import annotations
 
-import zlib
+import json
+import os
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from tokenizers import decoders as token_decoders
-from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.checkpoint import check_folder, check_part, meta_model
+from batchgen.engine.checkpoint import PICKLED, check_folder, check_part
 from batchgen.engine.family import Part, family_named
+from batchgen.engine.random_weights import random_component
+from batchgen.errors import WeightsError
 
-RANDOM_STD = 0.02  # small: activations stay finite at any depth
+_WRAPPERS = ("state_dict", "model", "module", "model_state", "ema")  # around the tensors in a file
+_INDEX = ".bin.index.json"
 
 
 def check_weights(model: ModelSpec) -> None:
@@ -37,10 +43,11 @@ def load_components(model: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
 
     `dtype` is the precision of the transformer and the text encoder."""
     check_weights(model)
+    transformers_logging.disable_progress_bar()  # stderr belongs to the run's own progress
     parts = family_named(model.family).parts(model, dtype)
     folder = model.weights_folder
     if folder is None:
-        return {part.name: _random(part) for part in parts}
+        return {part.name: random_component(part) for part in parts}
     return {part.name: _load(folder, part) for part in parts}
 
 
@@ -55,61 +62,81 @@ def _load(folder: Path, part: Part) -> Any:
     return module.eval().requires_grad_(False)
 
 
-# ------------------------------------------------------------------------------------------ random
-def _random(part: Part) -> Any:
-    if part.model_class is None:
-        return byte_tokenizer(part.config["vocab_size"])
-    return random_module(part)
+# --------------------------------------------------------------------------------------- conversion
+def convert_weights(src: Path, dst: Path) -> list[Path]:
+    """Rewrite pickled weights as safetensors; returns the files written.
+
+    `src` is one file (`dst` is then a file) or a checkpoint folder (`dst` is then a new folder;
+    files that are not weights are copied). Pickles are read with `weights_only`, so nothing in
+    them can run. Raises WeightsError for a source that is missing or holds anything but tensors,
+    and for a target that exists."""
+    if not src.exists():
+        raise WeightsError(f"{src}: there is no such file or folder")
+    if dst.exists():
+        raise WeightsError(f"{dst}: exists already; give a new name")
+    if src.is_file():
+        return [_convert_file(src, dst)]
+    if not any(path.suffix in PICKLED for path in src.rglob("*")):
+        raise WeightsError(f"{src}: holds no {', '.join(PICKLED)} file to convert")
+    return [_convert_entry(src, path, dst) for path in sorted(src.rglob("*")) if path.is_file()]
 
 
-def random_module(part: Part) -> nn.Module:
-    """The part with random weights that depend on its name and dimensions alone. Parameters are
-    made one by one in the precision they run in, so a model of real size needs no second copy."""
-    assert part.model_class is not None
-    config = dict(part.config)
-    if config.get("z_dim", 16) != 16:  # diffusers' latent statistics are for 16 channels
-        config |= {"latents_mean": [0.0] * config["z_dim"], "latents_std": [1.0] * config["z_dim"]}
-    module = meta_model(part.model_class, config)
-    sensitive = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
-    for name, empty in dict(module.named_parameters()).items():
-        keeps = any(key in name.split(".") for key in sensitive)
-        tensor = torch.empty(empty.shape, dtype=torch.float32 if keeps else part.dtype)
-        _fill(tensor, name, seed=zlib.crc32(f"{part.name}.{name}".encode()))
-        _replace(module, empty, nn.Parameter(tensor, requires_grad=False))
-    return module.eval()
-
-
-def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
-    """Norm scales are one, biases zero, all else small noise."""
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf == "bias":
-        tensor.zero_()
-    elif leaf == "gamma" or (leaf == "weight" and tensor.ndim == 1):
-        tensor.fill_(1.0)
+def _convert_entry(src: Path, path: Path, dst: Path) -> Path:
+    target = dst / path.relative_to(src)
+    if path.suffix in PICKLED:
+        return _convert_file(path, target.with_name(_safetensors_name(path.name)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith(_INDEX):
+        index = json.loads(path.read_text())
+        names = {key: _safetensors_name(file) for key, file in index["weight_map"].items()}
+        stem = _safetensors_name(path.name.removesuffix(".index.json"))
+        target = target.with_name(f"{stem}.index.json")
+        target.write_text(json.dumps(index | {"weight_map": names}, indent=2))
     else:
-        tensor.normal_(0.0, RANDOM_STD, generator=torch.Generator().manual_seed(seed))
+        shutil.copyfile(path, target)
+    return target
 
 
-def _replace(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Put `new` wherever `old` is used (tied weights are used twice)."""
-    for owner in module.modules():
-        for name, parameter in list(owner._parameters.items()):
-            if parameter is old:
-                owner._parameters[name] = new
+def _safetensors_name(name: str) -> str:
+    """`pytorch_model-1-of-2.bin` -> `model-1-of-2.safetensors`, the name that loaders look for."""
+    stem = Path(name).stem
+    if stem.startswith("pytorch_model"):
+        stem = stem.removeprefix("pytorch_")
+    return f"{stem}.safetensors"
 
 
-def byte_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that takes any unicode text without a vocabulary file: one token per UTF-8 byte
-    after pad = 0, end = 1, unknown = 2; bytes beyond a small vocabulary are unknown."""
-    pad, end, unknown = "<pad>", "</s>", "<unk>"
-    alphabet = [pad, end, unknown, *sorted(pre_tokenizers.ByteLevel.alphabet())][:vocab_size]
-    ids = {token: i for i, token in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=unknown))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = token_decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, ids[end])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=pad, eos_token=end, unk_token=unknown
-    )
+def _convert_file(src: Path, dst: Path) -> Path:
+    if src.suffix not in PICKLED or dst.suffix != ".safetensors":
+        kinds = ", ".join(PICKLED)
+        raise WeightsError(f"{src} -> {dst}: converts a {kinds} file to a .safetensors file")
+    tensors = _read_pickled(src)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    temporary = dst.with_name(f".{dst.name}.{os.getpid()}")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    os.replace(temporary, dst)
+    return dst
+
+
+def _read_pickled(src: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict, each with memory of its own."""
+    try:
+        found = torch.load(src, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "cut short"
+        raise WeightsError(f"{src}: cannot be read as plain tensors: {reason}") from error
+    while isinstance(found, dict) and (inner := _wrapped(found)) is not None:
+        found = inner
+    if not isinstance(found, dict) or not found:
+        raise WeightsError(f"{src}: holds {type(found).__name__}, not a state dict")
+    strange = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise WeightsError(f"{src}: {', '.join(strange[:3])}: not a tensor")
+    return {str(key): value.detach().clone().contiguous() for key, value in found.items()}
+
+
+def _wrapped(found: dict[Any, Any]) -> dict[Any, Any] | None:
+    """The state dict inside a training checkpoint, under one of the customary keys."""
+    for key in _WRAPPERS:
+        if isinstance(found.get(key), dict):
+            return found[key]
+    return None

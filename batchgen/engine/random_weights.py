@@ -1,0 +1,77 @@
+"""Random weights: any model at its real size without a checkpoint, for planning and benchmarks."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import decoders as token_decoders
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from batchgen.engine.checkpoint import meta_model
+from batchgen.engine.family import Part
+
+RANDOM_STD = 0.02  # small: activations stay finite at any depth
+
+
+def random_component(part: Part) -> Any:
+    """The part's tokenizer or model; the same for the same part, on every machine."""
+    if part.model_class is None:
+        return byte_tokenizer(part.config["vocab_size"])
+    return random_module(part)
+
+
+def random_module(part: Part) -> nn.Module:
+    """The part with random weights that depend on its name and dimensions alone. Parameters are
+    made one by one in the precision they run in, so a model of real size needs no second copy."""
+    assert part.model_class is not None
+    config = dict(part.config)
+    if config.get("z_dim", 16) != 16:  # diffusers' latent statistics are for 16 channels
+        config |= {"latents_mean": [0.0] * config["z_dim"], "latents_std": [1.0] * config["z_dim"]}
+    module = meta_model(part.model_class, config)
+    sensitive = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    for name, empty in dict(module.named_parameters()).items():
+        keeps = any(key in name.split(".") for key in sensitive)
+        tensor = torch.empty(empty.shape, dtype=torch.float32 if keeps else part.dtype)
+        _fill(tensor, name, seed=zlib.crc32(f"{part.name}.{name}".encode()))
+        _replace(module, empty, nn.Parameter(tensor, requires_grad=False))
+    return module.eval()
+
+
+def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
+    """Norm scales are one, biases zero, all else small noise."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "bias":
+        tensor.zero_()
+    elif leaf == "gamma" or (leaf == "weight" and tensor.ndim == 1):
+        tensor.fill_(1.0)
+    else:
+        tensor.normal_(0.0, RANDOM_STD, generator=torch.Generator().manual_seed(seed))
+
+
+def _replace(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put `new` wherever `old` is used (tied weights are used twice)."""
+    for owner in module.modules():
+        for name, parameter in list(owner._parameters.items()):
+            if parameter is old:
+                owner._parameters[name] = new
+
+
+def byte_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that takes any unicode text without a vocabulary file: one token per UTF-8 byte
+    after pad = 0, end = 1, unknown = 2; bytes beyond a small vocabulary are unknown."""
+    pad, end, unknown = "<pad>", "</s>", "<unk>"
+    alphabet = [pad, end, unknown, *sorted(pre_tokenizers.ByteLevel.alphabet())][:vocab_size]
+    ids = {token: i for i, token in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = token_decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, ids[end])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, eos_token=end, unk_token=unknown
+    )
