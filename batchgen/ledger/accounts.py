@@ -1,0 +1,140 @@
+"""runs.parquet: where the device time of each attempt went.
+
+useful   busy seconds (encode + denoise + decode) of the commits that won
+retried  busy seconds of commits that did not: failed ones, ones another attempt overruled or that
+         came after the attempt was fenced off
+lost     busy seconds of rows that were started and never committed
+Busy and idle seconds are measured by the attempt: from its last line, or for one that was killed
+from its last heartbeat. Where neither has them, a killed attempt counts as busy from its first row
+to its last sign of life.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchgen.ledger.intent import Intent, read_intent
+from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts
+from batchgen.ledger.schema import RUNS
+from batchgen.ledger.table import commit_column, parse_commits
+from batchgen.ledger.tally import Counters, read_counters
+from batchgen.ledger.winners import Winners
+from batchgen.paths import RunPaths
+from batchgen.runfile import RunFile
+
+_CHUNK = 50_000
+_BUSY = ("encode", "denoise", "decode")
+_MEASURED = (  # of the last line
+    *("tail_s", "encode_s", "denoise_s", "decode_s", "peak_mem_gib", "forwards", "items"),
+    *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
+)
+
+
+def attempt_table(run: RunPaths, found: Winners, header: RunFile) -> pa.Table:
+    """One row an attempt, in schema `RUNS`; `header` is run.json."""
+    won = np.zeros(len(found.index.row_index), bool)
+    won[found.line[found.line >= 0]] = True
+    won &= found.index.status == STATUS_CODES["ok"]
+    busy = _busy_seconds(found.index)
+    intents: dict[int, Intent | None] = {}
+    rows = []
+    for number, facts in enumerate(found.index.journals):
+        submission = facts.journal.attempt.submission
+        if submission not in intents:
+            intents[submission] = read_intent(run, submission)
+        lines = np.flatnonzero(found.index.journal == number)
+        counters = read_counters(run.counters(facts.journal.attempt))
+        row = _identity(run, facts) | _work(facts, counters)
+        row |= _rows_and_seconds(found.index, facts, lines, won, busy)
+        row |= _configuration(intents[submission], header)
+        row["lost_s"] = max(0.0, row["busy_s"] - row["useful_s"] - row["retried_s"])
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=RUNS)
+
+
+def _busy_seconds(index: CommitIndex) -> np.ndarray:
+    """float64 (lines, 2): busy and write seconds of each commit line."""
+    result = np.zeros((len(index.row_index), 2))
+    places = np.flatnonzero(index.status != STATUS_CODES["void"])
+    for begin in range(0, len(places), _CHUNK):
+        chunk = places[begin : begin + _CHUNK]
+        commits = parse_commits(index, chunk)
+        for column, stages in enumerate((_BUSY, ("write",))):
+            for stage in stages:
+                seconds = commit_column(commits, f"stats.stages.{stage}")
+                result[chunk, column] += pc.fill_null(seconds, 0.0).to_numpy()
+    return result
+
+
+def _identity(run: RunPaths, facts: JournalFacts) -> dict[str, Any]:
+    attempt, header = facts.journal.attempt, facts.header
+    return {
+        "run": run.root.name,
+        "attempt": attempt.tag,
+        "submission": attempt.submission,
+        "task": attempt.task,
+        "restart": attempt.restart,
+        "replica": attempt.replica,
+        "rank": header.rank if header else 0,
+        "world_size": header.world_size if header else 1,
+        "host": header.host or header.process.host if header else "",
+        "job_id": header.job_id if header else "",
+        "device": header.device if header else "",
+        "devices": header.devices if header else 1,
+        "versions": json.dumps(dict(header.versions) if header else {}),
+    }
+
+
+def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
+    """Seconds by kind; from the last line, or as far as a killed attempt told."""
+    end, header = facts.end, facts.header
+    began = header.t if header else facts.first_start_t
+    ended = end.t if end else max(facts.last_t, counters.t if counters else 0.0)
+    first = facts.first_start_t or ended
+    if end:
+        busy, idle = end.busy_s, end.idle_s
+    elif counters and counters.busy_s > 0:
+        busy, idle = counters.busy_s, counters.idle_s
+    else:
+        busy, idle = max(0.0, ended - first), 0.0
+    phases = {f"{p.name}_s": p.seconds for p in facts.phases}
+    return {
+        "started": began,
+        "ended": ended,
+        "wall_s": max(0.0, ended - began),
+        **{name: phases.get(name, 0.0) for name in ("load_s", "compile_s", "warmup_s")},
+        "busy_s": busy,
+        "idle_s": idle,
+        **{name: getattr(end, name) if end else 0 for name in _MEASURED},
+        **{name: getattr(end, name) if end else "" for name in ("self_test", "error")},
+        "exit_reason": end.reason if end else "killed",
+    }
+
+
+def _rows_and_seconds(
+    index: CommitIndex, facts: JournalFacts, lines: np.ndarray, won: np.ndarray, busy: np.ndarray
+) -> dict[str, Any]:
+    accepted, status = index.accepted[lines], index.status[lines]
+    rendered = status != STATUS_CODES["void"]
+    chosen = won[lines]
+    return {
+        "rows_ok": int(chosen.sum()),
+        "rows_failed": int((accepted & rendered & (status != STATUS_CODES["ok"])).sum()),
+        "rows_wasted": int((~accepted).sum()),
+        "rows_lost": len(facts.open_rows),
+        "useful_s": float(busy[lines[chosen], 0].sum()),
+        "retried_s": float(busy[lines[~chosen], 0].sum()),
+        "write_s": float(busy[lines, 1].sum()),
+    }
+
+
+def _configuration(intent: Intent | None, header: RunFile) -> dict[str, Any]:
+    """What the attempt's submission ran under; the run's own where that was not recorded."""
+    if intent is not None and intent.config:
+        return {"config": intent.config, "overrides": json.dumps(intent.overrides)}
+    return {"config": json.dumps(header.config), "overrides": json.dumps(header.overrides)}

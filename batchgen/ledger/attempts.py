@@ -1,0 +1,217 @@
+"""Submissions and restarts: who may render which rows, and what of the past counts.
+
+The only lock is `mkdir` of a submission's folder. Everything else follows from who wrote what:
+each journal has one writer, and a later attempt notes how much of each earlier journal it accepts.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import RunStateError, StorageError
+from batchgen.failpoints import failpoint
+from batchgen.ledger.events import HEAD, is_whole, to_plain
+from batchgen.ledger.intent import (
+    Fence,
+    Intent,
+    accepted_journals,
+    fences,
+    journal_files,
+    read_intent,
+    submission_numbers,
+)
+from batchgen.ledger.journal import raw_lines, whole_length
+from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
+from batchgen.ledger.tally import Counts
+from batchgen.ledger.winners import choose, read_plan_rows
+from batchgen.media.durable import sync_folder, write_bytes_atomic, write_json
+from batchgen.paths import RunPaths
+from batchgen.processes import ProcessId
+from batchgen.records import Attempt
+
+_SHARDS = pa.schema(
+    [
+        pa.field("row_index", pa.int64(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("order", pa.int64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SubmissionRows:
+    """Which rows a submission renders: arrays of equal length, one entry a row."""
+
+    row_index: np.ndarray  # int64
+    shard: np.ndarray  # int32
+    order: np.ndarray  # int64: place inside the shard, ascending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmissionInfo:
+    """What is recorded about a submission beside its rows."""
+
+    kind: str = "render"  # or repair
+    host: str = ""  # name to show; default the machine's
+    config: str = ""  # resolved configuration, JSON
+    overrides: tuple[str, ...] = ()
+
+
+def begin_submission(run: RunPaths, rows: SubmissionRows, info: SubmissionInfo) -> int:
+    """Take the next submission number, fence off all earlier ones and record the rows to render.
+
+    Returns the number. RunStateError if another process takes it at the same moment; StorageError
+    if the run folder cannot be written (then a later submission simply takes the next number).
+    """
+    number = (submission_numbers(run) or [0])[-1] + 1
+    folder = run.submission(number)
+    try:
+        run.submissions.mkdir(exist_ok=True)
+        folder.mkdir()
+    except FileExistsError as error:
+        raise RunStateError(_lost_race(run, number)) from error
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error}") from error
+    failpoint("submission.after_mkdir")
+    try:
+        sync_folder(run.submissions)
+        _write_shards(run.shards(number), rows)
+        failpoint("submission.before_intent")
+        write_json(run.intent(number), to_plain(_draw_intent(run, number, rows, info)))
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error}") from error
+    failpoint("submission.after_intent")
+    return number
+
+
+def read_shard(run: RunPaths, submission: int, shard: int) -> np.ndarray:
+    """row_index (int64) of one shard of a submission, in the order in which to render them."""
+    table = pq.read_table(run.shards(submission), filters=[("shard", "=", shard)])
+    table = table.sort_by("order")
+    rows: np.ndarray = table["row_index"].to_numpy()
+    return rows
+
+
+def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
+    """Draw the line before the earlier starts of a restarted task, durably.
+
+    Called once by the leader of the task, before any row is given out. Returns row_index -> status
+    of the rows that the accepted parts have committed in this submission: the ok ones need not be
+    rendered again. A first start (restart 0) accepts nothing and gets an empty mapping.
+    """
+    if attempt.restart == 0:
+        return {}
+    earlier = fences(run, attempt.submission).get(attempt.task)
+    accepted: dict[str, int] = {}
+    statuses: dict[int, str] = {}
+    for other, path in journal_files(run):
+        if (other.submission, other.task) != (attempt.submission, attempt.task):
+            continue
+        if other.restart >= attempt.restart:
+            continue
+        name = path.relative_to(run.journals).as_posix()
+        if earlier is not None and other.restart < earlier[0]:
+            accepted[name] = earlier[1].accepted.get(name, 0)
+        else:
+            accepted[name] = whole_length(path)
+        _collect_statuses(path, accepted[name], statuses)
+    path = run.acceptance(attempt)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, to_plain(Fence(accepted=accepted, statuses=statuses)))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+    return statuses
+
+
+def _collect_statuses(path: Path, limit: int, statuses: dict[int, str]) -> None:
+    for _, line in raw_lines(path, limit):
+        head = HEAD.match(line)
+        if head is None or not is_whole(line):
+            continue
+        row, status = int(head[2]), head[3].decode()
+        if statuses.get(row) != "ok":
+            statuses[row] = status
+
+
+def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo) -> Intent:
+    plan = read_plan_rows(run.plan)
+    accepted = {}
+    for journal in accepted_journals(run):
+        name = journal.path.relative_to(run.journals).as_posix()
+        whole = whole_length(journal.path)
+        accepted[name] = whole if journal.limit is None else min(journal.limit, whole)
+    status = choose(_up_to(index_commits(run), run, accepted), plan).status
+    copies = plan.copies
+    return Intent(
+        number=number,
+        kind=info.kind,
+        created=time.time(),
+        made_by=ProcessId.current(info.host),
+        manifest_rows=len(plan.key),
+        rows=len(rows.row_index),
+        shards=len(np.unique(rows.shard)),
+        accepted=accepted,
+        before=_count(status, copies),
+        reopened=_reopened(status, rows.row_index),
+        copies=_copies(copies, rows.row_index),
+        config=info.config,
+        overrides=info.overrides,
+    )
+
+
+def _up_to(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> CommitIndex:
+    """The index with the lines that `accepted` covers: commits go on arriving while it is drawn."""
+    paths = [facts.journal.path.relative_to(run.journals).as_posix() for facts in index.journals]
+    limits = np.array([accepted.get(path, 0) for path in paths], np.int64)
+    within = index.offset + index.length <= limits[index.journal] if paths else index.accepted
+    return replace(index, accepted=within)
+
+
+def _count(status: np.ndarray, copies: np.ndarray) -> Counts:
+    weights = np.bincount(status, weights=copies, minlength=len(STATUS_CODES)).astype(int)
+    return Counts(**{name: int(weights[STATUS_CODES[name]]) for name in Counts.__slots__})
+
+
+def _reopened(status: np.ndarray, rows: np.ndarray) -> dict[str, tuple[int, ...]]:
+    """Rows of a submission that have a status already: retried ones."""
+    result = {}
+    for code in np.unique(status[rows]).tolist() if len(rows) else ():
+        if code != STATUS_CODES["pending"]:
+            result[STATUS_NAMES[code]] = tuple(rows[status[rows] == code].tolist())
+    return result
+
+
+def _copies(copies: np.ndarray, rows: np.ndarray) -> dict[int, int]:
+    several = rows[copies[rows] > 1] if len(rows) else rows
+    return dict(zip(several.tolist(), copies[several].tolist(), strict=True))
+
+
+def _write_shards(path: Path, rows: SubmissionRows) -> None:
+    columns = [rows.row_index, rows.shard, rows.order]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SHARDS, strict=True)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays, schema=_SHARDS), sink, compression="zstd")
+    write_bytes_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _lost_race(run: RunPaths, number: int) -> str:
+    """Names who took the number; the winner's intent may still be on its way."""
+    for _ in range(20):
+        intent = read_intent(run, number)
+        if intent is not None:
+            who = f"process {intent.made_by.pid} on {intent.made_by.host}"
+            break
+        time.sleep(0.05)
+    else:
+        who = "another process"
+    return (
+        f"{run.root}: {who} began submission {number} at the same moment; "
+        "see `batchgen status`, and resume again if rows are left"
+    )

@@ -1,0 +1,193 @@
+"""The lines of a journal: typed events, and the one mapping between them and JSON.
+
+A line is `{"kind":"...", <fields>, "crc":"<crc32 of all before it>"}` and a newline. Commit lines
+begin with row_index, status and row_key, so that readers which need no more (`HEAD`) can leave the
+JSON unparsed; the check sum makes that safe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import time
+import types
+import typing
+import zlib
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, TypeVar
+
+from batchgen.processes import ProcessId
+from batchgen.records import Attempt, Commit
+
+T = TypeVar("T")
+HEAD = re.compile(rb'\{"kind":"(commit|void)","row_index":(\d+),"status":"(\w+)","row_key":"(\w*)"')
+_CRC = b',"crc":"'
+_CRC_BYTES = len(_CRC) + 8 + len(b'"}')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptHeader:
+    """First line: who writes this journal, where, with what."""
+
+    attempt: Attempt
+    rank: int = 0
+    world_size: int = 1
+    host: str = ""
+    job_id: str = ""
+    device: str = ""
+    devices: int = 1  # devices of this replica: its wall time x devices is what it costs
+    versions: tuple[tuple[str, str], ...] = ()
+    process: ProcessId = field(default_factory=ProcessId.current)
+    t: float = field(default_factory=time.time)  # unix seconds, like every `t` below
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A row joins; not synced: it only helps to tell what a dead attempt was doing."""
+
+    row_index: int
+    row_id: str
+    t: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Seconds of work that belongs to no row: load, compile, warmup."""
+
+    name: str
+    seconds: float
+    t: float
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """All commits of a row in earlier submissions no longer count: their media is damaged."""
+
+    row_index: int
+    status: str  # always "void"
+    row_key: str
+    path: str  # of the damaged media
+    reason: str
+    t: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """Last line of an attempt that ended by itself, with its ledger of device seconds.
+
+    busy = encode + denoise + decode; load, compile and warm-up stand in Phase lines.
+    """
+
+    reason: str  # done, stopped, error ...
+    busy_s: float = 0.0
+    idle_s: float = 0.0  # waiting for rows or for the writer while rows were left
+    tail_s: float = 0.0  # from this attempt's last row to its end
+    encode_s: float = 0.0
+    denoise_s: float = 0.0
+    decode_s: float = 0.0
+    forwards: int = 0
+    items: int = 0
+    unique_texts_encoded: int = 0
+    text_encoder_calls: int = 0
+    component_moves: int = 0
+    device_syncs: int = 0
+    windows: int = 0
+    peak_mem_gib: float = 0.0
+    self_test: str = ""
+    error: str = ""
+    t: float = field(default_factory=time.time)
+
+
+Event = AttemptHeader | Start | Phase | Commit | Void | End
+_KINDS: dict[str, type[Any]] = {
+    "attempt": AttemptHeader,
+    "start": Start,
+    "phase": Phase,
+    "commit": Commit,
+    "void": Void,
+    "end": End,
+}
+_NAMES = {cls: kind for kind, cls in _KINDS.items()}
+_FIRST = ("row_index", "status", "row_key")
+
+
+def encode_line(event: Event) -> bytes:
+    """One line with its newline."""
+    plain = to_plain(event)
+    head = {"kind": _NAMES[type(event)], **{name: plain[name] for name in _FIRST if name in plain}}
+    body = json.dumps({**head, **plain}, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    return body + _CRC + b"%08x" % zlib.crc32(body) + b'"}\n'
+
+
+def decode_line(line: bytes) -> Event:
+    """The event of one line; ValueError if it is not whole or of an unknown kind."""
+    if not is_whole(line):
+        raise ValueError("the line is torn: its check sum does not fit")
+    plain = json.loads(line)
+    kind = plain.pop("kind", None)
+    plain.pop("crc", None)
+    if kind not in _KINDS:
+        raise ValueError(f"unknown kind of line {kind!r}")
+    event: Event = from_plain(_KINDS[kind], plain)
+    return event
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether the check sum of a line (with or without its newline) fits."""
+    line = line.removesuffix(b"\n")
+    body, tail = line[:-_CRC_BYTES], line[-_CRC_BYTES:]
+    return tail.startswith(_CRC) and tail[8:16] == b"%08x" % zlib.crc32(body)
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass (or tuple, scalar) as JSON values; text that UTF-8 cannot hold is escaped and
+    numbers that JSON cannot hold become null."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def from_plain(cls: type[T], plain: dict[str, Any]) -> T:
+    """The inverse of `to_plain`. Unknown keys are ignored and absent ones take their default, so
+    that journals outlive small changes; ValueError if a field without default is absent."""
+    hints = _hints(cls)  # type: ignore[arg-type]
+    known = {name: _restore(hints[name], item) for name, item in plain.items() if name in hints}
+    try:
+        return cls(**known)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        return None if value is None else _restore(inner, value)
+    if hint is float:
+        return math.nan if value is None else float(value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value)
+    if origin is tuple:
+        item, *rest = typing.get_args(hint)
+        hints = [item] * len(value) if rest == [Ellipsis] else [item, *rest]
+        return tuple(_restore(each, part) for each, part in zip(hints, value, strict=True))
+    if origin is dict:
+        key, item = typing.get_args(hint)
+        return {key(name): _restore(item, part) for name, part in value.items()}
+    return value

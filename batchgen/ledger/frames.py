@@ -1,0 +1,84 @@
+"""Catalogs as pandas frames: one or many runs, and a few summaries."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import RunStateError
+from batchgen.ledger.catalog import COLLECT_KEY, snapshot_table
+from batchgen.paths import RunPaths
+
+STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")
+_TRIES = 20
+
+
+def open_runs(*runs: str | Path) -> pd.DataFrame:
+    """The collected catalogs of one or many run folders, one below the other, with a column `run`
+    (the folder's name). RunStateError for a run that was not collected yet."""
+    if not runs:
+        raise RunStateError("open_runs needs at least one run folder")
+    frames = []
+    for folder in map(Path, runs):
+        frame: pd.DataFrame = _read_parts(RunPaths(folder).catalog_rows).to_pandas()
+        frame.insert(0, "run", folder.resolve().name)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+
+
+def snapshot(run: str | Path) -> pd.DataFrame:
+    """What the catalog would say now, of a run in progress too: plan and journals, never a torn
+    row. RunStateError if there is no plan."""
+    frame: pd.DataFrame = snapshot_table(RunPaths(Path(run))).to_pandas()
+    return frame
+
+
+def throughput_by_bucket(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per width, height, num_frames and num_steps: rendered rows, busy seconds (encode, denoise and
+    decode shares), rows per device hour and frames per device second."""
+    own = _rendered(frame)
+    own = own.assign(busy_s=own[["encode_s", "denoise_s", "decode_s"]].sum(axis=1))
+    keys = ["width", "height", "num_frames", "num_steps"]
+    out = own.groupby(keys).agg(rows=("row_id", "size"), busy_s=("busy_s", "sum")).reset_index()
+    out["rows_per_hour"] = out["rows"] / out["busy_s"] * 3600
+    out["frames_per_s"] = out["rows"] * out["num_frames"] / out["busy_s"]
+    return out
+
+
+def failures(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows that failed or were quarantined, with their errors; the most frequent error first."""
+    bad = frame[frame["status"].isin(["failed", "quarantined"])]
+    count = bad.groupby("error_type")["row_id"].transform("size")
+    columns = [c for c in ("run", "row_id", "status", "attempt", "host") if c in bad.columns]
+    bad = bad.assign(same_error=count)
+    bad = bad.sort_values(["same_error", "error_type", "row_index"], ascending=[False, True, True])
+    return bad[[*columns, "error_type", "error", "same_error"]].reset_index(drop=True)
+
+
+def stage_shares(frame: pd.DataFrame) -> pd.Series:
+    """Share of each stage in the seconds of all rendered rows; adds up to 1 (0 if there are none).
+    Device-to-host copies and writing run behind the device's work."""
+    seconds = _rendered(frame)[list(STAGES)].sum()
+    total = float(seconds.sum())
+    return seconds / total if total > 0 else seconds
+
+
+def _rendered(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[(frame["status"] == "ok") & (frame["alias_of"] == "")]
+
+
+def _read_parts(folder: Path) -> pa.Table:
+    """All parts of one collect; read again if a collect publishes in between."""
+    for _ in range(_TRIES):
+        parts = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+        if not parts:
+            raise RunStateError(f"{folder} holds no catalog: run `batchgen collect` first")
+        tables = [pq.read_table(part) for part in parts]
+        if len({table.schema.metadata[COLLECT_KEY] for table in tables}) == 1:
+            return pa.concat_tables([t.replace_schema_metadata() for t in tables])
+        time.sleep(0.05)
+    raise RunStateError(f"{folder}: parts of different collects; run `batchgen collect` again")

@@ -1,0 +1,169 @@
+"""What a submission or a restarted task wrote down before it began: the fence around the past.
+
+`submissions/<n>/intent.json` holds the accepted byte length of every earlier journal. What an older
+attempt appends after that, however late, is waste and is never published. A restarted task draws
+the same line before the journals of its own earlier starts. A submission folder without an intent
+(a crash in between) counts as empty.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batchgen.errors import RunStateError
+from batchgen.ledger.events import from_plain
+from batchgen.ledger.tally import Counts, Tally
+from batchgen.paths import RunPaths, parse_journal
+from batchgen.processes import ProcessId
+from batchgen.records import Attempt
+
+SCHEMA = 1
+_FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """One submission: what it is to do, and how much of the past it accepts."""
+
+    number: int
+    kind: str  # render or repair
+    created: float  # unix seconds
+    made_by: ProcessId
+    manifest_rows: int
+    rows: int  # rows to render now
+    shards: int
+    accepted: dict[str, int]  # journal, relative to the journal folder -> bytes
+    before: Counts  # manifest rows by status at that moment
+    reopened: dict[str, tuple[int, ...]] = field(default_factory=dict)  # status -> its row_index
+    copies: dict[int, int] = field(default_factory=dict)  # row_index -> manifest rows, where > 1
+    config: str = ""  # resolved configuration, JSON
+    overrides: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fence:
+    """What one restart of a task accepts of the earlier starts of the same task."""
+
+    accepted: dict[str, int]
+    statuses: dict[int, str]  # row_index -> status of the rows that they committed
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedJournal:
+    """A journal of the run and how many of its bytes count (None: all of it)."""
+
+    path: Path
+    attempt: Attempt
+    limit: int | None
+
+
+def submission_numbers(run: RunPaths) -> list[int]:
+    """Numbers taken so far, with or without an intent, in order."""
+    if not run.submissions.is_dir():
+        return []
+    return sorted(int(p.name) for p in run.submissions.iterdir() if p.name.isdigit())
+
+
+def read_intent(run: RunPaths, number: int) -> Intent | None:
+    """The intent of a submission; None if a crash came before it was written."""
+    path = run.intent(number)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        return from_plain(Intent, json.loads(data))
+    except ValueError as error:
+        raise RunStateError(f"{path} cannot be read: {error}") from error
+
+
+def last_intent(run: RunPaths) -> Intent | None:
+    """The intent of the last submission that has one."""
+    for number in reversed(submission_numbers(run)):
+        intent = read_intent(run, number)
+        if intent is not None:
+            return intent
+    return None
+
+
+def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
+    """What this restart of a task wrote down; None for a first start."""
+    try:
+        return from_plain(Fence, json.loads(run.acceptance(attempt).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
+    """Every journal of the run in the order of attempts."""
+    found = []
+    for folder in run.journals.iterdir() if run.journals.is_dir() else ():
+        for path in folder.iterdir() if folder.name.isdigit() else ():
+            if path.suffix == ".jsonl":
+                found.append((parse_journal(path), path))
+    return sorted(found, key=lambda item: seniority(item[0]))
+
+
+def seniority(attempt: Attempt) -> tuple[int, int, int, int]:
+    """Sort key of attempts: a later submission, then a later restart, overrules."""
+    return attempt.submission, attempt.restart, attempt.task, attempt.replica
+
+
+def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
+    """Every journal of the run in the order of attempts, with its limit."""
+    intent = last_intent(run)
+    current = intent.number if intent else 0
+    accepted = intent.accepted if intent else {}
+    files = journal_files(run)
+    drawn = fences(run, current)
+    result = []
+    for attempt, path in files:
+        name = path.relative_to(run.journals).as_posix()
+        if attempt.submission < current:
+            limit: int | None = accepted.get(name, 0)  # absent: begun after it was fenced off
+        else:
+            limit = _limit_of_restart(drawn.get(attempt.task), attempt, name)
+        result.append(AcceptedJournal(path, attempt, limit))
+    return result
+
+
+def accepted_limits(run: RunPaths) -> dict[Path, int]:
+    """Journals that count only up to a byte; journals that count in full are absent."""
+    return {j.path: j.limit for j in accepted_journals(run) if j.limit is not None}
+
+
+def tally_for(run: RunPaths, intent: Intent | None, attempt: Attempt) -> Tally:
+    """An empty tally of what `attempt` changes, given how its rows stood before it began."""
+    if intent is None:
+        return Tally({}, {})
+    known = {row: status for status, rows in intent.reopened.items() for row in rows}
+    fence = read_fence(run, attempt) if attempt.restart else None
+    for row, status in fence.statuses.items() if fence else ():
+        known[row] = "ok" if known.get(row) == "ok" else status
+    return Tally(known, intent.copies)
+
+
+def fences(run: RunPaths, submission: int) -> dict[int, tuple[int, Fence]]:
+    """task -> its highest restart in `submission` that wrote a fence, and the fence."""
+    result: dict[int, tuple[int, Fence]] = {}
+    folder = run.journals / f"{submission:04d}"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = _FENCE_NAME.fullmatch(path.name)
+        if match is None:
+            continue
+        task, restart = int(match[1]), int(match[2])
+        fence = read_fence(run, Attempt(submission, task, restart, 0))
+        if fence is not None and restart > result.get(task, (0,))[0]:
+            result[task] = (restart, fence)
+    return result
+
+
+def _limit_of_restart(fence: tuple[int, Fence] | None, attempt: Attempt, name: str) -> int | None:
+    if fence is None or attempt.restart >= fence[0]:
+        return None
+    return fence[1].accepted.get(name, 0)

@@ -1,0 +1,273 @@
+"""The journal of one attempt: one writer, append only, one line an event.
+
+A commit line is appended in one write and fsynced before `commit` returns: it alone publishes or
+fails a row. Beside the journal the writer keeps a small counters file for `status`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from batchgen.errors import RunStateError, StorageError
+from batchgen.failpoints import failpoint
+from batchgen.ledger import events
+from batchgen.ledger.intent import read_intent, tally_for
+from batchgen.ledger.tally import Counters
+from batchgen.media.durable import sync_folder
+from batchgen.paths import RunPaths, parse_journal
+from batchgen.records import Attempt, Commit
+
+COUNTERS_EVERY_S = 0.5
+RECENT = 64  # commit times kept for the rate
+
+
+class JournalWriter:
+    """Appends to the journal of one attempt; may be called from several threads of its process."""
+
+    def __init__(self, run: RunPaths, header: events.AttemptHeader, descriptor: int) -> None:
+        attempt = header.attempt
+        self.path = run.journal(attempt)
+        self._counters_path = run.counters(attempt)
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._broken = ""
+        self._tally = tally_for(run, read_intent(run, attempt.submission), attempt)
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._written_t = 0.0
+        self._counters = Counters(
+            offset=0,
+            process=header.process,
+            device=header.device,
+            devices=header.devices,
+            began=header.t,
+        )
+
+    @classmethod
+    def open(cls, run: RunPaths, header: events.AttemptHeader) -> JournalWriter:
+        """Make the journal of `header.attempt` (with O_EXCL) and write its first line durably.
+
+        Raises RunStateError if this attempt was started before, StorageError if the run folder
+        cannot be written.
+        """
+        path = run.journal(header.attempt)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            run.counters_dir.mkdir(exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(path, flags, 0o644)
+        except FileExistsError as error:
+            raise RunStateError(
+                f"{path} exists: attempt {header.attempt.tag} was started before"
+            ) from error
+        except OSError as error:
+            raise StorageError(f"{path}: the journal cannot be made: {error}") from error
+        writer = cls(run, header, descriptor)
+        try:
+            writer._append(header)
+            writer._sync()
+            sync_folder(path.parent)
+        except (StorageError, OSError) as error:
+            os.close(descriptor)
+            raise StorageError(f"{path}: the journal cannot be written: {error}") from error
+        return writer
+
+    def start(self, row_index: int, row_id: str) -> None:
+        """Note that a row joins. Not synced: a crash may lose this line and nothing hangs on it."""
+        with self._lock:
+            now = time.time()
+            self._write(events.Start(row_index, row_id, now))
+            self._counters = replace(
+                self._counters, started=self._counters.started + 1, phase="render"
+            )
+            self._save_counters(now)
+
+    def commit(self, commit: Commit) -> None:
+        """Publish or fail a row: durable when this returns. Raises StorageError if the line could
+        not be written; the journal then ends with the line before and takes no more."""
+        with self._lock:
+            failpoint("journal.before_append")
+            self._write(commit)
+            self._tally.add(commit.row_index, commit.status)
+            self._count(commit)
+        self._sync()
+        failpoint("journal.after_append")
+
+    def void(self, void: events.Void) -> None:
+        """Take back what earlier submissions committed for a row (`verify --repair`), durably."""
+        with self._lock:
+            self._write(void)
+            self._tally.add(void.row_index, "void")
+            self._counters = replace(self._counters, changes=self._tally.counts)
+        self._sync()
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Note seconds spent on no row: load, compile, warmup."""
+        with self._lock:
+            now = time.time()
+            self._write(events.Phase(name, seconds, now))
+            self._counters = replace(self._counters, phase=name)
+            self._save_counters(now, force=True)
+
+    def beat(self, *, busy_s: float | None = None, idle_s: float | None = None) -> None:
+        """Say that this process is alive, and how long it has been busy and idle so far. Cheap:
+        writes at most every COUNTERS_EVERY_S seconds, so it can be called at every tick."""
+        with self._lock:
+            busy = self._counters.busy_s if busy_s is None else busy_s
+            idle = self._counters.idle_s if idle_s is None else idle_s
+            self._counters = replace(self._counters, busy_s=busy, idle_s=idle)
+            self._save_counters(time.time())
+
+    def end(self, end: events.End) -> None:
+        """The last line: the attempt ended by itself."""
+        with self._lock:
+            self._write(end)
+            self._counters = replace(
+                self._counters, ended=end.reason, busy_s=end.busy_s, idle_s=end.idle_s
+            )
+        self._sync()
+
+    def close(self) -> None:
+        """Write the counters a last time and close the file; safe to call twice."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            self._save_counters(time.time(), force=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> JournalWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, event: events.Event) -> None:
+        with self._lock:
+            self._write(event)
+            self._save_counters(time.time(), force=True)
+
+    def _write(self, event: events.Event) -> None:
+        """One line in one write. A line that got in only in part is cut off again."""
+        if self._broken:
+            raise StorageError(self._broken)
+        line = events.encode_line(event)
+        offset = self._counters.offset
+        try:
+            written = self._write_bytes(line)
+            if written < len(line):
+                raise OSError(f"only {written} of {len(line)} bytes could be written")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, offset)
+            self._broken = f"{self.path}: the journal cannot be written: {error}"
+            raise StorageError(self._broken) from error
+        self._counters = replace(self._counters, offset=offset + len(line))
+
+    def _write_bytes(self, line: bytes) -> int:
+        if os.environ.get("BATCHGEN_FAILPOINT", "").startswith("journal.torn:"):
+            half = os.write(self._descriptor, line[: len(line) // 2])
+            failpoint("journal.torn")
+            return half + os.write(self._descriptor, line[half:])
+        return os.write(self._descriptor, line)
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:  # what the disk holds now is unknown: nothing more is promised
+            self._broken = f"{self.path}: the journal cannot be synced: {error}"
+            raise StorageError(self._broken) from error
+
+    def _count(self, commit: Commit) -> None:
+        self._recent.append(commit.ended)
+        error = f"{commit.error_type}: {commit.error}" if commit.error_type else ""
+        self._counters = replace(
+            self._counters,
+            commits=self._tally.commits,
+            changes=self._tally.counts,
+            recent=tuple(self._recent),
+            last_error=error or self._counters.last_error,
+            last_error_t=commit.ended if error else self._counters.last_error_t,
+        )
+        self._save_counters(time.time())
+
+    def _save_counters(self, now: float, force: bool = False) -> None:
+        """Counters are a short cut for readers: if they cannot be written the journal still says
+        all, so a full disk is not reported from here."""
+        if now - self._written_t < COUNTERS_EVERY_S and not force:
+            return
+        self._written_t = now
+        self._counters = replace(self._counters, t=now)
+        temporary = self._counters_path.with_suffix(".tmp")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(events.to_plain(self._counters)))
+            temporary.replace(self._counters_path)
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is not the last one and still not whole: the storage lost or changed bytes."""
+
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The events of one journal, and what could not be read."""
+
+    path: Path
+    attempt: Attempt
+    events: tuple[events.Event, ...]
+    bad_lines: tuple[BadLine, ...]
+    torn_bytes: int  # of a last line without newline: a crash in mid-write, nothing was promised
+
+
+def read_journal(path: Path, limit: int | None = None) -> Journal:
+    """All events whose line ends at or before byte `limit`. A torn last line is ignored; other
+    unreadable lines are skipped and listed. ValueError if `path` is not the name of a journal."""
+    found: list[events.Event] = []
+    bad: list[BadLine] = []
+    torn = 0
+    for offset, line in raw_lines(path, limit):
+        if not line.endswith(b"\n"):
+            torn = len(line)
+            continue
+        try:
+            found.append(events.decode_line(line))
+        except ValueError as error:
+            bad.append(BadLine(offset, str(error)))
+    return Journal(path, parse_journal(path), tuple(found), tuple(bad), torn)
+
+
+def raw_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) from byte `start`; stops before the first line that ends after `limit`."""
+    offset = start
+    with path.open("rb") as file:
+        file.seek(start)
+        for line in file:
+            if limit is not None and offset + len(line) > limit:
+                return
+            yield offset, line
+            offset += len(line)
+
+
+def whole_length(path: Path) -> int:
+    """Bytes up to and with the last newline: what an intent accepts of a journal."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - (1 << 16))
+            file.seek(begin)
+            place = file.read(end - begin).rfind(b"\n")
+            if place >= 0:
+                return begin + place + 1
+            end = begin
+    return 0

@@ -1,0 +1,177 @@
+"""One pass over all journals of a run: an index of every commit line, and facts about each journal.
+
+The index keeps some 60 bytes a line in arrays (row, status, key, journal, offset, length); the
+lines themselves are fetched later, a part of the plan at a time. So a run of millions of rows is
+resumed and collected in bounded memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+import numpy as np
+
+from batchgen.ledger.events import HEAD, AttemptHeader, End, Phase, decode_line, is_whole
+from batchgen.ledger.intent import AcceptedJournal, accepted_journals
+from batchgen.ledger.journal import raw_lines
+from batchgen.paths import RunPaths
+
+STATUS_CODES = {"pending": 0, "ok": 1, "failed": 2, "quarantined": 3, "void": 4}
+STATUS_NAMES = {code: name for name, code in STATUS_CODES.items()}
+KEY_TYPE = "S32"  # 128 bits of the hexadecimal row key tell two keys of one row apart
+_START = re.compile(rb'\{"kind":"start","row_index":(\d+)')
+
+
+@dataclass(slots=True)
+class JournalFacts:
+    """What one journal says beside its commits, past its accepted part too."""
+
+    journal: AcceptedJournal
+    header: AttemptHeader | None = None
+    phases: list[Phase] = field(default_factory=list)
+    end: End | None = None
+    starts: int = 0
+    open_rows: set[int] = field(default_factory=set)  # started, not committed
+    first_start_t: float = 0.0
+    last_t: float = 0.0  # time of the last whole line
+    bad_lines: list[int] = field(default_factory=list)  # offsets; whole lines that do not fit
+    torn_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CommitIndex:
+    """All commit and void lines in the order of attempts (later overrules earlier)."""
+
+    journals: tuple[JournalFacts, ...]
+    row_index: np.ndarray  # int64
+    status: np.ndarray  # int8, STATUS_CODES
+    key: np.ndarray  # KEY_TYPE
+    journal: np.ndarray  # int32, place in `journals`
+    offset: np.ndarray  # int64, byte in the journal
+    length: np.ndarray  # int32
+    accepted: np.ndarray  # bool; False: appended after the attempt was fenced off (waste)
+
+    @property
+    def submission(self) -> np.ndarray:
+        """int64, the submission of each line."""
+        numbers = [facts.journal.attempt.submission for facts in self.journals]
+        per_journal = np.array(numbers, np.int64)
+        lines: np.ndarray = per_journal[self.journal]
+        return lines
+
+
+@dataclass(slots=True)
+class _Columns:
+    row_index: array[int] = field(default_factory=lambda: array("q"))
+    status: array[int] = field(default_factory=lambda: array("b"))
+    key: bytearray = field(default_factory=bytearray)
+    journal: array[int] = field(default_factory=lambda: array("i"))
+    offset: array[int] = field(default_factory=lambda: array("q"))
+    length: array[int] = field(default_factory=lambda: array("i"))
+    accepted: array[int] = field(default_factory=lambda: array("b"))
+
+    def append(self, head: re.Match[bytes], journal: int, offset: int, length: int) -> None:
+        self.row_index.append(int(head[2]))
+        self.status.append(STATUS_CODES[head[3].decode()])
+        self.key += head[4][:32].ljust(32, b"\0")
+        self.journal.append(journal)
+        self.offset.append(offset)
+        self.length.append(length)
+
+
+def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) -> CommitIndex:
+    """Read every journal of the run once; `progress` gets the number of lines of each journal."""
+    columns = _Columns()
+    facts = []
+    for number, journal in enumerate(accepted_journals(run)):
+        before = len(columns.row_index)
+        facts.append(_index_journal(journal, number, columns))
+        if progress is not None:
+            progress(len(columns.row_index) - before)
+    return CommitIndex(
+        journals=tuple(facts),
+        row_index=np.frombuffer(columns.row_index, np.int64),
+        status=np.frombuffer(columns.status, np.int8),
+        key=np.frombuffer(bytes(columns.key), KEY_TYPE),
+        journal=np.frombuffer(columns.journal, np.int32),
+        offset=np.frombuffer(columns.offset, np.int64),
+        length=np.frombuffer(columns.length, np.int32),
+        accepted=np.frombuffer(columns.accepted, np.bool_),
+    )
+
+
+def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> JournalFacts:
+    facts = JournalFacts(journal)
+    last = b""
+    for offset, line in raw_lines(journal.path):
+        if not line.endswith(b"\n"):
+            facts.torn_bytes = len(line)
+            break
+        head = HEAD.match(line)
+        if not is_whole(line) or (head and head[3].decode() not in STATUS_CODES):
+            facts.bad_lines.append(offset)
+            continue
+        last = line
+        if head:
+            columns.append(head, number, offset, len(line))
+            end = offset + len(line)
+            columns.accepted.append(journal.limit is None or end <= journal.limit)
+            facts.open_rows.discard(int(head[2]))
+        else:
+            _note(facts, line, offset)
+    facts.last_t = _time_of(last)
+    return facts
+
+
+def _note(facts: JournalFacts, line: bytes, offset: int) -> None:
+    start = _START.match(line)
+    if start:
+        facts.starts += 1
+        facts.open_rows.add(int(start[1]))
+        facts.first_start_t = facts.first_start_t or _time_of(line)
+        return
+    try:
+        event = decode_line(line)
+    except ValueError:
+        facts.bad_lines.append(offset)
+        return
+    if isinstance(event, AttemptHeader):
+        facts.header = event
+    elif isinstance(event, Phase):
+        facts.phases.append(event)
+    elif isinstance(event, End):
+        facts.end = event
+
+
+def _time_of(line: bytes) -> float:
+    if not line:
+        return 0.0
+    plain = json.loads(line)
+    return float(plain.get("t") or plain.get("ended") or 0.0)
+
+
+def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:
+    """The raw commit lines at places `lines` of the index, in that order."""
+    result: list[bytes] = [b""] * len(lines)
+    by_place = np.lexsort((index.offset[lines], index.journal[lines]))
+    journals = index.journal[lines][by_place]
+    begins = np.flatnonzero(np.diff(journals, prepend=-1)).tolist()
+    for begin, end in zip(begins, [*begins[1:], len(journals)], strict=True):
+        places = by_place[begin:end]
+        chosen = lines[places]
+        path = index.journals[int(journals[begin])].journal.path
+        found = _slices(path, index.offset[chosen].tolist(), index.length[chosen].tolist())
+        for place, line in zip(places.tolist(), found, strict=True):
+            result[place] = line
+    return result
+
+
+def _slices(path: Path, offsets: list[int], lengths: list[int]) -> list[bytes]:
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as view:
+        return [view[o : o + n] for o, n in zip(offsets, lengths, strict=True)]

@@ -1,0 +1,121 @@
+"""The catalog's columns: one explicit schema, so that every part of every run reads alike.
+
+Numbers of record are never null (a null int64 would read as float64 in pandas and lose large
+seeds): rows without a commit hold 0, 0.0 or "", and `status` says so. Strings are never null.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+_TEXT = pa.string()
+STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
+
+
+def _fields(kind: pa.DataType, names: str, nullable: bool = False) -> list[pa.Field]:
+    return [pa.field(name, kind, nullable=nullable) for name in names.split()]
+
+
+# of the plan, as resolved before anything was rendered
+REQUEST = [
+    *_fields(pa.int64(), "row_index"),
+    *_fields(_TEXT, "row_id row_key alias_of prompt negative_prompt"),
+    *_fields(pa.int64(), "seed"),
+    *_fields(pa.int32(), "width height num_frames fps num_steps"),
+    *_fields(pa.float64(), "guidance_scale"),
+    *_fields(pa.float64(), "guidance_scale_2", nullable=True),  # one-expert models have none
+    *_fields(_TEXT, "solver"),
+    *_fields(pa.float64(), "sigma_shift"),
+    *_fields(_TEXT, "format"),
+    *_fields(pa.int32(), "quality"),
+    *_fields(_TEXT, "cache_strategy"),
+    *_fields(pa.float64(), "cache_ratio"),
+    *_fields(pa.int32(), "cache_warmup cache_cooldown"),
+    *_fields(pa.float64(), "cost_s"),  # predicted device seconds
+    *_fields(_TEXT, "tags"),
+]
+# what became of it
+OUTCOME = [
+    *_fields(_TEXT, "status"),
+    *_fields(_TEXT, "media_path media_sha256"),
+    *_fields(pa.int64(), "media_bytes"),
+    *_fields(_TEXT, "frames_sha256"),
+    *_fields(pa.int32(), "media_frames"),
+    *_fields(pa.float64(), "score", nullable=True),  # null where nothing was judged
+    *_fields(_TEXT, "attempt"),
+    *_fields(pa.int32(), "shard tries"),
+    *_fields(_TEXT, "host device"),
+    *_fields(pa.float64(), "started ended"),  # unix seconds
+    *_fields(pa.float64(), "queue_s encode_s denoise_s decode_s d2h_s write_s latency_s"),
+    *_fields(pa.float64(), "step_p50_s step_p95_s"),
+    *_fields(pa.int32(), "steps_total"),
+    *_fields(pa.float64(), "steps_computed batch_size_mean peak_mem_gib"),
+    *_fields(pa.int32(), "prompt_tokens"),
+    *_fields(pa.bool_(), "prompt_truncated"),
+    *_fields(_TEXT, "determinism attention_kernel"),
+    *_fields(_TEXT, "error_type error traceback"),
+    *_fields(_TEXT, "plan_id"),
+]
+ROWS = pa.schema([*REQUEST, *OUTCOME])
+
+# a commit line as JSON, in the nesting of records.Commit; any part may be null
+_MEDIA = [
+    *_fields(_TEXT, "path sha256 frames_sha256", nullable=True),
+    *_fields(pa.int64(), "bytes", nullable=True),
+    *_fields(pa.int32(), "num_frames", nullable=True),
+]
+_STATS = [
+    pa.field("stages", pa.struct(_fields(pa.float64(), " ".join(STAGES), nullable=True))),
+    *_fields(pa.int32(), "steps_total prompt_tokens", nullable=True),
+    *_fields(pa.float64(), "steps_computed step_p50_s step_p95_s", nullable=True),
+    *_fields(pa.float64(), "batch_size_mean peak_mem_gib", nullable=True),
+    *_fields(pa.bool_(), "prompt_truncated", nullable=True),
+    *_fields(_TEXT, "determinism attention_kernel device", nullable=True),
+]
+COMMIT = pa.schema(
+    [
+        *_fields(pa.int64(), "row_index", nullable=True),
+        *_fields(_TEXT, "status row_key attempt host error_type error traceback", nullable=True),
+        *_fields(pa.int32(), "shard tries", nullable=True),
+        *_fields(pa.float64(), "started ended score", nullable=True),
+        pa.field("media", pa.struct(_MEDIA)),
+        pa.field("stats", pa.struct(_STATS)),
+    ]
+)
+# catalog column -> path inside a commit line, where they differ
+COMMIT_PATHS = {
+    **{f"media_{name}": f"media.{name}" for name in ("path", "sha256", "bytes")},
+    "frames_sha256": "media.frames_sha256",
+    "media_frames": "media.num_frames",
+    **{f"{name}_s": f"stats.stages.{name}" for name in STAGES},
+    **{field.name: f"stats.{field.name}" for field in _STATS[1:]},
+}
+# device time was spent once, on the row that was rendered: an alias shows none of it
+ALIAS_ZERO = tuple(f"{name}_s" for name in (*STAGES, "latency"))
+
+RUNS = pa.schema(
+    [
+        *_fields(_TEXT, "run attempt"),
+        *_fields(pa.int32(), "submission task restart replica rank world_size"),
+        *_fields(_TEXT, "host job_id device"),
+        *_fields(pa.int32(), "devices"),
+        *_fields(pa.float64(), "started ended wall_s load_s compile_s warmup_s"),
+        *_fields(pa.float64(), "busy_s idle_s useful_s retried_s lost_s tail_s"),
+        *_fields(pa.float64(), "encode_s denoise_s decode_s write_s"),
+        *_fields(pa.int64(), "rows_ok rows_failed rows_wasted rows_lost"),
+        *_fields(pa.int64(), "forwards items unique_texts_encoded text_encoder_calls"),
+        *_fields(pa.int64(), "component_moves device_syncs windows"),
+        *_fields(pa.float64(), "peak_mem_gib"),
+        *_fields(_TEXT, "exit_reason self_test error"),
+        *_fields(_TEXT, "versions config overrides"),  # JSON
+    ]
+)
+
+
+def default_of(kind: pa.DataType) -> object:
+    """The value of record where there is nothing to record."""
+    if pa.types.is_string(kind):
+        return ""
+    if pa.types.is_boolean(kind):
+        return False
+    return 0.0 if pa.types.is_floating(kind) else 0

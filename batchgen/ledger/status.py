@@ -1,0 +1,253 @@
+"""How far is a run? Standard library only, so that the answer comes at once, on any machine.
+
+The counters beside each journal are added up, and the few journal lines after them are read, so
+the figures are exact right after a kill -9 too. No scheduler is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from batchgen.ledger.events import AttemptHeader, decode_line, is_whole
+from batchgen.ledger.intent import (
+    AcceptedJournal,
+    Intent,
+    accepted_journals,
+    last_intent,
+    tally_for,
+)
+from batchgen.ledger.journal import RECENT, raw_lines
+from batchgen.ledger.tally import Counters, Counts, read_counters
+from batchgen.paths import RunPaths
+from batchgen.processes import ProcessId
+from batchgen.records import Attempt
+from batchgen.runfile import read_run
+
+STALE_S = 60.0  # no heartbeat for so long on another machine: taken for dead
+State = Literal["planned", "submitted", "running", "stopped", "finished"]
+Life = Literal["running", "ended", "dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStatus:
+    """One attempt as its journal and counters show it."""
+
+    attempt: Attempt
+    life: Life  # dead = gone without a last line
+    phase: str  # load, compile, warmup, render
+    host: str
+    process: ProcessId
+    device: str
+    started: int  # rows
+    commits: int  # rows
+    wall_s: float
+    gpu_s: float  # wall time x devices
+    heartbeat_age_s: float
+    ended: str  # reason; empty if it did not end by itself
+    fenced: bool  # a later attempt has drawn a line: what it still appends is waste
+
+    @property
+    def running(self) -> int:
+        """Rows in flight: of a live attempt only."""
+        return max(0, self.started - self.commits) if self.life == "running" else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """Rows are manifest rows: ok + failed + quarantined + left = rows."""
+
+    run: str
+    state: State
+    rows: int
+    unique_rows: int  # rendered ones; the others are aliases of them
+    aliases: int
+    ok: int
+    failed: int
+    quarantined: int
+    left: int  # not finished, those in flight included
+    running: int  # rows in flight now (each may stand for several manifest rows)
+    submission: int  # the last one; 0 = none yet
+    shards: int  # of the last submission
+    attempts: tuple[AttemptStatus, ...]
+    rate_per_s: float  # rendered rows a second, of the live attempts lately; 0 if none is live
+    eta_s: float | None  # None: unknown or nothing to wait for
+    gpu_hours: float
+    last_error: str
+    t: float
+
+    @property
+    def alive(self) -> int:
+        """Attempts that run now."""
+        return sum(attempt.life == "running" for attempt in self.attempts)
+
+
+def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
+    """Status of a run from its folder alone; RunStateError if it is not a run folder."""
+    now = time.time() if now is None else now
+    header = read_run(run)
+    intent = last_intent(run)
+    views = [_View(run, intent, journal) for journal in accepted_journals(run)]
+    attempts = tuple(view.status(now) for view in views)
+    current = [v for v in views if intent and v.journal.attempt.submission == intent.number]
+    counts = sum((v.counters.changes for v in current), intent.before if intent else Counts())
+    rows = header.rows
+    rate = sum(v.rate(now) for v, a in zip(views, attempts, strict=True) if a.life == "running")
+    todo = max(0, intent.rows - sum(v.counters.commits for v in current)) if intent else 0
+    errors = [(v.counters.last_error_t, v.counters.last_error) for v in views]
+    return RunStatus(
+        run=str(run.root),
+        state=_state(intent, attempts, rows - counts.total),
+        rows=rows,
+        unique_rows=header.unique_rows,
+        aliases=rows - header.unique_rows,
+        ok=counts.ok,
+        failed=counts.failed,
+        quarantined=counts.quarantined,
+        left=rows - counts.total,
+        running=sum(attempt.running for attempt in attempts),
+        submission=intent.number if intent else 0,
+        shards=intent.shards if intent else 0,
+        attempts=attempts,
+        rate_per_s=rate,
+        eta_s=todo / rate if rate > 0 and todo else None,
+        gpu_hours=sum(attempt.gpu_s for attempt in attempts) / 3600,
+        last_error=max(errors, default=(0.0, ""))[1],
+        t=now,
+    )
+
+
+def live_attempts(run: RunPaths) -> list[AttemptStatus]:
+    """Attempts that run now, or may: on another machine and heard of lately."""
+    now = time.time()
+    intent = last_intent(run)
+    views = [_View(run, intent, journal) for journal in accepted_journals(run)]
+    return [s for s in (view.status(now) for view in views) if s.life == "running"]
+
+
+def _state(intent: Intent | None, attempts: Iterable[AttemptStatus], left: int) -> State:
+    if intent is None:
+        return "planned"
+    lives = [a.life for a in attempts if a.attempt.submission == intent.number]
+    if "running" in lives:
+        return "running"
+    if left == 0:
+        return "finished"
+    return "stopped" if lives or intent.kind == "repair" else "submitted"
+
+
+class _View:
+    """A journal's counters, brought up to date with the lines after them."""
+
+    def __init__(self, run: RunPaths, intent: Intent | None, journal: AcceptedJournal) -> None:
+        self.journal = journal
+        counters = read_counters(run.counters(journal.attempt))
+        current = intent is not None and journal.attempt.submission == intent.number
+        if counters is None:
+            counters = _from_header(journal)
+        elif current and journal.limit is not None and counters.offset > journal.limit:
+            counters = replace(
+                _from_header(journal), process=counters.process, ended=counters.ended
+            )
+        if current:
+            counters = _follow(run, intent, journal, counters)
+        self.counters = counters
+
+    def status(self, now: float) -> AttemptStatus:
+        counters = self.counters
+        alive = counters.process.alive()
+        age = max(0.0, now - counters.t)
+        if counters.ended:
+            life: Life = "ended"
+        else:
+            life = "running" if alive or (alive is None and age < STALE_S) else "dead"
+        wall = max(0.0, (now if life == "running" else counters.t) - counters.began)
+        return AttemptStatus(
+            attempt=self.journal.attempt,
+            life=life,
+            phase=counters.phase,
+            host=counters.process.host,
+            process=counters.process,
+            device=counters.device,
+            started=counters.started,
+            commits=counters.commits,
+            wall_s=wall,
+            gpu_s=wall * counters.devices,
+            heartbeat_age_s=age,
+            ended=counters.ended,
+            fenced=self.journal.limit is not None,
+        )
+
+    def rate(self, now: float) -> float:
+        recent = self.counters.recent
+        if not recent:
+            return 0.0
+        since = recent[0] if len(recent) == RECENT else self.counters.began
+        return len(recent) / max(1e-3, now - since)
+
+
+def _from_header(journal: AcceptedJournal) -> Counters:
+    """Counters at the first line, for an attempt that was killed before it wrote any."""
+    unknown = Counters(offset=0, process=ProcessId("", 0, "", 0))
+    for _, line in raw_lines(journal.path):
+        if line.endswith(b"\n") and is_whole(line):
+            event = decode_line(line)
+            if isinstance(event, AttemptHeader):
+                return replace(
+                    unknown,
+                    process=event.process,
+                    device=event.device,
+                    devices=event.devices,
+                    began=event.t,
+                    t=event.t,
+                )
+        break
+    return unknown
+
+
+def _follow(
+    run: RunPaths, intent: Intent | None, journal: AcceptedJournal, counters: Counters
+) -> Counters:
+    """Counters after the whole lines beyond `counters.offset`."""
+    tally = None
+    started, commits, last_t = counters.started, counters.commits, counters.t
+    recent = list(counters.recent)
+    for _, line in raw_lines(journal.path, journal.limit, counters.offset):
+        if not line.endswith(b"\n") or not is_whole(line):
+            continue
+        plain = json.loads(line)
+        last_t = max(last_t, plain.get("t") or plain.get("ended") or 0.0)
+        kind = plain["kind"]
+        if kind == "start":
+            started += 1
+            counters = replace(counters, phase="render")
+        elif kind in ("commit", "void"):
+            tally = tally or tally_for(run, intent, journal.attempt)
+            tally.add(plain["row_index"], plain["status"])
+            if kind == "commit":
+                commits += 1
+                recent.append(plain["ended"])
+                counters = _with_error(counters, plain)
+        elif kind == "phase":
+            counters = replace(counters, phase=plain["name"])
+        elif kind == "end":
+            counters = replace(counters, ended=plain["reason"])
+    changes = counters.changes + (tally.counts if tally else Counts())
+    return replace(
+        counters,
+        started=started,
+        commits=commits,
+        changes=changes,
+        t=last_t,
+        recent=tuple(recent[-RECENT:]),
+    )
+
+
+def _with_error(counters: Counters, plain: dict[str, Any]) -> Counters:
+    if not plain["error_type"]:
+        return counters
+    text = f"{plain['error_type']}: {plain['error']}"
+    return replace(counters, last_error=text, last_error_t=plain["ended"])

@@ -1,0 +1,105 @@
+"""Counting rows by status as their commits come in, and the small file that carries the counts.
+
+Counts are in manifest rows: a row that is rendered once for three equal manifest rows counts three.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batchgen.ledger.events import from_plain
+from batchgen.processes import ProcessId
+
+MISSING = "missing"
+FINAL = ("ok", "failed", "quarantined")
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Manifest rows by the status that the catalog would show now."""
+
+    ok: int = 0
+    failed: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.ok + other.ok,
+            self.failed + other.failed,
+            self.quarantined + other.quarantined,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.ok + self.failed + self.quarantined
+
+
+class Tally:
+    """Changes of the counts since a state that is known for some rows.
+
+    `known` holds the status of every row that may be committed here and was not missing before;
+    `copies` the manifest rows of a row where it is more than one. Rules as in `attempts.winners`:
+    an ok row stays ok, of other statuses the last one counts.
+    """
+
+    def __init__(self, known: Mapping[int, str], copies: Mapping[int, int]) -> None:
+        self._known = dict(known)
+        self._copies = copies
+        self._counts = dict.fromkeys(FINAL, 0)
+        self.commits = 0
+
+    def add(self, row_index: int, status: str) -> None:
+        """Count one commit line, or one void line (status `void`)."""
+        before = self._known.get(row_index, MISSING)
+        after = MISSING if status == "void" else status
+        if status != "void":
+            self.commits += 1
+            after = "ok" if before == "ok" else status
+        if before == after:
+            return
+        copies = self._copies.get(row_index, 1)
+        for name, change in ((before, -copies), (after, copies)):
+            if name != MISSING:
+                self._counts[name] += change
+        if after == "ok":
+            self._known.pop(row_index, None)  # never committed again here; keeps memory flat
+        else:
+            self._known[row_index] = after
+
+    @property
+    def counts(self) -> Counts:
+        """The changes so far; single figures may be negative."""
+        return Counts(**self._counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What one journal says up to byte `offset`: `status` reads this and the few lines after it."""
+
+    offset: int
+    process: ProcessId
+    device: str = ""
+    devices: int = 1
+    began: float = 0.0  # unix seconds
+    t: float = 0.0  # heartbeat: when this file was written
+    started: int = 0  # start lines
+    commits: int = 0  # commit lines
+    changes: Counts = field(default_factory=Counts)
+    recent: tuple[float, ...] = ()  # times of the last commits
+    phase: str = ""  # load, compile, warmup, render
+    busy_s: float = 0.0
+    idle_s: float = 0.0
+    last_error: str = ""
+    last_error_t: float = 0.0
+    ended: str = ""  # reason of the end; empty while it runs (or was killed)
+
+
+def read_counters(path: Path) -> Counters | None:
+    """The counters of a journal; None if there are none (then the whole journal is read)."""
+    try:
+        return from_plain(Counters, json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,134 @@
+"""Which commit counts for each row of the plan, and which rows are left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from batchgen.errors import RunStateError
+from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex, index_commits
+from batchgen.paths import RunPaths
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanRows:
+    """What the ledger needs of every row of the plan, in order of row_index."""
+
+    key: np.ndarray  # KEY_TYPE (rows,)
+    original: np.ndarray  # int64 (rows,): row_index rendered for the row; itself normally
+
+    @property
+    def alias(self) -> np.ndarray:
+        """bool (rows,): another row is rendered for this one."""
+        flags: np.ndarray = self.original != np.arange(len(self.original))
+        return flags
+
+    @property
+    def copies(self) -> np.ndarray:
+        """int64 (rows,): manifest rows that a row stands for; 0 for an alias."""
+        return np.bincount(self.original, minlength=len(self.original))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Winners:
+    """Per row of the plan, by row_index: its status and the line of the index that says so."""
+
+    index: CommitIndex
+    plan: PlanRows
+    status: np.ndarray  # int8 (rows,), STATUS_CODES; pending where no commit counts
+    line: np.ndarray  # int64 (rows,), place in the index; -1 where pending
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MissingRows:
+    """Rows of the plan (no aliases) without ok media, as sorted arrays of row_index."""
+
+    pending: np.ndarray  # never finished
+    failed: np.ndarray  # failed or quarantined: rendered again only when asked for
+
+    @property
+    def all(self) -> np.ndarray:
+        """Both, sorted."""
+        return np.sort(np.concatenate([self.pending, self.failed]))
+
+
+def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
+    """The commit that counts for every row of the plan (aliases have none of their own).
+
+    Only accepted commits whose row_key is the plan's count, and none that a later submission took
+    back. The `ok` commit of the highest (submission, restart) wins; without one the last commit
+    does. So an ok row that is rendered again and fails keeps its earlier media.
+    RunStateError if the plan cannot be read.
+    """
+    index = index_commits(run) if index is None else index
+    return choose(index, read_plan_rows(run.plan))
+
+
+def missing_rows(run: RunPaths) -> MissingRows:
+    """What is left to render, from the plan and the journals alone."""
+    found = winners(run)
+    own = ~found.plan.alias
+    pending = own & (found.status == STATUS_CODES["pending"])
+    failed = own & (found.status >= STATUS_CODES["failed"])
+    return MissingRows(np.flatnonzero(pending), np.flatnonzero(failed))
+
+
+def choose(index: CommitIndex, plan: PlanRows) -> Winners:
+    """The rule of `winners` over arrays."""
+    rows = len(plan.key)
+    line = np.full(rows, -1, np.int64)
+    status = np.zeros(rows, np.int8)
+    known = index.accepted & (index.row_index < rows)
+    places = np.flatnonzero(known)
+    if len(places):
+        row, code = index.row_index[places], index.status[places]
+        submission = index.submission[places]
+        void = code == STATUS_CODES["void"]
+        voided = np.zeros(rows, np.int64)
+        np.maximum.at(voided, row[void], submission[void])
+        counts = ~void & (index.key[places] == plan.key[row]) & (submission > voided[row])
+        ok = code == STATUS_CODES["ok"]
+        for chosen in (counts & ~ok, counts & ok):  # in order of attempts: the last one stays
+            line[row[chosen]] = places[chosen]
+        status = np.where(line >= 0, index.status[line], 0).astype(np.int8)
+    return Winners(index, plan, status, line)
+
+
+def read_plan_rows(plan: Path) -> PlanRows:
+    """Keys and aliases of the plan; RunStateError if it is missing or not a plan."""
+    try:
+        file = pq.ParquetFile(plan)
+    except (OSError, ValueError) as error:
+        raise RunStateError(f"{plan} cannot be read as a plan: {error}") from error
+    rows = file.metadata.num_rows
+    key = np.zeros(rows, KEY_TYPE)
+    original = np.arange(rows)
+    alias_rows: list[int] = []
+    alias_of: list[str] = []
+    for batch in file.iter_batches(columns=["row_index", "row_key", "alias_of"]):
+        index = batch["row_index"].to_numpy()
+        key[index] = np.array(batch["row_key"].to_pylist(), dtype=KEY_TYPE)
+        if batch["alias_of"].null_count < len(batch):
+            names = batch["alias_of"].to_pylist()
+            pairs = zip(index.tolist(), names, strict=True)
+            aliases = [(row, name) for row, name in pairs if name]
+            alias_rows += [row for row, _ in aliases]
+            alias_of += [name for _, name in aliases]
+    if alias_of:
+        found = _find_rows(file, alias_of)
+        original[alias_rows] = [found[name] for name in alias_of]
+    return PlanRows(key, original)
+
+
+def _find_rows(file: pq.ParquetFile, row_ids: Sequence[str]) -> dict[str, int]:
+    """row_id -> row_index of some rows of the plan."""
+    wanted = set(row_ids)
+    found: dict[str, int] = {}
+    for batch in file.iter_batches(columns=["row_index", "row_id"]):
+        pairs = zip(batch["row_id"].to_pylist(), batch["row_index"].to_pylist(), strict=True)
+        found |= {name: row for name, row in pairs if name in wanted}
+    return found

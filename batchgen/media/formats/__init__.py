@@ -1,0 +1,54 @@
+"""Media formats: one module a format, found by its file name.
+
+Each module has `EXTENSION`, `write` and `read` as in `MediaFormat`. Frames are always uint8 of
+shape (frames, height, width, 3), RGB. Equal frames and settings give equal bytes. `read` decodes
+all of the file and raises OSError or ValueError for a file that is torn or of another kind.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from batchgen.errors import ConfigError, closest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class MediaFormat(Protocol):
+    """What a module of this folder offers."""
+
+    EXTENSION: str  # with the dot
+
+    def write(self, frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+        """Encode to `path`, which does not exist yet; quality 0 (smallest) .. 10 (best)."""
+
+    def read(self, path: Path) -> np.ndarray:
+        """All frames of the file."""
+
+
+def names() -> list[str]:
+    """Legal values of `output.format` (beside `auto`), sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def get(name: str) -> MediaFormat:
+    """The module of format `name`; ConfigError for a name that is no file here."""
+    legal = names()
+    if name not in legal:
+        raise ConfigError(
+            f"output.format: {name!r} is not one of {', '.join(legal)}{closest(name, legal)}"
+        )
+    return cast(MediaFormat, importlib.import_module(f"{__name__}.{name}"))
+
+
+def by_extension(extension: str) -> MediaFormat:
+    """The format whose files end in `extension` (with the dot); ValueError if there is none."""
+    for name in names():
+        module = get(name)
+        if extension == module.EXTENSION:
+            return module
+    raise ValueError(f"no media format has the extension {extension!r}")

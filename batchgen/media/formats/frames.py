@@ -1,0 +1,26 @@
+"""A folder of numbered PNG files, lossless; quality does not apply, fps is in the catalog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from batchgen.media.formats import png
+
+EXTENSION = ".frames"
+
+
+def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+    """Make the folder `path` with 00000.png, 00001.png, ..."""
+    path.mkdir()
+    for number, frame in enumerate(frames):
+        png.write(frame[None], path / f"{number:05d}.png", fps=fps, quality=quality)
+
+
+def read(path: Path) -> np.ndarray:
+    """uint8 (F, H, W, 3); OSError for a missing or torn frame or a file that does not belong."""
+    found = sorted(file.name for file in path.iterdir())
+    if not found or found != [f"{number:05d}.png" for number in range(len(found))]:
+        raise OSError(f"{path}: frames are missing or files do not belong: {found[:5]} ...")
+    return np.concatenate([png.read(path / name) for name in found])

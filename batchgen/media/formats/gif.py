@@ -1,0 +1,35 @@
+"""Animated GIF with one palette a clip; quality 0..10 is 56..256 colours.
+
+Made by ffmpeg and not by Pillow, which merges equal neighbouring frames into one. GIF counts time
+in hundredths of a second: other frame rates are met on average.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from batchgen.media import ffmpeg
+
+EXTENSION = ".gif"
+_TRAILER = b"\x3b"
+
+
+def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+    """Encode uint8 (F, H, W, 3); OSError if the encoder fails."""
+    colours = 56 + 20 * quality
+    palette = f"split[a][b];[a]palettegen=max_colors={colours}:reserve_transparent=1[p]"
+    filters = f"{palette};[b][p]paletteuse=dither=bayer:bayer_scale=3"
+    output = ["-filter_complex", filters, "-threads", "1", *ffmpeg.BITEXACT, "-loop", "0"]
+    ffmpeg.encode(frames, path, fps=fps, output=[*output, "-f", "gif"])
+
+
+def read(path: Path) -> np.ndarray:
+    """Decode all frames, uint8 (F, H, W, 3); OSError for a torn file."""
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 1))
+        if file.read(1) != _TRAILER:  # decoders take a cut file for a shorter clip
+            raise OSError(f"{path}: the GIF trailer is missing, the file is torn")
+    return ffmpeg.decode(path)

@@ -1,0 +1,24 @@
+"""JPEG: one frame; quality 0..10 is JPEG quality 45..95, colour at full resolution from 8 on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from batchgen.media.still import only_frame, read_still
+
+EXTENSION = ".jpg"
+
+
+def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+    """Encode uint8 (1, H, W, 3); ValueError for more than one frame."""
+    subsampling = 0 if quality >= 8 else 2
+    image = Image.fromarray(only_frame(frames, "jpeg"))
+    image.save(path, format="JPEG", quality=45 + 5 * quality, subsampling=subsampling)
+
+
+def read(path: Path) -> np.ndarray:
+    """uint8 (1, H, W, 3); OSError for a torn file."""
+    return read_still(path, "JPEG")

@@ -1,0 +1,33 @@
+"""H.264 in MP4: plays in every browser.
+
+Quality 0..10 is constant rate factor 36..16 (8 -> 20). Sizes are kept as they are: even ones are
+stored as yuv420p; an odd width or height cannot be, so those files are yuv444p, which fewer
+players take. Colours are converted and tagged as BT.709, so that players need not guess by size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from batchgen.media import ffmpeg
+
+EXTENSION = ".mp4"
+THREADS = 2  # part of the bytes: x264 cuts its work by the number of threads
+
+
+def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+    """Encode uint8 (F, H, W, 3); OSError if the encoder fails."""
+    _, height, width, _ = frames.shape
+    pixels = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+    scale = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bitexact"
+    tags = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
+    codec = ["-c:v", "libx264", "-crf", str(36 - 2 * quality), "-threads", str(THREADS)]
+    output = ["-vf", scale, "-pix_fmt", pixels, *codec, *tags, *ffmpeg.BITEXACT, "-f", "mp4"]
+    ffmpeg.encode(frames, path, fps=fps, output=output)
+
+
+def read(path: Path) -> np.ndarray:
+    """Decode all frames, uint8 (F, H, W, 3); OSError for a torn file."""
+    return ffmpeg.decode(path)

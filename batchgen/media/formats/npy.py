@@ -1,0 +1,26 @@
+"""The frames as they are, one NumPy array; quality does not apply."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+EXTENSION = ".npy"
+
+
+def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+    """Write uint8 (F, H, W, 3) in NumPy's format."""
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(frames), allow_pickle=False)
+
+
+def read(path: Path) -> np.ndarray:
+    """uint8 (F, H, W, 3), never unpickled; ValueError for a torn file or another array."""
+    with path.open("rb") as file:
+        frames: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        if file.read(1):
+            raise ValueError(f"{path}: bytes after the array")
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"{path}: {frames.dtype} {frames.shape} is not a clip of uint8 RGB frames")
+    return frames

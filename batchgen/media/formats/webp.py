@@ -1,0 +1,55 @@
+"""WebP, one frame or animated: quality 0..9 is lossy 40..94, 10 is lossless.
+
+The encoder merges equal neighbouring frames into one with a longer duration. The number of frames
+and the frame rate are therefore kept in the file (XMP), and reading lays the frames out again.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+EXTENSION = ".webp"
+_NOTE = re.compile(rb"batchgen num_frames=(\d+) fps=(\d+)")
+
+
+def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+    """Encode uint8 (F, H, W, 3)."""
+    images = [Image.fromarray(frame) for frame in frames]
+    ends = [round(1000 * (number + 1) / fps) for number in range(len(frames))]
+    durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    note = f"batchgen num_frames={len(frames)} fps={fps}".encode()
+    images[0].save(
+        path,
+        format="WEBP",
+        save_all=len(images) > 1,
+        append_images=images[1:],
+        duration=durations,
+        loop=0,
+        lossless=quality == 10,
+        quality=40 + 6 * quality,
+        method=4,
+        xmp=note,
+    )
+
+
+def read(path: Path) -> np.ndarray:
+    """uint8 (F, H, W, 3); OSError or ValueError for a torn file."""
+    with Image.open(path, formats=["WEBP"]) as image:
+        note = _NOTE.search(image.info.get("xmp", b""))
+        if note is None:
+            raise ValueError(f"{path}: the number of frames is not noted in the file")
+        num_frames, fps = int(note[1]), int(note[2])
+        shown, ends = [], []
+        elapsed = 0
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            shown.append(np.asarray(image.convert("RGB")))
+            elapsed += int(image.info.get("duration", 0))
+            ends.append(elapsed)
+    starts = [round(1000 * number / fps) for number in range(num_frames)]
+    places = np.minimum(np.searchsorted(ends, starts, side="right"), len(shown) - 1)
+    return np.stack([shown[place] for place in places])
