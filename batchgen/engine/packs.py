@@ -19,6 +19,7 @@ import torch
 from batchgen.engine.contract import SelfTest
 from batchgen.engine.edges import pack_equals_solo
 from batchgen.engine.family import Family
+from batchgen.engine.isolation import Failed, attempt
 from batchgen.records import Bucket, Determinism
 
 CPU_TOKENS = 1024
@@ -112,7 +113,9 @@ class Packer:
     def _tested(self, bucket: Bucket, limit: int) -> int:
         if not self.strict or limit == 1:
             return limit
-        passed = self._equal(self.family, bucket, min(limit, PROBE_ITEMS))
+        passed = attempt(lambda: self._equal(self.family, bucket, min(limit, PROBE_ITEMS)))
+        if isinstance(passed, Failed):
+            return 1  # the model cannot run this bucket: let each of its rows say so
         if self.self_test != "failed":
             self.self_test = "passed" if passed else "failed"
         return limit if passed else 1

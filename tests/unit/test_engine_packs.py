@@ -1,0 +1,112 @@
+"""Pack sizes: budget, sweep, self-test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from batchgen.engine.edges import run_item_by_item
+from batchgen.engine.packs import Packer, even_chunks
+from batchgen.records import Bucket
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMALL, LARGE = Bucket(32, 32, 5), Bucket(640, 480, 81)
+
+
+class Sized:
+    """A family by its token counts alone."""
+
+    def tokens_per_item(self, bucket: Bucket) -> int:
+        return {SMALL: 8, LARGE: 25_200}[bucket]
+
+
+def packer(
+    device: torch.device = CPU, budget: Any = "auto", strict: bool = False, equal: bool = True
+) -> Packer:
+    return Packer(
+        Sized(),  # type: ignore[arg-type]
+        device,
+        budget,
+        "strict" if strict else "throughput",
+        equal=lambda family, bucket, items: equal,
+    )
+
+
+def test_a_budget_counts_tokens_and_one_item_always_goes() -> None:
+    assert packer(budget=100).size(SMALL) == 12
+    assert packer(budget=100).size(LARGE) == 1
+    assert packer().size(SMALL) == 128
+
+
+def test_strict_goes_item_by_item_where_the_self_test_fails() -> None:
+    failing, passing = packer(strict=True, equal=False), packer(strict=True)
+    assert (failing.size(SMALL), failing.self_test) == (1, "failed")
+    assert (passing.size(SMALL), passing.self_test) == (128, "passed")
+    assert (packer(equal=False).size(SMALL), packer().self_test) == (128, "not needed")
+    assert packer(strict=True, equal=False).size(LARGE) == 1
+
+
+def sweep(seconds_per_forward: Any) -> tuple[int, list[int]]:
+    """Feed the sweep a device's forward times; returns the settled size and the sizes tried."""
+    sizing, tried = packer(CUDA), []
+    while sizing.measuring(SMALL):
+        size = sizing.size(SMALL)
+        tried.append(size)
+        sizing.observe(SMALL, size, seconds_per_forward(size))
+        assert len(tried) < 60
+    return sizing.size(SMALL), tried
+
+
+def test_the_sweep_ends_where_an_item_gets_no_cheaper() -> None:
+    """A device whose forward takes the same time up to eight items, then grows with them."""
+    size, tried = sweep(lambda items: 0.010 * max(1.0, items / 8))
+    assert size == 8
+    assert tried == [1, 1, 2, 2, 4, 4, 8, 8, 16, 16]
+
+
+def test_the_sweep_stays_at_one_when_packing_loses() -> None:
+    assert sweep(lambda items: 0.010 * items**1.2)[0] == 1
+
+
+def test_the_sweep_ends_at_the_token_limit() -> None:
+    size, _ = sweep(lambda items: 0.010)
+    assert size == 65_536 // 8
+
+
+def test_out_of_memory_halves_the_limit() -> None:
+    sizing = packer()
+    sizing.shrink(SMALL, 100)
+    assert sizing.size(SMALL) == 50
+    sizing.shrink(SMALL, 1)
+    assert sizing.size(SMALL) == 1
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 30])
+def test_chunks_are_few_full_and_even(count: int, size: int) -> None:
+    chunks = even_chunks(range(count), size)
+    assert [i for chunk in chunks for i in chunk] == list(range(count))
+    assert len(chunks) == -(-count // size)
+    lengths = [len(chunk) for chunk in chunks]
+    assert max(lengths) <= size
+    assert max(lengths) - min(lengths) <= 1
+
+
+class Nosy(nn.Module):
+    """Its result depends on the batch size, as some kernels' last bits do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x.shape[0]
+
+
+def test_an_edge_sees_one_item_at_a_time() -> None:
+    module, x = Nosy(), torch.arange(6.0).view(3, 2)
+    plain = module(x)
+    run_item_by_item([module])
+    run_item_by_item([module])
+    assert torch.equal(plain, x + 3)
+    assert torch.equal(module(x), x + 1)
+    assert list(module.state_dict()) == []
