@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 def progress_bar() -> Iterator[Callable[[RunStatus], None]]:
     """Yields a function to be called with the status now and then."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     columns = (
@@ -33,8 +39,6 @@ def progress_bar() -> Iterator[Callable[[RunStatus], None]]:
             note = f"{status.running} running" if status.running else "loading"
             if status.failed:
                 note += f", {status.failed} failed"
-            progress.update(
-                task, total=status.rows, completed=status.ok + status.failed, note=note
-            )
+            progress.update(task, total=status.rows, completed=status.ok + status.failed, note=note)
 
         yield watch

@@ -69,11 +69,11 @@ def handle_resume(args: argparse.Namespace) -> Result:
 
 
 def handle_retry(args: argparse.Namespace) -> Result:
-    from batchgen.ledger.attempts import winners
+    from batchgen.ledger.winners import missing_rows
     from batchgen.runner.resume import prepare_resume
 
     run = find_run(args)
-    rows = _named_rows(run, args.rows.split(",")) if args.rows else winners(run).failed_rows
+    rows = _named_rows(run, args.rows.split(",")) if args.rows else missing_rows(run).failed
     settings = prepare_resume(run, [], rerender_changed=False)
     return _go_on(args, run, settings, rows)
 

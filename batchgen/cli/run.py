@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchgen.cli.result import OK, ROWS_LEFT, Result
+from batchgen.cli.result import OK, Result
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from batchgen.ledger.catalog import CatalogSummary
     from batchgen.paths import RunPaths
     from batchgen.runner.submit import Settings
 
@@ -59,14 +58,13 @@ def handle_run(args: argparse.Namespace) -> Result:
 
 def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = None) -> Result:
     """Wait with a progress bar, collect, print the summary."""
+    from batchgen.cli.collect import summary_result
     from batchgen.cli.progress import progress_bar
     from batchgen.runner.steward import drive
 
     with progress_bar() as watch:
         summary = drive(run, settings, watch, rows)
-    print_summary(run, summary)
-    data: dict[str, object] = {"run": str(run.root), "catalog": str(run.catalog_rows)}
-    return Result(OK if summary.ok == summary.rows else ROWS_LEFT, data | summary.counts())
+    return summary_result(run, summary)
 
 
 def handle_submit(args: argparse.Namespace) -> Result:
@@ -97,16 +95,3 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
     if composed.config.output.enable_launch_log:
         (run.logs / "launch.log").write_text(f"job {args.job}\noverrides {args.overrides}\n")
     return run, Settings(composed.resolved, list(composed.overrides))
-
-
-def print_summary(run: RunPaths, summary: CatalogSummary) -> None:
-    """Counts, where to look, and the first failures."""
-    print(f"\n{summary.ok} of {summary.rows} rows ok", end="")
-    print(f", {summary.failed} failed" if summary.failed else "", end="")
-    print(f", {summary.pending} left" if summary.pending else "")
-    for failure in summary.first_failures:
-        print(f"  {failure.row_id}: {failure.error_type}: {failure.error}")
-    print(f"media    {run.media}")
-    print(f"catalog  {run.catalog_rows}")
-    if summary.failed or summary.pending:
-        print(f"go on    batchgen resume {run.root.name}")

@@ -1,60 +1,174 @@
-"""`status`, `cancel`, `logs`: look at a run and end it. `status` uses the standard library alone."""
+"""`status`, `cancel`, `logs`: look at a run, end it. `status` needs only the standard library."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
-from batchgen.ledger.status import RunStatus, read_status
+from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths
 
-WATCH_S = 2.0
-TAIL_LINES = 40
+WATCH_S = 1.0
+TAIL_LINES = 20
+SHOWN_FAILURES = 20
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    status = verbs.add_parser(
+    status = _verb(
+        verbs,
         "status",
-        help="rows done, failed, running and left",
-        description="Rows done, failed, running and left; attempts, rate and what it cost so far.",
-        epilog="examples:\n  batchgen status latest\n  batchgen status latest --watch",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "rows done, failed, running and left",
+        "Rows done, failed, running and left; attempts, rate and what it cost so far.",
+        "examples:\n  batchgen status latest\n  batchgen status latest --watch",
     )
-    add_run_argument(status)
-    status.add_argument("--watch", action="store_true", help="refresh until the run has ended")
+    status.add_argument("--watch", action="store_true", help="refresh until nothing runs")
     status.set_defaults(handler=handle_status)
-    cancel = verbs.add_parser(
+    cancel = _verb(
+        verbs,
         "cancel",
-        help="end a run's ranks; what is committed stays",
-        description="Drain the ranks of a run, then kill what does not end. Resume goes on later.",
-        epilog="example:\n  batchgen cancel latest",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "end a run's ranks; what is committed stays",
+        "Drain the ranks of a run, then kill what does not end. `resume` goes on later.",
+        "example:\n  batchgen cancel latest",
     )
-    add_run_argument(cancel)
     cancel.set_defaults(handler=handle_cancel)
-    logs = verbs.add_parser(
+    logs = _verb(
+        verbs,
         "logs",
-        help="logs of the latest submission, or the failures",
-        description="The end of each rank's log, or every failed row with its traceback.",
-        epilog="examples:\n  batchgen logs latest\n  batchgen logs latest --failed",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "the end of every log, or the failures",
+        "The end of every log of the last submission, or failed rows with their tracebacks.",
+        "examples:\n  batchgen logs latest\n  batchgen logs latest --failed",
     )
-    add_run_argument(logs)
     logs.add_argument("--failed", action="store_true", help="failed rows with their tracebacks")
     logs.set_defaults(handler=handle_logs)
 
 
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    description: str,
+    epilog: str,
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_argument(parser)
+    return parser
+
+
+# ------------------------------------------------------------------------------------------ status
 def handle_status(args: argparse.Namespace) -> Result:
     """Exit code 0 when every row is ok, 1 while rows are failed or left."""
     run = find_run(args)
     status = read_status(run)
     while args.watch and status.alive:
-        _show(run, status)
+        _redraw(_lines(status))
         time.sleep(WATCH_S)
         status = read_status(run)
-    _show(run, status)
-    data: dict[str, object] = {"run": str(run.root), **asdict(status)}
+    _redraw(_lines(status)) if args.watch else print("\n".join(_lines(status)))
+    data = {**asdict(status), "alive": status.alive}
     return Result(OK if status.ok == status.rows else ROWS_LEFT, data)
+
+
+def _redraw(lines: list[str]) -> None:
+    """Over the last picture on a terminal, below it elsewhere."""
+    if sys.stdout.isatty():
+        print("\033[H\033[2J", end="")
+    print("\n".join(lines), flush=True)
+
+
+def _lines(status: RunStatus) -> list[str]:
+    lines = [
+        f"{Path(status.run).name}  {status.state}",
+        f"rows      {status.rows}: {status.ok} ok, {status.failed} failed, "
+        f"{status.running} running, {status.left} left"
+        + (f", {status.quarantined} quarantined" if status.quarantined else "")
+        + (f" ({status.aliases} share another row's media)" if status.aliases else ""),
+        f"progress  {_bar(status.ok, status.rows)}  {_rate(status)}",
+        f"cost      {status.gpu_hours:.4f} device hours in {len(status.attempts)} attempt(s), "
+        f"submission {status.submission}",
+    ]
+    shown = [a for a in status.attempts if a.attempt.submission == status.submission]
+    lines += [_attempt_line(attempt) for attempt in shown]
+    if status.last_error:
+        lines.append(f"last error  {status.last_error}")
+    if status.left and not status.alive:
+        lines.append(f"go on with  batchgen resume {Path(status.run).name}")
+    return lines
+
+
+def _bar(done: int, total: int, width: int = 30) -> str:
+    filled = width * done // max(1, total)
+    return f"[{'#' * filled}{'.' * (width - filled)}] {100 * done // max(1, total)} %"
+
+
+def _rate(status: RunStatus) -> str:
+    if not status.rate_per_s:
+        return ""
+    eta = "" if status.eta_s is None else f", about {_duration(status.eta_s)} to go"
+    return f"{60 * status.rate_per_s:.1f} rows a minute{eta}"
+
+
+def _attempt_line(attempt: AttemptStatus) -> str:
+    how = attempt.ended or (attempt.phase if attempt.life == "running" else "died")
+    return (
+        f"  {attempt.attempt.tag:10} {attempt.life:8} {how:12} {attempt.commits:6} rows  "
+        f"{_duration(attempt.wall_s):>7}  {attempt.host} {attempt.device}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# ------------------------------------------------------------------------------------ cancel, logs
+def handle_cancel(args: argparse.Namespace) -> Result:
+    from batchgen.runner.steward import cancel
+
+    run = find_run(args)
+    ended = cancel(run)
+    status = read_status(run)
+    print(f"{ended} rank(s) ended; {status.ok} of {status.rows} rows ok, {status.left} left")
+    return Result(OK, {"run": str(run.root), "ranks": ended, "ok": status.ok, "left": status.left})
+
+
+def handle_logs(args: argparse.Namespace) -> Result:
+    run = find_run(args)
+    if args.failed:
+        return _failures(run)
+    files = _log_files(run)
+    for file in files:
+        print(f"==> {file.relative_to(run.root)}")
+        print("\n".join(file.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
+    return Result(OK, {"run": str(run.root), "logs": [str(file) for file in files]})
+
+
+def _log_files(run: RunPaths) -> list[Path]:
+    """Logs of the ranks and what the last submission's processes printed, where not empty."""
+    found = sorted(run.logs.glob("*.log"))
+    submissions = sorted(run.submissions.iterdir()) if run.submissions.is_dir() else []
+    for last in submissions[-1:]:
+        found += [*sorted(last.glob("submitit/*.out")), *sorted(last.glob("submitit/*.err"))]
+    return [file for file in found if file.stat().st_size]
+
+
+def _failures(run: RunPaths) -> Result:
+    from batchgen.ledger.frames import failures, snapshot
+
+    failed = failures(snapshot(run.root))
+    for row in failed.head(SHOWN_FAILURES).itertuples():
+        print(f"==> {row.row_id}  {row.error_type}: {row.error}\n{row.traceback}")
+    if len(failed) > SHOWN_FAILURES:
+        print(f"... and {len(failed) - SHOWN_FAILURES} more; see catalog.failures() in pandas")
+    return Result(OK, {"run": str(run.root), "failed": list(failed.row_id)})

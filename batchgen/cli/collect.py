@@ -1,0 +1,86 @@
+"""`collect` and `verify`: publish the catalog, and hold it against the media."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from batchgen.cli.result import OK, ROWS_LEFT, Result
+from batchgen.cli.runs import add_run_argument, find_run
+
+if TYPE_CHECKING:
+    from batchgen.ledger.catalog import CatalogSummary
+    from batchgen.paths import RunPaths
+
+SHOWN_FAILURES = 5
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    collect = verbs.add_parser(
+        "collect",
+        help="write the catalog from what is committed",
+        description="Write catalog/rows, catalog/runs.parquet and time_stats.csv; any time.",
+        epilog="example:\n  batchgen collect latest",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_argument(collect)
+    collect.set_defaults(handler=handle_collect)
+    verify = verbs.add_parser(
+        "verify",
+        help="hold the catalog against the media, both ways",
+        description="Check that every published file is there, whole, and decodes; find orphans.",
+        epilog="examples:\n  batchgen verify latest\n  batchgen verify latest --repair",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run_argument(verify)
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="delete orphans and let `resume` render rows with damaged media again",
+    )
+    verify.set_defaults(handler=handle_verify)
+
+
+def handle_collect(args: argparse.Namespace) -> Result:
+    """Exit code 0 only if every row is ok."""
+    from batchgen.ledger.catalog import collect
+
+    run = find_run(args)
+    return summary_result(run, collect(run))
+
+
+def handle_verify(args: argparse.Namespace) -> Result:
+    """Exit code 0 if nothing is wrong (after the repair, with --repair)."""
+    from batchgen.ledger.verify import verify
+
+    run = find_run(args)
+    report = verify(run, repair=args.repair)
+    for problem in report.problems:
+        print(problem)
+    print(report.summary())
+    return Result(OK if report.sound else ROWS_LEFT, {"run": str(run.root), **report.to_json()})
+
+
+def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
+    """Print counts, the first failures and where to look; exit code 1 unless all rows are ok."""
+    others = {"failed": summary.failed, "quarantined": summary.quarantined, "left": summary.pending}
+    print(f"{summary.ok} of {summary.rows} rows ok", end="")
+    print("".join(f", {count} {name}" for name, count in others.items() if count))
+    for line in _first_failures(run) if summary.failed else ():
+        print(f"  {line}")
+    print(f"media    {run.media}\ncatalog  {run.catalog_rows}")
+    if summary.ok < summary.rows:
+        print(f"go on    batchgen resume {run.root.name}")
+    data = {"run": str(run.root), "catalog": str(run.catalog_rows), "rows": summary.rows}
+    counts = {"ok": summary.ok, **others}
+    return Result(OK if summary.ok == summary.rows else ROWS_LEFT, {**data, **counts})
+
+
+def _first_failures(run: RunPaths) -> list[str]:
+    import pyarrow.dataset as ds
+
+    failed = ds.field("status") == "failed"
+    columns = ["row_id", "error_type", "error"]
+    rows = ds.dataset(run.catalog_rows).scanner(columns=columns, filter=failed)
+    first = rows.head(SHOWN_FAILURES).to_pylist()
+    return [f"{row['row_id']}: {row['error_type']}: {row['error']}" for row in first]

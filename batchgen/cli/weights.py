@@ -1,0 +1,37 @@
+"""`weights convert`: pickled checkpoints become safetensors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from batchgen.cli.result import OK, Result
+
+EPILOG = """\
+examples:
+  batchgen weights convert old/model.pth new/diffusion_pytorch_model.safetensors
+  batchgen weights convert old-checkpoint/ new-checkpoint/
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    group = verbs.add_parser("weights", help="convert checkpoints to safetensors")
+    convert = group.add_subparsers(dest="what", metavar="WHAT", required=True).add_parser(
+        "convert",
+        help=".pth, .pt, .bin or .ckpt to safetensors",
+        description="Rewrite pickled weights as safetensors; nothing in the pickle is executed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    convert.add_argument("src", metavar="SRC", type=Path, help="file or checkpoint folder")
+    convert.add_argument("dst", metavar="DST", type=Path, help="new file or folder")
+    convert.set_defaults(handler=handle_convert)
+
+
+def handle_convert(args: argparse.Namespace) -> Result:
+    from batchgen.engine.weights import convert_weights
+
+    written = convert_weights(args.src, args.dst)
+    for file in written:
+        print(file)
+    return Result(OK, {"written": [str(file) for file in written]})

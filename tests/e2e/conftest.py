@@ -1,0 +1,16 @@
+"""Fixtures of the end-to-end tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Bench, make_bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Callable[[int | Sequence[dict[str, Any]]], Bench]:
+    """Makes a working folder for a manifest: a row count, or the rows themselves."""
+    return lambda rows: make_bench(tmp_path, rows)

@@ -1,0 +1,220 @@
+"""Kill anything, any time: every row once, the same pixels, nothing torn."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from batchgen.ledger.status import read_status
+from harness import Bench, published
+
+from batchgen.paths import RunPaths
+
+
+def ranks(run: RunPaths) -> list[int]:
+    """Pids of the ranks at work."""
+    return [a.process.pid for a in read_status(run).attempts if a.alive]
+
+
+def wait_for_ranks(run: RunPaths, timeout_s: float = 60.0) -> list[int]:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := ranks(run):
+            return found
+        time.sleep(0.02)
+    raise AssertionError("no rank came up")
+
+
+def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
+    """Wait until nothing of the run is at work."""
+    deadline = time.monotonic() + timeout_s
+    while read_status(run).alive:
+        assert time.monotonic() < deadline, "the run does not end"
+        time.sleep(0.05)
+
+
+def torment(work: Bench, kills: int, seed: int, rows: int) -> RunPaths:
+    """Submit; kill random ranks at random moments, resume on another rank count, and again."""
+    dice = random.Random(seed)
+    started = work.call("submit", str(work.job), "slurm=local", "slurm.ranks_per_node=2", "--json")
+    assert started.code == 0, started.err
+    run = started.run
+    done = 0
+    while done < kills:
+        victims = wait_for_ranks(run)
+        time.sleep(dice.uniform(0.0, 1.5))
+        alive = [pid for pid in victims if pid in ranks(run)]
+        for pid in dice.sample(alive, k=dice.randint(1, len(alive))) if alive else []:
+            os.kill(pid, signal.SIGKILL)
+            done += 1
+        settle(run)
+        count = dice.choice((1, 2, 3))
+        again = work.call("resume", str(run.root), f"slurm.ranks_per_node={count}", "--detach")
+        assert again.code == 0, again.err
+        if "nothing is left" in again.out:
+            break
+    settle(run)
+    last = work.call("resume", str(run.root), "--json")
+    assert last.code == 0, last.err
+    assert done >= kills, f"the run ended after {done} kills; give it more than {rows} rows"
+    return run
+
+
+def audit(work: Bench, run: RunPaths) -> None:
+    """Catalog equal as a set to the undisturbed run's, media verified."""
+    undisturbed = work.run()
+    assert undisturbed.code == 0, undisturbed.err
+    assert published(run) == published(undisturbed.run)
+    checked = work.call("verify", str(run.root), "--json")
+    assert checked.code == 0, checked.out
+
+
+def test_ten_kills_lose_nothing_and_repeat_nothing(bench) -> None:
+    work = bench(60)
+    run = torment(work, kills=10, seed=1, rows=60)
+    audit(work, run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_hundred_kills(bench) -> None:
+    work = bench(600)
+    run = torment(work, kills=100, seed=2, rows=600)
+    audit(work, run)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "media.before_write", "media.after_write", "media.before_rename", "media.after_rename",
+        "journal.before_append", "journal.torn", "journal.after_append",
+    ],
+)  # fmt: skip
+def test_a_kill_at_each_step_of_a_commit(bench, point: str) -> None:
+    work = bench(3)
+    killed = work.run("slurm.max_attempts=1", env={"BATCHGEN_FAILPOINT": f"{point}:2:kill"})
+    assert killed.code == -signal.SIGKILL
+    run = RunPaths(next(work.root.glob("job-*")))
+    before = read_status(run)
+    expected = 2 if point == "journal.after_append" else 1
+    assert (before.ok, before.left) == (expected, 3 - expected)
+    done = work.call("resume", str(run.root), "--json")
+    assert done.code == 0, done.err
+    assert len(published(run)) == 3
+    checked = work.call("verify", str(run.root), "--repair", "--json")
+    assert checked.code == 0, checked.out
+
+
+def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) -> None:
+    work = bench(6)
+    env = {"BATCHGEN_FAILPOINT": "journal.before_append:2:stop"}
+    started = work.call("submit", str(work.job), "slurm=local", "--json", env=env)
+    run = started.run
+    (pid,) = wait_for_ranks(run)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.05)
+    refused = work.call("resume", str(run.root))
+    assert refused.code == 2 and "is at work" in refused.err
+    os.kill(pid, signal.SIGKILL)
+    settle(run)
+    first, second = (work.start("resume", str(run.root), "--json") for _ in range(2))
+    results = [(p.communicate(timeout=120), p.returncode) for p in (first, second)]
+    codes = sorted(code for _, code in results)
+    assert codes == [0, 2], results
+    assert len(published(run)) == 6
+
+
+def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
+    work = bench(16)
+    started = work.call(
+        "submit", str(work.job), "slurm=local", "slurm.ranks_per_node=2",
+        "row_defaults.num_steps=8", "--json",
+    )  # fmt: skip
+    run = started.run
+    while read_status(run).ok < 2:
+        time.sleep(0.05)
+    cancelled = work.call("cancel", str(run.root), "--json")
+    assert cancelled.code == 0, cancelled.err
+    status = read_status(run)
+    assert not status.alive and 2 <= status.ok < 16
+    done = work.call("resume", str(run.root), "slurm.ranks_per_node=1", "--json")
+    assert done.code == 0, done.err
+    assert len(published(run)) == 16
+
+
+def test_settings_in_the_row_key_are_refused_or_rerendered(bench) -> None:
+    work = bench([
+        {"row_id": "own-steps", "prompt": "a red circle", "num_steps": 3},
+        {"row_id": "default", "prompt": "a blue ring", "num_steps": None},
+    ])  # fmt: skip
+    run = work.run().run
+    before = published(run)
+    refused = work.call("resume", str(run.root), "row_defaults.num_steps=4")
+    assert refused.code == 2 and "row_defaults.num_steps" in refused.err
+    assert published(run) == before
+    again = work.call(
+        "resume", str(run.root), "row_defaults.num_steps=4", "--rerender-changed", "--json"
+    )
+    assert again.code == 0, again.err
+    after = published(run)
+    assert after["own-steps"] == before["own-steps"]
+    assert after["default"] != before["default"]
+
+
+def test_retry_renders_named_rows_again_with_the_same_pixels(bench) -> None:
+    work = bench(2)
+    run = work.run().run
+    before = published(run)
+    done = work.call("retry", str(run.root), "--rows", "row-001", "--json")
+    assert done.code == 0, done.err
+    assert published(run) == before
+    unknown = work.call("retry", str(run.root), "--rows", "row-01")
+    assert unknown.code == 2 and "row-001" in unknown.err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A tmpfs of 300 KiB, for root only."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)])
+    if mounted.returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_and_resume_works_after_room_is_made(bench, small_disk) -> None:
+    work = bench(40)
+    full = work.call(
+        "run", str(work.job), f"output.root_dir={small_disk}", "output.format=npy",
+        "slurm.max_attempts=1", "--json",
+    )  # fmt: skip
+    assert full.code == 1, full.err
+    assert "No space left" in full.out + full.err
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    run = RunPaths(next(small_disk.glob("job-*")))
+    assert read_status(run).left + read_status(run).failed > 0
+    done = work.call("resume", str(run.root), "--json")
+    assert done.code == 0, done.err
+    assert len(published(run)) == 40
+
+
+def test_a_read_only_folder_is_said_and_harms_nothing(bench, small_disk) -> None:
+    work = bench(2)
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    run = work.run(f"output.root_dir={small_disk}").run
+    before = published(run)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    refused = work.call("retry", str(run.root), "--rows", "row-001")
+    assert refused.code != 0 and "ead-only" in refused.err
+    assert "Traceback" not in refused.err
+    assert json.loads(run.run_json.read_text())["rows"] == 2
+    assert work.call("status", str(run.root)).code == 0
+    assert published(run) == before
