@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from batchgen.config.limits import check_limit
 from batchgen.config.schema import JobConfig
@@ -30,7 +30,7 @@ def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
     `where` is the dotted key of the mapping inside the job, for messages. Raises ConfigError for
     an unknown or missing key, a wrong type, an illegal value.
     """
-    hints = _hints(cls)
+    hints = _hints(cast(Any, cls))
     for key in mapping:
         if key not in hints:
             raise ConfigError(unknown_key_message(_join(where, str(key))))
@@ -91,9 +91,7 @@ def unknown_key_message(key: str) -> str:
     if not siblings:
         return f"{key}: unknown key{closest(key, [k for k, _ in leaf_keys()])}"
     listed = ", ".join(siblings)
-    return (
-        f"{key}: unknown key{closest(name, siblings)}; legal keys {_under(parent)}: {listed}"
-    )
+    return f"{key}: unknown key{closest(name, siblings)}; legal keys {_under(parent)}: {listed}"
 
 
 def legal_children(parent: str) -> list[str]:
@@ -112,7 +110,7 @@ def _join(where: str, key: str) -> str:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
@@ -189,7 +187,9 @@ def _convert_tuple(items: tuple[Any, ...], value: object, where: str) -> object:
         return tuple(_convert(items[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if len(value) != len(items):
         raise ConfigError(f"{where}: {value!r} must have {len(items)} entries")
-    return tuple(_convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(items, value, strict=True)))
+    return tuple(
+        _convert(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(items, value, strict=True))
+    )
 
 
 def _convert_dict(item: Any, value: object, where: str) -> object:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -79,13 +79,14 @@ def recompose(resolved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Com
 def write_hydra(composed: Composed, folder: Path) -> None:
     """Write `config.yaml`, `overrides.yaml` and `hydra.yaml`, as Hydra's own launcher does."""
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {
-        "config.yaml": composed.resolved,
+    parts: dict[str, object] = {
+        "config.yaml": _literal(composed.resolved),
         "overrides.yaml": list(composed.overrides),
         "hydra.yaml": {"hydra": composed.hydra},
     }
     for name, content in parts.items():
-        (folder / name).write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 # -------------------------------------------------------------------------------------- composing
@@ -177,10 +178,11 @@ def _jobs_nearby(job: Path) -> str:
 # -------------------------------------------------------------------------------------- overrides
 def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         lines = str(error).strip().splitlines()
         raise ConfigError(f"override cannot be read: {lines[0]}; write it as key=value") from error
+    return parsed
 
 
 def _forced(override: Override) -> str:
@@ -199,7 +201,7 @@ def _forced(override: Override) -> str:
 
 
 def _check_key(key: str) -> None:
-    """Raise ConfigError unless `key` is a leaf of the schema, a part of one, or inside a mapping."""
+    """Raise ConfigError unless `key` is a leaf of the schema, its parent, or in a mapping."""
     if key in COMPOUND:
         return
     for leaf, hint in leaf_keys():

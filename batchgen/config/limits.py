@@ -41,7 +41,7 @@ class Range:
 _POSITIVE = Range(1)
 _ABOVE_ZERO = Range(0, above_low=True)
 
-# Ranges of request values, shared by row_defaults, model.request_defaults and the manifest's columns.
+# Request values: the same in row_defaults, model.request_defaults and the manifest's columns.
 REQUEST_RANGES: dict[str, Range] = {
     "seed": Range(0, MAX_SEED),
     "width": Range(1, MAX_SIDE),

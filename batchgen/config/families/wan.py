@@ -8,6 +8,8 @@ video and of the text, feed-forward, self attention, cross attention. The 1.3B m
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from batchgen.config.family import Capabilities, ComponentBytes, Stride
 from batchgen.config.schema import ModelSpec, VaeSpec
 from batchgen.records import Bucket
@@ -39,7 +41,8 @@ def tokens(model: ModelSpec, bucket: Bucket) -> int:
     """Video tokens of one item: latent cells divided by the patch."""
     latents = latent_shape(model, bucket)
     frames, height, width = (
-        -(-cells // patch) for cells, patch in zip(latents, model.transformer.patch_size, strict=True)
+        -(-cells // patch)
+        for cells, patch in zip(latents, model.transformer.patch_size, strict=True)
     )
     return frames * height * width
 
@@ -70,7 +73,7 @@ def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
     grows_in_time = list(reversed(vae.temperal_downsample))
     cells = float(frames * height * width)
     total = cells * _conv(vae.z_dim, channels[0]) + 4 * cells * _conv(channels[0], channels[0])
-    for stage, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+    for stage, (before, after) in enumerate(pairwise(channels)):
         inputs = before // 2 if stage else before  # up-sampling halves the channels
         total += cells * (_conv(inputs, after) + (2 * vae.num_res_blocks + 1) * _conv(after, after))
         if stage == len(channels) - 2:
@@ -121,7 +124,7 @@ def vae_parameters(vae: VaeSpec) -> int:
     """Weights of the autoencoder: residual blocks of both halves (encoder about 3/4 of decoder)."""
     channels = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
     total = 4 * _KERNEL * channels[0] ** 2 + _KERNEL * vae.z_dim * channels[0]
-    for stage, (before, after) in enumerate(zip(channels[:-1], channels[1:], strict=True)):
+    for stage, (before, after) in enumerate(pairwise(channels)):
         inputs = before // 2 if stage else before
         total += _KERNEL * (inputs * after + (2 * vae.num_res_blocks + 1) * after * after)
     return total * 7 // 4

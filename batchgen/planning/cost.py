@@ -1,0 +1,68 @@
+"""Predicted device seconds of a row: FLOPs over a device's figures, scaled by what was measured.
+
+    seconds = steps x branches x forward + texts x encode + decode
+    forward = FLOPs / (efficiency x peak) + layers x launch
+
+The efficiencies are shares of the measured matmul rate that well-kept engines reach: transformer
+blocks 0.55 (published: 0.45 to 0.75), causal 3D convolutions of the decoder 0.16 (2.2 s for Wan at
+832x480x81 on an H100). Small models are bound by the launch of their kernels instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchgen.config.family import load_family
+from batchgen.config.schema import DeviceConfig, ModelSpec
+from batchgen.records import Bucket
+
+_TRANSFORMER_EFFICIENCY = 0.55
+_DECODER_EFFICIENCY = 0.16
+_LAUNCH_S = 2e-4  # one transformer block's kernels, when nothing else bounds them
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Measured over predicted seconds by stage; 1 = the device profile's figures as they are."""
+
+    denoise: float = 1.0
+    decode: float = 1.0
+    encode: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSeconds:
+    """Predicted seconds of the parts of a row in one bucket."""
+
+    forward: float  # one branch of one step
+    encode: float  # one text
+    decode: float
+
+    def row(self, evaluations: np.ndarray) -> np.ndarray:
+        """Seconds of whole rows; `evaluations` = steps x branches of each."""
+        return evaluations * self.forward + self.encode + self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds for one model on one device."""
+
+    model: ModelSpec
+    device: DeviceConfig
+    factors: Factors = Factors()
+
+    def bucket(self, bucket: Bucket) -> BucketSeconds:
+        """Seconds of one forward, one text and one decode in a bucket."""
+        family = load_family(self.model.family)
+        peak = self.device.matmul_tflops * 1e12
+        layers = self.model.transformer.num_layers
+        forward = family.forward_flops(self.model, bucket) / (_TRANSFORMER_EFFICIENCY * peak)
+        decode = family.decode_flops(self.model, bucket) / (_DECODER_EFFICIENCY * peak)
+        encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)
+        return BucketSeconds(
+            forward=(forward + layers * _LAUNCH_S) * self.factors.denoise,
+            encode=encode * self.factors.encode,
+            decode=decode * self.factors.decode,
+        )

@@ -1,0 +1,167 @@
+"""Who a row is: its key over everything that decides its pixels, and its seed.
+
+Nothing about shards, nodes, order or attempts enters here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from batchgen.config.checkpoint import check_dimensions
+from batchgen.config.family import load_family
+from batchgen.config.schema import JobConfig
+from batchgen.planning.digests import tokenizer_digest, weights_digest
+from batchgen.records import Request
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+# width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative
+Settings = tuple[int, int, int, int, int, float, float | None, str, float, str, int, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyContext:
+    """Everything in a row's key beside the row's own request."""
+
+    family: str
+    numerics_version: int
+    weights: str  # digest
+    tokenizer: str  # digest
+    dtype: str
+    max_tokens: int
+    boundary: float | None
+    store_dtype: str
+    tiled_vae: str
+    attention: str  # `exact` for kernels that compute the same function
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for run.json and the plan's metadata."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> KeyContext:
+        """The inverse of `to_json`."""
+        return cls(**stored)
+
+    def differences(self, other: KeyContext) -> list[str]:
+        """Names of the settings in which two contexts differ."""
+        return [
+            _SETTINGS[field.name]
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+# Field of the context -> the setting a user knows it by.
+_SETTINGS = {
+    "family": "model.family",
+    "numerics_version": "the numerics version of model.family",
+    "weights": "model.weights",
+    "tokenizer": "the tokenizer of model.weights",
+    "dtype": "model.dtype",
+    "max_tokens": "model.text_encoder.max_tokens",
+    "boundary": "system.sampler.boundary",
+    "store_dtype": "system.memory.store_dtype",
+    "tiled_vae": "system.vae.tiled",
+    "attention": "system.attention",
+}
+_EXACT_ATTENTION = ("auto", "sdpa", "cudnn", "flash_attn", "flash_attn_3", "flex")
+
+
+def key_context(config: JobConfig, hash_weights: str = "sampled") -> KeyContext:
+    """The context of a job. Reads the checkpoint (`hash_weights`: sampled or full).
+
+    Raises WeightsError when files are missing or their dimensions are not the model's.
+    """
+    model, system = config.model, config.system
+    check_dimensions(model)
+    attention = system.attention
+    tiled = system.vae.tiled is True
+    return KeyContext(
+        family=model.family,
+        numerics_version=load_family(model.family).NUMERICS_VERSION,
+        weights=weights_digest(model, hash_weights),
+        tokenizer=tokenizer_digest(model),
+        dtype=model.dtype,
+        max_tokens=model.text_encoder.max_tokens,
+        boundary=system.sampler.boundary,
+        store_dtype=system.memory.store_dtype,
+        tiled_vae=f"{system.vae.tile} {system.vae.stride}" if tiled else "off",
+        attention="exact" if attention in _EXACT_ATTENTION else attention,
+    )
+
+
+def row_key(context: KeyContext, request: Request) -> str:
+    """sha256 (hex) over the context and the request as resolved; row_id and index stay out."""
+    hasher = KeyHasher(context)
+    keys = hasher.keys([settings_of(request)], [request.seed], [request.prompt.encode()])
+    return keys[0].hex()
+
+
+def settings_of(request: Request) -> Settings:
+    """What enters a key beside seed and prompt."""
+    return (
+        request.width,
+        request.height,
+        request.num_frames,
+        request.fps,
+        request.num_steps,
+        float(request.guidance_scale),
+        request.guidance_scale_2,
+        request.solver,
+        float(request.sigma_shift),
+        request.format,
+        request.quality,
+        request.negative_prompt,
+    )
+
+
+class KeyHasher:
+    """Keys of many rows: rows of equal settings share the hash up to seed and prompt."""
+
+    def __init__(self, context: KeyContext) -> None:
+        text = json.dumps(context.to_json(), sort_keys=True)
+        self._context = hashlib.sha256(text.encode() + b"\0")
+        self._prefixes: dict[Settings, _Hash] = {}
+
+    def keys(
+        self,
+        settings: Iterable[Settings],
+        seeds: Iterable[int],
+        prompts: Iterable[bytes | memoryview],
+    ) -> list[bytes]:
+        """One digest (32 bytes) per row; the prompts are UTF-8."""
+        prefixes = self._prefixes
+        if len(prefixes) > 100_000:  # rows that all differ: do not keep every one
+            prefixes.clear()
+        digests = []
+        for setting, seed, prompt in zip(settings, seeds, prompts, strict=True):
+            prefix = prefixes.get(setting)
+            if prefix is None:
+                prefix = prefixes[setting] = self._prefix(setting)
+            row = prefix.copy()
+            row.update(b"%d\0" % seed)
+            row.update(prompt)
+            digests.append(row.digest())
+        return digests
+
+    def _prefix(self, settings: Settings) -> _Hash:
+        prefix = self._context.copy()
+        prefix.update(json.dumps(settings).encode() + b"\0")
+        return prefix
+
+
+def derived_seeds(job_seed: int, row_ids: Sequence[str]) -> list[int]:
+    """Seeds in 0 .. 2^63-1 of rows that have none: a hash of the job's seed and the row's id."""
+    job = hashlib.sha256(b"%d\0" % job_seed)
+    seeds = []
+    for row_id in row_ids:
+        row = job.copy()
+        row.update(row_id.encode())
+        seeds.append(int.from_bytes(row.digest()[:8], "big") >> 1)
+    return seeds

@@ -1,0 +1,197 @@
+"""Making a manifest from a list of prompts, a table or JSON lines, with seeds and sweeps."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from batchgen.config.limits import MAX_SEED
+from batchgen.errors import ManifestError, closest
+from batchgen.planning.columns import REQUEST_COLUMNS, Kind
+from batchgen.planning.manifest import open_manifest
+
+SOURCES = (".txt", ".csv", ".jsonl", ".parquet")
+_STORED: dict[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+}
+_NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A manifest as written."""
+
+    path: Path
+    rows: int
+    columns: tuple[str, ...]
+    source_rows: int
+
+
+def build_manifest(
+    source: Path, out: Path, *, seeds: int | None = None, sweeps: Mapping[str, str] | None = None
+) -> Built:
+    """Write a Parquet manifest from `source` (.txt, .csv, .jsonl, .parquet or a folder of parts).
+
+    `seeds`: every row that many times, with the seeds 0, 1, ... `sweeps`: column -> values with
+    commas; every row once for each combination. Given row ids get a suffix, so that they stay
+    unique; without ids a row's number is its id. Raises ManifestError.
+    """
+    table = _read(source)
+    if len(table) == 0:
+        raise ManifestError(f"{source}: no rows")
+    variations = _variations(table, seeds, sweeps or {})
+    expanded = _expanded(table, variations)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists() and source.exists() and out.samefile(source):
+        raise ManifestError(f"{out}: is the source; write to another file")
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        pq.write_table(expanded, draft, compression="zstd")
+        os.replace(draft, out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
+
+
+# ---------------------------------------------------------------------------------------- sources
+def _read(source: Path) -> pa.Table:
+    if not source.exists():
+        near = closest(source.name, [p.name for p in source.parent.glob("*")])
+        raise ManifestError(f"{source}: no such file{near}")
+    if source.is_dir() or source.suffix == ".parquet":
+        manifest = open_manifest(source)
+        tables = [pa.Table.from_batches([b]) for b in manifest.batches(manifest.columns)]
+        return pa.concat_tables(tables, promote_options="default")
+    readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_json_lines}
+    if source.suffix not in readers:
+        raise ManifestError(
+            f"{source}: cannot read {source.suffix or 'a file without ending'!r}; legal: "
+            f"{', '.join(SOURCES)}"
+        )
+    try:
+        return readers[source.suffix](source)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ManifestError(f"{source}: {str(error).splitlines()[0]}") from error
+
+
+def _read_text(source: Path) -> pa.Table:
+    """One prompt a line; lines of white space alone separate and are no rows."""
+    lines = source.read_text(encoding="utf-8-sig").split("\n")
+    prompts = [line.strip() for line in lines]
+    return pa.table({"prompt": pa.array([p for p in prompts if p], pa.string())})
+
+
+def _read_csv(source: Path) -> pa.Table:
+    """Columns by their header; an empty cell is null; the type of other columns is inferred."""
+    with open(source, encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    if not names:
+        raise ManifestError(f"{source}: the first line must name the columns")
+    return pyarrow.csv.read_csv(
+        source,
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # errors then name the row
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types={n: _STORED[REQUEST_COLUMNS[n]] for n in names if n in REQUEST_COLUMNS},
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def _read_json_lines(source: Path) -> pa.Table:
+    schema = pa.schema([(name, _STORED[kind]) for name, kind in REQUEST_COLUMNS.items()])
+    table = pyarrow.json.read_json(
+        source,
+        parse_options=pyarrow.json.ParseOptions(
+            explicit_schema=schema, newlines_in_values=False, unexpected_field_behavior="infer"
+        ),
+    )
+    named = [
+        n for n in table.schema.names if n not in schema.names or table[n].null_count < len(table)
+    ]
+    return table.select(named)
+
+
+# --------------------------------------------------------------------------------------- variation
+@dataclass(frozen=True, slots=True)
+class _Variation:
+    """A column that takes several values for every row of the source."""
+
+    column: str
+    values: pa.Array
+    suffixes: tuple[str, ...]  # appended to a given row_id
+
+
+def _variations(table: pa.Table, seeds: int | None, sweeps: Mapping[str, str]) -> list[_Variation]:
+    found = [_sweep(column, text) for column, text in sweeps.items()]
+    if seeds is not None:
+        if not 1 <= seeds <= MAX_SEED:
+            raise ManifestError(f"--seeds: {seeds} is out of range; legal: >= 1")
+        suffixes = tuple(f"-seed{i}" for i in range(seeds))
+        found.append(_Variation("seed", pa.array(range(seeds), pa.int64()), suffixes))
+    columns = [v.column for v in found]
+    for column in columns:
+        if columns.count(column) > 1:
+            raise ManifestError(f"{column}: is varied twice; use --seeds or a sweep over seed")
+        if column in table.schema.names and table[column].null_count < len(table):
+            raise ManifestError(f"{column}: the source sets this column, so it cannot be varied")
+    return found
+
+
+def _sweep(column: str, text: str) -> _Variation:
+    legal = [name for name in REQUEST_COLUMNS if name not in ("prompt", "row_id")]
+    if column not in legal:
+        listed = ", ".join(legal)
+        raise ManifestError(f"{column}: is not one of {listed}{closest(column, legal)}")
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    kind = REQUEST_COLUMNS[column]
+    if not words:
+        raise ManifestError(f"{column}: no values; write {column}=a,b")
+    try:
+        values = pa.array(words).cast(_STORED[kind])
+    except pa.ArrowInvalid:
+        noun = {"text": "text", "integer": "integers", "number": "numbers"}[kind]
+        raise ManifestError(f"{column}: {text!r} are not {noun} with commas between") from None
+    short = tuple(f"-{column}{_NOT_IN_AN_ID.sub('-', word)}" for word in words)
+    return _Variation(column, values, short)
+
+
+def _expanded(table: pa.Table, variations: Sequence[_Variation]) -> pa.Table:
+    """Every row of `table` once for each combination of the variations; the last varies fastest."""
+    combinations = list(itertools.product(*(range(len(v.values)) for v in variations)))
+    if not variations:
+        return table
+    rows, times = len(table), len(combinations)
+    expanded = table.take(pa.array(np.repeat(np.arange(rows), times)))
+    for position, variation in enumerate(variations):
+        picks = np.tile([combination[position] for combination in combinations], rows)
+        expanded = _put(expanded, variation.column, variation.values.take(pa.array(picks)))
+    if "row_id" in table.schema.names:
+        ends = [
+            "".join(v.suffixes[i] for v, i in zip(variations, c, strict=True)) for c in combinations
+        ]
+        suffix = pa.array(ends).take(pa.array(np.tile(np.arange(times), rows)))
+        ids = pc.binary_join_element_wise(expanded["row_id"].cast(pa.string()), suffix, "")
+        expanded = _put(expanded, "row_id", ids)
+    return expanded
+
+
+def _put(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    if name in table.schema.names:
+        return table.set_column(table.schema.get_field_index(name), name, values)
+    return table.append_column(name, values)

@@ -1,0 +1,336 @@
+"""Making a plan: one pass over the manifest, in bounded memory, into `plan.parquet`.
+
+The plan is the contract that workers and the catalog read; nobody reads the manifest again. Rows
+whose keys are equal are rendered once: the first is, the others name it in `alias_of`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from itertools import pairwise, repeat
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchgen.config.family import load_family
+from batchgen.config.schema import JobConfig
+from batchgen.planning.columns import REQUEST_COLUMNS
+from batchgen.planning.cost import BucketSeconds, CostModel, Factors
+from batchgen.planning.defaults import Defaults, job_defaults
+from batchgen.planning.identity import KeyHasher, Settings, derived_seeds, key_context
+from batchgen.planning.manifest import Manifest, check_columns, open_manifest
+from batchgen.planning.problems import Problems
+from batchgen.planning.rowids import Aliases, RowIds
+from batchgen.planning.rows import ResolvedRows, resolve_rows
+from batchgen.planning.store import (
+    CARRY,
+    ROW_GROUP,
+    BucketForecast,
+    Plan,
+    PlanCosts,
+    header_metadata,
+    plan_schema,
+    read_costs,
+    read_keys,
+    read_plan,
+    read_requests,
+    row_indices,
+)
+from batchgen.records import Bucket
+
+__all__ = [
+    "BucketForecast",
+    "Plan",
+    "PlanCosts",
+    "check_rows",
+    "make_plan",
+    "read_costs",
+    "read_keys",
+    "read_plan",
+    "read_requests",
+    "row_indices",
+]
+
+NEUTRAL = Factors()
+_FEW_VALUES = (
+    "alias_of", "negative_prompt", "width", "height", "num_frames", "fps", "num_steps",
+    "guidance_scale", "solver", "sigma_shift", "format", "quality", "cost_s", "bucket", "tags",
+)  # fmt: skip
+_WRITER_OPTIONS = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": list(_FEW_VALUES),
+}
+
+
+def make_plan(
+    job: JobConfig, out: Path, *, hash_weights: str = "sampled", factors: Factors = NEUTRAL
+) -> Plan:
+    """Check the manifest, resolve every row and write the plan to `out` (by rename).
+
+    `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
+    Raises ManifestError listing the illegal rows, ConfigError or WeightsError; then nothing is
+    left at `out`.
+    """
+    defaults = job_defaults(job)
+    manifest = open_manifest(Path(job.manifest))
+    check_columns(manifest, job.carry_columns)
+    context = key_context(job, hash_weights)
+    costs = _Costs(CostModel(job.model, job.slurm.device, factors))
+    rows = _Rows(defaults, KeyHasher(context), costs, Problems())
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
+    try:
+        with pq.ParquetWriter(draft, schema, **_WRITER_OPTIONS) as writer:
+            for table in _regrouped(rows.tables(manifest, schema)):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+            plan = Plan(
+                path=out,
+                plan_id=rows.plan_id,
+                rows=rows.ids.rows,
+                unique_rows=rows.aliases.unique,
+                buckets=costs.forecasts(),
+                key_context=context,
+                cost_s_total=sum(forecast.cost_s for forecast in costs.forecasts()),
+                manifest=job.manifest,
+                manifest_digest=manifest.digest(),
+            )
+            writer.add_key_value_metadata(header_metadata(plan))
+        _publish(draft, out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return plan
+
+
+def check_rows(job: JobConfig, problems: Problems) -> int:
+    """Check every row of the job's manifest as `make_plan` does, writing nothing; returns the
+    number of rows. Raises ManifestError or ConfigError for what is not about single rows."""
+    defaults = job_defaults(job)
+    manifest = open_manifest(Path(job.manifest))
+    check_columns(manifest, job.carry_columns)
+    ids = RowIds()
+    columns = [name for name in REQUEST_COLUMNS if name in manifest.columns]
+    for batch in manifest.batches(columns):
+        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
+    if "row_id" in columns:
+        ids.report_duplicates(problems)
+    return ids.rows
+
+
+def _regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of a multiple of ROW_GROUP rows (but the last): row groups of equal
+    size tell a reader where a row is, however small the parts of the manifest are."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        rows = sum(len(t) for t in held)
+        if rows >= ROW_GROUP:
+            whole = pa.concat_tables(held)
+            full = rows // ROW_GROUP * ROW_GROUP
+            yield whole.slice(0, full)
+            held = [whole.slice(full)]
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _publish(draft: Path, out: Path) -> None:
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, out)
+
+
+class _Rows:
+    """The rows of a manifest on their way into the plan, batch by batch."""
+
+    def __init__(
+        self, defaults: Defaults, hasher: KeyHasher, costs: _Costs, problems: Problems
+    ) -> None:
+        self.defaults = defaults
+        self.hasher = hasher
+        self.costs = costs
+        self.problems = problems
+        self.ids = RowIds()
+        self.aliases = Aliases()
+        self._plan_hash = hashlib.sha256()
+
+    @property
+    def plan_id(self) -> str:
+        """sha256 over the keys of all rows so far."""
+        return self._plan_hash.hexdigest()
+
+    def tables(self, manifest: Manifest, schema: pa.Schema) -> Iterator[pa.Table]:
+        """The plan's rows. After the first illegal row the rest is only checked; when all is
+        read, raises ManifestError listing the illegal rows."""
+        known = set(manifest.columns)
+        wanted = [*REQUEST_COLUMNS, *(f.name.removeprefix(CARRY) for f in schema if _is_carried(f))]
+        for batch in manifest.batches([name for name in wanted if name in known]):
+            rows = resolve_rows(batch, self.ids.rows, self.defaults, self.problems)
+            self.ids.add(rows.row_id)
+            if not self.problems.count:
+                yield self._table(rows, batch, schema)
+        if "row_id" in known:
+            self.ids.report_duplicates(self.problems)
+        self.problems.raise_if_any(manifest.path)
+
+    def _table(self, rows: ResolvedRows, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+        defaults, n = self.defaults, len(rows)
+        seeds = _all_seeds(rows, defaults.job_seed)
+        digests = self.hasher.keys(
+            _settings(rows, defaults), seeds.tolist(), _utf8_slices(rows.prompt)
+        )
+        originals = self.aliases.originals(rows.first_row, digests)
+        is_alias = originals != np.arange(rows.first_row, rows.first_row + n)
+        cost_s, bucket = self.costs.add(rows, is_alias)
+        packed = b"".join(digests)
+        self._plan_hash.update(packed)
+        width, height, frames = rows.requested
+        columns: dict[str, object] = {
+            "row_index": np.arange(rows.first_row, rows.first_row + n),
+            "row_id": rows.row_id,
+            "row_key": _hex_strings(packed, n),
+            "alias_of": self._alias_names(originals, is_alias),
+            "prompt": rows.prompt,
+            "negative_prompt": rows.negative_prompt,
+            "seed": seeds,
+            "width": rows.width,
+            "height": rows.height,
+            "num_frames": rows.num_frames,
+            "fps": rows.fps,
+            "num_steps": rows.num_steps,
+            "guidance_scale": rows.guidance_scale,
+            "guidance_scale_2": pa.nulls(n),
+            "solver": pa.repeat(defaults.solver, n),
+            "sigma_shift": pa.repeat(defaults.sigma_shift, n),
+            "format": rows.format,
+            "quality": pa.repeat(defaults.quality, n),
+            "cost_s": cost_s,
+            "bucket": bucket,
+            "tags": rows.tags,
+            "requested_width": pa.array(width, mask=width == rows.width),
+            "requested_height": pa.array(height, mask=height == rows.height),
+            "requested_num_frames": pa.array(frames, mask=frames == rows.num_frames),
+        }
+        arrays = [_column(columns, batch, field, n) for field in schema]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _alias_names(self, originals: np.ndarray, is_alias: np.ndarray) -> pa.Array:
+        names: list[str | None] = [None] * len(originals)
+        for position in np.flatnonzero(is_alias).tolist():
+            names[position] = self.ids.of(int(originals[position]))
+        return pa.array(names, pa.string())
+
+
+class _Costs:
+    """Predicted seconds of rows, and their sums by bucket."""
+
+    def __init__(self, model: CostModel) -> None:
+        self._model = model
+        self._family = load_family(model.model.family)
+        self._seconds: dict[Bucket, BucketSeconds] = {}
+        self._rows: dict[Bucket, int] = {}
+        self._evaluations: dict[Bucket, int] = {}
+
+    def add(self, rows: ResolvedRows, is_alias: np.ndarray) -> tuple[np.ndarray, pa.Array]:
+        """Cost (0 for an alias) and bucket name of every row of a batch."""
+        codes = (rows.width << 40) | (rows.height << 20) | rows.num_frames
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        cost_s = np.zeros(len(codes))
+        guided = rows.guidance_scale != 1.0
+        evaluations = rows.num_steps * np.where(guided, 2, 1)
+        names = []
+        for i, code in enumerate(distinct.tolist()):
+            bucket = Bucket(code >> 40, (code >> 20) & 0xFFFFF, code & 0xFFFFF)
+            if bucket not in self._seconds:
+                self._seconds[bucket] = self._model.bucket(bucket)
+                self._rows[bucket] = self._evaluations[bucket] = 0
+            mine = (inverse == i) & ~is_alias
+            cost_s[mine] = self._seconds[bucket].row(evaluations[mine])
+            self._rows[bucket] += int(mine.sum())
+            self._evaluations[bucket] += int(evaluations[mine].sum())
+            names.append(str(bucket))
+        return cost_s, pa.array(names).take(pa.array(inverse))
+
+    def forecasts(self) -> tuple[BucketForecast, ...]:
+        """Sums by bucket, dearest first."""
+        found = [
+            BucketForecast(
+                bucket=bucket,
+                rows=self._rows[bucket],
+                tokens=self._family.tokens(self._model.model, bucket),
+                evaluations=self._evaluations[bucket],
+                denoise_s=self._evaluations[bucket] * seconds.forward,
+                encode_s=self._rows[bucket] * seconds.encode,
+                decode_s=self._rows[bucket] * seconds.decode,
+            )
+            for bucket, seconds in self._seconds.items()
+        ]
+        return tuple(sorted(found, key=lambda forecast: -forecast.cost_s))
+
+
+# ---------------------------------------------------------------------------------- arrays of rows
+def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
+    """What enters each row's key beside seed and prompt (the order of `identity.Settings`)."""
+    negative = rows.negative_prompt.dictionary_encode()
+    texts = negative.dictionary.to_pylist()
+    return zip(
+        rows.width.tolist(),
+        rows.height.tolist(),
+        rows.num_frames.tolist(),
+        rows.fps.tolist(),
+        rows.num_steps.tolist(),
+        rows.guidance_scale.tolist(),
+        repeat(None),
+        repeat(defaults.solver),
+        repeat(defaults.sigma_shift),
+        rows.format.to_pylist(),
+        repeat(defaults.quality),
+        map(texts.__getitem__, negative.indices.to_pylist()),
+        strict=False,
+    )
+
+
+def _all_seeds(rows: ResolvedRows, job_seed: int) -> np.ndarray:
+    """Every row's seed: its own, or derived from its id."""
+    seeds = np.array(pc.fill_null(rows.seed, 0), np.int64)
+    missing = np.flatnonzero(rows.seed.is_null().to_numpy(zero_copy_only=False))
+    if len(missing):
+        seeds[missing] = derived_seeds(job_seed, rows.row_id.take(pa.array(missing)).to_pylist())
+    return seeds
+
+
+def _utf8_slices(texts: pa.Array) -> Iterator[memoryview]:
+    """The UTF-8 bytes of each text of a large_string array, without a copy."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1].tolist()
+    view = memoryview(data) if data is not None else memoryview(b"")
+    return (view[start:end] for start, end in pairwise(ends))
+
+
+def _hex_strings(packed: bytes, rows: int) -> pa.Array:
+    """One 64-character string per 32-byte digest, made as one buffer."""
+    offsets = np.arange(rows + 1, dtype=np.int32) * 64
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(packed.hex().encode())]
+    return pa.Array.from_buffers(pa.string(), rows, buffers)
+
+
+def _is_carried(field: pa.Field) -> bool:
+    return bool(field.name.startswith(CARRY))
+
+
+def _column(
+    columns: dict[str, object], batch: pa.RecordBatch, field: pa.Field, rows: int
+) -> pa.Array:
+    """A plan column in its type; a carried one from the manifest's batch (nulls if it lacks it)."""
+    if not _is_carried(field):
+        values = columns[field.name]
+        array = values if isinstance(values, pa.Array) else pa.array(values)
+        return array.cast(field.type)
+    name = field.name.removeprefix(CARRY)
+    if name not in batch.schema.names:
+        return pa.nulls(rows, field.type)
+    return batch.column(name).cast(field.type)

@@ -1,0 +1,290 @@
+"""One batch of manifest rows: every value checked and every field resolved, column by column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchgen.config.aliases import NO_CACHE
+from batchgen.config.limits import REQUEST_RANGES
+from batchgen.planning.columns import CANONICAL, REQUEST_COLUMNS, Kind
+from batchgen.planning.defaults import CLIP_FORMAT, SINGLE_FRAME_FORMATS, STILL_FORMAT, Defaults
+from batchgen.planning.geometry import frames_rule, off_grid, side_rule, snap
+from batchgen.planning.problems import Problems
+
+ROW_ID_RULE = "legal: 1 to 128 characters of A-Z a-z 0-9 . _ -"
+_ROW_ID = r"\A[A-Za-z0-9._-]{1,128}\z"
+_ROW_NUMBER_DIGITS = 8  # fixed: a manifest that grows must not rename its rows
+_INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedRows:
+    """Rows of one batch with nothing left open but seed and key. Arrays have one entry per row."""
+
+    first_row: int
+    row_id: pa.Array
+    prompt: pa.Array
+    negative_prompt: pa.Array
+    seed: pa.Array  # int64, null where it comes from the row id
+    width: np.ndarray
+    height: np.ndarray
+    num_frames: np.ndarray
+    requested: tuple[np.ndarray, np.ndarray, np.ndarray]  # width, height, frames before geometry
+    fps: np.ndarray
+    num_steps: np.ndarray
+    guidance_scale: np.ndarray
+    format: pa.Array
+    tags: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.row_id)
+
+
+def resolve_rows(
+    batch: pa.RecordBatch, first_row: int, defaults: Defaults, problems: Problems
+) -> ResolvedRows:
+    """Check a batch and fill in the defaults. Illegal values go to `problems`; the rows that hold
+    them come back with arbitrary content."""
+    return _Batch(batch, first_row, defaults, problems).resolve()
+
+
+class _Batch:
+    """The columns of one batch in their canonical types while they are checked."""
+
+    def __init__(
+        self, batch: pa.RecordBatch, first_row: int, defaults: Defaults, problems: Problems
+    ) -> None:
+        self.rows = batch.num_rows
+        self.first_row = first_row
+        self.defaults = defaults
+        self.problems = problems
+        self.columns: dict[str, pa.Array] = {}
+        for name in REQUEST_COLUMNS:
+            if name in batch.schema.names:
+                self.columns[name] = self._canonical(name, batch.column(name))
+
+    def resolve(self) -> ResolvedRows:
+        defaults = self.defaults
+        self._check_locked()
+        self._check_unserved()
+        self._check_ranges()
+        width, height = self._sizes()
+        frames = self._integers("num_frames", defaults.num_frames)
+        requested = (width, height, frames)
+        width, height, frames = self._on_grid(width, height, frames)
+        return ResolvedRows(
+            first_row=self.first_row,
+            row_id=self._row_ids(),
+            prompt=self._prompts(),
+            negative_prompt=self._texts("negative_prompt", defaults.negative_prompt),
+            seed=self._seeds(),
+            width=width,
+            height=height,
+            num_frames=frames,
+            requested=requested,
+            fps=self._integers("fps", defaults.fps),
+            num_steps=self._integers("num_steps", defaults.num_steps),
+            guidance_scale=self._numbers("guidance_scale", defaults.guidance_scale),
+            format=self._formats(frames),
+            tags=self._get("tags") if defaults.tags is None else self._texts("tags", defaults.tags),
+        )
+
+    # ------------------------------------------------------------------------------------ columns
+    def _canonical(self, name: str, column: pa.Array) -> pa.Array:
+        """The column as large_string, int64 or float64; values that do not fit become null."""
+        kind: Kind = REQUEST_COLUMNS[name]
+        wanted = CANONICAL[kind]
+        if pa.types.is_uint64(column.type):
+            over = pc.greater(column, pa.scalar(_INT64_MAX, pa.uint64()))
+            self._report(over, name, f"legal: {REQUEST_RANGES[name]}", column)
+            column = pc.if_else(pc.fill_null(over, False), pa.scalar(None, pa.uint64()), column)
+        if kind == "text" and pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        column = column.cast(wanted)
+        return self._valid_text(name, column) if kind == "text" else column
+
+    def _valid_text(self, name: str, column: pa.Array) -> pa.Array:
+        """Parquet does not promise UTF-8 in strings, and Arrow does not check it by itself."""
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid:
+            raw = column.cast(pa.large_binary()).to_pylist()
+            bad = np.array([value is not None and not _is_utf8(value) for value in raw])
+            rows = np.flatnonzero(bad)
+            self.problems.add(
+                rows + self.first_row, name, [repr(raw[i][:40]) for i in rows], "is not UTF-8 text"
+            )
+            fixed = [
+                None if b else v.decode() if v is not None else None
+                for b, v in zip(bad, raw, strict=True)
+            ]
+            return pa.array(fixed, pa.large_string())
+        return column
+
+    def _get(self, name: str) -> pa.Array:
+        column = self.columns.get(name)
+        return pa.nulls(self.rows, CANONICAL[REQUEST_COLUMNS[name]]) if column is None else column
+
+    def _texts(self, name: str, default: str) -> pa.Array:
+        column = pc.fill_null(self._get(name), default)
+        if name in self.columns:
+            nul = pc.match_substring(column, "\0")
+            self._report(nul, name, "holds a NUL character")
+        return column
+
+    def _integers(self, name: str, default: int) -> np.ndarray:
+        return self._numpy(pc.fill_null(self._get(name), default))
+
+    def _numbers(self, name: str, default: float) -> np.ndarray:
+        return self._numpy(pc.fill_null(self._get(name), default))
+
+    @staticmethod
+    def _numpy(column: pa.Array) -> np.ndarray:
+        values: np.ndarray = column.to_numpy(zero_copy_only=False)
+        return values
+
+    # ------------------------------------------------------------------------------------- checks
+    def _report(
+        self, bad: pa.Array | np.ndarray, column: str, reason: str, values: pa.Array | None = None
+    ) -> None:
+        """Note the rows where the mask `bad` is true (null counts as false)."""
+        if not isinstance(bad, np.ndarray):
+            bad = self._numpy(pc.fill_null(bad, False))
+        rows = np.flatnonzero(bad)
+        if len(rows):
+            source = self._get(column) if values is None else values
+            shown = [source[int(i)].as_py() for i in rows[: self.problems.keep]]
+            self.problems.add(rows + self.first_row, column, shown, reason)
+
+    def _check_locked(self) -> None:
+        for name in self.defaults.locked:
+            if name in self.columns:
+                self._report(
+                    self.columns[name].is_valid(), name, "the job locks this column; leave it null"
+                )
+
+    def _check_unserved(self) -> None:
+        for name in self.defaults.unserved:
+            if name in self.columns:
+                self._report(
+                    self.columns[name].is_valid(), name, "is not served yet; leave it null"
+                )
+        if "cache_strategy" in self.columns:
+            spelt = pc.utf8_lower(pc.utf8_trim_whitespace(self.columns["cache_strategy"]))
+            served = pc.is_in(spelt, value_set=pa.array([*NO_CACHE, None], pa.large_string()))
+            self._report(pc.invert(served), "cache_strategy", "is not served yet; legal: none, off")
+
+    def _check_ranges(self) -> None:
+        for name, bounds in REQUEST_RANGES.items():
+            column = self.columns.get(name)
+            if column is None or name in self.defaults.unserved:
+                continue
+            bad = pc.or_(pc.less(column, bounds.low), pc.greater(column, bounds.high))
+            if pa.types.is_floating(column.type):
+                bad = pc.or_(bad, pc.invert(pc.is_finite(column)))
+            self._report(bad, name, f"legal: {bounds}")
+
+    def _row_ids(self) -> pa.Array:
+        """The given ids; the zero-padded row number where there is none."""
+        numbers = pa.array(np.arange(self.first_row, self.first_row + self.rows))
+        derived = pc.utf8_lpad(numbers.cast(pa.large_string()), _ROW_NUMBER_DIGITS, "0")
+        if "row_id" not in self.columns:
+            return derived
+        given = self.columns["row_id"]
+        legal = pc.match_substring_regex(given, _ROW_ID)
+        self._report(pc.invert(legal), "row_id", ROW_ID_RULE)
+        return pc.coalesce(given, derived)
+
+    def _prompts(self) -> pa.Array:
+        column = self._get("prompt")
+        blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(column)), 0)
+        self._report(column.is_null(), "prompt", "a prompt is required")
+        self._report(blank, "prompt", "a prompt needs more than white space")
+        self._report(pc.match_substring(column, "\0"), "prompt", "holds a NUL character")
+        return pc.fill_null(column, "")
+
+    def _seeds(self) -> pa.Array:
+        seed = self._get("seed")
+        return seed if self.defaults.seed is None else pc.fill_null(seed, self.defaults.seed)
+
+    # ----------------------------------------------------------------------------------- geometry
+    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Width and height of every row: its own, its named size, or the job's."""
+        defaults = self.defaults
+        width = self._integers("width", defaults.width)
+        height = self._integers("height", defaults.height)
+        if "resolution" not in self.columns and "aspect_ratio" not in self.columns:
+            return width, height
+        resolution, aspect = self._get("resolution"), self._get("aspect_ratio")
+        named = self._numpy(pc.or_(resolution.is_valid(), aspect.is_valid()))
+        sized = pc.or_(self._get("width").is_valid(), self._get("height").is_valid())
+        both = named & self._numpy(sized)
+        shown = "resolution" if "resolution" in self.columns else "aspect_ratio"
+        self._report(both, shown, "set resolution and aspect_ratio, or width and height, not both")
+        width, height = width.copy(), height.copy()
+        rows = np.flatnonzero(named & ~both)
+        self._look_up(rows, resolution, aspect, width, height)
+        return width, height
+
+    def _look_up(
+        self, rows: np.ndarray, resolution: pa.Array, aspect: pa.Array,
+        width: np.ndarray, height: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Write the named sizes of `rows` into `width` and `height`; report unknown names."""
+        names = self.defaults.names
+        keys = list(
+            zip(resolution.take(rows).to_pylist(), aspect.take(rows).to_pylist(), strict=True)
+        )
+        known = {key: names.find(*key) for key in set(keys)}
+        unknown = [i for i, key in enumerate(keys) if known[key] is None]
+        if unknown:
+            shown = [" ".join(part for part in keys[i] if part is not None) for i in unknown]
+            self.problems.add(rows[unknown] + self.first_row, "resolution", shown, names.rule())
+        sizes = np.array([known[key] or (0, 0) for key in keys], np.int64).reshape(-1, 2)
+        width[rows], height[rows] = sizes[:, 0], sizes[:, 1]
+        if unknown:  # reported already: give the grid check something legal
+            width[rows[unknown]], height[rows[unknown]] = self.defaults.width, self.defaults.height
+
+    def _on_grid(
+        self, width: np.ndarray, height: np.ndarray, frames: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        stride = self.defaults.stride
+        side = (stride.pixels, 0, stride.max_side)
+        count = (stride.frames, 1, stride.max_frames)
+        return (
+            self._snapped("width", width, side, side_rule(stride)),
+            self._snapped("height", height, side, side_rule(stride)),
+            self._snapped("num_frames", frames, count, frames_rule(stride)),
+        )
+
+    def _snapped(
+        self, name: str, values: np.ndarray, grid: tuple[int, int, int], rule: str
+    ) -> np.ndarray:
+        moved = snap(values, grid[0], grid[1], self.defaults.geometry)
+        bounds = REQUEST_RANGES[name]
+        assert bounds.low is not None and bounds.high is not None
+        in_range = (values >= bounds.low) & (values <= bounds.high)  # the rest is reported already
+        self._report(off_grid(moved, *grid) & in_range, name, rule, pa.array(values))
+        return moved
+
+    def _formats(self, frames: np.ndarray) -> pa.Array:
+        """The media format of every row; `auto` is a still for one frame, else a clip."""
+        wanted = self.defaults.format
+        if wanted == "auto":
+            return pc.if_else(pa.array(frames == 1), STILL_FORMAT, CLIP_FORMAT)
+        if wanted in SINGLE_FRAME_FORMATS:
+            reason = f"output.format {wanted} holds one frame; legal: 1, or output.format=frames"
+            self._report(frames != 1, "num_frames", reason, pa.array(frames))
+        return pa.array(np.full(self.rows, wanted), pa.string())
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,62 @@
+"""Shards of a submission: rows cut by predicted cost, not by number."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+GOOD_MULTIPLE = 20  # a shard should work this many start-ups long where the run is long enough
+LEAST_MULTIPLE = 3  # and never less than this many
+
+
+def cut_shards(
+    costs: np.ndarray, *, shards: int | None, slots: int, start_up_s: float
+) -> np.ndarray:
+    """Shard number (0-based) of each row.
+
+    `costs`: predicted seconds of the rows wanted. `shards`: how many, or None to choose. `slots`:
+    ranks that work at once. `start_up_s`: what a shard costs before its first row.
+
+    With a number given, costs are balanced. Otherwise shards start large and shrink towards the
+    end of the run, so that the tail is short: each takes its share of what is left, between
+    LEAST_MULTIPLE and as long as GOOD_MULTIPLE start-ups allow. Shard 0 starts first.
+    """
+    costs = np.asarray(costs, float)
+    if len(costs) == 0:
+        return np.zeros(0, np.int64)
+    order = np.argsort(-costs, kind="stable")
+    budgets = _budgets(float(costs.sum()), shards, slots, start_up_s)
+    budgets = budgets[: len(costs)]
+    return _fill(costs, order, budgets)
+
+
+def _budgets(total: float, shards: int | None, slots: int, start_up_s: float) -> np.ndarray:
+    """Seconds of work of each shard, largest first."""
+    if shards is not None:
+        return np.full(max(1, shards), total / max(1, shards))
+    least = LEAST_MULTIPLE * start_up_s
+    good = GOOD_MULTIPLE * start_up_s
+    left, sizes = total, []
+    while left > 0:
+        share = left / (2 * slots)  # half of what is left, over all slots: guided self-scheduling
+        size = max(share, good if left > good * slots else least)
+        for _ in range(slots):
+            if left <= 0:
+                break
+            take = left if left - size < least else min(size, left)
+            sizes.append(take)
+            left -= take
+    return np.array(sizes or [total])
+
+
+def _fill(costs: np.ndarray, order: np.ndarray, budgets: np.ndarray) -> np.ndarray:
+    """Longest rows first, each into the shard with the most budget left."""
+    shard = np.zeros(len(costs), np.int64)
+    heap = [(-budget, index) for index, budget in enumerate(budgets.tolist())]
+    heapq.heapify(heap)
+    for row in order.tolist():
+        left, index = heap[0]
+        shard[row] = index
+        heapq.heapreplace(heap, (left + costs[row], index))
+    return shard

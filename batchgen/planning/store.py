@@ -1,0 +1,193 @@
+"""plan.parquet as it lies on disk: its columns, and reading requests, costs and keys from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import RunStateError
+from batchgen.planning.identity import KeyContext
+from batchgen.records import Bucket, Request
+
+SCHEMA_VERSION = 1
+ROW_GROUP = 8192  # rows; a worker reads whole groups to find its few rows
+CARRY = "carry."
+_HEADER = b"batchgen"
+
+PLAN_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("row_index", pa.int64()),
+    ("row_id", pa.string()),
+    ("row_key", pa.string()),
+    ("alias_of", pa.string()),  # row_id of the row that is rendered for this one; null: itself
+    ("prompt", pa.large_string()),
+    ("negative_prompt", pa.large_string()),
+    ("seed", pa.int64()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("num_frames", pa.int32()),
+    ("fps", pa.int32()),
+    ("num_steps", pa.int32()),
+    ("guidance_scale", pa.float64()),
+    ("guidance_scale_2", pa.float64()),
+    ("solver", pa.string()),
+    ("sigma_shift", pa.float64()),
+    ("format", pa.string()),
+    ("quality", pa.int32()),
+    ("cost_s", pa.float64()),  # 0 for an alias: it costs nothing
+    ("bucket", pa.string()),
+    ("tags", pa.large_string()),
+    ("requested_width", pa.int32()),  # null where the geometry was used as requested
+    ("requested_height", pa.int32()),
+    ("requested_num_frames", pa.int32()),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class BucketForecast:
+    """What the rows of one shape cost together."""
+
+    bucket: Bucket
+    rows: int  # rendered: aliases are not counted
+    tokens: int  # video tokens of one item of a forward
+    evaluations: int  # forwards of one item, over all rows, steps and branches
+    denoise_s: float
+    encode_s: float
+    decode_s: float
+
+    @property
+    def cost_s(self) -> float:
+        """Device seconds of the whole bucket."""
+        return self.denoise_s + self.encode_s + self.decode_s
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A written plan."""
+
+    path: Path
+    plan_id: str
+    rows: int
+    unique_rows: int
+    buckets: tuple[BucketForecast, ...]
+    key_context: KeyContext
+    cost_s_total: float
+    manifest: str
+    manifest_digest: str
+
+    @property
+    def aliases(self) -> int:
+        return self.rows - self.unique_rows
+
+
+@dataclass(frozen=True, slots=True)
+class PlanCosts:
+    """Predicted cost of every row, in row order."""
+
+    row_index: np.ndarray  # int64
+    cost_s: np.ndarray  # float64
+    is_alias: np.ndarray  # bool
+
+
+def plan_schema(carried: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
+    """Columns of a plan; carried manifest columns follow under `carry.<name>`."""
+    return pa.schema([*PLAN_FIELDS, *((CARRY + name, kind) for name, kind in carried)])
+
+
+def header_metadata(plan: Plan) -> dict[bytes, bytes]:
+    """The plan's header as Parquet key-value metadata."""
+    header = asdict(plan) | {"schema": SCHEMA_VERSION, "key_context": plan.key_context.to_json()}
+    del header["path"]
+    return {_HEADER: json.dumps(header).encode()}
+
+
+def read_plan(path: Path) -> Plan:
+    """The header of a plan; raises RunStateError when the file is none of this version."""
+    header = _header(path)
+    buckets = tuple(
+        BucketForecast(**{**stored, "bucket": Bucket(**stored["bucket"])})
+        for stored in header.pop("buckets")
+    )
+    context = KeyContext.from_json(header.pop("key_context"))
+    del header["schema"]
+    return Plan(path=path, buckets=buckets, key_context=context, **header)
+
+
+def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[Request]:
+    """The requests of the rows wanted, in that order (None: all rows in manifest order).
+
+    Only the row groups that hold them are read. Raises RunStateError for an unknown row.
+    """
+    names = [field.name for field in fields(Request)]
+    file = _open(path)
+    if row_indices is None:
+        return _requests(file.read(columns=names))
+    wanted = np.asarray(row_indices, np.int64)
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= file.metadata.num_rows):
+        raise RunStateError(f"{path} has {file.metadata.num_rows} rows; asked for {wanted.max()}")
+    found: dict[int, Request] = {}
+    for group in np.unique(wanted // ROW_GROUP).tolist():
+        inside = np.unique(wanted[wanted // ROW_GROUP == group])
+        table = file.read_row_group(group, columns=names).take(inside - group * ROW_GROUP)
+        found.update(zip(inside.tolist(), _requests(table), strict=True))
+    return [found[row] for row in wanted.tolist()]
+
+
+def read_costs(path: Path) -> PlanCosts:
+    """Predicted seconds of all rows."""
+    table = _open(path).read(columns=["row_index", "cost_s", "alias_of"])
+    return PlanCosts(
+        row_index=table["row_index"].to_numpy(),
+        cost_s=table["cost_s"].to_numpy(),
+        is_alias=table["alias_of"].is_valid().to_numpy(),
+    )
+
+
+def read_keys(path: Path) -> np.ndarray:
+    """Row keys of all rows, in row order (array of str)."""
+    keys: np.ndarray = _open(path).read(columns=["row_key"])["row_key"].to_numpy()
+    return keys
+
+
+def row_indices(path: Path) -> dict[str, int]:
+    """Row id -> index of the row that is rendered for it."""
+    table = _open(path).read(columns=["row_id", "alias_of"])
+    ids, aliases = table["row_id"].to_pylist(), table["alias_of"].to_pylist()
+    own = {row_id: index for index, row_id in enumerate(ids)}
+    return {row_id: own[alias or row_id] for row_id, alias in zip(ids, aliases, strict=True)}
+
+
+def _requests(table: pa.Table) -> list[Request]:
+    columns = [table[field.name].to_pylist() for field in fields(Request)]
+    return [Request(*values) for values in zip(*columns, strict=True)]
+
+
+def _header(path: Path) -> dict[str, Any]:
+    metadata = _open(path).metadata.metadata or {}
+    header: dict[str, Any] = json.loads(metadata.get(_HEADER, b"{}"))
+    if header.get("schema") != SCHEMA_VERSION:
+        raise RunStateError(f"{path}: plan schema {header.get('schema')}, not {SCHEMA_VERSION}")
+    return header
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        stat = path.stat()
+        return _opened(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    except FileNotFoundError:
+        raise RunStateError(f"{path}: no plan") from None
+    except pa.ArrowInvalid as error:
+        raise RunStateError(f"{path}: damaged plan: {error}") from error
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path, mtime_ns: int, size: int, inode: int) -> pq.ParquetFile:
+    """An open plan; a worker asks for a few rows many times. A replaced plan is opened anew."""
+    return pq.ParquetFile(path, memory_map=True)
