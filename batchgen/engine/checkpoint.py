@@ -55,9 +55,8 @@ def check_part(folder: Path, part: Part) -> None:
         _check_tokenizer(home)
         return
     config = read_config(home)
-    _check_dimensions(home / "config.json", config, part)
-    files = weight_files(home)
-    _check_tensors(home, tensor_shapes(files), meta_model(part.model_class, config))
+    model = _described(home / "config.json", config, part)
+    _check_tensors(home, tensor_shapes(weight_files(home)), model)
 
 
 def _check_tokenizer(home: Path) -> None:
@@ -81,14 +80,23 @@ def read_config(home: Path) -> dict[str, Any]:
     return config
 
 
-def _check_dimensions(path: Path, config: Mapping[str, Any], part: Part) -> None:
-    """The plan's costs and shapes come from the ModelSpec, so the checkpoint must agree with it."""
+def _described(path: Path, config: Mapping[str, Any], part: Part) -> nn.Module:
+    """The model of a config.json, without memory. Costs and shapes of the plan come from the
+    ModelSpec, so the two must agree."""
+    kind = config.get("_class_name", part.model_class.__name__)
+    if kind != part.model_class.__name__:
+        raise WeightsError(f"{path}: is a {kind}, the model needs {part.model_class.__name__}")
+    try:
+        model = meta_model(part.model_class, config)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: does not describe a {kind}: {error}") from error
     for key, promised in part.config.items():
-        found = config.get(key, promised)
-        if found != promised:
+        found = getattr(model.config, key)
+        if (list(found) if isinstance(found, tuple) else found) != promised:
             raise WeightsError(
                 f"{path}: {key} is {found!r}, but {part.spec_key}.{key} says {promised!r}"
             )
+    return model
 
 
 def weight_files(home: Path) -> list[Path]:

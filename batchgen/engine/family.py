@@ -41,15 +41,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tokens:
-    """A cleaned and tokenised text, as the text encoder takes it."""
+    """A cleaned and tokenised text."""
 
-    ids: Tensor  # int64 (1, max_tokens)
-    mask: Tensor  # int64 (1, max_tokens)
+    inputs: tuple[Tensor, ...]  # what the family's text encoder takes
     count: int  # tokens before truncation, with the end-of-text token
-
-    @property
-    def truncated(self) -> bool:
-        return self.count > self.ids.shape[1]
+    truncated: bool
 
 
 Condition = tuple[Tensor, ...]  # what the transformer is told of one text; a family's own business

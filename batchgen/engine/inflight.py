@@ -148,7 +148,7 @@ class Flight:
 
     def _timed(self, items: list[Item]) -> list[Tensor]:
         bucket = items[0].request.bucket
-        measuring = self.packer.measuring(bucket)
+        measuring = self.packer.measuring(bucket, len(items))
         if measuring:
             self._wait()
         begin = perf_counter()

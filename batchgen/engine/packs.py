@@ -90,25 +90,29 @@ class Packer:
     def size(self, bucket: Bucket) -> int:
         """Items of the next forward of this bucket."""
         limit = self.limit(bucket)
-        if not self.sweeps or limit == 1:
-            return limit
-        return min(limit, self._sweeps.setdefault(bucket, _Sweep()).size)
+        sweep = self._sweep(bucket)
+        return limit if sweep is None else min(limit, sweep.size)
 
-    def measuring(self, bucket: Bucket) -> bool:
-        """Whether the next forward's time is wanted (it costs a wait for the device)."""
-        return self.sweeps and self.size(bucket) > 0 and not self._settled(bucket)
+    def measuring(self, bucket: Bucket, items: int) -> bool:
+        """Whether the time of a forward of this many items is wanted (it costs a wait)."""
+        sweep = self._sweep(bucket)
+        return sweep is not None and not sweep.settled and items == sweep.size
 
     def observe(self, bucket: Bucket, items: int, seconds: float) -> None:
         """Tell the sweep how long a forward took."""
-        if bucket in self._sweeps:
-            self._sweeps[bucket].add(items, seconds, self.limit(bucket))
+        sweep = self._sweep(bucket)
+        if sweep is not None:
+            sweep.add(items, seconds, self.limit(bucket))
+
+    def _sweep(self, bucket: Bucket) -> _Sweep | None:
+        """The bucket's search, if there is anything to search."""
+        if not self.sweeps or self.limit(bucket) == 1:
+            return None
+        return self._sweeps.setdefault(bucket, _Sweep())
 
     def shrink(self, bucket: Bucket, items: int) -> None:
         """A forward of this many items did not fit: allow half from now on."""
         self._limits[bucket] = max(1, min(self.limit(bucket), items // 2))
-
-    def _settled(self, bucket: Bucket) -> bool:
-        return bucket not in self._sweeps or self._sweeps[bucket].settled
 
     def _tested(self, bucket: Bucket, limit: int) -> int:
         if not self.strict or limit == 1:

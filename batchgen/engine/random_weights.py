@@ -9,12 +9,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers import decoders as token_decoders
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from batchgen.engine.checkpoint import meta_model
 from batchgen.engine.family import Part
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
+BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes
 
 
 def random_component(part: Part) -> Any:
@@ -32,13 +33,23 @@ def random_module(part: Part) -> nn.Module:
     if config.get("z_dim", 16) != 16:  # diffusers' latent statistics are for 16 channels
         config |= {"latents_mean": [0.0] * config["z_dim"], "latents_std": [1.0] * config["z_dim"]}
     module = meta_model(part.model_class, config)
-    sensitive = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+    sensitive = _sensitive(module, part.dtype)
     for name, empty in dict(module.named_parameters()).items():
         keeps = any(key in name.split(".") for key in sensitive)
         tensor = torch.empty(empty.shape, dtype=torch.float32 if keeps else part.dtype)
         _fill(tensor, name, seed=zlib.crc32(f"{part.name}.{name}".encode()))
         _replace(module, empty, nn.Parameter(tensor, requires_grad=False))
     return module.eval()
+
+
+def _sensitive(module: Any, dtype: torch.dtype) -> set[str]:
+    """Names of submodules that stay in float32, as the libraries' own loading decides:
+    transformers' plain list is for float16 alone, diffusers' is for any lower precision."""
+    names = set(module._keep_in_fp32_modules or ())
+    if isinstance(module, PreTrainedModel):
+        strict = set(module._keep_in_fp32_modules_strict or ())
+        names = names | strict if dtype == torch.float16 else strict
+    return names
 
 
 def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
@@ -49,7 +60,13 @@ def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
     elif leaf == "gamma" or (leaf == "weight" and tensor.ndim == 1):
         tensor.fill_(1.0)
     else:
-        tensor.normal_(0.0, RANDOM_STD, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        block = torch.empty(min(BLOCK, tensor.numel())).normal_(
+            0.0, RANDOM_STD, generator=generator
+        )
+        flat = tensor.view(-1)
+        for begin in range(0, len(flat), len(block)):
+            flat[begin : begin + len(block)] = block[: len(flat) - begin]
 
 
 def _replace(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

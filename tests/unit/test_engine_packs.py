@@ -52,8 +52,7 @@ def test_strict_goes_item_by_item_where_the_self_test_fails() -> None:
 def sweep(seconds_per_forward: Any) -> tuple[int, list[int]]:
     """Feed the sweep a device's forward times; returns the settled size and the sizes tried."""
     sizing, tried = packer(CUDA), []
-    while sizing.measuring(SMALL):
-        size = sizing.size(SMALL)
+    while sizing.measuring(SMALL, size := sizing.size(SMALL)):
         tried.append(size)
         sizing.observe(SMALL, size, seconds_per_forward(size))
         assert len(tried) < 60
@@ -74,6 +73,15 @@ def test_the_sweep_stays_at_one_when_packing_loses() -> None:
 def test_the_sweep_ends_at_the_token_limit() -> None:
     size, _ = sweep(lambda items: 0.010)
     assert size == 65_536 // 8
+
+
+def test_only_forwards_of_the_candidate_size_are_timed() -> None:
+    """A forward is waited for only where its time says something."""
+    sizing = packer(CUDA)
+    assert sizing.measuring(SMALL, 1)
+    assert not sizing.measuring(SMALL, 2)
+    assert not packer(CPU).measuring(SMALL, 1)
+    assert not packer(CUDA, budget=64).measuring(SMALL, 1)
 
 
 def test_out_of_memory_halves_the_limit() -> None:

@@ -96,15 +96,14 @@ class Wan:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return Tokens(cut.input_ids, cut.attention_mask, count)
+        return Tokens((cut.input_ids, cut.attention_mask), count, count > self.max_tokens)
 
     def encode(self, tokens: Tokens) -> Condition:
         """Hidden states of the text's own tokens (1, n, text_dim); padding is left out, since it
         is zeros and is put back where it is used."""
-        states = self.text_encoder(
-            tokens.ids.to(self.device), tokens.mask.to(self.device)
-        ).last_hidden_state
-        length = int(tokens.mask.sum())
+        ids, mask = tokens.inputs
+        states = self.text_encoder(ids.to(self.device), mask.to(self.device)).last_hidden_state
+        length = int(mask.sum())
         return (states[:, :length].to(self.transformer.dtype, copy=True),)
 
     def _padded(self, condition: Condition) -> Tensor:
@@ -165,7 +164,7 @@ class Wan:
         )
         video = self.vae.decode(latents / inverse + mean, return_dict=False)[0][0]
         pixels = (video * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 3, 0)
-        return (pixels.float() * 255).round().to(torch.uint8)
+        return (pixels.float() * 255).round().to(torch.uint8).contiguous()
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int) -> Item:

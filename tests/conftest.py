@@ -1,0 +1,23 @@
+"""Fixtures of several folders; heavy packages are imported only where a test asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    """One torch thread: results do not depend on the machine, and small models run faster."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the small Wan of `rig.small_spec`."""
+    from rig import save_small
+
+    return save_small(tmp_path_factory.mktemp("small"))
