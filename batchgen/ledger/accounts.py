@@ -1,9 +1,11 @@
 """runs.parquet: where the device time of each attempt went.
 
-useful   busy seconds (encode + denoise + decode) of the commits that won
-retried  busy seconds of commits that did not: failed ones, ones another attempt overruled or that
+busy     the rendering thread encoded or denoised; decoding and writing run behind it and have
+         columns of their own
+useful   its share in the commits that won
+retried  its share in commits that did not: failed ones, ones another attempt overruled or that
          came after the attempt was fenced off
-lost     busy seconds of rows that were started and never committed
+lost     what is left of it where rows were started and never committed
 Busy and idle seconds are measured by the attempt: from its last line, or for one that was killed
 from its last heartbeat. Where neither has them, a killed attempt counts as busy from its first row
 to its last sign of life.
@@ -28,47 +30,62 @@ from batchgen.paths import RunPaths
 from batchgen.runfile import RunFile
 
 _CHUNK = 50_000
-_BUSY = ("encode", "denoise", "decode")
+_BUSY = ("encode", "denoise")
 _MEASURED = (  # of the last line
     *("tail_s", "encode_s", "denoise_s", "decode_s", "peak_mem_gib", "forwards", "items"),
     *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
 )
 
 
-def attempt_table(run: RunPaths, found: Winners, header: RunFile) -> pa.Table:
-    """One row an attempt, in schema `RUNS`; `header` is run.json."""
+class Spent:
+    """Seconds of every commit line: added as the catalog is made, so that lines are parsed once."""
+
+    def __init__(self, index: CommitIndex) -> None:
+        self._index = index
+        self.busy_s = np.full(len(index.row_index), np.nan)
+        self.write_s = np.zeros(len(index.row_index))
+
+    def add(self, lines: np.ndarray, commits: pa.Table) -> None:
+        """Commits at places `lines` of the index, as parsed by `table.parse_commits`."""
+        self.busy_s[lines] = sum(_seconds(commits, stage) for stage in _BUSY)
+        self.write_s[lines] = _seconds(commits, "write")
+
+    def add_rest(self) -> None:
+        """Parse the commits that did not win."""
+        rest = np.flatnonzero(np.isnan(self.busy_s))
+        for begin in range(0, len(rest), _CHUNK):
+            lines = rest[begin : begin + _CHUNK]
+            self.add(lines, parse_commits(self._index, lines))
+
+
+def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) -> pa.Table:
+    """One row an attempt, in schema `RUNS`; `spent` holds the winning commits at least."""
     won = np.zeros(len(found.index.row_index), bool)
     won[found.line[found.line >= 0]] = True
     won &= found.index.status == STATUS_CODES["ok"]
-    busy = _busy_seconds(found.index)
+    spent.add_rest()
     intents: dict[int, Intent | None] = {}
     rows = []
+    bounds = np.searchsorted(found.index.journal, np.arange(len(found.index.journals) + 1))
     for number, facts in enumerate(found.index.journals):
         submission = facts.journal.attempt.submission
         if submission not in intents:
             intents[submission] = read_intent(run, submission)
-        lines = np.flatnonzero(found.index.journal == number)
+        lines = slice(int(bounds[number]), int(bounds[number + 1]))  # a journal's lines adjoin
         counters = read_counters(run.counters(facts.journal.attempt))
         row = _identity(run, facts) | _work(facts, counters)
-        row |= _rows_and_seconds(found.index, facts, lines, won, busy)
+        row |= _rows_and_seconds(found.index, facts, lines, won, spent)
         row |= _configuration(intents[submission], header)
-        row["lost_s"] = max(0.0, row["busy_s"] - row["useful_s"] - row["retried_s"])
+        wasted = row["useful_s"] + row["retried_s"]
+        row["lost_s"] = max(0.0, row["busy_s"] - wasted) if facts.open_rows else 0.0
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def _busy_seconds(index: CommitIndex) -> np.ndarray:
-    """float64 (lines, 2): busy and write seconds of each commit line."""
-    result = np.zeros((len(index.row_index), 2))
-    places = np.flatnonzero(index.status != STATUS_CODES["void"])
-    for begin in range(0, len(places), _CHUNK):
-        chunk = places[begin : begin + _CHUNK]
-        commits = parse_commits(index, chunk)
-        for column, stages in enumerate((_BUSY, ("write",))):
-            for stage in stages:
-                seconds = commit_column(commits, f"stats.stages.{stage}")
-                result[chunk, column] += pc.fill_null(seconds, 0.0).to_numpy()
-    return result
+def _seconds(commits: pa.Table, stage: str) -> np.ndarray:
+    column = commit_column(commits, f"stats.stages.{stage}")
+    seconds: np.ndarray = pc.fill_null(column, 0.0).to_numpy()
+    return seconds
 
 
 def _identity(run: RunPaths, facts: JournalFacts) -> dict[str, Any]:
@@ -117,19 +134,19 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
 
 
 def _rows_and_seconds(
-    index: CommitIndex, facts: JournalFacts, lines: np.ndarray, won: np.ndarray, busy: np.ndarray
+    index: CommitIndex, facts: JournalFacts, lines: slice, won: np.ndarray, spent: Spent
 ) -> dict[str, Any]:
-    accepted, status = index.accepted[lines], index.status[lines]
-    rendered = status != STATUS_CODES["void"]
-    chosen = won[lines]
+    accepted, status, chosen = index.accepted[lines], index.status[lines], won[lines]
+    failed = (status != STATUS_CODES["ok"]) & (status != STATUS_CODES["void"])
+    busy = spent.busy_s[lines]
     return {
         "rows_ok": int(chosen.sum()),
-        "rows_failed": int((accepted & rendered & (status != STATUS_CODES["ok"])).sum()),
+        "rows_failed": int((accepted & failed).sum()),
         "rows_wasted": int((~accepted).sum()),
         "rows_lost": len(facts.open_rows),
-        "useful_s": float(busy[lines[chosen], 0].sum()),
-        "retried_s": float(busy[lines[~chosen], 0].sum()),
-        "write_s": float(busy[lines, 1].sum()),
+        "useful_s": float(busy[chosen].sum()),
+        "retried_s": float(busy[~chosen].sum()),
+        "write_s": float(spent.write_s[lines].sum()),
     }
 
 

@@ -29,9 +29,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.errors import StorageError
-from batchgen.ledger.accounts import attempt_table
+from batchgen.ledger.accounts import Spent, attempt_table
+from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
-from batchgen.ledger.table import catalog_rows, catalog_schema
+from batchgen.ledger.table import catalog_rows, catalog_schema, join
 from batchgen.ledger.timers import Timers
 from batchgen.ledger.winners import Winners, winners
 from batchgen.media.durable import sync, sync_folder, write_bytes_atomic
@@ -64,6 +65,7 @@ class CatalogSummary:
 
 @dataclass(slots=True)
 class _Totals:
+    spent: Spent
     status: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUS_CODES, 0))
     timers: Timers = field(default_factory=Timers)
 
@@ -82,12 +84,12 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
     began = time.perf_counter()
     header = read_run(run)
     found = winners(run)
-    totals = _Totals()
+    totals = _Totals(Spent(found.index))
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
         parts = _write_parts(run, found, header, temporary, totals, progress)
-        accounts = attempt_table(run, found, header)
+        accounts = attempt_table(run, found, totals.spent, header)
         totals.timers.add_attempts(accounts)
         _publish(temporary, run.catalog_rows)
         write_bytes_atomic(run.catalog_runs, _parquet_bytes(accounts))
@@ -114,12 +116,11 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     """The catalog as it would be collected now, in memory: for a look at a run in progress."""
     header = read_run(run)
     found = winners(run)
-    file = pq.ParquetFile(run.plan)
     tables = [
-        catalog_rows(pa.Table.from_batches([batch]), found, header.plan_id)
-        for batch in file.iter_batches(batch_size=GROUP_ROWS)
+        catalog_rows(join(plan, found), header.plan_id) for plan in pieces([run.plan], GROUP_ROWS)
     ]
-    return pa.concat_tables(tables) if tables else catalog_schema(file.schema_arrow).empty_table()
+    empty = catalog_schema(pq.read_schema(run.plan)).empty_table()
+    return pa.concat_tables(tables) if tables else empty
 
 
 def _metadata(header: RunFile) -> dict[bytes, bytes]:
@@ -142,20 +143,21 @@ def _write_parts(
     progress: Callable[[int], None] | None,
 ) -> int:
     """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
-    file = pq.ParquetFile(run.plan)
-    schema = catalog_schema(file.schema_arrow).with_metadata(_metadata(header))
+    schema = catalog_schema(pq.read_schema(run.plan)).with_metadata(_metadata(header))
     plan_id = header.plan_id
     writer = _part_writer(folder, 0, schema)
     parts, rows = 1, 0
     try:
-        for batch in file.iter_batches(batch_size=GROUP_ROWS):
+        for plan in pieces([run.plan], GROUP_ROWS):
             if rows == PART_ROWS:
                 writer.close()
                 writer = _part_writer(folder, parts, schema)
                 parts, rows = parts + 1, 0
-            table = catalog_rows(pa.Table.from_batches([batch]), found, plan_id)
-            writer.write_table(table.cast(schema))
+            part = join(plan, found)
+            table = catalog_rows(part, plan_id)
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
             totals.add(table)
+            totals.spent.add(part.lines, part.commits)
             rows += len(table)
             if progress is not None:
                 progress(len(table))

@@ -23,7 +23,10 @@ from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Commit
 
 T = TypeVar("T")
-HEAD = re.compile(rb'\{"kind":"(commit|void)","row_index":(\d+),"status":"(\w+)","row_key":"(\w*)"')
+HEAD = re.compile(
+    rb'\{"kind":"(commit|void)","row_index":(\d+)'
+    rb',"status":"(ok|failed|quarantined|void)","row_key":"(\w*)"'
+)
 _CRC = b',"crc":"'
 _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
 
@@ -67,18 +70,18 @@ class Void:
     """All commits of a row in earlier submissions no longer count: their media is damaged."""
 
     row_index: int
-    status: str  # always "void"
-    row_key: str
     path: str  # of the damaged media
     reason: str
     t: float
+    status: str = "void"
+    row_key: str = ""  # whatever its key was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """Last line of an attempt that ended by itself, with its ledger of device seconds.
 
-    busy = encode + denoise + decode; load, compile and warm-up stand in Phase lines.
+    busy = encode + denoise; decoding runs behind. Load, compile and warm-up are Phase lines.
     """
 
     reason: str  # done, stopped, error ...

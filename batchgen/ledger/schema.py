@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-_TEXT = pa.string()
+_TEXT = pa.large_string()  # 32-bit offsets overflow at 2 GiB of prompts in one piece
 STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
 
 
@@ -21,7 +21,10 @@ REQUEST = [
     *_fields(pa.int64(), "row_index"),
     *_fields(_TEXT, "row_id row_key alias_of prompt negative_prompt"),
     *_fields(pa.int64(), "seed"),
-    *_fields(pa.int32(), "width height num_frames fps num_steps"),
+    *_fields(pa.int32(), "width height num_frames"),
+    *_fields(_TEXT, "bucket"),
+    *_fields(pa.int32(), "requested_width requested_height requested_num_frames"),
+    *_fields(pa.int32(), "fps num_steps"),
     *_fields(pa.float64(), "guidance_scale"),
     *_fields(pa.float64(), "guidance_scale_2", nullable=True),  # one-expert models have none
     *_fields(_TEXT, "solver"),
@@ -114,7 +117,7 @@ RUNS = pa.schema(
 
 def default_of(kind: pa.DataType) -> object:
     """The value of record where there is nothing to record."""
-    if pa.types.is_string(kind):
+    if pa.types.is_large_string(kind):
         return ""
     if pa.types.is_boolean(kind):
         return False

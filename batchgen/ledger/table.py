@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from batchgen.ledger.schema import (
 from batchgen.ledger.winners import Winners
 
 CARRY = "carry."
-EXTRA_PREFIXES = ("requested_",)  # of the plan: geometry as asked for, where it was adjusted
+REQUESTED = "requested_"  # geometry as asked for: null in the plan where it was used as it was
 _CACHE_OFF = {"cache_strategy": "none"}
 
 
@@ -33,19 +34,39 @@ def catalog_schema(plan: pa.Schema) -> pa.Schema:
     return pa.schema([*ROWS, *extra])
 
 
-def catalog_rows(plan: pa.Table, found: Winners, plan_id: str) -> pa.Table:
-    """The catalog of a part of the plan, in its order and in `catalog_schema`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanPart:
+    """Some rows of the plan and the commits that count for them."""
+
+    plan: pa.Table
+    lines: np.ndarray  # places of the commits in the index, ascending
+    commits: pa.Table  # schema COMMIT, one row for each of `lines`
+    place: pa.Array  # of each plan row in `commits`; null where nothing is committed
+    alias: pa.Array  # bool
+
+
+def join(plan: pa.Table, found: Winners) -> PlanPart:
+    """Fetch what was committed for some rows of the plan (aliases: for their original)."""
     rows = plan["row_index"].to_numpy()
     line = found.line[found.plan.original[rows]]
     unique, place = np.unique(line, return_inverse=True)
     pending = int(len(unique) > 0 and unique[0] < 0)  # -1 sorts first
-    commits = parse_commits(found.index, unique[pending:])
-    place = pa.array(place - pending, mask=line < 0)
-    alias = pa.array(found.plan.original[rows] != rows)
-    columns = [_request_column(plan, field) for field in REQUEST]
-    columns += [_outcome_column(commits, place, alias, field, plan_id) for field in OUTCOME]
-    extra = [plan[field.name].combine_chunks() for field, _ in _extra_columns(plan.schema)]
-    return pa.table([*columns, *extra], schema=catalog_schema(plan.schema))
+    lines = unique[pending:]
+    return PlanPart(
+        plan=plan,
+        lines=lines,
+        commits=parse_commits(found.index, lines),
+        place=pa.array(place - pending, mask=line < 0),
+        alias=pa.array(found.plan.original[rows] != rows),
+    )
+
+
+def catalog_rows(part: PlanPart, plan_id: str) -> pa.Table:
+    """The catalog of a part of the plan, in its order and in `catalog_schema`."""
+    columns = [_request_column(part.plan, field) for field in REQUEST]
+    columns += [_outcome_column(part, field, plan_id) for field in OUTCOME]
+    extra = [part.plan[field.name] for field, _ in _extra_columns(part.plan.schema)]
+    return pa.table([*columns, *extra], schema=catalog_schema(part.plan.schema))
 
 
 def parse_commits(index: CommitIndex, lines: np.ndarray) -> pa.Table:
@@ -68,40 +89,40 @@ def commit_column(commits: pa.Table, path: str) -> pa.Array:
 
 
 def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
-    """(column of the plan, its name in the catalog)."""
-    result = []
-    for field in plan:
-        if field.name.startswith(CARRY):
-            name = field.name.removeprefix(CARRY)
-            result.append((field, field.name if name in ROWS.names else name))
-        elif field.name.startswith(EXTRA_PREFIXES):
-            result.append((field, field.name))
-    return result
+    """(carried column of the plan, its name in the catalog)."""
+    carried = [field for field in plan if field.name.startswith(CARRY)]
+    names = [field.name.removeprefix(CARRY) for field in carried]
+    return [
+        (field, field.name if name in ROWS.names else name)
+        for field, name in zip(carried, names, strict=True)
+    ]
 
 
 def _request_column(plan: pa.Table, field: pa.Field) -> pa.Array:
     default = _CACHE_OFF.get(field.name, default_of(field.type))
+    used = field.name.removeprefix(REQUESTED)
+    if used != field.name:
+        default = plan[used].combine_chunks().cast(field.type)
+        if field.name not in plan.column_names:
+            return default
     if field.name not in plan.column_names:
         return _constant(default, plan.num_rows, field.type)
     column = plan[field.name].combine_chunks().cast(field.type)
     return column if field.nullable else column.fill_null(default)
 
 
-def _outcome_column(
-    commits: pa.Table, place: pa.Array, alias: pa.Array, field: pa.Field, plan_id: str
-) -> pa.Array:
+def _outcome_column(part: PlanPart, field: pa.Field, plan_id: str) -> pa.Array:
+    commits = part.commits
     if field.name == "plan_id":
-        return _constant(plan_id, len(place), field.type)
+        return _constant(plan_id, len(part.place), field.type)
     if field.name == "latency_s":
         column = pc.subtract(commit_column(commits, "ended"), commit_column(commits, "started"))
     else:
         column = commit_column(commits, COMMIT_PATHS.get(field.name, field.name))
-    default = "pending" if field.name == "status" else default_of(field.type)
-    if not field.nullable:
-        column = column.fill_null(default)
-    column = column.take(place)
+    column = column.take(part.place)
     if field.name in ALIAS_ZERO:
-        column = pc.if_else(alias, 0.0, column)
+        column = pc.if_else(part.alias, 0.0, column)
+    default = "pending" if field.name == "status" else default_of(field.type)
     return column if field.nullable else column.fill_null(default)
 
 

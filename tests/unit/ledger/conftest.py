@@ -134,6 +134,7 @@ def write_plan(
     columns["guidance_scale_2"] = pa.array(columns["guidance_scale_2"], pa.float64())
     ids = [requests[aliases[n]].row_id if n in aliases else None for n in range(len(requests))]
     columns["alias_of"] = pa.array(ids, pa.string())
+    columns["bucket"] = [str(request.bucket) for request in requests]
     columns["tags"] = pa.array([None] * len(requests), pa.string())
     columns |= extra
     run.root.mkdir(parents=True, exist_ok=True)

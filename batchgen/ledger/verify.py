@@ -1,0 +1,256 @@
+"""Is every published row really there? Catalog and media checked against the journals, both ways.
+
+Damage is anything wrong with what is published: a media file that is missing, of another size or
+content, that does not decode or has another number of frames, two rows that share a file, a journal
+line that storage changed, a catalog that says other than the journals. Files that nothing names
+(orphans: what killed, retried or fenced-off attempts left behind) are waste, not damage.
+
+Repair never edits another's journal. It begins a submission of its own without tasks and writes
+`void` lines to that submission's journal: they take back every earlier commit of the damaged rows,
+which thereby are left to render. Then it deletes orphans and collects the catalog again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+
+from batchgen.errors import RunStateError
+from batchgen.ledger.catalog import GROUP_ROWS, collect
+from batchgen.ledger.pieces import pieces
+from batchgen.ledger.repair import delete_files, void_rows
+from batchgen.ledger.scan import index_commits
+from batchgen.ledger.status import live_attempts
+from batchgen.ledger.table import catalog_rows, join
+from batchgen.ledger.winners import Winners, winners
+from batchgen.media import formats
+from batchgen.media.durable import digest_file, is_temporary
+from batchgen.paths import RunPaths
+from batchgen.runfile import read_run
+
+Kind = Literal[
+    "missing", "size", "sha256", "undecodable", "frames", "outside", "duplicate",
+    "journal", "catalog", "orphan", "temporary",
+]  # fmt: skip
+WASTE: tuple[Kind, ...] = ("orphan", "temporary")
+_TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
+_KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration here
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    kind: Kind
+    path: str  # relative to the run folder
+    detail: str
+    row_index: int = -1  # -1: of no single row
+    row_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was checked and found; `repair` fills the last three."""
+
+    rows: int  # of the manifest
+    ok: int  # rows with a published result, aliases included
+    files: int  # media checked
+    bytes: int
+    findings: tuple[Finding, ...]
+    live: int  # attempts at work meanwhile: their files are not judged
+    voided: int = 0  # rows that are left to render now
+    deleted: int = 0  # orphans and temporary files
+    submission: int = 0  # the repair's own; 0: none was needed
+
+    @property
+    def damage(self) -> tuple[Finding, ...]:
+        """Findings that concern what is published."""
+        return tuple(finding for finding in self.findings if finding.kind not in WASTE)
+
+    @property
+    def is_sound(self) -> bool:
+        """Nothing published is damaged; orphans are only waste."""
+        return not self.damage
+
+
+@dataclass(frozen=True, slots=True)
+class _Published:
+    row_index: int
+    row_id: str
+    path: str
+    sha256: str
+    bytes: int
+    num_frames: int
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """What the journals say, gathered over the plan."""
+
+    ok: int = 0
+    media: list[_Published] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+
+def verify(
+    run: RunPaths, *, repair: bool = False, progress: Callable[[int], None] | None = None
+) -> VerifyReport:
+    """Check a run; `progress` gets 1 for every media file.
+
+    With `repair`, damaged rows become left (render them with `resume`) and unnamed files are
+    deleted. RunStateError if there is no run or plan, or a repair is asked for while attempts are
+    at work.
+    """
+    read_run(run)
+    live = live_attempts(run)
+    if repair and live:
+        at = ", ".join(f"{a.attempt.tag} on {a.host}" for a in live[:3])
+        raise RunStateError(f"{run.root}: repair must wait until nothing is at work ({at})")
+    listed = list(_media_files(run.media))  # before the journals: what is committed later is newer
+    found = winners(run, index_commits(run))
+    ledger = _read_ledger(run, found)
+    ledger.findings += _bad_lines(run, found)
+    ledger.findings += _check_media(run, ledger.media, progress)
+    busy = {status.attempt.tag for status in live}
+    ledger.findings += _unnamed(run, listed, {item.path for item in ledger.media}, busy)
+    report = VerifyReport(
+        rows=len(found.status),
+        ok=ledger.ok,
+        files=len(ledger.media),
+        bytes=sum(item.bytes for item in ledger.media),
+        findings=tuple(ledger.findings),
+        live=len(live),
+    )
+    return _repair(run, report) if repair else report
+
+
+def _read_ledger(run: RunPaths, found: Winners) -> _Ledger:
+    """Stream the plan: media of every row that is ok, and how the collected catalog differs."""
+    ledger = _Ledger()
+    owners: dict[str, str] = {}
+    parts = sorted(run.catalog_rows.glob("*.parquet")) if run.catalog_rows.is_dir() else []
+    catalog = pieces(parts, GROUP_ROWS, ["row_id", "status", "media_path", "media_sha256"])
+    for plan in pieces([run.plan], GROUP_ROWS):
+        table = catalog_rows(join(plan, found), "")
+        ledger.findings += _compare(run, table, catalog)
+        columns = ["row_index", "row_id", "media_path", "media_sha256", "media_bytes"]
+        values = [table[name].to_pylist() for name in [*columns, "media_frames", "status"]]
+        for *media, status, alias in zip(*values, table["alias_of"].to_pylist(), strict=True):
+            ledger.ok += status == "ok"
+            if status != "ok" or alias:
+                continue
+            item = _Published(*media)
+            other = owners.setdefault(item.path, item.row_id)
+            if other != item.row_id:
+                detail = f"rows {other} and {item.row_id} name the same file"
+                ledger.findings.append(_finding("duplicate", item, detail))
+            ledger.media.append(item)
+    return ledger
+
+
+def _compare(run: RunPaths, table: pa.Table, catalog: Iterator[pa.Table]) -> Iterator[Finding]:
+    collected = next(catalog, None)
+    if collected is None:
+        return
+    folder = run.catalog_rows.relative_to(run.root).as_posix()
+    expected = table.select(collected.column_names)
+    if len(collected) != len(expected):
+        detail = f"{len(collected)} rows where the plan has {len(expected)}"
+        yield Finding("catalog", folder, detail)
+    elif not collected.equals(expected):
+        rows = zip(collected.to_pylist(), expected.to_pylist(), strict=True)
+        for row, (old, new) in zip(table["row_index"].to_pylist(), rows, strict=True):
+            if old != new:
+                detail = f"says {old['status']} {old['media_path']!r}, the journals say "
+                detail += f"{new['status']} {new['media_path']!r}: collect again"
+                yield Finding("catalog", folder, detail, row, new["row_id"])
+
+
+def _bad_lines(run: RunPaths, found: Winners) -> Iterator[Finding]:
+    for facts in found.index.journals:
+        path = facts.journal.path.relative_to(run.root).as_posix()
+        for offset in facts.bad_lines:
+            yield Finding("journal", path, f"the line at byte {offset} is damaged")
+
+
+def _check_media(
+    run: RunPaths, media: list[_Published], progress: Callable[[int], None] | None
+) -> list[Finding]:
+    """Every published file: place, size, content, decoding; on as many threads as processors."""
+    findings: list[Finding] = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for finding in pool.map(lambda item: _check_file(run, item), media):
+            if finding is not None:
+                findings.append(finding)
+            if progress is not None:
+                progress(1)
+    return findings
+
+
+def _check_file(run: RunPaths, item: _Published) -> Finding | None:
+    path = run.root / item.path
+    if not path.resolve().is_relative_to(run.media.resolve()):
+        return _finding("outside", item, "is not inside the run's media folder")
+    if not path.exists():
+        return _finding("missing", item, "does not exist")
+    try:
+        digest, size = digest_file(path)
+        if size != item.bytes:
+            return _finding("size", item, f"{size} bytes, published were {item.bytes}")
+        if digest != item.sha256:
+            return _finding("sha256", item, f"sha256 {digest}, published was {item.sha256}")
+        frames = len(formats.by_extension(path.suffix).read(path))
+    except (OSError, ValueError) as error:
+        return _finding("undecodable", item, str(error))
+    if frames != item.num_frames:
+        return _finding("frames", item, f"{frames} frames, published were {item.num_frames}")
+    return None
+
+
+def _finding(kind: Kind, item: _Published, detail: str) -> Finding:
+    return Finding(kind, item.path, detail, item.row_index, item.row_id)
+
+
+def _media_files(folder: Path) -> Iterator[Path]:
+    """Media files and folders (format `frames`) below `media/`, temporary ones too."""
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name in _KEPT:
+            continue
+        if entry.is_dir() and not entry.is_symlink() and not entry.suffix:
+            yield from _media_files(entry)
+        else:
+            yield entry
+
+
+def _unnamed(
+    run: RunPaths, listed: list[Path], named: set[str], busy: set[str]
+) -> Iterator[Finding]:
+    for path in listed:
+        relative = path.relative_to(run.root).as_posix()
+        tag = _TAG.fullmatch(path.name)
+        if relative in named or (tag is not None and tag[1] in busy):
+            continue
+        if is_temporary(path.name):
+            yield Finding("temporary", relative, "left behind by a crash before its rename")
+        else:
+            yield Finding("orphan", relative, "no row names it")
+
+
+def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
+    rows = {f.row_index: f for f in report.damage if f.row_index >= 0 and f.kind != "catalog"}
+    damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
+    submission = void_rows(run, damaged) if damaged else 0
+    waste = [run.root / f.path for f in report.findings if f.kind in WASTE]
+    broken = [run.root / f.path for f in rows.values() if f.kind not in ("outside", "missing")]
+    deleted = delete_files(waste)
+    delete_files(broken)
+    if run.catalog_rows.exists():
+        collect(run)
+    return replace(report, voided=len(rows), deleted=deleted, submission=submission)
