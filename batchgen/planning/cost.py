@@ -1,6 +1,6 @@
 """Predicted device seconds of a row: FLOPs over a device's figures, scaled by what was measured.
 
-    seconds = steps x branches x forward + texts x encode + decode
+    seconds = steps x branches x forward + encode + decode
     forward = FLOPs / (efficiency x peak) + layers x launch
 
 The efficiencies are shares of the measured matmul rate that well-kept engines reach: transformer
@@ -10,7 +10,8 @@ blocks 0.55 (published: 0.45 to 0.75), causal 3D convolutions of the decoder 0.1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +34,21 @@ class Factors:
 
 
 @dataclass(frozen=True, slots=True)
+class FactorTable:
+    """Factors of the shapes that were measured, and of all others."""
+
+    general: Factors = Factors()
+    by_bucket: Mapping[Bucket, Factors] = field(default_factory=dict)
+
+    def of(self, bucket: Bucket) -> Factors:
+        """The factors for a bucket."""
+        return self.by_bucket.get(bucket, self.general)
+
+
+UNMEASURED = FactorTable()
+
+
+@dataclass(frozen=True, slots=True)
 class BucketSeconds:
     """Predicted seconds of the parts of a row in one bucket."""
 
@@ -51,7 +67,7 @@ class CostModel:
 
     model: ModelSpec
     device: DeviceConfig
-    factors: Factors = Factors()
+    factors: FactorTable = UNMEASURED
 
     def bucket(self, bucket: Bucket) -> BucketSeconds:
         """Seconds of one forward, one text and one decode in a bucket."""
@@ -61,8 +77,9 @@ class CostModel:
         forward = family.forward_flops(self.model, bucket) / (_TRANSFORMER_EFFICIENCY * peak)
         decode = family.decode_flops(self.model, bucket) / (_DECODER_EFFICIENCY * peak)
         encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)
+        factors = self.factors.of(bucket)
         return BucketSeconds(
-            forward=(forward + layers * _LAUNCH_S) * self.factors.denoise,
-            encode=encode * self.factors.encode,
-            decode=decode * self.factors.decode,
+            forward=(forward + layers * _LAUNCH_S) * factors.denoise,
+            encode=encode * factors.encode,
+            decode=decode * factors.decode,
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from batchgen.config.capability import unserved_columns
 from batchgen.config.family import Stride, load_family
+from batchgen.config.limits import MAX_FRAMES, MAX_SIDE
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.planning.columns import REQUEST_COLUMNS
@@ -97,6 +98,31 @@ def job_defaults(job: JobConfig) -> Defaults:
         geometry=job.output.geometry,
         locked=job.locked,
         unserved=unserved_columns(family.CAPABILITIES),
+    )
+
+
+def any_model() -> Defaults:
+    """Rules without a job: ranges and texts are judged, sizes and unserved columns are not."""
+    return Defaults(
+        job_seed=0,
+        seed=None,
+        negative_prompt="",
+        width=1,
+        height=1,
+        num_frames=1,
+        fps=1,
+        num_steps=1,
+        guidance_scale=1.0,
+        solver="",
+        sigma_shift=1.0,
+        format="frames",
+        quality=0,
+        tags=None,
+        names=NamedSizes({}, "", "", judged=False),
+        stride=Stride(1, 1, MAX_SIDE, MAX_FRAMES),
+        geometry="error",
+        locked=(),
+        unserved=(),
     )
 
 

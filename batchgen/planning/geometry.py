@@ -51,9 +51,12 @@ class NamedSizes:
     sizes: dict[str, tuple[int, int]]  # "480p 16:9" -> width, height
     resolution: str  # where a row names only its aspect ratio
     aspect_ratio: str  # where a row names only its resolution
+    judged: bool = True  # False where no model is given: every name is taken for legal
 
     def find(self, resolution: str | None, aspect_ratio: str | None) -> tuple[int, int] | None:
         """Width and height, or None when the model has no such size."""
+        if not self.judged:
+            return 1, 1
         key = f"{resolution or self.resolution} {aspect_ratio or self.aspect_ratio}"
         return self.sizes.get(key.strip().lower())
 

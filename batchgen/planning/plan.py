@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
 from batchgen.planning.columns import REQUEST_COLUMNS
-from batchgen.planning.cost import BucketSeconds, CostModel, Factors
+from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.defaults import Defaults, job_defaults
 from batchgen.planning.identity import KeyHasher, Settings, derived_seeds, key_context
 from batchgen.planning.manifest import Manifest, check_columns, open_manifest
@@ -47,7 +47,6 @@ __all__ = [
     "BucketForecast",
     "Plan",
     "PlanCosts",
-    "check_rows",
     "make_plan",
     "read_costs",
     "read_keys",
@@ -56,7 +55,7 @@ __all__ = [
     "row_indices",
 ]
 
-NEUTRAL = Factors()
+
 _FEW_VALUES = (
     "alias_of", "negative_prompt", "width", "height", "num_frames", "fps", "num_steps",
     "guidance_scale", "solver", "sigma_shift", "format", "quality", "cost_s", "bucket", "tags",
@@ -69,7 +68,7 @@ _WRITER_OPTIONS = {
 
 
 def make_plan(
-    job: JobConfig, out: Path, *, hash_weights: str = "sampled", factors: Factors = NEUTRAL
+    job: JobConfig, out: Path, *, hash_weights: str = "sampled", factors: FactorTable = UNMEASURED
 ) -> Plan:
     """Check the manifest, resolve every row and write the plan to `out` (by rename).
 
@@ -105,21 +104,6 @@ def make_plan(
     finally:
         draft.unlink(missing_ok=True)
     return plan
-
-
-def check_rows(job: JobConfig, problems: Problems) -> int:
-    """Check every row of the job's manifest as `make_plan` does, writing nothing; returns the
-    number of rows. Raises ManifestError or ConfigError for what is not about single rows."""
-    defaults = job_defaults(job)
-    manifest = open_manifest(Path(job.manifest))
-    check_columns(manifest, job.carry_columns)
-    ids = RowIds()
-    columns = [name for name in REQUEST_COLUMNS if name in manifest.columns]
-    for batch in manifest.batches(columns):
-        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
-    if "row_id" in columns:
-        ids.report_duplicates(problems)
-    return ids.rows
 
 
 def _regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

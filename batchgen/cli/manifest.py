@@ -1,0 +1,124 @@
+"""`manifest build` and `manifest check`: make a manifest, or hear all that is wrong with one."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchgen.cli.result import OK, USAGE, Result
+from batchgen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from batchgen.planning.manifest_check import ManifestReport
+
+BUILD_EPILOG = """\
+examples:
+  batchgen manifest build prompts.txt prompts.parquet
+  batchgen manifest build prompts.txt prompts.parquet --seeds 4
+  batchgen manifest build scenes.csv sweep.parquet guidance_scale=4,6 num_steps=20,50
+
+a .txt file has one prompt a line; .csv and .jsonl name request columns; other columns are kept
+and must be listed in the job's carry_columns
+"""
+CHECK_EPILOG = """\
+examples:
+  batchgen manifest check prompts.parquet
+  batchgen manifest check prompts.parquet --job jobs/demo.yaml
+  batchgen manifest check prompts.parquet --job jobs/demo.yaml output.geometry=round
+
+without --job the sizes and frame counts, which depend on the model, are not judged
+"""
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    group = verbs.add_parser("manifest", help="build a manifest, or check one")
+    actions = group.add_subparsers(dest="action", metavar="ACTION", required=True)
+    build = actions.add_parser(
+        "build",
+        help="make a manifest from .txt, .csv, .jsonl or Parquet",
+        description="Make a Parquet manifest, with seeds and sweeps.",
+        epilog=BUILD_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.add_argument("source", type=Path, metavar="SOURCE", help=".txt, .csv, .jsonl, .parquet")
+    build.add_argument("out", type=Path, metavar="OUT", help="the manifest to write (.parquet)")
+    build.add_argument(
+        "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
+    )
+    build.add_argument("--seeds", type=int, metavar="K", help="every row with seeds 0 .. K-1")
+    build.set_defaults(handler=handle_build)
+    check = actions.add_parser(
+        "check",
+        help="list every illegal row",
+        description="Check a manifest and list every illegal value with its row number.",
+        epilog=CHECK_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("manifest", type=Path, metavar="MANIFEST", help="file or folder of parts")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the job")
+    check.add_argument("--job", type=Path, help="check against this job and its model")
+    check.add_argument(
+        "--limit", type=int, default=1000, metavar="N", help="list at most N values (default 1000)"
+    )
+    check.set_defaults(handler=handle_check)
+
+
+def handle_build(args: argparse.Namespace) -> Result:
+    """Write the manifest and say what is in it."""
+    from batchgen.planning.manifest_build import build_manifest
+
+    sweeps: dict[str, str] = {}
+    for text in args.sweeps:
+        column, separator, values = text.partition("=")
+        if not separator:
+            raise ConfigError(f"{text!r}: write a sweep as column=a,b")
+        if column in sweeps:
+            raise ConfigError(f"{column}: is swept twice; write one sweep with all its values")
+        sweeps[column] = values
+    built = build_manifest(args.source, args.out, seeds=args.seeds, sweeps=sweeps)
+    times = (
+        f" ({built.source_rows:,} x {built.rows // built.source_rows})"
+        if sweeps or args.seeds
+        else ""
+    )
+    print(f"{built.path}: {built.rows:,} rows{times}, columns {', '.join(built.columns)}")
+    return Result(OK, asdict(built))
+
+
+def handle_check(args: argparse.Namespace) -> Result:
+    """Exit code 2 when a row is illegal."""
+    from batchgen.planning.manifest_check import check_manifest
+
+    job = None
+    if args.job is not None:
+        from batchgen.config.compose import compose_job
+
+        manifest = f"manifest={_quoted(args.manifest)}"
+        job = compose_job(args.job, [*args.overrides, manifest]).config
+    elif args.overrides:
+        raise ConfigError(f"{args.overrides[0]}: overrides belong to a job; add --job JOB")
+    report = check_manifest(args.manifest, job, limit=args.limit)
+    _print(report)
+    return Result(USAGE if report.problems.count else OK, _data(report))
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _print(report: ManifestReport) -> None:
+    if report.problems.count:
+        print(report.problems.message(report.path))
+        return
+    print(f"{report.path}: {report.rows:,} rows, all legal{report.note}")
+
+
+def _data(report: ManifestReport) -> dict[str, object]:
+    return {
+        "manifest": str(report.path),
+        "rows": report.rows,
+        "illegal": report.problems.count,
+        "problems": [asdict(problem) for problem in report.problems.first],
+    }

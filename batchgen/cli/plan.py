@@ -1,0 +1,195 @@
+"""`plan`: what a job would do and cost. Renders nothing, needs no GPU, loads no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchgen.cli.result import OK, Result
+from batchgen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from batchgen.config.compose import Composed
+    from batchgen.planning.forecast import Forecast
+    from batchgen.planning.plan import Plan
+
+EPILOG = """\
+examples:
+  batchgen plan jobs/demo.yaml
+  batchgen plan jobs/wan21_14b_720p.yaml row_defaults.num_steps=30 --max-gpu-hours 40
+  batchgen plan jobs/demo.yaml --out plan.parquet --dump-config config.json
+"""
+SHOWN_BUCKETS = 12
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "plan",
+        help="what a job would do and cost; renders nothing",
+        description="Check a job and its manifest, and forecast what a run of it takes.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("job", metavar="JOB", type=Path, help="job file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument(
+        "--max-gpu-hours", type=float, metavar="X", help="refuse (exit 2) a forecast above X"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the plan as Parquet")
+    parser.add_argument(
+        "--dump-config",
+        type=Path,
+        metavar="FILE",
+        help="write tiers, versions, commit, hardware and digests as one JSON file",
+    )
+    parser.add_argument(
+        "--hash-weights",
+        choices=("sampled", "full"),
+        default="sampled",
+        help="how checkpoint files enter the row keys (default: sampled)",
+    )
+    parser.set_defaults(handler=handle_plan)
+
+
+def handle_plan(args: argparse.Namespace) -> Result:
+    """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
+    from batchgen.config.compose import compose_job
+
+    composed = compose_job(args.job, args.overrides)
+    with tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
+        out = args.out or Path(folder) / "plan.parquet"
+        plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)
+    _print(composed, plan, predicted)
+    if args.dump_config:
+        _dump(args.dump_config, composed, plan)
+    limit = args.max_gpu_hours
+    if limit is not None and predicted.gpu_hours > limit:
+        raise ConfigError(
+            f"forecast {_hours(predicted.gpu_hours)} ({_hours(predicted.low)} to "
+            f"{_hours(predicted.high)}) is above --max-gpu-hours {limit:g}"
+        )
+    return Result(OK, _data(composed, plan, predicted, args.out))
+
+
+def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Plan, Forecast]:
+    from batchgen.planning.calibrate import calibrate
+    from batchgen.planning.cost import UNMEASURED
+    from batchgen.planning.forecast import forecast
+    from batchgen.planning.plan import make_plan, read_costs
+
+    config = composed.config
+    calibration = calibrate(Path(config.output.root_dir), config.model, config.slurm.device)
+    factors = calibration.factors if calibration else UNMEASURED
+    plan = make_plan(config, out, hash_weights=hashing, factors=factors)
+    return plan, forecast(config, plan, read_costs(out), calibration)
+
+
+def _dump(target: Path, composed: Composed, plan: Plan) -> None:
+    from batchgen.planning.provenance import describe
+
+    text = json.dumps(describe(composed, plan), indent=2, ensure_ascii=False)
+    target.write_text(text + "\n", encoding="utf-8")
+    print(f"configuration written to {target}")
+
+
+# --------------------------------------------------------------------------------------- printing
+def _print(composed: Composed, plan: Plan, predicted: Forecast) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_buckets(plan))
+    console.print(_summary(composed, plan, predicted))
+    if composed.config.model.weights == "random":
+        console.print(
+            "[yellow]note:[/] model.weights is random: the media will be noise; "
+            "set model.weights=<folder in diffusers layout> for pictures"
+        )
+
+
+def _buckets(plan: Plan) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("bucket", "rows", "tokens", "forwards", "predicted", "share"):
+        table.add_column(name, justify="left" if name == "bucket" else "right", no_wrap=True)
+    total = plan.cost_s_total or 1.0
+    for item in plan.buckets[:SHOWN_BUCKETS]:
+        cells = (str(item.bucket), f"{item.rows:,}", f"{item.tokens:,}", f"{item.evaluations:,}")
+        table.add_row(*cells, _duration(item.cost_s), f"{item.cost_s / total:.0%}")
+    rest = plan.buckets[SHOWN_BUCKETS:]
+    if rest:
+        seconds = sum(item.cost_s for item in rest)
+        rows = sum(item.rows for item in rest)
+        label = f"{len(rest)} more"
+        table.add_row(label, f"{rows:,}", "", "", _duration(seconds), f"{seconds / total:.0%}")
+    return table
+
+
+def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
+    config, layout = composed.config, predicted.layout
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    lines = {
+        "job": f"{config.name}, model {config.model.name}, profile {config.slurm.executor}",
+        "rows": f"{plan.rows:,} in {plan.manifest}: {plan.unique_rows:,} to render, "
+        f"{plan.aliases:,} aliases of equal rows",
+        "shards": f"{predicted.shards} over {layout.nodes} node(s) of {layout.ranks_per_node} rank(s)",
+        "layout": f"dp {layout.dp} x cfg {layout.cfg} x ulysses {layout.ulysses} x ring "
+        f"{layout.ring}, memory {layout.memory}; {layout.reason}",
+        "forecast": f"{_hours(predicted.gpu_hours)} ({_hours(predicted.low)} to "
+        f"{_hours(predicted.high)}), about {_duration(predicted.wall_hours * 3600)} of waiting",
+        "basis": predicted.basis,
+        "memory": f"{predicted.vram_gib:.2f} GiB peak on a device",
+        "disk": f"{_size(predicted.disk_gib)} in {predicted.files:,} files",
+        "plan": plan.plan_id[:16],
+    }
+    for name, text in lines.items():
+        table.add_row(name, escape(text))
+    return table
+
+
+def _data(
+    composed: Composed, plan: Plan, predicted: Forecast, kept: Path | None
+) -> dict[str, object]:
+    return {
+        "job": composed.config.name,
+        "model": composed.config.model.name,
+        "weights": composed.config.model.weights,
+        "manifest": plan.manifest,
+        "manifest_digest": plan.manifest_digest,
+        "plan_id": plan.plan_id,
+        "rows": plan.rows,
+        "unique_rows": plan.unique_rows,
+        "aliases": plan.aliases,
+        "cost_s_total": plan.cost_s_total,
+        "buckets": [asdict(item) | {"cost_s": item.cost_s} for item in plan.buckets],
+        "forecast": asdict(predicted),
+        "plan": str(kept) if kept else None,
+    }
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _hours(hours: float) -> str:
+    digits = 1 if hours >= 100 else 2 if hours >= 1 else 4
+    return f"{hours:,.{digits}f} GPU-hours"
+
+
+def _size(gib: float) -> str:
+    return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"

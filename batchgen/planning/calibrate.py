@@ -1,0 +1,152 @@
+"""What earlier runs measured: their catalogs turned into factors on the predicted seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from batchgen.config.schema import DeviceConfig, ModelSpec
+from batchgen.paths import RunPaths
+from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
+from batchgen.records import Bucket
+
+_RUNS_READ = 20  # the newest ones
+_ROWS_READ = 200_000  # of each
+_ENOUGH_ROWS = 4  # for a bucket to have factors of its own
+_COLUMNS = (
+    "status", "alias_of", "device", "width", "height", "num_frames", "num_steps",
+    "guidance_scale", "denoise_s", "decode_s", "encode_s",
+)  # fmt: skip
+_LEAST_SPREAD = 0.10  # no forecast is better than this
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Factors from the catalogs of earlier runs of the same model on the same device."""
+
+    factors: FactorTable
+    spread: float  # relative half-width of the interval of a forecast
+    runs: tuple[str, ...]  # names of the run folders
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Rows of one run: seconds as measured and as the device's figures alone predict them."""
+
+    run: str
+    buckets: np.ndarray  # Bucket objects
+    measured: np.ndarray  # (rows, 3): denoise, decode, encode
+    predicted: np.ndarray  # (rows, 3)
+
+
+def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration | None:
+    """Factors from the finished rows of `<root>/*/catalog/rows`; None when no run fits.
+
+    A run fits when it drew with this model's dimensions on a device of this name (`h200` fits
+    `NVIDIA H200`). Damaged or foreign folders are passed over.
+    """
+    runs = [m for path in _newest(root) if (m := _measure(path, model, device)) is not None]
+    if not runs:
+        return None
+    buckets = np.concatenate([run.buckets for run in runs])
+    measured = np.concatenate([run.measured for run in runs])
+    predicted = np.concatenate([run.predicted for run in runs])
+    general = _factors(measured, predicted)
+    by_bucket = {}
+    for bucket in set(buckets.tolist()):
+        mine = np.array([b == bucket for b in buckets.tolist()])
+        if mine.sum() >= _ENOUGH_ROWS:
+            by_bucket[bucket] = _factors(measured[mine], predicted[mine])
+    table = FactorTable(general, by_bucket)
+    return Calibration(table, _spread(runs, table), tuple(r.run for r in runs), len(buckets))
+
+
+def _newest(root: Path) -> list[RunPaths]:
+    files = [path for path in root.glob("*/run.json") if not path.parent.name.startswith(".")]
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [RunPaths(path.parent) for path in files[:_RUNS_READ]]
+
+
+def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured | None:
+    """The usable rows of a run, or None when it has none."""
+    if not _same_model(run, model) or not run.catalog_rows.is_dir():
+        return None
+    try:
+        data = ds.dataset(run.catalog_rows, format="parquet")
+        table = data.head(_ROWS_READ, columns=list(_COLUMNS))
+    except (pa.ArrowException, OSError, KeyError):
+        return None  # written by another version, or being written
+    finished = pc.and_(pc.equal(table["status"], "ok"), _without_alias(table))
+    table = table.filter(pc.and_(finished, _on_device(table["device"], device.name)))
+    if len(table) == 0:
+        return None
+    cost = CostModel(model, device, UNMEASURED)
+    columns = [table[name].to_pylist() for name in ("width", "height", "num_frames")]
+    buckets = np.empty(len(table), object)
+    buckets[:] = [Bucket(*size) for size in zip(*columns, strict=True)]
+    seconds = {bucket: cost.bucket(bucket) for bucket in set(buckets.tolist())}
+    branches = np.where(table["guidance_scale"].to_numpy() != 1.0, 2, 1)
+    evaluations = table["num_steps"].to_numpy() * branches
+    predicted = [
+        (count * seconds[b].forward, seconds[b].decode, seconds[b].encode)
+        for b, count in zip(buckets.tolist(), evaluations.tolist(), strict=True)
+    ]
+    stages = [table[name].to_numpy() for name in ("denoise_s", "decode_s", "encode_s")]
+    return _Measured(run.root.name, buckets, np.stack(stages, 1), np.array(predicted))
+
+
+def _same_model(run: RunPaths, model: ModelSpec) -> bool:
+    """Whether a run drew with these dimensions (weights do not change the time)."""
+    try:
+        stored: dict[str, Any] = json.loads(run.run_json.read_text(encoding="utf-8"))["config"]
+        other = stored["model"]
+        parts = ("transformer", "vae", "text_encoder")
+        mine = json.loads(json.dumps({part: asdict(getattr(model, part)) for part in parts}))
+        return all(other[part] == mine[part] for part in parts)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _without_alias(table: pa.Table) -> pa.ChunkedArray:
+    """Rows that were rendered themselves (an empty alias_of is none)."""
+    return pc.equal(pc.binary_length(pc.fill_null(table["alias_of"].cast(pa.string()), "")), 0)
+
+
+def _on_device(names: pa.ChunkedArray, wanted: str) -> pa.Array:
+    words = wanted.casefold()
+    fits = [
+        name is not None and (words in name.casefold() or name.casefold() in words)
+        for name in names.to_pylist()
+    ]
+    return pa.array(fits, pa.bool_())
+
+
+def _factors(measured: np.ndarray, predicted: np.ndarray) -> Factors:
+    """Sums over sums: long rows weigh more, as they do in the forecast."""
+    ratios = measured.sum(0) / np.maximum(predicted.sum(0), 1e-12)
+    denoise, decode, encode = (float(ratio) for ratio in ratios)
+    return Factors(denoise=denoise, decode=decode, encode=encode)
+
+
+def _spread(runs: Sequence[_Measured], table: FactorTable) -> float:
+    """How far single runs lie from the calibrated prediction (relative, largest); with one run
+    alone, its two halves stand in."""
+    samples = [(run, slice(None)) for run in runs]
+    if len(runs) == 1:
+        samples = [(runs[0], slice(0, None, 2)), (runs[0], slice(1, None, 2))]
+    errors = [_LEAST_SPREAD if len(runs) > 1 else 2 * _LEAST_SPREAD]
+    for run, part in samples:
+        measured, buckets = run.measured[part].sum(), run.buckets[part].tolist()
+        factors = np.array([[f.denoise, f.decode, f.encode] for f in map(table.of, buckets)])
+        if len(buckets):
+            errors.append(abs(measured / max((run.predicted[part] * factors).sum(), 1e-12) - 1))
+    return float(max(errors))

@@ -1,0 +1,119 @@
+"""What a plan will take: device hours with an interval, time, memory, disk, files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchgen.config.family import load_family
+from batchgen.config.schema import JobConfig
+from batchgen.planning.calibrate import Calibration
+from batchgen.planning.layout import GIB, Layout, choose_layout
+from batchgen.planning.shards import cut_shards
+from batchgen.planning.store import BucketForecast, Plan, PlanCosts
+from batchgen.records import Bucket
+
+# Figures of a profile are no measurement: an engine may reach half or twice of the assumed rate.
+_PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0
+_IMPORT_S = 15.0  # process start, imports, first kernels
+_LOAD_BYTES_PER_S = 1.5e9
+_JOURNAL_BYTES = 1500  # start and commit lines of a row
+_CATALOG_BYTES = 800
+
+# Bytes per pixel and frame at quality 8; encoders differ by content, so these are upper middles.
+_BYTES_PER_PIXEL = {
+    "mp4": 0.06, "gif": 0.5, "webp": 0.15, "png": 1.6, "frames": 1.6, "jpeg": 0.35, "npy": 3.0,
+}  # fmt: skip
+_LEAST_MEDIA_BYTES = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Predicted use of one run. GPU-hours are hours of the profile's device, whatever it is."""
+
+    gpu_hours: float
+    low: float
+    high: float
+    basis: str
+    wall_hours: float
+    shards: int
+    layout: Layout
+    vram_gib: float
+    disk_gib: float
+    files: int
+
+
+def forecast(
+    job: JobConfig, plan: Plan, costs: PlanCosts, calibration: Calibration | None
+) -> Forecast:
+    """Predict what a planned run takes on the job's profile."""
+    layout = choose_layout(job, _widest(plan.buckets))
+    start_up = start_up_seconds(job)
+    shards = count_shards(job, costs, start_up)
+    busy = plan.cost_s_total
+    idle_start = start_up * layout.ranks_per_node * shards
+    low, high = _interval(calibration)
+    media_bytes, media_files = _media(job, plan.buckets)
+    disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
+    ranks_at_work = min(layout.ranks, max(1, plan.unique_rows))
+    return Forecast(
+        gpu_hours=(busy + idle_start) / 3600,
+        low=(busy * low + idle_start) / 3600,
+        high=(busy * high + idle_start) / 3600,
+        basis=_basis(job, calibration),
+        wall_hours=(busy / ranks_at_work + start_up * max(1, shards / layout.nodes)) / 3600,
+        shards=shards,
+        layout=layout,
+        vram_gib=layout.vram_gib,
+        disk_gib=disk / GIB,
+        files=media_files + 12 + shards * (2 + 2 * layout.ranks_per_node),
+    )
+
+
+def start_up_seconds(job: JobConfig) -> float:
+    """Process start and loading of the weights, before a shard's first row."""
+    weights = load_family(job.model.family).weight_bytes(job.model)
+    return _IMPORT_S + weights.total / _LOAD_BYTES_PER_S
+
+
+def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float) -> int:
+    """How many shards the first submission has; one machine is one shard."""
+    if job.slurm.executor in ("inline", "local"):
+        return 1
+    wanted = costs.cost_s[~costs.is_alias]
+    slots = job.slurm.nodes * job.slurm.ranks_per_node
+    return int(np.max(cut_shards(wanted, shards=None, slots=slots, start_up_s=start_up_s))) + 1
+
+
+def _widest(buckets: tuple[BucketForecast, ...]) -> Bucket:
+    return max(buckets, key=lambda forecast: forecast.tokens).bucket
+
+
+def _interval(calibration: Calibration | None) -> tuple[float, float]:
+    if calibration is None:
+        return _PROFILE_LOW, _PROFILE_HIGH
+    return max(0.1, 1 - calibration.spread), 1 + calibration.spread
+
+
+def _basis(job: JobConfig, calibration: Calibration | None) -> str:
+    if calibration is None:
+        device = job.slurm.device
+        return f"figures of the profile ({device.name}, {device.matmul_tflops:g} TFLOP/s)"
+    shown = ", ".join(calibration.runs[:3]) + (", ..." if len(calibration.runs) > 3 else "")
+    return f"measured: {calibration.rows} rows of {len(calibration.runs)} earlier run(s): {shown}"
+
+
+def _media(job: JobConfig, buckets: tuple[BucketForecast, ...]) -> tuple[float, int]:
+    """Bytes and number of media files."""
+    total, files = 0.0, 0
+    quality = 0.4 + 0.6 * (job.output.quality / 8) ** 2
+    for forecast in buckets:
+        bucket, name = forecast.bucket, job.output.format
+        if name == "auto":
+            name = "png" if bucket.num_frames == 1 else "mp4"
+        lossy = quality if name in ("mp4", "webp", "jpeg") else 1.0
+        pixels = bucket.width * bucket.height * bucket.num_frames
+        total += forecast.rows * max(_LEAST_MEDIA_BYTES, pixels * _BYTES_PER_PIXEL[name] * lossy)
+        files += forecast.rows * (bucket.num_frames if name == "frames" else 1)
+    return total, files

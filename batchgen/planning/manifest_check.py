@@ -1,0 +1,49 @@
+"""`manifest check`: all that is wrong with a manifest, with or without the job it is meant for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchgen.config.schema import JobConfig
+from batchgen.planning.columns import REQUEST_COLUMNS
+from batchgen.planning.defaults import Defaults, any_model, job_defaults
+from batchgen.planning.manifest import check_columns, open_manifest
+from batchgen.planning.problems import Problems
+from batchgen.planning.rowids import RowIds
+from batchgen.planning.rows import resolve_rows
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestReport:
+    """What a check found."""
+
+    path: Path
+    rows: int
+    problems: Problems
+    note: str  # what was not judged, for people
+
+
+def check_manifest(
+    path: Path, job: JobConfig | None = None, *, limit: int = 1000
+) -> ManifestReport:
+    """Check every row as planning does. Without a job, extra columns are allowed and sizes are not
+    judged. Raises ManifestError for what is not about single rows."""
+    manifest = open_manifest(path)
+    extra = [name for name in manifest.columns if name not in REQUEST_COLUMNS]
+    defaults: Defaults = any_model() if job is None else job_defaults(job)
+    check_columns(manifest, extra if job is None else job.carry_columns)
+    problems, ids = Problems(keep=limit), RowIds()
+    known = [name for name in REQUEST_COLUMNS if name in manifest.columns]
+    for batch in manifest.batches(known):
+        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
+    if "row_id" in known:
+        ids.report_duplicates(problems)
+    return ManifestReport(path, ids.rows, problems, _note(job, extra))
+
+
+def _note(job: JobConfig | None, extra: list[str]) -> str:
+    if job is not None:
+        return f" for {job.model.name}"
+    carried = f"; carry_columns must list {', '.join(extra)}" if extra else ""
+    return f" (sizes and frames depend on the model: add --job to check them{carried})"

@@ -1,0 +1,93 @@
+"""Everything a run is made of in one JSON object: enough to do it again, or to see what differs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from batchgen.config.compose import Composed
+from batchgen.planning.store import Plan
+
+SCHEMA = 1
+PACKAGES = (
+    "batchgen", "torch", "diffusers", "transformers", "tokenizers", "safetensors", "numpy",
+    "pyarrow", "hydra-core", "omegaconf", "imageio", "imageio-ffmpeg", "pillow",
+)  # fmt: skip
+
+
+def describe(composed: Composed, plan: Plan) -> dict[str, Any]:
+    """The three tiers, the job's own keys, versions, commit, hardware, digests: plain JSON."""
+    config = composed.resolved
+    return {
+        "schema": SCHEMA,
+        "tier_1_model": config["model"],
+        "tier_2_system": {"system": config["system"], "output": config["output"]},
+        "tier_3_rows": {
+            "row_defaults": config["row_defaults"],
+            "manifest": plan.manifest,
+            "manifest_digest": plan.manifest_digest,
+            "rows": plan.rows,
+            "unique_rows": plan.unique_rows,
+        },
+        "job": {key: config[key] for key in ("name", "tag", "seed", "locked", "carry_columns")},
+        "slurm": config["slurm"],
+        "overrides": list(composed.overrides),
+        "plan_id": plan.plan_id,
+        "digests": plan.key_context.to_json(),
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+        "hardware": hardware(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Python and the packages that decide pixels and files; nothing is imported."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout that the package runs from, `-dirty` with local changes; None
+    outside of one."""
+    folder = Path(__file__).parents[2]
+    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    if commit is None:
+        return None
+    changed = _output(["git", "-C", str(folder), "status", "--porcelain", "-uno"])
+    return f"{commit}-dirty" if changed else commit
+
+
+def hardware() -> dict[str, Any]:
+    """This machine: processor, memory, GPUs as the driver lists them."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    gpus = None
+    if shutil.which("nvidia-smi"):
+        query = "--query-gpu=name,memory.total,driver_version"
+        gpus = _output(["nvidia-smi", query, "--format=csv,noheader"])
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(pages / 2**30, 1),
+        "gpus": gpus.splitlines() if gpus else [],
+    }
+
+
+def _output(command: list[str]) -> str | None:
+    """Standard output of a command, or None when it cannot run or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
