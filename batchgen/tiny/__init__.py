@@ -1,0 +1,1 @@
+"""The embedded text-to-video model: data, training, judge and shipped weights."""

@@ -1,0 +1,190 @@
+"""Train the autoencoder: on single frames, then on clips and frames, last the decoder alone.
+
+The loss is weighted towards the shape: it covers a tenth of the picture, and with even weights its
+hue is the last thing to be learnt.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from batchgen.tiny import data
+from batchgen.tiny.checkpoint import load_if_there, save_atomically
+from batchgen.tiny.models import LATENT_CHANNELS, make_vae, skip_zero_work
+
+
+@dataclass(frozen=True)
+class VaeRecipe:
+    """Length and strength of the autoencoder's training.
+
+    Attributes:
+        frame_steps: steps on single frames.
+        joint_steps: steps on clips and frames in turn, encoder and decoder.
+        decoder_steps: further steps with the encoder frozen, so that encoded latents stay valid.
+        frame_batch: single frames in a step.
+        clip_batch: clips in a step.
+        peak_rate: highest learning rate (3e-3 diverges).
+        shape_weight: extra loss weight of pixels on or near the shape.
+        latent_noise: standard deviation of the noise added to latents, so that the decoder
+            forgives small errors.
+        save_every: steps between checkpoints.
+    """
+
+    frame_steps: int = 1200
+    joint_steps: int = 1700
+    decoder_steps: int = 3000
+    frame_batch: int = 24
+    clip_batch: int = 4
+    peak_rate: float = 1.2e-3
+    decoder_rate: float = 6e-4
+    shape_weight: float = 6.0
+    latent_noise: float = 0.05
+    save_every: int = 100
+    size: int = 64
+    frames: int = 9
+
+
+QUICK_VAE = VaeRecipe(
+    frame_steps=4,
+    joint_steps=4,
+    decoder_steps=4,
+    frame_batch=2,
+    clip_batch=1,
+    save_every=1,
+    size=32,
+    frames=5,
+)
+
+
+def draw_batch(recipe: VaeRecipe, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Clips ``(n, 3, f, h, w)`` of one step and the loss weight of pixels ``(n, 1, f, h, w)``."""
+    single = step < recipe.frame_steps or step % 4 == 0
+    count = recipe.frame_batch if single else recipe.clip_batch
+    scenes = data.sample_scenes(count, generator, "all")
+    layout = data.sample_layout(scenes, generator)
+    times = (
+        torch.rand(count, 1, generator=generator)
+        if single
+        else data.frame_times(count, recipe.frames)
+    )
+    clips, coverage = data.render(scenes, layout, times, height=recipe.size, width=recipe.size)
+    n, _, f, h, w = coverage.shape
+    near = F.max_pool2d(coverage.ceil().view(n * f, 1, h, w), 5, 1, 2).view(n, 1, f, h, w)
+    weight = 1 + recipe.shape_weight * near
+    return clips, weight / weight.mean()
+
+
+def learning_rate(recipe: VaeRecipe, step: int) -> float:
+    """Warm-up and cosine over the joint training; again, lower, over the decoder's."""
+    joint = recipe.frame_steps + recipe.joint_steps
+    if step < joint:
+        start, length, peak = 0, joint, recipe.peak_rate
+    else:
+        start, length, peak = joint, recipe.decoder_steps, recipe.decoder_rate
+    done = (step - start) / max(1, length)
+    return (
+        peak
+        * min(1.0, (step - start + 1) / 50)
+        * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
+    )
+
+
+def psnr(output: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of clips in [-1, 1]."""
+    return -10 * math.log10(float((output - target).square().mean()) / 4)
+
+
+def _loss(
+    vae: AutoencoderKLWan, clips: Tensor, weight: Tensor, noise: Tensor, frozen: bool
+) -> tuple[Tensor, Tensor]:
+    with torch.set_grad_enabled(not frozen):
+        mean = vae.encode(clips).latent_dist.mean.float()
+    output = vae.decode(mean + noise).sample.float()
+    error = output - clips
+    loss = (weight * (error.abs() + error.square())).mean() + 1e-4 * mean.square().mean()
+    return loss, output
+
+
+def train_vae(path: Path, recipe: VaeRecipe, device: str, *, last_step: int) -> AutoencoderKLWan:
+    """Train up to ``last_step`` of all frame, joint and decoder steps, resuming from ``path``.
+
+    Args:
+        path: the checkpoint.
+        recipe: what to do.
+        device: where to compute.
+        last_step: stop here; the schedule does not depend on it.
+    """
+    torch.manual_seed(0)
+    vae = make_vae().to(device)
+    skip_zero_work(vae)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=recipe.peak_rate, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(1)
+    first = _resume(path, vae, optimiser, generator)
+    start = time.monotonic()
+    for step in range(first, last_step):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        clips, weight = (t.to(device) for t in draw_batch(recipe, step, generator))
+        frozen = step >= recipe.frame_steps + recipe.joint_steps
+        noise = recipe.latent_noise * torch.randn(_latent_shape(clips), generator=generator).to(
+            device
+        )
+        with torch.autocast(device, torch.bfloat16):
+            loss, output = _loss(vae, clips, weight, noise, frozen)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
+        optimiser.step()
+        if step % 50 in (0, 1):
+            print(
+                f"vae step {step}/{last_step} frames {clips.shape[2]} loss {loss.item():.4f} "
+                f"psnr {psnr(output.detach(), clips):.2f} dB, {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
+        if (step + 1) % recipe.save_every == 0 or step + 1 == last_step:
+            _save(path, vae, optimiser, generator, step + 1)
+    return vae
+
+
+def _latent_shape(clips: Tensor) -> tuple[int, int, int, int, int]:
+    n, _, f, h, w = clips.shape
+    return n, LATENT_CHANNELS, (f + 3) // 4, h // 8, w // 8
+
+
+def _save(
+    path: Path,
+    vae: AutoencoderKLWan,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    step: int,
+) -> None:
+    save_atomically(
+        {
+            "model": vae.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "generator": generator.get_state(),
+            "step": step,
+        },
+        path,
+    )
+
+
+def _resume(
+    path: Path, vae: AutoencoderKLWan, optimiser: torch.optim.Optimizer, generator: torch.Generator
+) -> int:
+    state = load_if_there(path)
+    if state is None:
+        return 0
+    vae.load_state_dict(state["model"])
+    optimiser.load_state_dict(state["optimiser"])
+    generator.set_state(state["generator"])
+    print(f"vae: resuming at step {state['step']}", flush=True)
+    return int(state["step"])
