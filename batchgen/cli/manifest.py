@@ -78,11 +78,8 @@ def handle_build(args: argparse.Namespace) -> Result:
             raise ConfigError(f"{column}: is swept twice; write one sweep with all its values")
         sweeps[column] = values
     built = build_manifest(args.source, args.out, seeds=args.seeds, sweeps=sweeps)
-    times = (
-        f" ({built.source_rows:,} x {built.rows // built.source_rows})"
-        if sweeps or args.seeds
-        else ""
-    )
+    factor = built.rows // built.source_rows
+    times = f" ({built.source_rows:,} x {factor})" if factor > 1 else ""
     print(f"{built.path}: {built.rows:,} rows{times}, columns {', '.join(built.columns)}")
     return Result(OK, asdict(built))
 

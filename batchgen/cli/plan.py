@@ -71,8 +71,7 @@ def handle_plan(args: argparse.Namespace) -> Result:
     limit = args.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
-            f"forecast {_hours(predicted.gpu_hours)} ({_hours(predicted.low)} to "
-            f"{_hours(predicted.high)}) is above --max-gpu-hours {limit:g}"
+            f"the forecast of {_forecast(predicted)} is above --max-gpu-hours {limit:g}"
         )
     return Result(OK, _data(composed, plan, predicted, args.out))
 
@@ -144,11 +143,12 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "job": f"{config.name}, model {config.model.name}, profile {config.slurm.executor}",
         "rows": f"{plan.rows:,} in {plan.manifest}: {plan.unique_rows:,} to render, "
         f"{plan.aliases:,} aliases of equal rows",
-        "shards": f"{predicted.shards} over {layout.nodes} node(s) of {layout.ranks_per_node} rank(s)",
+        "shards": f"{predicted.shards} over {layout.nodes} node(s) of "
+        f"{layout.ranks_per_node} rank(s)",
         "layout": f"dp {layout.dp} x cfg {layout.cfg} x ulysses {layout.ulysses} x ring "
         f"{layout.ring}, memory {layout.memory}; {layout.reason}",
-        "forecast": f"{_hours(predicted.gpu_hours)} ({_hours(predicted.low)} to "
-        f"{_hours(predicted.high)}), about {_duration(predicted.wall_hours * 3600)} of waiting",
+        "forecast": f"{_forecast(predicted)}, done in about "
+        f"{_duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,
         "memory": f"{predicted.vram_gib:.2f} GiB peak on a device",
         "disk": f"{_size(predicted.disk_gib)} in {predicted.files:,} files",
@@ -186,9 +186,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def _forecast(predicted: Forecast) -> str:
+    low, high = _hours(predicted.low), _hours(predicted.high)
+    return f"{_hours(predicted.gpu_hours)} GPU-hours ({low} to {high})"
+
+
 def _hours(hours: float) -> str:
     digits = 1 if hours >= 100 else 2 if hours >= 1 else 4
-    return f"{hours:,.{digits}f} GPU-hours"
+    return f"{hours:,.{digits}f}"
 
 
 def _size(gib: float) -> str:

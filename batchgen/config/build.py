@@ -137,7 +137,7 @@ def _convert(hint: Any, value: object, where: str) -> object:
 def _convert_section(cls: Any, value: object, where: str) -> object:
     if not isinstance(value, Mapping):
         legal = ", ".join(legal_children(where)) or "its keys"
-        raise ConfigError(f"{where}: {value!r} is not a mapping; it takes the keys {legal}")
+        raise ConfigError(f"{where}: {_shown(value)} is not a mapping; it takes the keys {legal}")
     return build(cls, value, where)
 
 
@@ -155,7 +155,8 @@ def _convert_union(hint: Any, value: object, where: str) -> object:
     legal = [repr(word) for word in literal] + [_type_name(o) for o in rest]
     legal += ["null"] if type(None) in options else []
     near = closest(value, [str(w) for w in literal]) if isinstance(value, str) else ""
-    raise ConfigError(f"{where}: {value!r} is not {_one_of(legal)}{near}{_yaml_hint(rest, value)}")
+    hint_text = _yaml_hint(rest, value)
+    raise ConfigError(f"{where}: {_shown(value)} is not {_one_of(legal)}{near}{hint_text}")
 
 
 def _fits(option: Any, value: object) -> bool:
@@ -177,12 +178,12 @@ def _convert_literal(legal: tuple[Any, ...], value: object, where: str) -> objec
         return value
     near = closest(value, [str(w) for w in legal]) if isinstance(value, str) else ""
     listed = ", ".join(repr(word) for word in legal)
-    raise ConfigError(f"{where}: {value!r} is not one of {listed}{near}")
+    raise ConfigError(f"{where}: {_shown(value)} is not one of {listed}{near}")
 
 
 def _convert_tuple(items: tuple[Any, ...], value: object, where: str) -> object:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where}: {value!r} is not a list")
+        raise ConfigError(f"{where}: {_shown(value)} is not a list")
     if len(items) == 2 and items[1] is Ellipsis:
         return tuple(_convert(items[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if len(value) != len(items):
@@ -194,20 +195,27 @@ def _convert_tuple(items: tuple[Any, ...], value: object, where: str) -> object:
 
 def _convert_dict(item: Any, value: object, where: str) -> object:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: {value!r} is not a mapping")
+        raise ConfigError(f"{where}: {_shown(value)} is not a mapping")
     return {str(k): _convert(item, v, f"{where}.{k}") for k, v in value.items()}
 
 
 def _convert_scalar(hint: Any, value: object, where: str) -> object:
     if not _fits(hint, value):
         hint_text = _yaml_hint([hint], value)
-        raise ConfigError(f"{where}: {value!r} is not {_type_name(hint)}{hint_text}")
+        raise ConfigError(f"{where}: {_shown(value)} is not {_type_name(hint)}{hint_text}")
     if hint is float:
         assert isinstance(value, (int, float))
         if not math.isfinite(value):
             raise ConfigError(f"{where}: {value!r} is not a finite number")
         return float(value)
     return value
+
+
+def _shown(value: object) -> str:
+    """A value as it would stand in YAML."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _yaml_hint(options: list[Any], value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 from batchgen.config.family import Capabilities, load_family
 from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, MemoryConfig
@@ -20,6 +21,21 @@ def check_served(config: JobConfig) -> None:
         if value not in legal:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
+    _check_ranks(config)
+
+
+def _check_ranks(config: JobConfig) -> None:
+    """The degrees multiply to the ranks of a node; `auto` takes what the others leave."""
+    parallel, ranks = config.system.parallel, config.slurm.ranks_per_node
+    if isinstance(parallel.dp, str):
+        return
+    degrees = [parallel.dp, parallel.cfg, parallel.ulysses, parallel.ring]
+    product = prod(1 if isinstance(degree, str) else degree for degree in degrees)
+    if product != ranks:
+        raise ConfigError(
+            f"system.parallel: dp x cfg x ulysses x ring is {product}, but "
+            f"slurm.ranks_per_node is {ranks}; make them equal, or leave dp: auto"
+        )
 
 
 def _settings(

@@ -31,6 +31,7 @@ from batchgen.errors import ConfigError, closest
 
 CONF = Path(__file__).parent / "conf"
 GROUPS = ("model", "slurm")
+_STORED = "batchgen-stored"  # name of the file that a stored configuration is composed from
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +67,15 @@ def recompose(resolved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Com
 
     An override of a whole group (`slurm=inline`) replaces that part. Raises ConfigError.
     """
-    chosen = [o.key_or_group for o in _parse(overrides) if o.key_or_group in GROUPS]
+    given = {override.key_or_group for override in _parse(overrides)}
+    chosen = [group for group in GROUPS if group in given]
     kept = {key: value for key, value in resolved.items() if key not in chosen}
     defaults = [{group: "inline" if group == "slurm" else "tiny-wan"} for group in chosen]
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         stored = {"defaults": [*defaults, "_self_"], **_literal(kept)}
-        (Path(folder) / "stored.yaml").write_text(yaml.safe_dump(stored), encoding="utf-8")
-        mapping, hydra = _compose(Path(folder), "stored", overrides, [Path.cwd()])
+        file = Path(folder) / f"{_STORED}.yaml"
+        file.write_text(yaml.safe_dump(stored), encoding="utf-8")
+        mapping, hydra = _compose(Path(folder), _STORED, overrides, [Path.cwd()])
     return _checked(mapping, overrides, hydra, [Path.cwd()])
 
 
@@ -94,7 +97,7 @@ def _compose(
     folder: Path, name: str, overrides: Sequence[str], roots: Sequence[Path]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The composed job and Hydra's own configuration, as plain mappings."""
-    wanted = [_forced(parsed) for parsed in _parse(overrides)]
+    wanted = _last_of_each_group([_forced(parsed) for parsed in _parse(overrides)])
     # The packaged folder comes first: a folder of the user's cannot shadow `base` by accident.
     places = ",".join(_quoted(f"file://{path}") for path in (CONF, *dict.fromkeys(roots)))
     GlobalHydra.instance().clear()  # left behind when an earlier compose in this process failed
@@ -107,7 +110,7 @@ def _compose(
                 )
         return _plain_parts(whole)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserWarning) as error:
-        raise ConfigError(_explain(error, folder / f"{name}.yaml")) from error
+        raise ConfigError(_explain(error, _label(folder, name))) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -122,7 +125,11 @@ def _plain_parts(whole: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     return {str(k): v for k, v in job.items()}, {str(k): v for k, v in hydra.items()}
 
 
-def _explain(error: Exception, job: Path) -> str:
+def _label(folder: Path, name: str) -> str:
+    return "the stored configuration" if name == _STORED else str(folder / f"{name}.yaml")
+
+
+def _explain(error: Exception, job: str) -> str:
     """A message in the job's terms for what Hydra or OmegaConf raised."""
     if isinstance(error, MissingConfigException) and error.options:
         missing = (error.missing_cfg_file or "").strip("/")
@@ -181,7 +188,10 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         lines = str(error).strip().splitlines()
-        raise ConfigError(f"override cannot be read: {lines[0]}; write it as key=value") from error
+        raise ConfigError(
+            f"an override cannot be read: {lines[0]}; write key=value, and quote a value with "
+            "spaces or commas: key='a, b'"
+        ) from error
     return parsed
 
 
@@ -198,6 +208,16 @@ def _forced(override: Override) -> str:
     target = canonical_key(key, value)
     _check_key(target)
     return f"++{target}={value}"
+
+
+def _last_of_each_group(overrides: Sequence[str]) -> list[str]:
+    """Hydra refuses `slurm=a slurm=b`; for values the last one wins, so let it win here too."""
+    last = {text.partition("=")[0]: i for i, text in enumerate(overrides)}
+    return [
+        text
+        for i, text in enumerate(overrides)
+        if text.partition("=")[0] not in GROUPS or last[text.partition("=")[0]] == i
+    ]
 
 
 def _check_key(key: str) -> None:

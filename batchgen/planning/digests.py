@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from batchgen.config.schema import ModelSpec
-from batchgen.errors import ConfigError, WeightsError
+from batchgen.errors import ConfigError, WeightsError, closest
 
 HashMode = Literal["sampled", "full"]
 COMPONENTS = ("transformer", "text_encoder", "vae")
@@ -40,7 +40,8 @@ def weights_digest(model: ModelSpec, mode: str = "sampled") -> str:
         dimensions = [asdict(part) for part in (model.transformer, model.vae, model.text_encoder)]
         return "random:" + _sha(json.dumps([model.family, *dimensions], sort_keys=True).encode())
     if not folder.is_dir():
-        raise WeightsError(f"model.weights: no folder {folder}")
+        near = closest(model.weights.rpartition("/")[2], ("random", "embedded"))
+        raise WeightsError(f"model.weights: no folder {folder}{near}; legal: a folder, or random")
     cache = _DigestCache()
     total = hashlib.sha256(mode.encode())
     for component in COMPONENTS:

@@ -82,8 +82,10 @@ def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float) -> int:
     if job.slurm.executor in ("inline", "local"):
         return 1
     wanted = costs.cost_s[~costs.is_alias]
-    slots = job.slurm.nodes * job.slurm.ranks_per_node
-    return int(np.max(cut_shards(wanted, shards=None, slots=slots, start_up_s=start_up_s))) + 1
+    # A shard is worked on by all ranks of a node: its costs are seconds of one rank.
+    start_up = start_up_s * job.slurm.ranks_per_node
+    shard = cut_shards(wanted, shards=None, slots=job.slurm.nodes, start_up_s=start_up)
+    return int(np.max(shard)) + 1
 
 
 def _widest(buckets: tuple[BucketForecast, ...]) -> Bucket:

@@ -65,7 +65,7 @@ def _residency(mode: str, weights: ComponentBytes, activations: int, room: float
 
 def _reason(memory: str, peak: float, job: JobConfig, fits: bool) -> str:
     device = job.slurm.device
-    where = f"{peak / GIB:.1f} GiB of {device.memory_gib:g} GiB on {device.name}"
+    where = f"{peak / GIB:.2f} GiB of {device.memory_gib:g} GiB on {device.name}"
     held = "all components stay" if memory == "resident" else "one component at a time"
     if fits:
         return f"dp first: a replica fits one rank ({where}, {held}), and rows are independent"
