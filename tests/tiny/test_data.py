@@ -42,7 +42,7 @@ def test_shapes_stay_inside_the_canvas() -> None:
     border = torch.cat(
         [cover[..., 0, :], cover[..., -1, :], cover[..., :, 0], cover[..., :, -1]], -1
     )
-    assert border.max() == 0
+    assert border.max() < 0.5, "more than a soft edge touches the border"
 
 
 def test_training_never_draws_a_held_out_combination() -> None:

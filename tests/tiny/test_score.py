@@ -36,13 +36,13 @@ def _say(scene: data.Scene) -> str:
     ids=str,
 )
 def test_right_on_true_clips_of_any_size(size: dict[str, int]) -> None:
-    clips, scenes = _clips(200, 11, **size)
+    clips, scenes = _clips(100, 11, **size)
     accuracy = summarise([score(c, _say(s)) for c, s in zip(clips, scenes, strict=True)])
     assert min(accuracy.colour, accuracy.shape, accuracy.motion, accuracy.background) >= 0.99
 
 
 def test_near_chance_on_shuffled_captions() -> None:
-    clips, scenes = _clips(600, 12)
+    clips, scenes = _clips(400, 12)
     shuffled = scenes[1:] + scenes[:1]
     accuracy = summarise([score(c, _say(s)) for c, s in zip(clips, shuffled, strict=True)])
     assert accuracy.colour == pytest.approx(1 / 8, abs=0.06)
