@@ -49,10 +49,6 @@ class RunPaths:
     def jobs(self, number: int) -> Path:
         return self.submission(number) / "jobs.json"
 
-    def config(self, number: int) -> Path:
-        """Resolved configuration and overrides that this submission runs under."""
-        return self.submission(number) / "config.json"
-
     def queue_address(self, attempt: Attempt) -> Path:
         return self.submission(attempt.submission) / f"queue-{attempt.task}-r{attempt.restart}.json"
 

@@ -51,8 +51,3 @@ def read_run(run: RunPaths) -> RunFile:
         )
     return RunFile(**fields)
 
-
-def submission_settings(run: RunPaths, number: int) -> dict[str, Any]:
-    """The resolved configuration that submission `number` runs under."""
-    settings: dict[str, Any] = json.loads(run.config(number).read_text())["config"]
-    return settings

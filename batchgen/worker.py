@@ -4,6 +4,7 @@ runner, which knows jobs, and the engine, which knows tensors."""
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import signal
 import threading
@@ -11,7 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import FrameType
 
@@ -19,15 +20,26 @@ import numpy as np
 
 from batchgen.config.build import build
 from batchgen.config.schema import JobConfig, OutputConfig
+from batchgen.engine.contract import EngineReport
+from batchgen.engine.device import device_name, device_of_rank, pick_device
 from batchgen.engine.engine import Engine
-from batchgen.errors import MediaError, NonFiniteOutput, PromptTooLong, StorageError
-from batchgen.ledger.attempts import accept_restart, committed_rows, shard_rows
-from batchgen.ledger.journal import AttemptHeader, JournalWriter
+from batchgen.errors import (
+    MediaError,
+    NonFiniteOutput,
+    PromptTooLong,
+    RunStateError,
+    StorageError,
+)
+from batchgen.ledger.attempts import accept_restart, read_shard
+from batchgen.ledger.events import AttemptHeader, End
+from batchgen.ledger.intent import read_fence, read_intent
+from batchgen.ledger.journal import JournalWriter
 from batchgen.media.durable import write_media
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_requests
+from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Commit, RankInfo, Rendered, Request, RowStats
-from batchgen.runfile import read_run, submission_settings
+from batchgen.runfile import read_run
 from batchgen.tickets import QueueLost, TicketClient, TicketServer
 
 log = logging.getLogger(__name__)
@@ -100,6 +112,7 @@ class RowSink:
         self._tries: Counter[int] = Counter()
         self._again: list[Request] = []
         self._full_in_a_row = 0
+        self.last_commit = 0.0  # unix seconds
         self._lock = threading.Lock()
 
     def started(self, request: Request) -> None:
@@ -155,7 +168,7 @@ class RowSink:
         log.error("row %s failed: %s: %s", request.row_id, type(error).__name__, error)
 
     def _commit(self, request: Request, stats: RowStats) -> Commit:
-        now = time.time()
+        now = self.last_commit = time.time()
         return Commit(
             row_index=request.row_index,
             row_id=request.row_id,
@@ -199,45 +212,120 @@ class Drain:
 def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
     """Render this rank's part of shard `rank.task` of `submission`.
 
-    Raises what ends the attempt (weights, storage); rows that fail are recorded instead. The exit
-    reason is the journal's last line: done, drained, queue-lost, or the class of the error.
+    Raises what ends the attempt (weights, storage); rows that fail are recorded instead. The last
+    line of the journal says how it ended: done, drained, queue-lost, or the class of the error.
     """
     run_file = read_run(root)
-    config = build(JobConfig, submission_settings(root, submission))
+    config = _settings(root, submission)
     attempt = Attempt(submission, rank.task, rank.restart, rank.rank)
     drain = Drain()
     drain.install()
     if rank.rank == 0:
         accept_restart(root, attempt)
-    header = AttemptHeader.of(attempt, rank, run_file.versions)
+    device = device_of_rank(rank.local_rank)
+    header = AttemptHeader(
+        attempt=attempt,
+        rank=rank.rank,
+        world_size=rank.world_size,
+        host=rank.host,
+        job_id=rank.job_id,
+        device=device_name(pick_device(device)),
+        versions=tuple(sorted(run_file.versions.items())),
+        process=ProcessId.current(rank.host),
+    )
     with (
         _run_log(root, config.output, attempt),
-        JournalWriter.open(root, attempt, header) as journal,
-        ExitStack() as stack,
+        JournalWriter.open(root, header) as journal,
+        _last_line(journal) as ending,
+        _open_source(root, submission, rank, attempt) as source,
     ):
-        source = _open_source(root, submission, rank, attempt, stack)
-        engine = Engine.load(config.model, config.system, local_rank=rank.local_rank)
+        engine = Engine.load(config.model, config.system, device)
         journal.phase("load", engine.load_seconds)
         policy = RowPolicy(attempt, rank.host, run_file.rows, config.slurm.row_retries)
         sink = RowSink(root, journal, policy, _judge(config))
-        engine.render(source, sink, stop=drain)
+        ending.add(engine.render(source, sink, stop=drain))
         while not drain() and (again := sink.to_retry()):
-            engine.render(ListSource(again), sink, stop=drain)
-        journal.end("drained" if drain() else "queue-lost" if source.lost else "done")
+            ending.add(engine.render(ListSource(again), sink, stop=drain))
+        ending.last_row_at = sink.last_commit
+        ending.reason = "drained" if drain() else "queue-lost" if source.lost else "done"
 
 
+def _settings(root: RunPaths, submission: int) -> JobConfig:
+    """The configuration that this submission was begun under."""
+    intent = read_intent(root, submission)
+    if intent is None:
+        raise RunStateError(f"{root.intent(submission)} is missing")
+    return build(JobConfig, json.loads(intent.config))
+
+
+@dataclass(slots=True)
+class Ending:
+    """What the last line of the journal will say."""
+
+    reports: list[EngineReport]
+    reason: str = ""
+    error: str = ""
+    last_row_at: float = 0.0
+
+    def add(self, report: EngineReport) -> None:
+        self.reports.append(report)
+
+    def line(self) -> End:
+        def total(name: str) -> float:
+            return float(sum(getattr(report, name) for report in self.reports))
+
+        return End(
+            reason=self.reason,
+            error=self.error,
+            busy_s=total("encode_s") + total("denoise_s"),
+            idle_s=total("idle_s"),
+            tail_s=time.time() - self.last_row_at if self.last_row_at else 0.0,
+            encode_s=total("encode_s"),
+            denoise_s=total("denoise_s"),
+            decode_s=total("decode_s"),
+            forwards=int(total("forwards")),
+            items=int(total("items")),
+            unique_texts_encoded=int(total("unique_texts_encoded")),
+            text_encoder_calls=int(total("text_encoder_calls")),
+            component_moves=int(total("component_moves")),
+            device_syncs=int(total("device_syncs")),
+            windows=int(total("windows")),
+            peak_mem_gib=max((r.peak_mem_gib for r in self.reports), default=0.0),
+            self_test=self.reports[0].self_test if self.reports else "",
+        )
+
+
+@contextmanager
+def _last_line(journal: JournalWriter) -> Iterator[Ending]:
+    """Close the journal with how the attempt ended, also when it ends by an error."""
+    ending = Ending([])
+    try:
+        yield ending
+    except Exception as error:
+        ending.reason, ending.error = type(error).__name__, str(error)
+        log.exception("the attempt ends")
+        with suppress(StorageError):  # the first error is the one to tell
+            journal.end(ending.line())
+        raise
+    journal.end(ending.line())
+
+
+@contextmanager
 def _open_source(
-    root: RunPaths, submission: int, rank: RankInfo, attempt: Attempt, stack: ExitStack
-) -> ShardSource:
+    root: RunPaths, submission: int, rank: RankInfo, attempt: Attempt
+) -> Iterator[ShardSource]:
     """Join the shard's queue; rank 0 serves it until every replica that came has let go."""
-    rows = shard_rows(root, submission, rank.task)
+    rows = read_shard(root, submission, rank.task)
     address = root.queue_address(attempt)
-    if rank.rank == 0:
-        server = TicketServer(len(rows), rank.world_size, address, rank.address)
-        stack.callback(server.close)
-    tickets = TicketClient(address)
-    stack.callback(tickets.close)  # before the server waits for its clients
-    return ShardSource(root, rows, committed_rows(root, submission, rank.task), tickets)
+    with ExitStack() as stack:
+        if rank.rank == 0:
+            server = TicketServer(len(rows), rank.world_size, address, rank.address)
+            stack.callback(server.close)
+        tickets = TicketClient(address)
+        stack.callback(tickets.close)  # before the server waits for its clients
+        fence = read_fence(root, attempt)  # rank 0 wrote it before it opened the queue
+        done = set(fence.statuses) if fence else set()
+        yield ShardSource(root, rows, done, tickets)
 
 
 @contextmanager

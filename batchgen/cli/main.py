@@ -61,7 +61,7 @@ def _leaves(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    args = parser().parse_args(argv)
+    args = _parse(argv)
     try:
         result: Result = args.handler(args)
     except KeyboardInterrupt:
@@ -76,6 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result.data, default=str))
     return result.exit_code
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may stand after options too, where argparse leaves them over."""
+    top = parser()
+    args, left_over = top.parse_known_args(argv)
+    overrides = [word for word in left_over if "=" in word and not word.startswith("-")]
+    if len(overrides) < len(left_over) or (overrides and not hasattr(args, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(left_over)}")
+    if overrides:
+        args.overrides = [*args.overrides, *overrides]
+    return args
 
 
 def _ended(args: argparse.Namespace, code: int, message: str) -> int:

@@ -101,7 +101,9 @@ def _lines(status: RunStatus) -> list[str]:
     lines += [_attempt_line(attempt) for attempt in shown]
     if status.last_error:
         lines.append(f"last error  {status.last_error}")
-    if status.left and not status.alive:
+    if status.state == "submitted":
+        lines.append("no rank has started yet")
+    elif status.left and not status.alive:
         lines.append(f"go on with  batchgen resume {Path(status.run).name}")
     return lines
 

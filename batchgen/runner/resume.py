@@ -10,7 +10,8 @@ from typing import Any
 from batchgen.config.compose import Composed, recompose
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
-from batchgen.ledger.attempts import winners
+from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.winners import winners
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext, key_context
@@ -98,5 +99,5 @@ def _refuse_another_manifest(config: JobConfig, header: RunFile) -> None:
 
 def _finished_rows_that_change(run: RunPaths, draft: Path) -> int:
     old, new = read_keys(run.plan), read_keys(draft)
-    finished = winners(run).ok_rows
+    finished = winners(run).status == STATUS_CODES["ok"]
     return int((old[finished] != new[finished]).sum())

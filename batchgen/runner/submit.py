@@ -11,8 +11,10 @@ import numpy as np
 from batchgen.config.build import build
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
-from batchgen.ledger.attempts import begin_submission, latest_submission, maker_of, missing_rows
-from batchgen.ledger.status import read_status
+from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.intent import last_intent, submission_numbers
+from batchgen.ledger.status import live_attempts
+from batchgen.ledger.winners import missing_rows
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_costs
@@ -56,27 +58,32 @@ def submit(
     config = build(JobConfig, settings.resolved)
     executor = executor_named(config.slurm.executor)
     refuse_if_alive(run)
-    wanted = missing_rows(run) if rows is None else rows
+    wanted = missing_rows(run).all if rows is None else rows
     if len(wanted) == 0:
         return None
-    shard = _cut(run, wanted, config)
-    number = begin_submission(run, wanted, shard)
-    write_json(run.config(number), {"config": settings.resolved, "overrides": settings.overrides})
-    shards = int(shard.max()) + 1
+    rows_to_render = _cut(run, wanted, config)
+    info = SubmissionInfo(
+        config=json.dumps(settings.resolved), overrides=tuple(settings.overrides)
+    )
+    number = begin_submission(run, rows_to_render, info)
+    shards = int(rows_to_render.shard.max()) + 1
     jobs = executor.launch(run, number, shards, config.slurm)
     write_json(run.jobs(number), {"jobs": [asdict(job) for job in jobs]})
     return Submission(run, number, len(wanted), shards, tuple(jobs))
 
 
-def _cut(run: RunPaths, rows: np.ndarray, config: JobConfig) -> np.ndarray:
-    """Shard number of each of `rows`; one machine is one node group."""
-    costs = read_costs(run.plan)
-    return cut_shards(
-        costs.cost_s[rows],
-        slots=config.slurm.nodes * config.slurm.ranks_per_node,
+def _cut(run: RunPaths, rows: np.ndarray, config: JobConfig) -> SubmissionRows:
+    """Shards of about equal predicted cost, the longest rows of each first; one machine is one."""
+    costs = read_costs(run.plan).cost_s[rows]
+    shard = cut_shards(
+        costs,
         shards=1 if config.slurm.executor in ("inline", "local") else None,
+        slots=config.slurm.nodes * config.slurm.ranks_per_node,
         start_up_s=START_UP_S,
     )
+    order = np.empty(len(rows), np.int64)
+    order[np.argsort(-costs, kind="stable")] = np.arange(len(rows))
+    return SubmissionRows(rows, shard, order)
 
 
 def jobs_of(run: RunPaths, number: int) -> list[Job]:
@@ -93,16 +100,17 @@ def is_alive(run: RunPaths, number: int) -> bool:
     """Whether submission `number` may still commit rows: a job, a rank, or its maker is at work."""
     if any(executor_named(job.executor).is_alive(job) for job in jobs_of(run, number)):
         return True
-    if any(attempt.alive for attempt in read_status(run).attempts):
+    if live_attempts(run):
         return True
-    maker = maker_of(run, number)
-    starting = not run.jobs(number).exists()
-    return starting and maker is not None and maker != ProcessId.current() and bool(maker.alive())
+    intent = last_intent(run)
+    if intent is None or run.jobs(intent.number).exists():
+        return False
+    return intent.made_by != ProcessId.current() and bool(intent.made_by.alive())
 
 
 def refuse_if_alive(run: RunPaths) -> None:
     """Raise RunStateError while the latest submission is at work: two would render rows twice."""
-    number = latest_submission(run)
+    number = (submission_numbers(run) or [0])[-1]
     if number and is_alive(run, number):
         raise RunStateError(
             f"submission {number} of {run.root.name} is at work; wait for it, or end it with "

@@ -30,14 +30,14 @@ def test_every_row_of_an_inline_run_is_in_the_catalog(bench) -> None:
 def test_two_ranks_draw_what_one_draws(bench, tmp_path) -> None:
     rows = bench(7)
     alone = rows.run()
-    shared = rows.run("slurm=local", "slurm.ranks_per_node=2")
+    shared = rows.run("slurm.executor=local", "slurm.ranks_per_node=2")
     assert (alone.code, shared.code) == (0, 0), shared.err
     assert published(shared.run) == published(alone.run)
     assert pd.read_parquet(shared.run.catalog_runs).shape[0] == 2
 
 
 def test_more_ranks_than_rows(bench) -> None:
-    done = bench(1).run("slurm=local", "slurm.ranks_per_node=3")
+    done = bench(1).run("slurm.executor=local", "slurm.ranks_per_node=3")
     assert done.code == 0, done.err
     assert len(published(done.run)) == 1
 
@@ -46,7 +46,7 @@ def test_rows_that_fail_do_not_stop_the_others(bench) -> None:
     """NaN latents, a forward that raises and an over-long prompt are recorded with their class."""
     rows = [
         {"row_id": "good-1", "prompt": "a red circle"},
-        {"row_id": "nan", "prompt": "a red circle", "guidance_scale": 3e38},
+        {"row_id": "nan", "prompt": "a red circle", "guidance_scale": 1e39},
         {"row_id": "long", "prompt": "red " * 200},
         {"row_id": "good-2", "prompt": "a blue ring"},
     ]
@@ -121,7 +121,7 @@ def test_interrupting_a_run_leaves_a_state_that_resumes(bench) -> None:
     from batchgen.paths import RunPaths
 
     work = bench(12)
-    process = work.start("run", str(work.job), "slurm=local", "row_defaults.num_steps=8")
+    process = work.start("run", str(work.job), "slurm.executor=local", "row_defaults.num_steps=8")
     while not list(work.root.glob("*/media/*.mp4")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)

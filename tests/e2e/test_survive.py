@@ -42,7 +42,7 @@ def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
 def torment(work: Bench, kills: int, seed: int, rows: int) -> RunPaths:
     """Submit; kill random ranks at random moments, resume on another rank count, and again."""
     dice = random.Random(seed)
-    started = work.call("submit", str(work.job), "slurm=local", "slurm.ranks_per_node=2", "--json")
+    started = work.call("submit", str(work.job), "slurm.executor=local", "slurm.ranks_per_node=2", "--json")
     assert started.code == 0, started.err
     run = started.run
     done = 0
@@ -114,7 +114,7 @@ def test_a_kill_at_each_step_of_a_commit(bench, point: str) -> None:
 def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) -> None:
     work = bench(6)
     env = {"BATCHGEN_FAILPOINT": "journal.before_append:2:stop"}
-    started = work.call("submit", str(work.job), "slurm=local", "--json", env=env)
+    started = work.call("submit", str(work.job), "slurm.executor=local", "--json", env=env)
     run = started.run
     (pid,) = wait_for_ranks(run)
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
@@ -133,7 +133,7 @@ def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) 
 def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
     work = bench(16)
     started = work.call(
-        "submit", str(work.job), "slurm=local", "slurm.ranks_per_node=2",
+        "submit", str(work.job), "slurm.executor=local", "slurm.ranks_per_node=2",
         "row_defaults.num_steps=8", "--json",
     )  # fmt: skip
     run = started.run
