@@ -141,8 +141,8 @@ def decode_line(line: bytes) -> Event:
 def is_whole(line: bytes) -> bool:
     """Whether the check sum of a line (with or without its newline) fits."""
     line = line.removesuffix(b"\n")
-    body, tail = line[:-_CRC_BYTES], line[-_CRC_BYTES:]
-    return tail.startswith(_CRC) and tail[8:16] == b"%08x" % zlib.crc32(body)
+    body = line[:-_CRC_BYTES]
+    return line.endswith(b'%s%08x"}' % (_CRC, zlib.crc32(body)))
 
 
 def to_plain(value: Any) -> Any:

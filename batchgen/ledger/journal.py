@@ -132,6 +132,7 @@ class JournalWriter:
             self._counters = replace(
                 self._counters, ended=end.reason, busy_s=end.busy_s, idle_s=end.idle_s
             )
+            self._save_counters(end.t, force=True)
         self._sync()
 
     def close(self) -> None:

@@ -2,8 +2,9 @@
 
 Damage is anything wrong with what is published: a media file that is missing, of another size or
 content, that does not decode or has another number of frames, two rows that share a file, a journal
-line that storage changed, a catalog that says other than the journals. Files that nothing names
-(orphans: what killed, retried or fenced-off attempts left behind) are waste, not damage.
+line that storage changed, a catalog that has other rows than the plan or names a file that is gone.
+Files that nothing names (orphans: what killed, retried or fenced-off attempts left behind) and a
+catalog that is merely older than the journals are told, but are no damage.
 
 Repair never edits another's journal. It begins a submission of its own without tasks and writes
 `void` lines to that submission's journal: they take back every earlier commit of the damaged rows,
@@ -18,11 +19,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
-
-import pyarrow as pa
 
 from batchgen.errors import RunStateError
+from batchgen.ledger.audit import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.ledger.catalog import GROUP_ROWS, collect
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.repair import delete_files, void_rows
@@ -35,29 +34,13 @@ from batchgen.media.durable import digest_file, is_temporary
 from batchgen.paths import RunPaths
 from batchgen.runfile import read_run
 
-Kind = Literal[
-    "missing", "size", "sha256", "undecodable", "frames", "outside", "duplicate",
-    "journal", "catalog", "orphan", "temporary",
-]  # fmt: skip
-WASTE: tuple[Kind, ...] = ("orphan", "temporary")
 _TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
 _KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration here
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is not as it should be."""
-
-    kind: Kind
-    path: str  # relative to the run folder
-    detail: str
-    row_index: int = -1  # -1: of no single row
-    row_id: str = ""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was checked and found; `repair` fills the last three."""
+    """What was checked and found; a repair moves what it dealt with from `findings` to `mended`."""
 
     rows: int  # of the manifest
     ok: int  # rows with a published result, aliases included
@@ -65,6 +48,7 @@ class VerifyReport:
     bytes: int
     findings: tuple[Finding, ...]
     live: int  # attempts at work meanwhile: their files are not judged
+    mended: tuple[Finding, ...] = ()
     voided: int = 0  # rows that are left to render now
     deleted: int = 0  # orphans and temporary files
     submission: int = 0  # the repair's own; 0: none was needed
@@ -72,11 +56,11 @@ class VerifyReport:
     @property
     def damage(self) -> tuple[Finding, ...]:
         """Findings that concern what is published."""
-        return tuple(finding for finding in self.findings if finding.kind not in WASTE)
+        return tuple(finding for finding in self.findings if finding.kind not in HARMLESS)
 
     @property
     def is_sound(self) -> bool:
-        """Nothing published is damaged; orphans are only waste."""
+        """Nothing published is damaged."""
         return not self.damage
 
 
@@ -134,12 +118,11 @@ def verify(
 def _read_ledger(run: RunPaths, found: Winners) -> _Ledger:
     """Stream the plan: media of every row that is ok, and how the collected catalog differs."""
     ledger = _Ledger()
-    owners: dict[str, str] = {}
-    parts = sorted(run.catalog_rows.glob("*.parquet")) if run.catalog_rows.is_dir() else []
-    catalog = pieces(parts, GROUP_ROWS, ["row_id", "status", "media_path", "media_sha256"])
+    owners: dict[str, _Published] = {}
+    collected = Collected(run)
     for plan in pieces([run.plan], GROUP_ROWS):
         table = catalog_rows(join(plan, found), "")
-        ledger.findings += _compare(run, table, catalog)
+        ledger.findings += collected.compare(table)
         columns = ["row_index", "row_id", "media_path", "media_sha256", "media_bytes"]
         values = [table[name].to_pylist() for name in [*columns, "media_frames", "status"]]
         for *media, status, alias in zip(*values, table["alias_of"].to_pylist(), strict=True):
@@ -147,30 +130,13 @@ def _read_ledger(run: RunPaths, found: Winners) -> _Ledger:
             if status != "ok" or alias:
                 continue
             item = _Published(*media)
-            other = owners.setdefault(item.path, item.row_id)
-            if other != item.row_id:
-                detail = f"rows {other} and {item.row_id} name the same file"
-                ledger.findings.append(_finding("duplicate", item, detail))
+            other = owners.setdefault(item.path, item)
+            if other is not item:
+                detail = f"rows {other.row_id} and {item.row_id} name the same file"
+                ledger.findings += [_finding("duplicate", each, detail) for each in (other, item)]
             ledger.media.append(item)
+    ledger.findings += collected.rest()
     return ledger
-
-
-def _compare(run: RunPaths, table: pa.Table, catalog: Iterator[pa.Table]) -> Iterator[Finding]:
-    collected = next(catalog, None)
-    if collected is None:
-        return
-    folder = run.catalog_rows.relative_to(run.root).as_posix()
-    expected = table.select(collected.column_names)
-    if len(collected) != len(expected):
-        detail = f"{len(collected)} rows where the plan has {len(expected)}"
-        yield Finding("catalog", folder, detail)
-    elif not collected.equals(expected):
-        rows = zip(collected.to_pylist(), expected.to_pylist(), strict=True)
-        for row, (old, new) in zip(table["row_index"].to_pylist(), rows, strict=True):
-            if old != new:
-                detail = f"says {old['status']} {old['media_path']!r}, the journals say "
-                detail += f"{new['status']} {new['media_path']!r}: collect again"
-                yield Finding("catalog", folder, detail, row, new["row_id"])
 
 
 def _bad_lines(run: RunPaths, found: Winners) -> Iterator[Finding]:
@@ -244,13 +210,25 @@ def _unnamed(
 
 
 def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
-    rows = {f.row_index: f for f in report.damage if f.row_index >= 0 and f.kind != "catalog"}
+    """Deal with all findings but damaged journal lines, which nobody may rewrite."""
+    mended = tuple(f for f in report.findings if f.kind != "journal")
+    rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
     submission = void_rows(run, damaged) if damaged else 0
-    waste = [run.root / f.path for f in report.findings if f.kind in WASTE]
-    broken = [run.root / f.path for f in rows.values() if f.kind not in ("outside", "missing")]
-    deleted = delete_files(waste)
-    delete_files(broken)
+    deleted = delete_files([run.root / f.path for f in mended if f.kind in WASTE])
+    delete_files([path for f in rows.values() if _is_ours(run, path := run.root / f.path)])
     if run.catalog_rows.exists():
         collect(run)
-    return replace(report, voided=len(rows), deleted=deleted, submission=submission)
+    return replace(
+        report,
+        findings=tuple(f for f in report.findings if f.kind == "journal"),
+        mended=mended,
+        voided=len(rows),
+        deleted=deleted,
+        submission=submission,
+    )
+
+
+def _is_ours(run: RunPaths, path: Path) -> bool:
+    """Whether the name itself (not what it may link to) lies in the run's media folder."""
+    return path.parent.resolve().is_relative_to(run.media.resolve())

@@ -30,4 +30,22 @@ def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
 
 def read(path: Path) -> np.ndarray:
     """Decode all frames, uint8 (F, H, W, 3); OSError for a torn file."""
+    if _length_by_boxes(path) != path.stat().st_size:  # decoders put up with a short last box
+        raise OSError(f"{path}: the boxes of the MP4 do not fill the file, it is torn")
     return ffmpeg.decode(path)
+
+
+def _length_by_boxes(path: Path) -> int:
+    """Where the last top-level box says that it ends."""
+    end, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while end < size:
+            file.seek(end)
+            head = file.read(16)
+            length = int.from_bytes(head[:4])
+            if length == 1:  # the length stands in 64 bits after the name
+                length = int.from_bytes(head[8:16])
+            if length < 8:
+                return -1
+            end += length
+    return end

@@ -10,6 +10,7 @@ from PIL import Image
 from batchgen.media.still import only_frame, read_still
 
 EXTENSION = ".png"
+_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
@@ -19,4 +20,7 @@ def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
 
 def read(path: Path) -> np.ndarray:
     """uint8 (1, H, W, 3); OSError for a torn file."""
+    with path.open("rb") as file:
+        if not file.read().endswith(_END):  # Pillow does not ask for it
+            raise OSError(f"{path}: the end of the PNG is missing, the file is torn")
     return read_still(path, "PNG")

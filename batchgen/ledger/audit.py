@@ -1,0 +1,97 @@
+"""What `verify` can find, and the collected catalog held against the journals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from batchgen.ledger.pieces import pieces
+from batchgen.paths import RunPaths
+
+Kind = Literal[
+    "missing", "size", "sha256", "undecodable", "frames", "outside", "duplicate",
+    "journal", "catalog", "stale", "orphan", "temporary",
+]  # fmt: skip
+WASTE: tuple[Kind, ...] = ("orphan", "temporary")
+HARMLESS: tuple[Kind, ...] = (*WASTE, "stale")
+_COLUMNS = ["row_id", "status", "media_path", "media_sha256"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    kind: Kind
+    path: str  # relative to the run folder
+    detail: str
+    row_index: int = -1  # -1: of no single row
+    row_id: str = ""
+
+
+class Collected:
+    """The parts of `catalog/rows`, read along with the rows they should hold."""
+
+    def __init__(self, run: RunPaths) -> None:
+        self._run = run
+        self._folder = run.catalog_rows.relative_to(run.root).as_posix()
+        parts = sorted(run.catalog_rows.glob("*.parquet")) if run.catalog_rows.is_dir() else []
+        self._parts = parts
+        self._rows: pa.Table | None = None  # read and not yet compared
+        self._pieces = pieces(parts, 10_000, _COLUMNS)
+        self._broken = False
+
+    def compare(self, expected: pa.Table) -> list[Finding]:
+        """Differences from the next rows as the journals have them; none without a catalog."""
+        if not self._parts or self._broken:
+            return []
+        try:
+            rows = self._take(len(expected))
+        except (OSError, ValueError) as error:
+            self._broken = True
+            return [Finding("catalog", self._folder, f"cannot be read: {error}")]
+        if len(rows) != len(expected):
+            self._broken = True
+            return [Finding("catalog", self._folder, "has fewer rows than the plan")]
+        wanted = expected.select(_COLUMNS)
+        return [] if rows.equals(wanted) else list(self._differences(rows, wanted, expected))
+
+    def rest(self) -> list[Finding]:
+        """What is left after the last row of the plan."""
+        if not self._parts or self._broken:
+            return []
+        try:
+            extra = len(self._take(1))
+        except (OSError, ValueError) as error:
+            return [Finding("catalog", self._folder, f"cannot be read: {error}")]
+        return [Finding("catalog", self._folder, "has more rows than the plan")] if extra else []
+
+    def _take(self, rows: int) -> pa.Table:
+        held = [self._rows] if self._rows is not None else []
+        while sum(map(len, held)) < rows:
+            piece = next(self._pieces, None)
+            if piece is None:
+                break
+            held.append(piece.replace_schema_metadata())
+        if not held:
+            return pa.table({name: pa.array([], pa.large_string()) for name in _COLUMNS})
+        table = pa.concat_tables(held)
+        self._rows = table.slice(rows)
+        return table.slice(0, rows)
+
+    def _differences(
+        self, rows: pa.Table, wanted: pa.Table, expected: pa.Table
+    ) -> Iterator[Finding]:
+        pairs = zip(rows.to_pylist(), wanted.to_pylist(), strict=True)
+        for row_index, (old, new) in zip(expected["row_index"].to_pylist(), pairs, strict=True):
+            if old == new:
+                continue
+            detail = (
+                f"says {old['row_id']} {old['status']} {old['media_path']!r}, the journals say "
+                f"{new['row_id']} {new['status']} {new['media_path']!r}: collect again"
+            )
+            there = old["media_path"] == "" or (self._run.root / old["media_path"]).exists()
+            kind: Kind = "stale" if there and old["row_id"] == new["row_id"] else "catalog"
+            yield Finding(kind, self._folder, detail, row_index, new["row_id"])

@@ -1,0 +1,144 @@
+"""A run folder with real media and journals, and a process that renders into it.
+
+`python tests/lab.py RUN SUBMISSION TASK RESTART ROW...` is such a process: it renders the rows as a
+worker would, so that tests can kill it anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from batchgen.ledger.events import AttemptHeader, End
+from batchgen.ledger.journal import JournalWriter
+from batchgen.media.durable import write_media
+from batchgen.paths import RunPaths, parse_journal
+from batchgen.records import Attempt, Commit, Media, Rendered, Request, RowStats, StageSeconds
+
+STAGES = StageSeconds(queue=0.5, encode=0.1, denoise=1.0, decode=0.2, d2h=0.01, write=0.02)
+
+
+def make_request(row_index: int, format_name: str = "png") -> Request:
+    """A request for one tiny frame."""
+    return Request(
+        row_index=row_index,
+        row_id=f"row{row_index:04d}",
+        row_key=hashlib.sha256(f"key {row_index}".encode()).hexdigest(),
+        prompt=f"prompt {row_index}",
+        negative_prompt="",
+        seed=2**62 + row_index,
+        width=16,
+        height=8,
+        num_frames=1,
+        fps=16,
+        num_steps=4,
+        guidance_scale=5.0,
+        guidance_scale_2=None,
+        solver="unipc",
+        sigma_shift=3.0,
+        format=format_name,
+        quality=8,
+        cost_s=1.0,
+    )
+
+
+def render(request: Request) -> Rendered:
+    """The pixels of a request: a function of its seed."""
+    shape = (request.num_frames, request.height, request.width, 3)
+    frames = np.random.default_rng(request.seed).integers(0, 256, shape, np.uint8)
+    return Rendered(request, frames, RowStats(stages=STAGES, steps_total=8, steps_computed=8.0))
+
+
+@dataclass
+class Lab:
+    """A run folder and the few moves that the tests make in it."""
+
+    run: RunPaths
+    requests: list[Request]
+
+    def submit(self, rows: Sequence[int] | None = None, shard: int = 0) -> int:
+        """Begin a submission of `rows` (all) as one shard."""
+        from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+
+        index = np.arange(len(self.requests)) if rows is None else np.array(rows, np.int64)
+        shards = np.full(len(index), shard, np.int32)
+        chosen = SubmissionRows(index, shards, np.arange(len(index)))
+        return begin_submission(self.run, chosen, SubmissionInfo())
+
+    def journal(
+        self, submission: int, task: int = 0, restart: int = 0, replica: int = 0
+    ) -> JournalWriter:
+        attempt = Attempt(submission, task, restart, replica)
+        header = AttemptHeader(attempt=attempt, host="n1", device="cpu")
+        return JournalWriter.open(self.run, header)
+
+    def render(self, journal: JournalWriter, row: int) -> Commit:
+        """Start a row, write its media, commit it."""
+        attempt, request = parse_journal(journal.path), self.requests[row]
+        journal.start(row, request.row_id)
+        media = write_media(render(request), self.run, attempt, len(self.requests))
+        commit = self.commit_of(row, attempt, media)
+        journal.commit(commit)
+        return commit
+
+    def fail(self, journal: JournalWriter, row: int, error: str = "boom") -> Commit:
+        """Start a row and commit its failure."""
+        journal.start(row, self.requests[row].row_id)
+        commit = replace(
+            self.commit_of(row, parse_journal(journal.path), None),
+            status="failed",
+            error_type="NonFiniteOutput",
+            error=error,
+            traceback="Traceback ...",
+        )
+        journal.commit(commit)
+        return commit
+
+    def commit_of(self, row: int, attempt: Attempt, media: Media | None) -> Commit:
+        request = self.requests[row]
+        now = time.time()
+        return Commit(
+            row_index=row,
+            row_id=request.row_id,
+            row_key=request.row_key,
+            status="ok",
+            attempt=attempt.tag,
+            shard=attempt.task,
+            host="n1",
+            started=now - 1.5,
+            ended=now,
+            media=media,
+            stats=RowStats(stages=STAGES, steps_total=8, steps_computed=8.0, device="cpu"),
+        )
+
+    def start_rank(
+        self, submission: int, rows: Sequence[int], failpoint: str = "", restart: int = 0
+    ) -> subprocess.Popen[bytes]:
+        """Render `rows` in a process of its own, with a failpoint of `batchgen.failpoints`."""
+        values = [self.run.root, submission, 0, restart, *rows]
+        return subprocess.Popen(
+            [sys.executable, __file__, *map(str, values)],
+            env={**os.environ, "BATCHGEN_FAILPOINT": failpoint},
+        )
+
+
+def main(root: str, *numbers: str) -> None:
+    submission, task, restart, *rows = map(int, numbers)
+    lab = Lab(RunPaths(Path(root)), [make_request(row) for row in range(max(rows) + 1)])
+    with lab.journal(submission, task, restart) as journal:
+        journal.phase("load", 0.5)
+        for row in rows:
+            lab.render(journal, row)
+        journal.end(End(reason="done"))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,356 @@
+"""The catalog: plain Parquet, one row a manifest row, numbers of record never null."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from lab import Lab
+
+from batchgen import catalog
+from batchgen.errors import RunStateError
+from batchgen.ledger import catalog as catalog_module
+from batchgen.ledger.catalog import collect
+from batchgen.ledger.events import End
+from batchgen.ledger.schema import ROWS
+from batchgen.ledger.timers import HEADER
+
+
+@pytest.fixture
+def mixed(make_lab: Callable[..., Lab]) -> Lab:
+    """ok, ok, failed, pending, alias of row 1, alias of the pending row 3."""
+    extra = {"carry.style": list("abcdef"), "carry.width": [1.5, None, 2.5, 3.5, 4.5, 5.5]}
+    lab = make_lab(6, aliases={4: 1, 5: 3}, extra=extra)
+    with lab.journal(lab.submit([0, 1, 2, 3])) as journal:
+        journal.phase("load", 2.0)
+        lab.render(journal, 0)
+        lab.render(journal, 1)
+        lab.fail(journal, 2)
+        journal.end(End(reason="done", busy_s=3.3, idle_s=0.25, forwards=7))
+    return lab
+
+
+def test_every_manifest_row_is_there_once_in_order(mixed: Lab) -> None:
+    summary = collect(mixed.run)
+    frame = pd.read_parquet(mixed.run.catalog_rows)
+    assert frame["row_id"].tolist() == [f"row{n:04d}" for n in range(6)]
+    assert frame["status"].tolist() == ["ok", "ok", "failed", "pending", "ok", "pending"]
+    assert (summary.ok, summary.failed, summary.pending, summary.rows) == (3, 1, 2, 6)
+    assert summary.parts == 1
+
+
+def test_the_names_that_scripts_rely_on_are_there(mixed: Lab) -> None:
+    collect(mixed.run)
+    columns = pq.read_schema(next(mixed.run.catalog_rows.iterdir())).names
+    promised = """row_id row_key status alias_of prompt negative_prompt prompt_tokens
+        prompt_truncated seed width height num_frames fps num_steps guidance_scale media_path media_sha256
+        media_bytes frames_sha256 attempt shard host device queue_s encode_s denoise_s decode_s
+        write_s latency_s steps_total steps_computed batch_size_mean peak_mem_gib determinism
+        attention_kernel plan_id error_type error cache_strategy cache_ratio cache_warmup
+        cache_cooldown score d2h_s step_p50_s step_p95_s traceback"""
+    assert set(promised.split()) <= set(columns)
+
+
+def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: Lab) -> None:
+    collect(mixed.run)
+    frame = pd.read_parquet(mixed.run.catalog_rows)
+    nullable = {field.name for field in ROWS if field.nullable}
+    assert nullable == {"guidance_scale_2", "score"}
+    assert not frame[[n for n in ROWS.names if n not in nullable]].isna().any().any()
+    assert frame["seed"].dtype == np.int64
+    assert frame["seed"].tolist()[:3] == [2**62, 2**62 + 1, 2**62 + 2]
+    pending = frame.iloc[3]
+    assert (pending["media_path"], pending["media_bytes"], pending["steps_total"]) == ("", 0, 0)
+    assert (frame["requested_width"] == frame["width"]).all()
+    assert set(frame["cache_strategy"]) == {"none"}
+
+
+def test_an_alias_shows_its_originals_result_under_its_own_name(mixed: Lab) -> None:
+    """But no device seconds: they were spent once, so that columns add up to the busy time."""
+    collect(mixed.run)
+    frame = pd.read_parquet(mixed.run.catalog_rows).set_index("row_id")
+    alias, original = frame.loc["row0004"], frame.loc["row0001"]
+    assert alias["alias_of"] == "row0001"
+    same = ["status", "media_path", "media_sha256", "frames_sha256", "attempt", "steps_total"]
+    assert alias[same].tolist() == original[same].tolist()
+    assert (alias["denoise_s"], alias["latency_s"]) == (0.0, 0.0)
+    assert original["denoise_s"] == 1.0
+    assert frame["denoise_s"].sum() == pytest.approx(3.0)
+
+
+def test_what_the_engine_measured_is_there(mixed: Lab) -> None:
+    collect(mixed.run)
+    row = pd.read_parquet(mixed.run.catalog_rows).iloc[0]
+    stages = ["queue_s", "encode_s", "denoise_s", "decode_s", "d2h_s", "write_s"]
+    assert row[stages].tolist() == [0.5, 0.1, 1.0, 0.2, 0.01, 0.02]
+    assert row["latency_s"] == pytest.approx(1.5)
+    assert (row["attempt"], row["host"], row["device"]) == ("s1t0r0p0", "n1", "cpu")
+    assert (row["plan_id"], row["bucket"]) == ("plan-demo-1", "16x8x1")
+    assert (mixed.run.root / row["media_path"]).stat().st_size == row["media_bytes"]
+
+
+def test_a_failed_row_says_why(mixed: Lab) -> None:
+    collect(mixed.run)
+    row = pd.read_parquet(mixed.run.catalog_rows).iloc[2]
+    assert (row["error_type"], row["error"]) == ("NonFiniteOutput", "boom")
+    assert row["traceback"] == "Traceback ..."
+    assert row["media_path"] == ""
+
+
+def test_carried_columns_keep_their_name_unless_it_is_taken(mixed: Lab) -> None:
+    collect(mixed.run)
+    frame = pd.read_parquet(mixed.run.catalog_rows)
+    assert frame["style"].tolist() == list("abcdef")
+    assert frame["carry.width"].tolist()[0] == 1.5
+    assert frame["carry.width"].isna().tolist()[1]
+    assert frame["width"].tolist() == [16] * 6
+
+
+def test_it_reads_without_this_package_and_carries_the_configuration(mixed: Lab) -> None:
+    collect(mixed.run)
+    code = """
+import json, sys, pandas, pyarrow.parquet as pq
+from pathlib import Path
+frame = pandas.read_parquet(sys.argv[1])
+assert "batchgen" not in sys.modules
+meta = pq.read_schema(next(Path(sys.argv[1]).iterdir())).metadata
+seed = json.loads(meta[b"batchgen.config"])["seed"]
+print(len(frame), seed, meta[b"batchgen.overrides"].decode())
+"""
+    command = [sys.executable, "-c", code, str(mixed.run.catalog_rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '6 3 ["seed=3"]'
+
+
+def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
+    killed = mixed.journal(mixed.submit([2, 3]))
+    killed.phase("load", 1.0)
+    mixed.render(killed, 3)
+    killed.beat(busy_s=4.0, idle_s=0.5)
+    killed.start(2, "row0002")
+    killed.close()  # no last line
+    collect(mixed.run)
+    runs = pd.read_parquet(mixed.run.catalog_runs)
+    assert not runs.isna().any().any()
+    first, second = runs.iloc[0], runs.iloc[1]
+    assert (first["attempt"], first["exit_reason"], first["load_s"]) == ("s1t0r0p0", "done", 2.0)
+    assert (first["rows_ok"], first["rows_failed"], first["rows_lost"]) == (2, 1, 0)
+    assert (first["useful_s"], first["retried_s"]) == (pytest.approx(2.2), pytest.approx(1.1))
+    assert (first["busy_s"], first["idle_s"], first["lost_s"]) == (3.3, 0.25, 0.0)
+    assert first["forwards"] == 7
+    assert second["exit_reason"] == "killed"
+    assert (second["busy_s"], second["useful_s"]) == (4.0, pytest.approx(1.1))
+    assert (second["rows_lost"], second["lost_s"]) == (1, pytest.approx(2.9))
+    assert json.loads(first["config"]) == {"name": "demo-1", "seed": 3}
+    assert json.loads(first["overrides"]) == ["seed=3"]
+
+
+def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., Lab]) -> None:
+    from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+
+    lab = make_lab(1)
+    rows = SubmissionRows(np.arange(1), np.zeros(1, np.int32), np.arange(1))
+    info = SubmissionInfo(config='{"seed": 4}', overrides=("seed=4",))
+    lab.journal(begin_submission(lab.run, rows, info)).close()
+    collect(lab.run)
+    run = pd.read_parquet(lab.run.catalog_runs).iloc[0]
+    assert json.loads(run["config"]) == {"seed": 4}
+    assert json.loads(run["overrides"]) == ["seed=4"]
+
+
+def test_time_stats_have_a_line_a_timer(mixed: Lab) -> None:
+    collect(mixed.run)
+    lines = [line.split(",") for line in mixed.run.time_stats.read_text().splitlines()]
+    assert lines[0] == HEADER
+    timers = {line[1]: line[2:] for line in lines[1:]}
+    assert list(timers) == ["overall", "load", "encode", "denoise", "decode", "d2h", "write"]
+    assert timers["denoise"] == ["1000.000", "1000.000", "1000.000", "2"]
+    assert timers["load"] == ["2000.000", "2000.000", "2000.000", "1"]
+    assert timers["overall"][3] == "2"
+
+
+def test_many_parts_hold_the_rows_of_one(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces and parts that do not divide the rows, nor the plan's row groups."""
+    lab = make_lab(2500)
+    with lab.journal(lab.submit()) as journal:
+        for row in (0, 999, 1000, 2499):
+            lab.render(journal, row)
+    assert collect(lab.run).parts == 1
+    whole = pd.read_parquet(lab.run.catalog_rows)
+    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 300)
+    monkeypatch.setattr(catalog_module, "PART_ROWS", 600)
+    for file in lab.run.catalog_rows.iterdir():
+        file.unlink()
+    assert collect(lab.run).parts == 5
+    pd.testing.assert_frame_equal(pd.read_parquet(lab.run.catalog_rows), whole)
+    pd.testing.assert_frame_equal(catalog.snapshot(lab.run.root), whole)
+    assert whole["status"].value_counts().to_dict() == {"pending": 2496, "ok": 4}
+
+
+def test_readers_never_meet_a_torn_catalog(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pandas reads while another thread collects: every row once, at every read."""
+    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 20)
+    monkeypatch.setattr(catalog_module, "PART_ROWS", 20)
+    lab = make_lab(100)
+    lab.submit()
+    collect(lab.run)
+    ids = [f"row{n:04d}" for n in range(100)]
+    stop = threading.Event()
+    rounds = 0
+
+    def collector() -> None:
+        nonlocal rounds
+        while not stop.is_set():
+            collect(lab.run)
+            rounds += 1
+
+    thread = threading.Thread(target=collector)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline:
+            assert pd.read_parquet(lab.run.catalog_rows)["row_id"].tolist() == ids
+            assert catalog.open_runs(lab.run.root)["row_id"].tolist() == ids
+    finally:
+        stop.set()
+        thread.join()
+    assert rounds > 3
+    assert [p.name for p in lab.run.catalog_rows.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_open_runs_does_not_mix_two_collects(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collect that was cut off between two parts is told, and the next one mends it."""
+    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
+    monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
+    lab = make_lab(4)
+    lab.submit()
+    collect(lab.run)
+    kept = (lab.run.catalog_rows / "part-00000.parquet").read_bytes()
+    collect(lab.run)
+    (lab.run.catalog_rows / "part-00000.parquet").write_bytes(kept)
+    with pytest.raises(RunStateError, match="different collects"):
+        catalog.open_runs(lab.run.root)
+    collect(lab.run)
+    assert len(catalog.open_runs(lab.run.root)) == 4
+
+
+def test_many_runs_open_as_one_frame(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    labs = [make_lab(2, root=tmp_path / name) for name in ("first", "second")]
+    for lab in labs:
+        lab.submit()
+        collect(lab.run)
+    frame = catalog.open_runs(*(lab.run.root for lab in labs))
+    assert frame["run"].tolist() == ["first", "first", "second", "second"]
+    assert frame["seed"].dtype == np.int64
+
+
+def test_runs_with_other_carried_columns_open_together(
+    make_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    one = make_lab(1, root=tmp_path / "one", extra={"carry.style": ["noir"]})
+    two = make_lab(1, root=tmp_path / "two")
+    for lab in (one, two):
+        collect(lab.run)
+    frame = catalog.open_runs(one.run.root, two.run.root)
+    assert frame["style"].tolist()[0] == "noir"
+    assert frame["style"].isna().tolist() == [False, True]
+
+
+def test_a_run_that_was_not_collected_says_so(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(1)
+    with pytest.raises(RunStateError, match=r"catalog/rows holds no catalog.*batchgen collect"):
+        catalog.open_runs(lab.run.root)
+    with pytest.raises(RunStateError, match="at least one"):
+        catalog.open_runs()
+
+
+def test_a_snapshot_shows_a_run_in_progress(make_lab: Callable[..., Lab]) -> None:
+    """Also while the last line is only half written."""
+    lab = make_lab(3)
+    journal = lab.journal(lab.submit())
+    lab.render(journal, 0)
+    with journal.path.open("ab") as file:
+        file.write(b'{"kind":"commit","row_index":1,"status":"ok","row_key":"')
+    assert catalog.snapshot(lab.run.root)["status"].tolist() == ["ok", "pending", "pending"]
+
+
+def test_summaries(mixed: Lab) -> None:
+    collect(mixed.run)
+    frame = catalog.open_runs(mixed.run.root)
+    buckets = catalog.throughput_by_bucket(frame)
+    assert buckets[["width", "height", "num_frames", "rows"]].values.tolist() == [[16, 8, 1, 2]]
+    assert buckets["rows_per_hour"].tolist() == pytest.approx([2 / 2.6 * 3600])
+    bad = catalog.failures(frame)
+    assert bad[["run", "row_id", "error", "same_error"]].values.tolist() == [
+        ["demo-1", "row0002", "boom", 1]
+    ]
+    shares = catalog.stage_shares(frame)
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares["denoise_s"] == pytest.approx(1.0 / 1.33)
+
+
+def test_summaries_of_a_run_without_results(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    collect(lab.run)
+    frame = catalog.open_runs(lab.run.root)
+    assert len(catalog.throughput_by_bucket(frame)) == 0
+    assert len(catalog.failures(frame)) == 0
+    assert catalog.stage_shares(frame).sum() == 0.0
+
+
+def test_an_empty_plan_makes_an_empty_catalog(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(1)
+    table = pq.read_table(lab.run.plan)
+    pq.write_table(table.slice(0, 0), lab.run.plan)
+    collect(lab.run)
+    assert len(pd.read_parquet(lab.run.catalog_rows)) == 0
+
+
+def test_text_of_any_script_and_length_comes_through(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    texts = ["🎈 שלום 漢字 \0 \n", "x" * 5_000_000]
+    table = pq.read_table(lab.run.plan)
+    place = table.column_names.index("prompt")
+    prompts = pa.array(texts, pa.large_string())
+    pq.write_table(table.set_column(place, "prompt", prompts), lab.run.plan)
+    journal = lab.journal(lab.submit())
+    lab.fail(journal, 0, "🎈" * 100 + "\0\ud800")
+    lab.fail(journal, 1, "y" * 9_000_000)  # longer than a block of the JSON reader
+    collect(lab.run)
+    frame = pd.read_parquet(lab.run.catalog_rows)
+    assert frame["prompt"].tolist() == texts
+    assert frame["error"].tolist() == ["🎈" * 100 + "\0\\ud800", "y" * 9_000_000]
+
+
+def test_a_catalog_that_cannot_be_written_leaves_the_old_one(
+    mixed: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchgen.errors import StorageError
+
+    collect(mixed.run)
+    before = {p.name: p.read_bytes() for p in mixed.run.catalog_rows.iterdir()}
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(catalog_module, "sync", full)
+    with pytest.raises(StorageError, match=r"the catalog cannot be written.*No space left"):
+        collect(mixed.run)
+    assert {p.name: p.read_bytes() for p in mixed.run.catalog_rows.iterdir()} == before
+    assert [p.name for p in mixed.run.catalog_rows.parent.iterdir()] == ["rows", "runs.parquet"]

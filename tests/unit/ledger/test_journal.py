@@ -1,0 +1,216 @@
+"""The journal: one mapping between events and lines, one commit point, tolerant readers."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab import STAGES, Lab
+
+from batchgen.errors import RunStateError, StorageError
+from batchgen.ledger import events
+from batchgen.ledger.journal import read_journal, whole_length
+from batchgen.ledger.tally import read_counters
+from batchgen.processes import ProcessId
+from batchgen.records import Attempt, Commit, Media, RowStats
+
+COMMIT = Commit(
+    row_index=3,
+    row_id="row-3",
+    row_key="ab" * 32,
+    status="ok",
+    attempt="s1t0r0p0",
+    shard=0,
+    host="n1",
+    started=10.25,
+    ended=12.5,
+    tries=2,
+    media=Media("media/a.mp4", "cd" * 32, 1234, "ef" * 32, 9),
+    stats=RowStats(stages=STAGES, steps_total=8, prompt_truncated=True, device="cpu"),
+    score=0.75,
+)
+EVENTS: list[events.Event] = [
+    events.AttemptHeader(
+        attempt=Attempt(1, 2, 3, 4),
+        rank=1,
+        world_size=2,
+        host="node",
+        device="cpu",
+        versions=(("numpy", "2.0"), ("torch", "2.13")),
+        process=ProcessId("node", 77, "boot pid:[1]", 9),
+        t=1.5,
+    ),
+    events.Start(3, "row-3", 2.5),
+    events.Phase("load", 12.25, 3.5),
+    COMMIT,
+    Commit(4, "r", "00" * 32, "failed", "s1t0r0p0", 0, "n", 1.0, 2.0, error="☃ \0\n", score=None),
+    events.Void(3, "media/a.mp4", "sha256: differs", 4.5),
+    events.End(reason="done", busy_s=1.0, forwards=9, t=5.5),
+]
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_every_event_survives_the_round_trip(event: events.Event) -> None:
+    line = events.encode_line(event)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert events.decode_line(line) == event
+    assert json.loads(line)["kind"] in {"attempt", "start", "phase", "commit", "void", "end"}
+
+
+def test_any_changed_byte_of_a_line_is_noticed() -> None:
+    line = events.encode_line(COMMIT)
+    for place in range(len(line) - 1):
+        spoiled = line[:place] + bytes([line[place] ^ 1]) + line[place + 1 :]
+        with pytest.raises(ValueError, match="torn"):
+            events.decode_line(spoiled)
+
+
+def test_what_json_cannot_hold_is_recorded_all_the_same() -> None:
+    """Lone surrogates in an error's text, and a score that is not a number."""
+    commit = Commit(1, "r", "k", "failed", "a", 0, "n", 1.0, 2.0, error="\ud800", score=math.nan)
+    back = events.decode_line(events.encode_line(commit))
+    assert isinstance(back, Commit)
+    assert back.error == "\\ud800"
+    assert back.score is None
+
+
+def test_a_reader_takes_lines_of_later_versions_and_of_earlier_ones() -> None:
+    """An unknown field is ignored; an absent one takes its default."""
+    plain = {"reason": "done", "busy_s": 1.0, "t": 2.0, "invented_later": [1]}
+    assert events.from_plain(events.End, plain) == events.End(reason="done", busy_s=1.0, t=2.0)
+    with pytest.raises(ValueError, match="reason"):
+        events.from_plain(events.End, {"t": 2.0})
+
+
+def test_a_journal_reads_back_as_written(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    with lab.journal(lab.submit()) as journal:
+        journal.phase("load", 1.0)
+        committed = [lab.render(journal, 0), lab.fail(journal, 1)]
+        journal.end(events.End(reason="done"))
+    content = read_journal(journal.path)
+    kinds = [type(event).__name__ for event in content.events]
+    assert kinds == ["AttemptHeader", "Phase", "Start", "Commit", "Start", "Commit", "End"]
+    assert [e for e in content.events if isinstance(e, Commit)] == committed
+    assert (content.bad_lines, content.torn_bytes) == ((), 0)
+
+
+def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(3)
+    journal = lab.journal(lab.submit())
+    for row in range(3):
+        lab.render(journal, row)
+    journal.close()
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole[:-10])
+    content = read_journal(journal.path)
+    commits = [e.row_index for e in content.events if isinstance(e, Commit)]
+    assert commits == [0, 1]
+    assert content.torn_bytes > 0
+    assert content.bad_lines == ()
+    place = whole.index(b'"row_id":"row0001"', whole.index(b'{"kind":"commit","row_index":1'))
+    journal.path.write_bytes(whole[:place] + b"\0" * 10 + whole[place + 10 :])
+    content = read_journal(journal.path)
+    assert [e.row_index for e in content.events if isinstance(e, Commit)] == [0, 2]
+    begin = whole.index(b'{"kind":"commit","row_index":1')
+    assert [bad.offset for bad in content.bad_lines] == [begin]
+
+
+def test_a_limit_cuts_at_whole_lines(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 0)
+        limit = journal.path.stat().st_size
+        lab.render(journal, 1)
+    rows = [e.row_index for e in read_journal(journal.path, limit).events if isinstance(e, Commit)]
+    assert rows == [0]
+    one_less = read_journal(journal.path, limit - 1).events
+    assert not [e for e in one_less if isinstance(e, Commit)]
+
+
+def test_a_zero_length_journal_is_empty(make_lab: Callable[..., Lab]) -> None:
+    """A crash between the making of the file and its first line."""
+    lab = make_lab(1)
+    path = lab.run.journal(Attempt(lab.submit(), 0, 0, 0))
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert read_journal(path).events == ()
+    assert whole_length(path) == 0
+
+
+def test_whole_length_looks_back_over_a_long_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b"abc\n" + b"x" * 200_000)
+    assert whole_length(path) == 4
+
+
+def test_an_attempt_starts_only_once(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(1)
+    number = lab.submit()
+    lab.journal(number).close()
+    with pytest.raises(RunStateError, match="s1t0r0p0 was started before"):
+        lab.journal(number)
+
+
+def test_a_failed_append_leaves_whole_lines_and_stops_the_journal(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up in the middle of a line: the half line is cut off again."""
+    lab = make_lab(3)
+    journal = lab.journal(lab.submit())
+    lab.render(journal, 0)
+    before = journal.path.read_bytes()
+    monkeypatch.setenv("BATCHGEN_FAILPOINT", "journal.torn:*:enospc")
+    with pytest.raises(StorageError, match=r"0-r0-0\.jsonl.*No space left"):
+        journal.start(1, "row0001")
+    monkeypatch.delenv("BATCHGEN_FAILPOINT")
+    assert journal.path.read_bytes() == before
+    with pytest.raises(StorageError, match="No space left"):
+        journal.start(2, "row0002")
+    journal.close()
+    assert read_journal(journal.path).torn_bytes == 0
+
+
+def test_threads_do_not_mix_their_lines(make_lab: Callable[..., Lab]) -> None:
+    """Starts come from the engine's thread while commits come from another."""
+    lab = make_lab(200)
+    journal = lab.journal(lab.submit())
+
+    def start() -> None:
+        for request in lab.requests:
+            journal.start(request.row_index, request.row_id)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    for row in range(200):
+        journal.commit(lab.commit_of(row, Attempt(1, 0, 0, 0), COMMIT.media))
+    thread.join()
+    journal.close()
+    content = read_journal(journal.path)
+    assert len(content.events) == 401
+    counters = read_counters(lab.run.counters(Attempt(1, 0, 0, 0)))
+    assert counters is not None
+    assert counters.offset == journal.path.stat().st_size
+    assert (counters.started, counters.commits, counters.changes.ok) == (200, 200, 200)
+
+
+def test_counters_that_cannot_be_written_do_not_stop_the_journal(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """They are a short cut for readers; the journal says all."""
+    lab = make_lab(1)
+    journal = lab.journal(lab.submit())
+    for file in lab.run.counters_dir.iterdir():
+        file.unlink()
+    lab.run.counters_dir.rmdir()
+    lab.run.counters_dir.touch()
+    lab.render(journal, 0)
+    journal.close()
+    assert len(read_journal(journal.path).events) == 3

@@ -1,0 +1,230 @@
+"""`status`: exact, at once, from the folder alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lab import Lab
+
+from batchgen.errors import RunStateError
+from batchgen.ledger import journal as journal_module
+from batchgen.ledger.catalog import collect
+from batchgen.ledger.events import End, to_plain
+from batchgen.ledger.status import RunStatus, live_attempts, read_status
+from batchgen.ledger.tally import Counters, read_counters
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
+
+
+def figures(status: RunStatus) -> tuple[int, int, int]:
+    assert status.ok + status.failed + status.quarantined + status.left == status.rows
+    return status.ok, status.failed, status.left
+
+
+def test_a_run_goes_through_its_states(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    assert read_status(lab.run).state == "planned"
+    number = lab.submit()
+    assert read_status(lab.run).state == "submitted"
+    with lab.journal(number) as journal:
+        assert (read_status(lab.run).state, read_status(lab.run).alive) == ("running", 1)
+        lab.render(journal, 0)
+        journal.start(1, "row0001")
+        status = read_status(lab.run)
+        assert (figures(status), status.running) == ((1, 0, 1), 1)
+        journal.end(End(reason="drained"))
+    status = read_status(lab.run)
+    assert (status.state, status.running, status.eta_s) == ("stopped", 0, None)
+    assert status.attempts[0].ended == "drained"
+    with lab.journal(lab.submit([1])) as journal:
+        lab.render(journal, 1)
+        journal.end(End(reason="done"))
+    assert read_status(lab.run).state == "finished"
+
+
+def test_aliases_count_as_manifest_rows(make_lab: Callable[..., Lab]) -> None:
+    """Rows 3, 4 and 5 equal row 1: one rendering finishes four rows of the manifest."""
+    lab = make_lab(6, aliases={3: 1, 4: 1, 5: 1})
+    journal = lab.journal(lab.submit([0, 1, 2]))
+    lab.render(journal, 1)
+    assert figures(read_status(lab.run)) == (4, 0, 2)
+    lab.fail(journal, 2)
+    assert figures(read_status(lab.run)) == (4, 1, 1)
+    status = read_status(lab.run)
+    assert (status.rows, status.unique_rows, status.aliases) == (6, 3, 3)
+    second = lab.journal(lab.submit([0, 2]))
+    assert figures(read_status(lab.run)) == (4, 1, 1)
+    lab.render(second, 0)
+    assert figures(read_status(lab.run)) == (5, 1, 0)
+    lab.render(second, 2)
+    assert figures(read_status(lab.run)) == (6, 0, 0)
+
+
+def test_a_failed_alias_original_fails_all_its_rows(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(3, aliases={2: 0})
+    lab.fail(lab.journal(lab.submit([0, 1])), 0)
+    assert figures(read_status(lab.run)) == (0, 2, 1)
+    assert collect(lab.run).failed == 2
+
+
+def test_figures_agree_with_the_catalog_whatever_happened(make_lab: Callable[..., Lab]) -> None:
+    """Failures, retries that succeed and fail, a zombie, a restart, aliases."""
+    from batchgen.ledger.attempts import accept_restart
+
+    lab = make_lab(10, aliases={8: 0, 9: 3})
+    first = lab.journal(lab.submit(list(range(8))))
+
+    def check() -> None:
+        status, summary = read_status(lab.run), collect(lab.run)
+        assert figures(status) == (summary.ok, summary.failed, summary.pending)
+
+    for row in (0, 1, 2):
+        lab.render(first, row)
+    lab.fail(first, 3)
+    lab.fail(first, 4)
+    check()
+    second = lab.journal(lab.submit([0, 3, 4, 5, 6, 7]))
+    lab.render(first, 5)  # waste
+    check()
+    lab.fail(second, 0)
+    lab.render(second, 3)
+    lab.fail(second, 4)
+    lab.fail(second, 5)
+    check()
+    accept_restart(lab.run, Attempt(2, 0, 1, 0))
+    lab.render(second, 6)  # waste
+    check()
+    again = lab.journal(2, restart=1)
+    lab.render(again, 5)
+    lab.render(again, 6)
+    check()
+    assert figures(read_status(lab.run)) == (8, 1, 1)
+
+
+@pytest.mark.parametrize("state", ["fresh", "stale", "missing", "damaged", "beyond"])
+def test_figures_are_exact_whatever_the_counters_say(
+    state: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counters lag behind by up to half a second, and may be lost; the journal decides."""
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 0.0 if state != "stale" else 1e9)
+    lab = make_lab(4, aliases={3: 0})
+    journal = lab.journal(lab.submit([0, 1, 2]))
+    lab.render(journal, 0)
+    limit = journal.path.stat().st_size
+    lab.fail(journal, 1, "out of luck")
+    path = lab.run.counters(Attempt(1, 0, 0, 0))
+    if state == "missing":
+        path.unlink()
+    elif state == "damaged":
+        path.write_text("{")
+    elif state == "beyond":  # a task that restarted accepts less than was counted
+        from batchgen.ledger.intent import Fence
+
+        fence = Fence(accepted={"0001/0-r0-0.jsonl": limit}, statuses={0: "ok"})
+        lab.run.acceptance(Attempt(1, 0, 1, 0)).write_text(json.dumps(to_plain(fence)))
+        assert figures(read_status(lab.run)) == (2, 0, 2)
+        return
+    status = read_status(lab.run)
+    assert figures(status) == (2, 1, 1)
+    assert status.last_error == "NonFiniteOutput: out of luck"
+    assert (status.attempts[0].started, status.attempts[0].commits) == (2, 2)
+
+
+def test_a_process_is_alive_until_it_is_gone_and_never_again(make_lab: Callable[..., Lab]) -> None:
+    """Also when it was killed before anybody waited for it, and when its pid is used again."""
+    lab = make_lab(200)
+    rank = lab.start_rank(lab.submit(), list(range(200)), "journal.after_append:20:stop")
+    deadline = time.monotonic() + 60
+    while read_status(lab.run).ok < 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert [a.attempt.tag for a in live_attempts(lab.run)] == ["s1t0r0p0"]
+    rank.kill()
+    while Path(f"/proc/{rank.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+    assert read_status(lab.run).attempts[0].life == "dead"
+    rank.wait()
+    status = read_status(lab.run)
+    assert (status.ok, status.running, status.state) == (20, 0, "stopped")
+    counters = lab.run.counters(Attempt(1, 0, 0, 0))
+    known = read_counters(counters)
+    assert known is not None
+    imposter = replace(known, process=replace(known.process, pid=os.getpid()))
+    counters.write_text(json.dumps(to_plain(imposter)))
+    assert read_status(lab.run).attempts[0].life == "dead"
+
+
+def test_an_attempt_on_another_machine_lives_by_its_heartbeat(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(1)
+    lab.journal(lab.submit()).close()
+    path = lab.run.counters(Attempt(1, 0, 0, 0))
+    known = read_counters(path)
+    assert known is not None
+    away = replace(known, process=replace(known.process, place="another boot"))
+    path.write_text(json.dumps(to_plain(away)))
+    assert read_status(lab.run, known.t + 59).attempts[0].life == "running"
+    assert read_status(lab.run, known.t + 61).attempts[0].life == "dead"
+
+
+def test_the_heartbeat_goes_on_without_commits(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(1)
+    journal = lab.journal(lab.submit())
+    path = lab.run.counters(Attempt(1, 0, 0, 0))
+    written = path.read_bytes()
+    journal.beat(busy_s=1.0)
+    assert path.read_bytes() == written, "at most twice a second"
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 0.0)
+    journal.beat(busy_s=2.0, idle_s=0.5)
+    counters = read_counters(path)
+    assert isinstance(counters, Counters)
+    assert (counters.busy_s, counters.idle_s) == (2.0, 0.5)
+
+
+def test_rate_and_eta_come_from_live_attempts(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(6)
+    journal = lab.journal(lab.submit())
+    for row in (0, 1):
+        lab.render(journal, row)
+    began = read_status(lab.run).attempts[0]
+    now = time.time() + 10
+    status = read_status(lab.run, now)
+    wall = now - (now - began.wall_s - 10)
+    assert status.rate_per_s == pytest.approx(2 / wall, rel=0.05)
+    assert status.eta_s == pytest.approx(4 / status.rate_per_s)
+    assert status.gpu_hours == pytest.approx(wall / 3600, rel=0.05)
+    journal.end(End(reason="done"))
+    journal.close()
+    assert (read_status(lab.run).rate_per_s, read_status(lab.run).eta_s) == (0.0, None)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunStateError, match="is not a run folder"):
+        read_status(RunPaths(tmp_path))
+
+
+def test_status_is_light_and_quick(make_lab: Callable[..., Lab]) -> None:
+    """No package outside the standard library, also when journals are read."""
+    lab = make_lab(3)
+    journal = lab.journal(lab.submit())
+    lab.render(journal, 0)
+    code = f"""
+import sys
+from pathlib import Path
+from batchgen.paths import RunPaths
+from batchgen.ledger.status import read_status
+assert read_status(RunPaths(Path({str(lab.run.root)!r}))).ok == 1
+heavy = {{"numpy", "pandas", "pyarrow", "torch", "PIL", "imageio_ffmpeg", "hydra", "rich"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
