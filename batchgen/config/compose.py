@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from batchgen.config.aliases import COMPOUND, canonical_key, resolve_aliases
 from batchgen.config.build import build, leaf_keys, to_mapping, unknown_key_message
@@ -138,8 +138,11 @@ def _explain(error: Exception, job: str) -> str:
         return f"{group}: {wanted!r} is not one of {listed}{closest(wanted, error.options)}"
     if "`_self_`" in str(error):
         return f"{job}: the defaults list must name _self_ (put it last: what the job says, wins)"
-    first = str(error).strip().splitlines()
-    return f"{job}: {first[0] if first else type(error).__name__}"
+    key = getattr(error, "full_key", None)
+    if isinstance(error, MissingMandatoryValue) and key:
+        return f"{key}: required, but not set in {job} nor on the command line"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{job}: {f'{key}: ' if key else ''}{lines[0]}"
 
 
 def _checked(

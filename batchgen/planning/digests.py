@@ -12,6 +12,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -133,10 +134,10 @@ class _DigestCache:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         self.file = Path(root) / "batchgen" / "digests.json"
         self.changed = False
-        try:
-            self.entries: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # no cache, or a damaged one: it is made again
-            self.entries = {}
+        self.entries: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # no cache, or a damaged one: it is made again
+            stored = json.loads(self.file.read_text(encoding="utf-8"))
+            self.entries = stored if isinstance(stored, dict) else {}
 
     def digest(self, file: Path, mode: str) -> str:
         stat = file.stat()
@@ -151,12 +152,10 @@ class _DigestCache:
         if not self.changed:
             return
         draft = self.file.with_suffix(f".{os.getpid()}")
-        try:
+        with suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(json.dumps(self.entries), encoding="utf-8")
             os.replace(draft, self.file)
-        except OSError:
-            draft.unlink(missing_ok=True)
 
 
 def _sha(content: bytes) -> str:

@@ -227,27 +227,29 @@ class _Batch:
         self._report(both, shown, "set resolution and aspect_ratio, or width and height, not both")
         width, height = width.copy(), height.copy()
         rows = np.flatnonzero(named & ~both)
-        self._look_up(rows, resolution, aspect, width, height)
+        self._look_up(rows, (resolution, aspect), (width, height))
         return width, height
 
     def _look_up(
-        self, rows: np.ndarray, resolution: pa.Array, aspect: pa.Array,
-        width: np.ndarray, height: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Write the named sizes of `rows` into `width` and `height`; report unknown names."""
-        names = self.defaults.names
-        keys = list(
-            zip(resolution.take(rows).to_pylist(), aspect.take(rows).to_pylist(), strict=True)
-        )
-        known = {key: names.find(*key) for key in set(keys)}
-        unknown = [i for i, key in enumerate(keys) if known[key] is None]
-        if unknown:
-            shown = [" ".join(part for part in keys[i] if part is not None) for i in unknown]
-            self.problems.add(rows[unknown] + self.first_row, "resolution", shown, names.rule())
-        sizes = np.array([known[key] or (0, 0) for key in keys], np.int64).reshape(-1, 2)
-        width[rows], height[rows] = sizes[:, 0], sizes[:, 1]
-        if unknown:  # reported already: give the grid check something legal
-            width[rows[unknown]], height[rows[unknown]] = self.defaults.width, self.defaults.height
+        self,
+        rows: np.ndarray,
+        names: tuple[pa.Array, pa.Array],
+        sizes: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Write the sizes that `names` (resolution, aspect ratio) call for into `sizes` (width,
+        height) at `rows`; report unknown names."""
+        table, defaults = self.defaults.names, self.defaults
+        columns = [column.take(pa.array(rows)).to_pylist() for column in names]
+        keys = list(zip(*columns, strict=True))
+        known = {key: table.find(*key) for key in set(keys)}
+        found = [known[key] or (defaults.width, defaults.height) for key in keys]
+        for axis, values in enumerate(sizes):
+            values[rows] = [size[axis] for size in found]
+        for row, key in zip(rows.tolist(), keys, strict=True):
+            if known[key] is None:
+                column = "aspect_ratio" if key[0] is None else "resolution"
+                shown = " ".join(part for part in key if part is not None)
+                self.problems.add(np.array([row + self.first_row]), column, [shown], table.rule())
 
     def _on_grid(
         self, width: np.ndarray, height: np.ndarray, frames: np.ndarray

@@ -25,10 +25,12 @@ def cut_shards(
     costs = np.asarray(costs, float)
     if len(costs) == 0:
         return np.zeros(0, np.int64)
+    if costs.sum() == 0:
+        costs = np.ones(len(costs))  # nothing is known: count rows
     order = np.argsort(-costs, kind="stable")
     budgets = _budgets(float(costs.sum()), shards, slots, start_up_s)
-    budgets = budgets[: len(costs)]
-    return _fill(costs, order, budgets)
+    filled = _fill(costs, order, budgets[: len(costs)])
+    return np.unique(filled, return_inverse=True)[1]  # a shard that got no row is none
 
 
 def _budgets(total: float, shards: int | None, slots: int, start_up_s: float) -> np.ndarray:
@@ -47,7 +49,7 @@ def _budgets(total: float, shards: int | None, slots: int, start_up_s: float) ->
             take = left if left - size < least else min(size, left)
             sizes.append(take)
             left -= take
-    return np.array(sizes or [total])
+    return np.sort(np.array(sizes))[::-1]
 
 
 def _fill(costs: np.ndarray, order: np.ndarray, budgets: np.ndarray) -> np.ndarray:

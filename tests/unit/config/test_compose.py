@@ -1,0 +1,286 @@
+"""Hydra composes a job; what is wrong with a key or value is said in the job's own terms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from batchgen.config.build import build, home_of, leaf_keys, to_mapping
+from batchgen.config.compose import CONF, Composed, compose_job, recompose, write_hydra
+from batchgen.config.schema import JobConfig, OutputConfig, RowDefaults, SlurmConfig, SystemConfig
+from batchgen.errors import ConfigError
+
+Job = Callable[..., Path]
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Writes a job file with the given body below `defaults`."""
+
+    def write(body: str = "", model: str = "tiny-wan", name: str = "small.yaml") -> Path:
+        folder = tmp_path / "jobs"
+        folder.mkdir(exist_ok=True)
+        head = f"defaults: [base, {{model: {model}}}, _self_]\nmanifest: rows.parquet\n"
+        (folder / name).write_text(head + body, encoding="utf-8")
+        return folder / name
+
+    return write
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose_job(path, overrides)
+    return str(caught.value)
+
+
+def test_a_job_without_settings_gets_every_default(job: Job) -> None:
+    """The name is the file's stem, everything else is the schema's default."""
+    composed = compose_job(job())
+    assert composed.config.name == "small"
+    assert composed.config.system == SystemConfig()
+    assert composed.config.output == OutputConfig()
+    assert composed.config.row_defaults == RowDefaults()
+    assert composed.config.model.name == "tiny-wan"
+    assert composed.config.slurm.executor == "local"
+
+
+def test_base_yaml_holds_every_key_with_the_default_of_the_schema() -> None:
+    """Users read base.yaml to learn the keys: it must not drift from the dataclasses."""
+    stored = yaml.safe_load((CONF / "base.yaml").read_text(encoding="utf-8"))
+    assert to_mapping(SystemConfig()) == stored["system"]
+    assert to_mapping(OutputConfig()) == stored["output"]
+    assert to_mapping(RowDefaults()) == stored["row_defaults"]
+    own = {field.name for field in dataclasses.fields(JobConfig)} - {"model", "slurm"}
+    assert own == set(stored) - {"defaults"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("row_defaults.num_step=3", "did you mean 'num_steps'"),
+        ("output.fromat=gif", "output.fromat: unknown key (did you mean 'format'?)"),
+        ("num_steps=3", "set row_defaults.num_steps"),
+        ("system.num_steps=3", "set row_defaults.num_steps"),
+        ("row_defaults.solver=euler", "set system.sampler.solver"),
+        ("prompt=hello", "prompt is a column of the manifest"),
+        ("nodes=2", "set slurm.nodes"),
+        ("output.format=gfi", "'gfi' is not one of 'auto', 'mp4'"),
+        ("output.quality=11", "legal: >= 0 and <= 10"),
+        ("output.quality=high", "output.quality: 'high' is not an integer"),
+        ("seed=-1", "seed: -1 is out of range"),
+        ("seed=1.5", "seed: 1.5 is not an integer"),
+        ("system.parallel.dp=many", "'auto' or an integer"),
+        ("row_defaults.guidance_scale=.nan", "row_defaults.guidance_scale"),
+        ("row_defaults.num_steps=0", "row_defaults.num_steps: 0 is out of range"),
+        ("model=tiny-wam", "did you mean 'tiny-wan'"),
+        ("slurm=h1000", "slurm: 'h1000' is not one of "),
+        ("model.family=wna", "did you mean 'wan'"),
+        ("name=a/b", "cannot be part of a folder name"),
+        ("manifest=null", "manifest: null is not a string"),
+        ("a b=1", "write key=value"),
+        ("output=gif", "output: 'gif' is not a mapping"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_what_was_meant(
+    job: Job, override: str, message: str
+) -> None:
+    assert message in refusal(job(), override)
+
+
+def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Job) -> None:
+    assert "did you mean 'format'" in refusal(job("output: {fromat: gif}\n"))
+    assert "set row_defaults.num_steps" in refusal(job("num_steps: 3\n"))
+    assert "set system.sampler.solver" in refusal(job("row_defaults: {solver: euler}\n"))
+
+
+@pytest.mark.parametrize(
+    ("override", "served"),
+    [
+        ("system.parallel.cfg=2", "auto, 1"),
+        ("system.parallel.ulysses=4", "auto, 1"),
+        ("system.parallel.ring=2", "auto, 1"),
+        ("system.parallel.attention_op=xfuser", "auto, torch"),
+        ("system.memory.mode=disk", "auto, resident, model"),
+        ("system.memory.store_dtype=fp8", "same"),
+        ("system.memory.vram_limit=8", "null"),
+        ("system.attention=sage", "auto, sdpa"),
+        ("system.compile=default", "off"),
+        ("system.vae.tiled=true", "auto, false"),
+        ("system.cache.audit_every=3", "0"),
+        ("system.sampler.boundary=0.9", "null"),
+        ("system.components={transformer: {dtype: float16}}", "{}"),
+        ("row_defaults.cache=teacache", "null, none"),
+        ("row_defaults.image=a.png", "null"),
+        ("row_defaults.guidance_scale_2=3", "null"),
+    ],
+)
+def test_a_legal_setting_that_is_not_served_is_refused_never_ignored(
+    job: Job, override: str, served: str
+) -> None:
+    assert refusal(job(), override).endswith(f"is not served yet; served: {served}")
+
+
+def test_aliases_are_resolved_and_only_the_canonical_key_is_recorded(job: Job) -> None:
+    composed = compose_job(
+        job("system: {parallel: {cfp: 1, up_limit: 1}, memory: {low_mem_level: 2}}\n"),
+        ["row_defaults.cache=OFF", "system.compile=off", "system.parallel.ring_degree=1"],
+    )
+    system = composed.config.system
+    assert (system.parallel.cfg, system.parallel.ulysses, system.parallel.ring) == (1, 1, 1)
+    assert system.memory.mode == "model"
+    assert system.compile.mode == "off"
+    assert composed.config.row_defaults.cache_strategy == "none"
+    assert "cfp" not in composed.resolved["system"]["parallel"]
+    assert "low_mem_level" not in composed.resolved["system"]["memory"]
+
+
+def test_an_alias_against_its_canonical_key_is_refused(job: Job) -> None:
+    body = "system: {memory: {low_mem_level: 0, mode: model}}\n"
+    assert "set one of them" in refusal(job(body))
+    assert "not one of 0, 1, 2, 3" in refusal(job(), "system.memory.low_mem_level=4")
+    assert "above system.parallel.up_limit" in refusal(
+        job("system: {parallel: {up_limit: 2, ulysses: 4}}\n")
+    )
+
+
+def test_degrees_that_do_not_multiply_to_the_ranks_are_refused_with_the_product(job: Job) -> None:
+    assert "is 3, but slurm.ranks_per_node is 2" in refusal(
+        job(), "system.parallel.dp=3", "slurm.ranks_per_node=2"
+    )
+    compose_job(job(), ["system.parallel.dp=2", "slurm.ranks_per_node=2"])
+
+
+def test_pipeline_and_tensor_degrees_are_recognised_and_refused(job: Job) -> None:
+    assert "pipeline parallelism is not served" in refusal(job(), "system.parallel.pp=2")
+    assert "tensor parallelism is not served" in refusal(
+        job("system: {parallel: {tp_degree: 2}}\n")
+    )
+
+
+def test_a_ratio_that_yaml_turned_into_a_number_is_explained(job: Job) -> None:
+    """YAML 1.1 reads 16:9 as the number 969."""
+    assert "write it in quotes" in refusal(job("row_defaults: {aspect_ratio: 16:9}\n"))
+    ok = compose_job(job(), ["row_defaults.aspect_ratio=16:9"])
+    assert ok.config.row_defaults.aspect_ratio == "16:9"
+
+
+def test_a_job_file_that_hydra_cannot_use_is_refused_without_a_traceback(
+    job: Job, tmp_path: Path
+) -> None:
+    path = job()
+    assert "did you mean" in refusal(path.with_name("smal.yaml"))
+    path.write_text("defaults: [base, {model: tiny-wan}]\nmanifest: m\nseed: 1\n")
+    assert "must name _self_" in refusal(path)
+    path.write_text("defaults: [base, {model: tiny-wan}, _self_]\nseed: [1\n")
+    assert str(path) in refusal(path)
+    path.write_text("defaults: [base, {model: tiny-wan}, _self_]\n")
+    assert "manifest: required" in refusal(path)
+    path.write_text("defaults: [base, _self_]\nmanifest: m\n")
+    assert "model: required" in refusal(path)
+    path.write_text("defaults: [base, {model: tiny-wan}, _self_]\nmanifest: ${oc.env:NO_SUCH_V}\n")
+    assert "manifest: " in refusal(path)
+
+
+def test_jobs_compose_again_after_a_failed_one(job: Job) -> None:
+    """Hydra keeps global state; one process composes many jobs."""
+    refusal(job(), "slurm=nowhere")
+    refusal(job(), "output.quality=99")
+    assert compose_job(job(), ["output.quality=3"]).config.output.quality == 3
+
+
+def test_the_slurm_group_is_found_beside_the_jobs_and_in_the_current_folder(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = job()
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "mine.yaml").write_text("nodes: 7\nranks_per_node: 2\n")
+    assert compose_job(path, ["slurm=mine"]).config.slurm.nodes == 7
+    elsewhere = tmp_path / "with 'quotes', and spaces"
+    (elsewhere / "slurm").mkdir(parents=True)
+    (elsewhere / "slurm" / "here.yaml").write_text("nodes: 5\n")
+    monkeypatch.chdir(elsewhere)
+    assert compose_job(path, ["slurm=here"]).config.slurm == SlurmConfig(nodes=5)
+
+
+def test_relative_paths_are_found_beside_the_job_and_recorded_absolute(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = job()
+    (tmp_path / "rows.parquet").touch()
+    monkeypatch.chdir("/")
+    assert compose_job(path).config.manifest == str(tmp_path / "rows.parquet")
+    weights = compose_job(path, ["model.weights=jobs"]).config.model.weights
+    assert weights == str(tmp_path / "jobs")
+    assert compose_job(path, ["model.weights=random"]).config.model.weights == "random"
+
+
+def test_a_stored_configuration_composes_to_itself_and_takes_further_overrides(job: Job) -> None:
+    body = 'row_defaults: {negative_prompt: "\\\\${not.a.key} 😀 مرحبا \\u2028"}\n'
+    first = compose_job(job(body), ["seed=5"])
+    assert first.config.row_defaults.negative_prompt == "${not.a.key} 😀 مرحبا \u2028"
+    assert recompose(first.resolved).config == first.config
+    again = recompose(first.resolved, ["slurm=local", "slurm=inline", "slurm.nodes=2", "seed=6"])
+    assert again.config.slurm.executor == "inline"
+    assert (again.config.slurm.nodes, again.config.seed) == (2, 6)
+    assert again.config.row_defaults == first.config.row_defaults
+    with pytest.raises(ConfigError, match="did you mean 'seed'"):
+        recompose(first.resolved, ["sed=6"])
+
+
+def test_the_three_hydra_files_are_written(job: Job, tmp_path: Path) -> None:
+    composed = compose_job(job(), ["seed=5", "output.format=gif"])
+    write_hydra(composed, tmp_path / ".hydra")
+    stored = {
+        name: yaml.safe_load((tmp_path / ".hydra" / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("config", "overrides", "hydra")
+    }
+    assert stored["config"]["seed"] == 5
+    assert build(JobConfig, stored["config"]) == composed.config
+    assert stored["overrides"] == ["seed=5", "output.format=gif"]
+    assert stored["hydra"]["hydra"]["runtime"]["choices"]["model"] == "tiny-wan"
+
+
+def test_every_key_of_the_schema_can_be_overridden_without_a_plus(job: Job) -> None:
+    """Each leaf, set to its own value, composes to the same job."""
+    plain = compose_job(job())
+    same: list[str] = []
+    for key, _ in leaf_keys():
+        value: object = plain.resolved
+        for part in key.split("."):
+            value = value[part]  # type: ignore[index]
+        if key == "model.sizes":
+            continue
+        same.append(f"{key}={_as_override(value)}")
+    assert compose_job(job(), same).config == plain.config
+
+
+def _as_override(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return f"'{value}'"
+    return str(value).replace("True", "true").replace("False", "false")
+
+
+def test_shipped_jobs_compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = sorted((ROOT / "jobs").glob("*.yaml"))
+    assert len(jobs) >= 3
+    for path in jobs:
+        composed: Composed = compose_job(path)
+        assert Path(composed.config.manifest).is_file(), path
+
+
+def test_home_of_a_name_is_the_tier_where_users_set_it() -> None:
+    assert home_of("width") == "row_defaults.width"
+    assert home_of("fps") == "row_defaults.fps"
+    assert home_of("tile") == "system.vae.tile"
+    assert home_of("weights") == "model.weights"
+    assert home_of("no_such_key") is None

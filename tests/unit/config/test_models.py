@@ -1,0 +1,109 @@
+"""The shipped models: their dimensions, sizes and the light family's arithmetic."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import pytest
+
+from batchgen.config.checkpoint import check_dimensions
+from batchgen.config.compose import CONF, compose_job
+from batchgen.config.families import wan
+from batchgen.config.family import load_family
+from batchgen.config.schema import ModelSpec
+from batchgen.records import Bucket
+
+ROOT = Path(__file__).parents[3]
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, ModelSpec]:
+    job = ROOT / "jobs" / "demo.yaml"
+    return {name: compose_job(job, [f"model={name}"]).config.model for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_named_like_its_file_and_can_draw_its_own_defaults(
+    models: dict[str, ModelSpec], name: str
+) -> None:
+    model = models[name]
+    assert model.name == name
+    stride = load_family(model.family).stride(model)
+    own = model.request_defaults
+    for width, height in [*model.sizes.values(), (own.width, own.height)]:
+        assert width % stride.pixels == height % stride.pixels == 0
+    assert (own.num_frames - 1) % stride.frames == 0
+    assert (own.width, own.height) in model.sizes.values()
+
+
+def test_the_embedded_model_has_the_dimensions_of_its_checkpoint(
+    models: dict[str, ModelSpec],
+) -> None:
+    model = models["tiny-wan"]
+    assert model.weights_folder is not None
+    check_dimensions(model)
+
+
+def test_published_dimensions_of_wan(models: dict[str, ModelSpec]) -> None:
+    small, large = models["wan2.1-t2v-1.3b"], models["wan2.1-t2v-14b"]
+    assert (small.transformer.width, small.transformer.num_layers) == (1536, 30)
+    assert (large.transformer.width, large.transformer.num_layers) == (5120, 40)
+    assert wan.transformer_parameters(small) == pytest.approx(1.42e9, rel=0.02)
+    assert wan.transformer_parameters(large) == pytest.approx(14.3e9, rel=0.02)
+    assert wan.text_encoder_parameters(small) == pytest.approx(5.68e9, rel=0.02)
+    assert wan.vae_parameters(small.vae) == pytest.approx(127e6, rel=0.1)
+    for model in (small, large):
+        assert (model.request_defaults.num_steps, model.request_defaults.guidance_scale) == (
+            50,
+            5.0,
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "bucket", "tokens", "tflop"),
+    [
+        ("wan2.1-t2v-1.3b", Bucket(832, 480, 81), 32_760, 283.0),
+        ("wan2.1-t2v-1.3b", Bucket(1280, 720, 81), 75_600, 1249.8),
+        ("wan2.1-t2v-14b", Bucket(832, 480, 81), 32_760, 1678.4),
+        ("wan2.1-t2v-14b", Bucket(1280, 720, 81), 75_600, 6523.4),
+    ],
+)
+def test_tokens_and_flops_of_a_forward(
+    models: dict[str, ModelSpec], name: str, bucket: Bucket, tokens: int, tflop: float
+) -> None:
+    family = load_family("wan")
+    assert family.tokens(models[name], bucket) == tokens
+    assert family.forward_flops(models[name], bucket) / 1e12 == pytest.approx(tflop, rel=1e-3)
+
+
+@pytest.mark.parametrize("component", ["transformer", "text_encoder", "vae"])
+def test_predicted_bytes_are_those_of_the_real_tensors(
+    models: dict[str, ModelSpec], component: str
+) -> None:
+    """Within a tenth: biases, norms and small convolutions are left out of the formulas."""
+    model = models["tiny-wan"]
+    assert model.weights_folder is not None
+    (file,) = (model.weights_folder / component).glob("*.safetensors")
+    raw = file.read_bytes()
+    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+    header.pop("__metadata__", None)
+    counted = 4 * sum(prod(tensor["shape"]) for tensor in header.values())
+    predicted = getattr(load_family("wan").weight_bytes(model), component)
+    assert predicted == pytest.approx(counted, rel=0.15)
+
+
+def test_costs_grow_with_every_dimension_of_a_bucket(models: dict[str, ModelSpec]) -> None:
+    model, family = models["wan2.1-t2v-1.3b"], load_family("wan")
+    base = Bucket(832, 480, 49)
+    for larger in (Bucket(848, 480, 49), Bucket(832, 496, 49), Bucket(832, 480, 53)):
+        assert family.tokens(model, larger) > family.tokens(model, base)
+        assert family.forward_flops(model, larger) > family.forward_flops(model, base)
+        assert family.decode_flops(model, larger) > family.decode_flops(model, base)
+        assert family.activation_bytes(model, larger) > family.activation_bytes(model, base)
+    half = replace(model, dtype="float32")
+    assert family.weight_bytes(half).total == 2 * family.weight_bytes(model).total
