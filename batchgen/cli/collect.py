@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from batchgen.paths import RunPaths
 
 SHOWN_FAILURES = 5
+SHOWN_FINDINGS = 50
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,15 +52,25 @@ def handle_collect(args: argparse.Namespace) -> Result:
 
 
 def handle_verify(args: argparse.Namespace) -> Result:
-    """Exit code 0 if nothing is wrong (after the repair, with --repair)."""
+    """Exit code 0 if nothing published is damaged and, after a repair, no row is left."""
     from batchgen.ledger.verify import verify
 
     run = find_run(args)
     report = verify(run, repair=args.repair)
-    for problem in report.problems:
-        print(problem)
-    print(report.summary())
-    return Result(OK if report.sound else ROWS_LEFT, {"run": str(run.root), **report.to_json()})
+    for finding in (*report.findings, *report.mended)[:SHOWN_FINDINGS]:
+        row = f" (row {finding.row_id})" if finding.row_id else ""
+        print(f"{finding.kind:11} {finding.path}{row}: {finding.detail}")
+    if (more := len(report.findings) + len(report.mended) - SHOWN_FINDINGS) > 0:
+        print(f"... and {more} more")
+    size = f"{report.bytes / 2**20:.1f} MiB"
+    verdict = "all whole" if report.is_sound else f"{len(report.damage)} damaged"
+    print(f"{report.files} media files ({size}) of {report.ok} ok rows: {verdict}")
+    if report.mended:
+        print(f"repaired: {report.deleted} files deleted, {report.voided} rows to render again")
+    if report.voided:
+        print(f"go on    batchgen resume {run.root.name}")
+    sound = report.is_sound and not report.voided
+    return Result(OK if sound else ROWS_LEFT, {"run": str(run.root), **asdict(report)})
 
 
 def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
