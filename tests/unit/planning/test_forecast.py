@@ -1,0 +1,200 @@
+"""The forecast: from the profile's figures, or from what earlier runs measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchgen.config.build import to_mapping
+from batchgen.config.compose import compose_job
+from batchgen.config.schema import DeviceConfig, JobConfig
+from batchgen.planning.calibrate import calibrate
+from batchgen.planning.cost import CostModel
+from batchgen.planning.forecast import Forecast, forecast
+from batchgen.planning.layout import choose_layout
+from batchgen.planning.plan import Plan, make_plan, read_costs
+from batchgen.records import Bucket
+
+ROOT = Path(__file__).parents[3]
+H200 = DeviceConfig(name="h200", memory_gib=139, matmul_tflops=790)
+DENOISE, DECODE, ENCODE = 3.0, 0.5, 2.0  # how the machine of these tests differs from the profile
+
+
+@pytest.fixture
+def earlier_run(tmp_path: Path, tiny_job: JobConfig) -> Callable[..., Path]:
+    """Writes a run folder whose catalog holds measured seconds: predicted x the factors above."""
+
+    def write(name: str, *, device: str = "cpu", speed: float = 1.0, **damage: object) -> Path:
+        run = tmp_path / "outputs" / name
+        (run / "catalog" / "rows").mkdir(parents=True)
+        config = json.loads(json.dumps(to_mapping(tiny_job)))
+        config["model"]["transformer"]["num_layers"] = damage.get("layers", 6)
+        (run / "run.json").write_text(json.dumps({"config": config}))
+        cost = CostModel(tiny_job.model, tiny_job.slurm.device)
+        frames = [1, 9, 9, 9, 9, 17] * 4
+        parts = [cost.bucket(Bucket(64, 64, n)) for n in frames]
+        n = len(frames)
+        table = {
+            "status": ["ok"] * (n - 1) + ["failed"],
+            "alias_of": pa.array([None] * n, pa.string()),
+            "device": [device] * n,
+            "width": [64] * n,
+            "height": [64] * n,
+            "num_frames": frames,
+            "num_steps": [20] * n,
+            "guidance_scale": [3.0] * n,
+            "denoise_s": [p.forward * 40 * DENOISE / speed for p in parts],
+            "decode_s": [p.decode * DECODE / speed for p in parts],
+            "encode_s": [p.encode * ENCODE / speed for p in parts],
+        }
+        pq.write_table(pa.table(table), run / "catalog" / "rows" / "part-0.parquet")
+        return run
+
+    return write
+
+
+def test_factors_are_found_again_from_a_catalog(
+    earlier_run: Callable[..., Path], tiny_job: JobConfig
+) -> None:
+    run = earlier_run("demo-1")
+    found = calibrate(run.parent, tiny_job.model, tiny_job.slurm.device)
+    assert found is not None
+    assert found.rows == 23  # a failed row measured nothing
+    assert found.runs == ("demo-1",)
+    for bucket in (Bucket(64, 64, 9), Bucket(128, 128, 9)):
+        factors = found.factors.of(bucket)
+        assert factors.denoise == pytest.approx(DENOISE)
+        assert factors.decode == pytest.approx(DECODE)
+        assert factors.encode == pytest.approx(ENCODE)
+    assert found.spread == pytest.approx(0.2)
+
+
+def test_runs_of_other_devices_and_models_and_damaged_ones_are_passed_over(
+    earlier_run: Callable[..., Path], tiny_job: JobConfig
+) -> None:
+    root = earlier_run("other-device", device="NVIDIA H200").parent
+    earlier_run("other-model", layers=7)
+    (earlier_run("torn") / "catalog" / "rows" / "part-0.parquet").write_bytes(b"PAR1")
+    (earlier_run("no-config") / "run.json").write_text("{}")
+    (earlier_run("bad-json") / "run.json").write_text("{")
+    assert calibrate(root, tiny_job.model, tiny_job.slurm.device) is None
+    assert calibrate(root / "nowhere", tiny_job.model, tiny_job.slurm.device) is None
+    found = calibrate(root, tiny_job.model, H200)
+    assert found is not None
+    assert found.runs == ("other-device",)
+
+
+def test_runs_that_disagree_widen_the_interval(
+    earlier_run: Callable[..., Path], tiny_job: JobConfig
+) -> None:
+    root = earlier_run("fast", speed=2.0).parent
+    earlier_run("slow", speed=1.0)
+    found = calibrate(root, tiny_job.model, tiny_job.slurm.device)
+    assert found is not None
+    assert 0.3 < found.spread < 0.5
+
+
+def test_a_calibrated_forecast_is_the_measured_time(
+    earlier_run: Callable[..., Path], tiny_job: JobConfig, tmp_path: Path
+) -> None:
+    """What the same rows would take again, within a percent, and said to be measured."""
+    run = earlier_run("demo-1")
+    found = calibrate(run.parent, tiny_job.model, tiny_job.slurm.device)
+    assert found is not None
+    rows = pq.read_table(run / "catalog" / "rows").to_pandas()
+    manifest = tmp_path / "again.parquet"
+    frames = rows["num_frames"].tolist()
+    pq.write_table(pa.table({"prompt": ["a"] * len(frames), "num_frames": frames}), manifest)
+    job = replace(tiny_job, manifest=str(manifest))
+    plan = make_plan(job, tmp_path / "plan.parquet", factors=found.factors)
+    measured = rows[["denoise_s", "decode_s", "encode_s"]].to_numpy().sum()
+    assert plan.cost_s_total == pytest.approx(measured, rel=0.01)
+    predicted = forecast(job, plan, read_costs(plan.path), found)
+    assert predicted.basis == "measured: 23 rows of 1 earlier run(s): demo-1"
+    assert predicted.low < predicted.gpu_hours < predicted.high
+
+
+@pytest.fixture
+def wan_forecast(tmp_path: Path) -> Callable[..., tuple[JobConfig, Plan, Forecast]]:
+    def make(job: str, *overrides: str) -> tuple[JobConfig, Plan, Forecast]:
+        config = compose_job(ROOT / "jobs" / f"{job}.yaml", overrides).config
+        plan = make_plan(config, tmp_path / "plan.parquet")
+        return config, plan, forecast(config, plan, read_costs(plan.path), None)
+
+    return make
+
+
+def test_profile_figures_predict_published_times_within_their_interval(
+    tiny_job: JobConfig,
+) -> None:
+    """Wan 2.1 on one H100 or H200: 58 s (1.3B, 480p) and 974 s (14B, 720p, 40 steps)."""
+    for name, bucket, forwards, published in (
+        ("wan2.1-t2v-1.3b", Bucket(832, 480, 81), 100, 58.0),
+        ("wan2.1-t2v-14b", Bucket(1280, 720, 81), 80, 974.0),
+    ):
+        model = compose_job(ROOT / "jobs" / "demo.yaml", [f"model={name}"]).config.model
+        seconds = CostModel(model, H200).bucket(bucket)
+        assert 0.5 <= seconds.forward * forwards / published <= 2.0
+        if name.endswith("1.3b"):
+            assert seconds.decode == pytest.approx(2.3, rel=0.3)
+
+
+def test_the_forecast_says_what_it_rests_on(
+    wan_forecast: Callable[..., tuple[JobConfig, Plan, Forecast]],
+) -> None:
+    _, plan, predicted = wan_forecast("wan21_1_3b_480p", "slurm=h200x8")
+    assert predicted.basis == "figures of the profile (h200, 790 TFLOP/s)"
+    assert predicted.gpu_hours * 3600 > plan.cost_s_total
+    assert predicted.low < predicted.gpu_hours < predicted.high
+    assert predicted.layout.dp == 8
+    assert "dp first" in predicted.layout.reason
+    assert predicted.files >= plan.unique_rows
+
+
+def test_a_model_that_does_not_fit_is_said_aloud(
+    wan_forecast: Callable[..., tuple[JobConfig, Plan, Forecast]],
+) -> None:
+    _, _, predicted = wan_forecast("wan21_14b_720p")
+    assert not predicted.layout.fits
+    assert "does not fit one rank" in predicted.layout.reason
+    assert predicted.vram_gib > 8
+
+
+def test_residency_follows_the_room(tiny_job: JobConfig) -> None:
+    job = compose_job(ROOT / "jobs" / "wan21_1_3b_480p.yaml").config
+    bucket = Bucket(832, 480, 81)
+
+    def on(gib: float) -> str:
+        device = replace(H200, memory_gib=gib)
+        return choose_layout(replace(job, slurm=replace(job.slurm, device=device)), bucket).memory
+
+    assert on(139) == "resident"
+    assert on(16) == "model"
+    assert choose_layout(job, bucket).vram_gib < 20
+
+
+def test_disk_and_files_follow_the_format(
+    wan_forecast: Callable[..., tuple[JobConfig, Plan, Forecast]],
+) -> None:
+    size = {}
+    for name in ("mp4", "gif", "frames", "npy"):
+        _, _, predicted = wan_forecast("wan21_1_3b_480p", f"output.format={name}")
+        size[name] = predicted.disk_gib
+        if name == "frames":
+            assert predicted.files > 6 * 81
+    assert size["mp4"] < size["gif"] < size["frames"] < size["npy"]
+    pixels = 832 * 480 * 3 * (6 * 81 + 49 + 1)
+    assert size["npy"] * 2**30 == pytest.approx(pixels, rel=0.01)
+
+
+def test_costs_of_rows_add_up_to_their_buckets(tiny_job: JobConfig, tmp_path: Path) -> None:
+    plan = make_plan(tiny_job, tmp_path / "plan.parquet")
+    costs = read_costs(plan.path)
+    assert np.isclose(costs.cost_s.sum(), sum(item.cost_s for item in plan.buckets))

@@ -1,0 +1,140 @@
+"""`plan` and `manifest` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from batchgen.cli.main import main
+
+ROOT = Path(__file__).parents[3]
+DEMO = str(ROOT / "jobs" / "demo.yaml")
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No earlier runs to calibrate from, and nothing may be left here."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def last_json(text: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def test_plan_loads_no_torch_and_prints_what_a_user_needs() -> None:
+    """A dry run must work on a login node without a GPU, and start quickly."""
+    code = (
+        "import sys; from batchgen.cli.main import main\n"
+        f"code = main(['plan', {DEMO!r}])\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'submitit'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "HEAVY []" in done.stdout
+    for word in ("64x64x17", "16 to render", "1 over 1 node(s)", "dp first", "GPU-hours", "basis"):
+        assert word in done.stdout
+    assert list(Path().iterdir()) == []
+
+
+def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", DEMO, "row_defaults.num_steps=4", "--json"]) == 0
+    data = last_json(capsys.readouterr().out)
+    assert (data["rows"], data["unique_rows"], data["model"]) == (16, 16, "tiny-wan")
+    assert data["plan"] is None
+    assert len(data["buckets"]) == 3  # type: ignore[arg-type]
+    assert set(data["forecast"]) >= {"gpu_hours", "low", "high", "basis", "layout", "files"}  # type: ignore[call-overload]
+
+
+def test_plan_refuses_above_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
+    assert main(["plan", job, "slurm=h200x8", "--max-gpu-hours", "0.5"]) == 2
+    captured = capsys.readouterr()
+    assert "is above --max-gpu-hours 0.5" in captured.err
+    assert "1280x720x81" in captured.out  # the table says where the hours go
+    assert "weights is random" in captured.out
+    assert main(["plan", job, "slurm=h200x8", "--max-gpu-hours", "50"]) == 0
+
+
+def test_plan_keeps_the_plan_and_the_configuration_when_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--out", "kept.parquet", "--dump-config", "config.json", "--json"]
+    assert main(["plan", DEMO, "seed=7", *arguments]) == 0
+    assert last_json(capsys.readouterr().out)["plan"] == "kept.parquet"
+    assert pq.read_metadata("kept.parquet").num_rows == 16
+    dumped = json.loads(Path("config.json").read_text(encoding="utf-8"))
+    assert dumped["tier_1_model"]["transformer"]["num_layers"] == 6
+    assert dumped["tier_2_system"]["output"]["quality"] == 8
+    assert dumped["tier_3_rows"]["rows"] == 16
+    assert dumped["job"]["seed"] == 7
+    assert dumped["overrides"] == ["seed=7"]
+    assert dumped["versions"]["diffusers"].startswith("0.42")
+    assert dumped["digests"]["weights"].startswith("sampled:")
+    assert dumped["hardware"]["cpus"] >= 1
+    assert "git_commit" in dumped
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "nowhere.yaml"], "no such job file"),
+        (["plan", DEMO, "sede=1"], "did you mean 'seed'"),
+        (["plan", DEMO, "manifest=nowhere.parquet"], "no such manifest"),
+        (["manifest", "check", "nowhere.parquet"], "no such manifest"),
+        (["manifest", "build", "nowhere.txt", "out.parquet"], "no such file"),
+        (["manifest", "build", "p.txt", "out.parquet", "seed"], "write a sweep as column=a,b"),
+        (["manifest", "check", "p.parquet", "seed=1"], "add --job JOB"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_one_clear_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert list(Path().iterdir()) == []
+
+
+def test_build_then_check_then_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("prompts.txt").write_text("a red circle\na blue ring\n", encoding="utf-8")
+    build = [
+        "manifest",
+        "build",
+        "prompts.txt",
+        "new.parquet",
+        "guidance_scale=1,4",
+        "--seeds",
+        "3",
+    ]
+    assert main(build) == 0
+    assert "new.parquet: 12 rows (2 x 6)" in capsys.readouterr().out
+    assert main(["manifest", "check", "new.parquet"]) == 0
+    assert "12 rows, all legal" in capsys.readouterr().out
+    assert main(["plan", DEMO, "manifest=new.parquet", "--json"]) == 0
+    assert last_json(capsys.readouterr().out)["unique_rows"] == 12
+
+
+def test_check_lists_every_bad_row_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.csv").write_text("prompt,num_frames,num_steps\na,8,20\nb,9,0\nc,9,-1\n")
+    assert main(["manifest", "build", "rows.csv", "rows.parquet"]) == 0
+    capsys.readouterr()
+    assert main(["manifest", "check", "rows.parquet", "--json"]) == 2
+    data = last_json(capsys.readouterr().out)
+    assert (data["rows"], data["illegal"]) == (3, 2)
+    assert main(["manifest", "check", "rows.parquet", "--job", DEMO]) == 2
+    text = capsys.readouterr().out
+    assert "3 illegal values" in text
+    assert "row 0, num_frames = 8: legal: 4n+1" in text
+    assert main(["manifest", "check", "rows.parquet", "--job", DEMO, "output.geometry=round"]) == 2
+    assert "2 illegal values" in capsys.readouterr().out
