@@ -54,6 +54,7 @@ class EngineReport:
     device_syncs: int = 0  # explicit waits for an accelerator
     peak_mem_gib: float = 0.0
     self_test: SelfTest = "not needed"
+    pack_sizes: tuple[tuple[str, int], ...] = ()  # (bucket, items per forward) as found
 
 
 def never() -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from batchgen.engine.family import Condition, Family, Item
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
-from batchgen.engine.packs import Packer, even_chunks
+from batchgen.engine.packs import Packer
 from batchgen.engine.solver import History, Schedule, step
 from batchgen.records import Request
 
@@ -127,7 +127,7 @@ class Flight:
                 groups.setdefault((row.request.bucket, phase), []).append((row, branch))
         packs: list[Sequence[tuple[RowState, int]]] = []
         for members in groups.values():
-            packs += even_chunks(members, self.packer.size(members[0][0].request.bucket))
+            packs += self.packer.chunks(members[0][0].request.bucket, members)
         return packs
 
     def _forward(self, pack: Sequence[tuple[RowState, int]]) -> Sequence[Tensor | Failed]:

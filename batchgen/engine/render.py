@@ -206,4 +206,5 @@ class Render:
             device_syncs=flight.syncs + done.syncs if cuda else 0,
             peak_mem_gib=memory_gib(self.replica.device) if cuda else peak_host_gib(),
             self_test=self.replica.packer.self_test,
+            pack_sizes=self.replica.packer.sizes,
         )

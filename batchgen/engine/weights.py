@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -43,7 +44,8 @@ def load_components(model: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
 
     `dtype` is the precision of the transformer and the text encoder."""
     check_weights(model)
-    transformers_logging.disable_progress_bar()  # stderr belongs to the run's own progress
+    for logging in (transformers_logging, diffusers_logging):
+        logging.disable_progress_bar()  # stderr belongs to the run's own progress
     parts = family_named(model.family).parts(model, dtype)
     folder = model.weights_folder
     if folder is None:

@@ -38,14 +38,14 @@ def packer(
 def test_a_budget_counts_tokens_and_one_item_always_goes() -> None:
     assert packer(budget=100).size(SMALL) == 12
     assert packer(budget=100).size(LARGE) == 1
-    assert packer().size(SMALL) == 128
+    assert packer().size(SMALL) == 64
 
 
 def test_strict_goes_item_by_item_where_the_self_test_fails() -> None:
     failing, passing = packer(strict=True, equal=False), packer(strict=True)
     assert (failing.size(SMALL), failing.self_test) == (1, "failed")
-    assert (passing.size(SMALL), passing.self_test) == (128, "passed")
-    assert (packer(equal=False).size(SMALL), packer().self_test) == (128, "not needed")
+    assert (passing.size(SMALL), passing.self_test) == (64, "passed")
+    assert (packer(equal=False).size(SMALL), packer().self_test) == (64, "not needed")
     assert packer(strict=True, equal=False).size(LARGE) == 1
 
 
@@ -82,6 +82,15 @@ def test_only_forwards_of_the_candidate_size_are_timed() -> None:
     assert not sizing.measuring(SMALL, 2)
     assert not packer(CPU).measuring(SMALL, 1)
     assert not packer(CUDA, budget=64).measuring(SMALL, 1)
+
+
+def test_chunks_are_exact_while_the_sweep_measures_and_even_after() -> None:
+    sizing, items = packer(CUDA), list(range(7))
+    for size in (1, 1, 2, 2, 4, 4):
+        assert len(sizing.chunks(SMALL, items)[0]) == size
+        sizing.observe(SMALL, size, 0.010 * max(1, size / 2))
+    assert sizing.sizes == ((str(SMALL), 2),)
+    assert [len(chunk) for chunk in sizing.chunks(SMALL, items)] == [1, 2, 2, 2]
 
 
 def test_out_of_memory_halves_the_limit() -> None:
