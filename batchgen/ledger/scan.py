@@ -160,9 +160,7 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
 
 
 def _time_of(line: bytes) -> float:
-    if not line:
-        return 0.0
-    plain = json.loads(line)
+    plain = json.loads(line) if is_whole(line) else {}
     return float(plain.get("t") or plain.get("ended") or 0.0)
 
 

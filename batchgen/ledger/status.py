@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from batchgen.ledger.events import AttemptHeader, decode_line, is_whole
+from batchgen.ledger.events import HEAD, AttemptHeader, decode_line, is_whole
 from batchgen.ledger.intent import (
     AcceptedJournal,
     Intent,
@@ -21,12 +22,13 @@ from batchgen.ledger.intent import (
     tally_for,
 )
 from batchgen.ledger.journal import RECENT, raw_lines
-from batchgen.ledger.tally import Counters, Counts, read_counters
+from batchgen.ledger.tally import Counters, Counts, Tally, read_counters
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 from batchgen.runfile import read_run
 
+_START = b'{"kind":"start"'
 STALE_S = 60.0  # no heartbeat for so long on another machine: taken for dead
 State = Literal["planned", "submitted", "running", "stopped", "finished"]
 Life = Literal["running", "ended", "dead"]
@@ -211,43 +213,56 @@ def _from_header(journal: AcceptedJournal) -> Counters:
 def _follow(
     run: RunPaths, intent: Intent | None, journal: AcceptedJournal, counters: Counters
 ) -> Counters:
-    """Counters after the whole lines beyond `counters.offset`."""
-    tally = None
-    started, commits, last_t = counters.started, counters.commits, counters.t
-    recent = list(counters.recent)
+    """Counters after the whole lines beyond `counters.offset`. As a rule these are few; but where
+    counters were lost it is the whole journal, so ok commits and starts are not parsed as JSON."""
+    tally: Tally | None = None
+    started, last, tail = counters.started, b"", deque[bytes](maxlen=RECENT)
     for _, line in raw_lines(journal.path, journal.limit, counters.offset):
-        if not line.endswith(b"\n") or not is_whole(line):
-            continue
-        plain = json.loads(line)
-        last_t = max(last_t, plain.get("t") or plain.get("ended") or 0.0)
-        kind = plain["kind"]
-        if kind == "start":
+        if not line.endswith(b"\n"):
+            break
+        if line.startswith(_START):
             started += 1
-            counters = replace(counters, phase="render")
-        elif kind in ("commit", "void"):
+        elif not is_whole(line):
+            continue
+        elif head := HEAD.match(line):
             tally = tally or tally_for(run, intent, journal.attempt)
-            tally.add(plain["row_index"], plain["status"])
-            if kind == "commit":
-                commits += 1
-                recent.append(plain["ended"])
-                counters = _with_error(counters, plain)
-        elif kind == "phase":
-            counters = replace(counters, phase=plain["name"])
-        elif kind == "end":
-            counters = replace(counters, ended=plain["reason"])
-    changes = counters.changes + (tally.counts if tally else Counts())
+            tally.add(int(head[2]), head[3].decode())
+            if head[1] == b"commit":
+                tail.append(line)
+            if head[3] != b"ok":
+                counters = _with_error(counters, line)
+        else:
+            counters = _with_event(counters, line)
+        last = line
+    times = (*counters.recent, *(json.loads(line)["ended"] for line in tail))
+    if started > counters.started:
+        counters = replace(counters, started=started, phase="render")
     return replace(
         counters,
-        started=started,
-        commits=commits,
-        changes=changes,
-        t=last_t,
-        recent=tuple(recent[-RECENT:]),
+        commits=counters.commits + (tally.commits if tally else 0),
+        changes=counters.changes + (tally.counts if tally else Counts()),
+        t=max(counters.t, _time_of(last)),
+        recent=times[-RECENT:],
     )
 
 
-def _with_error(counters: Counters, plain: dict[str, Any]) -> Counters:
-    if not plain["error_type"]:
+def _with_event(counters: Counters, line: bytes) -> Counters:
+    plain = json.loads(line)
+    if plain["kind"] == "phase":
+        return replace(counters, phase=plain["name"])
+    if plain["kind"] == "end":
+        return replace(counters, ended=plain["reason"])
+    return counters
+
+
+def _with_error(counters: Counters, line: bytes) -> Counters:
+    plain = json.loads(line)
+    if not plain.get("error_type"):
         return counters
     text = f"{plain['error_type']}: {plain['error']}"
     return replace(counters, last_error=text, last_error_t=plain["ended"])
+
+
+def _time_of(line: bytes) -> float:
+    plain = json.loads(line) if is_whole(line) else {}
+    return float(plain.get("t") or plain.get("ended") or 0.0)

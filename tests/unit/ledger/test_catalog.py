@@ -53,8 +53,9 @@ def test_the_names_that_scripts_rely_on_are_there(mixed: Lab) -> None:
     collect(mixed.run)
     columns = pq.read_schema(next(mixed.run.catalog_rows.iterdir())).names
     promised = """row_id row_key status alias_of prompt negative_prompt prompt_tokens
-        prompt_truncated seed width height num_frames fps num_steps guidance_scale media_path media_sha256
-        media_bytes frames_sha256 attempt shard host device queue_s encode_s denoise_s decode_s
+        prompt_truncated seed width height num_frames fps num_steps guidance_scale
+        media_path media_sha256 media_bytes frames_sha256 attempt shard host device queue_s
+        encode_s denoise_s decode_s
         write_s latency_s steps_total steps_computed batch_size_mean peak_mem_gib determinism
         attention_kernel plan_id error_type error cache_strategy cache_ratio cache_warmup
         cache_cooldown score d2h_s step_p50_s step_p95_s traceback"""

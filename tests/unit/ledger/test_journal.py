@@ -123,6 +123,36 @@ def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
     assert [bad.offset for bad in content.bad_lines] == [begin]
 
 
+@pytest.mark.parametrize("kind", ["attempt", "start", "phase", "commit", "end"])
+@pytest.mark.parametrize("counted", [True, False])
+def test_readers_outlive_a_damaged_line_of_any_kind(
+    kind: str, counted: bool, make_lab: Callable[..., Lab]
+) -> None:
+    """Zeros where the storage lost a page: that line is gone, the others count."""
+    from batchgen import catalog
+    from batchgen.ledger.catalog import collect
+    from batchgen.ledger.status import read_status
+
+    lab = make_lab(1)
+    with lab.journal(lab.submit()) as journal:
+        journal.phase("load", 1.0)
+        lab.render(journal, 0)
+        journal.end(events.End(reason="done"))
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    place = next(
+        n for n, line in enumerate(lines) if line.startswith(b'{"kind":"%b"' % kind.encode())
+    )
+    lines[place] = lines[place][:30] + b"\0" * (len(lines[place]) - 31) + b"\n"
+    journal.path.write_bytes(b"".join(lines))
+    if not counted:
+        lab.run.counters(Attempt(1, 0, 0, 0)).unlink()
+    survives = kind != "commit"
+    assert collect(lab.run).ok == survives
+    assert catalog.snapshot(lab.run.root)["status"].tolist() == ["ok" if survives else "pending"]
+    if not counted:  # counters were right when they were written; only the journal is damaged
+        assert read_status(lab.run).ok == survives
+
+
 def test_a_limit_cuts_at_whole_lines(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(2)
     with lab.journal(lab.submit()) as journal:
