@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,7 +94,7 @@ class JournalWriter:
         not be written; the journal then ends with the line before and takes no more."""
         with self._lock:
             failpoint("journal.before_append")
-            self._write(commit)
+            self._write(commit, self._write_torn if _tear() else self._write_whole)
             self._tally.add(commit.row_index, commit.status)
             self._count(commit)
         self._sync()
@@ -155,14 +155,14 @@ class JournalWriter:
             self._write(event)
             self._save_counters(time.time(), force=True)
 
-    def _write(self, event: events.Event) -> None:
+    def _write(self, event: events.Event, write: Callable[[bytes], int] | None = None) -> None:
         """One line in one write. A line that got in only in part is cut off again."""
         if self._broken:
             raise StorageError(self._broken)
         line = events.encode_line(event)
         offset = self._counters.offset
         try:
-            written = self._write_bytes(line)
+            written = (write or self._write_whole)(line)
             if written < len(line):
                 raise OSError(f"only {written} of {len(line)} bytes could be written")
         except OSError as error:
@@ -172,12 +172,14 @@ class JournalWriter:
             raise StorageError(self._broken) from error
         self._counters = replace(self._counters, offset=offset + len(line))
 
-    def _write_bytes(self, line: bytes) -> int:
-        if os.environ.get("BATCHGEN_FAILPOINT", "").startswith("journal.torn:"):
-            half = os.write(self._descriptor, line[: len(line) // 2])
-            failpoint("journal.torn")
-            return half + os.write(self._descriptor, line[half:])
+    def _write_whole(self, line: bytes) -> int:
         return os.write(self._descriptor, line)
+
+    def _write_torn(self, line: bytes) -> int:
+        """The failpoint `journal.torn` acts when half of a commit line is on its way."""
+        half = os.write(self._descriptor, line[: len(line) // 2])
+        failpoint("journal.torn")
+        return half + os.write(self._descriptor, line[half:])
 
     def _sync(self) -> None:
         try:
@@ -210,6 +212,10 @@ class JournalWriter:
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(events.to_plain(self._counters)))
             temporary.replace(self._counters_path)
+
+
+def _tear() -> bool:
+    return os.environ.get("BATCHGEN_FAILPOINT", "").startswith("journal.torn:")
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ def test_a_failed_append_leaves_whole_lines_and_stops_the_journal(
     before = journal.path.read_bytes()
     monkeypatch.setenv("BATCHGEN_FAILPOINT", "journal.torn:*:enospc")
     with pytest.raises(StorageError, match=r"0-r0-0\.jsonl.*No space left"):
-        journal.start(1, "row0001")
+        journal.commit(COMMIT)
     monkeypatch.delenv("BATCHGEN_FAILPOINT")
     assert journal.path.read_bytes() == before
     with pytest.raises(StorageError, match="No space left"):

@@ -29,9 +29,7 @@ POINTS = [
 def test_a_kill_loses_no_commit_and_invents_none(point: str, make_lab: Callable[..., Lab]) -> None:
     """Killed while it works on its second of three rows; then the rest is rendered."""
     lab = make_lab(3)
-    # every line passes the torn point: header, phase, start, commit, start, commit
-    nth = 6 if point == "journal.torn" else 2
-    rank = lab.start_rank(lab.submit(), [0, 1, 2], f"{point}:{nth}:kill")
+    rank = lab.start_rank(lab.submit(), [0, 1, 2], f"{point}:2:kill")
     assert rank.wait(60) == -signal.SIGKILL
 
     committed = [0, 1] if point == "journal.after_append" else [0]
