@@ -2,10 +2,10 @@
 
 A fixed token budget, or `auto`. On a CPU auto is 512 tokens: a transformer of width 192 takes
 9.6 ms for an item of 48 tokens alone, 5.9 in a pack of four, 5.0 of eight and no less up to 32;
-items of 1,280 tokens gain 5 %. Small packs keep few rows in flight, which is what a stopped worker loses. On
-an accelerator auto doubles the pack on the rows' own forwards until an item gets less than 5 %
-cheaper; nothing is computed for the measurement alone. Pack sizes never change pixels in strict
-mode: there a bucket that fails the self-test goes one item at a time.
+items of 1,280 tokens gain 5 %. Small packs keep few rows in flight, which is what a stopped worker
+loses. On an accelerator auto doubles the pack on the rows' own forwards until an item gets less
+than 5 % cheaper; nothing is computed for the measurement alone. Pack sizes never change pixels in
+strict mode: there a bucket that fails the self-test goes one item at a time.
 """
 
 from __future__ import annotations

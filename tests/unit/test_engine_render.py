@@ -217,6 +217,22 @@ def test_an_error_of_the_sink_ends_the_render(one_thread: None, broken: str, ove
     assert len(keeper.frames) == 2
 
 
+def test_an_error_of_the_sink_does_not_wait_for_the_next_row(engine: Engine) -> None:
+    """A full disk ends the render at the next tick, not when a long row has been drawn."""
+    sink, ticks = Failing(), 0
+    sink.broken = "finished"
+
+    def counted() -> bool:
+        nonlocal ticks
+        ticks += 1
+        return False
+
+    rows = [request(0, num_steps=1), request(1, num_steps=900)]
+    with pytest.raises(OSError, match="finished: disk full"):
+        engine.render(ListSource(rows), sink, stop=counted)
+    assert ticks < 900
+
+
 def test_an_error_of_the_source_ends_the_render(engine: Engine) -> None:
     class Broken(ListSource):
         def take(self, room: int) -> list[Request]:
