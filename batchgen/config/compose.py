@@ -100,7 +100,7 @@ def _compose(
     wanted = _last_of_each_group([_forced(parsed) for parsed in _parse(overrides)])
     # The packaged folder comes first: a folder of the user's cannot shadow `base` by accident.
     places = ",".join(_quoted(f"file://{path}") for path in (CONF, *dict.fromkeys(roots)))
-    GlobalHydra.instance().clear()  # left behind when an earlier compose in this process failed
+    GlobalHydra.instance().clear()  # another use of Hydra in this process is no obstacle
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
@@ -111,8 +111,6 @@ def _compose(
         return _plain_parts(whole)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserWarning) as error:
         raise ConfigError(_explain(error, _label(folder, name))) from error
-    finally:
-        GlobalHydra.instance().clear()
 
 
 def _plain_parts(whole: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,6 +8,7 @@ import numpy as np
 
 GOOD_MULTIPLE = 20  # a shard should work this many start-ups long where the run is long enough
 LEAST_MULTIPLE = 3  # and never less than this many
+_ONE_BY_ONE = 100_000  # rows that are placed singly; more would take seconds
 
 
 def cut_shards(
@@ -53,12 +54,29 @@ def _budgets(total: float, shards: int | None, slots: int, start_up_s: float) ->
 
 
 def _fill(costs: np.ndarray, order: np.ndarray, budgets: np.ndarray) -> np.ndarray:
-    """Longest rows first, each into the shard with the most budget left."""
+    """Rows into shards, longest first. Of very many rows the long ones are dealt out in
+    proportion to the budgets, and the short ones then even out what is left, one by one."""
     shard = np.zeros(len(costs), np.int64)
-    heap = [(-budget, index) for index, budget in enumerate(budgets.tolist())]
+    left = budgets.copy()
+    dealt = max(0, len(order) - max(_ONE_BY_ONE, 16 * len(budgets)))
+    if dealt:
+        bulk = order[:dealt]
+        shard[bulk] = _deal(dealt, budgets)
+        left -= np.bincount(shard[bulk], weights=costs[bulk], minlength=len(budgets))
+    heap = [(-seconds, index) for index, seconds in enumerate(left.tolist())]
     heapq.heapify(heap)
-    for row in order.tolist():
-        left, index = heap[0]
+    for row in order[dealt:].tolist():
+        seconds, index = heap[0]
         shard[row] = index
-        heapq.heapreplace(heap, (left + costs[row], index))
+        heapq.heapreplace(heap, (seconds + costs[row], index))
     return shard
+
+
+def _deal(rows: int, budgets: np.ndarray) -> np.ndarray:
+    """Shard of each of `rows` sorted rows, so that each shard's share of every stretch of them is
+    its share of the budget."""
+    ends = np.rint(np.cumsum(budgets) / budgets.sum() * rows).astype(np.int64)
+    counts = np.diff(ends, prepend=0)
+    within = np.arange(rows) - np.repeat(ends - counts, counts)
+    position = (within + 0.5) / np.repeat(counts, counts)
+    return np.repeat(np.arange(len(budgets)), counts)[np.argsort(position, kind="stable")]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from batchgen.config.build import build, home_of, leaf_keys, to_mapping
 from batchgen.config.compose import CONF, Composed, compose_job, recompose, write_hydra
@@ -191,6 +193,22 @@ def test_jobs_compose_again_after_a_failed_one(job: Job) -> None:
     refusal(job(), "slurm=nowhere")
     refusal(job(), "output.quality=99")
     assert compose_job(job(), ["output.quality=3"]).config.output.quality == 3
+
+
+def test_another_use_of_hydra_in_the_process_is_no_obstacle(job: Job, tmp_path: Path) -> None:
+    path = job()
+    initialize_config_dir(str(path.parent), version_base="1.3")
+    assert GlobalHydra.instance().is_initialized()
+    assert compose_job(path).config.name == "small"
+
+
+def test_a_bare_off_is_the_word_off_although_yaml_reads_false(job: Job) -> None:
+    body = "output: {hydra_dump_mode: off}\nsystem: {compile: {mode: off}}\n"
+    config = compose_job(job(body + "row_defaults: {cache: off}\n")).config
+    assert config.output.hydra_dump_mode == "off"
+    assert config.system.compile.mode == "off"
+    assert config.row_defaults.cache_strategy == "none"
+    assert "output.format: false is not one of" in refusal(job("output: {format: off}\n"))
 
 
 def test_the_slurm_group_is_found_beside_the_jobs_and_in_the_current_folder(

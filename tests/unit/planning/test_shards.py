@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,26 @@ def test_a_given_number_of_shards_is_balanced_by_cost(seed: int, count: int) -> 
     load = loads(costs, shard)
     assert len(load) == count
     assert load.max() / load.mean() <= 1.02
+
+
+def test_long_rows_are_placed_before_short_ones() -> None:
+    """Placed last, the long row would land on a shard that is half full already."""
+    costs = np.array([1.0] * 10 + [10.0])
+    load = loads(costs, cut_shards(costs, shards=2, slots=2, start_up_s=0))
+    assert load.tolist() == [10.0, 10.0]
+
+
+@pytest.mark.parametrize("count", [64, None])
+def test_a_million_rows_are_cut_at_once_and_stay_balanced(count: int | None) -> None:
+    costs = np.random.default_rng(1).lognormal(2, 1, 1_000_000)
+    started = time.monotonic()
+    load = loads(costs, cut_shards(costs, shards=count, slots=16, start_up_s=60))
+    assert time.monotonic() - started < 5
+    if count is not None:
+        assert load.max() / load.mean() <= 1.001
+    else:
+        assert np.all(np.diff(load[: len(load) // 2]) <= 1.0)
+        assert load.min() >= LEAST_MULTIPLE * 60 - costs.max()
 
 
 @pytest.mark.parametrize("seed", range(5))
