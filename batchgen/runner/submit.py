@@ -62,9 +62,7 @@ def submit(
     if len(wanted) == 0:
         return None
     rows_to_render = _cut(run, wanted, config)
-    info = SubmissionInfo(
-        config=json.dumps(settings.resolved), overrides=tuple(settings.overrides)
-    )
+    info = SubmissionInfo(config=json.dumps(settings.resolved), overrides=tuple(settings.overrides))
     number = begin_submission(run, rows_to_render, info)
     shards = int(rows_to_render.shard.max()) + 1
     jobs = executor.launch(run, number, shards, config.slurm)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness import published, rows_of
+
+from batchgen.ledger.status import read_status
+from batchgen.paths import RunPaths
+from batchgen.runner.submit import is_alive
 
 HUGE = 32 * 1024  # over the model's longest rotary position: the forward itself raises
 
@@ -34,6 +41,19 @@ def test_two_ranks_draw_what_one_draws(bench, tmp_path) -> None:
     assert (alone.code, shared.code) == (0, 0), shared.err
     assert published(shared.run) == published(alone.run)
     assert pd.read_parquet(shared.run.catalog_runs).shape[0] == 2
+
+
+def test_submit_returns_before_the_rows_are_drawn(bench) -> None:
+    """Also to a caller that reads its output to the end, as `$(batchgen submit ...)` does."""
+    work = bench(2)
+    started = work.call("submit", str(work.job), "slurm.executor=local", "--json")
+    assert started.code == 0, started.err
+    assert read_status(started.run).ok == 0
+    watched = work.call("status", str(started.run.root), "--watch")
+    while is_alive(started.run, 1):
+        time.sleep(0.05)
+    assert watched.code in (0, 1)
+    assert read_status(started.run).ok == 2
 
 
 def test_more_ranks_than_rows(bench) -> None:
@@ -115,11 +135,6 @@ def test_a_bad_setting_ends_with_2_before_anything_is_made(bench, override, name
 
 def test_interrupting_a_run_leaves_a_state_that_resumes(bench) -> None:
     """Ctrl-C (SIGINT) exits with 130; resume renders the rest."""
-    import signal
-    import time
-
-    from batchgen.paths import RunPaths
-
     work = bench(12)
     process = work.start("run", str(work.job), "slurm.executor=local", "row_defaults.num_steps=8")
     while not list(work.root.glob("*/media/*.mp4")):

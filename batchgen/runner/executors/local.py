@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import submitit
 
@@ -17,7 +19,8 @@ from batchgen.runner.task import run_task
 
 
 def launch(run: RunPaths, submission: int, shards: int, slurm: SlurmConfig) -> list[Job]:
-    """Start `ranks_per_node` processes per shard; they outlive this one."""
+    """Start `ranks_per_node` processes per shard; they outlive this one and its terminal."""
+    run.logs.mkdir(exist_ok=True)
     executor = submitit.LocalExecutor(folder=run.submission(submission) / "submitit")
     executor.update_parameters(
         tasks_per_node=slurm.ranks_per_node,
@@ -25,7 +28,8 @@ def launch(run: RunPaths, submission: int, shards: int, slurm: SlurmConfig) -> l
         timeout_min=slurm.timeout_min,
         setup=list(slurm.setup),
     )
-    with _detached(slurm.cpus_per_rank):
+    log = run.logs / f"controller-{submission:04d}.log"
+    with _environment(slurm.cpus_per_rank), _terminal_ignored(), _output_to(log):
         started = [
             executor.submit(run_task, str(run.root), submission, task) for task in range(shards)
         ]
@@ -36,21 +40,47 @@ def launch(run: RunPaths, submission: int, shards: int, slurm: SlurmConfig) -> l
 
 
 @contextmanager
-def _detached(cpus_per_rank: int) -> Iterator[None]:
+def _environment(cpus_per_rank: int) -> Iterator[None]:
+    """What the ranks inherit: as many threads each as the profile gives them."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(cpus_per_rank)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextmanager
+def _terminal_ignored() -> Iterator[None]:
     """Children ignore the terminal's hang-up and Ctrl-C (ignored signals are inherited): the first
     must not end a submitted run, and the second drains it by SIGTERM instead of killing it."""
-    threads = os.environ.get("OMP_NUM_THREADS")
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGHUP, signal.SIGINT)}
-    os.environ["OMP_NUM_THREADS"] = str(cpus_per_rank)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
+
+
+@contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Children write to `log`: whoever reads this process's output must not wait for theirs."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (0, 1, 2)]
+    nothing, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT)
+    try:
+        for source, number in ((nothing, 0), (file, 1), (file, 2)):
+            os.dup2(source, number)
+        yield
+    finally:
+        for number, copy in enumerate(kept):
+            os.dup2(copy, number)
+        for descriptor in (*kept, nothing, file):
+            os.close(descriptor)
 
 
 def is_alive(job: Job) -> bool:
