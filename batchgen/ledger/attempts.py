@@ -6,6 +6,7 @@ each journal has one writer, and a later attempt notes how much of each earlier 
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.events import HEAD, is_whole, to_plain
+from batchgen.ledger.events import HEAD, from_plain, is_whole, to_plain
 from batchgen.ledger.intent import (
     Fence,
     Intent,
@@ -30,11 +31,13 @@ from batchgen.ledger.journal import raw_lines, whole_length
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
 from batchgen.ledger.winners import choose, read_plan_rows
-from batchgen.media.durable import sync_folder, write_bytes_atomic, write_json
+from batchgen.media.durable import make_folder, sync_folder, write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
+HALF_BEGUN_S = 5.0  # from mkdir to intent.json, at most, for a maker that lives
+ELSEWHERE_S = 60.0  # the same for a maker on another machine, whose life cannot be looked up
 _SHARDS = pa.schema(
     [
         pa.field("row_index", pa.int64(), nullable=False),
@@ -66,13 +69,16 @@ class SubmissionInfo:
 def begin_submission(run: RunPaths, rows: SubmissionRows, info: SubmissionInfo) -> int:
     """Take the next submission number, fence off all earlier ones and record the rows to render.
 
-    Returns the number. RunStateError if another process takes it at the same moment; StorageError
-    if the run folder cannot be written (then a later submission simply takes the next number).
+    Returns the number. RunStateError if another process is about to begin one; StorageError if the
+    run folder cannot be written (then a later submission simply takes the next number).
     """
-    number = (submission_numbers(run) or [0])[-1] + 1
+    last = (submission_numbers(run) or [0])[-1]
+    if last:
+        _refuse_half_begun(run, last)
+    number = last + 1
     folder = run.submission(number)
     try:
-        run.submissions.mkdir(exist_ok=True)
+        make_folder(run.submissions)
         folder.mkdir()
     except FileExistsError as error:
         raise RunStateError(_lost_race(run, number)) from error
@@ -80,6 +86,7 @@ def begin_submission(run: RunPaths, rows: SubmissionRows, info: SubmissionInfo) 
         raise StorageError(f"{folder} cannot be made: {error}") from error
     failpoint("submission.after_mkdir")
     try:
+        write_json(_maker_file(run, number), to_plain(ProcessId.current(info.host)))
         sync_folder(run.submissions)
         _write_shards(run.shards(number), rows)
         failpoint("submission.before_intent")
@@ -201,16 +208,46 @@ def _write_shards(path: Path, rows: SubmissionRows) -> None:
     write_bytes_atomic(path, sink.getvalue().to_pybytes())
 
 
+def _maker_file(run: RunPaths, number: int) -> Path:
+    return run.submission(number) / "maker.json"
+
+
+def _read_maker(run: RunPaths, number: int) -> ProcessId | None:
+    try:
+        return from_plain(ProcessId, json.loads(_maker_file(run, number).read_bytes()))
+    except (OSError, ValueError):
+        return None
+
+
+def _refuse_half_begun(run: RunPaths, number: int) -> None:
+    """Return if the last submission has its intent or its maker is gone. While its maker may be
+    between the two, taking the next number would have two submissions render the same rows."""
+    patience = time.monotonic() + HALF_BEGUN_S
+    waited = False
+    while (intent := read_intent(run, number)) is None:
+        maker = _read_maker(run, number)
+        if maker is not None and (maker.alive() is False or maker == ProcessId.current()):
+            return
+        age = time.time() - run.submission(number).stat().st_mtime
+        if age > (HALF_BEGUN_S if maker is None else ELSEWHERE_S) and not (maker and maker.alive()):
+            return
+        if time.monotonic() > patience:
+            raise RunStateError(_lost_race(run, number))
+        waited = True
+        time.sleep(0.02)
+    if waited and intent.made_by != ProcessId.current():
+        raise RunStateError(_lost_race(run, number))
+
+
 def _lost_race(run: RunPaths, number: int) -> str:
-    """Names who took the number; the winner's intent may still be on its way."""
-    for _ in range(20):
-        intent = read_intent(run, number)
-        if intent is not None:
-            who = f"process {intent.made_by.pid} on {intent.made_by.host}"
+    """Names who took the number; the winner's file may still be on its way."""
+    maker = None
+    for _ in range(50):
+        maker = _read_maker(run, number)
+        if maker is not None:
             break
-        time.sleep(0.05)
-    else:
-        who = "another process"
+        time.sleep(0.02)
+    who = f"process {maker.pid} on {maker.host}" if maker else "another process"
     return (
         f"{run.root}: {who} began submission {number} at the same moment; "
         "see `batchgen status`, and resume again if rows are left"

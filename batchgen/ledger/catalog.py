@@ -182,8 +182,12 @@ def _publish(temporary: Path, target: Path) -> None:
     if not target.exists():
         temporary.replace(target)
     else:
-        for part in sorted(temporary.iterdir()):
-            part.replace(target / part.name)
+        names = sorted(part.name for part in temporary.iterdir())
+        for name in names:
+            (temporary / name).replace(target / name)
+        for old in target.glob("part-*.parquet"):
+            if old.name not in names:  # of a version that cut the plan into more parts
+                old.unlink()
         sync_folder(target)
     sync_folder(target.parent)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import re
 import time
 import types
@@ -156,14 +157,18 @@ def to_plain(value: Any) -> Any:
         return [to_plain(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):  # NumPy's scalars too
+        return int(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def from_plain(cls: type[T], plain: dict[str, Any]) -> T:
     """The inverse of `to_plain`. Unknown keys are ignored and absent ones take their default, so
     that journals outlive small changes; ValueError if a field without default is absent."""
+    if not isinstance(plain, dict):
+        raise ValueError(f"{cls.__name__}: {type(plain).__name__} where fields are expected")
     hints = _hints(cls)  # type: ignore[arg-type]
     known = {name: _restore(hints[name], item) for name, item in plain.items() if name in hints}
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,7 +106,8 @@ def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
     for folder in run.journals.iterdir() if run.journals.is_dir() else ():
         for path in folder.iterdir() if folder.name.isdigit() else ():
             if path.suffix == ".jsonl":
-                found.append((parse_journal(path), path))
+                with suppress(ValueError):  # somebody's copy: no attempt writes it
+                    found.append((parse_journal(path), path))
     return sorted(found, key=lambda item: seniority(item[0]))
 
 

@@ -21,7 +21,7 @@ from batchgen.failpoints import failpoint
 from batchgen.ledger import events
 from batchgen.ledger.intent import read_intent, tally_for
 from batchgen.ledger.tally import Counters
-from batchgen.media.durable import sync_folder
+from batchgen.media.durable import make_folder, sync_folder
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit
 
@@ -59,7 +59,7 @@ class JournalWriter:
         """
         path = run.journal(header.attempt)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             run.counters_dir.mkdir(exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o644)

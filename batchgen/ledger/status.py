@@ -150,7 +150,7 @@ class _View:
         current = intent is not None and journal.attempt.submission == intent.number
         if counters is None:
             counters = _from_header(journal)
-        elif current and journal.limit is not None and counters.offset > journal.limit:
+        elif current and counters.offset > _length(journal):
             counters = replace(
                 _from_header(journal), process=counters.process, ended=counters.ended
             )
@@ -189,6 +189,13 @@ class _View:
             return 0.0
         since = recent[0] if len(recent) == RECENT else self.counters.began
         return len(recent) / max(1e-3, now - since)
+
+
+def _length(journal: AcceptedJournal) -> int:
+    """Bytes that count: counters may be ahead of them (what a fenced-off attempt still counts, or
+    lines that a power cut took)."""
+    size = journal.path.stat().st_size
+    return size if journal.limit is None else min(size, journal.limit)
 
 
 def _from_header(journal: AcceptedJournal) -> Counters:

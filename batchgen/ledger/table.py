@@ -23,6 +23,7 @@ from batchgen.ledger.schema import (
 from batchgen.ledger.winners import Winners
 
 CARRY = "carry."
+_TAKEN = {*ROWS.names, "run"}  # `open_runs` adds `run`
 REQUESTED = "requested_"  # geometry as asked for: null in the plan where it was used as it was
 _CACHE_OFF = {"cache_strategy": "none"}
 
@@ -93,7 +94,7 @@ def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
     carried = [field for field in plan if field.name.startswith(CARRY)]
     names = [field.name.removeprefix(CARRY) for field in carried]
     return [
-        (field, field.name if name in ROWS.names else name)
+        (field, field.name if name in _TAKEN else name)
         for field, name in zip(carried, names, strict=True)
     ]
 

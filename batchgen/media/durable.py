@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows:
     final = media_path(run, request.row_id, request.row_index, request.format, attempt, total_rows)
     temporary = final.with_name(f"{final.stem}.tmp{final.suffix}")
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         failpoint("media.before_write")
         _encode(rendered, temporary)
         failpoint("media.after_write")
@@ -109,7 +110,7 @@ def remove(path: Path) -> None:
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, durably: readers see the old file or the new one. OSError if the
     folder cannot be written; then the old file is untouched."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)
@@ -127,6 +128,14 @@ def write_json(path: Path, value: object) -> None:
     """`write_bytes_atomic` of `value` as indented JSON with a trailing newline."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     write_bytes_atomic(path, text.encode() + b"\n")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that they too are there after a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 def sync(path: Path) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from lab import Lab, make_request
 
+from batchgen.ledger import attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.records import Request
@@ -35,6 +36,12 @@ def write_plan(
     columns |= extra
     run.root.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), run.plan, row_group_size=1000)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half-begun submissions are given up soon."""
+    monkeypatch.setattr(attempts, "HALF_BEGUN_S", 0.3)
 
 
 @pytest.fixture

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +181,52 @@ except RunStateError as error:
     assert said[1].startswith("refused") and "began submission 1" in said[1]
     assert winner.returncode == 0
     assert submission_numbers(lab.run) == [1]
+
+
+def test_a_submission_that_is_half_begun_keeps_others_out_while_its_maker_lives(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Its folder is made, its intent is not: the next number would render the same rows."""
+    lab = make_lab(2)
+    code = """
+import sys
+import numpy as np
+from pathlib import Path
+from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.paths import RunPaths
+rows = SubmissionRows(np.arange(2), np.zeros(2, np.int32), np.arange(2))
+begin_submission(RunPaths(Path(sys.argv[1])), rows, SubmissionInfo())
+"""
+    maker = subprocess.Popen(
+        [sys.executable, "-c", code, str(lab.run.root)],
+        env={**os.environ, "BATCHGEN_FAILPOINT": "submission.before_intent:1:stop"},
+    )
+    stat = Path(f"/proc/{maker.pid}/stat")
+    while stat.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    with pytest.raises(RunStateError, match=rf"process {maker.pid} on .* began submission 1"):
+        lab.submit()
+    assert read_status(lab.run).state == "planned"
+    maker.kill()
+    maker.wait()
+    assert lab.submit() == 2
+
+
+def test_one_that_was_waited_for_has_won(make_lab: Callable[..., Lab]) -> None:
+    """The other's intent arrives while we wait: its rows are ours, so we are refused."""
+    lab = make_lab(2)
+    lab.submit()
+    path = lab.run.intent(1)
+    text = path.read_text()
+    path.unlink()
+    maker = json.loads(text)["made_by"] | {"pid": 1, "start": ProcessId.of(1).start}
+    (path.parent / "maker.json").write_text(json.dumps(maker))
+    theirs = json.dumps(json.loads(text) | {"made_by": maker})
+    timer = threading.Timer(0.1, lambda: path.write_text(theirs))
+    timer.start()
+    with pytest.raises(RunStateError, match="process 1 on"):
+        lab.submit()
+    timer.join()
 
 
 def test_a_restart_accepts_what_its_task_committed_and_fences_off_the_rest(

@@ -6,8 +6,10 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lab import STAGES, Lab
 
@@ -171,8 +173,32 @@ def test_a_zero_length_journal_is_empty(make_lab: Callable[..., Lab]) -> None:
     path = lab.run.journal(Attempt(lab.submit(), 0, 0, 0))
     path.parent.mkdir(parents=True)
     path.touch()
+    from batchgen.ledger.catalog import collect
+    from batchgen.ledger.status import read_status
+
     assert read_journal(path).events == ()
     assert whole_length(path) == 0
+    assert read_status(lab.run).attempts[0].life == "dead"
+    assert collect(lab.run).pending == 1
+    assert lab.submit() == 2
+
+
+def test_a_file_that_no_attempt_writes_is_left_alone(make_lab: Callable[..., Lab]) -> None:
+    """Somebody's copy of a journal beside it must neither count nor be in the way."""
+    from batchgen.ledger.status import read_status
+
+    lab = make_lab(2)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 0)
+    journal.path.with_name("0-r0-0 copy.jsonl").write_bytes(journal.path.read_bytes())
+    assert read_status(lab.run).ok == 1
+    assert len(read_status(lab.run).attempts) == 1
+
+
+def test_numpys_numbers_are_written_as_numbers() -> None:
+    """A judge's score or a row index may come straight out of an array."""
+    commit = replace(COMMIT, row_index=np.int64(3), score=np.float32(0.5), shard=np.int32(2))
+    assert events.decode_line(events.encode_line(commit)) == replace(COMMIT, score=0.5, shard=2)
 
 
 def test_whole_length_looks_back_over_a_long_torn_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,41 @@ def test_equal_frames_of_another_memory_layout_are_equal(tmp_path: Path) -> None
         replace(rendered, frames=twisted), RunPaths(tmp_path), Attempt(1, 0, 0, 1), 1
     )
     assert (first.sha256, first.frames_sha256) == (second.sha256, second.frames_sha256)
+
+
+@pytest.mark.parametrize("name", ["png", "frames"])
+def test_a_row_is_committed_in_the_one_safe_order(
+    name: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Media synced, renamed, its folder synced; only then the journal line, synced at once."""
+    lab = make_lab(1, format_name=name)
+    journal = lab.journal(lab.submit())
+    lab.run.media.mkdir()
+    calls: list[str] = []
+    real = {name: getattr(os, name) for name in ("fsync", "replace", "write")}
+
+    def fsync(descriptor: int) -> None:
+        calls.append("fsync " + Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        real["fsync"](descriptor)
+
+    def replace_(source: object, target: object, **_: object) -> None:
+        calls.append(f"rename {Path(str(target)).name}")
+        real["replace"](source, target)
+
+    def write(descriptor: int, data: bytes) -> int:
+        calls.append(f"write {data[9:15].decode()}")
+        return int(real["write"](descriptor, data))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace_)
+    monkeypatch.setattr(os, "write", write)
+    lab.render(journal, 0)
+    monkeypatch.undo()
+    final = f"row0000-s1t0r0p0{formats.get(name).EXTENSION}"
+    temporary = final.replace("p0.", "p0.tmp.")
+    inside = ["fsync 00000.png"] if name == "frames" else []
+    media = [*inside, f"fsync {temporary}", f"rename {final}", "fsync media"]
+    assert calls == ['write start"', *media, "write commit", "fsync 0-r0-0.jsonl"]
 
 
 @pytest.mark.parametrize(
