@@ -61,6 +61,9 @@ def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
     from batchgen.config.compose import compose_job
 
+    for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise ConfigError(f"{option}: {target.parent} is not a folder")
     composed = compose_job(args.job, args.overrides)
     with tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
@@ -140,7 +143,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     lines = {
-        "job": f"{config.name}, model {config.model.name}, profile {config.slurm.executor}",
+        "job": f"{config.name}, model {config.model.name}, executor {config.slurm.executor}",
         "rows": f"{plan.rows:,} in {plan.manifest}: {plan.unique_rows:,} to render, "
         f"{plan.aliases:,} aliases of equal rows",
         "shards": f"{predicted.shards} over {layout.nodes} node(s) of "

@@ -86,12 +86,18 @@ def unknown_key_message(key: str) -> str:
         return f"{key}: unknown key; {name} is a column of the manifest and has no job-wide value"
     home = home_of(name)
     if home is not None and home != key:
-        return f"{key}: unknown key; {name} belongs to another place: set {home}"
+        tier, given = home.partition(".")[0], key.partition(".")[0]
+        where = "" if tier == given else f"{name} belongs to {_tier_name(home)}; "
+        return f"{key}: unknown key; {where}did you mean {home!r}?"
     siblings = legal_children(parent)
     if not siblings:
         return f"{key}: unknown key{closest(key, [k for k, _ in leaf_keys()])}"
     listed = ", ".join(siblings)
     return f"{key}: unknown key{closest(name, siblings)}; legal keys {_under(parent)}: {listed}"
+
+
+def _tier_name(key: str) -> str:
+    return key.partition(".")[0] if "." in key else "the job itself"
 
 
 def legal_children(parent: str) -> list[str]:

@@ -51,6 +51,8 @@ def compose_job(job: Path, overrides: Sequence[str] = ()) -> Composed:
     beside the job file, then one folder up; the absolute path is recorded.
     Raises ConfigError naming key, value and legal values.
     """
+    if job.is_dir():
+        raise ConfigError(f"{job}: is a folder, not a job{_jobs_nearby(job / 'x')}")
     if not job.is_file():
         raise ConfigError(f"{job}: no such job file{_jobs_nearby(job)}")
     if job.suffix != ".yaml":
@@ -140,7 +142,10 @@ def _explain(error: Exception, job: str) -> str:
     if isinstance(error, MissingMandatoryValue) and key:
         return f"{key}: required, but not set in {job} nor on the command line"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{job}: {f'{key}: ' if key else ''}{lines[0]}"
+    first = lines[0].replace("'++", "'")
+    if first.startswith("Ambiguous value"):
+        return f"{first}: a list is written key=[a,b], a text with commas \"key='a,b'\""
+    return f"{job}: {f'{key}: ' if key else ''}{first}"
 
 
 def _checked(

@@ -158,8 +158,8 @@ def _open_part(path: Path) -> Part:
         if path.stat().st_size == 0:
             raise ManifestError(f"{path}: the file is empty") from error
         raise ManifestError(
-            f"{path}: not a Parquet file, or cut off: {_line(error)}; "
-            "make one with `batchgen manifest build`"
+            f"{path}: not a Parquet file, or cut off ({_line(error)}); make a manifest from .txt, "
+            ".csv or .jsonl with `batchgen manifest build SOURCE OUT.parquet`"
         ) from error
     per_row = max(1, sum(groups) // max(1, rows))
     return Part(path, schema, rows, max(16, min(BATCH_ROWS, _BATCH_BYTES // per_row)))
@@ -171,4 +171,4 @@ def _near(path: Path) -> str:
 
 
 def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return str(error).strip().splitlines()[0].partition(". ")[0].rstrip(".")

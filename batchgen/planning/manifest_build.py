@@ -55,15 +55,16 @@ def build_manifest(
         raise ManifestError(f"{source}: no rows")
     variations = _variations(table, seeds, sweeps or {})
     expanded = _expanded(table, variations)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and source.exists() and out.samefile(source):
         raise ManifestError(f"{out}: is the source; write to another file")
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(expanded, draft, compression="zstd")
         os.replace(draft, out)
-    finally:
+    except OSError as error:
         draft.unlink(missing_ok=True)
+        raise ManifestError(f"{out}: cannot be written: {error.strerror or error}") from error
     return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
 
 

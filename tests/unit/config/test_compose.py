@@ -66,11 +66,14 @@ def test_base_yaml_holds_every_key_with_the_default_of_the_schema() -> None:
     [
         ("row_defaults.num_step=3", "did you mean 'num_steps'"),
         ("output.fromat=gif", "output.fromat: unknown key (did you mean 'format'?)"),
-        ("num_steps=3", "set row_defaults.num_steps"),
-        ("system.num_steps=3", "set row_defaults.num_steps"),
-        ("row_defaults.solver=euler", "set system.sampler.solver"),
+        ("num_steps=3", "belongs to row_defaults; did you mean 'row_defaults.num_steps'"),
+        ("system.num_steps=3", "num_steps belongs to row_defaults"),
+        ("row_defaults.solver=euler", "did you mean 'system.sampler.solver'"),
         ("prompt=hello", "prompt is a column of the manifest"),
-        ("nodes=2", "set slurm.nodes"),
+        ("nodes=2", "did you mean 'slurm.nodes'"),
+        ("system.paralel.dp=1", "unknown key; did you mean 'system.parallel.dp'"),
+        ("system.seed=1", "seed belongs to row_defaults"),
+        ("carry_columns=a,b", "a list is written key=[a,b]"),
         ("output.format=gfi", "'gfi' is not one of 'auto', 'mp4'"),
         ("output.quality=11", "legal: >= 0 and <= 10"),
         ("output.quality=high", "output.quality: 'high' is not an integer"),
@@ -96,8 +99,8 @@ def test_a_wrong_override_is_refused_with_what_was_meant(
 
 def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Job) -> None:
     assert "did you mean 'format'" in refusal(job("output: {fromat: gif}\n"))
-    assert "set row_defaults.num_steps" in refusal(job("num_steps: 3\n"))
-    assert "set system.sampler.solver" in refusal(job("row_defaults: {solver: euler}\n"))
+    assert "'row_defaults.num_steps'" in refusal(job("num_steps: 3\n"))
+    assert "'system.sampler.solver'" in refusal(job("row_defaults: {solver: euler}\n"))
 
 
 @pytest.mark.parametrize(
@@ -176,6 +179,7 @@ def test_a_job_file_that_hydra_cannot_use_is_refused_without_a_traceback(
 ) -> None:
     path = job()
     assert "did you mean" in refusal(path.with_name("smal.yaml"))
+    assert "is a folder, not a job" in refusal(path.parent)
     path.write_text("defaults: [base, {model: tiny-wan}]\nmanifest: m\nseed: 1\n")
     assert "must name _self_" in refusal(path)
     path.write_text("defaults: [base, {model: tiny-wan}, _self_]\nseed: [1\n")

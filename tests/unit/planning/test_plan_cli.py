@@ -90,6 +90,8 @@ def test_plan_keeps_the_plan_and_the_configuration_when_asked(
         (["plan", "nowhere.yaml"], "no such job file"),
         (["plan", DEMO, "sede=1"], "did you mean 'seed'"),
         (["plan", DEMO, "manifest=nowhere.parquet"], "no such manifest"),
+        (["plan", DEMO, "--out", "no/where.parquet"], "--out: no is not a folder"),
+        (["plan", DEMO, "--dump-config", "no/c.json"], "--dump-config: no is not a folder"),
         (["manifest", "check", "nowhere.parquet"], "no such manifest"),
         (["manifest", "build", "nowhere.txt", "out.parquet"], "no such file"),
         (["manifest", "build", "p.txt", "out.parquet", "seed"], "write a sweep as column=a,b"),
