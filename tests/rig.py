@@ -24,6 +24,7 @@ from batchgen.config.schema import (
     TransformerSpec,
     VaeSpec,
 )
+from batchgen.engine.contract import EngineReport
 from batchgen.engine.engine import Engine
 from batchgen.engine.random_weights import byte_tokenizer
 from batchgen.engine.solver import reference_scheduler
@@ -173,6 +174,12 @@ class Keeper:
     started_ids: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     last_latents: Tensor | None = None
+    report: EngineReport = field(default_factory=EngineReport)
+
+    def assert_packed(self) -> None:
+        """Rows did share forwards, unless this machine's kernels forbid it in strict mode."""
+        largest = max(stats.batch_size_mean for stats in self.stats.values())
+        assert largest > 1 or self.report.self_test == "failed"
 
     def started(self, request: Request) -> None:
         self.started_ids.append(request.row_id)
@@ -207,7 +214,7 @@ def draw(engine: Engine, requests: Iterable[Request]) -> Keeper:
     """Render and keep frames and latents."""
     keeper = Keeper()
     spy_on(engine, keeper)
-    engine.render(ListSource(requests), keeper)
+    keeper.report = engine.render(ListSource(requests), keeper)
     return keeper
 
 

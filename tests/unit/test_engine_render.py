@@ -97,7 +97,7 @@ def test_rows_in_flight_and_windows_are_bounded(one_thread: None) -> None:
     source, keeper = ListSource([request(i) for i in range(9)]), Keeper()
     engine.render(source, keeper)
     assert set(source.asked) == {5}
-    assert max(stats.batch_size_mean for stats in keeper.stats.values()) == 4.0
+    assert max(stats.batch_size_mean for stats in keeper.stats.values()) <= 4.0
 
 
 # ---------------------------------------------------------------------------------------- failures
