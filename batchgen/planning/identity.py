@@ -48,6 +48,11 @@ class KeyContext:
         """The inverse of `to_json`."""
         return cls(**stored)
 
+    @property
+    def hash_mode(self) -> str:
+        """How the checkpoint was read, for whoever makes the context again: sampled or full."""
+        return "full" if self.weights.startswith("full:") else "sampled"
+
     def differences(self, other: KeyContext) -> list[str]:
         """Names of the settings in which two contexts differ."""
         return [

@@ -144,6 +144,14 @@ def test_the_tokenizer_counts(model: ModelSpec) -> None:
     assert tokenizer_digest(model) != before
 
 
+def test_a_context_remembers_how_the_checkpoint_was_read(tiny_job: JobConfig) -> None:
+    """A run that was planned with full hashes is compared with full hashes when it is resumed."""
+    for mode in ("sampled", "full"):
+        context = key_context(tiny_job, mode)
+        assert context.hash_mode == mode
+        assert key_context(tiny_job, context.hash_mode) == context
+
+
 def test_a_missing_part_of_a_checkpoint_is_named(model: ModelSpec, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'fast' is not one of sampled, full"):
         weights_digest(model, "fast")
