@@ -46,10 +46,14 @@ def run_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
 
 
 def prepare(device: torch.device, system: SystemConfig) -> None:
-    """Process-wide settings. Strict on a CPU means one thread: the split of a sum over threads
-    would otherwise follow the machine's core count."""
-    if device.type == "cpu" and system.determinism == "strict":
+    """Process-wide settings. Strict on a CPU means one thread, since the split of a sum over
+    threads would follow the machine's core count; on CUDA, no convolution that adds in any order."""
+    if system.determinism != "strict":
+        return
+    if device.type == "cpu":
         torch.set_num_threads(1)
+    else:
+        torch.backends.cudnn.deterministic = True
 
 
 def memory_gib(device: torch.device) -> float:
@@ -71,9 +75,13 @@ def reset_peak(device: torch.device) -> None:
 
 
 def sdpa_kernel(heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Which kernel torch's scaled_dot_product_attention picks for these dimensions."""
+    """Which kernel torch's scaled_dot_product_attention picks for these dimensions; torch tells
+    it by a private function alone, and without that the name is plain `sdpa`."""
+    choose = getattr(torch, "_fused_sdp_choice", None)
+    if choose is None:
+        return "sdpa"
     query = torch.zeros(1, heads, 8, head_dim, dtype=dtype, device=device)
-    choice = _KERNELS.get(int(torch._fused_sdp_choice(query, query, query)), "unknown")
+    choice = _KERNELS.get(int(choose(query, query, query)), "unknown")
     return f"sdpa-cpu-{choice}" if device.type == "cpu" else f"sdpa-{choice}"
 
 

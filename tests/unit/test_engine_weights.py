@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from rig import DEFAULTS, Keeper, ListSource, request, small_spec, system, tiny_wan_spec
+import yaml
+from rig import Keeper, ListSource, request, small_spec, system, tiny_wan_spec
 from safetensors.torch import load_file, save_file
 
-from batchgen.config.schema import ModelSpec, TransformerSpec
+from batchgen import config as config_package
+from batchgen.config.build import build
+from batchgen.config.families import wan as planned
+from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import meta_model
 from batchgen.engine.engine import Engine
 from batchgen.engine.family import family_named
@@ -267,28 +271,29 @@ def test_random_weights_run_in_the_precision_of_the_checkpoint(
         assert ours == {name: t.dtype for name, t in loaded[part].state_dict().items()}, part
 
 
-@pytest.mark.parametrize(
-    ("layers", "heads", "ffn", "billions"), [(30, 12, 8960, 1.42), (40, 40, 13824, 14.29)]
-)
-def test_real_dimensions_make_the_real_models(
-    layers: int, heads: int, ffn: int, billions: float
-) -> None:
-    """Wan2.1 1.3B and 14B, built without memory: parameters as published."""
-    spec = ModelSpec(
-        name="wan",
-        family="wan",
-        weights="random",
-        transformer=TransformerSpec(
-            num_layers=layers, num_attention_heads=heads, attention_head_dim=128, ffn_dim=ffn
-        ),
-        request_defaults=DEFAULTS,
-    )
-    parts = {part.name: part for part in family_named("wan").parts(spec, torch.bfloat16)}
+# -------------------------------------------------------------------------------- packaged models
+def packaged(name: str) -> ModelSpec:
+    """A model as shipped."""
+    path = Path(config_package.__file__).parent / "conf" / "model" / f"{name}.yaml"
+    return build(ModelSpec, yaml.safe_load(path.read_text()))
+
+
+def test_the_embedded_weights_fit_the_packaged_model() -> None:
+    check_weights(packaged("tiny-wan"))
+
+
+@pytest.mark.parametrize(("name", "billions"), [("1.3b", 1.42), ("14b", 14.29)])
+def test_packaged_dimensions_make_the_published_models(name: str, billions: float) -> None:
+    """Wan2.1, built without memory: as many parameters as published."""
+    spec = packaged(f"wan2.1-t2v-{name}")
     sizes = {
-        name: sum(p.numel() for p in meta_model(part.model_class, part.config).parameters())
-        for name, part in parts.items()
+        part.name: sum(p.numel() for p in meta_model(part.model_class, part.config).parameters())
+        for part in family_named("wan").parts(spec, torch.bfloat16)
         if part.model_class is not None
     }
     assert sizes["transformer"] / 1e9 == pytest.approx(billions, rel=0.005)
     assert sizes["text_encoder"] / 1e9 == pytest.approx(5.68, rel=0.005)
     assert sizes["vae"] / 1e6 == pytest.approx(127, rel=0.01)
+    assert planned.transformer_parameters(spec) == pytest.approx(sizes["transformer"], rel=0.001)
+    assert planned.text_encoder_parameters(spec) == pytest.approx(sizes["text_encoder"], rel=0.001)
+    assert planned.vae_parameters(spec.vae) == pytest.approx(sizes["vae"], rel=0.05)

@@ -16,6 +16,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
+from batchgen.config.families import wan as dimensions
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.device import sdpa_kernel
 from batchgen.engine.family import Condition, Item, Part, Tokens
@@ -58,6 +59,7 @@ class Wan:
     """See `batchgen.engine.family.Family`."""
 
     def __init__(self, spec: ModelSpec, components: dict[str, Any], device: torch.device) -> None:
+        self.spec = spec  # the checkpoint agrees with it
         self.device = device
         self.max_tokens = spec.text_encoder.max_tokens
         self.tokenizer = components["tokenizer"]
@@ -114,19 +116,10 @@ class Wan:
     # ----------------------------------------------------------------------------------- denoise
     def latent_shape(self, bucket: Bucket) -> tuple[int, ...]:
         """(1, channels, latent frames, rows, columns)."""
-        config = self.vae.config
-        return (
-            1,
-            self.transformer.config.in_channels,
-            (bucket.num_frames - 1) // config.scale_factor_temporal + 1,
-            bucket.height // config.scale_factor_spatial,
-            bucket.width // config.scale_factor_spatial,
-        )
+        return (1, self.spec.transformer.in_channels, *dimensions.latent_shape(self.spec, bucket))
 
     def tokens_per_item(self, bucket: Bucket) -> int:
-        _, _, frames, rows, columns = self.latent_shape(bucket)
-        t, h, w = self.transformer.config.patch_size
-        return max(1, (frames // t) * (rows // h) * (columns // w))
+        return dimensions.tokens(self.spec, bucket)
 
     def initial_latents(self, request: Request) -> Tensor:
         return seeded_noise(self.latent_shape(request.bucket), request.seed)
