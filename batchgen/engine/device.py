@@ -46,8 +46,8 @@ def run_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
 
 
 def prepare(device: torch.device, system: SystemConfig) -> None:
-    """Process-wide settings. Strict on a CPU means one thread, since the split of a sum over
-    threads would follow the machine's core count; on CUDA, no convolution that adds in any order."""
+    """Process-wide settings of strict mode: on a CPU one thread, since the split of a sum over
+    threads would follow the machine's core count; on CUDA no convolution that adds in any order."""
     if system.determinism != "strict":
         return
     if device.type == "cpu":
