@@ -185,6 +185,19 @@ def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
     assert json.loads(first["overrides"]) == ["seed=3"]
 
 
+def test_failures_after_the_fence_are_waste_and_no_failures(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    zombie = lab.journal(lab.submit())
+    lab.fail(zombie, 0)
+    lab.submit([1])
+    lab.fail(zombie, 1)
+    summary = collect(lab.run)
+    assert (summary.failed, summary.pending, summary.wasted) == (1, 1, 1)
+    run = pd.read_parquet(lab.run.catalog_runs).iloc[0]
+    assert (run["rows_failed"], run["rows_wasted"]) == (1, 1)
+    assert run["retried_s"] == pytest.approx(2.2)
+
+
 def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., Lab]) -> None:
     from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 

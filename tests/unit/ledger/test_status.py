@@ -15,9 +15,11 @@ import pytest
 from lab import Lab
 
 from batchgen.errors import RunStateError
+from batchgen.ledger import attempts
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import End, to_plain
+from batchgen.ledger.scan import CommitIndex
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.ledger.tally import Counters, read_counters
 from batchgen.paths import RunPaths
@@ -107,6 +109,25 @@ def test_figures_agree_with_the_catalog_whatever_happened(make_lab: Callable[...
     lab.render(again, 6)
     check()
     assert figures(read_status(lab.run)) == (8, 1, 1)
+
+
+def test_a_commit_in_the_middle_of_a_new_submission_is_not_counted(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrives after the lengths were taken and before the journals were read."""
+    lab = make_lab(3)
+    zombie = lab.journal(lab.submit())
+    lab.render(zombie, 0)
+    real = attempts.index_commits
+
+    def late(run: RunPaths) -> CommitIndex:
+        lab.render(zombie, 1)
+        return real(run)
+
+    monkeypatch.setattr(attempts, "index_commits", late)
+    lab.submit([1, 2])
+    assert figures(read_status(lab.run)) == (1, 0, 2)
+    assert collect(lab.run).ok == 1
 
 
 @pytest.mark.parametrize("state", ["fresh", "stale", "missing", "damaged", "beyond", "ahead"])
