@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from math import prod
 
 from batchgen.config.family import Capabilities, load_family
-from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, MemoryConfig
+from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, MemoryConfig, ModelSpec
 from batchgen.errors import ConfigError
 
 _COMPILE = CompileConfig()
@@ -21,7 +21,18 @@ def check_served(config: JobConfig) -> None:
         if value not in legal:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
+    _check_shape(config.model)
     _check_ranks(config)
+
+
+def _check_shape(model: ModelSpec) -> None:
+    """Lists of dimensions have the lengths that the family's layers take."""
+    for key, values, length in (
+        ("transformer.patch_size", model.transformer.patch_size, 3),
+        ("vae.temperal_downsample", model.vae.temperal_downsample, len(model.vae.dim_mult) - 1),
+    ):
+        if len(values) != length:
+            raise ConfigError(f"model.{key}: {list(values)} must have {length} entries")
 
 
 def _check_ranks(config: JobConfig) -> None:

@@ -87,6 +87,7 @@ RANGES: dict[str, Range] = {
     },
 }
 
+_DIMENSIONS = ("model.transformer.", "model.vae.", "model.text_encoder.", "model.sizes.")
 _NAMES = {"name", "tag"}  # they become part of a folder's name
 
 
@@ -97,7 +98,7 @@ def check_limit(key: str, value: object) -> None:
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "
             "A-Z a-z 0-9 . _ -"
         )
-    bounds = RANGES.get(key)
+    bounds = _ABOVE_ZERO if key.startswith(_DIMENSIONS) else RANGES.get(key)
     if bounds is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not bounds.holds(value):

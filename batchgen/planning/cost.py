@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from batchgen.config.family import load_family
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.records import Bucket
@@ -56,9 +54,9 @@ class BucketSeconds:
     encode: float  # one text
     decode: float
 
-    def row(self, evaluations: np.ndarray) -> np.ndarray:
-        """Seconds of whole rows; `evaluations` = steps x branches of each."""
-        return evaluations * self.forward + self.encode + self.decode
+    def per_row(self) -> tuple[float, float]:
+        """Seconds of one evaluation (one step of one branch), and of all that happens once."""
+        return self.forward, self.encode + self.decode
 
 
 @dataclass(frozen=True, slots=True)

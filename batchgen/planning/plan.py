@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise, repeat
 from pathlib import Path
@@ -117,7 +118,7 @@ def _regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
             whole = pa.concat_tables(held)
             full = rows // ROW_GROUP * ROW_GROUP
             yield whole.slice(0, full)
-            held = [whole.slice(full)]
+            held = [whole.slice(full)] if full < rows else []
     if held:
         yield pa.concat_tables(held)
 
@@ -216,28 +217,27 @@ class _Costs:
         self._model = model
         self._family = load_family(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
-        self._rows: dict[Bucket, int] = {}
-        self._evaluations: dict[Bucket, int] = {}
+        self._rows: Counter[Bucket] = Counter()
+        self._evaluations: Counter[Bucket] = Counter()
 
     def add(self, rows: ResolvedRows, is_alias: np.ndarray) -> tuple[np.ndarray, pa.Array]:
         """Cost (0 for an alias) and bucket name of every row of a batch."""
         codes = (rows.width << 40) | (rows.height << 20) | rows.num_frames
         distinct, inverse = np.unique(codes, return_inverse=True)
-        cost_s = np.zeros(len(codes))
-        guided = rows.guidance_scale != 1.0
-        evaluations = rows.num_steps * np.where(guided, 2, 1)
-        names = []
-        for i, code in enumerate(distinct.tolist()):
-            bucket = Bucket(code >> 40, (code >> 20) & 0xFFFFF, code & 0xFFFFF)
+        buckets = [Bucket(c >> 40, (c >> 20) & 0xFFFFF, c & 0xFFFFF) for c in distinct.tolist()]
+        for bucket in buckets:
             if bucket not in self._seconds:
                 self._seconds[bucket] = self._model.bucket(bucket)
-                self._rows[bucket] = self._evaluations[bucket] = 0
-            mine = (inverse == i) & ~is_alias
-            cost_s[mine] = self._seconds[bucket].row(evaluations[mine])
-            self._rows[bucket] += int(mine.sum())
-            self._evaluations[bucket] += int(evaluations[mine].sum())
-            names.append(str(bucket))
-        return cost_s, pa.array(names).take(pa.array(inverse))
+        seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
+        rendered = ~is_alias
+        evaluations = rows.num_steps * np.where(rows.guidance_scale != 1.0, 2, 1) * rendered
+        counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
+        sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
+        for bucket, count, total in zip(buckets, counts, sums, strict=True):
+            self._rows[bucket] += count
+            self._evaluations[bucket] += total
+        cost_s = evaluations * seconds[:, 0] + seconds[:, 1] * rendered
+        return cost_s, pa.array([str(bucket) for bucket in buckets]).take(pa.array(inverse))
 
     def forecasts(self) -> tuple[BucketForecast, ...]:
         """Sums by bucket, dearest first."""

@@ -229,6 +229,36 @@ def test_the_slurm_group_is_found_beside_the_jobs_and_in_the_current_folder(
     assert compose_job(path, ["slurm=here"]).config.slurm == SlurmConfig(nodes=5)
 
 
+def test_an_own_model_is_a_file_in_the_folder_model(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    packaged = (CONF / "model" / "tiny-wan.yaml").read_text(encoding="utf-8")
+    own = packaged.replace("name: tiny-wan", "name: mine").replace("num_steps: 20", "num_steps: 6")
+    (tmp_path / "model" / "mine.yaml").write_text(own, encoding="utf-8")
+    model = compose_job(job(model="mine")).config.model
+    assert (model.name, model.request_defaults.num_steps) == ("mine", 6)
+    (tmp_path / "model" / "mine.yaml").write_text(own + "layers: 6\n", encoding="utf-8")
+    assert "model.layers: unknown key" in refusal(job(model="mine"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.vae.spatial_factor=0", "model.vae.spatial_factor: 0 is out of range; legal: > 0"),
+        ("model.transformer.patch_size=[1,2,0]", "patch_size[2]: 0 is out of range"),
+        ("model.transformer.patch_size=[1,2]", "patch_size: [1, 2] must have 3 entries"),
+        ("model.vae.temperal_downsample=[true]", "must have 3 entries"),
+        ("model.sizes={big: [64]}", "model.sizes.big: [64] must have 2 entries"),
+    ],
+)
+def test_dimensions_that_no_model_can_have_are_refused(
+    job: Job, override: str, message: str
+) -> None:
+    assert message in refusal(job(), override)
+
+
 def test_relative_paths_are_found_beside_the_job_and_recorded_absolute(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

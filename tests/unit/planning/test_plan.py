@@ -274,6 +274,23 @@ def test_requests_are_read_in_the_order_asked_for_over_all_row_groups(
         read_requests(plan.path, [n])
 
 
+def test_a_plan_of_whole_row_groups_has_no_empty_one(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of({"prompt": ["a"] * (2 * ROW_GROUP)})
+    assert pq.ParquetFile(plan.path).num_row_groups == 2
+
+
+def test_rows_of_a_thousand_shapes_are_costed_as_quickly_as_of_one(
+    plan_of: Callable[..., Plan],
+) -> None:
+    sizes = [16 * (1 + i % 64) for i in range(4096)]
+    heights = [16 * (1 + i // 64) for i in range(4096)]
+    plan = plan_of({"prompt": ["a"] * 4096, "width": sizes, "height": heights})
+    assert len(plan.buckets) == 4096
+    assert [b.cost_s for b in plan.buckets] == sorted(
+        (b.cost_s for b in plan.buckets), reverse=True
+    )
+
+
 def test_many_small_parts_make_whole_row_groups(
     write_rows: Write, job_over: JobOver, tmp_path: Path
 ) -> None:
