@@ -24,6 +24,11 @@ class RunPaths:
         return self.root / "run.json"
 
     @property
+    def dump_config(self) -> Path:
+        """Tiers, versions, commit, hardware and digests in one JSON: enough to do it again."""
+        return self.root / "dump_config.json"
+
+    @property
     def hydra(self) -> Path:
         return self.root / ".hydra"
 

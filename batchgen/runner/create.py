@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import platform
 import secrets
 import shutil
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 from batchgen.config.compose import Composed, write_hydra
-from batchgen.config.schema import JobConfig
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import Plan, make_plan
+from batchgen.planning.provenance import describe, package_versions
 from batchgen.runfile import RunFile
-
-RECORDED_PACKAGES = ("batchgen", "torch", "diffusers", "transformers", "pyarrow", "submitit")
 
 
 def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths:
@@ -44,6 +40,7 @@ def _fill(draft: RunPaths, composed: Composed, plan: Plan) -> None:
     for folder in (draft.media, draft.journals, draft.counters_dir, draft.submissions, draft.logs):
         folder.mkdir()
     dump_hydra(draft, composed)
+    write_json(draft.dump_config, describe(composed, plan))
     write_json(draft.run_json, header_of(composed, plan).to_json())
 
 
@@ -63,7 +60,7 @@ def header_of(composed: Composed, plan: Plan) -> RunFile:
         config=composed.resolved,
         overrides=list(composed.overrides),
         hydra=composed.hydra,
-        versions=versions(),
+        versions=package_versions(),
         cost_s_total=plan.cost_s_total,
     )
 
@@ -77,14 +74,3 @@ def dump_hydra(run: RunPaths, composed: Composed) -> None:
             write_hydra(composed, run.media / ".hydra")
         case "off":
             return
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the packages that decide pixels and files."""
-    found = {name: version(name) for name in RECORDED_PACKAGES}
-    return {"python": platform.python_version(), **found}
-
-
-def shard_count(config: JobConfig, unfinished: int) -> int:
-    """One node group per shard; one machine is one node."""
-    return max(1, min(config.slurm.nodes, unfinished))

@@ -37,12 +37,14 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     """
     refuse_if_alive(run)
     header = read_run(run)
-    composed = recompose(header.config, [*header.overrides, *overrides])
+    composed = recompose(header.config, overrides)
+    composed = replace(composed, overrides=(*header.overrides, *overrides))  # for the record
     changed = changed_settings(header.config, composed.resolved)
-    context = key_context(composed.config)
-    moved = KeyContext.from_json(header.key_context).differences(context)
-    if moved or any(not _is_neutral(name) for name in changed):
-        _replan(run, header, composed, [*moved, *changed], rerender_changed)
+    before = KeyContext.from_json(header.key_context)
+    moved = before.differences(key_context(composed.config, before.hash_mode))
+    touching = [name for name in changed if not _is_neutral(name)]
+    if moved or touching:
+        _replan(run, header, composed, [*moved, *touching], rerender_changed)
     return Settings(composed.resolved, list(composed.overrides))
 
 
@@ -71,7 +73,8 @@ def _replan(
     _refuse_another_manifest(composed.config, header)
     draft = run.root / ".plan.draft.parquet"
     try:
-        plan = make_plan(composed.config, draft)
+        hash_mode = KeyContext.from_json(header.key_context).hash_mode
+        plan = make_plan(composed.config, draft, hash_weights=hash_mode)
         if plan.manifest_digest != header.manifest_digest:
             raise RunStateError(f"{header.manifest} is not the manifest this run was planned from")
         touched = _finished_rows_that_change(run, draft)

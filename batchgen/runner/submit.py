@@ -76,8 +76,8 @@ def _cut(run: RunPaths, rows: np.ndarray, config: JobConfig) -> SubmissionRows:
     shard = cut_shards(
         costs,
         shards=1 if config.slurm.executor in ("inline", "local") else None,
-        slots=config.slurm.nodes * config.slurm.ranks_per_node,
-        start_up_s=START_UP_S,
+        slots=config.slurm.nodes,  # all ranks of a node work on one shard
+        start_up_s=START_UP_S * config.slurm.ranks_per_node,
     )
     order = np.empty(len(rows), np.int64)
     order[np.argsort(-costs, kind="stable")] = np.arange(len(rows))
