@@ -6,6 +6,7 @@ in hundredths of a second: other frame rates are met on average.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,17 @@ import numpy as np
 from batchgen.media import ffmpeg
 
 EXTENSION = ".gif"
+_PALETTE_PIXELS = 200_000  # enough to choose 256 colours; of all pixels it takes half a minute
 _TRAILER = b"\x3b"
 
 
 def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
     """Encode uint8 (F, H, W, 3); OSError if the encoder fails."""
     colours = 56 + 20 * quality
-    palette = f"split[a][b];[a]palettegen=max_colors={colours}:reserve_transparent=1[p]"
-    filters = f"{palette};[b][p]paletteuse=dither=bayer:bayer_scale=3"
+    step = math.ceil(math.sqrt(frames.size / 3 / _PALETTE_PIXELS))
+    sample = f"scale=ceil(iw/{step}):ceil(ih/{step}):flags=neighbor"
+    palette = f"[a]{sample},palettegen=max_colors={colours}:reserve_transparent=1[p]"
+    filters = f"split[a][b];{palette};[b][p]paletteuse=dither=bayer:bayer_scale=3"
     output = ["-filter_complex", filters, "-threads", "1", *ffmpeg.BITEXACT, "-loop", "0"]
     ffmpeg.encode(frames, path, fps=fps, output=[*output, "-f", "gif"])
 
