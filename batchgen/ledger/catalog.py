@@ -70,6 +70,7 @@ class _Totals:
     timers: Timers = field(default_factory=Timers)
 
     def add(self, table: pa.Table) -> None:
+        """Catalog rows."""
         for entry in pc.value_counts(table["status"].combine_chunks()).to_pylist():
             self.status[entry["values"]] += entry["counts"]
         self.timers.add(table)

@@ -113,7 +113,7 @@ class JournalWriter:
         with self._lock:
             now = time.time()
             self._write(events.Phase(name, seconds, now))
-            self._counters = replace(self._counters, phase=name)
+            self._counters = replace(self._counters, phase="render")
             self._save_counters(now, force=True)
 
     def beat(self, *, busy_s: float | None = None, idle_s: float | None = None) -> None:

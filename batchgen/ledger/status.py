@@ -40,7 +40,7 @@ class AttemptStatus:
 
     attempt: Attempt
     life: Life  # dead = gone without a last line
-    phase: str  # load, compile, warmup, render
+    phase: str  # what it is (or was) at: load, then render
     host: str
     process: ProcessId
     device: str
@@ -159,6 +159,7 @@ class _View:
         self.counters = counters
 
     def status(self, now: float) -> AttemptStatus:
+        """The attempt as it stands at `now` (unix seconds)."""
         counters = self.counters
         alive = counters.process.alive()
         age = max(0.0, now - counters.t)
@@ -184,6 +185,7 @@ class _View:
         )
 
     def rate(self, now: float) -> float:
+        """Rows a second over the last RECENT commits."""
         recent = self.counters.recent
         if not recent:
             return 0.0
@@ -256,7 +258,7 @@ def _follow(
 def _with_event(counters: Counters, line: bytes) -> Counters:
     plain = json.loads(line)
     if plain["kind"] == "phase":
-        return replace(counters, phase=plain["name"])
+        return replace(counters, phase="render")
     if plain["kind"] == "end":
         return replace(counters, ended=plain["reason"])
     return counters

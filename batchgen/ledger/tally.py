@@ -34,6 +34,7 @@ class Counts:
 
     @property
     def total(self) -> int:
+        """Rows that have a status."""
         return self.ok + self.failed + self.quarantined
 
 
@@ -89,7 +90,7 @@ class Counters:
     commits: int = 0  # commit lines
     changes: Counts = field(default_factory=Counts)
     recent: tuple[float, ...] = ()  # times of the last commits
-    phase: str = ""  # load, compile, warmup, render
+    phase: str = "load"  # what it is at: load, then render
     busy_s: float = 0.0
     idle_s: float = 0.0
     last_error: str = ""

@@ -31,6 +31,7 @@ class _Timer:
     samples: int = 0
 
     def add(self, seconds: pa.ChunkedArray) -> None:
+        """Samples, float64."""
         if not len(seconds):
             return
         edges = pc.min_max(seconds).as_py()

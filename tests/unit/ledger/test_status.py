@@ -38,6 +38,9 @@ def test_a_run_goes_through_its_states(make_lab: Callable[..., Lab]) -> None:
     assert read_status(lab.run).state == "submitted"
     with lab.journal(number) as journal:
         assert (read_status(lab.run).state, read_status(lab.run).alive) == ("running", 1)
+        assert read_status(lab.run).attempts[0].phase == "load"
+        journal.phase("load", 0.1)
+        assert read_status(lab.run).attempts[0].phase == "render"
         lab.render(journal, 0)
         journal.start(1, "row0001")
         status = read_status(lab.run)
