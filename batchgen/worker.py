@@ -135,6 +135,7 @@ class RowSink:
         score = self._judge(rendered.frames, rendered.request.prompt) if self._judge else None
         commit = self._commit(rendered.request, stats)
         self._journal.commit(replace(commit, media=media, score=score))
+        log.info("row %s ok: %s, %d bytes", commit.row_id, media.path, media.bytes)
 
     def _media_failed(self, rendered: Rendered, error: MediaError) -> None:
         """One row's failure, unless the folder is plainly full: then rendering on is waste."""
@@ -241,6 +242,11 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
     ):
         engine = Engine.load(config.model, config.system, device)
         journal.phase("load", engine.load_seconds)
+        log.info(
+            "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
+            rank.rank, rank.world_size, len(source.rows), config.model.name, header.device,
+            engine.load_seconds,
+        )  # fmt: skip
         policy = RowPolicy(attempt, rank.host, run_file.rows, config.slurm.row_retries)
         sink = RowSink(root, journal, policy, _judge(config))
         ending.add(engine.render(source, sink, stop=drain))
@@ -248,6 +254,7 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
             ending.add(engine.render(ListSource(again), sink, stop=drain))
         ending.last_row_at = sink.last_commit
         ending.reason = "drained" if drain() else "queue-lost" if source.lost else "done"
+        log.info("ended: %s", ending.reason)
 
 
 def _settings(root: RunPaths, submission: int) -> JobConfig:
