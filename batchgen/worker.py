@@ -249,9 +249,14 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
         )  # fmt: skip
         policy = RowPolicy(attempt, rank.host, run_file.rows, config.slurm.row_retries)
         sink = RowSink(root, journal, policy, _judge(config))
-        ending.add(engine.render(source, sink, stop=drain))
+
+        def stop() -> bool:
+            journal.beat()  # at every tick: another machine must see that this one is at work
+            return drain()
+
+        ending.add(engine.render(source, sink, stop=stop))
         while not drain() and (again := sink.to_retry()):
-            ending.add(engine.render(ListSource(again), sink, stop=drain))
+            ending.add(engine.render(ListSource(again), sink, stop=stop))
         ending.last_row_at = sink.last_commit
         ending.reason = "drained" if drain() else "queue-lost" if source.lost else "done"
         log.info("ended: %s", ending.reason)
