@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from batchgen.ledger.events import AttemptHeader, End
-from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
+from batchgen.ledger.journal import JournalWriter, raw_lines
 from batchgen.media.durable import write_media
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit, Media, Rendered, Request, RowStats, StageSeconds
@@ -55,6 +55,31 @@ def render(request: Request) -> Rendered:
     shape = (request.num_frames, request.height, request.width, 3)
     frames = np.random.default_rng(request.seed).integers(0, 256, shape, np.uint8)
     return Rendered(request, frames, RowStats(stages=STAGES, steps_total=8, steps_computed=8.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """The events of one journal, and what could not be read."""
+
+    events: tuple[Event, ...]
+    bad_lines: tuple[int, ...]  # offsets of lines that are not the last one and still not whole
+    torn_bytes: int  # of a last line without newline
+
+
+def read_journal(path: Path, limit: int | None = None) -> Journal:
+    """All events whose line ends at or before byte `limit`."""
+    events: list[Event] = []
+    bad: list[int] = []
+    torn = 0
+    for offset, line in raw_lines(path, limit):
+        if not line.endswith(b"\n"):
+            torn = len(line)
+            continue
+        try:
+            events.append(decode_line(line))
+        except ValueError:
+            bad.append(offset)
+    return Journal(tuple(events), tuple(bad), torn)
 
 
 @dataclass

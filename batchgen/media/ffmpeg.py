@@ -6,6 +6,8 @@ that fills up while the last bytes are written would leave a torn file that coun
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -16,12 +18,13 @@ import numpy as np
 
 # one version of the encoder and a fixed thread count: equal frames, equal bytes
 BITEXACT = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1")
+_STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _PPM_HEADER = re.compile(rb"P6\n(\d+) (\d+)\n255\n")
 
 
 def encode(frames: np.ndarray, path: Path, *, fps: int, output: Sequence[str]) -> None:
     """Encode uint8 (F, H, W, 3) with the ffmpeg output options `output`; OSError with the
-    encoder's own words if it fails."""
+    encoder's own words if it fails, and with `errno` if they tell of a full or read-only disk."""
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
     data = np.ascontiguousarray(frames).reshape(-1).data
@@ -45,8 +48,11 @@ def _run(arguments: Sequence[str], data: memoryview | None, path: Path) -> bytes
     else:
         done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-600:]
-        raise OSError(f"{path}: ffmpeg ended with {done.returncode}: {said}")
+        said = done.stderr.decode(errors="replace").strip()
+        for number in _STORAGE_ERRNOS:
+            if os.strerror(number) in said:
+                raise OSError(number, os.strerror(number), str(path))
+        raise OSError(f"{path}: ffmpeg ended with {done.returncode}: {said[-600:]}")
     return done.stdout
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
-from lab import Lab
+from lab import Lab, make_request, read_journal, render
 
 from batchgen.errors import MediaError, StorageError
 from batchgen.ledger.catalog import collect
 from batchgen.ledger.intent import submission_numbers
-from batchgen.ledger.journal import read_journal
 from batchgen.ledger.status import read_status
 from batchgen.ledger.verify import verify
 from batchgen.ledger.winners import missing_rows
+from batchgen.media.durable import write_media
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
 
 
 @pytest.fixture
@@ -78,6 +83,34 @@ def test_a_full_disk_fails_rows_then_the_journal_and_all_is_well_with_room(
     assert submission_numbers(lab.run)[-1] == number
     assert collect(lab.run).ok == 4
     assert verify(lab.run).is_sound
+
+
+@pytest.mark.parametrize("format_name", ["mp4", "gif", "png"])
+def test_a_full_disk_is_told_by_its_number_whoever_wrote_the_file(
+    format_name: str, disk: Path
+) -> None:
+    """The program that makes videos has only words for it; callers look at the number."""
+    run, attempt = RunPaths(disk), Attempt(1, 0, 0, 0)
+    fill(disk)
+    with pytest.raises(MediaError, match="No space left") as caught:
+        write_media(render(make_request(0, format_name)), run, attempt, 1)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, None])
+def test_the_encoders_words_become_a_number(
+    number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = os.strerror(number) if number else "Invalid argument"
+    program = tmp_path / "encoder"
+    program.write_text(f"#!/bin/sh\necho 'Error writing trailer: {words}' >&2; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(program))
+    with pytest.raises(MediaError, match=words) as caught:
+        write_media(render(make_request(0, "mp4")), RunPaths(tmp_path), Attempt(1, 0, 0, 0), 1)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__cause__.errno == number
 
 
 def test_a_journal_that_cannot_even_begin_is_a_storage_error(
