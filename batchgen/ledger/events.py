@@ -1,8 +1,8 @@
 """The lines of a journal: typed events, and the one mapping between them and JSON.
 
 A line is `{"kind":"...", <fields>, "crc":"<crc32 of all before it>"}` and a newline. Commit lines
-begin with row_index, status and row_key, so that readers which need no more (`HEAD`) can leave the
-JSON unparsed; the check sum makes that safe.
+begin with row_index, status and row_key and start lines with row_index, so that readers which need
+no more (`HEAD`, `START`) can leave the JSON unparsed; the check sum makes that safe.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ HEAD = re.compile(
     rb'\{"kind":"(commit|void)","row_index":(\d+)'
     rb',"status":"(ok|failed|quarantined|void)","row_key":"(\w*)"'
 )
+START = re.compile(rb'\{"kind":"start","row_index":(\d+),[^\n]*\}\n')
 _CRC = b',"crc":"'
 _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
 
@@ -144,6 +145,12 @@ def is_whole(line: bytes) -> bool:
     line = line.removesuffix(b"\n")
     body = line[:-_CRC_BYTES]
     return line.endswith(b'%s%08x"}' % (_CRC, zlib.crc32(body)))
+
+
+def time_of(line: bytes) -> float:
+    """When a line was written, unix seconds; 0 if it is not whole."""
+    plain = json.loads(line) if is_whole(line) else {}
+    return float(plain.get("t") or plain.get("ended") or 0.0)
 
 
 def to_plain(value: Any) -> Any:

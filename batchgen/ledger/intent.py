@@ -134,11 +134,6 @@ def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
     return result
 
 
-def accepted_limits(run: RunPaths) -> dict[Path, int]:
-    """Journals that count only up to a byte; journals that count in full are absent."""
-    return {j.path: j.limit for j in accepted_journals(run) if j.limit is not None}
-
-
 def tally_for(run: RunPaths, intent: Intent | None, attempt: Attempt) -> Tally:
     """An empty tally of what `attempt` changes, given how its rows stood before it began."""
     if intent is None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from batchgen.errors import RunStateError, StorageError
@@ -22,8 +22,8 @@ from batchgen.ledger import events
 from batchgen.ledger.intent import read_intent, tally_for
 from batchgen.ledger.tally import Counters
 from batchgen.media.durable import make_folder, sync_folder
-from batchgen.paths import RunPaths, parse_journal
-from batchgen.records import Attempt, Commit
+from batchgen.paths import RunPaths
+from batchgen.records import Commit
 
 COUNTERS_EVERY_S = 0.5
 RECENT = 64  # commit times kept for the rate
@@ -40,6 +40,7 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._broken = ""
         self._tally = tally_for(run, read_intent(run, attempt.submission), attempt)
+        self._open: set[int] = set()  # row_index of rows that are started and not committed
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._written_t = 0.0
         self._counters = Counters(
@@ -84,9 +85,8 @@ class JournalWriter:
         with self._lock:
             now = time.time()
             self._write(events.Start(row_index, row_id, now))
-            self._counters = replace(
-                self._counters, started=self._counters.started + 1, phase="render"
-            )
+            self._open.add(row_index)
+            self._counters = replace(self._counters, phase="render")
             self._save_counters(now)
 
     def commit(self, commit: Commit) -> None:
@@ -96,6 +96,7 @@ class JournalWriter:
             failpoint("journal.before_append")
             self._write(commit, self._write_torn if _tear() else self._write_whole)
             self._tally.add(commit.row_index, commit.status)
+            self._open.discard(commit.row_index)
             self._count(commit)
         self._sync()
         failpoint("journal.after_append")
@@ -129,9 +130,8 @@ class JournalWriter:
         """The last line: the attempt ended by itself."""
         with self._lock:
             self._write(end)
-            self._counters = replace(
-                self._counters, ended=end.reason, busy_s=end.busy_s, idle_s=end.idle_s
-            )
+            self._counters = replace(self._counters, busy_s=end.busy_s, idle_s=end.idle_s)
+            self._counters = self._counters.after_end(end)
             self._save_counters(end.t, force=True)
         self._sync()
 
@@ -207,7 +207,7 @@ class JournalWriter:
         if now - self._written_t < COUNTERS_EVERY_S and not force:
             return
         self._written_t = now
-        self._counters = replace(self._counters, t=now)
+        self._counters = replace(self._counters, t=now, open_rows=tuple(self._open))
         temporary = self._counters_path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(events.to_plain(self._counters)))
@@ -216,42 +216,6 @@ class JournalWriter:
 
 def _tear() -> bool:
     return os.environ.get("BATCHGEN_FAILPOINT", "").startswith("journal.torn:")
-
-
-@dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that is not the last one and still not whole: the storage lost or changed bytes."""
-
-    offset: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Journal:
-    """The events of one journal, and what could not be read."""
-
-    path: Path
-    attempt: Attempt
-    events: tuple[events.Event, ...]
-    bad_lines: tuple[BadLine, ...]
-    torn_bytes: int  # of a last line without newline: a crash in mid-write, nothing was promised
-
-
-def read_journal(path: Path, limit: int | None = None) -> Journal:
-    """All events whose line ends at or before byte `limit`. A torn last line is ignored; other
-    unreadable lines are skipped and listed. ValueError if `path` is not the name of a journal."""
-    found: list[events.Event] = []
-    bad: list[BadLine] = []
-    torn = 0
-    for offset, line in raw_lines(path, limit):
-        if not line.endswith(b"\n"):
-            torn = len(line)
-            continue
-        try:
-            found.append(events.decode_line(line))
-        except ValueError as error:
-            bad.append(BadLine(offset, str(error)))
-    return Journal(path, parse_journal(path), tuple(found), tuple(bad), torn)
 
 
 def raw_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[tuple[int, bytes]]:

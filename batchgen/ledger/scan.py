@@ -7,7 +7,6 @@ resumed and collected in bounded memory.
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from collections.abc import Callable
@@ -17,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from batchgen.ledger.events import HEAD, AttemptHeader, End, Phase, decode_line, is_whole
+from batchgen.ledger.events import (
+    HEAD,
+    START,
+    AttemptHeader,
+    End,
+    Phase,
+    decode_line,
+    is_whole,
+    time_of,
+)
 from batchgen.ledger.intent import AcceptedJournal, accepted_journals
 from batchgen.paths import RunPaths
 
@@ -25,7 +33,6 @@ STATUS_CODES = {"pending": 0, "ok": 1, "failed": 2, "quarantined": 3, "void": 4}
 STATUS_NAMES = {code: name for name, code in STATUS_CODES.items()}
 _STATUS_BYTES = {name.encode(): code for name, code in STATUS_CODES.items()}
 KEY_TYPE = "S32"  # 128 bits of the hexadecimal row key tell two keys of one row apart
-_START = re.compile(rb'\{"kind":"start","row_index":(\d+),[^\n]*\}\n')
 
 
 @dataclass(slots=True)
@@ -116,7 +123,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
     facts = JournalFacts(journal)
     limit = float("inf") if journal.limit is None else journal.limit
     open_rows = facts.open_rows
-    match_start, match_head = _START.match, HEAD.match
+    match_start, match_head = START.match, HEAD.match
     offset, last = 0, b""
     with journal.path.open("rb") as file:
         for line in file:
@@ -125,7 +132,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
                 open_rows.add(int(start[1]))
                 facts.starts += 1
                 if facts.starts == 1:
-                    facts.first_start_t = _time_of(line)
+                    facts.first_start_t = time_of(line)
                 last = line
             elif not line.endswith(b"\n"):
                 facts.torn_bytes = size
@@ -140,7 +147,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
                 elif not _note(facts, line):
                     facts.bad_lines.append(offset)
             offset += size
-    facts.last_t = _time_of(last)
+    facts.last_t = time_of(last)
     return facts
 
 
@@ -157,11 +164,6 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
     elif isinstance(event, End):
         facts.end = event
     return isinstance(event, AttemptHeader | Phase | End)
-
-
-def _time_of(line: bytes) -> float:
-    plain = json.loads(line) if is_whole(line) else {}
-    return float(plain.get("t") or plain.get("ended") or 0.0)
 
 
 def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:

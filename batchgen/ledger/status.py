@@ -13,7 +13,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from batchgen.ledger.events import HEAD, AttemptHeader, decode_line, is_whole
+from batchgen.ledger.events import (
+    HEAD,
+    START,
+    AttemptHeader,
+    End,
+    decode_line,
+    from_plain,
+    is_whole,
+    time_of,
+)
 from batchgen.ledger.intent import (
     AcceptedJournal,
     Intent,
@@ -28,7 +37,6 @@ from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 from batchgen.runfile import read_run
 
-_START = b'{"kind":"start"'
 STALE_S = 60.0  # no heartbeat for so long on another machine: taken for dead
 State = Literal["planned", "submitted", "running", "stopped", "finished"]
 Life = Literal["running", "ended", "dead"]
@@ -50,6 +58,7 @@ class AttemptStatus:
     gpu_s: float  # wall time x devices
     heartbeat_age_s: float
     ended: str  # reason; empty if it did not end by itself
+    error: str  # what ended it, where `ended` is the class of an error
     fenced: bool  # a later attempt has drawn a line: what it still appends is waste
 
     @property
@@ -152,7 +161,10 @@ class _View:
             counters = _from_header(journal)
         elif current and counters.offset > _length(journal):
             counters = replace(
-                _from_header(journal), process=counters.process, ended=counters.ended
+                _from_header(journal),
+                process=counters.process,
+                ended=counters.ended,
+                error=counters.error,
             )
         if current:
             counters = _follow(run, intent, journal, counters)
@@ -175,12 +187,13 @@ class _View:
             host=counters.process.host,
             process=counters.process,
             device=counters.device,
-            started=counters.started,
+            started=counters.commits + len(counters.open_rows),
             commits=counters.commits,
             wall_s=wall,
             gpu_s=wall * counters.devices,
             heartbeat_age_s=age,
             ended=counters.ended,
+            error=counters.error,
             fenced=self.journal.limit is not None,
         )
 
@@ -225,17 +238,18 @@ def _follow(
     """Counters after the whole lines beyond `counters.offset`. As a rule these are few; but where
     counters were lost it is the whole journal, so ok commits and starts are not parsed as JSON."""
     tally: Tally | None = None
-    started, last, tail = counters.started, b"", deque[bytes](maxlen=RECENT)
+    in_flight, last, tail = set(counters.open_rows), b"", deque[bytes](maxlen=RECENT)
     for _, line in raw_lines(journal.path, journal.limit, counters.offset):
         if not line.endswith(b"\n"):
             break
-        if line.startswith(_START):
-            started += 1
+        if start := START.match(line):
+            in_flight.add(int(start[1]))
         elif not is_whole(line):
             continue
         elif head := HEAD.match(line):
             tally = tally or tally_for(run, intent, journal.attempt)
             tally.add(int(head[2]), head[3].decode())
+            in_flight.discard(int(head[2]))
             if head[1] == b"commit":
                 tail.append(line)
             if head[3] != b"ok":
@@ -244,13 +258,14 @@ def _follow(
             counters = _with_event(counters, line)
         last = line
     times = (*counters.recent, *(json.loads(line)["ended"] for line in tail))
-    if started > counters.started:
-        counters = replace(counters, started=started, phase="render")
+    if in_flight or tail:
+        counters = replace(counters, phase="render")
     return replace(
         counters,
+        open_rows=tuple(in_flight),
         commits=counters.commits + (tally.commits if tally else 0),
         changes=counters.changes + (tally.counts if tally else Counts()),
-        t=max(counters.t, _time_of(last)),
+        t=max(counters.t, time_of(last)),
         recent=times[-RECENT:],
     )
 
@@ -260,7 +275,7 @@ def _with_event(counters: Counters, line: bytes) -> Counters:
     if plain["kind"] == "phase":
         return replace(counters, phase="render")
     if plain["kind"] == "end":
-        return replace(counters, ended=plain["reason"])
+        return counters.after_end(from_plain(End, plain))
     return counters
 
 
@@ -270,8 +285,3 @@ def _with_error(counters: Counters, line: bytes) -> Counters:
         return counters
     text = f"{plain['error_type']}: {plain['error']}"
     return replace(counters, last_error=text, last_error_t=plain["ended"])
-
-
-def _time_of(line: bytes) -> float:
-    plain = json.loads(line) if is_whole(line) else {}
-    return float(plain.get("t") or plain.get("ended") or 0.0)

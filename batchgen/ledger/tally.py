@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from batchgen.ledger.events import from_plain
+from batchgen.ledger.events import End, from_plain
 from batchgen.processes import ProcessId
 
 MISSING = "missing"
@@ -86,7 +86,7 @@ class Counters:
     devices: int = 1
     began: float = 0.0  # unix seconds
     t: float = 0.0  # heartbeat: when this file was written
-    started: int = 0  # start lines
+    open_rows: tuple[int, ...] = ()  # row_index of rows that are started and not committed
     commits: int = 0  # commit lines
     changes: Counts = field(default_factory=Counts)
     recent: tuple[float, ...] = ()  # times of the last commits
@@ -96,6 +96,14 @@ class Counters:
     last_error: str = ""
     last_error_t: float = 0.0
     ended: str = ""  # reason of the end; empty while it runs (or was killed)
+    error: str = ""  # what ended it, if that was an error
+
+    def after_end(self, end: End) -> Counters:
+        """These counters once the attempt has ended by itself."""
+        ended = replace(self, ended=end.reason, error=end.error)
+        if not end.error:
+            return ended
+        return replace(ended, last_error=f"{end.reason}: {end.error}", last_error_t=end.t)
 
 
 def read_counters(path: Path) -> Counters | None:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -160,15 +159,3 @@ class _DigestCache:
 
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def digest_names(model: ModelSpec) -> Sequence[str]:
-    """Files that `weights_digest` reads, relative to the checkpoint; for reports."""
-    folder = model.weights_folder
-    if folder is None:
-        return ()
-    return [
-        file.relative_to(folder).as_posix()
-        for component in COMPONENTS
-        for file in _component_files(folder / component)
-    ]

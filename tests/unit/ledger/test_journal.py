@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import STAGES, Lab
+from lab import STAGES, Lab, read_journal
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger import events
-from batchgen.ledger.journal import read_journal, whole_length
+from batchgen.ledger.journal import whole_length
 from batchgen.ledger.tally import read_counters
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Commit, Media, RowStats
@@ -122,7 +122,7 @@ def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
     content = read_journal(journal.path)
     assert [e.row_index for e in content.events if isinstance(e, Commit)] == [0, 2]
     begin = whole.index(b'{"kind":"commit","row_index":1')
-    assert [bad.offset for bad in content.bad_lines] == [begin]
+    assert content.bad_lines == (begin,)
 
 
 @pytest.mark.parametrize("kind", ["attempt", "start", "phase", "commit", "end"])
@@ -254,7 +254,7 @@ def test_threads_do_not_mix_their_lines(make_lab: Callable[..., Lab]) -> None:
     counters = read_counters(lab.run.counters(Attempt(1, 0, 0, 0)))
     assert counters is not None
     assert counters.offset == journal.path.stat().st_size
-    assert (counters.started, counters.commits, counters.changes.ok) == (200, 200, 200)
+    assert (counters.commits, counters.changes.ok) == (200, 200)
 
 
 def test_counters_that_cannot_be_written_do_not_stop_the_journal(

@@ -190,6 +190,52 @@ def test_a_process_is_alive_until_it_is_gone_and_never_again(make_lab: Callable[
     assert read_status(lab.run).attempts[0].life == "dead"
 
 
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_row_that_is_tried_again_is_in_flight_once(
+    followed: bool, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by the writer, or by a reader of lines after the counters were written."""
+    lab = make_lab(3)
+    journal = lab.journal(lab.submit())
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if followed else 0.0)
+
+    def rows() -> tuple[int, int, int]:
+        status = read_status(lab.run)
+        (attempt,) = status.attempts
+        return attempt.started, attempt.commits, status.running
+
+    for row in (0, 1):
+        journal.start(row, f"row{row:04d}")
+    assert rows() == (2, 0, 2)
+    lab.fail(journal, 0)
+    journal.start(1, "row0001")
+    assert rows() == (2, 1, 1)
+    journal.beat()
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9)
+    journal.start(1, "row0001")  # one that the counters know already
+    assert rows() == (2, 1, 1)
+    lab.render(journal, 1)
+    lab.render(journal, 2)
+    assert rows() == (3, 3, 0)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_an_attempt_that_ends_by_an_error_says_which(
+    counted: bool, make_lab: Callable[..., Lab]
+) -> None:
+    lab = make_lab(2)
+    ends = {"drained": "", "WeightsError": "no such folder /weights", "MemoryError": "too large"}
+    for reason, error in ends.items():
+        with lab.journal(lab.submit()) as journal:
+            lab.fail(journal, 0)
+            journal.end(End(reason=reason, error=error))
+    if not counted:
+        lab.run.counters(Attempt(3, 0, 0, 0)).unlink()
+    status = read_status(lab.run)
+    assert status.last_error == "MemoryError: too large"
+    assert {a.ended: a.error for a in status.attempts} == ends
+
+
 def test_an_attempt_on_another_machine_lives_by_its_heartbeat(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(1)
     lab.journal(lab.submit()).close()
