@@ -14,6 +14,7 @@ not be better: whoever listed the old one would open files of the new one, or no
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ from batchgen.runfile import RunFile, read_run
 
 PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
+LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
 COLLECT_KEY = b"batchgen.collect"
 _REPEATED = (
     *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
@@ -89,12 +91,14 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
+        _sweep(temporary.parent)
         parts = _write_parts(run, found, header, temporary, totals, progress)
         accounts = attempt_table(run, found, totals.spent, header)
         totals.timers.add_attempts(accounts)
         _publish(temporary, run.catalog_rows)
         write_bytes_atomic(run.catalog_runs, _parquet_bytes(accounts))
-        write_bytes_atomic(run.time_stats, totals.timers.csv(time.time()).encode())
+        if header.config.get("output", {}).get("enable_timer_dump", True):
+            write_bytes_atomic(run.time_stats, totals.timers.csv(time.time()).encode())
     except OSError as error:
         raise StorageError(f"{run.root}: the catalog cannot be written: {error}") from error
     finally:
@@ -178,11 +182,20 @@ def _part_writer(folder: Path, number: int, schema: pa.Schema) -> pq.ParquetWrit
     )
 
 
+def _sweep(folder: Path) -> None:
+    for path in folder.glob(".rows-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LEFTOVER_S:
+                shutil.rmtree(path)
+
+
 def _publish(temporary: Path, target: Path) -> None:
     sync(temporary)
-    if not target.exists():
+    try:
         temporary.replace(target)
-    else:
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
         names = sorted(part.name for part in temporary.iterdir())
         for name in names:
             (temporary / name).replace(target / name)

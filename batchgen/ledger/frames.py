@@ -19,12 +19,13 @@ _TRIES = 20
 
 def open_runs(*runs: str | Path) -> pd.DataFrame:
     """The collected catalogs of one or many run folders, one below the other, with a column `run`
-    (the folder's name). RunStateError for a run that was not collected yet."""
+    (the folder's name). A run that was not collected yet is shown as it stands (`snapshot`).
+    RunStateError for a folder that is no run."""
     if not runs:
         raise RunStateError("open_runs needs at least one run folder")
     frames = []
     for folder in map(Path, runs):
-        frame: pd.DataFrame = _read_parts(RunPaths(folder).catalog_rows).to_pandas()
+        frame: pd.DataFrame = _catalog_of(RunPaths(folder)).to_pandas()
         frame.insert(0, "run", folder.resolve().name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
@@ -71,12 +72,13 @@ def _rendered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["status"] == "ok") & (frame["alias_of"] == "")]
 
 
-def _read_parts(folder: Path) -> pa.Table:
+def _catalog_of(run: RunPaths) -> pa.Table:
     """All parts of one collect; read again if a collect publishes in between."""
+    folder = run.catalog_rows
     for _ in range(_TRIES):
         parts = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
         if not parts:
-            raise RunStateError(f"{folder} holds no catalog: run `batchgen collect` first")
+            return snapshot_table(run)
         tables = [pq.read_table(part) for part in parts]
         if len({table.schema.metadata[COLLECT_KEY] for table in tables}) == 1:
             return pa.concat_tables([t.replace_schema_metadata() for t in tables])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -222,6 +223,15 @@ def test_time_stats_have_a_line_a_timer(mixed: Lab) -> None:
     assert timers["overall"][3] == "2"
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_time_stats_are_written_where_the_job_wants_them(mixed: Lab, wanted: bool) -> None:
+    fields = json.loads(mixed.run.run_json.read_text())
+    fields["config"]["output"] = {"enable_timer_dump": wanted}
+    mixed.run.run_json.write_text(json.dumps(fields))
+    assert collect(mixed.run).ok == 3
+    assert mixed.run.time_stats.exists() == wanted
+
+
 def test_many_parts_hold_the_rows_of_one(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +303,44 @@ def test_open_runs_does_not_mix_two_collects(
     assert len(catalog.open_runs(lab.run.root)) == 4
 
 
+def test_two_first_collects_at_once_both_succeed(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second to publish finds the folder of the first, which was not there a moment before."""
+    lab = make_lab(2)
+    real = Path.replace
+    first = True
+
+    def overtaken(self: Path, target: Path) -> Path:
+        nonlocal first
+        if first:
+            first = False
+            with lab.journal(lab.submit()) as journal:
+                lab.render(journal, 0)
+            assert collect(lab.run).ok == 1
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", overtaken)
+    assert collect(lab.run).pending == 2
+    assert catalog.open_runs(lab.run.root)["status"].tolist() == ["pending", "pending"]
+    assert [p.name for p in lab.run.catalog_rows.iterdir()] == ["part-00000.parquet"]
+    assert collect(lab.run).ok == 1
+
+
+def test_what_collects_that_died_left_behind_is_swept_after_an_hour(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(1)
+    folder = lab.run.catalog_rows.parent
+    for name, age_s in ((".rows-1-dead", 3700), (".rows-2-busy", 3500)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "part-00000.parquet").touch()
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    collect(lab.run)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [".rows-2-busy", "rows", "runs.parquet"]
+
+
 def test_many_runs_open_as_one_frame(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
     labs = [make_lab(2, root=tmp_path / name) for name in ("first", "second")]
     for lab in labs:
@@ -315,10 +363,25 @@ def test_runs_with_other_carried_columns_open_together(
     assert frame["style"].isna().tolist() == [False, True]
 
 
-def test_a_run_that_was_not_collected_says_so(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab(1)
-    with pytest.raises(RunStateError, match=r"catalog/rows holds no catalog.*batchgen collect"):
-        catalog.open_runs(lab.run.root)
+def test_a_run_that_was_not_collected_opens_as_it_stands(
+    make_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    """Beside one that was; both have the same columns."""
+    done, going = (make_lab(2, root=tmp_path / name) for name in ("done", "going"))
+    collect(done.run)
+    going.render(going.journal(going.submit()), 0)
+    frame = catalog.open_runs(done.run.root, going.run.root)
+    assert frame["run"].tolist() == ["done", "done", "going", "going"]
+    assert frame["status"].tolist() == ["pending", "pending", "ok", "pending"]
+    assert not going.run.catalog_rows.exists()
+    pd.testing.assert_series_equal(
+        catalog.open_runs(done.run.root).dtypes, catalog.open_runs(going.run.root).dtypes
+    )
+
+
+def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunStateError, match="is not a run folder"):
+        catalog.open_runs(tmp_path)
     with pytest.raises(RunStateError, match="at least one"):
         catalog.open_runs()
 
