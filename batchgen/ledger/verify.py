@@ -40,11 +40,12 @@ _KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was checked and found; a repair moves what it dealt with from `findings` to `mended`."""
+    """What was checked and found; a repair moves what it dealt with from `findings` to `mended`,
+    and all counts are those after it."""
 
     rows: int  # of the manifest
     ok: int  # rows with a published result, aliases included
-    files: int  # media checked
+    files: int  # media of these rows
     bytes: int
     findings: tuple[Finding, ...]
     live: int  # attempts at work meanwhile: their files are not judged
@@ -82,6 +83,11 @@ class _Ledger:
     media: list[_Published] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all media."""
+        return sum(item.bytes for item in self.media)
+
 
 def verify(
     run: RunPaths, *, repair: bool = False, progress: Callable[[int], None] | None = None
@@ -108,7 +114,7 @@ def verify(
         rows=len(found.status),
         ok=ledger.ok,
         files=len(ledger.media),
-        bytes=sum(item.bytes for item in ledger.media),
+        bytes=ledger.size,
         findings=tuple(ledger.findings),
         live=len(live),
     )
@@ -219,8 +225,12 @@ def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
     delete_files([path for f in rows.values() if _is_ours(run, path := run.root / f.path)])
     if run.catalog_rows.exists():
         collect(run)
+    after = _read_ledger(run, winners(run))
     return replace(
         report,
+        ok=after.ok,
+        files=len(after.media),
+        bytes=after.size,
         findings=tuple(f for f in report.findings if f.kind == "journal"),
         mended=mended,
         voided=len(rows),

@@ -115,7 +115,10 @@ def test_damage_is_found_repaired_and_rendered_again(
 
 def test_a_damaged_original_takes_its_aliases_along(finished: Lab) -> None:
     media_of(finished, 0).unlink()
-    assert verify(finished.run, repair=True).voided == 1
+    report = verify(finished.run, repair=True)
+    assert report.voided == 1
+    assert (report.ok, report.files, report.rows) == (2, 2, 4), "as it stands after the repair"
+    assert report.bytes == sum(file.stat().st_size for file in finished.run.media.iterdir())
     status = read_status(finished.run)
     assert (status.ok, status.left) == (2, 2)
 
