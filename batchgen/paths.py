@@ -36,6 +36,11 @@ class RunPaths:
     def plan(self) -> Path:
         return self.root / "plan.parquet"
 
+    @property
+    def next_run_json(self) -> Path:
+        """run.json of a replan that is being installed: becomes run.json when its plan is there."""
+        return self.root / "run.next.json"
+
     # submissions and their journals
     @property
     def submissions(self) -> Path:
@@ -53,6 +58,10 @@ class RunPaths:
 
     def jobs(self, number: int) -> Path:
         return self.submission(number) / "jobs.json"
+
+    def cancelled(self, number: int) -> Path:
+        """There while a submission is to end: its ranks look for it at every tick."""
+        return self.submission(number) / "cancelled"
 
     def queue_address(self, attempt: Attempt) -> Path:
         return self.submission(attempt.submission) / f"queue-{attempt.task}-r{attempt.restart}.json"

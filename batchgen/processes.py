@@ -36,6 +36,15 @@ class ProcessId:
         return self.start != 0 and _start_ticks(self.pid) == self.start
 
 
+def children_of(process: ProcessId) -> list[ProcessId]:
+    """Direct children of a process of this machine."""
+    try:
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [ProcessId.of(int(pid)) for pid in listed]
+
+
 def wait_until_gone(processes: Sequence[ProcessId], timeout_s: float) -> bool:
     """Poll until none of this machine's is alive; False when some still are at the end."""
     deadline = time.monotonic() + timeout_s

@@ -18,6 +18,8 @@ from pathlib import Path
 from batchgen.errors import BatchgenError
 from batchgen.media.durable import write_json
 
+TOKEN_S = 30.0  # patience with a stray connection
+
 
 class QueueLost(BatchgenError):
     """The rank that serves the shard's queue is gone; the rows left wait for the next attempt."""
@@ -49,7 +51,6 @@ class TicketServer:
         self._lock = threading.Lock()
         self._token = secrets.token_hex(16)
         self._socket = socket.create_server((host, 0), backlog=takers)
-        self._expected = takers
         self._threads: list[threading.Thread] = []
         self._acceptor = threading.Thread(target=self._accept, name="tickets", daemon=True)
         self._acceptor.start()
@@ -57,10 +58,10 @@ class TicketServer:
         write_json(address_file, {"host": host, "port": port, "token": self._token})
 
     def _accept(self) -> None:
-        while len(self._threads) < self._expected:
+        while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:  # closed by close(): a rank that never came is not waited for
+            except OSError:  # close(): a rank that never came is not waited for
                 return
             thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
             self._threads.append(thread)
@@ -69,8 +70,10 @@ class TicketServer:
     def _serve(self, connection: socket.socket) -> None:
         with connection, connection.makefile("rwb") as stream:
             try:
+                connection.settimeout(TOKEN_S)
                 if stream.readline().decode().strip() != self._token:
                     return
+                connection.settimeout(None)
                 for line in stream:
                     with self._lock:
                         granted = self._tickets.take(int(line))
@@ -83,6 +86,8 @@ class TicketServer:
         """Wait until every replica that connected has let go, then stop."""
         for thread in list(self._threads):
             thread.join()
+        self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._acceptor.join()
         self._socket.close()
 
 

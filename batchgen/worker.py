@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -24,7 +25,6 @@ from batchgen.engine.contract import EngineReport
 from batchgen.engine.device import device_name, device_of_rank, pick_device
 from batchgen.engine.engine import Engine
 from batchgen.errors import (
-    MediaError,
     NonFiniteOutput,
     PromptTooLong,
     RunStateError,
@@ -47,7 +47,7 @@ Judge = Callable[[np.ndarray, str], float | None]
 FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # the same again however often it is tried
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 FULL_ROWS_BEFORE_STOP = 3
-DRAIN_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+DRAIN_SIGNALS = {signal.SIGTERM: "cancelled", signal.SIGUSR2: "drained"}  # reason to end
 
 
 @dataclass(slots=True)
@@ -57,16 +57,15 @@ class ShardSource:
     run: RunPaths
     rows: np.ndarray  # row_index of the shard, in order
     done: set[int]
-    tickets: TicketClient
-    lost: bool = False
+    tickets: TicketClient | None  # None: the queue is gone
 
     def take(self, room: int) -> list[Request]:
-        while not self.lost:
+        while self.tickets is not None:
             try:
                 granted = self.tickets.take(room)
             except QueueLost as error:
                 log.warning("%s", error)
-                self.lost = True
+                self.tickets = None
                 break
             if not granted:
                 return []
@@ -122,22 +121,25 @@ class RowSink:
         self._journal.start(request.row_index, request.row_id)
 
     def finished(self, rendered: Rendered) -> None:
-        """Write and commit; a media file that cannot be written is the row's own failure."""
+        """Write and commit. Whatever keeps the media from being written is the row's own failure;
+        a journal that cannot be written is not, and ends the attempt."""
         began = time.perf_counter()
         try:
             media = write_media(rendered, self._run, self._policy.attempt, self._policy.total_rows)
-        except MediaError as error:
+        except Exception as error:
             self._media_failed(rendered, error)
             return
         self._full_in_a_row = 0
         wrote = time.perf_counter() - began
         stats = replace(rendered.stats, stages=replace(rendered.stats.stages, write=wrote))
-        score = self._judge(rendered.frames, rendered.request.prompt) if self._judge else None
-        commit = self._commit(rendered.request, stats)
-        self._journal.commit(replace(commit, media=media, score=score))
+        commit = replace(self._commit(rendered.request, stats), score=self._score(rendered))
+        self._journal.commit(replace(commit, media=media))
         log.info("row %s ok: %s, %d bytes", commit.row_id, media.path, media.bytes)
 
-    def _media_failed(self, rendered: Rendered, error: MediaError) -> None:
+    def _score(self, rendered: Rendered) -> float | None:
+        return self._judge(rendered.frames, rendered.request.prompt) if self._judge else None
+
+    def _media_failed(self, rendered: Rendered, error: Exception) -> None:
         """One row's failure, unless the folder is plainly full: then rendering on is waste."""
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
@@ -178,9 +180,9 @@ class RowSink:
             attempt=self._policy.attempt.tag,
             shard=self._policy.attempt.task,
             host=self._policy.host,
-            started=self._started.get(request.row_index, now),
+            started=self._started.pop(request.row_index, now),
             ended=now,
-            tries=max(1, self._tries[request.row_index]),
+            tries=max(1, self._tries.pop(request.row_index, 1)),
             stats=stats,
         )
 
@@ -192,22 +194,53 @@ class RowSink:
 
 
 class Drain:
-    """Turns the drain signals into a flag that the engine polls every tick."""
+    """Whether this rank is to end: a signal came, or the submission was cancelled."""
 
-    def __init__(self) -> None:
-        self.signal_name = ""
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+        self._looked = 0.0
+        self.reason = ""
 
-    def install(self) -> None:
+    def __enter__(self) -> Drain:
         """Signals are the main thread's; elsewhere (a test) nobody sends any."""
+        self._before = {}
         if threading.current_thread() is threading.main_thread():
-            for number in DRAIN_SIGNALS:
-                signal.signal(number, self._handle)
+            self._before = {s: signal.signal(s, self._handle) for s in DRAIN_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
+        self.reason = DRAIN_SIGNALS[signal.Signals(number)]
 
     def __call__(self) -> bool:
-        return bool(self.signal_name)
+        """Cheap enough for every tick: looks for the mark twice a second."""
+        now = time.monotonic()
+        if not self.reason and now - self._looked > 0.5:
+            self._looked = now
+            if self._mark.exists():
+                self.reason = "cancelled"
+        return bool(self.reason)
+
+
+@contextmanager
+def _heartbeat(journal: JournalWriter) -> Iterator[None]:
+    """Say every second that this rank is at work: another machine cannot look at the process."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(1.0):
+            journal.beat()
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
@@ -219,8 +252,6 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
     run_file = read_run(root)
     config = _settings(root, submission)
     attempt = Attempt(submission, rank.task, rank.restart, rank.rank)
-    drain = Drain()
-    drain.install()
     if rank.rank == 0:
         accept_restart(root, attempt)
     device = device_of_rank(rank.local_rank)
@@ -236,8 +267,10 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
     )
     with (
         _run_log(root, config.output, attempt),
+        Drain(root.cancelled(submission)) as drain,
         JournalWriter.open(root, header) as journal,
         _last_line(journal) as ending,
+        _heartbeat(journal),
         _open_source(root, submission, rank, attempt) as source,
     ):
         engine = Engine.load(config.model, config.system, device)
@@ -249,16 +282,11 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
         )  # fmt: skip
         policy = RowPolicy(attempt, rank.host, run_file.rows, config.slurm.row_retries)
         sink = RowSink(root, journal, policy, _judge(config))
-
-        def stop() -> bool:
-            journal.beat()  # at every tick: another machine must see that this one is at work
-            return drain()
-
-        ending.add(engine.render(source, sink, stop=stop))
+        ending.add(engine.render(source, sink, stop=drain))
         while not drain() and (again := sink.to_retry()):
-            ending.add(engine.render(ListSource(again), sink, stop=stop))
+            ending.add(engine.render(ListSource(again), sink, stop=drain))
         ending.last_row_at = sink.last_commit
-        ending.reason = "drained" if drain() else "queue-lost" if source.lost else "done"
+        ending.reason = drain.reason or ("queue-lost" if source.tickets is None else "done")
         log.info("ended: %s", ending.reason)
 
 
@@ -313,8 +341,8 @@ def _last_line(journal: JournalWriter) -> Iterator[Ending]:
     ending = Ending([])
     try:
         yield ending
-    except Exception as error:
-        ending.reason, ending.error = type(error).__name__, str(error)
+    except BaseException as error:  # Ctrl-C too: the journal says how its attempt ended
+        ending.reason, ending.error = type(error).__name__, str(error) or repr(error)
         log.exception("the attempt ends")
         with suppress(StorageError):  # the first error is the one to tell
             journal.end(ending.line())
@@ -333,11 +361,21 @@ def _open_source(
         if rank.rank == 0:
             server = TicketServer(len(rows), rank.world_size, address, rank.address)
             stack.callback(server.close)
-        tickets = TicketClient(address)
-        stack.callback(tickets.close)  # before the server waits for its clients
+        tickets = _join_queue(address)
+        if tickets is not None:
+            stack.callback(tickets.close)  # before the server waits for its clients
         fence = read_fence(root, attempt)  # rank 0 wrote it before it opened the queue
         done = set(fence.statuses) if fence else set()
         yield ShardSource(root, rows, done, tickets)
+
+
+def _join_queue(address: Path) -> TicketClient | None:
+    """None when rank 0 is gone: it died, or the others have rendered everything meanwhile."""
+    try:
+        return TicketClient(address)
+    except QueueLost as error:
+        log.warning("%s", error)
+        return None
 
 
 @contextmanager
@@ -366,7 +404,11 @@ def _judge(config: JobConfig) -> Judge | None:
     from batchgen.tiny.score import score
 
     def judge(frames: np.ndarray, prompt: str) -> float | None:
-        verdict = score(frames, prompt)
+        try:
+            verdict = score(frames, prompt)
+        except Exception:  # an opinion on a row must not cost the row
+            log.exception("no score for %r", prompt)
+            return None
         return None if verdict is None else verdict.fraction
 
     return judge

@@ -55,6 +55,10 @@ class Bench:
     job: Path
     root: Path
 
+    def row_ids(self) -> str:
+        """All rows of the manifest, as `--rows` takes them."""
+        return ",".join(pq.read_table(self.folder / "manifest.parquet")["row_id"].to_pylist())
+
     def start(self, *argv: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start a command without waiting."""
         return subprocess.Popen(
@@ -77,7 +81,8 @@ class Bench:
 
 
 def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    names = dict.fromkeys(name for row in rows for name in row)  # not the first row's alone
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), path)
     return path
 
 

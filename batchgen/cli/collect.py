@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
+from batchgen.ledger.status import read_status
 
 if TYPE_CHECKING:
     from batchgen.ledger.catalog import CatalogSummary
@@ -54,8 +55,11 @@ def handle_collect(args: argparse.Namespace) -> Result:
 def handle_verify(args: argparse.Namespace) -> Result:
     """Exit code 0 if nothing published is damaged and, after a repair, no row is left."""
     from batchgen.ledger.verify import verify
+    from batchgen.runner.jobs import refuse_if_alive
 
     run = find_run(args)
+    if args.repair:
+        refuse_if_alive(run)  # ranks that are still loading would be fenced off
     report = verify(run, repair=args.repair)
     for finding in (*report.findings, *report.mended)[:SHOWN_FINDINGS]:
         row = f" (row {finding.row_id})" if finding.row_id else ""
@@ -81,6 +85,8 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
     for line in _first_failures(run) if summary.failed else ():
         print(f"  {line}")
     print(f"media    {run.media}\ncatalog  {run.catalog_rows}")
+    if summary.pending and (error := read_status(run).last_error):
+        print(f"error    {error}")
     if summary.ok < summary.rows:
         print(f"go on    batchgen resume {run.root.name}")
     data = {"run": str(run.root), "catalog": str(run.catalog_rows), "rows": summary.rows}

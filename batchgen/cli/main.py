@@ -8,6 +8,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from batchgen import __version__
 from batchgen.cli.result import INTERRUPTED, USAGE, Result
@@ -61,11 +62,17 @@ def _leaves(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    args = _parse(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parse(argv)
+    except SystemExit as ended:
+        if ended.code and "--json" in argv:
+            print(json.dumps({"error": "usage", "exit_code": USAGE}))
+        raise
     try:
         result: Result = args.handler(args)
     except KeyboardInterrupt:
-        return _ended(args, INTERRUPTED, "interrupted; `batchgen resume` goes on from here")
+        return _ended(args, INTERRUPTED, f"interrupted; go on with `batchgen resume {_run(args)}`")
     except UsageError as error:
         return _ended(args, USAGE, str(error))
     except BatchgenError as error:
@@ -78,16 +85,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return result.exit_code
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may stand after options too, where argparse leaves them over."""
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """`key=value` words may stand after options too, where argparse leaves them over."""
     top = parser()
     args, left_over = top.parse_known_args(argv)
-    overrides = [word for word in left_over if "=" in word and not word.startswith("-")]
-    if len(overrides) < len(left_over) or (overrides and not hasattr(args, "overrides")):
+    taker = next((name for name in ("overrides", "sweeps") if hasattr(args, name)), None)
+    words = [word for word in left_over if "=" in word and not word.startswith("-")]
+    if len(words) < len(left_over) or (words and taker is None):
         top.error(f"unrecognized arguments: {' '.join(left_over)}")
-    if overrides:
-        args.overrides = [*args.overrides, *overrides]
+    if words and taker is not None:
+        setattr(args, taker, [*getattr(args, taker), *words])
     return args
+
+
+def _run(args: argparse.Namespace) -> str:
+    """The run that a verb is at work on, as a person would name it."""
+    made = getattr(args, "made", None)  # by `run` and `submit`
+    return Path(made).name if made else getattr(args, "run", "RUN")
 
 
 def _ended(args: argparse.Namespace, code: int, message: str) -> int:
@@ -95,7 +109,8 @@ def _ended(args: argparse.Namespace, code: int, message: str) -> int:
         traceback.print_exc()
     print(f"batchgen {args.verb}: {message}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"error": message, "exit_code": code}))
+        made = {"run": args.made} if getattr(args, "made", None) else {}
+        print(json.dumps({"error": message, "exit_code": code, **made}))
     return code
 
 

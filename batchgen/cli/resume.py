@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from batchgen.cli.result import OK, Result
+from batchgen.cli.result import Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.errors import RunStateError, closest
 
@@ -81,17 +81,13 @@ def handle_retry(args: argparse.Namespace) -> Result:
 def _go_on(
     args: argparse.Namespace, run: RunPaths, settings: Settings, rows: np.ndarray | None
 ) -> Result:
-    from batchgen.cli.run import drive_to_end
+    from batchgen.cli.run import drive_to_end, refuse_inline, started_result
     from batchgen.runner.submit import submit
 
     if not args.detach:
         return drive_to_end(run, settings, rows)
-    started = submit(run, settings, rows)
-    if started is None:
-        print("nothing is left to render")
-        return Result(OK, {"run": str(run.root), "rows": 0})
-    print(f"{started.rows} rows started as submission {started.number}")
-    return Result(OK, {"run": str(run.root), "submission": started.number, "rows": started.rows})
+    refuse_inline(settings, "--detach")
+    return started_result(run, submit(run, settings, rows))
 
 
 def _named_rows(run: RunPaths, row_ids: list[str]) -> np.ndarray:

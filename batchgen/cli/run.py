@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from batchgen.paths import RunPaths
-    from batchgen.runner.submit import Settings
+    from batchgen.runner.submit import Settings, Submission
 
 RUN_EPILOG = """\
 examples:
@@ -53,6 +53,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def handle_run(args: argparse.Namespace) -> Result:
     """Exit code 0 only if every row of the manifest is ok."""
     run, settings = _create(args)
+    print(f"run      {run.root}", flush=True)
     return drive_to_end(run, settings)
 
 
@@ -71,27 +72,49 @@ def handle_submit(args: argparse.Namespace) -> Result:
     from batchgen.runner.submit import submit
 
     run, settings = _create(args)
-    started = submit(run, settings)
-    assert started is not None, "a new run has rows"
-    print(f"{run.root}\n{started.rows} rows in {started.shards} shard(s) started as submission 1")
-    print(f"watch it with: batchgen status {run.root.name} --watch")
-    jobs = [job.job_id for job in started.jobs]
-    return Result(OK, {"run": str(run.root), "submission": 1, "rows": started.rows, "jobs": jobs})
+    return started_result(run, submit(run, settings))
+
+
+def started_result(run: RunPaths, started: Submission | None) -> Result:
+    """What was started in the background, and how to watch it."""
+    if started is None:
+        print("nothing is left to render")
+        return Result(OK, {"run": str(run.root), "rows": 0})
+    print(f"run      {run.root}")
+    print(f"started  {started.rows} rows as submission {started.number}")
+    print(f"watch    batchgen status {run.root.name} --watch")
+    data = {"run": str(run.root), "submission": started.number, "rows": started.rows}
+    return Result(OK, {**data, "jobs": [job.job_id for job in started.jobs]})
+
+
+def refuse_inline(settings: Settings, verb: str) -> None:
+    """Raise ConfigError where nothing would be left to render in the background."""
+    from batchgen.errors import ConfigError
+
+    if settings.resolved["slurm"]["executor"] == "inline":
+        raise ConfigError(
+            f"slurm.executor: 'inline' renders in this process; {verb} needs one that outlives it: "
+            "slurm.executor=local"
+        )
 
 
 def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
     from batchgen.config.compose import compose_job
     from batchgen.runner.create import create_run
-    from batchgen.runner.executors import executor_named
+    from batchgen.runner.executors import executor_for
     from batchgen.runner.submit import Settings
 
     composed = compose_job(args.job, args.overrides)
-    executor_named(composed.config.slurm.executor)
+    settings = Settings(composed.resolved, list(composed.overrides))
+    executor_for(composed.config.slurm)
+    if args.verb == "submit":
+        refuse_inline(settings, "submit")
     if composed.config.model.weights not in ("random", "embedded"):
         from batchgen.engine.weights import check_weights  # torch: only where tensors are checked
 
         check_weights(composed.config.model)
     run = create_run(composed, hash_weights=args.hash_weights)
+    args.made = str(run.root)
     if composed.config.output.enable_launch_log:
         (run.logs / "launch.log").write_text(f"job {args.job}\noverrides {args.overrides}\n")
-    return run, Settings(composed.resolved, list(composed.overrides))
+    return run, settings

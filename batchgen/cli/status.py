@@ -70,13 +70,20 @@ def handle_status(args: argparse.Namespace) -> Result:
     """Exit code 0 when every row is ok, 1 while rows are failed or left."""
     run = find_run(args)
     status = read_status(run)
-    while args.watch and status.alive:
+    while args.watch and (status.alive or _is_starting(run, status)):
         _redraw(_lines(status))
         time.sleep(WATCH_S)
         status = read_status(run)
     _redraw(_lines(status)) if args.watch else print("\n".join(_lines(status)))
     data = {**asdict(status), "alive": status.alive}
     return Result(OK if status.ok == status.rows else ROWS_LEFT, data)
+
+
+def _is_starting(run: RunPaths, status: RunStatus) -> bool:
+    """Whether ranks of the last submission may still come up."""
+    from batchgen.runner.jobs import is_alive
+
+    return status.state == "submitted" and is_alive(run, status.submission)
 
 
 def _redraw(lines: list[str]) -> None:
@@ -136,12 +143,19 @@ def _duration(seconds: float) -> str:
 
 # ------------------------------------------------------------------------------------ cancel, logs
 def handle_cancel(args: argparse.Namespace) -> Result:
+    from batchgen.runner.jobs import is_alive, last_submission
     from batchgen.runner.steward import cancel
 
     run = find_run(args)
+    if not is_alive(run, last_submission(run)):
+        print("nothing is at work")
+        return Result(OK, {"run": str(run.root), "ranks": 0})
     ended = cancel(run)
     status = read_status(run)
     print(f"{ended} rank(s) ended; {status.ok} of {status.rows} rows ok, {status.left} left")
+    if is_alive(run, status.submission):
+        print("something is still at work: see `batchgen status`")
+        return Result(ROWS_LEFT, {"run": str(run.root), "ranks": ended})
     return Result(OK, {"run": str(run.root), "ranks": ended, "ok": status.ok, "left": status.left})
 
 
@@ -168,7 +182,8 @@ def _log_files(run: RunPaths) -> list[Path]:
 def _failures(run: RunPaths) -> Result:
     from batchgen.ledger.frames import failures, snapshot
 
-    failed = failures(snapshot(run.root))
+    rows = snapshot(run.root)
+    failed = rows[rows.row_id.isin(failures(rows).row_id)]
     for row in failed.head(SHOWN_FAILURES).itertuples():
         print(f"==> {row.row_id}  {row.error_type}: {row.error}\n{row.traceback}")
     if len(failed) > SHOWN_FAILURES:

@@ -7,6 +7,7 @@ before Hydra sees them, so that a misspelt key is answered with the key that was
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -169,7 +170,7 @@ def _located(path: str, roots: Sequence[Path]) -> Path:
     """Where a relative path leads: the first root that has it, else the first root."""
     given = Path(path).expanduser()
     found = [root / given for root in roots if (root / given).exists()]
-    return (found or [roots[0] / given])[0].absolute()
+    return Path(os.path.abspath((found or [roots[0] / given])[0]))  # no `..` left in it
 
 
 def _literal(value: Any) -> Any:

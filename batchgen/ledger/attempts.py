@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,13 +67,25 @@ class SubmissionInfo:
     overrides: tuple[str, ...] = ()
 
 
-def begin_submission(run: RunPaths, rows: SubmissionRows, info: SubmissionInfo) -> int:
+def begin_submission(
+    run: RunPaths,
+    rows: SubmissionRows,
+    info: SubmissionInfo,
+    *,
+    last: int | None = None,
+    under_lock: Callable[[], None] = lambda: None,
+) -> int:
     """Take the next submission number, fence off all earlier ones and record the rows to render.
+
+    `last` is the latest submission that the caller has looked at when it chose the rows (default:
+    look now): whoever began another one since then makes this one fail. `under_lock` runs as soon
+    as the number is taken, before anything is recorded: what nobody else may do meanwhile.
 
     Returns the number. RunStateError if another process is about to begin one; StorageError if the
     run folder cannot be written (then a later submission simply takes the next number).
     """
-    last = (submission_numbers(run) or [0])[-1]
+    if last is None:
+        last = (submission_numbers(run) or [0])[-1]
     if last:
         _refuse_half_begun(run, last)
     number = last + 1
@@ -88,6 +101,7 @@ def begin_submission(run: RunPaths, rows: SubmissionRows, info: SubmissionInfo) 
     try:
         write_json(_maker_file(run, number), to_plain(ProcessId.current(info.host)))
         sync_folder(run.submissions)
+        under_lock()
         _write_shards(run.shards(number), rows)
         failpoint("submission.before_intent")
         write_json(run.intent(number), to_plain(_draw_intent(run, number, rows, info)))
@@ -212,7 +226,8 @@ def _maker_file(run: RunPaths, number: int) -> Path:
     return run.submission(number) / "maker.json"
 
 
-def _read_maker(run: RunPaths, number: int) -> ProcessId | None:
+def maker_of(run: RunPaths, number: int) -> ProcessId | None:
+    """The process that took a submission's number; None if it did not get to say so."""
     try:
         return from_plain(ProcessId, json.loads(_maker_file(run, number).read_bytes()))
     except (OSError, ValueError):
@@ -225,7 +240,7 @@ def _refuse_half_begun(run: RunPaths, number: int) -> None:
     patience = time.monotonic() + HALF_BEGUN_S
     waited = False
     while (intent := read_intent(run, number)) is None:
-        maker = _read_maker(run, number)
+        maker = maker_of(run, number)
         if maker is not None and (maker.alive() is False or maker == ProcessId.current()):
             return
         age = time.time() - run.submission(number).stat().st_mtime
@@ -243,7 +258,7 @@ def _lost_race(run: RunPaths, number: int) -> str:
     """Names who took the number; the winner's file may still be on its way."""
     maker = None
     for _ in range(50):
-        maker = _read_maker(run, number)
+        maker = maker_of(run, number)
         if maker is not None:
             break
         time.sleep(0.02)

@@ -68,9 +68,10 @@ def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
     return choose(index, read_plan_rows(run.plan))
 
 
-def missing_rows(run: RunPaths) -> MissingRows:
-    """What is left to render, from the plan and the journals alone."""
-    found = winners(run)
+def missing_rows(run: RunPaths, plan: Path | None = None) -> MissingRows:
+    """What is left to render, from the plan (or another one, not installed yet) and the journals
+    alone."""
+    found = choose(index_commits(run), read_plan_rows(plan or run.plan))
     own = ~found.plan.alias
     pending = own & (found.status == STATUS_CODES["pending"])
     failed = own & (found.status >= STATUS_CODES["failed"])

@@ -50,6 +50,8 @@ def build_manifest(
     commas; every row once for each combination. Given row ids get a suffix, so that they stay
     unique; without ids a row's number is its id. Raises ManifestError.
     """
+    if out.suffix != ".parquet":
+        raise ManifestError(f"{out}: a manifest is Parquet; give it a name that ends in .parquet")
     table = _read(source)
     if len(table) == 0:
         raise ManifestError(f"{source}: no rows")

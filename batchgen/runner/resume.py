@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 from batchgen.config.compose import Composed, recompose
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
+from batchgen.failpoints import failpoint
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.winners import winners
-from batchgen.media.durable import write_json
+from batchgen.media.durable import sync_folder, write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext, key_context
-from batchgen.planning.plan import make_plan, read_keys
+from batchgen.planning.plan import make_plan, read_keys, read_plan
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import dump_hydra, header_of
-from batchgen.runner.submit import Settings, refuse_if_alive
+from batchgen.runner.jobs import last_submission, refuse_if_alive
+from batchgen.runner.submit import Replan, Settings
 
 # Settings outside every row key: they say where and how fast, never which pixels.
 NEUTRAL = (
@@ -35,6 +38,8 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     Raises RunStateError naming the settings when keys of finished rows would change, unless
     `rerender_changed`: then the run is replanned and just those rows lose their result.
     """
+    finish_replan(run)
+    last = last_submission(run)
     refuse_if_alive(run)
     header = read_run(run)
     composed = recompose(header.config, overrides)
@@ -43,9 +48,10 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     before = KeyContext.from_json(header.key_context)
     moved = before.differences(key_context(composed.config, before.hash_mode))
     touching = [name for name in changed if not _is_neutral(name)]
+    replan = None
     if moved or touching:
-        _replan(run, header, composed, [*moved, *touching], rerender_changed)
-    return Settings(composed.resolved, list(composed.overrides))
+        replan = _replan(run, header, composed, [*moved, *touching], rerender_changed)
+    return Settings(composed.resolved, list(composed.overrides), last, replan)
 
 
 def changed_settings(old: Any, new: Any, name: str = "") -> list[str]:
@@ -68,10 +74,11 @@ def _is_neutral(name: str) -> bool:
 
 def _replan(
     run: RunPaths, header: RunFile, composed: Composed, names: list[str], rerender: bool
-) -> None:
-    """Plan again beside the old plan and install it if no finished row changes, or if asked to."""
+) -> Replan:
+    """Plan again beside the old plan; it may be installed if no finished row changes or
+    `rerender` asks for it. The draft is the caller's until then."""
     _refuse_another_manifest(composed.config, header)
-    draft = run.root / ".plan.draft.parquet"
+    draft = run.root / f".plan-{os.getpid()}.parquet"
     try:
         hash_mode = KeyContext.from_json(header.key_context).hash_mode
         plan = make_plan(composed.config, draft, hash_weights=hash_mode)
@@ -84,11 +91,33 @@ def _replan(
                 "resume without these, start a new run, or add --rerender-changed to render just "
                 "those rows again"
             )
-        os.replace(draft, run.plan)
-    finally:
+    except BaseException:
         draft.unlink(missing_ok=True)
-    write_json(run.run_json, replace(header_of(composed, plan), created=header.created).to_json())
-    dump_hydra(run, composed)
+        raise
+    new = replace(header_of(composed, plan), created=header.created)
+
+    def install() -> None:
+        write_json(run.next_run_json, new.to_json())
+        failpoint("replan.before_plan")
+        os.replace(draft, run.plan)
+        failpoint("replan.after_plan")
+        finish_replan(run)
+        dump_hydra(run, composed)
+
+    return Replan(draft, install)
+
+
+def finish_replan(run: RunPaths) -> None:
+    """Bring plan and run.json together again after a crash between the two: the plan decides."""
+    try:
+        new = json.loads(run.next_run_json.read_text())
+    except FileNotFoundError:
+        return
+    if new["plan_id"] == read_plan(run.plan).plan_id:
+        os.replace(run.next_run_json, run.run_json)
+    else:
+        run.next_run_json.unlink()
+    sync_folder(run.root)
 
 
 def _refuse_another_manifest(config: JobConfig, header: RunFile) -> None:

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from batchgen.config.build import build
 from batchgen.config.schema import JobConfig
-from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.intent import last_intent, submission_numbers
-from batchgen.ledger.status import live_attempts
 from batchgen.ledger.winners import missing_rows
-from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
-from batchgen.processes import ProcessId
 from batchgen.runfile import read_run
-from batchgen.runner.executors import Job, executor_named
+from batchgen.runner.executors import Job, executor_for
+from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
 
 START_UP_S = 20.0  # imports and weights; a shard should be many times longer
 
 
 @dataclass(frozen=True, slots=True)
+class Replan:
+    """A plan that waits for the submission's lock to be installed."""
+
+    plan: Path
+    install: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """What a submission runs under: the resolved configuration and the overrides that made it."""
+    """What a submission runs under: the resolved configuration and the overrides that made it.
+
+    `last` is the latest submission that was there when they were checked (None: look again);
+    `replan` is installed with the submission.
+    """
 
     resolved: dict[str, Any]
     overrides: list[str]
+    last: int | None = None
+    replan: Replan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +63,35 @@ def submit(
     """Start `rows` of `run` (default: all without a published result); None when there are none.
 
     `settings` default to the run's own. Raises RunStateError when a submission of this run is
-    alive, or when another process is beginning one at this moment.
+    alive, or when another process has begun one since the settings were checked.
     """
     header = read_run(run)
     settings = settings or Settings(header.config, header.overrides)
+    last = last_submission(run) if settings.last is None else settings.last
     config = build(JobConfig, settings.resolved)
-    executor = executor_named(config.slurm.executor)
+    executor = executor_for(config.slurm)
     refuse_if_alive(run)
-    wanted = missing_rows(run).all if rows is None else rows
-    if len(wanted) == 0:
+    plan = settings.replan.plan if settings.replan else run.plan
+    wanted = missing_rows(run, plan).all if rows is None else rows
+    if len(wanted) == 0 and settings.replan is None:
         return None
-    rows_to_render = _cut(run, wanted, config)
+    shards = _cut(plan, wanted, config)
     info = SubmissionInfo(config=json.dumps(settings.resolved), overrides=tuple(settings.overrides))
-    number = begin_submission(run, rows_to_render, info)
-    shards = int(rows_to_render.shard.max()) + 1
-    jobs = executor.launch(run, number, shards, config.slurm)
-    write_json(run.jobs(number), {"jobs": [asdict(job) for job in jobs]})
-    return Submission(run, number, len(wanted), shards, tuple(jobs))
+    install = settings.replan.install if settings.replan else _nothing
+    number = begin_submission(run, shards, info, last=last, under_lock=install)
+    count = int(shards.shard.max(initial=-1)) + 1
+    jobs = executor.launch(run, number, count, config.slurm)
+    write_jobs(run, number, jobs)
+    return Submission(run, number, len(wanted), count, tuple(jobs))
 
 
-def _cut(run: RunPaths, rows: np.ndarray, config: JobConfig) -> SubmissionRows:
+def _nothing() -> None:
+    return
+
+
+def _cut(plan: Path, rows: np.ndarray, config: JobConfig) -> SubmissionRows:
     """Shards of about equal predicted cost, the longest rows of each first; one machine is one."""
-    costs = read_costs(run.plan).cost_s[rows]
+    costs = read_costs(plan).cost_s[rows]
     shard = cut_shards(
         costs,
         shards=1 if config.slurm.executor in ("inline", "local") else None,
@@ -82,35 +101,3 @@ def _cut(run: RunPaths, rows: np.ndarray, config: JobConfig) -> SubmissionRows:
     order = np.empty(len(rows), np.int64)
     order[np.argsort(-costs, kind="stable")] = np.arange(len(rows))
     return SubmissionRows(rows, shard, order)
-
-
-def jobs_of(run: RunPaths, number: int) -> list[Job]:
-    """The started jobs of a submission; none when it was cut off before they were written."""
-    try:
-        written = json.loads(run.jobs(number).read_text())["jobs"]
-    except FileNotFoundError:
-        return []
-    jobs = [Job(**fields) for fields in written]
-    return [replace(j, process=ProcessId(**j.process)) if j.process else j for j in jobs]  # type: ignore[arg-type]
-
-
-def is_alive(run: RunPaths, number: int) -> bool:
-    """Whether submission `number` may still commit rows: a job, a rank, or its maker is at work."""
-    if any(executor_named(job.executor).is_alive(job) for job in jobs_of(run, number)):
-        return True
-    if live_attempts(run):
-        return True
-    intent = last_intent(run)
-    if intent is None or run.jobs(intent.number).exists():
-        return False
-    return intent.made_by != ProcessId.current() and bool(intent.made_by.alive())
-
-
-def refuse_if_alive(run: RunPaths) -> None:
-    """Raise RunStateError while the latest submission is at work: two would render rows twice."""
-    number = (submission_numbers(run) or [0])[-1]
-    if number and is_alive(run, number):
-        raise RunStateError(
-            f"submission {number} of {run.root.name} is at work; wait for it, or end it with "
-            f"`batchgen cancel {run.root.name}`"
-        )

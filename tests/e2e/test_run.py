@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from harness import published, rows_of
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
+import batchgen.tiny
 from batchgen.ledger.status import read_status
 from batchgen.paths import RunPaths
-from batchgen.runner.submit import is_alive
-
-HUGE = 32 * 1024  # over the model's longest rotary position: the forward itself raises
+from batchgen.runner.jobs import is_alive
 
 
 def test_every_row_of_an_inline_run_is_in_the_catalog(bench) -> None:
@@ -50,9 +54,8 @@ def test_submit_returns_before_the_rows_are_drawn(bench) -> None:
     assert started.code == 0, started.err
     assert read_status(started.run).ok == 0
     watched = work.call("status", str(started.run.root), "--watch")
-    while is_alive(started.run, 1):
-        time.sleep(0.05)
-    assert watched.code in (0, 1)
+    assert watched.code == 0, watched.out
+    assert "2 ok" in watched.out and "no rank has started yet" in watched.out
     assert read_status(started.run).ok == 2
 
 
@@ -62,16 +65,29 @@ def test_more_ranks_than_rows(bench) -> None:
     assert len(published(done.run)) == 1
 
 
-def test_rows_that_fail_do_not_stop_the_others(bench) -> None:
-    """NaN latents, a forward that raises and an over-long prompt are recorded with their class."""
-    rows = [
+@pytest.fixture
+def poisoned_weights(tmp_path: Path) -> Path:
+    """The embedded model, but the word `violet` is NaN to it."""
+    folder = tmp_path / "poisoned"
+    shutil.copytree(Path(batchgen.tiny.__file__).parent / "weights", folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["shared.weight"][tokenizer.convert_tokens_to_ids("violet")] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def test_rows_that_fail_do_not_stop_the_others(bench, poisoned_weights: Path) -> None:
+    """NaN latents and an over-long prompt are recorded with class, message and traceback."""
+    work = bench([
         {"row_id": "good-1", "prompt": "a red circle"},
-        {"row_id": "nan", "prompt": "a red circle", "guidance_scale": 1e39},
+        {"row_id": "nan", "prompt": "a violet circle"},
         {"row_id": "long", "prompt": "red " * 200},
         {"row_id": "good-2", "prompt": "a blue ring"},
-    ]
-    done = bench(rows).run("model.prompt_overflow=error")
-    assert done.code == 1
+    ])  # fmt: skip
+    done = work.run("model.prompt_overflow=error", f"model.weights={poisoned_weights}")
+    assert done.code == 1, done.err
     frame = rows_of(done.run).set_index("row_id")
     assert dict(frame.status) == {
         "good-1": "ok", "good-2": "ok", "nan": "failed", "long": "failed",
@@ -80,6 +96,24 @@ def test_rows_that_fail_do_not_stop_the_others(bench) -> None:
     assert frame.error_type["long"] == "PromptTooLong"
     assert "Traceback" in frame.traceback["nan"]
     assert "2 failed" in done.out and "NonFiniteOutput" in done.out
+    logs = work.call("logs", str(done.run.root), "--failed", "--json")
+    assert sorted(logs.json["failed"]) == ["long", "nan"]
+    assert "==> nan  NonFiniteOutput" in logs.out and "Traceback" in logs.out
+
+
+@pytest.mark.parametrize("action", ["raise", "enospc"])
+def test_media_that_cannot_be_written_is_tried_again_and_then_fails_its_row(bench, action) -> None:
+    work = bench(3)
+    once = work.run(env={"BATCHGEN_FAILPOINT": f"media.before_write:2:{action}"})
+    assert once.code == 0, once.err
+    assert sorted(rows_of(once.run).tries) == [1, 1, 2]
+    never = work.run(
+        "slurm.row_retries=0", env={"BATCHGEN_FAILPOINT": f"media.after_write:2:{action}"}
+    )
+    assert never.code == 1, never.err
+    frame = rows_of(never.run)
+    assert sorted(frame.status) == ["failed", "ok", "ok"]
+    assert set(frame.error_type) == {"", "MediaError" if action == "enospc" else "RuntimeError"}
 
 
 def test_any_unicode_renders_and_truncation_is_recorded(bench) -> None:
@@ -133,19 +167,69 @@ def test_a_bad_setting_ends_with_2_before_anything_is_made(bench, override, name
     assert not work.root.exists() or not list(work.root.iterdir())
 
 
-def test_interrupting_a_run_leaves_a_state_that_resumes(bench) -> None:
-    """Ctrl-C (SIGINT) exits with 130; resume renders the rest."""
-    work = bench(12)
-    process = work.start("run", str(work.job), "slurm.executor=local", "row_defaults.num_steps=8")
+def wait_for_media(work, process) -> RunPaths:
     while not list(work.root.glob("*/media/*.mp4")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+    return RunPaths(next(work.root.glob("job-*")))
+
+
+@pytest.mark.parametrize("executor", ["local", "inline"])
+def test_interrupting_a_run_leaves_a_state_that_resumes(bench, executor: str) -> None:
+    """Ctrl-C (SIGINT) exits with 130, soon; resume renders the rest."""
+    work = bench(12)
+    steps = "row_defaults.num_steps=20"
+    process = work.start("run", str(work.job), f"slurm.executor={executor}", steps, "--json")
+    run = wait_for_media(work, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    run = RunPaths(next(work.root.glob("job-*")))
+    assert time.monotonic() - began < 25, "somebody was waited for"
+    assert json.loads(out.splitlines()[-1])["run"] == str(run.root)
+    assert f"batchgen resume {run.root.name}" in err
     status = work.call("status", str(run.root), "--json")
     assert status.code == 1 and status.json["running"] == 0
+    assert {a["life"] for a in status.json["attempts"]} == {"ended"}
     done = work.call("resume", str(run.root), "--json")
     assert done.code == 0, done.err
     assert len(published(run)) == 12
+
+
+def test_cancelling_a_foreground_run_ends_it_for_good(bench) -> None:
+    work = bench(12)
+    process = work.start(
+        "run", str(work.job), "slurm.executor=local", "row_defaults.num_steps=20", "--json"
+    )
+    run = wait_for_media(work, process)
+    cancelled = work.call("cancel", str(run.root))
+    assert cancelled.code == 0, cancelled.out
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    last = json.loads(out.splitlines()[-1])
+    assert 0 < last["ok"] < 12 and last["left"] == 12 - last["ok"]
+    assert read_status(run).submission == 1
+
+
+def test_cancel_reaches_ranks_that_are_still_starting(bench) -> None:
+    work = bench(12)
+    started = work.call(
+        "submit", str(work.job), "slurm.executor=local", "row_defaults.num_steps=50", "--json"
+    )
+    cancelled = work.call("cancel", str(started.run.root))
+    assert cancelled.code == 0, cancelled.out
+    status = read_status(started.run)
+    assert not is_alive(started.run, 1)
+    assert status.ok == 0 and status.left == 12
+    again = work.call("cancel", str(started.run.root))
+    assert again.code == 0 and "nothing is at work" in again.out
+
+
+def test_ranks_that_all_meet_the_same_error_are_not_tried_again(bench) -> None:
+    """The error is told, and three attempts are not spent on it."""
+    work = bench(2)
+    env = {"BATCHGEN_FAILPOINT": "journal.before_append:1:enospc"}
+    done = work.run("slurm.executor=local", env=env)
+    assert done.code == 1, done.err
+    assert read_status(done.run).submission == 1
+    assert "No space left" in done.out

@@ -11,11 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Bench, published
+from harness import Bench, published, rows_of
 
+from batchgen.ledger.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
 from batchgen.paths import RunPaths
-from batchgen.runner.submit import is_alive
+from batchgen.planning.plan import read_plan
+from batchgen.runfile import read_run
+from batchgen.runner.jobs import is_alive
 
 
 def ranks(run: RunPaths) -> list[int]:
@@ -62,12 +65,14 @@ def torment(work: Bench, kills: int, seed: int) -> RunPaths:
             for pid in dice.sample(alive, k=dice.randint(1, len(alive))):
                 done += kill(pid)
         settle(run)
-        if read_status(run).left == 0:
-            break
         ranks = f"slurm.ranks_per_node={dice.choice((1, 2, 3))}"
-        again = work.call("resume", str(run.root), ranks, "--detach")
+        if read_status(run).left:
+            again = work.call("resume", str(run.root), ranks, "--detach")
+        elif done < kills:  # a fast machine: render finished rows again
+            again = work.call("retry", str(run.root), "--rows", work.row_ids(), "--detach")
+        else:
+            break
         assert again.code == 0, again.err
-    assert done >= kills, f"the run ended after {done} kills: give it more rows"
     assert work.call("collect", str(run.root)).code == 0
     return run
 
@@ -161,6 +166,39 @@ def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
     done = work.call("resume", str(run.root), "slurm.ranks_per_node=1", "--json")
     assert done.code == 0, done.err
     assert len(published(run)) == 16
+
+
+@pytest.mark.parametrize("point", ["replan.before_plan", "replan.after_plan"])
+def test_a_crash_while_a_new_plan_is_installed_leaves_plan_and_header_of_one_mind(
+    bench, point: str
+) -> None:
+    work = bench(2)
+    run = work.run().run
+    before = published(run)
+    change = ("resume", str(run.root), "row_defaults.num_steps=4", "--rerender-changed", "--json")
+    crashed = work.call(*change, env={"BATCHGEN_FAILPOINT": f"{point}:1:kill"})
+    assert crashed.code == -signal.SIGKILL
+    plain = work.call("resume", str(run.root), "--json")
+    assert plain.code == 0, plain.err
+    assert read_plan(run.plan).plan_id == read_run(run).plan_id
+    assert (published(run) == before) == (point == "replan.before_plan")
+    again = work.call(*change)
+    assert again.code == 0, again.err
+    steps = 4
+    assert set(rows_of(run).num_steps) == {steps}
+    assert read_run(run).config["row_defaults"]["num_steps"] == steps
+    assert published(run) == published(work.run(f"row_defaults.num_steps={steps}").run)
+
+
+def test_retry_of_a_row_leaves_other_unfinished_rows_alone(bench) -> None:
+    work = bench(3)
+    killed = work.run(env={"BATCHGEN_FAILPOINT": "journal.before_append:2:kill"})
+    assert killed.code == -signal.SIGKILL
+    run = RunPaths(next(work.root.glob("job-*")))
+    (done,) = [r.row_id for r in snapshot(run.root).itertuples() if r.status == "ok"]
+    retried = work.call("retry", str(run.root), "--rows", done, "--json")
+    assert retried.code == 1, retried.err
+    assert (retried.json["ok"], retried.json["left"]) == (1, 2)
 
 
 def test_settings_in_the_row_key_are_refused_or_rerendered(bench) -> None:

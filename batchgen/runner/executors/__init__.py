@@ -36,6 +36,9 @@ class Executor(Protocol):
         """Ask the jobs to drain; returns at once."""
 
 
+ONE_MACHINE = ("inline", "local")
+
+
 def executor_named(name: str) -> Executor:
     """The executor module `name`; raises ConfigError naming those there are."""
     there = sorted(m.name for m in pkgutil.iter_modules(__path__))
@@ -44,3 +47,19 @@ def executor_named(name: str) -> Executor:
             f"slurm.executor: {name!r} is not served by this version; served: {', '.join(there)}"
         )
     return cast(Executor, importlib.import_module(f"{__name__}.{name}"))
+
+
+def executor_for(slurm: SlurmConfig) -> Executor:
+    """The profile's executor; raises ConfigError for what it cannot start."""
+    executor = executor_named(slurm.executor)
+    if slurm.executor in ONE_MACHINE and slurm.nodes != 1:
+        raise ConfigError(
+            f"slurm.nodes: {slurm.nodes} nodes with slurm.executor={slurm.executor}, which starts "
+            "ranks on this machine alone; legal: 1"
+        )
+    if slurm.executor == "inline" and slurm.ranks_per_node != 1:
+        raise ConfigError(
+            f"slurm.ranks_per_node: {slurm.ranks_per_node} ranks with slurm.executor=inline, which "
+            "renders in this one process; legal: 1 (or slurm.executor=local)"
+        )
+    return executor
