@@ -29,6 +29,10 @@ slurm: {{executor: inline}}
 """
 
 
+# One row after the other, each long enough that a command can come in between.
+SLOW_ROWS = ("system.batch.max_rows_in_flight=1", "row_defaults.num_steps=60")
+
+
 @dataclass(frozen=True)
 class Done:
     """A finished command."""

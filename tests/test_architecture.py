@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+from batchgen.runfile import RunFile
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
@@ -98,8 +101,15 @@ def loaded_after(code: str) -> list[str]:
 
 def test_help_and_status_are_light(tmp_path: Path) -> None:
     """`--help` and `status` load none of the heavy packages, so that they start at once."""
+    header = RunFile(
+        name="n", tag="", created=0.0, rows=3, unique_rows=3, plan_id="", manifest="",
+        manifest_digest="", key_context={}, config={}, overrides=[],
+    )  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(header.to_json()))
     call = (
         "from batchgen.cli.main import main\ntry:\n    main({argv!r})\nexcept SystemExit:\n    pass"
     )
     assert loaded_after(call.format(argv=["--help"])) == []
+    assert loaded_after(call.format(argv=["status", str(tmp_path)])) == []
     assert loaded_after(call.format(argv=["status", str(tmp_path / "no-run")])) == []
+    assert "pyarrow" in loaded_after("import pyarrow")  # the probe can fail

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from harness import published, rows_of
+from harness import SLOW_ROWS, published, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -178,8 +178,7 @@ def wait_for_media(work, process) -> RunPaths:
 def test_interrupting_a_run_leaves_a_state_that_resumes(bench, executor: str) -> None:
     """Ctrl-C (SIGINT) exits with 130, soon; resume renders the rest."""
     work = bench(12)
-    steps = "row_defaults.num_steps=20"
-    process = work.start("run", str(work.job), f"slurm.executor={executor}", steps, "--json")
+    process = work.start("run", str(work.job), f"slurm.executor={executor}", *SLOW_ROWS, "--json")
     run = wait_for_media(work, process)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
@@ -198,9 +197,7 @@ def test_interrupting_a_run_leaves_a_state_that_resumes(bench, executor: str) ->
 
 def test_cancelling_a_foreground_run_ends_it_for_good(bench) -> None:
     work = bench(12)
-    process = work.start(
-        "run", str(work.job), "slurm.executor=local", "row_defaults.num_steps=20", "--json"
-    )
+    process = work.start("run", str(work.job), "slurm.executor=local", *SLOW_ROWS, "--json")
     run = wait_for_media(work, process)
     cancelled = work.call("cancel", str(run.root))
     assert cancelled.code == 0, cancelled.out
@@ -213,9 +210,7 @@ def test_cancelling_a_foreground_run_ends_it_for_good(bench) -> None:
 
 def test_cancel_reaches_ranks_that_are_still_starting(bench) -> None:
     work = bench(12)
-    started = work.call(
-        "submit", str(work.job), "slurm.executor=local", "row_defaults.num_steps=50", "--json"
-    )
+    started = work.call("submit", str(work.job), "slurm.executor=local", *SLOW_ROWS, "--json")
     cancelled = work.call("cancel", str(started.run.root))
     assert cancelled.code == 0, cancelled.out
     status = read_status(started.run)

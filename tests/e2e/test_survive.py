@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Bench, published, rows_of
+from harness import SLOW_ROWS, Bench, published, rows_of
 
 from batchgen.ledger.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
@@ -153,8 +153,8 @@ def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) 
 def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
     work = bench(16)
     started = work.call(
-        "submit", str(work.job), "slurm.executor=local", "slurm.ranks_per_node=2",
-        "row_defaults.num_steps=8", "--json",
+        "submit", str(work.job), "slurm.executor=local", "slurm.ranks_per_node=2", *SLOW_ROWS,
+        "--json",
     )  # fmt: skip
     run = started.run
     while read_status(run).ok < 2:
