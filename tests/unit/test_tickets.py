@@ -21,7 +21,9 @@ def take_all(client: TicketClient, room: int) -> list[int]:
     return taken
 
 
-@pytest.mark.parametrize(("total", "takers", "room"), [(0, 1, 4), (1, 3, 8), (100, 1, 7), (97, 4, 16)])
+@pytest.mark.parametrize(
+    ("total", "takers", "room"), [(0, 1, 4), (1, 3, 8), (100, 1, 7), (97, 4, 16)]
+)
 def test_every_position_is_handed_out_once_in_order(total: int, takers: int, room: int) -> None:
     tickets = Tickets(total, takers)
     handed = []
@@ -99,7 +101,7 @@ def test_a_dead_server_is_said_not_waited_for(tmp_path: Path) -> None:
     assert client.take(1)
     server.kill()
     server.wait()
-    with pytest.raises(QueueLost, match="gone|answer"):
+    with pytest.raises(QueueLost, match=r"gone|answer"):
         client.take(1)
     client.close()
     with pytest.raises(QueueLost, match="no queue"):
