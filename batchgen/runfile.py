@@ -50,4 +50,3 @@ def read_run(run: RunPaths) -> RunFile:
             f"{run.run_json}: schema {fields.get('schema')!r}; this version reads {SCHEMA}"
         )
     return RunFile(**fields)
-
