@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -21,18 +22,20 @@ COLUMNS = 2
 def contact_sheet(run: Path) -> Image.Image:
     """All published rows of a run, in manifest order: prompt, score and a few frames of each."""
     rows = catalog.open_runs(run)
-    published = rows[rows.status == "ok"].sort_values("row_index")
+    published = rows[rows.status == "ok"].sort_values("row_index").to_dict("records")
     strips = [
-        _strip(
-            formats.get(row.format).read(run / row.media_path),
-            row.prompt if np.isnan(row.score) else f"{row.prompt}   {row.score:.2f}",
-        )
-        for row in published.itertuples()
+        _strip(formats.get(row["format"]).read(run / row["media_path"]), _caption(row))
+        for row in published
     ]
     blank = np.full((CAPTION + CELL, FRAMES * CELL, 3), 255, np.uint8)
     strips += [blank] * (-len(strips) % COLUMNS)
     lines = [np.hstack(strips[i : i + COLUMNS]) for i in range(0, len(strips), COLUMNS)]
     return Image.fromarray(np.vstack(lines))
+
+
+def _caption(row: Mapping[Hashable, Any]) -> str:
+    judged = row["score"] is not None and not np.isnan(row["score"])
+    return f"{row['prompt']}   {row['score']:.2f}" if judged else str(row["prompt"])
 
 
 def _strip(frames: np.ndarray, caption: str) -> np.ndarray:
