@@ -5,9 +5,7 @@ Stages, each resumed from its checkpoint in ``DIR`` after a kill:
 1. ``vae``: the autoencoder, encoder and decoder together.
 2. ``latents``: training clips are encoded once; from here on the encoder is frozen.
 3. ``dit``: transformer and text encoder.
-4. ``decoder``: the decoder alone goes on; independent of stages 2 and 3, so that it can run beside
-   them.
-5. ``export``: the pipeline folder ``DIR/weights``.
+4. ``export``: the pipeline folder ``DIR/weights``.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from batchgen.tiny.tokenizer import make_tokenizer
 from batchgen.tiny.train_dit import QUICK_DIT, Denoiser, DitRecipe, train_dit
 from batchgen.tiny.train_vae import QUICK_VAE, VaeRecipe, train_vae
 
-STAGES = ("vae", "latents", "dit", "decoder", "export")
+STAGES = ("vae", "latents", "dit", "export")
 
 
 @dataclass(frozen=True)
@@ -90,9 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_stage(stage: str, out: Path, recipe: Recipe, device: str) -> None:
     """Run or resume one stage; a finished stage returns at once."""
-    joint = recipe.vae.frame_steps + recipe.vae.joint_steps
     if stage == "vae":
-        train_vae(out / "vae.pt", recipe.vae, device, last_step=joint)
+        train_vae(out / "vae.pt", recipe.vae, device)
     elif stage == "latents":
         _encode(out, recipe, device)
     elif stage == "dit":
@@ -102,11 +99,6 @@ def run_stage(stage: str, out: Path, recipe: Recipe, device: str) -> None:
         statistics = usual.statistics()
         train_dit(
             out, recipe.dit, [usual.normalised(*statistics), longer.normalised(*statistics)], device
-        )
-    elif stage == "decoder":
-        _start_decoder(out)
-        train_vae(
-            out / "decoder.pt", recipe.vae, device, last_step=joint + recipe.vae.decoder_steps
         )
     else:
         export_from(out, out / "weights", recipe)
@@ -130,13 +122,12 @@ def _encode(out: Path, recipe: Recipe, device: str) -> None:
 
 def export_from(out: Path, target: Path, recipe: Recipe) -> None:
     """Write the newest checkpoints as a pipeline folder, at any time after ``latents``."""
-    decoder = out / "decoder.pt"
     denoiser = Denoiser(make_tokenizer())
     state = load_if_there(out / "dit.pt")
     if state is not None:
         denoiser.load_state_dict(state["averaged"])
     mean, std = load_parts(out / "latents", recipe.vae.frames).statistics()
-    vae = _load_vae(decoder if decoder.exists() else out / "vae.pt")
+    vae = _load_vae(out / "vae.pt")
     export(target, vae, denoiser.transformer, denoiser.text_encoder, mean, std)
 
 
@@ -148,13 +139,6 @@ def _load_vae(path: Path) -> AutoencoderKLWan:
     skip_zero_work(vae)
     vae.load_state_dict(state["model"])
     return vae
-
-
-def _start_decoder(out: Path) -> None:
-    """Give the decoder stage its own copy; the joint one stays what encoded the latents."""
-    target = out / "decoder.pt"
-    if not target.exists():
-        target.write_bytes((out / "vae.pt").read_bytes())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the autoencoder: on single frames, then on clips and frames, last the decoder alone.
+"""Train the autoencoder: first on single frames, then on clips and single frames in turn.
 
 The loss is weighted towards the shape: it covers a tenth of the picture, and with even weights its
 hue is the last thing to be learnt.
@@ -27,8 +27,7 @@ class VaeRecipe:
 
     Attributes:
         frame_steps: steps on single frames.
-        joint_steps: steps on clips and frames in turn, encoder and decoder.
-        decoder_steps: further steps with the encoder frozen, so that encoded latents stay valid.
+        joint_steps: steps on three batches of clips for every batch of frames.
         frame_batch: single frames in a step.
         clip_batch: clips in a step.
         peak_rate: highest learning rate (3e-3 diverges).
@@ -36,26 +35,30 @@ class VaeRecipe:
         latent_noise: standard deviation of the noise added to latents, so that the decoder
             forgives small errors.
         save_every: steps between checkpoints.
+        size: height and width in pixels.
+        frames: frames of a clip.
     """
 
     frame_steps: int = 1200
-    joint_steps: int = 1700
-    decoder_steps: int = 3000
+    joint_steps: int = 5000
     frame_batch: int = 24
     clip_batch: int = 4
     peak_rate: float = 1.2e-3
-    decoder_rate: float = 6e-4
     shape_weight: float = 6.0
     latent_noise: float = 0.05
     save_every: int = 100
     size: int = 64
     frames: int = 9
 
+    @property
+    def steps(self) -> int:
+        """All steps."""
+        return self.frame_steps + self.joint_steps
+
 
 QUICK_VAE = VaeRecipe(
     frame_steps=4,
     joint_steps=4,
-    decoder_steps=4,
     frame_batch=2,
     clip_batch=1,
     save_every=1,
@@ -83,18 +86,10 @@ def draw_batch(recipe: VaeRecipe, step: int, generator: torch.Generator) -> tupl
 
 
 def learning_rate(recipe: VaeRecipe, step: int) -> float:
-    """Warm-up and cosine over the joint training; again, lower, over the decoder's."""
-    joint = recipe.frame_steps + recipe.joint_steps
-    if step < joint:
-        start, length, peak = 0, joint, recipe.peak_rate
-    else:
-        start, length, peak = joint, recipe.decoder_steps, recipe.decoder_rate
-    done = (step - start) / max(1, length)
-    return (
-        peak
-        * min(1.0, (step - start + 1) / 50)
-        * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
-    )
+    """Warm-up over 50 steps, then cosine to 3 % of the peak."""
+    warm = min(1.0, (step + 1) / 50)
+    cosine = (1 + math.cos(math.pi * step / recipe.steps)) / 2
+    return recipe.peak_rate * warm * (0.03 + 0.97 * cosine)
 
 
 def psnr(output: Tensor, target: Tensor) -> float:
@@ -103,24 +98,23 @@ def psnr(output: Tensor, target: Tensor) -> float:
 
 
 def _loss(
-    vae: AutoencoderKLWan, clips: Tensor, weight: Tensor, noise: Tensor, frozen: bool
+    vae: AutoencoderKLWan, clips: Tensor, weight: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    with torch.set_grad_enabled(not frozen):
-        mean = vae.encode(clips).latent_dist.mean.float()
+    """Weighted loss and the reconstruction; the mean is the latent, its variance is unused."""
+    mean = vae.encode(clips).latent_dist.mean.float()
     output = vae.decode(mean + noise).sample.float()
     error = output - clips
     loss = (weight * (error.abs() + error.square())).mean() + 1e-4 * mean.square().mean()
     return loss, output
 
 
-def train_vae(path: Path, recipe: VaeRecipe, device: str, *, last_step: int) -> AutoencoderKLWan:
-    """Train up to ``last_step`` of all frame, joint and decoder steps, resuming from ``path``.
+def train_vae(path: Path, recipe: VaeRecipe, device: str) -> AutoencoderKLWan:
+    """Train to the recipe's end, resuming from ``path``.
 
     Args:
         path: the checkpoint.
         recipe: what to do.
         device: where to compute.
-        last_step: stop here; the schedule does not depend on it.
     """
     torch.manual_seed(0)
     vae = make_vae().to(device)
@@ -129,27 +123,26 @@ def train_vae(path: Path, recipe: VaeRecipe, device: str, *, last_step: int) -> 
     generator = torch.Generator().manual_seed(1)
     first = _resume(path, vae, optimiser, generator)
     start = time.monotonic()
-    for step in range(first, last_step):
+    for step in range(first, recipe.steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(recipe, step)
         clips, weight = (t.to(device) for t in draw_batch(recipe, step, generator))
-        frozen = step >= recipe.frame_steps + recipe.joint_steps
         noise = recipe.latent_noise * torch.randn(_latent_shape(clips), generator=generator).to(
             device
         )
         with torch.autocast(device, torch.bfloat16):
-            loss, output = _loss(vae, clips, weight, noise, frozen)
+            loss, output = _loss(vae, clips, weight, noise)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 0.5)
         optimiser.step()
         if step % 50 in (0, 1):
             print(
-                f"vae step {step}/{last_step} frames {clips.shape[2]} loss {loss.item():.4f} "
+                f"vae step {step}/{recipe.steps} frames {clips.shape[2]} loss {loss.item():.4f} "
                 f"psnr {psnr(output.detach(), clips):.2f} dB, {time.monotonic() - start:.0f} s",
                 flush=True,
             )
-        if (step + 1) % recipe.save_every == 0 or step + 1 == last_step:
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
             _save(path, vae, optimiser, generator, step + 1)
     return vae
 
