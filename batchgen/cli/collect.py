@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
+from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.ledger.status import read_status
 
 if TYPE_CHECKING:
@@ -18,30 +19,30 @@ SHOWN_FAILURES = 5
 SHOWN_FINDINGS = 50
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    collect = verbs.add_parser(
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    collect = add_verb(
+        verbs,
         "collect",
-        help="write the catalog from what is committed",
+        handle_collect,
+        summary="write the catalog from what is committed",
         description="Write catalog/rows, catalog/runs.parquet and time_stats.csv; any time.",
         epilog="example:\n  batchgen collect latest",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_run_argument(collect)
-    collect.set_defaults(handler=handle_collect)
-    verify = verbs.add_parser(
+    verify = add_verb(
+        verbs,
         "verify",
-        help="hold the catalog against the media, both ways",
+        handle_verify,
+        summary="hold the catalog against the media, both ways",
         description="Check that every published file is there, whole, and decodes; find orphans.",
         epilog="examples:\n  batchgen verify latest\n  batchgen verify latest --repair",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_run_argument(verify)
+    for parser in (collect, verify):
+        add_run_argument(parser)
     verify.add_argument(
         "--repair",
         action="store_true",
         help="delete orphans and let `resume` render rows with damaged media again",
     )
-    verify.set_defaults(handler=handle_verify)
 
 
 def handle_collect(args: argparse.Namespace) -> Result:

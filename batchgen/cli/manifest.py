@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, USAGE, Result
+from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,15 +33,16 @@ without --job the sizes and frame counts, which depend on the model, are not jud
 """
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     group = verbs.add_parser("manifest", help="build a manifest, or check one")
     actions = group.add_subparsers(dest="action", metavar="ACTION", required=True)
-    build = actions.add_parser(
+    build = add_verb(
+        actions,
         "build",
-        help="make a manifest from .txt, .csv, .jsonl or Parquet",
+        handle_build,
+        summary="make a manifest from .txt, .csv, .jsonl or Parquet",
         description="Make a Parquet manifest, with seeds and sweeps.",
         epilog=BUILD_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     build.add_argument("source", type=Path, metavar="SOURCE", help=".txt, .csv, .jsonl, .parquet")
     build.add_argument("out", type=Path, metavar="OUT", help="the manifest to write (.parquet)")
@@ -48,13 +50,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
     )
     build.add_argument("--seeds", type=int, metavar="K", help="every row with seeds 0 .. K-1")
-    build.set_defaults(handler=handle_build)
-    check = actions.add_parser(
+    check = add_verb(
+        actions,
         "check",
-        help="list every illegal row",
+        handle_check,
+        summary="list every illegal row",
         description="Check a manifest and list every illegal value with its row number.",
         epilog=CHECK_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.add_argument("manifest", type=Path, metavar="MANIFEST", help="file or folder of parts")
     check.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the job")
@@ -62,7 +64,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     check.add_argument(
         "--limit", type=int, default=1000, metavar="N", help="list at most N values (default 1000)"
     )
-    check.set_defaults(handler=handle_check)
 
 
 def handle_build(args: argparse.Namespace) -> Result:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, Result
+from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
 from batchgen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,16 +29,16 @@ examples:
 SHOWN_BUCKETS = 12
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser(
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    parser = add_verb(
+        verbs,
         "plan",
-        help="what a job would do and cost; renders nothing",
+        handle_plan,
+        summary="what a job would do and cost; renders nothing",
         description="Check a job and its manifest, and forecast what a run of it takes.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", metavar="JOB", type=Path, help="job file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    add_job_arguments(parser)
     parser.add_argument(
         "--max-gpu-hours", type=float, metavar="X", help="refuse (exit 2) a forecast above X"
     )
@@ -48,13 +49,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="FILE",
         help="write tiers, versions, commit, hardware and digests as one JSON file",
     )
-    parser.add_argument(
-        "--hash-weights",
-        choices=("sampled", "full"),
-        default="sampled",
-        help="how checkpoint files enter the row keys (default: sampled)",
-    )
-    parser.set_defaults(handler=handle_plan)
 
 
 def handle_plan(args: argparse.Namespace) -> Result:

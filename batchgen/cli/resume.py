@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.result import Result
 from batchgen.cli.runs import add_run_argument, find_run
+from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.errors import RunStateError, closest
 
 if TYPE_CHECKING:
@@ -28,36 +29,35 @@ examples:
 """
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    resume = verbs.add_parser(
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    resume = add_verb(
+        verbs,
         "resume",
-        help="render what is missing or failed",
+        handle_resume,
+        summary="render what is missing or failed",
         description="Render every row of a run that has no published result.",
         epilog=RESUME_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_run_argument(resume)
+    retry = add_verb(
+        verbs,
+        "retry",
+        handle_retry,
+        summary="render failed or named rows again",
+        description="Render failed rows, or the rows named, again.",
+        epilog=RETRY_EPILOG,
+    )
+    for parser in (resume, retry):
+        add_run_argument(parser)
+        parser.add_argument(
+            "--detach", action="store_true", help="return at once, as `submit` does"
+        )
     resume.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     resume.add_argument(
         "--rerender-changed",
         action="store_true",
         help="render again the finished rows whose key the new settings change",
     )
-    resume.set_defaults(handler=handle_resume)
-    retry = verbs.add_parser(
-        "retry",
-        help="render failed or named rows again",
-        description="Render failed rows, or the rows named, again.",
-        epilog=RETRY_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_run_argument(retry)
     retry.add_argument("--rows", help="row ids, separated by commas")
-    retry.set_defaults(handler=handle_retry)
-    for parser in (resume, retry):
-        parser.add_argument(
-            "--detach", action="store_true", help="return at once, as `submit` does"
-        )
 
 
 def handle_resume(args: argparse.Namespace) -> Result:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, Result
+from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,27 +27,25 @@ examples:
 """
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    for name, summary, epilog, handler in (
-        ("run", "submit, wait with a progress bar, collect", RUN_EPILOG, handle_run),
-        ("submit", "start a job and return at once", SUBMIT_EPILOG, handle_submit),
-    ):
-        parser = verbs.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        parser.add_argument("job", metavar="JOB", type=Path, help="job file (YAML)")
-        parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
-        parser.add_argument(
-            "--hash-weights",
-            choices=("sampled", "full"),
-            default="sampled",
-            help="how checkpoint files enter the row keys (default: sampled)",
-        )
-        parser.set_defaults(handler=handler)
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    run = add_verb(
+        verbs,
+        "run",
+        handle_run,
+        summary="submit, wait with a progress bar, collect",
+        description="Render a job: submit it, wait with a progress bar, write its catalog.",
+        epilog=RUN_EPILOG,
+    )
+    submit = add_verb(
+        verbs,
+        "submit",
+        handle_submit,
+        summary="start a job and return at once",
+        description="Start a job in the background and return at once.",
+        epilog=SUBMIT_EPILOG,
+    )
+    for parser in (run, submit):
+        add_job_arguments(parser)
 
 
 def handle_run(args: argparse.Namespace) -> Result:

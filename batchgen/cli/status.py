@@ -10,6 +10,7 @@ from pathlib import Path
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
+from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths
 
@@ -18,51 +19,35 @@ TAIL_LINES = 20
 SHOWN_FAILURES = 20
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    status = _verb(
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    status = add_verb(
         verbs,
         "status",
-        "rows done, failed, running and left",
-        "Rows done, failed, running and left; attempts, rate and what it cost so far.",
-        "examples:\n  batchgen status latest\n  batchgen status latest --watch",
+        handle_status,
+        summary="rows done, failed, running and left",
+        description="Rows done, failed, running and left; attempts, rate and cost so far.",
+        epilog="examples:\n  batchgen status latest\n  batchgen status latest --watch",
     )
-    status.add_argument("--watch", action="store_true", help="refresh until nothing runs")
-    status.set_defaults(handler=handle_status)
-    cancel = _verb(
+    cancel = add_verb(
         verbs,
         "cancel",
-        "end a run's ranks; what is committed stays",
-        "Drain the ranks of a run, then kill what does not end. `resume` goes on later.",
-        "example:\n  batchgen cancel latest",
+        handle_cancel,
+        summary="end a run's ranks; what is committed stays",
+        description="Drain the ranks of a run, kill what does not end. `resume` goes on later.",
+        epilog="example:\n  batchgen cancel latest",
     )
-    cancel.set_defaults(handler=handle_cancel)
-    logs = _verb(
+    logs = add_verb(
         verbs,
         "logs",
-        "the end of every log, or the failures",
-        "The end of every log of the last submission, or failed rows with their tracebacks.",
-        "examples:\n  batchgen logs latest\n  batchgen logs latest --failed",
+        handle_logs,
+        summary="the end of every log, or the failures",
+        description="The end of each log of the last submission, or failed rows with tracebacks.",
+        epilog="examples:\n  batchgen logs latest\n  batchgen logs latest --failed",
     )
+    for parser in (status, cancel, logs):
+        add_run_argument(parser)
+    status.add_argument("--watch", action="store_true", help="refresh until nothing runs")
     logs.add_argument("--failed", action="store_true", help="failed rows with their tracebacks")
-    logs.set_defaults(handler=handle_logs)
-
-
-def _verb(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    description: str,
-    epilog: str,
-) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_run_argument(parser)
-    return parser
 
 
 # ------------------------------------------------------------------------------------------ status

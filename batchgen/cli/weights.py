@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from batchgen.cli.result import OK, Result
+from batchgen.cli.verbs import Verbs, add_verb
 
 EPILOG = """\
 examples:
@@ -14,18 +15,18 @@ examples:
 """
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     group = verbs.add_parser("weights", help="convert checkpoints to safetensors")
-    convert = group.add_subparsers(dest="what", metavar="WHAT", required=True).add_parser(
+    convert = add_verb(
+        group.add_subparsers(dest="what", metavar="WHAT", required=True),
         "convert",
-        help=".pth, .pt, .bin or .ckpt to safetensors",
+        handle_convert,
+        summary=".pth, .pt, .bin or .ckpt to safetensors",
         description="Rewrite pickled weights as safetensors; nothing in the pickle is executed.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     convert.add_argument("src", metavar="SRC", type=Path, help="file or checkpoint folder")
     convert.add_argument("dst", metavar="DST", type=Path, help="new file or folder")
-    convert.set_defaults(handler=handle_convert)
 
 
 def handle_convert(args: argparse.Namespace) -> Result:

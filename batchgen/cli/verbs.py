@@ -1,0 +1,45 @@
+"""How a verb is put on the command line: one shape for all of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from batchgen.cli.result import Result
+
+Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+Handler = Callable[[argparse.Namespace], Result]
+
+
+def add_verb(
+    verbs: Verbs[argparse.ArgumentParser],
+    name: str,
+    handler: Handler,
+    *,
+    summary: str,
+    description: str,
+    epilog: str,
+) -> argparse.ArgumentParser:
+    """A verb with its one-line summary, what it does, and examples that are shown as written."""
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """JOB, its overrides, and how checkpoints are hashed."""
+    parser.add_argument("job", metavar="JOB", type=Path, help="job file (YAML)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    parser.add_argument(
+        "--hash-weights",
+        choices=("sampled", "full"),
+        default="sampled",
+        help="how checkpoint files enter the row keys (default: sampled)",
+    )
