@@ -141,6 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pipeline = load_pipeline(options.weights)
     clips, scenes = data.sample_clips(64, torch.Generator().manual_seed(777), split="all")
     output = torch.cat([reconstruct(pipeline.vae, part) for part in clips.split(16)])
+    longer, _ = data.sample_clips(16, torch.Generator().manual_seed(779), split="all", frames=17)
+    print(
+        f"autoencoder, 17 frames: {psnr_db(reconstruct(pipeline.vae, longer), longer):.2f} dB",
+        flush=True,
+    )
     generator = torch.Generator().manual_seed(778)
     judged = [
         score(f, data.caption(s, generator)) for f, s in zip(to_uint8(output), scenes, strict=True)

@@ -43,7 +43,7 @@ class DitRecipe:
         save_every: steps between checkpoints.
     """
 
-    steps: int = 5000
+    steps: int = 6600
     batch: int = 48
     muon_rate: float = 2.5e-3
     adam_rate: float = 1e-3
@@ -51,7 +51,7 @@ class DitRecipe:
     partial: float = 0.1
     noise_words: float = 0.08
     images: float = 0.08
-    long_clips: float = 0.1
+    long_clips: float = 0.2
     average: float = 0.97
     average_every: int = 10
     save_every: int = 200

@@ -27,7 +27,8 @@ class VaeRecipe:
 
     Attributes:
         frame_steps: steps on single frames.
-        joint_steps: steps on three batches of clips for every batch of frames.
+        joint_steps: steps on clips, with frames in every fourth and longer clips in every eighth:
+            a decoder that has only seen short clips drifts in colour after their last frame.
         frame_batch: single frames in a step.
         clip_batch: clips in a step.
         peak_rate: highest learning rate (3e-3 diverges).
@@ -37,6 +38,7 @@ class VaeRecipe:
         save_every: steps between checkpoints.
         size: height and width in pixels.
         frames: frames of a clip.
+        long_frames: frames of a longer clip; half as many share a step.
     """
 
     frame_steps: int = 1200
@@ -49,6 +51,7 @@ class VaeRecipe:
     save_every: int = 100
     size: int = 64
     frames: int = 9
+    long_frames: int = 17
 
     @property
     def steps(self) -> int:
@@ -64,25 +67,34 @@ QUICK_VAE = VaeRecipe(
     save_every=1,
     size=32,
     frames=5,
+    long_frames=9,
 )
 
 
 def draw_batch(recipe: VaeRecipe, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Clips ``(n, 3, f, h, w)`` of one step and the loss weight of pixels ``(n, 1, f, h, w)``."""
-    single = step < recipe.frame_steps or step % 4 == 0
-    count = recipe.frame_batch if single else recipe.clip_batch
+    count, frames = _batch_shape(recipe, step)
     scenes = data.sample_scenes(count, generator, "all")
     layout = data.sample_layout(scenes, generator)
     times = (
         torch.rand(count, 1, generator=generator)
-        if single
-        else data.frame_times(count, recipe.frames)
+        if frames == 1
+        else data.frame_times(count, frames)
     )
     clips, coverage = data.render(scenes, layout, times, height=recipe.size, width=recipe.size)
     n, _, f, h, w = coverage.shape
     near = F.max_pool2d(coverage.ceil().view(n * f, 1, h, w), 5, 1, 2).view(n, 1, f, h, w)
     weight = 1 + recipe.shape_weight * near
     return clips, weight / weight.mean()
+
+
+def _batch_shape(recipe: VaeRecipe, step: int) -> tuple[int, int]:
+    """Clips in a step and their frames."""
+    if step < recipe.frame_steps or step % 4 == 0:
+        return recipe.frame_batch, 1
+    if step % 8 == 5:
+        return max(1, recipe.clip_batch // 2), recipe.long_frames
+    return recipe.clip_batch, recipe.frames
 
 
 def learning_rate(recipe: VaeRecipe, step: int) -> float:
