@@ -158,3 +158,4 @@ class RankInfo:
     host: str
     job_id: str = ""
     address: str = "127.0.0.1"  # where the ranks of this task reach rank 0, if this is rank 0
+    ends: float | None = None  # unix seconds of the task's wall-time limit; None = unknown

@@ -207,21 +207,32 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmConfig:
-    """One cluster profile: how tasks start and what one node has."""
+    """One cluster profile: how tasks start and what one node has.
+
+    `signal_delay_s`: seconds before the wall-time limit at which ranks are told to drain.
+    `watchdog_s`: a rank whose main thread makes no step for so long is killed; 0 = never.
+    `python`: command that starts python on a node, for containers; None = this interpreter.
+    """
 
     executor: Literal["inline", "local", "slurm"] = "local"
     nodes: int = 1
     ranks_per_node: int = 1
     gpus_per_node: int = 0
+    gres: str | None = None  # instead of gpus_per_node, e.g. gpu:a100:8
     cpus_per_rank: int = 1
-    mem_gb: float | None = None
+    mem_gb: float | None = None  # of a node
     timeout_min: int = 60
+    signal_delay_s: int = 90
+    watchdog_s: int = 1800
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
     setup: tuple[str, ...] = ()
+    python: str | None = None
+    srun_args: tuple[str, ...] = ()
+    steward_partition: str | None = None  # None: as the tasks
     extra: dict[str, str] = field(default_factory=dict)
     array_parallelism: int = 256
     max_attempts: int = 3
