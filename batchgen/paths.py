@@ -112,6 +112,11 @@ class RunPaths:
     def state(self) -> Path:
         return self.root / "state"
 
+    def row_state(self, row_index: int, total_rows: int) -> Path:
+        """Where a row in flight is kept between two attempts; folders as in `media/`."""
+        folder = self.state / "rows" / media_fan_out(row_index, total_rows)
+        return folder / f"{row_index}.safetensors"
+
 
 def parse_journal(path: Path) -> Attempt:
     """The attempt that writes `path`; raises ValueError for any other file."""
@@ -123,8 +128,8 @@ def parse_journal(path: Path) -> Attempt:
 
 
 def media_fan_out(row_index: int, total_rows: int) -> str:
-    """Folder (relative to `media/`) of a row: none for small runs, else two-digit hex levels so
-    that no folder holds more than about FAN_OUT_ENTRIES entries."""
+    """Folder (relative to `media/` or `state/rows/`) of a row: none for small runs, else two-digit
+    hex levels so that no folder holds more than about FAN_OUT_ENTRIES entries."""
     folders = -(-total_rows // FAN_OUT_ENTRIES)
     if folders <= 1:
         return ""

@@ -78,6 +78,7 @@ class RowStats:
     stages: StageSeconds = field(default_factory=StageSeconds)
     steps_total: int = 0  # transformer evaluations over both branches without a cache
     steps_computed: float = 0.0  # the same, as computed
+    steps_restored: int = 0  # solver steps taken over from an attempt that saved the row
     step_p50_s: float = 0.0
     step_p95_s: float = 0.0
     batch_size_mean: float = 0.0  # items per forward, mean over the row's forwards

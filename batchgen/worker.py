@@ -24,12 +24,7 @@ from batchgen.config.schema import JobConfig, OutputConfig
 from batchgen.engine.contract import EngineReport
 from batchgen.engine.device import device_name, device_of_rank, pick_device
 from batchgen.engine.engine import Engine
-from batchgen.errors import (
-    NonFiniteOutput,
-    PromptTooLong,
-    RunStateError,
-    StorageError,
-)
+from batchgen.errors import FINAL_ERRORS, RunStateError, StorageError
 from batchgen.ledger.attempts import accept_restart, read_shard
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.intent import read_fence, read_intent
@@ -44,7 +39,6 @@ from batchgen.tickets import QueueLost, TicketClient, TicketServer
 
 log = logging.getLogger(__name__)
 Judge = Callable[[np.ndarray, str], float | None]
-FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # the same again however often it is tried
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 FULL_ROWS_BEFORE_STOP = 3
 DRAIN_SIGNALS = {signal.SIGTERM: "cancelled", signal.SIGUSR2: "drained"}  # reason to end
@@ -355,7 +349,7 @@ def _open_source(
     root: RunPaths, submission: int, rank: RankInfo, attempt: Attempt
 ) -> Iterator[ShardSource]:
     """Join the shard's queue; rank 0 serves it until every replica that came has let go."""
-    rows = read_shard(root, submission, rank.task)
+    rows = read_shard(root, submission, rank.task).all
     address = root.queue_address(attempt)
     with ExitStack() as stack:
         if rank.rank == 0:

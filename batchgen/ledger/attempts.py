@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.events import HEAD, from_plain, is_whole, to_plain
+from batchgen.ledger.events import END, HEAD, SAVED, START, from_plain, is_whole, to_plain
 from batchgen.ledger.intent import (
     Fence,
     Intent,
@@ -44,6 +44,7 @@ _SHARDS = pa.schema(
         pa.field("row_index", pa.int64(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
         pa.field("order", pa.int64(), nullable=False),
+        pa.field("alone", pa.bool_(), nullable=False),
     ]
 )
 
@@ -55,6 +56,20 @@ class SubmissionRows:
     row_index: np.ndarray  # int64
     shard: np.ndarray  # int32
     order: np.ndarray  # int64: place inside the shard, ascending
+    alone: np.ndarray | None = None  # bool: suspects, to be rendered one at a time; None = no row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShardRows:
+    """The rows of one shard: row_index (int64) in the order in which to render them."""
+
+    rows: np.ndarray
+    suspects: np.ndarray  # none of `rows`: after them, one at a time
+
+    @property
+    def all(self) -> np.ndarray:
+        """Both, in that order."""
+        return np.concatenate([self.rows, self.suspects])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,12 +126,15 @@ def begin_submission(
     return number
 
 
-def read_shard(run: RunPaths, submission: int, shard: int) -> np.ndarray:
-    """row_index (int64) of one shard of a submission, in the order in which to render them."""
+def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:
+    """The rows of one shard of a submission."""
     table = pq.read_table(run.shards(submission), filters=[("shard", "=", shard)])
     table = table.sort_by("order")
     rows: np.ndarray = table["row_index"].to_numpy()
-    return rows
+    if "alone" not in table.column_names:  # of a run that is older than suspects
+        return ShardRows(rows, rows[:0])
+    alone: np.ndarray = table["alone"].to_numpy()
+    return ShardRows(rows[~alone], rows[alone])
 
 
 def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
@@ -124,13 +142,14 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
 
     Called once by the leader of the task, before any row is given out. Returns row_index -> status
     of the rows that the accepted parts have committed in this submission: the ok ones need not be
-    rendered again. A first start (restart 0) accepts nothing and gets an empty mapping.
+    rendered again. The fence names the suspects too: rows that were in flight when an earlier start
+    died. A first start (restart 0) accepts nothing and gets an empty mapping.
     """
     if attempt.restart == 0:
         return {}
     earlier = fences(run, attempt.submission).get(attempt.task)
     accepted: dict[str, int] = {}
-    statuses: dict[int, str] = {}
+    past = _Past()
     for other, path in journal_files(run):
         if (other.submission, other.task) != (attempt.submission, attempt.task):
             continue
@@ -141,24 +160,49 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
             accepted[name] = earlier[1].accepted.get(name, 0)
         else:
             accepted[name] = whole_length(path)
-        _collect_statuses(path, accepted[name], statuses)
+        past.add(path, accepted[name])
     path = run.acceptance(attempt)
+    fence = Fence(
+        accepted=accepted,
+        statuses=past.statuses,
+        suspects=tuple(sorted(past.open_rows - past.statuses.keys())),
+        created=time.time(),
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, to_plain(Fence(accepted=accepted, statuses=statuses)))
+        write_json(path, to_plain(fence))
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
-    return statuses
+    return past.statuses
 
 
-def _collect_statuses(path: Path, limit: int, statuses: dict[int, str]) -> None:
-    for _, line in raw_lines(path, limit):
-        head = HEAD.match(line)
-        if head is None or not is_whole(line):
-            continue
-        row, status = int(head[2]), head[3].decode()
-        if statuses.get(row) != "ok":
-            statuses[row] = status
+@dataclass(slots=True)
+class _Past:
+    """What the earlier starts of a task left behind."""
+
+    statuses: dict[int, str] = field(default_factory=dict)  # row_index -> as committed
+    open_rows: set[int] = field(default_factory=set)  # in flight when a start died
+
+    def add(self, path: Path, limit: int) -> None:
+        """Read the accepted part of one journal."""
+        open_rows: set[int] = set()
+        for _, line in raw_lines(path, limit):
+            if start := START.match(line):
+                if start[2] == b"true":
+                    open_rows.clear()  # whatever was begun before is in flight no more
+                open_rows.add(int(start[1]))
+            elif not is_whole(line):
+                continue
+            elif head := HEAD.match(line):
+                row, status = int(head[2]), head[3].decode()
+                open_rows.discard(row)
+                if self.statuses.get(row) != "ok":
+                    self.statuses[row] = status
+            elif saved := SAVED.match(line):
+                open_rows.discard(int(saved[1]))
+            elif line.startswith(END):
+                return
+        self.open_rows |= open_rows
 
 
 def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo) -> Intent:
@@ -215,7 +259,8 @@ def _copies(copies: np.ndarray, rows: np.ndarray) -> dict[int, int]:
 
 
 def _write_shards(path: Path, rows: SubmissionRows) -> None:
-    columns = [rows.row_index, rows.shard, rows.order]
+    alone = np.zeros(len(rows.row_index), bool) if rows.alone is None else rows.alone
+    columns = [rows.row_index, rows.shard, rows.order, alone]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SHARDS, strict=True)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(arrays, schema=_SHARDS), sink, compression="zstd")

@@ -1,8 +1,8 @@
 """The lines of a journal: typed events, and the one mapping between them and JSON.
 
 A line is `{"kind":"...", <fields>, "crc":"<crc32 of all before it>"}` and a newline. Commit lines
-begin with row_index, status and row_key and start lines with row_index, so that readers which need
-no more (`HEAD`, `START`) can leave the JSON unparsed; the check sum makes that safe.
+begin with row_index, status and row_key and start lines with row_index and alone, so that readers
+which need no more (`HEAD`, `START`) can leave the JSON unparsed; the check sum makes that safe.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ HEAD = re.compile(
     rb'\{"kind":"(commit|void)","row_index":(\d+)'
     rb',"status":"(ok|failed|quarantined|void)","row_key":"(\w*)"'
 )
-START = re.compile(rb'\{"kind":"start","row_index":(\d+),[^\n]*\}\n')
+START = re.compile(rb'\{"kind":"start","row_index":(\d+),(?:"alone":(true|false),)?[^\n]*\}\n')
+SAVED = re.compile(rb'\{"kind":"saved","row_index":(\d+),')
+END = b'{"kind":"end",'
 _CRC = b',"crc":"'
 _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
 
@@ -55,6 +57,17 @@ class Start:
 
     row_index: int
     row_id: str
+    t: float
+    alone: bool = False  # no other row is in flight: it was, at an earlier death
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A row in flight is kept in the run folder: whoever starts it next goes on from there."""
+
+    row_index: int
+    step: int  # solver steps it has taken, over all attempts
+    seconds: float  # busy seconds that this attempt has spent on it
     t: float
 
 
@@ -106,17 +119,18 @@ class End:
     t: float = field(default_factory=time.time)
 
 
-Event = AttemptHeader | Start | Phase | Commit | Void | End
+Event = AttemptHeader | Start | Saved | Phase | Commit | Void | End
 _KINDS: dict[str, type[Any]] = {
     "attempt": AttemptHeader,
     "start": Start,
+    "saved": Saved,
     "phase": Phase,
     "commit": Commit,
     "void": Void,
     "end": End,
 }
 _NAMES = {cls: kind for kind, cls in _KINDS.items()}
-_FIRST = ("row_index", "status", "row_key")
+_FIRST = ("row_index", "status", "row_key", "alone")
 
 
 def encode_line(event: Event) -> bytes:

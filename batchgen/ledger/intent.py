@@ -51,6 +51,8 @@ class Fence:
 
     accepted: dict[str, int]
     statuses: dict[int, str]  # row_index -> status of the rows that they committed
+    suspects: tuple[int, ...] = ()  # other rows, which were in flight when one of them died
+    created: float = 0.0  # unix seconds; 0 = not recorded
     schema: int = SCHEMA
 
 

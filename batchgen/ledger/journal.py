@@ -40,7 +40,7 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._broken = ""
         self._tally = tally_for(run, read_intent(run, attempt.submission), attempt)
-        self._open: set[int] = set()  # row_index of rows that are started and not committed
+        self._open: set[int] = set()  # row_index of rows started, neither committed nor saved
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._written_t = 0.0
         self._counters = Counters(
@@ -80,14 +80,25 @@ class JournalWriter:
             raise StorageError(f"{path}: the journal cannot be written: {error}") from error
         return writer
 
-    def start(self, row_index: int, row_id: str) -> None:
-        """Note that a row joins. Not synced: a crash may lose this line and nothing hangs on it."""
+    def start(self, row_index: int, row_id: str, alone: bool = False) -> None:
+        """Note that a row joins; `alone`: nothing else is in flight, since it is a suspect. Not
+        synced: a kill loses nothing, and after a power cut nobody is blamed."""
         with self._lock:
             now = time.time()
-            self._write(events.Start(row_index, row_id, now))
+            self._write(events.Start(row_index, row_id, now, alone))
             self._open.add(row_index)
             self._counters = replace(self._counters, phase="render")
             self._save_counters(now)
+
+    def saved(self, row_index: int, step: int, seconds: float) -> None:
+        """Note, durably, that the state of a row in flight after solver step `step` is kept in the
+        run folder; this attempt was busy with it for `seconds`. It is no longer in flight."""
+        with self._lock:
+            now = time.time()
+            self._write(events.Saved(row_index, step, seconds, now))
+            self._open.discard(row_index)
+            self._save_counters(now)
+        self._sync()
 
     def commit(self, commit: Commit) -> None:
         """Publish or fail a row: durable when this returns. Raises StorageError if the line could

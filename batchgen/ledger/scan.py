@@ -22,6 +22,7 @@ from batchgen.ledger.events import (
     AttemptHeader,
     End,
     Phase,
+    Saved,
     decode_line,
     is_whole,
     time_of,
@@ -44,7 +45,9 @@ class JournalFacts:
     phases: list[Phase] = field(default_factory=list)
     end: End | None = None
     starts: int = 0
-    open_rows: set[int] = field(default_factory=set)  # started, not committed
+    open_rows: set[int] = field(default_factory=set)  # started, neither committed nor saved
+    saved: dict[int, float] = field(default_factory=dict)  # row_index -> busy seconds carried over
+    alone: int = -1  # row of the last start line, if nothing else was in flight then
     first_start_t: float = 0.0
     last_t: float = 0.0  # time of the last whole line
     bad_lines: list[int] = field(default_factory=list)  # offsets; whole lines that do not fit
@@ -122,9 +125,9 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
     nothing, so their check sums are left to `verify`."""
     facts = JournalFacts(journal)
     limit = float("inf") if journal.limit is None else journal.limit
-    open_rows = facts.open_rows
+    open_rows, saved = facts.open_rows, facts.saved
     match_start, match_head = START.match, HEAD.match
-    offset, last = 0, b""
+    offset, last, begun = 0, b"", None
     with journal.path.open("rb") as file:
         for line in file:
             size = len(line)
@@ -133,7 +136,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
                 facts.starts += 1
                 if facts.starts == 1:
                     facts.first_start_t = time_of(line)
-                last = line
+                last, begun = line, start
             elif not line.endswith(b"\n"):
                 facts.torn_bytes = size
                 break
@@ -142,12 +145,17 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
             else:
                 last = line
                 if head := match_head(line):
-                    open_rows.discard(columns.append(head, number, offset, size))
+                    row = columns.append(head, number, offset, size)
+                    open_rows.discard(row)
+                    if saved:
+                        saved.pop(row, None)
                     columns.accepted.append(offset + size <= limit)
                 elif not _note(facts, line):
                     facts.bad_lines.append(offset)
             offset += size
     facts.last_t = time_of(last)
+    if begun is not None and begun[2] == b"true":
+        facts.alone = int(begun[1])
     return facts
 
 
@@ -163,7 +171,10 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         facts.phases.append(event)
     elif isinstance(event, End):
         facts.end = event
-    return isinstance(event, AttemptHeader | Phase | End)
+    elif isinstance(event, Saved):
+        facts.open_rows.discard(event.row_index)
+        facts.saved[event.row_index] = event.seconds
+    return isinstance(event, AttemptHeader | Phase | End | Saved)
 
 
 def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:

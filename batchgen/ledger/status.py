@@ -255,7 +255,7 @@ def _follow(
             if head[3] != b"ok":
                 counters = _with_error(counters, line)
         else:
-            counters = _with_event(counters, line)
+            counters = _with_event(counters, line, in_flight)
         last = line
     times = (*counters.recent, *(json.loads(line)["ended"] for line in tail))
     if in_flight or tail:
@@ -270,8 +270,10 @@ def _follow(
     )
 
 
-def _with_event(counters: Counters, line: bytes) -> Counters:
+def _with_event(counters: Counters, line: bytes, in_flight: set[int]) -> Counters:
     plain = json.loads(line)
+    if plain["kind"] == "saved":
+        in_flight.discard(plain["row_index"])
     if plain["kind"] == "phase":
         return replace(counters, phase="render")
     if plain["kind"] == "end":

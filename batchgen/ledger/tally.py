@@ -86,7 +86,7 @@ class Counters:
     devices: int = 1
     began: float = 0.0  # unix seconds
     t: float = 0.0  # heartbeat: when this file was written
-    open_rows: tuple[int, ...] = ()  # row_index of rows that are started and not committed
+    open_rows: tuple[int, ...] = ()  # rows started, neither committed nor saved
     commits: int = 0  # commit lines
     changes: Counts = field(default_factory=Counts)
     recent: tuple[float, ...] = ()  # times of the last commits

@@ -51,8 +51,8 @@ def test_shards_keep_their_rows_in_order(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(5)
     rows = SubmissionRows(np.array([0, 1, 2, 3, 4]), np.array([1, 0, 1, 0, 1]), np.arange(5)[::-1])
     number = begin_submission(lab.run, rows, SubmissionInfo())
-    assert read_shard(lab.run, number, 0).tolist() == [3, 1]
-    assert read_shard(lab.run, number, 1).tolist() == [4, 2, 0]
+    assert read_shard(lab.run, number, 0).rows.tolist() == [3, 1]
+    assert read_shard(lab.run, number, 1).all.tolist() == [4, 2, 0]
 
 
 def test_what_a_zombie_commits_after_its_successor_began_is_waste(

@@ -121,5 +121,5 @@ def test_readers_agree_with_the_rules_in_plain_words(
 def read_rows(lab: Lab, submission: int) -> list[int]:
     from batchgen.ledger.attempts import read_shard
 
-    rows: list[int] = read_shard(lab.run, submission, 0).tolist()
+    rows: list[int] = read_shard(lab.run, submission, 0).all.tolist()
     return rows
