@@ -14,6 +14,14 @@ from batchgen.ledger.frames import (
     snapshot,
     stage_shares,
     throughput_by_bucket,
+    waste,
 )
 
-__all__ = ["failures", "open_runs", "snapshot", "stage_shares", "throughput_by_bucket"]
+__all__ = [
+    "failures",
+    "open_runs",
+    "snapshot",
+    "stage_shares",
+    "throughput_by_bucket",
+    "waste",
+]

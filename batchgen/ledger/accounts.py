@@ -1,14 +1,18 @@
 """runs.parquet: where the device time of each attempt went.
 
+wall = load + compile + warmup + setup + busy + idle + linger, but for what runs in between
+linger   a drained attempt waits for Slurm to take its place again
 busy     the rendering thread encoded or denoised; decoding and writing run behind it and have
-         columns of their own
-useful   its share in the commits that won
+         columns of their own; busy = useful + retried + saved + lost
+useful   its share in the commits that won; of a row that an earlier attempt had saved, this
+         attempt's part
 retried  its share in commits that did not: failed ones, ones another attempt overruled or that
-         came after the attempt was fenced off
-lost     what is left of it where rows were started and never committed
-Busy and idle seconds are measured by the attempt: from its last line, or for one that was killed
-from its last heartbeat. Where neither has them, a killed attempt counts as busy from its first row
-to its last sign of life.
+         came after the attempt was fenced off (fenced: the latter alone)
+saved    its share in rows that were kept as they stood for another attempt to go on with
+lost     its share in rows that were started and neither committed nor saved
+Busy, idle and lost seconds are measured by the attempt: from its last line, or for one that was
+killed from its last heartbeat. Where neither has them, a killed attempt counts as busy from its
+first row to its last sign of life, and as lost what is in no row that it committed or saved.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from batchgen.runfile import RunFile
 
 _CHUNK = 50_000
 _BUSY = ("encode", "denoise")
+_PHASES = ("load_s", "compile_s", "warmup_s", "setup_s", "linger_s")
 _MEASURED = (  # of the last line
     *("tail_s", "encode_s", "denoise_s", "decode_s", "peak_mem_gib", "forwards", "items"),
     *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
@@ -76,10 +81,26 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         row = _identity(run, facts) | _work(facts, counters)
         row |= _rows_and_seconds(found.index, facts, lines, won, spent)
         row |= _configuration(intents[submission], header)
-        wasted = row["useful_s"] + row["retried_s"]
-        row["lost_s"] = max(0.0, row["busy_s"] - wasted) if facts.open_rows else 0.0
+        known = row["useful_s"] + row["retried_s"] + row["saved_s"]
+        late = found.index.offset[lines] >= (counters.offset if counters else 0)
+        late_s = float(spent.busy_s[lines][late].sum())
+        row["lost_s"] = _lost(facts, counters, late_s, row["busy_s"] - known)
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=RUNS)
+
+
+def _lost(
+    facts: JournalFacts, counters: Counters | None, late_s: float, uncommitted_s: float
+) -> float:
+    """Busy seconds on rows that came to nothing: as told in the last line or with the last
+    heartbeat (`late_s`: of rows committed since), else `uncommitted_s`."""
+    if facts.end is not None and facts.end.lost_s is not None:
+        return facts.end.lost_s
+    if not facts.open_rows:
+        return 0.0
+    if facts.end is None and counters is not None and counters.in_flight_s > 0:
+        return max(0.0, counters.in_flight_s - late_s)
+    return max(0.0, uncommitted_s)
 
 
 def _seconds(commits: pa.Table, stage: str) -> np.ndarray:
@@ -119,12 +140,14 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
         busy, idle = counters.busy_s, counters.idle_s
     else:
         busy, idle = max(0.0, ended - first), 0.0
-    phases = {f"{p.name}_s": p.seconds for p in facts.phases}
+    phases = dict.fromkeys(_PHASES, 0.0)
+    for phase in facts.phases:
+        phases[f"{phase.name}_s"] = phases.get(f"{phase.name}_s", 0.0) + phase.seconds
     return {
         "started": began,
         "ended": ended,
         "wall_s": max(0.0, ended - began),
-        **{name: phases.get(name, 0.0) for name in ("load_s", "compile_s", "warmup_s")},
+        **{name: phases[name] for name in _PHASES},
         "busy_s": busy,
         "idle_s": idle,
         **{name: getattr(end, name) if end else 0 for name in _MEASURED},
@@ -143,9 +166,12 @@ def _rows_and_seconds(
         "rows_ok": int(chosen.sum()),
         "rows_failed": int((accepted & failed).sum()),
         "rows_wasted": int((~accepted).sum()),
+        "rows_saved": len(facts.saved),
         "rows_lost": len(facts.open_rows),
         "useful_s": float(busy[chosen].sum()),
         "retried_s": float(busy[~chosen].sum()),
+        "fenced_s": float(busy[~accepted].sum()),
+        "saved_s": sum(facts.saved.values(), 0.0),
         "write_s": float(spent.write_s[lines].sum()),
     }
 

@@ -76,10 +76,12 @@ class ShardRows:
 class SubmissionInfo:
     """What is recorded about a submission beside its rows."""
 
-    kind: str = "render"  # or repair
+    kind: str = "render"  # or repair, quarantine
     host: str = ""  # name to show; default the machine's
     config: str = ""  # resolved configuration, JSON
     overrides: tuple[str, ...] = ()
+    attempt: int = 1  # submissions in a row, this one too, without progress before it
+    excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
 
 
 def begin_submission(
@@ -135,6 +137,12 @@ def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:
         return ShardRows(rows, rows[:0])
     alone: np.ndarray = table["alone"].to_numpy()
     return ShardRows(rows[~alone], rows[alone])
+
+
+def rows_of(run: RunPaths, submission: int) -> np.ndarray:
+    """row_index (int64) of all rows that a submission was to render."""
+    rows: np.ndarray = pq.read_table(run.shards(submission), columns=["row_index"])[0].to_numpy()
+    return rows
 
 
 def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
@@ -228,6 +236,9 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
         copies=_copies(copies, rows.row_index),
         config=info.config,
         overrides=info.overrides,
+        attempt=info.attempt,
+        excluded=info.excluded,
+        suspects=() if rows.alone is None else tuple(rows.row_index[rows.alone].tolist()),
     )
 
 

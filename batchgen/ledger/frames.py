@@ -50,6 +50,31 @@ def throughput_by_bucket(frame: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
+def waste(run: str | Path) -> pd.Series:
+    """Busy seconds of a run (replica seconds) that no result came of: `lost` with rows that a death
+    or a drain cut off, `retried` on failures and on what was rendered twice or too late (`fenced`
+    alone: by attempts whose task another had taken over; part of `retried`), `total` of lost and
+    retried, and `share`, the total over all busy seconds (0 if there are none).
+
+    From `catalog/runs.parquet`; RunStateError if the run was not collected yet.
+    """
+    path = RunPaths(Path(run)).catalog_runs
+    if not path.is_file():
+        raise RunStateError(f"{path} is not there; run `batchgen collect {run}` first")
+    columns = ["lost_s", "retried_s", "fenced_s", "busy_s"]
+    lost, retried, fenced, busy = pq.read_table(path, columns=columns).to_pandas().sum()
+    total = lost + retried
+    return pd.Series(
+        {
+            "lost": lost,
+            "retried": retried,
+            "fenced": fenced,
+            "total": total,
+            "share": total / busy if busy > 0 else 0.0,
+        }
+    )
+
+
 def failures(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows that failed or were quarantined, with their errors; the most frequent error first."""
     bad = frame[frame["status"].isin(["failed", "quarantined"])]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from batchgen.errors import RunStateError
@@ -30,7 +30,7 @@ class Intent:
     """One submission: what it is to do, and how much of the past it accepts."""
 
     number: int
-    kind: str  # render or repair
+    kind: str  # render, or one that renders nothing: repair, quarantine
     created: float  # unix seconds
     made_by: ProcessId
     manifest_rows: int
@@ -42,6 +42,9 @@ class Intent:
     copies: dict[int, int] = field(default_factory=dict)  # row_index -> manifest rows, where > 1
     config: str = ""  # resolved configuration, JSON
     overrides: tuple[str, ...] = ()
+    attempt: int = 1  # this many submissions in a row, this one too, without progress before it
+    excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
+    suspects: tuple[int, ...] = ()  # rows to be rendered alone
     schema: int = SCHEMA
 
 
@@ -90,6 +93,15 @@ def last_intent(run: RunPaths) -> Intent | None:
     for number in reversed(submission_numbers(run)):
         intent = read_intent(run, number)
         if intent is not None:
+            return intent
+    return None
+
+
+def last_render(run: RunPaths) -> Intent | None:
+    """The intent of the last submission that started tasks (repairs and verdicts start none)."""
+    for number in reversed(submission_numbers(run)):
+        intent = read_intent(run, number)
+        if intent is not None and intent.kind == "render":
             return intent
     return None
 
@@ -145,6 +157,27 @@ def tally_for(run: RunPaths, intent: Intent | None, attempt: Attempt) -> Tally:
     for row, status in fence.statuses.items() if fence else ():
         known[row] = "ok" if known.get(row) == "ok" else status
     return Tally(known, intent.copies)
+
+
+def suspects_of(run: RunPaths, intent: Intent | None, attempt: Attempt) -> frozenset[int]:
+    """Rows that `attempt` renders alone, as far as it is up to it."""
+    fence = read_fence(run, attempt) if attempt.restart else None
+    return frozenset((*(intent.suspects if intent else ()), *(fence.suspects if fence else ())))
+
+
+def fenced_at(run: RunPaths, attempt: Attempt) -> float | None:
+    """When a later attempt first drew the line before `attempt`, in unix seconds; None: never, or
+    not recorded."""
+    times = []
+    for path in run.acceptance(attempt).parent.glob(f"{attempt.task}-r*.accept.json"):
+        match = _FENCE_NAME.fullmatch(path.name)
+        if match is not None and int(match[2]) > attempt.restart:
+            fence = read_fence(run, replace(attempt, restart=int(match[2])))
+            times += [fence.created] if fence is not None and fence.created else []
+    later = [n for n in submission_numbers(run) if n > attempt.submission]
+    intent = next(filter(None, (read_intent(run, n) for n in later)), None)
+    times += [intent.created] if intent else []
+    return min(times, default=None)
 
 
 def fences(run: RunPaths, submission: int) -> dict[int, tuple[int, Fence]]:

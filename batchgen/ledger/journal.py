@@ -19,11 +19,11 @@ from pathlib import Path
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger import events
-from batchgen.ledger.intent import read_intent, tally_for
+from batchgen.ledger.intent import read_intent, suspects_of, tally_for
 from batchgen.ledger.tally import Counters
 from batchgen.media.durable import make_folder, sync_folder
 from batchgen.paths import RunPaths
-from batchgen.records import Commit
+from batchgen.records import Commit, StageSeconds
 
 COUNTERS_EVERY_S = 0.5
 RECENT = 64  # commit times kept for the rate
@@ -39,7 +39,9 @@ class JournalWriter:
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._broken = ""
-        self._tally = tally_for(run, read_intent(run, attempt.submission), attempt)
+        intent = read_intent(run, attempt.submission)
+        self._tally = tally_for(run, intent, attempt)
+        self._suspects = suspects_of(run, intent, attempt)
         self._open: set[int] = set()  # row_index of rows started, neither committed nor saved
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._written_t = 0.0
@@ -96,7 +98,7 @@ class JournalWriter:
         with self._lock:
             now = time.time()
             self._write(events.Saved(row_index, step, seconds, now))
-            self._open.discard(row_index)
+            self._leave(row_index, seconds)
             self._save_counters(now)
         self._sync()
 
@@ -107,7 +109,8 @@ class JournalWriter:
             failpoint("journal.before_append")
             self._write(commit, self._write_torn if _tear() else self._write_whole)
             self._tally.add(commit.row_index, commit.status)
-            self._open.discard(commit.row_index)
+            stages = commit.stats.stages if commit.stats else StageSeconds()
+            self._leave(commit.row_index, stages.encode + stages.denoise)
             self._count(commit)
         self._sync()
         failpoint("journal.after_append")
@@ -128,13 +131,24 @@ class JournalWriter:
             self._counters = replace(self._counters, phase="render")
             self._save_counters(now, force=True)
 
-    def beat(self, *, busy_s: float | None = None, idle_s: float | None = None) -> None:
-        """Say that this process is alive, and how long it has been busy and idle so far. Cheap:
-        writes at most every COUNTERS_EVERY_S seconds, so it can be called at every tick."""
+    def beat(
+        self,
+        *,
+        busy_s: float | None = None,
+        idle_s: float | None = None,
+        in_flight_s: float | None = None,
+    ) -> None:
+        """Say that this process is alive, how long it has been busy and idle so far, and how much
+        of busy went into the rows that are in flight now. Cheap: writes at most every
+        COUNTERS_EVERY_S seconds, so it can be called at every tick."""
         with self._lock:
-            busy = self._counters.busy_s if busy_s is None else busy_s
-            idle = self._counters.idle_s if idle_s is None else idle_s
-            self._counters = replace(self._counters, busy_s=busy, idle_s=idle)
+            known = self._counters
+            self._counters = replace(
+                known,
+                busy_s=known.busy_s if busy_s is None else busy_s,
+                idle_s=known.idle_s if idle_s is None else idle_s,
+                in_flight_s=known.in_flight_s if in_flight_s is None else in_flight_s,
+            )
             self._save_counters(time.time())
 
     def end(self, end: events.End) -> None:
@@ -199,14 +213,22 @@ class JournalWriter:
             self._broken = f"{self.path}: the journal cannot be synced: {error}"
             raise StorageError(self._broken) from error
 
+    def _leave(self, row_index: int, busy_s: float) -> None:
+        """A row is no longer in flight, nor are the seconds spent on it."""
+        self._open.discard(row_index)
+        left = max(0.0, self._counters.in_flight_s - busy_s)
+        self._counters = replace(self._counters, in_flight_s=left)
+
     def _count(self, commit: Commit) -> None:
         self._recent.append(commit.ended)
         error = f"{commit.error_type}: {commit.error}" if commit.error_type else ""
+        cleared = (commit.row_index,) if commit.row_index in self._suspects else ()
         self._counters = replace(
             self._counters,
             commits=self._tally.commits,
             changes=self._tally.counts,
             recent=tuple(self._recent),
+            cleared=(*self._counters.cleared, *cleared),
             last_error=error or self._counters.last_error,
             last_error_t=commit.ended if error else self._counters.last_error_t,
         )

@@ -1,4 +1,5 @@
-"""What `verify --repair` changes: damaged rows are taken back by a submission of their own."""
+"""Submissions that render nothing: `verify --repair` takes damaged rows back, and the steward
+quarantines rows that kill their process."""
 
 from __future__ import annotations
 
@@ -7,13 +8,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
+from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.blame import Verdict
 from batchgen.ledger.events import AttemptHeader, End, Void
+from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
 from batchgen.media.durable import remove
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt
+from batchgen.records import Attempt, Commit
+
+QUARANTINED = "KilledItsProcess"  # error_type of such a row
 
 
 def void_rows(run: RunPaths, damaged: Sequence[tuple[int, str, str]]) -> int:
@@ -21,13 +28,67 @@ def void_rows(run: RunPaths, damaged: Sequence[tuple[int, str, str]]) -> int:
     number of the submission that says so. RunStateError if another one begins at this moment."""
     rows = np.array(sorted({row for row, _, _ in damaged}), np.int64)
     chosen = SubmissionRows(rows, np.zeros(len(rows), np.int32), np.arange(len(rows)))
-    number = begin_submission(run, chosen, SubmissionInfo(kind="repair"))
+    number = begin_submission(run, chosen, _info(run, "repair"))
     header = AttemptHeader(attempt=Attempt(number, 0, 0, 0), devices=0)
     with JournalWriter.open(run, header) as journal:
         for row, path, reason in damaged:
             journal.void(Void(row, path, reason, time.time()))
         journal.end(End(reason="repaired"))
     return number
+
+
+def quarantine_rows(run: RunPaths, verdicts: Sequence[Verdict], *, last: int | None = None) -> int:
+    """Commit convicted rows as quarantined, with the reason. They are rendered again only when
+    somebody asks for them, and an ok commit then clears them.
+
+    Call it when no attempt is at work, since this fences all of them off; `last` as in
+    `begin_submission`. Returns the number of the submission. RunStateError if another one begins at
+    this moment, or if a row is not in the plan.
+    """
+    rows = np.array(sorted(verdict.row_index for verdict in verdicts), np.int64)
+    names = _names(run, rows)
+    chosen = SubmissionRows(rows, np.zeros(len(rows), np.int32), np.arange(len(rows)))
+    number = begin_submission(run, chosen, _info(run, "quarantine"), last=last)
+    attempt = Attempt(number, 0, 0, 0)
+    with JournalWriter.open(run, AttemptHeader(attempt=attempt, devices=0)) as journal:
+        for verdict in verdicts:
+            now = time.time()
+            row_id, row_key = names[verdict.row_index]
+            commit = Commit(
+                row_index=verdict.row_index,
+                row_id=row_id,
+                row_key=row_key,
+                status="quarantined",
+                attempt=attempt.tag,
+                shard=0,
+                host=verdict.host,
+                started=now,
+                ended=now,
+                error_type=QUARANTINED,
+                error=verdict.reason,
+            )
+            journal.commit(commit)
+        journal.end(End(reason="quarantined"))
+    return number
+
+
+def _info(run: RunPaths, kind: str) -> SubmissionInfo:
+    """What the submission before said of attempts and hosts goes on to hold."""
+    before = last_intent(run)
+    if before is None:
+        return SubmissionInfo(kind=kind)
+    return SubmissionInfo(kind=kind, attempt=before.attempt, excluded=before.excluded)
+
+
+def _names(run: RunPaths, rows: np.ndarray) -> dict[int, tuple[str, str]]:
+    """row_index -> (row_id, row_key)."""
+    columns = ["row_index", "row_id", "row_key"]
+    table = pq.read_table(run.plan, columns=columns, filters=[("row_index", "in", rows.tolist())])
+    index, ids, keys = (table[name].to_pylist() for name in columns)
+    names = dict(zip(index, zip(ids, keys, strict=True), strict=True))
+    if unknown := [row for row in rows.tolist() if row not in names]:
+        raise RunStateError(f"{run.plan} has no row with row_index {unknown[0]}")
+    return names
 
 
 def delete_files(paths: Iterable[Path]) -> int:

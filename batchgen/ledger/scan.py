@@ -48,6 +48,7 @@ class JournalFacts:
     open_rows: set[int] = field(default_factory=set)  # started, neither committed nor saved
     saved: dict[int, float] = field(default_factory=dict)  # row_index -> busy seconds carried over
     alone: int = -1  # row of the last start line, if nothing else was in flight then
+    whole_bytes: int = 0  # up to the end of the last line, past the accepted part too
     first_start_t: float = 0.0
     last_t: float = 0.0  # time of the last whole line
     bad_lines: list[int] = field(default_factory=list)  # offsets; whole lines that do not fit
@@ -154,6 +155,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
                     facts.bad_lines.append(offset)
             offset += size
     facts.last_t = time_of(last)
+    facts.whole_bytes = offset
     if begun is not None and begun[2] == b"true":
         facts.alone = int(begun[1])
     return facts

@@ -28,6 +28,7 @@ from batchgen.ledger.intent import (
     Intent,
     accepted_journals,
     last_intent,
+    suspects_of,
     tally_for,
 )
 from batchgen.ledger.journal import RECENT, raw_lines
@@ -79,6 +80,7 @@ class RunStatus:
     ok: int
     failed: int
     quarantined: int
+    suspects: int  # rows that were in flight at a death, to be rendered alone; not committed yet
     left: int  # not finished, those in flight included
     running: int  # rows in flight now (each may stand for several manifest rows)
     submission: int  # the last one; 0 = none yet
@@ -118,6 +120,7 @@ def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
         ok=counts.ok,
         failed=counts.failed,
         quarantined=counts.quarantined,
+        suspects=_suspects(run, intent, views, attempts),
         left=rows - counts.total,
         running=sum(attempt.running for attempt in attempts),
         submission=intent.number if intent else 0,
@@ -147,7 +150,22 @@ def _state(intent: Intent | None, attempts: Iterable[AttemptStatus], left: int) 
         return "running"
     if left == 0:
         return "finished"
-    return "stopped" if lives or intent.kind == "repair" else "submitted"
+    return "stopped" if lives or intent.kind != "render" else "submitted"
+
+
+def _suspects(
+    run: RunPaths, intent: Intent | None, views: Iterable[_View], attempts: Iterable[AttemptStatus]
+) -> int:
+    """Rows of the last submission that were in flight at a death and are not committed since."""
+    if intent is None:
+        return 0
+    rows, cleared = set(intent.suspects), set()
+    for view, status in zip(views, attempts, strict=True):
+        if status.attempt.submission == intent.number:
+            rows |= suspects_of(run, intent, status.attempt)
+            rows |= {*view.counters.open_rows} if status.life == "dead" else set()
+            cleared |= {*view.counters.cleared}
+    return len(rows - cleared)
 
 
 class _View:
@@ -238,6 +256,8 @@ def _follow(
     """Counters after the whole lines beyond `counters.offset`. As a rule these are few; but where
     counters were lost it is the whole journal, so ok commits and starts are not parsed as JSON."""
     tally: Tally | None = None
+    suspects: frozenset[int] = frozenset()
+    cleared = list(counters.cleared)
     in_flight, last, tail = set(counters.open_rows), b"", deque[bytes](maxlen=RECENT)
     for _, line in raw_lines(journal.path, journal.limit, counters.offset):
         if not line.endswith(b"\n"):
@@ -247,9 +267,14 @@ def _follow(
         elif not is_whole(line):
             continue
         elif head := HEAD.match(line):
-            tally = tally or tally_for(run, intent, journal.attempt)
-            tally.add(int(head[2]), head[3].decode())
-            in_flight.discard(int(head[2]))
+            if tally is None:
+                tally = tally_for(run, intent, journal.attempt)
+                suspects = suspects_of(run, intent, journal.attempt)
+            row = int(head[2])
+            tally.add(row, head[3].decode())
+            in_flight.discard(row)
+            if row in suspects:
+                cleared.append(row)
             if head[1] == b"commit":
                 tail.append(line)
             if head[3] != b"ok":
@@ -267,6 +292,7 @@ def _follow(
         changes=counters.changes + (tally.counts if tally else Counts()),
         t=max(counters.t, time_of(last)),
         recent=times[-RECENT:],
+        cleared=tuple(cleared),
     )
 
 

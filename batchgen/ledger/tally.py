@@ -93,6 +93,8 @@ class Counters:
     phase: str = "load"  # what it is at: load, then render
     busy_s: float = 0.0
     idle_s: float = 0.0
+    in_flight_s: float = 0.0  # of busy_s: spent on rows that are in flight
+    cleared: tuple[int, ...] = ()  # suspects that were committed
     last_error: str = ""
     last_error_t: float = 0.0
     ended: str = ""  # reason of the end; empty while it runs (or was killed)
