@@ -61,11 +61,27 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_resume(args: argparse.Namespace) -> Result:
+    from batchgen.runner.recover import give_a_steward
     from batchgen.runner.resume import prepare_resume
 
     run = find_run(args)
+    if tasks := give_a_steward(run):
+        return _adopted(args, run, len(tasks))
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
     return _go_on(args, run, settings, None)
+
+
+def _adopted(args: argparse.Namespace, run: RunPaths, tasks: int) -> Result:
+    """The run went on by itself, but nobody would have finished it."""
+    from batchgen.cli.run import wait_to_end
+
+    if args.overrides or args.rerender_changed:
+        raise RunStateError(
+            f"{tasks} task(s) of {run.root.name} are with Slurm under the old settings; a steward "
+            f"follows them now. `batchgen cancel {run.root.name}` ends them"
+        )
+    print(f"{tasks} task(s) were found with Slurm; a steward follows them now")
+    return Result(data={"run": str(run.root), "tasks": tasks}) if args.detach else wait_to_end(run)
 
 
 def handle_retry(args: argparse.Namespace) -> Result:

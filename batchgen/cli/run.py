@@ -23,6 +23,7 @@ examples:
 SUBMIT_EPILOG = """\
 examples:
   batchgen submit jobs/demo.yaml slurm.ranks_per_node=2
+  batchgen submit jobs/demo.yaml slurm=h100x8 --dry-run
   batchgen submit jobs/demo.yaml --json        # last line: {"run": "<folder>", ...}
 """
 
@@ -46,6 +47,9 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     for parser in (run, submit):
         add_job_arguments(parser)
+    submit.add_argument(
+        "--dry-run", action="store_true", help="show what would be submitted, and its batch script"
+    )
 
 
 def handle_run(args: argparse.Namespace) -> Result:
@@ -66,11 +70,37 @@ def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = No
     return summary_result(run, summary)
 
 
+def wait_to_end(run: RunPaths) -> Result:
+    """Wait for what was started elsewhere, collect, print the summary."""
+    from batchgen.cli.collect import summary_result
+    from batchgen.cli.progress import progress_bar
+    from batchgen.ledger.catalog import collect
+    from batchgen.runner.steward import wait
+
+    with progress_bar() as watch:
+        wait(run, watch)
+    return summary_result(run, collect(run))
+
+
 def handle_submit(args: argparse.Namespace) -> Result:
     from batchgen.runner.submit import submit
 
+    if args.dry_run:
+        return _show(args)
     run, settings = _create(args)
     return started_result(run, submit(run, settings))
+
+
+def _show(args: argparse.Namespace) -> Result:
+    from batchgen.config.compose import compose_job
+    from batchgen.runner.dryrun import dry_run
+
+    shown = dry_run(compose_job(args.job, args.overrides))
+    for script in shown.scripts:
+        print(f"{script}\n")
+    print(f"would submit {shown.rows} rows as {shown.shards} shard(s); nothing was started")
+    data = {"rows": shown.rows, "shards": shown.shards, "scripts": list(shown.scripts)}
+    return Result(OK, data)
 
 
 def started_result(run: RunPaths, started: Submission | None) -> Result:

@@ -13,10 +13,13 @@ from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths
+from batchgen.runner.queueview import QueueView, look, queue_lines, with_queue
 
 WATCH_S = 1.0
 TAIL_LINES = 20
 SHOWN_FAILURES = 20
+SHOWN_ATTEMPTS = 16
+QUEUE_WATCH_S = 10.0  # a scheduler is asked less often than files are read
 
 
 def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -47,6 +50,9 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     for parser in (status, cancel, logs):
         add_run_argument(parser)
     status.add_argument("--watch", action="store_true", help="refresh until nothing runs")
+    status.add_argument(
+        "--offline", action="store_true", help="ask no scheduler: the run folder alone"
+    )
     logs.add_argument("--failed", action="store_true", help="failed rows with their tracebacks")
 
 
@@ -54,21 +60,31 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_status(args: argparse.Namespace) -> Result:
     """Exit code 0 when every row is ok, 1 while rows are failed or left."""
     run = find_run(args)
-    status = read_status(run)
-    while args.watch and (status.alive or _is_starting(run, status)):
-        _redraw(_lines(status))
+    view = None if args.offline else look(run)
+    status = with_queue(read_status(run), view)
+    asked = time.monotonic()
+    while args.watch and _goes_on(run, status, view):
+        _redraw(_lines(run, status, view))
         time.sleep(WATCH_S)
-        status = read_status(run)
-    _redraw(_lines(status)) if args.watch else print("\n".join(_lines(status)))
-    data = {**asdict(status), "alive": status.alive}
+        if view is not None and time.monotonic() - asked > QUEUE_WATCH_S:
+            view, asked = look(run), time.monotonic()
+        status = with_queue(read_status(run), view)
+    lines = _lines(run, status, view)
+    _redraw(lines) if args.watch else print("\n".join(lines))
+    queue = asdict(view) if view else None
+    data = {**asdict(status), "alive": status.alive, "queue": queue}
     return Result(OK if status.ok == status.rows else ROWS_LEFT, data)
 
 
-def _is_starting(run: RunPaths, status: RunStatus) -> bool:
-    """Whether ranks of the last submission may still come up."""
+def _goes_on(run: RunPaths, status: RunStatus, view: QueueView | None) -> bool:
+    """Whether there is more to watch: ranks at work, or some that may still come up."""
+    if view is not None:
+        return not view.empty
+    if status.alive or status.state != "submitted":
+        return bool(status.alive)
     from batchgen.runner.jobs import is_alive
 
-    return status.state == "submitted" and is_alive(run, status.submission)
+    return is_alive(run)
 
 
 def _redraw(lines: list[str]) -> None:
@@ -78,7 +94,7 @@ def _redraw(lines: list[str]) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _lines(status: RunStatus) -> list[str]:
+def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str]:
     lines = [
         f"{Path(status.run).name}  {status.state}",
         f"rows      {status.rows}: {status.ok} ok, {status.failed} failed, "
@@ -90,11 +106,14 @@ def _lines(status: RunStatus) -> list[str]:
         f"submission {status.submission}",
     ]
     shown = [a for a in status.attempts if a.attempt.submission == status.submission]
-    lines += [_attempt_line(attempt) for attempt in shown]
+    lines += queue_lines(view)
+    lines += [_attempt_line(attempt) for attempt in shown[-SHOWN_ATTEMPTS:]]
     if status.last_error:
         lines.append(f"last error  {status.last_error}")
+    if status.state == "finished" and run.catalog_rows.is_dir():
+        lines.append(f"catalog   {run.catalog_rows}")
     if status.state == "submitted":
-        lines.append("no rank has started yet")
+        lines.append("waits for its next ranks" if shown else "no rank has started yet")
     elif status.left and not status.alive:
         lines.append(f"go on with  batchgen resume {Path(status.run).name}")
     return lines
@@ -128,17 +147,17 @@ def _duration(seconds: float) -> str:
 
 # ------------------------------------------------------------------------------------ cancel, logs
 def handle_cancel(args: argparse.Namespace) -> Result:
-    from batchgen.runner.jobs import is_alive, last_submission
+    from batchgen.runner.jobs import is_alive
     from batchgen.runner.steward import cancel
 
     run = find_run(args)
-    if not is_alive(run, last_submission(run)):
+    if not is_alive(run):
         print("nothing is at work")
         return Result(OK, {"run": str(run.root), "ranks": 0})
     ended = cancel(run)
     status = read_status(run)
     print(f"{ended} rank(s) ended; {status.ok} of {status.rows} rows ok, {status.left} left")
-    if is_alive(run, status.submission):
+    if is_alive(run):
         print("something is still at work: see `batchgen status`")
         return Result(ROWS_LEFT, {"run": str(run.root), "ranks": ended})
     return Result(OK, {"run": str(run.root), "ranks": ended, "ok": status.ok, "left": status.left})
@@ -160,7 +179,8 @@ def _log_files(run: RunPaths) -> list[Path]:
     found = sorted(run.logs.glob("*.log"))
     submissions = sorted(run.submissions.iterdir()) if run.submissions.is_dir() else []
     for last in submissions[-1:]:
-        found += [*sorted(last.glob("submitit/*.out")), *sorted(last.glob("submitit/*.err"))]
+        for folder in ("submitit", "slurm"):
+            found += [*sorted(last.glob(f"{folder}/*.out")), *sorted(last.glob(f"{folder}/*.err"))]
     return [file for file in found if file.stat().st_size]
 
 

@@ -224,6 +224,7 @@ class SlurmConfig:
     timeout_min: int = 60
     signal_delay_s: int = 90
     watchdog_s: int = 1800
+    start_up_s: float | None = None  # process start to first row; None = estimated
     partition: str | None = None
     account: str | None = None
     qos: str | None = None

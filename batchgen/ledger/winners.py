@@ -48,11 +48,12 @@ class MissingRows:
     """Rows of the plan (no aliases) without ok media, as sorted arrays of row_index."""
 
     pending: np.ndarray  # never finished
-    failed: np.ndarray  # failed or quarantined: rendered again only when asked for
+    failed: np.ndarray  # rendered again when somebody resumes
+    quarantined: np.ndarray  # rendered again only when they are named
 
     @property
     def all(self) -> np.ndarray:
-        """Both, sorted."""
+        """What a resume renders: pending and failed ones, sorted."""
         return np.sort(np.concatenate([self.pending, self.failed]))
 
 
@@ -74,8 +75,9 @@ def missing_rows(run: RunPaths, plan: Path | None = None) -> MissingRows:
     found = choose(index_commits(run), read_plan_rows(plan or run.plan))
     own = ~found.plan.alias
     pending = own & (found.status == STATUS_CODES["pending"])
-    failed = own & (found.status >= STATUS_CODES["failed"])
-    return MissingRows(np.flatnonzero(pending), np.flatnonzero(failed))
+    failed = own & (found.status == STATUS_CODES["failed"])
+    quarantined = own & (found.status == STATUS_CODES["quarantined"])
+    return MissingRows(*map(np.flatnonzero, (pending, failed, quarantined)))
 
 
 def choose(index: CommitIndex, plan: PlanRows) -> Winners:

@@ -72,7 +72,10 @@ def forecast(
 
 
 def start_up_seconds(job: JobConfig) -> float:
-    """Process start and loading of the weights, before a shard's first row."""
+    """Process start and loading of the weights, before a shard's first row; the profile may know
+    better than the estimate."""
+    if job.slurm.start_up_s is not None:
+        return job.slurm.start_up_s
     weights = load_family(job.model.family).weight_bytes(job.model)
     return _IMPORT_S + weights.total / _LOAD_BYTES_PER_S
 

@@ -7,12 +7,11 @@ from dataclasses import asdict
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import maker_of
-from batchgen.ledger.intent import submission_numbers
-from batchgen.ledger.status import live_attempts
+from batchgen.ledger.intent import Intent, last_render, submission_numbers
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
-from batchgen.runner.executors import Job, executor_named
+from batchgen.runner.executors import Executor, Job, executor_named
 
 
 def write_jobs(run: RunPaths, number: int, jobs: list[Job]) -> None:
@@ -37,12 +36,21 @@ def last_submission(run: RunPaths) -> int:
     return (submission_numbers(run) or [0])[-1]
 
 
-def is_alive(run: RunPaths, number: int) -> bool:
-    """Whether submission `number` may still commit rows: a job, a rank, or its maker is at work."""
-    if any(executor_named(job.executor).is_alive(job) for job in jobs_of(run, number)):
-        return True
-    if live_attempts(run):
-        return True
+def executor_of(intent: Intent) -> Executor:
+    """The executor that a submission was started with."""
+    return executor_named(json.loads(intent.config)["slurm"]["executor"])
+
+
+def is_alive(run: RunPaths) -> bool:
+    """Whether the run may still gain rows: a job, a rank, or the maker of a submission is at work.
+
+    Raises SchedulerError where Slurm has to be asked and does not answer.
+    """
+    number, render = last_submission(run), last_render(run)
+    if render is not None:
+        jobs = jobs_of(run, render.number)
+        if executor_of(render).is_alive(run, render.number, jobs):
+            return True
     if number == 0 or run.jobs(number).exists():
         return False
     maker = maker_of(run, number)
@@ -51,9 +59,8 @@ def is_alive(run: RunPaths, number: int) -> bool:
 
 def refuse_if_alive(run: RunPaths) -> None:
     """Raise RunStateError while the latest submission is at work: two would render rows twice."""
-    number = last_submission(run)
-    if is_alive(run, number):
+    if is_alive(run):
         raise RunStateError(
-            f"submission {number} of {run.root.name} is at work; wait for it, or end it with "
-            f"`batchgen cancel {run.root.name}`"
+            f"submission {last_submission(run)} of {run.root.name} is at work; wait for it, or "
+            f"end it with `batchgen cancel {run.root.name}`"
         )

@@ -12,10 +12,11 @@ from batchgen.records import RankInfo
 def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> RankInfo:
     """This process's place among the processes of task `task`.
 
-    Slurm's own variables come first (an `srun` task), then those of submitit's local executor;
-    with neither, the process is alone.
+    Who started it says so: submitit's batch script for Slurm, or its local executor. Without either
+    the process is alone, also inside somebody's own allocation, whose variables mean other ranks.
     """
-    if "SLURM_PROCID" in env:
+    executor = env.get("SUBMITIT_EXECUTOR")
+    if executor == "slurm":
         return RankInfo(
             rank=int(env["SLURM_PROCID"]),
             world_size=int(env["SLURM_NTASKS"]),
@@ -25,8 +26,9 @@ def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> Ran
             host=env.get("SLURMD_NODENAME", socket.gethostname()),
             job_id=env.get("SLURM_JOB_ID", ""),
             address=socket.gethostname(),
+            ends=_wall_limit(env),
         )
-    if "SUBMITIT_LOCAL_GLOBALID" in env:
+    if executor == "local":
         return RankInfo(
             rank=int(env["SUBMITIT_LOCAL_GLOBALID"]),
             world_size=int(env["SUBMITIT_LOCAL_NTASKS"]),
@@ -37,3 +39,10 @@ def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> Ran
             job_id=env.get("SUBMITIT_LOCAL_JOB_ID", ""),
         )
     return RankInfo(0, 1, 0, task, 0, socket.gethostname())
+
+
+def _wall_limit(env: Mapping[str, str]) -> float | None:
+    """When Slurm ends the task: Slurm says so itself from version 23 on, before that the batch
+    script works it out from the limit that it asked for."""
+    text = env.get("SLURM_JOB_END_TIME") or env.get("BATCHGEN_JOB_ENDS")
+    return float(text) if text else None

@@ -1,120 +1,116 @@
-"""Drives a run to its end from this process: wait, submit again what died, collect; and ends it."""
+"""Drives a run to its end: wait, submit again what is missing, collect; and ends it.
+
+`drive` does so from a person's process; `follow_up` is one move of it, made by the job that waits
+behind the arrays of a cluster.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
+import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import numpy as np
 
-from batchgen.config.build import build
-from batchgen.config.schema import JobConfig
+from batchgen.errors import BatchgenError
 from batchgen.ledger.catalog import CatalogSummary, collect
-from batchgen.ledger.status import AttemptStatus, RunStatus, live_attempts, read_status
-from batchgen.ledger.winners import missing_rows
+from batchgen.ledger.intent import last_render
+from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.media.durable import write_bytes_atomic
 from batchgen.paths import RunPaths
-from batchgen.processes import ProcessId, children_of
+from batchgen.processes import ProcessId
+from batchgen.runner.decide import next_move
 from batchgen.runner.executors import executor_named
-from batchgen.runner.jobs import is_alive, jobs_of, last_submission
+from batchgen.runner.jobs import executor_of, is_alive, jobs_of
+from batchgen.runner.recover import give_a_steward
+from batchgen.runner.scheduler import SchedulerError
 from batchgen.runner.submit import Settings, submit
 
-POLL_S = 0.25
+log = logging.getLogger(__name__)
 DRAIN_S = 30.0
+SCHEDULER_PATIENCE_S = 900.0  # a controller that is restarted must not end the chain
 Watch = Callable[[RunStatus], None]
 
 
 def drive(
     run: RunPaths, settings: Settings, watch: Watch, rows: np.ndarray | None = None
 ) -> CatalogSummary:
-    """Submit `rows` (default: all that is missing), wait, and submit again what has no verdict,
-    until none is left, `max_attempts` is spent, somebody cancels, or every rank ends by the same
-    error without a row; then write the catalog. `watch` sees the status a few times a second.
-    KeyboardInterrupt drains the ranks and goes on to the caller."""
-    config = build(JobConfig, settings.resolved)
-    wanted = rows
+    """Submit `rows` (default: all that is missing), wait, submit again what is left for as long as
+    `next_move` finds it worth while (on a cluster its steward does), and write the catalog. `watch`
+    sees the status now and then. KeyboardInterrupt drains the ranks and goes on to the caller."""
     try:
-        for _ in range(config.slurm.max_attempts):
-            if submit(run, settings, wanted) is None:
-                break
-            settings = Settings(settings.resolved, settings.overrides)
-            status = wait(run, watch)
-            wanted = missing_rows(run).pending
-            if rows is not None:
-                wanted = np.intersect1d(wanted, rows)
-            if len(wanted) == 0 or _is_hopeless(run, status):
-                break
+        started = submit(run, settings, rows)
+        while started is not None:
+            wait(run, watch)
+            move = next_move(run) if executor_named(settings.executor).NEEDS_DRIVER else None
+            started = submit(run, move.settings, move.rows) if move else None
     except KeyboardInterrupt:
         cancel(run)
         raise
     return collect(run)
 
 
-def wait(run: RunPaths, watch: Watch) -> RunStatus:
-    """Return the status when the latest submission can commit no more."""
-    number = last_submission(run)
-    while is_alive(run, number):
+def wait(run: RunPaths, watch: Watch) -> None:
+    """Return when the run can gain no more rows by itself."""
+    intent = last_render(run)
+    pause = executor_of(intent).POLL_S if intent else 0.0
+    while _may_be_alive(run):
         watch(read_status(run))
-        time.sleep(POLL_S)
-    status = read_status(run)
-    watch(status)
-    return status
+        time.sleep(pause)
+    watch(read_status(run))
 
 
-def _is_hopeless(run: RunPaths, status: RunStatus) -> bool:
-    """Whether another try would be in vain: somebody ended this one, or all its ranks met the same
-    error before their first row."""
-    ranks = [a for a in status.attempts if a.attempt.submission == status.submission]
-    if run.cancelled(status.submission).exists() or any(a.ended == "cancelled" for a in ranks):
+def _may_be_alive(run: RunPaths) -> bool:
+    try:
+        return is_alive(run)
+    except SchedulerError as error:  # it will answer again; what it runs, runs on
+        log.warning("%s", error)
         return True
-    return bool(ranks) and len({a.error for a in ranks}) == 1 and all(map(_fell_at_once, ranks))
 
 
-def _fell_at_once(rank: AttemptStatus) -> bool:
-    return bool(rank.error) and rank.commits == 0
+def follow_up(run: RunPaths) -> int:
+    """The steward job: submit what is left, or write the catalog. Returns its exit status: 1 if it
+    ends the run with rows left or failed. Harmless when somebody else went on meanwhile, or an
+    earlier start of this job was killed halfway."""
+    if give_a_steward(run) or is_alive(run):
+        log.info("the run is at work again")
+        return 0
+    move = next_move(run)
+    if move is not None:
+        try:
+            started = submit(run, move.settings, move.rows, patience_s=SCHEDULER_PATIENCE_S)
+        except BatchgenError as error:
+            log.error("%d rows cannot be submitted from here: %s", len(move.rows), error)
+        else:
+            if started is not None:
+                log.info("submission %d: %d rows", started.number, started.rows)
+                return 0
+    summary = collect(run)
+    log.info("catalog: %d of %d rows ok", summary.ok, summary.rows)
+    return 0 if summary.ok == summary.rows else 1
 
 
 def cancel(run: RunPaths) -> int:
     """Drain the run's ranks and kill those that do not; returns how many were at work. What is
-    committed stays, rows in flight are left for a resume. Ranks that are still starting find the
-    mark in the submission's folder."""
-    number = last_submission(run)
-    if not is_alive(run, number):
+    committed stays, rows in flight are saved for a resume. Ranks find the mark in the submission's
+    folder, those that are still starting too."""
+    intent = last_render(run)
+    if intent is None or not is_alive(run):
         return 0
-    write_bytes_atomic(run.cancelled(number), b"")
-    jobs = jobs_of(run, number)
-    for name in {job.executor for job in jobs}:
-        executor_named(name).cancel([job for job in jobs if job.executor == name])
-    met: set[ProcessId] = set()
+    write_bytes_atomic(run.cancelled(intent.number), b"")
+    executor, jobs = executor_of(intent), jobs_of(run, intent.number)
+    met = _ranks(run)
+    executor.drain(run, intent.number, jobs)
     deadline = time.monotonic() + DRAIN_S
-    while (ranks := _others(run)) or is_alive(run, number):
-        for process in ranks - met:
-            _signal(process, signal.SIGTERM)
-        met |= ranks
+    while is_alive(run):
+        met |= _ranks(run)
         if time.monotonic() > deadline:
-            _kill(run, number)
+            executor.kill(run, intent.number, jobs)
             break
-        time.sleep(0.1)
+        time.sleep(min(1.0, executor.POLL_S))
     return len(met)
 
 
-def _others(run: RunPaths) -> set[ProcessId]:
-    """Ranks at work on this machine, but for this process itself (executor `inline`)."""
-    live = {attempt.process for attempt in live_attempts(run)}
-    return {p for p in live if p.alive()} - {ProcessId.current()}
-
-
-def _kill(run: RunPaths, number: int) -> None:
-    controllers = [job.process for job in jobs_of(run, number) if job.process is not None]
-    ranks = [child for process in controllers for child in children_of(process)]
-    for process in (*controllers, *ranks, *_others(run)):
-        _signal(process, signal.SIGKILL)
-
-
-def _signal(process: ProcessId, number: signal.Signals) -> None:
-    if process.alive():
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, number)
+def _ranks(run: RunPaths) -> set[ProcessId]:
+    """Ranks at work, but for this process itself (executor `inline`)."""
+    return {attempt.process for attempt in live_attempts(run)} - {ProcessId.current()}

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from batchgen.config.build import build
-from batchgen.config.schema import JobConfig
+from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.failpoints import failpoint
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.blame import read_blame
+from batchgen.ledger.repair import quarantine_rows
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import RunPaths
+from batchgen.planning.forecast import start_up_seconds
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
-from batchgen.runner.executors import Job, executor_for
+from batchgen.runner.executors import ONE_MACHINE, Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
+from batchgen.runner.scheduler import patiently
 
-START_UP_S = 20.0  # imports and weights; a shard should be many times longer
+NOBODY = np.zeros(0, np.int64)
+WALL_SHARE = 0.8  # of the wall-time limit that a shard is predicted to take at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +43,20 @@ class Settings:
     """What a submission runs under: the resolved configuration and the overrides that made it.
 
     `last` is the latest submission that was there when they were checked (None: look again);
-    `replan` is installed with the submission.
+    `replan` is installed with the submission. `attempt` and `excluded` (host -> reason) are what
+    the submissions before this one came to, where a steward makes it.
     """
 
     resolved: dict[str, Any]
     overrides: list[str]
     last: int | None = None
     replan: Replan | None = None
+    attempt: int = 1
+    excluded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def executor(self) -> str:
+        return str(self.resolved["slurm"]["executor"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,46 +71,76 @@ class Submission:
 
 
 def submit(
-    run: RunPaths, settings: Settings | None = None, rows: np.ndarray | None = None
+    run: RunPaths,
+    settings: Settings | None = None,
+    rows: np.ndarray | None = None,
+    *,
+    patience_s: float = 0.0,
 ) -> Submission | None:
     """Start `rows` of `run` (default: all without a published result); None when there are none.
 
-    `settings` default to the run's own. Raises RunStateError when a submission of this run is
-    alive, or when another process has begun one since the settings were checked.
+    Rows that were found to kill their process are not started but recorded as quarantined, and rows
+    under suspicion run alone. `settings` default to the run's own; `patience_s` is how long a
+    scheduler may refuse before SchedulerError. Raises RunStateError when a submission of this run
+    is alive, or when another process has begun one since the settings were checked.
     """
     header = read_run(run)
     settings = settings or Settings(header.config, header.overrides)
     last = last_submission(run) if settings.last is None else settings.last
     config = build(JobConfig, settings.resolved)
-    executor = executor_for(config.slurm)
-    refuse_if_alive(run)
+    slurm = without_hosts(config.slurm, settings.excluded)
+    executor = executor_for(slurm)
+    patiently(lambda: refuse_if_alive(run), patience_s)
     plan = settings.replan.plan if settings.replan else run.plan
     wanted = missing_rows(run, plan).all if rows is None else rows
+    blame = read_blame(run, all_gone=True)
+    if verdicts := [v for v in blame.convicted if v.row_index in wanted]:
+        last = quarantine_rows(run, verdicts, last=last)
+        wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
     if len(wanted) == 0 and settings.replan is None:
         return None
-    shards = _cut(plan, wanted, config)
-    info = SubmissionInfo(config=json.dumps(settings.resolved), overrides=tuple(settings.overrides))
+    shards = cut(plan, wanted, config, blame.suspects)
+    info = SubmissionInfo(
+        config=json.dumps(settings.resolved),
+        overrides=tuple(settings.overrides),
+        attempt=settings.attempt,
+        excluded=settings.excluded,
+    )
     install = settings.replan.install if settings.replan else _nothing
     number = begin_submission(run, shards, info, last=last, under_lock=install)
+    failpoint("submit.after_intent")
     count = int(shards.shard.max(initial=-1)) + 1
-    jobs = executor.launch(run, number, count, config.slurm)
+    jobs = executor.launch(run, number, count, slurm, patience_s)
+    failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
+
+
+def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
+    """The profile with more hosts excluded."""
+    listed = [slurm.exclude] if slurm.exclude else []
+    return replace(slurm, exclude=",".join([*listed, *hosts]) or None)
 
 
 def _nothing() -> None:
     return
 
 
-def _cut(plan: Path, rows: np.ndarray, config: JobConfig) -> SubmissionRows:
-    """Shards of about equal predicted cost, the longest rows of each first; one machine is one."""
+def cut(
+    plan: Path, rows: np.ndarray, config: JobConfig, suspects: np.ndarray = NOBODY
+) -> SubmissionRows:
+    """Shards by predicted cost, the longest rows of each first and `suspects` apart; one machine is
+    one shard."""
+    slurm = config.slurm
     costs = read_costs(plan).cost_s[rows]
     shard = cut_shards(
         costs,
-        shards=1 if config.slurm.executor in ("inline", "local") else None,
-        slots=config.slurm.nodes,  # all ranks of a node work on one shard
-        start_up_s=START_UP_S * config.slurm.ranks_per_node,
+        shards=1 if slurm.executor in ONE_MACHINE else None,
+        slots=slurm.nodes,
+        start_up_s=start_up_seconds(config),
+        ranks=slurm.ranks_per_node,
+        most_s=WALL_SHARE * (60 * slurm.timeout_min - slurm.signal_delay_s),
     )
     order = np.empty(len(rows), np.int64)
     order[np.argsort(-costs, kind="stable")] = np.arange(len(rows))
-    return SubmissionRows(rows, shard, order)
+    return SubmissionRows(rows, shard, order, alone=np.isin(rows, suspects))

@@ -6,22 +6,27 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
+
 from batchgen.processes import ProcessId, wait_until_gone
 from batchgen.runner.rank import rank_from_environment
 
 
-def test_slurm_variables_win_over_submitit_local_ones() -> None:
+def test_ranks_of_a_slurm_task() -> None:
     env = {
-        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
-        "SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": "node3", "SUBMITIT_LOCAL_GLOBALID": "0",
+        "SUBMITIT_EXECUTOR": "slurm", "BATCHGEN_JOB_ENDS": "1700000000", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
+        "SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": "node3",
     }  # fmt: skip
     rank = rank_from_environment(4, env)
     assert (rank.rank, rank.world_size, rank.local_rank, rank.task) == (5, 8, 1, 4)
     assert (rank.restart, rank.host, rank.job_id) == (2, "node3", "77")
+    assert rank.ends == 1700000000
+    assert rank_from_environment(4, env | {"SLURM_JOB_END_TIME": "1800000000"}).ends == 1800000000
 
 
-def test_submitit_local_variables() -> None:
+def test_ranks_of_the_local_executor_also_inside_an_allocation() -> None:
     env = {
+        "SUBMITIT_EXECUTOR": "local", "SLURM_PROCID": "0", "SLURM_NTASKS": "8",
         "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "3",
         "SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_JOB_ID": "99",
     }  # fmt: skip
@@ -29,8 +34,10 @@ def test_submitit_local_variables() -> None:
     assert (rank.rank, rank.world_size, rank.restart, rank.job_id) == (1, 3, 0, "99")
 
 
-def test_without_either_the_process_is_alone() -> None:
-    rank = rank_from_environment(0, {})
+@pytest.mark.parametrize("env", [{}, {"SLURM_PROCID": "3", "SLURM_NTASKS": "8"}])
+def test_a_process_that_nobody_started_as_a_rank_is_alone(env: dict[str, str]) -> None:
+    """An allocation of the user's own has such variables too."""
+    rank = rank_from_environment(0, env)
     assert (rank.rank, rank.world_size) == (0, 1)
 
 

@@ -1,9 +1,10 @@
-"""Executors by name: one module each with `launch`, `is_alive` and `cancel`."""
+"""Executors by name: one module each with `launch`, `is_alive`, `drain` and `kill`."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -26,14 +27,28 @@ class Job:
 class Executor(Protocol):
     """What an executor module offers."""
 
-    def launch(self, run: RunPaths, submission: int, shards: int, slurm: SlurmConfig) -> list[Job]:
-        """Start one task per shard and return; `inline` returns when they have ended."""
+    POLL_S: float  # how often it is fair to ask `is_alive`
+    NEEDS_DRIVER: bool  # whether what is left is submitted again by who waits, not by a steward job
 
-    def is_alive(self, job: Job) -> bool:
-        """Whether the job may still commit rows."""
+    def launch(
+        self,
+        run: RunPaths,
+        submission: int,
+        shards: int,
+        slurm: SlurmConfig,
+        patience_s: float = 0.0,
+    ) -> list[Job]:
+        """Start one task per shard and return; `inline` returns when they have ended. A scheduler
+        may refuse for `patience_s`."""
 
-    def cancel(self, jobs: list[Job]) -> None:
+    def is_alive(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
+        """Whether the submission may still commit rows."""
+
+    def drain(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
         """Ask the jobs to drain; returns at once."""
+
+    def kill(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
+        """End what did not drain in time."""
 
 
 ONE_MACHINE = ("inline", "local")
@@ -52,6 +67,8 @@ def executor_named(name: str) -> Executor:
 def executor_for(slurm: SlurmConfig) -> Executor:
     """The profile's executor; raises ConfigError for what it cannot start."""
     executor = executor_named(slurm.executor)
+    if slurm.executor == "slurm":
+        _refuse_without_slurm()
     if slurm.executor in ONE_MACHINE and slurm.nodes != 1:
         raise ConfigError(
             f"slurm.nodes: {slurm.nodes} nodes with slurm.executor={slurm.executor}, which starts "
@@ -63,3 +80,13 @@ def executor_for(slurm: SlurmConfig) -> Executor:
             "renders in this one process; legal: 1 (or slurm.executor=local)"
         )
     return executor
+
+
+def _refuse_without_slurm() -> None:
+    from batchgen.runner import scheduler
+
+    if not scheduler.is_there():
+        raise ConfigError(
+            "slurm.executor: 'slurm' needs Slurm's commands (sbatch, squeue) on this machine; "
+            "submit from a login node, or render here with slurm=local"
+        )

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import submitit
 
 from batchgen.config.schema import SlurmConfig
+from batchgen.ledger.status import live_attempts
 from batchgen.paths import RunPaths
-from batchgen.processes import ProcessId
+from batchgen.processes import ProcessId, children_of
 from batchgen.runner.executors import Job
 from batchgen.runner.task import run_task
 
+POLL_S = 0.25
+NEEDS_DRIVER = True
 
-def launch(run: RunPaths, submission: int, shards: int, slurm: SlurmConfig) -> list[Job]:
+
+def launch(
+    run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, patience_s: float = 0.0
+) -> list[Job]:
     """Start `ranks_per_node` processes per shard; they outlive this one and its terminal."""
     run.logs.mkdir(exist_ok=True)
     executor = submitit.LocalExecutor(folder=run.submission(submission) / "submitit")
@@ -83,12 +89,33 @@ def _output_to(log: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def is_alive(job: Job) -> bool:
-    return job.process is not None and bool(job.process.alive())
+def is_alive(run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
+    """Whether a controller lives, or a rank that it left behind."""
+    return any(process.alive() for process in _controllers(jobs)) or bool(live_attempts(run))
 
 
-def cancel(jobs: list[Job]) -> None:
-    """SIGTERM to the controller, which hands it on to its ranks: they drain."""
-    for job in jobs:
-        if job.process is not None and job.process.alive():
-            os.kill(job.process.pid, signal.SIGTERM)
+def drain(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
+    """SIGTERM to the controllers, which hand it on, and to ranks that a controller left behind."""
+    for process in (*_controllers(jobs), *_ranks(run)):
+        _signal(process, signal.SIGTERM)
+
+
+def kill(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
+    controllers = _controllers(jobs)
+    children = [child for process in controllers for child in children_of(process)]
+    for process in (*controllers, *children, *_ranks(run)):
+        _signal(process, signal.SIGKILL)
+
+
+def _controllers(jobs: Sequence[Job]) -> list[ProcessId]:
+    return [job.process for job in jobs if job.process is not None]
+
+
+def _ranks(run: RunPaths) -> list[ProcessId]:
+    return [attempt.process for attempt in live_attempts(run)]
+
+
+def _signal(process: ProcessId, number: signal.Signals) -> None:
+    if process.alive():
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)

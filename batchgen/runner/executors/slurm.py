@@ -1,0 +1,266 @@
+"""Slurm arrays through submitit: one array element is one shard, one process per rank.
+
+The elements run a plain command instead of a pickle: a submit that is cut off after `sbatch` leaves
+an array that works, no stale result is ever believed, and submitit's own requeue stays out of it.
+Behind the arrays waits the steward, a job of one process that submits what is missing again and
+writes the catalog.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from batchgen.config.schema import SlurmConfig
+from batchgen.failpoints import failpoint
+from batchgen.paths import RunPaths
+from batchgen.runner import scheduler
+from batchgen.runner.executors import Job
+from batchgen.runner.scheduler import SchedulerError, job_name, names, queued
+
+POLL_S = 5.0
+NEEDS_DRIVER = False
+STEWARD_MEM_GB = 4.0  # collecting takes 2 GiB at most, whatever the number of rows
+STEWARD_MIN = 240
+STEWARD_STARTS = 3  # of one that is killed
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # they name a cluster, not a job
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One sbatch to be: its script is made by submitit."""
+
+    folder: Path
+    command: str
+    parameters: dict[str, object]
+    elements: int = 1
+
+    def script(self) -> str:
+        """The text that sbatch gets."""
+        executor, command = self._executor()
+        return str(executor._make_submission_file_text(command, "0"))
+
+    def submit(self) -> str:
+        """Job id of the array; SchedulerError if Slurm refuses it."""
+        executor, command = self._executor()
+        try:
+            with _outside_any_job():
+                return str(executor._submit_command(command).job_id)
+        except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
+            raise SchedulerError(f"sbatch: {_said(error)}") from error
+
+    def _executor(self) -> tuple[submitit.SlurmExecutor, str]:
+        """submitit's private way to start a command instead of a pickle, in this one place."""
+        executor = submitit.SlurmExecutor(folder=self.folder)
+        executor.update_parameters(**self.parameters)
+        if self.elements > 1:
+            executor.parameters["map_count"] = self.elements
+        return executor, self.command
+
+
+# ---------------------------------------------------------------------------------------- launching
+def launch(
+    run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, patience_s: float = 0.0
+) -> list[Job]:
+    """Submit one array element per shard, in as many arrays as the cluster's limit asks for, and
+    the steward behind them. Returns once Slurm has them; raises SchedulerError if it takes none
+    within `patience_s`.
+
+    If Slurm takes only some (a limit on jobs), the others' rows are left to the steward.
+    """
+    window = scheduler.patiently(scheduler.max_array_size, patience_s)
+    name = job_name(run, submission)
+    jobs: list[Job] = []
+    for batch in task_batches(run, submission, shards, slurm, window):
+        known = [job.job_id for job in jobs]
+        try:
+            job_id = _submit_once(name, after(batch, known[-1:]), known, patience_s)
+        except SchedulerError as error:
+            if not jobs:
+                raise
+            _note(run, f"submission {submission}: {error}; the steward will submit the rest")
+            break
+        jobs.append(Job("slurm", job_id, len(jobs)))
+        failpoint("slurm.after_sbatch")
+    launch_steward(run, submission, slurm, [job.job_id for job in jobs], patience_s)
+    return jobs
+
+
+def launch_steward(
+    run: RunPaths,
+    submission: int,
+    slurm: SlurmConfig,
+    arrays: Sequence[str],
+    patience_s: float = 0.0,
+) -> None:
+    """Submit the steward behind the arrays. Without it the tasks still run: a refusal is
+    noted, and `resume` by hand does the same."""
+    name = job_name(run, submission, steward=True)
+    batch = after(steward_batch(run, submission, slurm), arrays)
+    try:
+        _submit_once(name, batch, [], patience_s)
+    except SchedulerError as error:
+        _note(run, f"submission {submission} has no steward: {error}; `batchgen resume` goes on")
+
+
+def _submit_once(name: str, batch: Batch, known: Sequence[str], patience_s: float) -> str:
+    """Job id of `batch`. Slurm may have taken a job and not been able to say so, or an earlier
+    start of this process was killed before it heard: the queue is looked at before every try, since
+    the same task twice would be two writers of one journal."""
+    try:
+        return scheduler.patiently(lambda: _taken(name, known) or batch.submit(), patience_s)
+    except SchedulerError:
+        taken = _taken(name, known)
+        if taken is None:
+            raise
+        return taken
+
+
+def _taken(name: str, known: Sequence[str]) -> str | None:
+    """An array of this name that is with Slurm and not one of `known`."""
+    found = {task.array_id for task in scheduler.queue([name])} - set(known)
+    return min(found, default=None)
+
+
+def task_batches(
+    run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, window: int
+) -> list[Batch]:
+    """The arrays of a submission, each of at most `window` elements."""
+    shared = parameters(slurm, job_name(run, submission))
+    folder = run.submission(submission) / "slurm"
+    return [
+        Batch(
+            folder,
+            _command(slurm, "task", run, submission, first),
+            shared,
+            min(window, shards - first),
+        )
+        for first in range(0, shards, window)
+    ]
+
+
+def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
+    """The steward: one process without devices. If it is killed it asks for another start."""
+    again = (
+        f"[ $? -ge 128 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {STEWARD_STARTS - 1} ] && "
+        "scontrol requeue $SLURM_JOB_ID"
+    )
+    modest = replace(
+        slurm,
+        partition=slurm.steward_partition or slurm.partition,
+        ranks_per_node=1,
+        cpus_per_rank=1,
+        gpus_per_node=0,
+        gres=None,
+        constraint=None,
+        extra={} if slurm.steward_partition else slurm.extra,
+        mem_gb=None if slurm.mem_gb is None else min(slurm.mem_gb, STEWARD_MEM_GB),
+        timeout_min=min(slurm.timeout_min, STEWARD_MIN),
+        setup=(*slurm.setup, f"trap '{again}' EXIT"),
+    )
+    shared = parameters(modest, job_name(run, submission, steward=True))
+    folder = run.submission(submission) / "slurm"
+    return Batch(folder, _command(slurm, "steward", run, submission), shared)
+
+
+def parameters(slurm: SlurmConfig, name: str) -> dict[str, object]:
+    """What submitit's executor takes, for one node group of the profile."""
+    minutes = slurm.timeout_min
+    given: dict[str, object] = {
+        "job_name": name,
+        "time": minutes,
+        "nodes": 1,
+        "ntasks_per_node": slurm.ranks_per_node,
+        "cpus_per_task": slurm.cpus_per_rank,
+        "mem": None if slurm.mem_gb is None else f"{int(slurm.mem_gb * 1024)}M",
+        "gpus_per_node": slurm.gpus_per_node or None,
+        "gres": slurm.gres,
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "exclude": slurm.exclude,
+        "signal_delay_s": slurm.signal_delay_s,
+        "array_parallelism": min(slurm.nodes, slurm.array_parallelism),
+        "wckey": None,
+        "setup": [
+            f"export BATCHGEN_JOB_ENDS=$(( $(date +%s) + {60 * minutes} ))",
+            f"export OMP_NUM_THREADS={slurm.cpus_per_rank}",
+            *slurm.setup,
+        ],
+        # srun of Slurm 22 and later does not take over cpus-per-task, and one rank that dies
+        # must not end the others.
+        "srun_args": [
+            f"--cpus-per-task={slurm.cpus_per_rank}",
+            "--kill-on-bad-exit=0",
+            "--wait=0",
+            *slurm.srun_args,
+        ],
+        "additional_parameters": {"requeue": True, **slurm.extra},
+    }
+    return {key: value for key, value in given.items() if value is not None or key == "wckey"}
+
+
+def _command(slurm: SlurmConfig, what: str, run: RunPaths, *numbers: int) -> str:
+    python = slurm.python or shlex.quote(sys.executable)
+    words = [shlex.quote(str(run.root)), *map(str, numbers)]
+    return f"{python} -u -m batchgen.runner.task {what} {' '.join(words)}"
+
+
+def after(batch: Batch, job_ids: Sequence[str]) -> Batch:
+    """The batch, to start once these jobs have ended, however they ended."""
+    if not job_ids:
+        return batch
+    dependency = f"afterany:{':'.join(job_ids)}"
+    return replace(batch, parameters={**batch.parameters, "dependency": dependency})
+
+
+@contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Without the variables of the job that this process may itself run in (a steward, somebody's
+    salloc): sbatch would take them for wishes."""
+    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "BATCHGEN_JOB_")
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(prefixes) and k not in KEPT}
+    for key in hidden:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _said(error: Exception) -> str:
+    """The lines of sbatch itself out of submitit's error."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    own = [line.removeprefix("sbatch: ") for line in lines if line.startswith("sbatch:")]
+    return "; ".join(own) or next((line for line in reversed(lines) if line), repr(error))
+
+
+def _note(run: RunPaths, text: str) -> None:
+    """A line for `batchgen logs`."""
+    with suppress(OSError), (run.logs / "launch.log").open("a") as file:
+        print(text, file=file)
+
+
+# ---------------------------------------------------------------------------- watching and ending
+def is_alive(run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
+    """Slurm decides, not heartbeats: what runs on after its job is gone is fenced off anyway."""
+    return bool(queued(run, submission))
+
+
+def drain(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
+    """Nothing new starts; the tasks at work see the mark by themselves."""
+    scheduler.cancel(names(run, submission), pending_only=True)
+
+
+def kill(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
+    scheduler.cancel(names(run, submission))

@@ -1,0 +1,79 @@
+"""What Slurm has of a run, for people to read. Standard library only; one call of `squeue`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from batchgen.ledger.intent import last_render
+from batchgen.ledger.status import RunStatus
+from batchgen.paths import RunPaths
+from batchgen.runner.scheduler import SchedulerError, job_name, queued
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """Tasks of the latest submission by what Slurm says of them."""
+
+    running: int = 0
+    pending: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)  # why tasks wait -> how many
+    held: dict[str, str] = field(default_factory=dict)  # task -> reason: waits for ever
+    steward: str = ""  # waits, running; empty: there is none
+    problem: str = ""  # why nothing is known
+
+    @property
+    def known(self) -> bool:
+        return not self.problem
+
+    @property
+    def empty(self) -> bool:
+        return self.known and not (self.running or self.pending or self.held or self.steward)
+
+
+def look(run: RunPaths) -> QueueView | None:
+    """Ask Slurm about a run; None for a run that is not on Slurm. Never raises for its silence."""
+    intent = last_render(run)
+    if intent is None or json.loads(intent.config)["slurm"]["executor"] != "slurm":
+        return None
+    try:
+        found = queued(run, intent.number)
+    except SchedulerError as error:
+        return QueueView(problem=str(error))
+    tasks = [task for task in found if task.name == job_name(run, intent.number)]
+    stewards = [task for task in found if task.name != job_name(run, intent.number)]
+    waiting = [task for task in tasks if task.waits and not task.held]
+    return QueueView(
+        running=sum(not task.waits for task in tasks),
+        pending=len(waiting),
+        reasons=dict(Counter(task.reason for task in waiting)),
+        held={task.task_id: task.reason for task in tasks if task.held},
+        steward=("waits" if stewards[0].waits else "running") if stewards else "",
+    )
+
+
+def with_queue(status: RunStatus, view: QueueView | None) -> RunStatus:
+    """The status with what heartbeats cannot know: whether anything is still to come."""
+    if view is None or not view.known:
+        return status
+    if view.empty and status.state in ("running", "submitted"):
+        return replace(status, state="stopped" if status.left else "finished", running=0)
+    if not view.empty and status.state == "stopped":
+        return replace(status, state="submitted")
+    return status
+
+
+def queue_lines(view: QueueView | None) -> list[str]:
+    """The lines of `batchgen status`."""
+    if view is None:
+        return []
+    if not view.known:
+        return [f"queue     unknown ({view.problem}); the figures are from the run folder"]
+    why = ", ".join(f"{reason} x{n}" for reason, n in view.reasons.items())
+    parts = [f"{view.running} running", f"{view.pending} pending" + (f" ({why})" if why else "")]
+    parts.append(f"steward {view.steward}" if view.steward else "no steward")
+    lines = ["queue     " + ("empty" if view.empty else ", ".join(parts))]
+    for task, reason in view.held.items():
+        lines.append(f"held      {task}: {reason}; `scontrol release {task}` lets it go")
+    return lines

@@ -1,0 +1,155 @@
+"""Questions and orders to Slurm. Standard library only: `status` uses it too.
+
+Jobs are addressed by name, which is made from run and submission: names are known before anything
+is submitted, so a submit that was cut off is found again. Accounting (`sacct`) is never asked; what
+was rendered is in the run folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from batchgen.errors import BatchgenError
+from batchgen.paths import RunPaths
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+PATIENCE_S = 20.0  # with one command
+RETRY_S = 5.0
+_FIELDS = ("%i", "%A", "%F", "%j", "%T", "%N", "%r")
+# Slurm put these on hold by itself; what a person holds is the person's business.
+_HELD_BY_SLURM = ("launch failed", "requeued held", "jobheldadmin")
+
+
+class SchedulerError(BatchgenError):
+    """Slurm refuses, does not answer, or answers with something that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedTask:
+    """One line of the queue: an array element, or a job without an array."""
+
+    task_id: str  # as Slurm's commands take it: 123_4
+    job_id: str  # of this element alone: SLURM_JOB_ID of its processes
+    array_id: str  # what a dependency on the whole array names
+    name: str
+    state: str  # PENDING, RUNNING, COMPLETING ...
+    node: str
+    reason: str  # why it waits; empty or None while it runs
+
+    @property
+    def waits(self) -> bool:
+        return self.state in ("PENDING", "REQUEUE_HOLD", "REQUEUED", "SPECIAL_EXIT")
+
+    @property
+    def held(self) -> bool:
+        """Whether it will wait for ever unless somebody releases it."""
+        return self.waits and (self.held_by_slurm or "held" in self.reason.lower())
+
+    @property
+    def held_by_slurm(self) -> bool:
+        reason = self.reason.lower()
+        return self.waits and any(words in reason for words in _HELD_BY_SLURM)
+
+
+def job_name(run: RunPaths, submission: int, *, steward: bool = False) -> str:
+    """Name of a submission's arrays (all of them), or of its steward; unique to the run."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", run.root.name)
+    return f"bg-{plain}-s{submission}" + ("-steward" if steward else "")
+
+
+def names(run: RunPaths, submission: int) -> list[str]:
+    """Job names under which a submission may be at work: its arrays, its steward, and the steward
+    that hands over to it (there may be a submission of verdicts in between)."""
+    numbers = range(submission, max(0, submission - 3), -1)
+    return [job_name(run, submission), *(job_name(run, n, steward=True) for n in numbers)]
+
+
+def queued(run: RunPaths, submission: int) -> list[QueuedTask]:
+    """What Slurm has of a submission, but for the job that asks."""
+    own = os.environ.get("SLURM_JOB_ID") if "BATCHGEN_JOB_ENDS" in os.environ else None
+    return [task for task in queue(names(run, submission)) if task.job_id != own]
+
+
+def is_there() -> bool:
+    """Whether this machine has Slurm's commands."""
+    return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
+
+
+def queue(names: Sequence[str]) -> list[QueuedTask]:
+    """What Slurm has, pending or at work, under these job names; one call of `squeue`.
+
+    Raises SchedulerError when it does not answer or a line about one of the jobs is unreadable.
+    """
+    text = _ask(
+        "squeue", "--noheader", "--array", f"--name={','.join(names)}", f"--format={_FORMAT}"
+    )
+    return [task for line in text.splitlines() if (task := _task(line, names)) is not None]
+
+
+_FORMAT = "|".join(_FIELDS)
+
+
+def _task(line: str, names: Sequence[str]) -> QueuedTask | None:
+    """None for lines about something else, such as a banner of the site."""
+    parts = line.strip().split("|", len(_FIELDS) - 1)
+    if len(parts) == len(_FIELDS) and parts[3] in names:
+        return QueuedTask(*(part.strip() for part in parts))
+    if any(name in line for name in names):
+        raise SchedulerError(f"squeue: the line {line.strip()!r} cannot be read")
+    return None
+
+
+def cancel(names: Sequence[str], *, pending_only: bool = False) -> None:
+    """End the jobs of these names; SchedulerError if Slurm does not answer."""
+    only = ["--state=PENDING"] if pending_only else []
+    for name in names:
+        _ask("scancel", "--quiet", *only, f"--name={name}")
+
+
+def cancel_tasks(task_ids: Sequence[str]) -> None:
+    """End single array elements."""
+    _ask("scancel", "--quiet", *task_ids)
+
+
+def max_array_size() -> int:
+    """Most elements of one array; 1 where the cluster has arrays switched off."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
+    if found is None:
+        raise SchedulerError("scontrol show config: there is no MaxArraySize in the answer")
+    return max(1, int(found[1]))
+
+
+def patiently(call: Callable[[], T], patience_s: float) -> T:
+    """`call`, again every few seconds while it raises SchedulerError, for at most `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return call()
+        except SchedulerError as error:
+            if time.monotonic() + RETRY_S > deadline:
+                raise
+            log.warning("%s; trying again", error)
+            time.sleep(RETRY_S)
+
+
+def _ask(*command: str) -> str:
+    """Standard output of a command of Slurm."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    except FileNotFoundError as error:
+        raise SchedulerError(f"{command[0]}: not found; is Slurm installed here?") from error
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerError(f"{command[0]} gave no answer in {PATIENCE_S:.0f} s") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
+        raise SchedulerError(f"{command[0]}: {said}")
+    return done.stdout
