@@ -14,6 +14,8 @@ from pathlib import Path
 from batchgen.paths import RunPaths
 from batchgen.runner.rank import rank_from_environment
 
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
 
 def run_task(folder: str, submission: int, task: int) -> None:
     """One rank of one task."""
@@ -24,7 +26,9 @@ def run_task(folder: str, submission: int, task: int) -> None:
 
 def main(what: str, folder: str, *numbers: str) -> int:
     """Exit status of the process: 0, or of a steward 1 when rows are left or failed."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    printed = logging.StreamHandler()  # of a rank only what is wrong: the rest is in its own log
+    printed.setLevel(logging.INFO if what == "steward" else logging.WARNING)
+    logging.basicConfig(handlers=[printed], level=logging.INFO, format=FORMAT)
     run, submission = RunPaths(Path(folder)), int(numbers[0])
     if what == "steward":
         from batchgen.runner.steward import follow_up

@@ -51,6 +51,7 @@ class Batch:
 
     def submit(self) -> str:
         """Job id of the array; SchedulerError if Slurm refuses it."""
+        self.folder.mkdir(exist_ok=True)
         executor, command = self._executor()
         try:
             with _outside_any_job():
