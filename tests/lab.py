@@ -99,10 +99,10 @@ class Lab:
         return begin_submission(self.run, chosen, SubmissionInfo())
 
     def journal(
-        self, submission: int, task: int = 0, restart: int = 0, replica: int = 0
+        self, submission: int, task: int = 0, restart: int = 0, replica: int = 0, host: str = "n1"
     ) -> JournalWriter:
         attempt = Attempt(submission, task, restart, replica)
-        header = AttemptHeader(attempt=attempt, host="n1", device="cpu")
+        header = AttemptHeader(attempt=attempt, host=host, device="cpu")
         return JournalWriter.open(self.run, header)
 
     def render(self, journal: JournalWriter, row: int) -> Commit:

@@ -54,8 +54,7 @@ class Death:
         return self.host, self.device
 
     def __str__(self) -> str:
-        mates = len(self.rows) - 1
-        how = "alone" if self.alone else f"{mates} others in flight" if mates else "among others"
+        how = "alone" if self.alone else f"rows in flight: {len(self.rows)}"
         return f"{self.attempt.tag} on {self.host or 'an unknown host'} ({how})"
 
 
@@ -184,16 +183,18 @@ def _bad_hosts(index: CommitIndex, deaths: Sequence[Death]) -> dict[str, str]:
     }  # fmt: skip
     died: dict[str, list[Death]] = defaultdict(list)
     for death in deaths:
-        died[death.host].append(death)
+        if death.rows:
+            died[death.host].append(death)
     reasons = {}
     for host in sorted({*failed, *died, *sick} - {""}):
         count = _distinct(failed.get(host, set()), died[host])
         others = sum(rows for name, rows in ok.items() if name != host)
         if ok.get(host) or not others or (count < BAD_AFTER and host not in sick):
             continue
-        told = f"{len(failed.get(host, ()))} rows failed and {len(died[host])} attempts died there"
-        told = "an attempt gave up after its first rows all failed there" if host in sick else told
-        reasons[host] = f"{told}, none was rendered, while other hosts rendered {others}"
+        told = [f"rows failed there: {len(failed.get(host, ()))}"]
+        told += [f"attempts died there with rows in flight: {len(died[host])}"]
+        told += ["an attempt gave up there since its first rows all failed"] if host in sick else []
+        reasons[host] = "; ".join([*told, f"rows rendered there: 0, on other hosts: {others}"])
     return reasons
 
 

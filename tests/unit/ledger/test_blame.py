@@ -1,0 +1,537 @@
+"""Blame: which row or machine is behind deaths and failures, and that nobody innocent is."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from lab import Lab
+
+from batchgen.errors import RunStateError
+from batchgen.ledger import table
+from batchgen.ledger.attempts import (
+    SubmissionInfo,
+    SubmissionRows,
+    accept_restart,
+    begin_submission,
+)
+from batchgen.ledger.blame import Blame, Verdict, read_blame
+from batchgen.ledger.catalog import collect
+from batchgen.ledger.events import End
+from batchgen.ledger.intent import last_intent
+from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.repair import QUARANTINED, quarantine_rows
+from batchgen.ledger.status import read_status
+from batchgen.ledger.winners import missing_rows
+from batchgen.paths import parse_journal
+from batchgen.records import Attempt
+
+
+def die(
+    lab: Lab,
+    submission: int,
+    *rows: int,
+    host: str = "n1",
+    alone: bool = False,
+    restart: int = 0,
+    task: int = 0,
+) -> JournalWriter:
+    """An attempt that starts some rows and is never heard of again."""
+    journal = lab.journal(submission, task, restart, host=host)
+    for row in rows:
+        journal.start(row, f"row{row:04d}", alone)
+    journal.close()
+    return journal
+
+
+def fail(lab: Lab, journal: JournalWriter, row: int, error: str = "RuntimeError") -> None:
+    journal.start(row, f"row{row:04d}")
+    commit = lab.commit_of(row, parse_journal(journal.path), None)
+    journal.commit(replace(commit, status="failed", error_type=error, error="boom"))
+
+
+def blame(lab: Lab) -> Blame:
+    return read_blame(lab.run, all_gone=True)
+
+
+def suspects(lab: Lab) -> list[int]:
+    found: list[int] = blame(lab).suspects.tolist()
+    return found
+
+
+def convicted(lab: Lab) -> list[int]:
+    return [verdict.row_index for verdict in blame(lab).convicted]
+
+
+# suspects
+
+
+def test_rows_in_flight_at_a_death_are_suspects(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(5)
+    journal = lab.journal(lab.submit(), host="n7")
+    lab.render(journal, 0)
+    lab.fail(journal, 1)
+    for row in (2, 3):
+        journal.start(row, f"row{row:04d}")
+    assert read_blame(lab.run).deaths == (), "this process lives"
+    found = blame(lab)
+    assert found.suspects.tolist() == [2, 3]
+    (death,) = found.deaths
+    assert (death.rows, death.alone, death.host, death.device) == ((2, 3), False, "n7", "cpu")
+    assert str(death) == "s1t0r0p0 on n7 (rows in flight: 2)"
+    assert found.convicted == ()
+
+
+def test_a_killed_process_is_seen_at_once_on_its_machine(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(3)
+    rank = lab.start_rank(lab.submit(), [0, 1, 2], "journal.before_append:2:kill")
+    assert rank.wait(60) == -signal.SIGKILL
+    found = read_blame(lab.run)
+    assert (found.suspects.tolist(), len(found.deaths)) == ([1], 1)
+
+
+def test_whoever_ends_with_a_last_line_did_not_die(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(4)
+    number = lab.submit()
+    for task, reason in enumerate(("drained", "terminated", "superseded", "SickNode")):
+        with lab.journal(number, task) as journal:
+            journal.start(task, f"row{task:04d}")
+            journal.end(End(reason=reason))
+    assert (blame(lab).deaths, suspects(lab)) == ((), [])
+    status = read_status(lab.run)
+    assert {attempt.life for attempt in status.attempts} == {"ended"}
+    assert (status.suspects, status.running, status.state) == (0, 0, "stopped")
+
+
+def test_a_saved_row_is_no_suspect_even_if_its_attempt_dies(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(3)
+    with lab.journal(lab.submit()) as journal:
+        for row in (0, 1, 2):
+            journal.start(row, f"row{row:04d}")
+        journal.saved(1, 3, 0.25)
+    assert suspects(lab) == [0, 2]
+
+
+def test_whoever_is_rendered_later_is_cleared(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(3)
+    die(lab, lab.submit(), 0, 1, 2)
+    lab.render(lab.journal(lab.submit(), host="n2"), 1)
+    assert suspects(lab) == [0, 2]
+
+
+def test_a_suspect_that_fails_alone_is_no_killer(make_lab: Callable[..., Lab]) -> None:
+    """An error is not a death: what came before it no longer counts."""
+    lab = make_lab(2)
+    die(lab, lab.submit(), 0)
+    die(lab, lab.submit(), 0, host="n2", alone=False)
+    fail(lab, lab.journal(lab.submit(), host="n3"), 0)
+    assert suspects(lab) == []
+    die(lab, lab.submit(), 0, host="n4", alone=True)
+    assert (suspects(lab), convicted(lab)) == ([0], [])
+
+
+def test_what_waits_for_another_try_was_not_in_flight(make_lab: Callable[..., Lab]) -> None:
+    """A row that failed once stays open; then a suspect was alone, and killed the process."""
+    lab = make_lab(3)
+    journal = lab.journal(lab.submit())
+    journal.start(0, "row0000")
+    journal.start(1, "row0001", alone=True)
+    assert suspects(lab) == [1]
+    journal.commit(lab.commit_of(1, parse_journal(journal.path), None))
+    assert suspects(lab) == [], "killed between two rows"
+    journal.start(2, "row0002")
+    assert suspects(lab) == [0, 2]
+
+
+# what a zombie did
+
+
+def test_the_death_of_a_zombie_counts_for_nothing(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(4)
+    zombie = lab.journal(lab.submit())
+    zombie.start(0, "row0000")
+    number = lab.submit()
+    assert suspects(lab) == [0], "it may have died before"
+    zombie.start(1, "row0001")
+    assert suspects(lab) == []
+    die(lab, number, 2)
+    assert suspects(lab) == [2]
+
+
+def test_a_zombie_that_only_beats_counts_for_nothing(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchgen.ledger import blame as blame_module
+
+    monkeypatch.setattr(blame_module, "FENCE_MARGIN_S", 0.0)
+    lab = make_lab(2)
+    zombie = lab.journal(lab.submit())
+    zombie.start(0, "row0000")
+    accept_restart(lab.run, Attempt(1, 0, 1, 0))
+    assert suspects(lab) == [0]
+    zombie.close()  # a last heartbeat
+    assert suspects(lab) == []
+
+
+def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., Lab]) -> None:
+    from batchgen.ledger.intent import read_fence
+
+    lab = make_lab(8)
+    number = lab.submit()
+    first = lab.journal(number)
+    lab.render(first, 0)
+    for row in (1, 2, 3, 4):
+        first.start(row, f"row{row:04d}")
+    first.saved(4, 2, 0.5)
+    first.start(5, "row0005", alone=True)
+    with lab.journal(number, replica=1) as drained:
+        drained.start(6, "row0006")
+        drained.end(End(reason="drained"))
+    die(lab, number, 7, task=1)
+    accept_restart(lab.run, second := Attempt(number, 0, 1, 0))
+    fence = read_fence(lab.run, second)
+    assert fence is not None
+    assert (fence.suspects, fence.statuses) == ((5,), {0: "ok"})
+    again = lab.journal(number, restart=1)
+    lab.render(again, 5)
+    for row in (1, 2):
+        again.start(row, f"row{row:04d}")
+    accept_restart(lab.run, third := Attempt(number, 0, 2, 0))
+    fence = read_fence(lab.run, third)
+    assert fence is not None
+    assert fence.suspects == (1, 2)
+
+
+# convictions
+
+
+@pytest.mark.parametrize(
+    ("deaths", "guilty"),
+    [
+        ([("n1", False)], False),
+        ([("n1", False), ("n2", False), ("n3", False)], False),
+        ([("n1", True)], False),
+        ([("n1", False), ("n1", True)], False),
+        ([("n1", True), ("n2", False)], False),
+        ([("n1", False), ("n2", True)], True),
+        ([("n1", False), ("n1", True), ("n1", True)], True),
+        ([("n1", True), ("n2", True)], True),
+    ],
+)
+def test_only_a_row_that_kills_alone_and_again_is_convicted(
+    deaths: Sequence[tuple[str, bool]], guilty: bool, make_lab: Callable[..., Lab]
+) -> None:
+    """Alone in another place than before, or twice alone."""
+    lab = make_lab(3)
+    for host, alone in deaths:
+        mates = [] if alone else [2]
+        die(lab, lab.submit([0, 1, 2]), *mates, 0, host=host, alone=alone)
+    assert (0 in convicted(lab)) == guilty
+    assert (0 in suspects(lab)) != guilty
+    assert 2 not in convicted(lab)
+
+
+def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(1)
+    number = lab.submit()
+    die(lab, number, 0, host="n1")
+    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    die(lab, number, 0, host="n2", alone=True, restart=1)
+    (verdict,) = blame(lab).convicted
+    assert verdict.reason == (
+        "its process died again when it was alone: "
+        "s1t0r0p0 on n1 (rows in flight: 1), s1t0r1p0 on n2 (alone)"
+    )
+    assert verdict.host == "n2"
+
+
+def killer(lab: Lab, row: int = 0) -> None:
+    die(lab, lab.submit([row]), row, host="n1")
+    die(lab, lab.submit([row]), row, host="n2", alone=True)
+
+
+def test_a_quarantined_row_is_shown_and_left_alone(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(4, aliases={3: 0})
+    killer(lab)
+    number = quarantine_rows(lab.run, blame(lab).convicted)
+    assert (suspects(lab), convicted(lab)) == ([], [])
+    missing = missing_rows(lab.run)
+    assert (missing.pending.tolist(), missing.quarantined.tolist()) == ([1, 2], [0])
+    status = read_status(lab.run)
+    assert (status.quarantined, status.left, status.suspects) == (2, 2, 0)
+    assert status.state == "stopped"
+    assert collect(lab.run).quarantined == 2
+    frame = pd.read_parquet(lab.run.catalog_rows)
+    assert frame["status"].tolist() == ["quarantined", "pending", "pending", "quarantined"]
+    assert frame["error_type"][0] == QUARANTINED
+    assert "died again when it was alone" in frame["error"][0]
+    assert (frame["host"][0], frame["attempt"][0]) == ("n2", f"s{number}t0r0p0")
+
+
+def test_a_retry_of_a_quarantined_row_begins_anew(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    killer(lab)
+    quarantine_rows(lab.run, blame(lab).convicted)
+    die(lab, lab.submit([0]), 0, host="n3", alone=True)
+    assert (suspects(lab), convicted(lab)) == ([0], [])
+    lab.render(lab.journal(lab.submit([0])), 0)
+    assert (suspects(lab), convicted(lab)) == ([], [])
+    status = read_status(lab.run)
+    assert (status.ok, status.quarantined) == (1, 0)
+    assert collect(lab.run).quarantined == 0
+
+
+def test_an_innocent_row_that_is_retried_after_its_ok_has_no_past(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(1)
+    die(lab, lab.submit(), 0, host="n1")
+    die(lab, lab.submit(), 0, host="n1", alone=True)
+    lab.render(lab.journal(lab.submit()), 0)
+    from batchgen.ledger.repair import void_rows
+
+    void_rows(lab.run, [(0, "media/x.png", "damaged")])
+    assert (suspects(lab), convicted(lab)) == ([], [])
+
+
+def test_a_quarantine_keeps_what_was_known_of_hosts_and_attempts(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(2)
+    rows = SubmissionRows(
+        np.arange(2), np.zeros(2, np.int32), np.arange(2), np.array([False, True])
+    )
+    begin_submission(lab.run, rows, SubmissionInfo(attempt=3, excluded={"n9": "why"}))
+    intent = last_intent(lab.run)
+    assert intent is not None
+    assert (intent.attempt, intent.excluded, intent.suspects) == (3, {"n9": "why"}, (1,))
+    assert read_status(lab.run).suspects == 1
+    quarantine_rows(lab.run, [Verdict(1, "it kills", "n1")])
+    intent = last_intent(lab.run)
+    assert intent is not None
+    assert (intent.kind, intent.attempt, intent.excluded) == ("quarantine", 3, {"n9": "why"})
+
+
+def test_a_row_that_is_not_in_the_plan_cannot_be_quarantined(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    with pytest.raises(RunStateError, match=r"plan\.parquet has no row with row_index 5"):
+        quarantine_rows(lab.run, [Verdict(5, "it kills", "n1")])
+    assert last_intent(lab.run) is None
+
+
+# bad hosts
+
+
+def test_a_host_on_which_three_rows_fail_is_bad_if_another_is_good(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(8)
+    number = lab.submit()
+    bad = lab.journal(number, task=0, host="n1")
+    for row in (0, 1, 1):
+        fail(lab, bad, row)
+    good = lab.journal(number, task=1, host="n2")
+    lab.render(good, 4)
+    assert blame(lab).bad_hosts == {}, "two distinct rows"
+    fail(lab, bad, 2)
+    found = blame(lab)
+    assert found.bad_hosts == {
+        "n1": "rows failed there: 3; attempts died there with rows in flight: 0; "
+        "rows rendered there: 0, on other hosts: 1"
+    }
+    fail(lab, good, 5)
+    assert blame(lab).rows_failed_on(found.bad_hosts).tolist() == [0, 1, 2]
+    assert blame(lab).rows_failed_on([]).tolist() == []
+    lab.render(good, 0)
+    assert blame(lab).rows_failed_on({"n1"}).tolist() == [1, 2]
+    lab.render(bad, 3)
+    assert blame(lab).bad_hosts == {}, "one was rendered"
+
+
+def test_no_host_is_bad_while_none_is_good(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(8)
+    number = lab.submit()
+    for task in (0, 1):
+        journal = lab.journal(number, task, host=f"n{task}")
+        for row in range(4 * task, 4 * task + 4):
+            fail(lab, journal, row)
+    assert blame(lab).bad_hosts == {}
+
+
+def test_rows_that_would_fail_anywhere_speak_against_no_host(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(6)
+    number = lab.submit()
+    lab.render(lab.journal(number, 1, host="n2"), 5)
+    journal = lab.journal(number, host="n1")
+    for row, error in enumerate(["PromptTooLong", "NonFiniteOutput"] * 2):
+        fail(lab, journal, row, error)
+    assert blame(lab).bad_hosts == {}
+
+
+def test_deaths_speak_against_a_host_by_one_row_each(make_lab: Callable[..., Lab]) -> None:
+    """Four rows in flight when the cluster killed their node once are no evidence against it."""
+    lab = make_lab(8)
+    lab.render(lab.journal(lab.submit(), host="n2"), 7)
+    die(lab, lab.submit(), 0, 1, 2, 3, host="n1")
+    assert blame(lab).bad_hosts == {}
+    die(lab, lab.submit(), 0, 1, host="n1")
+    assert blame(lab).bad_hosts == {}
+    die(lab, lab.submit(), 1, host="n1")
+    assert blame(lab).bad_hosts == {}, "rows 0 and 1, and both twice"
+    die(lab, lab.submit(), 4, host="n1")
+    assert list(blame(lab).bad_hosts) == ["n1"]
+
+
+def test_the_deaths_of_a_convicted_row_speak_against_no_host(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(8)
+    lab.render(lab.journal(lab.submit(), host="n2"), 7)
+    for row in (0, 1, 2):
+        die(lab, lab.submit(), row, host="n1", alone=True)
+    assert list(blame(lab).bad_hosts) == ["n1"]
+    for row in (0, 1, 2):
+        die(lab, lab.submit(), row, host="n3", alone=True)
+    assert blame(lab).bad_hosts == {}
+    assert convicted(lab) == [0, 1, 2]
+
+
+def test_an_attempt_that_gave_up_speaks_for_itself(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(8)
+    number = lab.submit()
+    with lab.journal(number, host="n1") as journal:
+        journal.start(0, "row0000")
+        journal.end(End(reason="SickNode", error="the first 5 rows failed"))
+    assert blame(lab).bad_hosts == {}
+    lab.render(lab.journal(number, 1, host="n2"), 7)
+    assert blame(lab).bad_hosts == {
+        "n1": "rows failed there: 0; attempts died there with rows in flight: 0; "
+        "an attempt gave up there since its first rows all failed; "
+        "rows rendered there: 0, on other hosts: 1"
+    }
+
+
+# all together
+
+
+def test_ok_lines_are_not_parsed(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchgen.ledger import blame as blame_module
+
+    lab = make_lab(4)
+    journal = lab.journal(lab.submit())
+    lab.render(journal, 0)
+    lab.render(journal, 1)
+    fail(lab, journal, 2)
+    parsed = []
+
+    def counted(index: object, lines: np.ndarray) -> object:
+        parsed.append(len(lines))
+        return table.parse_commits(index, lines)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(blame_module, "parse_commits", counted)
+    blame(lab)
+    assert parsed == [1]
+
+
+ROWS = 12
+HOSTS = ("n1", "n2", "n3")
+
+
+class World:
+    """A cluster that kills, drains and forgets at random, and a steward that follows the rules.
+
+    Innocent rows survive whenever they are alone; killers never survive.
+    """
+
+    def __init__(self, lab: Lab, seed: int) -> None:
+        self.lab, self.dice = lab, random.Random(seed)
+        self.killers = set(self.dice.sample(range(ROWS), self.dice.randint(0, 3)))
+        self.quarantined: set[int] = set()
+        self.zombies: list[JournalWriter] = []
+
+    def step(self) -> bool:
+        """One submission; False when nothing is left."""
+        found = blame(self.lab)
+        if verdicts := found.convicted:
+            self.quarantined |= {verdict.row_index for verdict in verdicts}
+            quarantine_rows(self.lab.run, verdicts)
+        left = missing_rows(self.lab.run).pending
+        if not len(left):
+            return False
+        alone = np.isin(left, found.suspects)
+        shards = left % 2
+        rows = SubmissionRows(left, shards.astype(np.int32), left, alone)
+        number = begin_submission(self.lab.run, rows, SubmissionInfo())
+        for task in (0, 1):
+            mine, mine_alone = left[shards == task], alone[shards == task]
+            groups = self.cut(mine[~mine_alone].tolist())
+            groups += [[row] for row in mine[mine_alone].tolist()]
+            self.attempt(number, task, groups, {*mine[mine_alone].tolist()})
+        return True
+
+    def cut(self, rows: list[int]) -> list[list[int]]:
+        size = self.dice.randint(1, 4)
+        return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+
+    def attempt(self, number: int, task: int, groups: list[list[int]], suspects: set[int]) -> None:
+        lab, dice = self.lab, self.dice
+        journal = lab.journal(number, task, host=dice.choice(HOSTS))
+        for group in groups:
+            alone = group[0] in suspects
+            for row in group:
+                journal.start(row, f"row{row:04d}", alone)
+            fate = dice.random()
+            if self.killers.intersection(group) or (fate < 0.2 and not alone):
+                self.end(journal, dead=True)
+                return
+            if fate < 0.3:
+                for row in group:
+                    journal.saved(row, 1, 0.1)
+                self.end(journal, dead=False)
+                return
+            for row in dice.sample(group, len(group)):
+                journal.commit(lab.commit_of(row, parse_journal(journal.path), None))
+        self.end(journal, dead=dice.random() < 0.2)
+
+    def end(self, journal: JournalWriter, dead: bool) -> None:
+        if not dead:
+            journal.end(End(reason="done"))
+        elif self.dice.random() < 0.2:
+            self.zombies.append(journal)
+            return
+        journal.close()
+
+    def haunt(self) -> None:
+        """Zombies begin rows of others, and die of them."""
+        for zombie in self.zombies:
+            row = self.dice.randrange(ROWS)
+            zombie.start(row, f"row{row:04d}", alone=self.dice.random() < 0.5)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_innocent_are_rendered_and_the_killers_quarantined(
+    seed: int, make_lab: Callable[..., Lab]
+) -> None:
+    world = World(make_lab(ROWS), seed)
+    for _ in range(60):
+        if not world.step():
+            break
+        assert world.quarantined <= world.killers
+        if world.dice.random() < 0.5:
+            begin_submission(world.lab.run, no_rows(), SubmissionInfo())
+            world.haunt()
+    assert world.quarantined == world.killers
+    status = read_status(world.lab.run)
+    assert (status.ok, status.quarantined) == (ROWS - len(world.killers), len(world.killers))
+    assert status.suspects == 0
+
+
+def no_rows() -> SubmissionRows:
+    return SubmissionRows(np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int64))
