@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchgen.config.family import load_family
-from batchgen.config.schema import JobConfig
+from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.planning.calibrate import Calibration
 from batchgen.planning.layout import GIB, Layout, choose_layout
 from batchgen.planning.shards import cut_shards
@@ -18,6 +18,7 @@ from batchgen.records import Bucket
 _PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0
 _IMPORT_S = 15.0  # process start, imports, first kernels
 _LOAD_BYTES_PER_S = 1.5e9
+_WALL_SHARE = 0.8  # of the wall-time limit that a shard is cut for
 _JOURNAL_BYTES = 1500  # start and commit lines of a row
 _CATALOG_BYTES = 800
 
@@ -84,11 +85,20 @@ def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float) -> int:
     """How many shards the first submission has; one machine is one shard."""
     if job.slurm.executor in ("inline", "local"):
         return 1
-    wanted = costs.cost_s[~costs.is_alias]
-    # A shard is worked on by all ranks of a node: its costs are seconds of one rank.
-    start_up = start_up_s * job.slurm.ranks_per_node
-    shard = cut_shards(wanted, shards=None, slots=job.slurm.nodes, start_up_s=start_up)
+    shard = cut_shards(
+        costs.cost_s[~costs.is_alias],
+        shards=None,
+        slots=job.slurm.nodes,
+        start_up_s=start_up_s,
+        ranks=job.slurm.ranks_per_node,
+        most_s=most_shard_seconds(job.slurm),
+    )
     return int(np.max(shard)) + 1
+
+
+def most_shard_seconds(slurm: SlurmConfig) -> float:
+    """Wall seconds that a shard is predicted to take at most, so that it fits in the limit."""
+    return _WALL_SHARE * (60 * slurm.timeout_min - slurm.signal_delay_s)
 
 
 def _widest(buckets: tuple[BucketForecast, ...]) -> Bucket:

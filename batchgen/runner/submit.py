@@ -18,7 +18,7 @@ from batchgen.ledger.blame import read_blame
 from batchgen.ledger.repair import quarantine_rows
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import RunPaths
-from batchgen.planning.forecast import start_up_seconds
+from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
@@ -27,7 +27,6 @@ from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
 from batchgen.runner.scheduler import patiently
 
 NOBODY = np.zeros(0, np.int64)
-WALL_SHARE = 0.8  # of the wall-time limit that a shard is predicted to take at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ def cut(
         slots=slurm.nodes,
         start_up_s=start_up_seconds(config),
         ranks=slurm.ranks_per_node,
-        most_s=WALL_SHARE * (60 * slurm.timeout_min - slurm.signal_delay_s),
+        most_s=most_shard_seconds(slurm),
     )
     order = np.empty(len(rows), np.int64)
     order[np.argsort(-costs, kind="stable")] = np.arange(len(rows))

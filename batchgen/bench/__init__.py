@@ -1,0 +1,1 @@
+"""Measurements of batchgen itself, without a model or a cluster."""
