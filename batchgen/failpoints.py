@@ -1,8 +1,10 @@
 """Named crash points for the durability tests.
 
-`BATCHGEN_FAILPOINT="name:n:action"` acts at the n-th pass of the point `name` (1-based; n may be
-`*`): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
-ENOSPC, `stop` sends SIGSTOP. Without the variable a point costs one dictionary look-up.
+`BATCHGEN_FAILPOINT="name:n:action,..."` acts at the n-th pass of the point `name` (1-based; n may
+be `*`): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
+ENOSPC, `stop` sends SIGSTOP, `hog` takes memory until somebody kills this process. Beside the steps
+of a commit there are `row.<row_id>` and `host.<host>`, where a row begins. Without the variable a
+point costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -11,21 +13,31 @@ import errno
 import os
 import signal
 from collections import Counter
+from collections.abc import Iterator
 
+HOG_MIB = 4096  # at most: a machine that kills nobody shall survive
 _passes: Counter[str] = Counter()
 
 
 def failpoint(name: str) -> None:
     """Act here if the environment asks for it; otherwise do nothing."""
-    wanted = os.environ.get("BATCHGEN_FAILPOINT")
-    if not wanted:
-        return
-    point, nth, action = wanted.split(":")
-    if point != name:
-        return
-    _passes[name] += 1
-    if nth == "*" or _passes[name] == int(nth):
-        _act(name, action)
+    for point, nth, action in _wanted():
+        if point == name:
+            _passes[name] += 1
+            if nth == "*" or _passes[name] == int(nth):
+                _act(name, action)
+
+
+def is_armed(name: str) -> bool:
+    """Whether the environment asks for anything at this point."""
+    return any(point == name for point, _, _ in _wanted())
+
+
+def _wanted() -> Iterator[tuple[str, str, str]]:
+    text = os.environ.get("BATCHGEN_FAILPOINT")
+    for entry in text.split(",") if text else ():
+        point, nth, action = entry.split(":")
+        yield point, nth, action
 
 
 def _act(name: str, action: str) -> None:
@@ -37,5 +49,13 @@ def _act(name: str, action: str) -> None:
         raise RuntimeError(f"failpoint {name}")
     elif action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    elif action == "hog":
+        _hog()
     else:
         raise ValueError(f"BATCHGEN_FAILPOINT: unknown action {action!r}")
+
+
+def _hog() -> None:
+    """Take memory, written to so that it counts; MemoryError when nobody minds."""
+    taken = [bytearray(b"x") * (64 << 20) for _ in range(HOG_MIB // 64)]
+    raise MemoryError(f"{len(taken)} x 64 MiB were there to take")

@@ -3,15 +3,20 @@
 Rank 0 serves positions of the shard's row list over TCP; every replica holds one connection, so
 a dead peer is seen at once by its closed socket and nobody waits for it. Only positions travel:
 which rows they are is in the plan. There is no static split: a slow device takes fewer tickets.
+
+Suspects come last, one at a time: a replica that asks for one says by it that it has nothing in
+flight, and it gets one when all replicas that are connected have said so.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +24,8 @@ from batchgen.errors import BatchgenError
 from batchgen.media.durable import write_json
 
 TOKEN_S = 30.0  # patience with a stray connection
+ALONE = "alone"  # what a replica says that wants a suspect
+POLL_S = 0.2  # how often a replica that waits for its turn looks up
 
 
 class QueueLost(BatchgenError):
@@ -43,11 +50,46 @@ class Tickets:
         return range(start, self.handed)
 
 
+class Turns:
+    """Who of the connected replicas may take the next suspect: one, when all others wait."""
+
+    def __init__(self, total: int) -> None:
+        self._left = iter(range(total))
+        self._busy: set[int] = set()  # replicas that may have something in flight
+        self._changed = threading.Condition()
+
+    def join(self, who: int) -> None:
+        with self._changed:
+            self._busy.add(who)
+
+    def leave(self, who: int) -> None:
+        with self._changed:
+            self._busy.discard(who)
+            self._changed.notify_all()
+
+    def take(self, who: int, gone: Callable[[], bool]) -> range:
+        """Wait for the turn of `who`; empty when no suspect is left or `gone` says that nobody
+        waits for the answer."""
+        with self._changed:
+            self._busy.discard(who)
+            self._changed.notify_all()
+            while self._busy and not gone():
+                self._changed.wait(POLL_S)
+            position = None if gone() else next(self._left, None)
+            if position is None:
+                return range(0)
+            self._busy.add(who)
+            return range(position, position + 1)
+
+
 class TicketServer:
     """Serves one shard's tickets to `takers` replicas until the last connection closes."""
 
-    def __init__(self, total: int, takers: int, address_file: Path, host: str) -> None:
+    def __init__(
+        self, total: int, suspects: int, takers: int, address_file: Path, host: str
+    ) -> None:
         self._tickets = Tickets(total, takers)
+        self._turns = Turns(suspects)
         self._lock = threading.Lock()
         self._token = secrets.token_hex(16)
         self._socket = socket.create_server((host, 0), backlog=takers)
@@ -68,19 +110,28 @@ class TicketServer:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
+        who = id(connection)
         with connection, connection.makefile("rwb") as stream:
             try:
                 connection.settimeout(TOKEN_S)
                 if stream.readline().decode().strip() != self._token:
                     return
                 connection.settimeout(None)
+                self._turns.join(who)
                 for line in stream:
-                    with self._lock:
-                        granted = self._tickets.take(int(line))
+                    granted = self._grant(line.decode().strip(), who, connection)
                     stream.write(f"{granted.start} {granted.stop}\n".encode())
                     stream.flush()
             except OSError:  # the peer died; its rows stay uncommitted
                 return
+            finally:
+                self._turns.leave(who)
+
+    def _grant(self, wanted: str, who: int, connection: socket.socket) -> range:
+        if wanted == ALONE:
+            return self._turns.take(who, lambda: _is_readable(connection, 0.0))
+        with self._lock:
+            return self._tickets.take(int(wanted))
 
     def close(self) -> None:
         """Wait until every replica that connected has let go, then stop."""
@@ -111,8 +162,19 @@ class TicketClient:
 
     def take(self, room: int) -> range:
         """Up to `room` positions; empty when the shard is exhausted."""
+        return self._ask(str(room), lambda: False)
+
+    def take_alone(self, stop: Callable[[], bool]) -> range:
+        """The position of one suspect, once no other replica has anything in flight; empty when
+        there is none left, or when `stop` ends the waiting: then this client is done for."""
+        return self._ask(ALONE, stop)
+
+    def _ask(self, what: str, stop: Callable[[], bool]) -> range:
         try:
-            self._send(str(room))
+            self._send(what)
+            while not _is_readable(self._connection, POLL_S):
+                if stop():
+                    return range(0)
             reply = self._stream.readline().split()
         except OSError as error:
             raise QueueLost(f"the shard's queue does not answer: {error}") from error
@@ -123,6 +185,11 @@ class TicketClient:
     def close(self) -> None:
         self._stream.close()
         self._connection.close()
+
+
+def _is_readable(connection: socket.socket, patience_s: float) -> bool:
+    """Whether something has come, or the other end is closed."""
+    return bool(select.select([connection], [], [], patience_s)[0])
 
 
 def _wait_for(address_file: Path, patience_s: float) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from batchgen.config.schema import (
     TransformerSpec,
     VaeSpec,
 )
-from batchgen.engine.contract import EngineReport
+from batchgen.engine.contract import EngineReport, Snapshot
 from batchgen.engine.engine import Engine
 from batchgen.engine.random_weights import byte_tokenizer
 from batchgen.engine.solver import reference_scheduler
@@ -151,11 +151,17 @@ def request(index: int, **changes: Any) -> Request:
 
 
 class ListSource:
-    """Hands out a list and remembers how much was asked for."""
+    """Hands out a list, with the states of rows to go on, and remembers how much was asked for."""
 
-    def __init__(self, requests: Iterable[Request]) -> None:
+    def __init__(
+        self, requests: Iterable[Request], states: Mapping[str, Snapshot] | None = None
+    ) -> None:
         self.left = list(requests)
+        self.states = states or {}
         self.asked: list[int] = []
+
+    def restore(self, request: Request) -> Snapshot | None:
+        return self.states.get(request.row_id)
 
     def take(self, room: int) -> list[Request]:
         self.asked.append(room)
@@ -173,6 +179,7 @@ class Keeper:
     errors: dict[str, Exception] = field(default_factory=dict)
     started_ids: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
+    states: dict[str, Snapshot] = field(default_factory=dict)
     last_latents: Tensor | None = None
     report: EngineReport = field(default_factory=EngineReport)
 
@@ -192,6 +199,10 @@ class Keeper:
         self.stats[name] = rendered.stats
         if self.last_latents is not None:
             self.latents[name] = self.last_latents
+
+    def saved(self, request: Request, snapshot: Snapshot) -> None:
+        assert request.row_id not in self.frames and request.row_id not in self.errors
+        self.states[request.row_id] = snapshot
 
     def failed(self, request: Request, error: Exception, stats: RowStats) -> None:
         assert request.row_id not in self.frames and request.row_id not in self.errors

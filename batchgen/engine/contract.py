@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchgen.records import Rendered, Request, RowStats
 
+if TYPE_CHECKING:
+    import numpy as np
+
 SelfTest = Literal["passed", "failed", "not needed"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A row in flight between two steps: a function of the row and `step` alone, so that it can go
+    on anywhere."""
+
+    step: int  # solver steps taken, over all attempts
+    seconds: float  # busy seconds that this attempt has spent on the row
+    arrays: Mapping[str, np.ndarray]  # on the host; what they mean is the engine's own business
 
 
 class Source(Protocol):
@@ -16,6 +30,10 @@ class Source(Protocol):
     def take(self, room: int) -> list[Request]:
         """Up to `room` further rows, in the order to draw them; an empty list means no more.
         Called on the thread that called `render`; must not block for long."""
+
+    def restore(self, request: Request) -> Snapshot | None:
+        """The row begins (`started` was told): what it goes on from, or None for its first step.
+        What is raised here fails this row alone."""
 
 
 class Sink(Protocol):
@@ -30,6 +48,24 @@ class Sink(Protocol):
     def failed(self, request: Request, error: Exception, stats: RowStats) -> None:
         """This row cannot be drawn; the others go on. Called on the thread of `finished`."""
 
+    def saved(self, request: Request, snapshot: Snapshot) -> None:
+        """The row was in flight when `stop` said so. Called on the thread that called `render`."""
+
+
+class Renderer(Protocol):
+    """An engine."""
+
+    @property
+    def load_seconds(self) -> float:
+        """What it took to be ready."""
+
+    def render(self, source: Source, sink: Sink, *, stop: Callable[[], bool]) -> EngineReport:
+        """Draw every row of `source` into `sink` and say what it took.
+
+        `stop` is asked once per tick; when it is true, rows in flight are saved, rows already
+        denoised are still delivered, and the report comes back. A row that fails goes to
+        `sink.failed` and the others go on. Exceptions of source and sink come out of here."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
@@ -38,6 +74,7 @@ class EngineReport:
     rows_finished: int = 0
     rows_failed: int = 0
     rows_abandoned: int = 0  # in flight or waiting when `stop` said so
+    rows_saved: int = 0  # of these: handed to the sink as they stood
     windows: int = 0
     wall_s: float = 0.0
     encode_s: float = 0.0

@@ -81,7 +81,7 @@ class Engine:
     ) -> EngineReport:
         """Draw every row of `source` into `sink` and say what it took.
 
-        `stop` is asked once per tick; when it is true, rows in flight are abandoned, rows already
+        `stop` is asked once per tick; when it is true, rows in flight are saved, rows already
         denoised are still delivered, and the report comes back. A row that fails goes to
         `sink.failed` and the others go on. Exceptions of source and sink come out of here, after
         the background thread has ended."""

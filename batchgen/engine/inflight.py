@@ -14,10 +14,12 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from batchgen.engine.contract import Snapshot
 from batchgen.engine.family import Condition, Family, Item
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
 from batchgen.engine.packs import Packer
+from batchgen.engine.snapshot import unpack
 from batchgen.engine.solver import History, Schedule, step
 from batchgen.records import Request
 
@@ -73,11 +75,20 @@ class Flight:
         )
 
     def open(
-        self, request: Request, conditions: tuple[Condition, ...], meter: RowMeter
+        self,
+        request: Request,
+        conditions: tuple[Condition, ...],
+        meter: RowMeter,
+        snapshot: Snapshot | None = None,
     ) -> RowState:
-        """The state of a row before its first step; may raise for this row alone."""
+        """The state of a row before its first step, or where `snapshot` left it; may raise for
+        this row alone."""
         schedule = self.family.schedule(request)
         meter.steps_total = len(schedule) * len(conditions)
+        if snapshot is not None:
+            meter.restored = snapshot.step
+            latents, history = unpack(snapshot, self.device)
+            return RowState(request, schedule, conditions, latents, meter, history, snapshot.step)
         latents = self.family.initial_latents(request).to(self.device)
         return RowState(request, schedule, conditions, latents, meter)
 

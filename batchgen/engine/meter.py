@@ -32,6 +32,7 @@ class RowMeter:
     d2h: float = 0.0
     ticks: list[float] = field(default_factory=list)  # the row's share of each tick
     steps_total: int = 0
+    restored: int = 0  # solver steps that an earlier attempt has taken
     forwards: int = 0  # forwards that held an item of this row
     mates: int = 0  # items in them, this row's included
     prompt_tokens: int = 0
@@ -41,6 +42,11 @@ class RowMeter:
         """Book the time since `waiting_since` as queueing."""
         self.queue += perf_counter() - self.waiting_since
 
+    @property
+    def busy(self) -> float:
+        """Seconds of encoding and denoising."""
+        return self.encode + sum(self.ticks)
+
     def stats(self, setting: Setting, memory_gib: float) -> RowStats:
         """The row's record so far."""
         ordered = sorted(self.ticks)
@@ -49,6 +55,7 @@ class RowMeter:
             stages=StageSeconds(self.queue, self.encode, sum(self.ticks), self.decode, self.d2h),
             steps_total=self.steps_total,
             steps_computed=float(self.forwards),
+            steps_restored=self.restored,
             step_p50_s=cuts[9] if cuts else 0.0,
             step_p95_s=cuts[18] if cuts else 0.0,
             batch_size_mean=self.mates / self.forwards if self.forwards else 0.0,

@@ -22,6 +22,7 @@ from batchgen.engine.lane import Lane
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
+from batchgen.engine.snapshot import pack
 from batchgen.records import Request
 
 AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
@@ -52,6 +53,7 @@ class Render:
         self.windows = 0
         self.encode_s = 0.0
         self.abandoned = 0
+        self.saved = 0
 
     @property
     def resident(self) -> bool:
@@ -77,6 +79,16 @@ class Render:
             elif self.exhausted and not self.pending:
                 return
         self.abandoned = len(self.flight.rows) + len(self.pending)
+        self._save()
+
+    def _save(self) -> None:
+        """Before anything slow: whoever stops a render may not wait for its end."""
+        for state in self.flight.rows:
+            if state.step > 0:
+                seconds = state.meter.busy
+                snapshot = pack(state.step, state.latents, state.history, seconds)
+                self.sink.saved(state.request, snapshot)
+                self.saved += 1
 
     # ----------------------------------------------------------------------------------- windows
     def _wants_window(self) -> bool:
@@ -150,11 +162,15 @@ class Render:
         if row.error is not None:
             self.lane.put(Broken(row.request, meter, row.error))
             return
-        state = attempt(lambda: self.flight.open(row.request, row.conditions, meter))
+        state = attempt(lambda: self._begin(row, meter))
         if isinstance(state, Failed):
             self.lane.put(Broken(row.request, meter, state.error))
         else:
             self.flight.rows.append(state)
+
+    def _begin(self, row: EncodedRow, meter: RowMeter) -> RowState:
+        snapshot = self.source.restore(row.request)
+        return self.flight.open(row.request, row.conditions, meter, snapshot)
 
     # --------------------------------------------------------------------------------------- tick
     def _tick(self) -> None:
@@ -190,6 +206,7 @@ class Render:
             rows_finished=done.finished,
             rows_failed=done.failed,
             rows_abandoned=self.abandoned,
+            rows_saved=self.saved,
             windows=self.windows,
             wall_s=wall,
             encode_s=self.encode_s,

@@ -1,33 +1,106 @@
-"""When a rank is to end: a signal, or the mark that `cancel` leaves for ranks it cannot reach."""
+"""When a rank is to end: a signal, the mark that `cancel` leaves for ranks it cannot reach, others
+that have taken over; and how long it stays for the scheduler to start it again."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from batchgen.worker import Drain
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
+from batchgen.worker import drain as module
+from batchgen.worker.drain import Drain
+
+MINE = Attempt(submission=2, task=5, restart=1, replica=3)
 
 
-def test_the_mark_of_a_cancelled_submission_ends_the_rank(tmp_path: Path) -> None:
-    mark = tmp_path / "cancelled"
-    with Drain(mark) as drain:
-        assert not drain()
-    mark.touch()
-    with Drain(mark) as drain:
-        assert drain() and drain.reason == "cancelled"
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    run = RunPaths(tmp_path)
+    run.submission(2).mkdir(parents=True)
+    run.journal(MINE).parent.mkdir(parents=True)
+    return run
+
+
+def reason_now(run: RunPaths) -> str:
+    with Drain(run, MINE) as drain:
+        assert drain() == bool(drain.reason)
+        return drain.reason
+
+
+def test_the_mark_of_a_cancelled_submission_ends_the_rank(run: RunPaths) -> None:
+    assert reason_now(run) == ""
+    run.cancelled(1).parent.mkdir()
+    run.cancelled(1).touch()
+    assert reason_now(run) == ""
+    run.cancelled(2).touch()
+    assert reason_now(run) == "cancelled"
 
 
 @pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGTERM, "cancelled"), (signal.SIGUSR2, "drained")]
+    ("number", "reason"), [(signal.SIGTERM, "terminated"), (signal.SIGUSR2, "drained")]
 )
 def test_a_signal_ends_the_rank_and_the_handlers_before_come_back(
-    tmp_path: Path, number: signal.Signals, reason: str
+    run: RunPaths, number: signal.Signals, reason: str
 ) -> None:
     before = signal.getsignal(number)
-    with Drain(tmp_path / "cancelled") as drain:
+    with Drain(run, MINE) as drain:
+        assert not drain()
         os.kill(os.getpid(), number)
         assert drain() and drain.reason == reason
+        other = signal.SIGTERM if number == signal.SIGUSR2 else signal.SIGUSR2
+        os.kill(os.getpid(), other)
+        assert drain() and drain.reason == reason  # the first one says why
     assert signal.getsignal(number) == before
+
+
+def test_the_mark_says_more_than_the_signal_that_comes_with_it(run: RunPaths) -> None:
+    run.cancelled(2).touch()
+    with Drain(run, MINE) as drain:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert drain() and drain.reason == "cancelled"
+
+
+def test_a_later_submission_takes_over_once_it_has_an_intent(run: RunPaths) -> None:
+    run.submission(3).mkdir()
+    assert reason_now(run) == ""
+    run.submission(4).mkdir()
+    run.intent(4).touch()
+    assert reason_now(run) == "superseded"
+
+
+@pytest.mark.parametrize("restart", [2, 3])
+def test_a_later_start_of_the_task_takes_over(run: RunPaths, restart: int) -> None:
+    run.acceptance(Attempt(2, 5, 1, 0)).touch()  # its own
+    run.acceptance(Attempt(2, 4, restart, 0)).touch()  # another task's
+    assert reason_now(run) == ""
+    run.acceptance(Attempt(2, 5, restart, 0)).touch()
+    assert reason_now(run) == "superseded"
+
+
+def lingers(run: RunPaths, ends: float | None, *, signalled: bool = True) -> float:
+    """Seconds that a rank stays after it has ended."""
+    with Drain(run, MINE) as drain:
+        if signalled:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        begin = time.monotonic()
+        drain.linger(ends, signal_delay_s=10.0)
+        return time.monotonic() - begin
+
+
+def test_a_rank_stays_after_a_signal_that_is_not_the_wall_limits(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.6)
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.05)
+    far = time.time() + 3600
+    assert lingers(run, far) == pytest.approx(0.6, abs=0.3)
+    assert lingers(run, time.time() + 65) < 0.2  # the limit: 10 s + 60 s and more would be far
+    assert lingers(run, None) < 0.2
+    assert lingers(run, far, signalled=False) < 0.2
+    run.cancelled(2).touch()
+    assert lingers(run, far) < 0.2

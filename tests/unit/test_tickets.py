@@ -44,7 +44,7 @@ def test_grants_shrink_towards_the_end_so_that_replicas_end_together() -> None:
 
 def test_two_replicas_share_all_positions(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
-    server = TicketServer(200, 2, address, "127.0.0.1")
+    server = TicketServer(200, 0, 2, address, "127.0.0.1")
     clients = [TicketClient(address) for _ in range(2)]
     taken: list[list[int]] = [[], []]
     threads = [
@@ -63,7 +63,7 @@ def test_two_replicas_share_all_positions(tmp_path: Path) -> None:
 
 def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
-    server = TicketServer(4, 1, address, "127.0.0.1")
+    server = TicketServer(4, 0, 1, address, "127.0.0.1")
     address.write_text(address.read_text().replace('"token": "', '"token": "0'))
     client = TicketClient(address)
     with pytest.raises(QueueLost):
@@ -74,7 +74,7 @@ def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
 
 def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
-    server = TicketServer(10, 2, address, "127.0.0.1")
+    server = TicketServer(10, 0, 2, address, "127.0.0.1")
     code = (
         "import sys, time; from pathlib import Path; from batchgen.tickets import TicketClient\n"
         "c = TicketClient(Path(sys.argv[1])); print(len(c.take(4)), flush=True); time.sleep(60)"
@@ -93,7 +93,7 @@ def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
 def test_a_dead_server_is_said_not_waited_for(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from batchgen.tickets import TicketServer\n"
-        "TicketServer(10, 1, Path(sys.argv[1]), '127.0.0.1'); time.sleep(60)"
+        "TicketServer(10, 0, 1, Path(sys.argv[1]), '127.0.0.1'); time.sleep(60)"
     )
     address = tmp_path / "queue.json"
     server = subprocess.Popen([sys.executable, "-c", code, str(address)])

@@ -1,0 +1,36 @@
+"""Which engine draws a job: known before anything is loaded, torch imported only where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.engine.contract import Renderer
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """An engine that is still to be loaded."""
+
+    device: str  # as the catalog names it
+    load: Callable[[], Renderer]
+
+
+def choose_engine(
+    model: ModelSpec, system: SystemConfig, *, local_rank: int, host: str
+) -> EngineChoice:
+    """The engine for one rank of a node. Family `null` needs no torch; every other one is torch's.
+
+    Raises ConfigError for a device that is not there."""
+    if model.family == "null":
+        from batchgen.engine.null import NullEngine
+
+        return EngineChoice("cpu", lambda: NullEngine(system, host))
+    from batchgen.engine.device import device_name, device_of_rank, pick_device
+    from batchgen.engine.engine import Engine
+
+    device = device_of_rank(local_rank)
+    return EngineChoice(
+        device_name(pick_device(device)), lambda: Engine.load(model, system, device)
+    )

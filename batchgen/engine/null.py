@@ -1,0 +1,183 @@
+"""The engine of family `null`: every row takes as long as it is predicted to, and no torch.
+
+A row hashes its seed once a step and makes noise of the last digest, so that a row which went on
+from a wrong state shows. `BATCHGEN_NULL_SLOW="node2=2.0,node3=1.5"` makes hosts slow (`*`: every
+other one; 0: rows take no time)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from batchgen.config.schema import SystemConfig
+from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source, never
+from batchgen.engine.lane import Lane
+from batchgen.errors import ConfigError
+from batchgen.records import Rendered, Request, RowStats, StageSeconds
+
+SLOW = "BATCHGEN_NULL_SLOW"
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A row in flight."""
+
+    request: Request
+    step: int = 0
+    restored: int = 0  # steps that an earlier attempt has taken
+    seconds: float = 0.0
+    digest: bytes = b""
+    error: Exception | None = None
+
+
+class NullEngine:
+    """See `batchgen.engine.contract.Renderer`; one row in flight."""
+
+    load_seconds = 0.0
+
+    def __init__(self, system: SystemConfig, host: str) -> None:
+        """Raises ConfigError when the variable that makes hosts slow cannot be read."""
+        self.determinism = system.determinism
+        self.pace = pace_of(host, os.environ.get(SLOW, ""))
+
+    def render(
+        self, source: Source, sink: Sink, *, stop: Callable[[], bool] = never
+    ) -> EngineReport:
+        """One row after the other; finished rows are delivered on a background thread."""
+        return _Render(self, source, sink, stop).run()
+
+
+@dataclass(slots=True, eq=False)
+class _Render:
+    engine: NullEngine
+    source: Source
+    sink: Sink
+    stop: Callable[[], bool]
+    finished: int = 0
+    failed: int = 0
+    saved: int = 0
+    abandoned: int = 0
+    busy_s: float = 0.0
+    steps: int = 0
+    deliver_s: float = 0.0
+
+    def run(self) -> EngineReport:
+        begin = perf_counter()
+        with Lane(self._deliver, overlap=True) as lane:
+            while not self.stop():
+                lane.check()
+                requests = self.source.take(1)
+                if not requests:
+                    break
+                row = self._draw(requests[0])
+                if row is not None:
+                    lane.put(row)
+        wall = perf_counter() - begin
+        return EngineReport(
+            rows_finished=self.finished,
+            rows_failed=self.failed,
+            rows_abandoned=self.abandoned,
+            rows_saved=self.saved,
+            wall_s=wall,
+            denoise_s=self.busy_s,
+            deliver_s=self.deliver_s,
+            idle_s=max(0.0, wall - self.busy_s),
+            ticks=self.steps,
+            forwards=self.steps,
+            items=self.steps,
+        )
+
+    def _draw(self, request: Request) -> _Row | None:
+        """The row after its last step, or with its error; None when it was stopped before."""
+        self.sink.started(request)
+        row = _Row(request, digest=request.seed.to_bytes(8, "big"))
+        begin = perf_counter()
+        try:
+            self._restore(row)
+            done = self._walk(row)
+        except Exception as error:
+            row.error, done = error, True
+        row.seconds = perf_counter() - begin
+        self.busy_s += row.seconds
+        if done:
+            return row
+        self.abandoned += 1
+        if row.step:
+            self.saved += 1
+            state = {"digest": np.frombuffer(row.digest, np.uint8)}
+            self.sink.saved(request, Snapshot(row.step, row.seconds, state))
+        return None
+
+    def _restore(self, row: _Row) -> None:
+        snapshot = self.source.restore(row.request)
+        if snapshot is not None:
+            row.step = row.restored = snapshot.step
+            row.digest = snapshot.arrays["digest"].tobytes()
+
+    def _walk(self, row: _Row) -> bool:
+        """Take the steps that are left; False when stopped in between."""
+        step_s = row.request.cost_s / row.request.num_steps * self.engine.pace
+        due = time.monotonic()
+        while row.step < row.request.num_steps:
+            if self.stop():
+                return False
+            due += step_s  # late wake-ups do not add up
+            time.sleep(max(0.0, due - time.monotonic()))
+            row.digest = hashlib.sha256(row.digest).digest()
+            row.step += 1
+            self.steps += 1
+        return True
+
+    def _deliver(self, row: _Row) -> None:
+        begin = perf_counter()
+        if row.error is not None:
+            self.failed += 1
+            self.sink.failed(row.request, row.error, self._stats(row))
+        else:
+            self.finished += 1
+            self.sink.finished(Rendered(row.request, _noise(row), self._stats(row)))
+        self.deliver_s += perf_counter() - begin
+
+    def _stats(self, row: _Row) -> RowStats:
+        computed = row.step - row.restored
+        step_s = row.seconds / computed if computed else 0.0
+        branches = 2 if row.request.uses_guidance else 1
+        return RowStats(
+            stages=StageSeconds(denoise=row.seconds),
+            steps_total=row.request.num_steps * branches,
+            steps_computed=float(computed * branches),
+            steps_restored=row.restored,
+            step_p50_s=step_s,
+            step_p95_s=step_s,
+            batch_size_mean=1.0,
+            determinism=self.engine.determinism,
+            attention_kernel="none",
+            device="cpu",
+        )
+
+
+def _noise(row: _Row) -> np.ndarray:
+    request = row.request
+    dice = np.random.default_rng(int.from_bytes(row.digest, "big"))
+    shape = (request.num_frames, request.height, request.width, 3)
+    return dice.integers(0, 256, shape, np.uint8)
+
+
+def pace_of(host: str, text: str) -> float:
+    """How many times longer than predicted rows take on `host`, from `host=factor,...`."""
+    paces: dict[str, float] = {}
+    for entry in filter(None, text.split(",")):
+        name, _, factor = entry.partition("=")
+        try:
+            paces[name.strip()] = float(factor)
+        except ValueError:
+            paces[name.strip()] = -1.0
+        if not 0 <= paces[name.strip()] < float("inf"):
+            raise ConfigError(f"{SLOW}: {entry!r} is not HOST=FACTOR with a factor >= 0")
+    return paces.get(host, paces.get("*", 1.0))

@@ -1,0 +1,32 @@
+"""A row between two ticks as arrays on the host, and back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from batchgen.engine.contract import Snapshot
+from batchgen.engine.solver import History
+
+LATENTS, SAMPLE, OUTPUT = "latents", "sample", "output."
+
+
+def pack(step: int, latents: Tensor, history: History, seconds: float) -> Snapshot:
+    """Everything that the next step takes from the ones before: float32, whatever precision the
+    transformer has, so nothing is lost on the way."""
+    tensors = {LATENTS: latents}
+    tensors |= {f"{OUTPUT}{age}": output for age, output in enumerate(history.outputs)}
+    if history.sample is not None:
+        tensors[SAMPLE] = history.sample
+    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    return Snapshot(step, seconds, arrays)
+
+
+def unpack(snapshot: Snapshot, device: torch.device) -> tuple[Tensor, History]:
+    """Latents and solver history on `device`."""
+    tensors = {
+        name: torch.from_numpy(array.copy()).to(device) for name, array in snapshot.arrays.items()
+    }
+    ages = range(sum(name.startswith(OUTPUT) for name in tensors))
+    outputs = tuple(tensors[f"{OUTPUT}{age}"] for age in ages)
+    return tensors[LATENTS], History(outputs, tensors.get(SAMPLE))

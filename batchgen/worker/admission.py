@@ -1,0 +1,60 @@
+"""Near the wall-time limit only rows are begun that are predicted to be done before the signal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+
+from batchgen.records import Request, RowStats
+
+RECENT = 99  # rows whose seconds are remembered
+
+
+class Admission:
+    """Knows when the device will be done with the rows taken so far: rows share it, so their
+    seconds add up, however many are in flight. Called from the engine's two threads."""
+
+    def __init__(self, until: float | None, clock: Callable[[], float] = time.time) -> None:
+        """`until`: unix seconds of the drain signal; None = unknown, every row is begun."""
+        self._until, self._clock = until, clock
+        self._free_at = 0.0
+        self._taken: set[int] = set()
+        self._ratios: deque[float] = deque(maxlen=RECENT)  # busy seconds over predicted ones
+        self._rendered = 0
+        self._lock = threading.Lock()
+        self.declined = 0
+
+    def admits(self, request: Request) -> bool:
+        """Whether the row fits; if so it counts as taken. One row is always taken when nothing is
+        rendered yet and nothing is at work: it is saved on the way and so goes on."""
+        if self._until is None:
+            return True
+        with self._lock:
+            now = self._clock()
+            begins = max(now, self._free_at) if self._taken else now
+            ends = begins + request.cost_s * (median(self._ratios) if self._ratios else 1.0)
+            if ends > self._until and (self._taken or self._rendered):
+                self.declined += 1
+                return False
+            self._taken.add(request.row_index)
+            self._free_at = ends
+            return True
+
+    def rendered(self, request: Request, stats: RowStats) -> None:
+        """Learn from a row that is done."""
+        stages = stats.stages
+        busy = stages.encode + stages.denoise + stages.decode + stages.d2h
+        share = stats.steps_computed / stats.steps_total if stats.steps_total else 0.0
+        with self._lock:
+            self._taken.discard(request.row_index)
+            self._rendered += 1
+            if request.cost_s > 0 and share > 0:
+                self._ratios.append(busy / (request.cost_s * share))
+
+    def dropped(self, request: Request) -> None:
+        """The row has failed, or waits for another try."""
+        with self._lock:
+            self._taken.discard(request.row_index)

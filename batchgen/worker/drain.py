@@ -1,0 +1,84 @@
+"""When a rank is to end before its rows are drawn, and how long it stays after that."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType
+
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
+
+log = logging.getLogger(__name__)
+SIGNALS = {signal.SIGTERM: "terminated", signal.SIGUSR2: "drained"}  # reason to end
+LOOK_EVERY_S = 0.5
+LINGER_S = 300.0
+NEAR_LIMIT_S = 60.0  # the wall limit is the reason when it is this much nearer than its signal
+RESTARTS_AHEAD = 3  # a task may have been started again more than once meanwhile
+
+
+class Drain:
+    """Whether this rank is to end: a signal came, the submission was cancelled (`cancelled`, ranks
+    may be out of reach), or others have taken its rows over (`superseded`)."""
+
+    def __init__(self, run: RunPaths, attempt: Attempt) -> None:
+        self._run, self._attempt = run, attempt
+        self._looked = 0.0
+        self._signalled = False
+        self.reason = ""
+
+    def __enter__(self) -> Drain:
+        """Signals are the main thread's; elsewhere (a test) nobody sends any."""
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+        self.reason = self.reason or SIGNALS[signal.Signals(number)]
+
+    def __call__(self) -> bool:
+        """Cheap enough for every tick: looks into the run folder twice a second."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_EVERY_S:
+            self._looked = now
+            self.reason = self._found() or self.reason
+        return bool(self.reason)
+
+    def _found(self) -> str:
+        if self._run.cancelled(self._attempt.submission).exists():
+            return "cancelled"
+        return "superseded" if self._is_superseded() else ""
+
+    def _is_superseded(self) -> bool:
+        """A later submission has an intent, or a later start of the task has accepted journals."""
+        number = self._attempt.submission + 1
+        while self._run.submission(number).exists():  # one without an intent does not count
+            if self._run.intent(number).exists():
+                return True
+            number += 1
+        mine = self._attempt
+        later = range(mine.restart + 1, mine.restart + 1 + RESTARTS_AHEAD)
+        return any(
+            self._run.acceptance(Attempt(mine.submission, mine.task, k, 0)).exists() for k in later
+        )
+
+    def linger(self, ends: float | None, signal_delay_s: float) -> None:
+        """Stay a while after a signal that did not come for the wall limit (`ends`, unix seconds):
+        the scheduler is then about to kill this task and to start it again, and a task that has
+        ended by itself would not be started again. Returns at once where the limit is near or
+        unknown, or where the run folder says that others go on."""
+        if not self._signalled or ends is None:
+            return
+        until = min(time.time() + LINGER_S, ends - signal_delay_s - NEAR_LIMIT_S)
+        if time.time() < until:
+            log.info("waiting to be killed and started again (%.0f s at most)", LINGER_S)
+        while time.time() < until and not self._found():
+            time.sleep(LOOK_EVERY_S)

@@ -1,0 +1,206 @@
+"""One rank's part of a shard, from its first journal line to its last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchgen.config.build import build
+from batchgen.config.schema import JobConfig, OutputConfig
+from batchgen.engine.choose import choose_engine
+from batchgen.engine.contract import Renderer, Source
+from batchgen.errors import RunStateError
+from batchgen.ledger.attempts import accept_restart
+from batchgen.ledger.events import AttemptHeader
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.journal import JournalWriter
+from batchgen.paths import RunPaths
+from batchgen.processes import ProcessId
+from batchgen.records import Attempt, RankInfo
+from batchgen.runfile import read_run
+from batchgen.worker.admission import Admission
+from batchgen.worker.drain import Drain
+from batchgen.worker.ending import Ending, last_line
+from batchgen.worker.sink import Judge, RowPolicy, RowSink
+from batchgen.worker.source import ListSource, RowStart, ShardSource, open_source
+from batchgen.worker.states import RowStates
+from batchgen.worker.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+
+def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
+    """Render this rank's part of shard `rank.task` of `submission`.
+
+    Raises what ends the attempt (weights, storage, SickNode); rows that fail are recorded instead.
+    The last line of the journal says how it ended: done, drained, terminated, cancelled,
+    superseded, queue-lost, or the class of the error.
+    """
+    config = _settings(root, submission)
+    attempt = Attempt(submission, rank.task, rank.restart, rank.rank)
+    with _run_log(root, config.output, attempt), Drain(root, attempt) as drain:
+        if rank.rank == 0:
+            accept_restart(root, attempt)
+        _attempt(root, config, attempt, rank, drain)
+        drain.linger(rank.ends, config.slurm.signal_delay_s)
+
+
+def _attempt(
+    root: RunPaths, config: JobConfig, attempt: Attempt, rank: RankInfo, drain: Drain
+) -> None:
+    run_file, slurm = read_run(root), config.slurm
+    engine = choose_engine(config.model, config.system, local_rank=rank.local_rank, host=rank.host)
+    states = RowStates(root, run_file.rows, config.system.determinism)
+    start = RowStart(rank.host, states)
+    admission = Admission(None if rank.ends is None else rank.ends - slurm.signal_delay_s)
+    policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries)
+    header = _header(attempt, rank, engine.device, run_file.versions)
+    with (
+        JournalWriter.open(root, header) as journal,
+        last_line(journal) as ending,
+        _heartbeat(journal),
+        Watchdog(slurm.watchdog_s) as watchdog,
+        open_source(root, rank, attempt, admission, start) as source,
+    ):
+        renderer = engine.load()
+        journal.phase("load", renderer.load_seconds)
+        log.info(
+            "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
+            rank.rank, rank.world_size, source.portion.size, config.model.name, engine.device,
+            renderer.load_seconds,
+        )  # fmt: skip
+        sink = RowSink(root, journal, policy, states, admission, _judge(config))
+        shift = Shift(renderer, source, sink, _stop(drain, watchdog), ending)
+        shift.draw_all()
+        ending.last_row_at = sink.last_commit
+        ending.reason = _reason(drain, source)
+        log.info("ended: %s", ending.reason)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shift:
+    """The engine at work on the rows of a source."""
+
+    renderer: Renderer
+    source: ShardSource
+    sink: RowSink
+    stop: Callable[[], bool]
+    ending: Ending
+
+    def draw_all(self) -> None:
+        """The shard's rows, then its suspects, one at a time and while nobody else has any."""
+        self._draw(self.source)
+        self.sink.alone = True
+        while not self.stop():
+            suspect = self.source.take_alone(self.stop)
+            if suspect is None:
+                return
+            self._draw(ListSource([suspect], self.source.start))
+
+    def _draw(self, source: Source) -> None:
+        """Rows that failed are tried again behind the others."""
+        self.ending.add(self.renderer.render(source, self.sink, stop=self.stop))
+        while not self.stop() and (again := self.sink.to_retry()):
+            rows = self.source.again(again)
+            self.ending.add(self.renderer.render(rows, self.sink, stop=self.stop))
+
+
+def _stop(drain: Drain, watchdog: Watchdog) -> Callable[[], bool]:
+    """What the engine asks at every tick: that it asks shows that it moves."""
+
+    def stop() -> bool:
+        watchdog.kick()
+        return drain()
+
+    return stop
+
+
+def _reason(drain: Drain, source: ShardSource) -> str:
+    if drain():
+        return drain.reason
+    if source.admission.declined:
+        return "drained"
+    return "queue-lost" if source.tickets is None else "done"
+
+
+def _header(
+    attempt: Attempt, rank: RankInfo, device: str, versions: dict[str, str]
+) -> AttemptHeader:
+    return AttemptHeader(
+        attempt=attempt,
+        rank=rank.rank,
+        world_size=rank.world_size,
+        host=rank.host,
+        job_id=rank.job_id,
+        device=device,
+        versions=tuple(sorted(versions.items())),
+        process=ProcessId.current(rank.host),
+    )
+
+
+@contextmanager
+def _heartbeat(journal: JournalWriter) -> Iterator[None]:
+    """Say every second that this rank is at work: another machine cannot look at the process."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(1.0):
+            journal.beat()
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _settings(root: RunPaths, submission: int) -> JobConfig:
+    """The configuration that this submission was begun under."""
+    intent = read_intent(root, submission)
+    if intent is None:
+        raise RunStateError(f"{root.intent(submission)} is missing")
+    return build(JobConfig, json.loads(intent.config))
+
+
+@contextmanager
+def _run_log(root: RunPaths, output: OutputConfig, attempt: Attempt) -> Iterator[None]:
+    """Log to `logs/` for the ranks that the job asks to hear."""
+    if not output.enable_run_log or attempt.replica not in output.log_ranks:
+        yield
+        return
+    root.logs.mkdir(exist_ok=True)
+    handler = logging.FileHandler(root.logs / f"run-{attempt.tag}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("batchgen")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _judge(config: JobConfig) -> Judge | None:
+    """The embedded model's clips are judged from their pixels; others have no judge."""
+    if config.model.weights != "embedded":
+        return None
+    from batchgen.tiny.score import score
+
+    def judge(frames: np.ndarray, prompt: str) -> float | None:
+        try:
+            verdict = score(frames, prompt)
+        except Exception:  # an opinion on a row must not cost the row
+            log.exception("no score for %r", prompt)
+            return None
+        return None if verdict is None else verdict.fraction
+
+    return judge

@@ -1,0 +1,169 @@
+"""Makes rows durable: media first, then the one journal line that publishes or fails them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from batchgen.engine.contract import Snapshot
+from batchgen.errors import FINAL_ERRORS, SickNode, StorageError
+from batchgen.ledger.journal import JournalWriter
+from batchgen.media.durable import write_media
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt, Commit, Rendered, Request, RowStats
+from batchgen.worker.admission import Admission
+from batchgen.worker.states import RowStates
+
+log = logging.getLogger(__name__)
+Judge = Callable[[np.ndarray, str], float | None]
+STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL_ROWS_BEFORE_STOP = 3
+FAILED_ROWS_BEFORE_STOP = 5  # distinct rows that fail before the first one is ok: a sick node
+
+
+@dataclass(frozen=True, slots=True)
+class RowPolicy:
+    """Who commits, and how often a row may be tried."""
+
+    attempt: Attempt
+    host: str
+    total_rows: int
+    row_retries: int
+
+
+class RowSink:
+    """`failed` rows are kept for another try until their budget is spent. Called from the engine's
+    main and background threads."""
+
+    def __init__(
+        self,
+        run: RunPaths,
+        journal: JournalWriter,
+        policy: RowPolicy,
+        states: RowStates,
+        admission: Admission,
+        judge: Judge | None,
+    ) -> None:
+        self._run, self._journal, self._policy, self._judge = run, journal, policy, judge
+        self._states, self._admission = states, admission
+        self._started: dict[int, float] = {}
+        self._tries: Counter[int] = Counter()
+        self._again: list[Request] = []
+        self._full_in_a_row = 0
+        self._bad_first: set[int] | None = set()  # failed rows; None after the first ok one
+        self.alone = False  # rows that start now have the shard to themselves
+        self.last_commit = 0.0  # unix seconds
+        self._lock = threading.Lock()
+
+    def started(self, request: Request) -> None:
+        with self._lock:
+            self._started.setdefault(request.row_index, time.time())
+            self._tries[request.row_index] += 1
+        self._journal.start(request.row_index, request.row_id, self.alone)
+
+    def finished(self, rendered: Rendered) -> None:
+        """Write and commit. Whatever keeps the media from being written is the row's own failure;
+        a journal that cannot be written is not, and ends the attempt."""
+        began = time.perf_counter()
+        try:
+            media = write_media(rendered, self._run, self._policy.attempt, self._policy.total_rows)
+        except Exception as error:
+            self._media_failed(rendered, error)
+            return
+        self._full_in_a_row, self._bad_first = 0, None
+        wrote = time.perf_counter() - began
+        stats = replace(rendered.stats, stages=replace(rendered.stats.stages, write=wrote))
+        commit = replace(self._commit(rendered.request, stats), score=self._score(rendered))
+        self._journal.commit(replace(commit, media=media))
+        self._admission.rendered(rendered.request, stats)
+        self._states.drop(rendered.request)
+        log.info("row %s ok: %s, %d bytes", commit.row_id, media.path, media.bytes)
+
+    def saved(self, request: Request, snapshot: Snapshot) -> None:
+        """Keep a row in flight for whoever draws it next; if it cannot be, it starts anew there."""
+        try:
+            self._states.save(request, snapshot)
+        except OSError as error:
+            log.warning("row %s cannot be saved: %s", request.row_id, error)
+            return
+        self._journal.saved(request.row_index, snapshot.step, snapshot.seconds)
+        log.info("row %s saved after step %d", request.row_id, snapshot.step)
+
+    def failed(self, request: Request, error: Exception, stats: RowStats) -> None:
+        """Keep the row for another try, or record its class, message and traceback. SickNode if
+        all of the attempt's first rows fail."""
+        self._admission.dropped(request)
+        final = isinstance(error, FINAL_ERRORS)
+        if not final:
+            self._count_bad(request, error)
+        with self._lock:
+            tries = max(1, self._tries[request.row_index])
+            if tries <= self._policy.row_retries and not final:
+                self._tries[request.row_index] = tries
+                self._again.append(request)
+                log.warning("row %s failed, try %d: %r", request.row_id, tries, error)
+                return
+        text = "".join(traceback.format_exception(error))
+        commit = replace(
+            self._commit(request, stats),
+            status="failed",
+            error_type=type(error).__name__,
+            error=str(error),
+            traceback=text,
+        )
+        self._journal.commit(commit)
+        self._states.drop(request)
+        log.error("row %s failed: %s: %s", request.row_id, type(error).__name__, error)
+
+    def to_retry(self) -> list[Request]:
+        """Rows with tries left; forgets them."""
+        with self._lock:
+            again, self._again = self._again, []
+        return again
+
+    def _score(self, rendered: Rendered) -> float | None:
+        return self._judge(rendered.frames, rendered.request.prompt) if self._judge else None
+
+    def _media_failed(self, rendered: Rendered, error: Exception) -> None:
+        """One row's failure, unless the folder is plainly full: then rendering on is waste."""
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
+            self._full_in_a_row += 1
+            if self._full_in_a_row > FULL_ROWS_BEFORE_STOP:
+                raise StorageError(f"{self._run.root} cannot be written: {error}") from error
+        self.failed(rendered.request, error, rendered.stats)
+
+    def _count_bad(self, request: Request, error: Exception) -> None:
+        """Rows that fail one after the other are not to blame for it themselves."""
+        if self._bad_first is None:
+            return
+        self._bad_first.add(request.row_index)
+        if len(self._bad_first) >= FAILED_ROWS_BEFORE_STOP:
+            raise SickNode(
+                f"the first {len(self._bad_first)} rows on {self._policy.host} all failed, the "
+                f"last one with {type(error).__name__}: {error}"
+            ) from error
+
+    def _commit(self, request: Request, stats: RowStats) -> Commit:
+        now = self.last_commit = time.time()
+        return Commit(
+            row_index=request.row_index,
+            row_id=request.row_id,
+            row_key=request.row_key,
+            status="ok",
+            attempt=self._policy.attempt.tag,
+            shard=self._policy.attempt.task,
+            host=self._policy.host,
+            started=self._started.pop(request.row_index, now),
+            ended=now,
+            tries=max(1, self._tries.pop(request.row_index, 1)),
+            stats=stats,
+        )

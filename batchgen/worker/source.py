@@ -1,0 +1,151 @@
+"""Where a rank's rows come from: the shard's queue, or a list of rows to try again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from batchgen.engine.contract import Snapshot
+from batchgen.failpoints import failpoint
+from batchgen.ledger.attempts import read_shard
+from batchgen.ledger.intent import read_fence
+from batchgen.paths import RunPaths
+from batchgen.planning.plan import read_requests
+from batchgen.records import Attempt, RankInfo, Request
+from batchgen.tickets import QueueLost, TicketClient, TicketServer
+from batchgen.worker.admission import Admission
+from batchgen.worker.states import RowStates
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RowStart:
+    """What happens as a row begins, in any engine."""
+
+    host: str
+    states: RowStates
+
+    def __call__(self, request: Request) -> Snapshot | None:
+        """What the row goes on from."""
+        failpoint(f"host.{self.host}")
+        failpoint(f"row.{request.row_id}")
+        return self.states.load(request)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Portion:
+    """The rows of a shard that this start of its task has to draw: each once, in order."""
+
+    rows: np.ndarray  # row_index
+    suspects: np.ndarray  # after all others, one at a time
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) + len(self.suspects)
+
+    @classmethod
+    def read(cls, run: RunPaths, attempt: Attempt) -> Portion:
+        """The shard without what earlier starts have committed; rows that were in flight when one
+        of them died go to the end. Rank 0 has written the fence before anyone comes here."""
+        shard = read_shard(run, attempt.submission, attempt.task)
+        fence = read_fence(run, attempt)
+        if fence is None:
+            return cls(shard.rows, shard.suspects)
+        left = np.array([r for r in shard.all.tolist() if r not in fence.statuses], np.int64)
+        alone = np.isin(left, shard.suspects) | np.isin(left, np.array(fence.suspects, np.int64))
+        return cls(left[~alone], left[alone])
+
+
+@dataclass(slots=True)
+class ShardSource:
+    """Pulls this replica's rows from the shard's queue."""
+
+    run: RunPaths
+    portion: Portion
+    admission: Admission
+    start: RowStart
+    tickets: TicketClient | None  # None: the queue is gone
+
+    def take(self, room: int) -> list[Request]:
+        while (granted := self._grant(lambda queue: queue.take(room))) is not None:
+            rows = self.portion.rows[granted.start : granted.stop]
+            if fitting := self._fitting(rows):
+                return fitting
+        return []
+
+    def take_alone(self, stop: Callable[[], bool]) -> Request | None:
+        """The next suspect, when nobody else of the shard has a row in flight; None: no more, or
+        `stop` says so, which is asked several times a second."""
+        while (granted := self._grant(lambda queue: queue.take_alone(stop))) is not None:
+            rows = self.portion.suspects[granted.start : granted.stop]
+            if fitting := self._fitting(rows):
+                return fitting[0]
+        return None
+
+    def restore(self, request: Request) -> Snapshot | None:
+        return self.start(request)
+
+    def again(self, requests: list[Request]) -> ListSource:
+        """These rows, under the same rules."""
+        return ListSource([r for r in requests if self.admission.admits(r)], self.start)
+
+    def _grant(self, ask: Callable[[TicketClient], range]) -> range | None:
+        if self.tickets is None:
+            return None
+        try:
+            return ask(self.tickets) or None
+        except QueueLost as error:
+            log.warning("%s", error)
+            self.tickets = None
+            return None
+
+    def _fitting(self, rows: np.ndarray) -> list[Request]:
+        return [r for r in read_requests(self.run.plan, rows.tolist()) if self.admission.admits(r)]
+
+
+@dataclass(slots=True)
+class ListSource:
+    """A few rows, known beforehand."""
+
+    requests: list[Request]
+    start: RowStart
+
+    def take(self, room: int) -> list[Request]:
+        taken, self.requests = self.requests[:room], self.requests[room:]
+        return taken
+
+    def restore(self, request: Request) -> Snapshot | None:
+        return self.start(request)
+
+
+@contextmanager
+def open_source(
+    run: RunPaths, rank: RankInfo, attempt: Attempt, admission: Admission, start: RowStart
+) -> Iterator[ShardSource]:
+    """Join the shard's queue; rank 0 serves it until every replica that came has let go."""
+    address = run.queue_address(attempt)
+    with ExitStack() as stack:
+        if rank.rank == 0:
+            portion = Portion.read(run, attempt)
+            sizes = len(portion.rows), len(portion.suspects)
+            server = TicketServer(*sizes, rank.world_size, address, rank.address)
+            stack.callback(server.close)
+        tickets = _join_queue(address)
+        if tickets is not None:
+            stack.callback(tickets.close)  # before the server waits for its clients
+        yield ShardSource(run, Portion.read(run, attempt), admission, start, tickets)
+
+
+def _join_queue(address: Path) -> TicketClient | None:
+    """None when rank 0 is gone: it died, or the others have rendered everything meanwhile."""
+    try:
+        return TicketClient(address)
+    except QueueLost as error:
+        log.warning("%s", error)
+        return None

@@ -1,0 +1,90 @@
+"""Rows in flight on disk: what a drained attempt leaves for whoever draws the row next.
+
+One safetensors file a row, replaced whole. A state is a function of the row and its step, so it
+does not matter who wrote it last; one that is torn, damaged or of another row is passed over."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from batchgen.engine.contract import Snapshot
+from batchgen.media.durable import make_folder, write_bytes_atomic
+from batchgen.paths import RunPaths
+from batchgen.records import Determinism, Request
+
+log = logging.getLogger(__name__)
+
+
+class RowStates:
+    """The state files of one run."""
+
+    def __init__(self, run: RunPaths, total_rows: int, determinism: Determinism) -> None:
+        self._run, self._total_rows, self._determinism = run, total_rows, determinism
+        self._there: set[int] = set()  # row_index of the files met or made here
+
+    def save(self, request: Request, snapshot: Snapshot) -> None:
+        """Keep the row, durably; OSError if the folder cannot be written."""
+        path = self._path(request)
+        metadata = {
+            "row_key": request.row_key,
+            "determinism": self._determinism,
+            "step": str(snapshot.step),
+            "seconds": f"{snapshot.seconds:.6f}",
+            "crc": str(_check_sum(snapshot.arrays)),
+        }
+        make_folder(path.parent)
+        write_bytes_atomic(path, save(dict(snapshot.arrays), metadata))
+        self._there.add(request.row_index)
+
+    def load(self, request: Request) -> Snapshot | None:
+        """What the row goes on from, or None; never an error."""
+        path = self._path(request)
+        if not path.exists():
+            return None
+        self._there.add(request.row_index)
+        try:
+            snapshot = self._read(path, request)
+        except Exception as error:  # whatever a damaged file does to its reader
+            log.warning("row %s starts anew: %s: %s", request.row_id, path, error)
+            return None
+        log.info("row %s goes on after step %d", request.row_id, snapshot.step)
+        return snapshot
+
+    def drop(self, request: Request) -> None:
+        """The row is committed: forget its state."""
+        if request.row_index in self._there:
+            self._there.discard(request.row_index)
+            self._path(request).unlink(missing_ok=True)
+
+    def _path(self, request: Request) -> Path:
+        return self._run.row_state(request.row_index, self._total_rows)
+
+    def _read(self, path: Path, request: Request) -> Snapshot:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        wanted = {"row_key": request.row_key, "determinism": self._determinism}
+        for name, value in wanted.items():
+            if metadata.get(name) != value:
+                raise ValueError(f"{name} is {metadata.get(name)!r}, not {value!r}")
+        if int(metadata["crc"]) != _check_sum(arrays):
+            raise ValueError("the check sum does not fit")
+        step = int(metadata["step"])
+        if not 0 < step < request.num_steps:
+            raise ValueError(f"step {step} of {request.num_steps}")
+        return Snapshot(step, float(metadata["seconds"]), arrays)
+
+
+def _check_sum(arrays: Mapping[str, np.ndarray]) -> int:
+    crc = 0
+    for name in sorted(arrays):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), crc)
+    return crc
