@@ -3,13 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CLUSTER := slurm/devcluster/devcluster.sh
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint test-slow test-durability clean
+.PHONY: demo demo-slurm test lint test-slow test-durability test-slurm test-chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/batchgen run jobs/demo.yaml
+
+# The same on a development cluster on this machine, which stays up for trying more.
+demo-slurm: $(INSTALLED)
+	$(CLUSTER) up
+	eval "$$($(CLUSTER) env)" && $(BIN)/batchgen run jobs/demo.yaml slurm=devcluster
+	@echo
+	@echo "The cluster is still up. For Slurm's commands: eval \"\$$($(CLUSTER) env)\""
+	@echo "To stop it and delete it: $(CLUSTER) reset"
 
 test: lint
 	$(BIN)/pytest -n 2 -m "not slow and not slurm and not gpu"
@@ -25,6 +34,17 @@ test-slow: $(INSTALLED)
 
 test-durability: $(INSTALLED)
 	$(BIN)/pytest -m "slow and not slurm and not gpu" tests/e2e
+
+# On real Slurm clusters, one per test process; as root the packages are installed. Without them the
+# tests are skipped and say why. They wait more than they work: more processes than cores.
+test-slurm: $(INSTALLED)
+	-$(CLUSTER) install
+	$(BIN)/pytest -n 3 -m "slurm and not slow" tests/slurm
+
+# Random kills for many minutes.
+test-chaos: $(INSTALLED)
+	-$(CLUSTER) install
+	$(BIN)/pytest -m "slurm and slow" tests/slurm
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
