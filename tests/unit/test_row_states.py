@@ -1,0 +1,83 @@
+"""State files of rows in flight: whole and of the same row, or not used."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shift import row
+
+from batchgen.engine.contract import Snapshot
+from batchgen.paths import RunPaths
+from batchgen.worker.states import RowStates
+
+ROW = row(5000, 10)
+SNAPSHOT = Snapshot(
+    4, 1.25, {"latents": np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4), "sample": np.ones(3)}
+)
+
+
+def states(folder: Path, determinism: str = "strict") -> RowStates:
+    return RowStates(RunPaths(folder), 9000, determinism)  # type: ignore[arg-type]
+
+
+def path(folder: Path) -> Path:
+    return RunPaths(folder).row_state(5000, 9000)
+
+
+def test_a_state_comes_back_as_it_was_and_goes_with_the_commit(tmp_path: Path) -> None:
+    assert states(tmp_path).load(ROW) is None
+    states(tmp_path).save(ROW, replace(SNAPSHOT, step=2))
+    states(tmp_path).save(ROW, SNAPSHOT)
+    mine = states(tmp_path)
+    loaded = mine.load(ROW)
+    assert loaded is not None
+    assert (loaded.step, loaded.seconds) == (4, 1.25)
+    for name, array in SNAPSHOT.arrays.items():
+        assert (
+            np.array_equal(loaded.arrays[name], array) and loaded.arrays[name].dtype == array.dtype
+        )
+    assert [p.name for p in path(tmp_path).parent.iterdir()] == ["5000.safetensors"]
+    mine.drop(ROW)
+    assert not path(tmp_path).exists()
+    mine.drop(ROW)
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    if how == "empty":
+        return b""
+    if how == "cut":
+        return data[:-10]
+    if how == "flipped":
+        return data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]
+    return bytes(len(data))
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "flipped", "zeros"])
+def test_a_damaged_state_is_passed_over_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    states(tmp_path).save(ROW, SNAPSHOT)
+    path(tmp_path).write_bytes(damaged(path(tmp_path).read_bytes(), how))
+    mine = states(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert mine.load(ROW) is None
+    assert "row row-5000 starts anew" in caplog.text
+    mine.drop(ROW)
+    assert not path(tmp_path).exists()
+
+
+def test_a_state_of_another_row_or_mode_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    states(tmp_path).save(ROW, SNAPSHOT)
+    with caplog.at_level(logging.WARNING):
+        assert states(tmp_path).load(replace(ROW, row_key="other")) is None
+        assert states(tmp_path, "throughput").load(ROW) is None
+        assert states(tmp_path).load(replace(ROW, num_steps=4)) is None
+    assert "row_key is 'k', not 'other'" in caplog.text
+    assert "determinism is 'strict'" in caplog.text
+    assert states(tmp_path).load(ROW) is not None

@@ -1,0 +1,223 @@
+"""One rank of a shard as a process: signals, limits, deaths, suspects, sick nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from shift import Shift, make_shift
+
+from batchgen.ledger.events import End, Saved, Start
+from batchgen.records import Commit
+
+
+@contextmanager
+def at_work(shift: Shift, submission: int, row: int, **rank: object) -> Iterator[subprocess.Popen]:
+    """A rank that has begun `row` a moment ago; killed in the end if it is still there."""
+    process = shift.start(submission, **rank)  # type: ignore[arg-type]
+    restart = int(str(rank.get("restart", 0)))
+    try:
+        shift.wait_for(lambda: row in [s.row_index for s in shift.of(Start, submission, restart)])
+        time.sleep(0.3)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def end_of(shift: Shift, submission: int, restart: int = 0, replica: int = 0) -> End | None:
+    ends = shift.of(End, submission, restart, replica)
+    return ends[0] if ends else None
+
+
+def started(shift: Shift, submission: int, restart: int = 0, replica: int = 0) -> list[int]:
+    return [s.row_index for s in shift.of(Start, submission, restart, replica)]
+
+
+# ------------------------------------------------------------------------------------- signals
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGUSR2, "drained"), (signal.SIGTERM, "terminated")]
+)
+def test_a_signal_saves_the_row_in_flight_and_the_next_start_goes_on(
+    tmp_path: Path, number: signal.Signals, reason: str
+) -> None:
+    undisturbed = make_shift(tmp_path / "whole", [5, 100, 5])
+    assert undisturbed.work(undisturbed.begin([0, 1, 2])) == 0
+    shift = make_shift(tmp_path / "cut", [5, 100, 5])
+    assert shift.begin([0, 1, 2]) == 1
+    with at_work(shift, 1, 1) as rank:
+        rank.send_signal(number)
+        assert rank.wait(20) == 0
+    end, (saved,) = end_of(shift, 1), shift.of(Saved, 1)
+    assert end is not None and end.reason == reason
+    assert saved.row_index == 1 and 0 < saved.step < 100
+    assert saved.seconds == pytest.approx(saved.step * 0.01, abs=0.2)
+    state = shift.run.row_state(1, 3)
+    assert state.exists()
+    assert shift.work(1, restart=1) == 0
+    assert started(shift, 1, restart=1) == [1, 2]
+    (first, *_) = shift.of(Commit, 1, restart=1)
+    assert first.stats.steps_restored == saved.step
+    assert first.stats.steps_computed == 100 - saved.step
+    assert not state.exists()
+    assert shift.frames(1) | shift.frames(1, restart=1) == undisturbed.frames(1)
+
+
+def test_a_damaged_state_costs_the_steps_and_nothing_else(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [60])
+    shift.begin([0])
+    with at_work(shift, 1, 0) as rank:
+        rank.send_signal(signal.SIGUSR2)
+        rank.wait(20)
+    state = shift.run.row_state(0, 1)
+    state.write_bytes(state.read_bytes()[:-4])
+    assert shift.work(1, restart=1) == 0
+    (commit,) = shift.of(Commit, 1, restart=1)
+    assert (commit.status, commit.stats.steps_restored) == ("ok", 0)
+    assert not state.exists()
+
+
+def test_a_later_submission_takes_the_rows_over(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [500, 500])
+    shift.begin([0, 1])
+    with at_work(shift, 1, 0) as rank:
+        shift.begin([0, 1])
+        assert rank.wait(20) == 0
+    end = end_of(shift, 1)
+    assert end is not None and end.reason == "superseded"
+
+
+def test_a_preempted_rank_stays_to_be_started_again(tmp_path: Path) -> None:
+    """Its journal is closed before: whoever kills it now leaves no suspects."""
+    shift = make_shift(tmp_path, [500])
+    shift.begin([0])
+    with at_work(shift, 1, 0, ends=time.time() + 7200) as rank:
+        rank.send_signal(signal.SIGUSR2)
+        shift.wait_for(lambda: end_of(shift, 1))
+        time.sleep(1.0)
+        rank.send_signal(signal.SIGTERM)  # comes with the requeue
+        time.sleep(0.5)
+        assert rank.poll() is None
+        shift.run.cancelled(1).touch()
+        assert rank.wait(10) == 0
+
+
+# ---------------------------------------------------------------------------------- wall time
+def test_rows_that_do_not_fit_before_the_limit_are_not_begun(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [60, 1000, 1000, 60, 1000, 5], "slurm.signal_delay_s=30")
+    shift.begin(range(6))
+    assert shift.work(1, ends=time.time() + 30 + 8) == 0
+    assert started(shift, 1) == [0, 3, 5]
+    assert sorted(shift.frames(1)) == [0, 3, 5]
+    end = end_of(shift, 1)
+    assert end is not None and end.reason == "drained"
+
+
+# -------------------------------------------------------------------------------------- deaths
+def test_a_hung_rank_is_killed(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [2, 40, 2], "slurm.watchdog_s=2")
+    shift.begin([0, 1, 2])
+    env = {"BATCHGEN_FAILPOINT": "row.row-2:1:stop"}
+    assert shift.work(1, env) == -signal.SIGKILL
+    assert 0 in shift.frames(1) and 2 not in shift.frames(1)
+    assert end_of(shift, 1) is None
+
+
+def test_a_row_that_kills_its_rank_comes_last_and_alone(tmp_path: Path) -> None:
+    """So does the row that was being written meanwhile: nobody can tell which one it was."""
+    shift = make_shift(tmp_path, [2] * 6)
+    shift.begin(range(6))
+    env = {"BATCHGEN_FAILPOINT": "row.row-2:1:kill"}
+    assert shift.work(1, env) == -signal.SIGKILL
+    assert shift.work(1, env, restart=1) == -signal.SIGKILL
+    starts = shift.of(Start, 1, restart=1)
+    assert [s.row_index for s in starts if not s.alone] == [3, 4, 5]
+    suspects = [s.row_index for s in starts if s.alone]
+    assert suspects == [*({0, 1} - shift.frames(1).keys()), 2]
+    assert starts[-1].row_index == 2
+    assert shift.work(1, restart=2) == 0
+    assert [(s.row_index, s.alone) for s in shift.of(Start, 1, restart=2)] == [(2, True)]
+    done = [*shift.frames(1), *shift.frames(1, 1), *shift.frames(1, 2)]
+    assert sorted(done) == list(range(6))
+
+
+def intervals(shift: Shift, submission: int, replica: int) -> list[tuple[int, float, float, bool]]:
+    """Row, start, commit, alone."""
+    ends = {c.row_index: c.ended for c in shift.of(Commit, submission, replica=replica)}
+    starts = shift.of(Start, submission, replica=replica)
+    return [(s.row_index, s.t, ends[s.row_index], s.alone) for s in starts]
+
+
+def test_suspects_have_the_whole_shard_to_themselves(tmp_path: Path) -> None:
+    """Two ranks, one with a long row: no suspect begins before it is done, nor beside another."""
+    shift = make_shift(tmp_path, [150, 2, 2, 30, 30, 30])
+    shift.begin([0, 1, 2], alone=[3, 4, 5])
+    ranks = [shift.start(1, rank=k, world_size=2) for k in range(2)]
+    for rank in ranks:
+        _, err = rank.communicate(timeout=60)
+        assert rank.returncode == 0, err
+    drawn = sorted(intervals(shift, 1, 0) + intervals(shift, 1, 1), key=lambda row: row[1])
+    assert sorted(row for row, *_ in drawn) == list(range(6))
+    assert [alone for *_, alone in drawn] == [False] * 3 + [True] * 3
+    for before, (_, begin, _, alone) in pairwise(drawn):
+        assert not alone or begin >= before[2]
+    others = [end for *_, end, alone in drawn if not alone]
+    assert min(begin for _, begin, _, alone in drawn if alone) >= max(others)
+
+
+def test_a_suspect_that_kills_one_rank_leaves_the_next_one_to_the_other(tmp_path: Path) -> None:
+    """Rank 1 dies by whatever suspect it draws; rank 0 draws the rest."""
+    shift = make_shift(tmp_path, [2, 2, 20, 20, 20, 20])
+    shift.begin([0, 1], alone=[2, 3, 4, 5])
+    kill = ",".join(f"row.row-{i}:1:kill" for i in (2, 3, 4, 5))
+    ranks = [
+        shift.start(1, env, rank=k, world_size=2)
+        for k, env in enumerate(({}, {"BATCHGEN_FAILPOINT": kill}))
+    ]
+    for rank in ranks:
+        rank.communicate(timeout=60)
+    assert ranks[0].returncode == 0
+    died = [s.row_index for s in shift.of(Start, 1, replica=1) if s.alone]
+    drawn = {*shift.frames(1), *shift.frames(1, replica=1)}
+    assert len(died) <= 1
+    assert drawn == set(range(6)) - set(died)
+
+
+# ---------------------------------------------------------------------------------- sick nodes
+def test_a_node_on_which_every_row_fails_ends_at_once(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [1] * 12)
+    shift.begin(range(12))
+    assert shift.work(1, {"BATCHGEN_FAILPOINT": "host.node1:*:raise"}) == 1
+    end = end_of(shift, 1)
+    assert end is not None and end.reason == "SickNode"
+    assert "first 5 rows on node1 all failed" in end.error and "failpoint host.node1" in end.error
+    assert shift.of(Commit, 1) == []  # they are left for others
+
+
+def test_bad_rows_after_a_good_one_are_their_own_fault(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [1] * 8)
+    shift.begin(range(8))
+    env = {"BATCHGEN_FAILPOINT": ",".join(f"row.row-{i}:*:raise" for i in range(1, 7))}
+    assert shift.work(1, env) == 0
+    assert sorted(shift.frames(1)) == [0, 7]
+    failed = [c for c in shift.of(Commit, 1) if c.status == "failed"]
+    assert sorted(c.row_index for c in failed) == [1, 2, 3, 4, 5, 6]
+    assert {c.tries for c in failed} == {2}
+
+
+def test_a_killed_rank_leaves_no_watchdog_behind(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [500])
+    shift.begin([0])
+    with at_work(shift, 1, 0) as rank:
+        with open(f"/proc/{rank.pid}/task/{rank.pid}/children") as file:
+            (dog,) = map(int, file.read().split())
+        rank.kill()
+        rank.wait()
+        shift.wait_for(lambda: not os.path.exists(f"/proc/{dog}"), 10)
