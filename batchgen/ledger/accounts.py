@@ -1,18 +1,21 @@
 """runs.parquet: where the device time of each attempt went.
 
-wall = load + compile + warmup + setup + busy + idle + linger, but for what runs in between
-linger   a drained attempt waits for Slurm to take its place again
+wall = load + compile + warmup + other + busy + idle, but for what no clock was set on
+other    further phases that the attempt wrote down, by whatever name
 busy     the rendering thread encoded or denoised; decoding and writing run behind it and have
          columns of their own; busy = useful + retried + saved + lost
 useful   its share in the commits that won; of a row that an earlier attempt had saved, this
          attempt's part
-retried  its share in commits that did not: failed ones, ones another attempt overruled or that
-         came after the attempt was fenced off (fenced: the latter alone)
+retried  its share in tries that failed, and in commits that did not win: failed ones, ones
+         another attempt overruled or that came after the attempt was fenced off (fenced: the
+         latter alone)
 saved    its share in rows that were kept as they stood for another attempt to go on with
-lost     its share in rows that were started and neither committed nor saved
+lost     its share in rows that were dropped in flight
 Busy, idle and lost seconds are measured by the attempt: from its last line, or for one that was
-killed from its last heartbeat. Where neither has them, a killed attempt counts as busy from its
-first row to its last sign of life, and as lost what is in no row that it committed or saved.
+killed from the last heartbeat that told them; from there to its last sign of life it counts as
+busy, and that as lost, if rows were in flight, else as idle. Where none told them, a killed attempt
+counts as busy from its first row to its last sign of life, and as lost what is in no row that it
+committed or saved.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from batchgen.runfile import RunFile
 
 _CHUNK = 50_000
 _BUSY = ("encode", "denoise")
-_PHASES = ("load_s", "compile_s", "warmup_s", "setup_s", "linger_s")
+_PHASES = ("load_s", "compile_s", "warmup_s", "other_s")
 _MEASURED = (  # of the last line
     *("tail_s", "encode_s", "denoise_s", "decode_s", "peak_mem_gib", "forwards", "items"),
     *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
@@ -99,8 +102,17 @@ def _lost(
     if not facts.open_rows:
         return 0.0
     if facts.end is None and counters is not None and counters.in_flight_s > 0:
-        return max(0.0, counters.in_flight_s - late_s)
+        return max(0.0, counters.in_flight_s + _untold(facts, counters) - late_s)
     return max(0.0, uncommitted_s)
+
+
+def _last_sign(facts: JournalFacts, counters: Counters | None) -> float:
+    return max(facts.last_t, counters.t if counters else 0.0)
+
+
+def _untold(facts: JournalFacts, counters: Counters) -> float:
+    """Seconds from the last heartbeat that told busy and idle to the last sign of life."""
+    return max(0.0, _last_sign(facts, counters) - counters.told_t)
 
 
 def _seconds(commits: pa.Table, stage: str) -> np.ndarray:
@@ -132,22 +144,25 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
     """Seconds by kind; from the last line, or as far as a killed attempt told."""
     end, header = facts.end, facts.header
     began = header.t if header else facts.first_start_t
-    ended = end.t if end else max(facts.last_t, counters.t if counters else 0.0)
+    ended = end.t if end else _last_sign(facts, counters)
     first = facts.first_start_t or ended
     if end:
         busy, idle = end.busy_s, end.idle_s
-    elif counters and counters.busy_s > 0:
-        busy, idle = counters.busy_s, counters.idle_s
+    elif counters and counters.told_t:
+        rest = _untold(facts, counters)
+        busy = counters.busy_s + (rest if facts.open_rows else 0.0)
+        idle = counters.idle_s + (0.0 if facts.open_rows else rest)
     else:
         busy, idle = max(0.0, ended - first), 0.0
     phases = dict.fromkeys(_PHASES, 0.0)
     for phase in facts.phases:
-        phases[f"{phase.name}_s"] = phases.get(f"{phase.name}_s", 0.0) + phase.seconds
+        name = f"{phase.name}_s"
+        phases[name if name in phases else "other_s"] += phase.seconds
     return {
         "started": began,
         "ended": ended,
         "wall_s": max(0.0, ended - began),
-        **{name: phases[name] for name in _PHASES},
+        **phases,
         "busy_s": busy,
         "idle_s": idle,
         **{name: getattr(end, name) if end else 0 for name in _MEASURED},
@@ -169,7 +184,7 @@ def _rows_and_seconds(
         "rows_saved": len(facts.saved),
         "rows_lost": len(facts.open_rows),
         "useful_s": float(busy[chosen].sum()),
-        "retried_s": float(busy[~chosen].sum()),
+        "retried_s": float(busy[~chosen].sum()) + facts.tried_s,
         "fenced_s": float(busy[~accepted].sum()),
         "saved_s": sum(facts.saved.values(), 0.0),
         "write_s": float(spent.write_s[lines].sum()),

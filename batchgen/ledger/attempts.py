@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.events import END, HEAD, SAVED, START, from_plain, is_whole, to_plain
+from batchgen.ledger.events import END, HEAD, LEFT, START, from_plain, is_whole, to_plain
 from batchgen.ledger.intent import (
     Fence,
     Intent,
@@ -206,8 +206,8 @@ class _Past:
                 open_rows.discard(row)
                 if self.statuses.get(row) != "ok":
                     self.statuses[row] = status
-            elif saved := SAVED.match(line):
-                open_rows.discard(int(saved[1]))
+            elif left := LEFT.match(line):
+                open_rows.discard(int(left[1]))
             elif line.startswith(END):
                 return
         self.open_rows |= open_rows

@@ -29,7 +29,7 @@ HEAD = re.compile(
     rb',"status":"(ok|failed|quarantined|void)","row_key":"(\w*)"'
 )
 START = re.compile(rb'\{"kind":"start","row_index":(\d+),(?:"alone":(true|false),)?[^\n]*\}\n')
-SAVED = re.compile(rb'\{"kind":"saved","row_index":(\d+),')
+LEFT = re.compile(rb'\{"kind":"(?:saved|tried)","row_index":(\d+),')  # in flight no more
 END = b'{"kind":"end",'
 _CRC = b',"crc":"'
 _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
@@ -68,6 +68,16 @@ class Saved:
     row_index: int
     step: int  # solver steps it has taken, over all attempts
     seconds: float  # busy seconds that this attempt has spent on it
+    t: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A row in flight failed and will be tried again by this attempt."""
+
+    row_index: int
+    seconds: float  # busy seconds that this try cost
+    error: str  # class
     t: float
 
 
@@ -120,11 +130,12 @@ class End:
     t: float = field(default_factory=time.time)
 
 
-Event = AttemptHeader | Start | Saved | Phase | Commit | Void | End
+Event = AttemptHeader | Start | Saved | Tried | Phase | Commit | Void | End
 _KINDS: dict[str, type[Any]] = {
     "attempt": AttemptHeader,
     "start": Start,
     "saved": Saved,
+    "tried": Tried,
     "phase": Phase,
     "commit": Commit,
     "void": Void,

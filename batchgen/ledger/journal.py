@@ -42,7 +42,7 @@ class JournalWriter:
         intent = read_intent(run, attempt.submission)
         self._tally = tally_for(run, intent, attempt)
         self._suspects = suspects_of(run, intent, attempt)
-        self._open: set[int] = set()  # row_index of rows started, neither committed nor saved
+        self._open: set[int] = set()  # row_index of rows in flight
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._written_t = 0.0
         self._counters = Counters(
@@ -102,6 +102,15 @@ class JournalWriter:
             self._save_counters(now)
         self._sync()
 
+    def tried(self, row_index: int, seconds: float, error: Exception) -> None:
+        """Note that a row in flight failed after `seconds` of busy time and will be tried again.
+        Until it starts again it is not in flight. Not synced, like `start`."""
+        with self._lock:
+            now = time.time()
+            self._write(events.Tried(row_index, seconds, type(error).__name__, now))
+            self._leave(row_index, seconds)
+            self._save_counters(now)
+
     def commit(self, commit: Commit) -> None:
         """Publish or fail a row: durable when this returns. Raises StorageError if the line could
         not be written; the journal then ends with the line before and takes no more."""
@@ -142,14 +151,15 @@ class JournalWriter:
         of busy went into the rows that are in flight now. Cheap: writes at most every
         COUNTERS_EVERY_S seconds, so it can be called at every tick."""
         with self._lock:
-            known = self._counters
+            known, now = self._counters, time.time()
             self._counters = replace(
                 known,
+                told_t=known.told_t if busy_s is None else now,
                 busy_s=known.busy_s if busy_s is None else busy_s,
                 idle_s=known.idle_s if idle_s is None else idle_s,
                 in_flight_s=known.in_flight_s if in_flight_s is None else in_flight_s,
             )
-            self._save_counters(time.time())
+            self._save_counters(now)
 
     def end(self, end: events.End) -> None:
         """The last line: the attempt ended by itself."""

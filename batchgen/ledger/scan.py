@@ -23,6 +23,7 @@ from batchgen.ledger.events import (
     End,
     Phase,
     Saved,
+    Tried,
     decode_line,
     is_whole,
     time_of,
@@ -45,8 +46,9 @@ class JournalFacts:
     phases: list[Phase] = field(default_factory=list)
     end: End | None = None
     starts: int = 0
-    open_rows: set[int] = field(default_factory=set)  # started, neither committed nor saved
+    open_rows: set[int] = field(default_factory=set)  # in flight at the end of the journal
     saved: dict[int, float] = field(default_factory=dict)  # row_index -> busy seconds carried over
+    tried_s: float = 0.0  # busy seconds of tries that failed and were followed by another
     alone: int = -1  # row of the last start line, if nothing else was in flight then
     whole_bytes: int = 0  # up to the end of the last line, past the accepted part too
     first_start_t: float = 0.0
@@ -173,10 +175,13 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         facts.phases.append(event)
     elif isinstance(event, End):
         facts.end = event
-    elif isinstance(event, Saved):
+    elif isinstance(event, Saved | Tried):
         facts.open_rows.discard(event.row_index)
-        facts.saved[event.row_index] = event.seconds
-    return isinstance(event, AttemptHeader | Phase | End | Saved)
+        if isinstance(event, Saved):
+            facts.saved[event.row_index] = event.seconds
+        else:
+            facts.tried_s += event.seconds
+    return isinstance(event, AttemptHeader | Phase | End | Saved | Tried)
 
 
 def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:

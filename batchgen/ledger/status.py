@@ -298,7 +298,7 @@ def _follow(
 
 def _with_event(counters: Counters, line: bytes, in_flight: set[int]) -> Counters:
     plain = json.loads(line)
-    if plain["kind"] == "saved":
+    if plain["kind"] in ("saved", "tried"):
         in_flight.discard(plain["row_index"])
     if plain["kind"] == "phase":
         return replace(counters, phase="render")

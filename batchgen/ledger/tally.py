@@ -86,7 +86,7 @@ class Counters:
     devices: int = 1
     began: float = 0.0  # unix seconds
     t: float = 0.0  # heartbeat: when this file was written
-    open_rows: tuple[int, ...] = ()  # rows started, neither committed nor saved
+    open_rows: tuple[int, ...] = ()  # row_index of rows in flight
     commits: int = 0  # commit lines
     changes: Counts = field(default_factory=Counts)
     recent: tuple[float, ...] = ()  # times of the last commits
@@ -94,6 +94,7 @@ class Counters:
     busy_s: float = 0.0
     idle_s: float = 0.0
     in_flight_s: float = 0.0  # of busy_s: spent on rows that are in flight
+    told_t: float = 0.0  # when these three were told; 0 = not yet
     cleared: tuple[int, ...] = ()  # suspects that were committed
     last_error: str = ""
     last_error_t: float = 0.0

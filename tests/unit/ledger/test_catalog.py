@@ -180,8 +180,9 @@ def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
     assert (first["busy_s"], first["idle_s"], first["lost_s"]) == (3.3, 0.25, 0.0)
     assert first["forwards"] == 7
     assert second["exit_reason"] == "killed"
-    assert (second["busy_s"], second["useful_s"]) == (4.0, pytest.approx(1.1))
-    assert (second["rows_lost"], second["lost_s"]) == (1, pytest.approx(2.9))
+    assert second["busy_s"] == pytest.approx(4.0, abs=0.5)
+    assert second["useful_s"] == pytest.approx(1.1)
+    assert (second["rows_lost"], second["lost_s"]) == (1, pytest.approx(2.9, abs=0.5))
     assert json.loads(first["config"]) == {"name": "demo-1", "seed": 3}
     assert json.loads(first["overrides"]) == ["seed=3"]
 

@@ -1,0 +1,316 @@
+"""Rows that leave an attempt without a commit: saved, tried again, lost; and what they cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from lab import STAGES, Lab
+
+from batchgen import catalog
+from batchgen.errors import RunStateError
+from batchgen.ledger import journal as journal_module
+from batchgen.ledger.attempts import (
+    SubmissionInfo,
+    SubmissionRows,
+    accept_restart,
+    begin_submission,
+    read_shard,
+)
+from batchgen.ledger.catalog import collect
+from batchgen.ledger.events import END, HEAD, LEFT, START, End, Saved, Start, Tried, encode_line
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.scan import index_commits
+from batchgen.ledger.status import read_status
+from batchgen.ledger.tally import read_counters
+from batchgen.paths import FAN_OUT_ENTRIES, RunPaths, parse_journal
+from batchgen.records import Attempt
+
+ROW_S = STAGES.encode + STAGES.denoise
+SOON_S = 0.05  # from a heartbeat to what the test does next
+
+
+def runs(lab: Lab) -> pd.DataFrame:
+    collect(lab.run)
+    frame: pd.DataFrame = pd.read_parquet(lab.run.catalog_runs)
+    return frame
+
+
+def closes(run: pd.Series) -> bool:
+    parts = run["useful_s"] + run["retried_s"] + run["saved_s"] + run["lost_s"]
+    return bool(parts == pytest.approx(run["busy_s"], abs=SOON_S))
+
+
+# lines
+
+
+def test_readers_that_parse_no_json_know_the_lines() -> None:
+    start = START.match(encode_line(Start(7, "r", 1.0, alone=True)))
+    assert start is not None
+    assert start.groups() == (b"7", b"true")
+    start = START.match(b'{"kind":"start","row_index":7,"row_id":"r","t":1.0,"crc":"0"}\n')
+    assert start is not None, "of a run that is older than suspects"
+    assert start.groups() == (b"7", None)
+    for event in (Saved(7, 3, 0.5, 1.0), Tried(7, 0.5, "ValueError", 1.0)):
+        line = encode_line(event)
+        left = LEFT.match(line)
+        assert left is not None
+        assert left[1] == b"7"
+        assert HEAD.match(line) is None
+    assert encode_line(End(reason="done")).startswith(END)
+
+
+# in flight
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_row_that_is_saved_or_to_be_tried_again_is_not_in_flight(
+    followed: bool, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by the writer, or by a reader of lines after the counters were written."""
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if followed else 0.0)
+    lab = make_lab(4)
+    journal = lab.journal(lab.submit())
+    for row in range(4):
+        journal.start(row, f"row{row:04d}")
+    assert read_status(lab.run).running == 4
+    journal.saved(0, 2, 0.5)
+    journal.tried(1, 0.5, ValueError("no"))
+    assert read_status(lab.run).running == 2
+    (facts,) = index_commits(lab.run).journals
+    assert facts.open_rows == {2, 3}
+    journal.start(1, "row0001")
+    assert read_status(lab.run).running == 3
+    (facts,) = index_commits(lab.run).journals
+    assert (facts.open_rows, facts.saved, facts.tried_s) == ({1, 2, 3}, {0: 0.5}, 0.5)
+
+
+def test_a_saved_line_is_durable(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(journal_module.os, "fsync", synced.append)
+    lab = make_lab(1)
+    journal = lab.journal(lab.submit())
+    journal.start(0, "row0000")
+    before = len(synced)
+    journal.saved(0, 2, 0.5)
+    assert len(synced) == before + 1
+
+
+# seconds
+
+
+def test_a_saved_row_is_carried_over_and_counted_where_it_was_spent(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Two attempts draw one half each: both are useful work, none of it twice."""
+    lab = make_lab(2)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 0)
+        journal.start(1, "row0001")
+        journal.saved(1, 2, 0.6)
+        journal.end(End(reason="drained", busy_s=ROW_S + 0.6))
+    with lab.journal(lab.submit([1])) as journal:
+        journal.start(1, "row0001")
+        attempt = parse_journal(journal.path)
+        commit = lab.commit_of(1, attempt, None)
+        assert commit.stats is not None
+        stages = replace(STAGES, encode=0.0, denoise=0.4)
+        journal.commit(
+            replace(commit, stats=replace(commit.stats, stages=stages, steps_restored=2))
+        )
+        journal.end(End(reason="done", busy_s=0.4))
+    first, second = (row for _, row in runs(lab).iterrows())
+    assert (first["rows_saved"], first["saved_s"]) == (1, 0.6)
+    assert (first["rows_lost"], first["lost_s"]) == (0, 0.0)
+    assert second["useful_s"] == pytest.approx(0.4)
+    assert closes(first)
+    assert closes(second)
+    frame = pd.read_parquet(lab.run.catalog_rows)
+    assert frame["steps_restored"].tolist() == [0, 2]
+    assert frame["denoise_s"].tolist() == [1.0, 0.4]
+    assert catalog.waste(lab.run.root)["total"] == 0.0
+
+
+def test_a_row_that_is_saved_and_then_finished_by_the_same_attempt_counts_once(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(1)
+    with lab.journal(lab.submit()) as journal:
+        journal.start(0, "row0000")
+        journal.saved(0, 2, 0.6)
+        lab.render(journal, 0)
+        journal.end(End(reason="done", busy_s=ROW_S))
+    (run,) = (row for _, row in runs(lab).iterrows())
+    assert (run["rows_saved"], run["saved_s"]) == (0, 0.0)
+    assert closes(run)
+
+
+def test_a_try_that_failed_is_retried_time(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(1)
+    with lab.journal(lab.submit()) as journal:
+        journal.start(0, "row0000")
+        journal.tried(0, 0.7, RuntimeError("boom"))
+        lab.render(journal, 0)
+        journal.end(End(reason="done", busy_s=ROW_S + 0.7))
+    (run,) = (row for _, row in runs(lab).iterrows())
+    assert run["retried_s"] == pytest.approx(0.7)
+    assert closes(run)
+
+
+def test_lost_seconds_are_those_the_attempt_told(make_lab: Callable[..., Lab]) -> None:
+    """By its last line, or with its last heartbeat; of which later commits are taken out."""
+    lab = make_lab(3)
+    with lab.journal(lab.submit()) as journal:
+        journal.start(0, "row0000")
+        journal.end(End(reason="terminated", busy_s=5.0, lost_s=4.5))
+    with lab.journal(lab.submit()) as journal:
+        for row in (0, 1, 2):
+            journal.start(row, f"row{row:04d}")
+        journal.beat(busy_s=3.0, idle_s=0.5, in_flight_s=3.0)
+        journal.commit(lab.commit_of(0, parse_journal(journal.path), None))
+        journal.saved(1, 2, 0.5)
+    ended, killed = (row for _, row in runs(lab).iterrows())
+    assert (ended["lost_s"], ended["exit_reason"]) == (4.5, "terminated")
+    assert (killed["rows_lost"], killed["exit_reason"]) == (1, "killed")
+    assert killed["lost_s"] == pytest.approx(3.0 - ROW_S - 0.5, abs=SOON_S)
+    assert closes(killed)
+
+
+def test_commits_after_the_last_heartbeat_are_not_lost_too(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(2)
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 0.0)
+    journal = lab.journal(lab.submit())
+    for row in (0, 1):
+        journal.start(row, f"row{row:04d}")
+    journal.beat(busy_s=3.0, in_flight_s=3.0)
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9)
+    journal.commit(lab.commit_of(0, parse_journal(journal.path), None))
+    counters = read_counters(lab.run.counters(Attempt(1, 0, 0, 0)))
+    assert counters is not None
+    assert counters.in_flight_s == 3.0, "of before the commit"
+    (run,) = (row for _, row in runs(lab).iterrows())
+    assert run["lost_s"] == pytest.approx(3.0 - ROW_S, abs=SOON_S)
+    assert closes(run)
+
+
+def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
+    """A failure, a zombie's commit after its fence, and a death."""
+    lab = make_lab(4)
+    with pytest.raises(RunStateError, match="batchgen collect"):
+        catalog.waste(lab.run.root)
+    zombie = lab.journal(lab.submit())
+    lab.render(zombie, 0)
+    lab.fail(zombie, 1)
+    number = lab.submit([1, 2, 3])
+    lab.render(zombie, 2)
+    zombie.end(End(reason="done", busy_s=3 * ROW_S))
+    with lab.journal(number) as journal:
+        lab.render(journal, 2)
+        journal.start(3, "row0003")
+        journal.beat(busy_s=ROW_S + 0.8, in_flight_s=0.8)
+    assert runs(lab)["fenced_s"].tolist() == pytest.approx([ROW_S, 0.0])
+    wasted = catalog.waste(lab.run.root)
+    assert wasted["lost"] == pytest.approx(0.8, abs=SOON_S)
+    assert wasted["retried"] == pytest.approx(2 * ROW_S)
+    assert wasted["fenced"] == pytest.approx(ROW_S)
+    assert wasted["total"] == pytest.approx(0.8 + 2 * ROW_S, abs=SOON_S)
+    assert wasted["share"] == pytest.approx(wasted["total"] / (4 * ROW_S + 0.8), abs=SOON_S)
+
+
+def test_phases_of_one_name_add_up_and_unknown_ones_are_kept(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(1)
+    with lab.journal(lab.submit()) as journal:
+        for name, seconds in (("load", 1.0), ("load", 0.5), ("wait", 0.25), ("mend", 0.25)):
+            journal.phase(name, seconds)
+        journal.end(End(reason="done"))
+    (run,) = (row for _, row in runs(lab).iterrows())
+    assert (run["load_s"], run["other_s"], run["warmup_s"]) == (1.5, 0.5, 0.0)
+
+
+# suspects of a submission
+
+
+def with_suspects(lab: Lab) -> int:
+    index = np.arange(5)
+    rows = SubmissionRows(index, np.zeros(5, np.int32), index[::-1], index % 2 == 1)
+    return begin_submission(lab.run, rows, SubmissionInfo(attempt=2, excluded={"n1": "sick"}))
+
+
+def test_a_shard_names_its_suspects_apart(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(5)
+    shard = read_shard(lab.run, with_suspects(lab), 0)
+    assert (shard.rows.tolist(), shard.suspects.tolist()) == ([4, 2, 0], [3, 1])
+    assert shard.all.tolist() == [4, 2, 0, 3, 1]
+    shard = read_shard(lab.run, lab.submit(), 0)
+    assert (len(shard.rows), len(shard.suspects)) == (5, 0)
+
+
+def test_submissions_of_older_runs_are_read(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(5)
+    number = with_suspects(lab)
+    path = lab.run.shards(number)
+    pq.write_table(pq.read_table(path).drop_columns(["alone"]), path)
+    shard = read_shard(lab.run, number, 0)
+    assert (shard.rows.tolist(), shard.suspects.tolist()) == ([4, 3, 2, 1, 0], [])
+    intent = json.loads(lab.run.intent(number).read_text())
+    assert (intent["attempt"], intent["excluded"]) == (2, {"n1": "sick"})
+    for name in ("attempt", "excluded", "suspects"):
+        del intent[name]
+    lab.run.intent(number).write_text(json.dumps(intent))
+    old = read_intent(lab.run, number)
+    assert old is not None
+    assert (old.attempt, old.excluded, old.suspects) == (1, {}, ())
+
+
+@pytest.mark.parametrize("state", ["fresh", "stale", "missing"])
+def test_status_counts_suspects_until_they_are_committed(
+    state: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchgen.ledger import status as status_module
+
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if state == "stale" else 0.0)
+    lab = make_lab(5)
+    number = with_suspects(lab)
+    counters = [lab.run.counters(Attempt(number, 0, restart, 0)) for restart in (0, 1)]
+
+    def suspects() -> int:
+        for path in counters if state == "missing" else ():
+            path.unlink(missing_ok=True)
+        return read_status(lab.run).suspects
+
+    assert suspects() == 2
+    journal = lab.journal(number)
+    lab.render(journal, 3)
+    lab.render(journal, 0)
+    journal.start(4, "row0004")
+    assert suspects() == 1
+    monkeypatch.setattr(status_module.ProcessId, "alive", lambda _: False)
+    assert suspects() == 2, "row 4 too, now that its process is gone"
+    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    again = lab.journal(number, restart=1)
+    lab.render(again, 4)
+    assert suspects() == 1
+    lab.render(again, 1)
+    assert suspects() == 0
+
+
+# where the state of a row is
+
+
+def test_states_of_many_rows_fan_out_like_media() -> None:
+    run = RunPaths(Path("/run"))
+    assert run.row_state(3, 100) == Path("/run/state/rows/3.safetensors")
+    large = run.row_state(FAN_OUT_ENTRIES + 1, 3 * FAN_OUT_ENTRIES)
+    assert large == Path(f"/run/state/rows/01/{FAN_OUT_ENTRIES + 1}.safetensors")
+    million = {run.row_state(row, 10**6).parent for row in range(0, 10**6, 500)}
+    assert len(million) == -(-(10**6) // FAN_OUT_ENTRIES)
