@@ -130,6 +130,17 @@ class Cluster:
                 found.append((int(env.get("SLURM_PROCID", "0")), int(folder.name)))
         return [pid for _, pid in sorted(found)]
 
+    def everything_on(self, node: int | str) -> list[int]:
+        """All that runs for a node: slurmd, the daemons of its steps, and their jobs' processes."""
+        log = self.folder / "log" / f"slurmd.{_name(node)}.log"
+        found = [pid for pid in (self._daemon(f"slurmd.{_name(node)}"),) if pid]
+        for folder in Path("/proc").glob("[0-9]*"):
+            env = _environment(folder)
+            ours = env.get("SLURM_CONF") == self.conf
+            if (ours and env.get("SLURMD_NODENAME") == _name(node)) or _has_open(folder, log):
+                found.append(int(folder.name))
+        return sorted(set(found))
+
     def wait_until(self, predicate: Callable[[], object], timeout_s: float) -> None:
         """Poll until the predicate holds; fails after `timeout_s` and says what the queue was."""
         deadline = time.monotonic() + timeout_s
@@ -154,7 +165,7 @@ class Cluster:
             self.script("start", "slurmdbd")
 
     def kill_ctld(self) -> None:
-        """The controller dies without saving its state: it will know jobs as of a few seconds ago."""
+        """The controller dies without saving its state; jobs are as of a few seconds before."""
         pid = self._daemon("slurmctld")
         if pid:
             os.kill(pid, signal.SIGKILL)
@@ -220,6 +231,13 @@ def _environment(process: Path) -> dict[str, str]:
     except OSError:
         return {}
     return dict(item.partition("=")[::2] for item in text.split("\0") if "=" in item)
+
+
+def _has_open(process: Path, file: Path) -> bool:
+    try:
+        return any(fd.readlink() == file for fd in (process / "fd").iterdir())
+    except OSError:
+        return False
 
 
 def _parent_name(process: Path) -> str:
