@@ -89,7 +89,7 @@ def queue(names: Sequence[str]) -> list[QueuedTask]:
 
     Raises SchedulerError when it does not answer or a line about one of the jobs is unreadable.
     """
-    text = _ask(
+    text = ask(
         "squeue", "--noheader", "--array", f"--name={','.join(names)}", f"--format={_FORMAT}"
     )
     return [task for line in text.splitlines() if (task := _task(line, names)) is not None]
@@ -112,17 +112,17 @@ def cancel(names: Sequence[str], *, pending_only: bool = False) -> None:
     """End the jobs of these names; SchedulerError if Slurm does not answer."""
     only = ["--state=PENDING"] if pending_only else []
     for name in names:
-        _ask("scancel", "--quiet", *only, f"--name={name}")
+        ask("scancel", "--quiet", *only, f"--name={name}")
 
 
 def cancel_tasks(task_ids: Sequence[str]) -> None:
     """End single array elements."""
-    _ask("scancel", "--quiet", *task_ids)
+    ask("scancel", "--quiet", *task_ids)
 
 
 def max_array_size() -> int:
     """Most elements of one array; 1 where the cluster has arrays switched off."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
     if found is None:
         raise SchedulerError("scontrol show config: there is no MaxArraySize in the answer")
     return max(1, int(found[1]))
@@ -141,7 +141,7 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
             time.sleep(RETRY_S)
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
     """Standard output of a command of Slurm."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
