@@ -2,7 +2,7 @@
 
 `BATCHGEN_FAILPOINT="name:n:action,..."` acts at the n-th pass of the point `name` (1-based; n may
 be `*`): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
-ENOSPC, `stop` sends SIGSTOP, `hog` takes memory until somebody kills this process. Beside the steps
+ENOSPC, `stop` sends SIGSTOP, `sleep` sleeps 70 s deaf to everything, `hog` takes memory until somebody kills this process. Beside the steps
 of a commit there are `row.<row_id>` and `host.<host>`, where a row begins. Without the variable a
 point costs one dictionary look-up.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 
+SLEEP_S = 70.0
 HOG_MIB = 4096  # at most: a machine that kills nobody shall survive
 _passes: Counter[str] = Counter()
 
@@ -49,10 +51,19 @@ def _act(name: str, action: str) -> None:
         raise RuntimeError(f"failpoint {name}")
     elif action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+    elif action == "sleep":
+        _sleep()
     elif action == "hog":
         _hog()
     else:
         raise ValueError(f"BATCHGEN_FAILPOINT: unknown action {action!r}")
+
+
+def _sleep() -> None:
+    """Longer than the shortest wall-time limit of a cluster, whatever signals come."""
+    until = time.monotonic() + SLEEP_S
+    while time.monotonic() < until:
+        time.sleep(0.5)
 
 
 def _hog() -> None:

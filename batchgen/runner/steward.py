@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from batchgen.errors import BatchgenError
+from batchgen.failpoints import failpoint
 from batchgen.ledger.catalog import CatalogSummary, collect
 from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
@@ -72,6 +73,7 @@ def follow_up(run: RunPaths) -> int:
     """The steward job: submit what is left, or write the catalog. Returns its exit status: 1 if it
     ends the run with rows left or failed. Harmless when somebody else went on meanwhile, or an
     earlier start of this job was killed halfway."""
+    failpoint("steward")
     if give_a_steward(run) or is_alive(run):
         log.info("the run is at work again")
         return 0

@@ -214,7 +214,7 @@ def test_cancel_reaches_ranks_that_are_still_starting(bench) -> None:
     cancelled = work.call("cancel", str(started.run.root))
     assert cancelled.code == 0, cancelled.out
     status = read_status(started.run)
-    assert not is_alive(started.run, 1)
+    assert not is_alive(started.run)
     assert status.ok == 0 and status.left == 12
     again = work.call("cancel", str(started.run.root))
     assert again.code == 0 and "nothing is at work" in again.out

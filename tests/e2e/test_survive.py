@@ -33,7 +33,7 @@ def wait_for_ranks(run: RunPaths, timeout_s: float = 60.0) -> list[int]:
     while time.monotonic() < deadline:
         if found := ranks(run):
             return found
-        if not is_alive(run, number):
+        if not is_alive(run):
             return []
         time.sleep(0.02)
     raise AssertionError("no rank came up")
@@ -43,7 +43,7 @@ def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
     """Wait until nothing of the run is at work."""
     deadline = time.monotonic() + timeout_s
     number = read_status(run).submission
-    while is_alive(run, number):
+    while is_alive(run):
         assert time.monotonic() < deadline, "the run does not end"
         time.sleep(0.05)
 

@@ -43,7 +43,7 @@ def job_bench(
     cluster: Cluster, tmp_path: Path
 ) -> Callable[[int | Sequence[dict[str, Any]]], Bench]:
     """Makes a working folder whose job runs on the cluster: the project's own profile, which
-    tests change by overrides (`slurm.nodes=2`, `model=null`)."""
+    tests change by overrides (`slurm.nodes=2`, `model=null-engine`)."""
 
     def make(rows: int | Sequence[dict[str, Any]]) -> Bench:
         bench = make_bench(tmp_path, rows)
@@ -51,7 +51,7 @@ def job_bench(
         shutil.copy(PROFILE, tmp_path / "slurm" / PROFILE.name)
         text = bench.job.read_text()
         text = text.replace("slurm: {executor: inline}\n", "")
-        bench.job.write_text(text.replace("[base, ", "[base, {slurm: devcluster}, "))
+        bench.job.write_text(text.replace("_self_]", "_self_, {override slurm: devcluster}]"))
         return bench
 
     return make

@@ -1,0 +1,57 @@
+"""The drain signal in the middle of real rows: saved, gone on elsewhere, nothing computed twice."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from shift import Shift, make_shift
+
+from batchgen.ledger.events import End, Saved, Start
+from batchgen.records import Commit
+
+STEPS = [60, 45, 3, 60]
+SMALL = ("row_defaults.width=32", "row_defaults.height=32", "row_defaults.num_frames=5")
+
+
+def drain(shift: Shift, restart: int, rank_s: float) -> None:
+    """Start a rank, let it work for a while, and tell it to drain."""
+    rank = shift.start(1, restart=restart)
+    shift.wait_for(lambda: shift.of(Start, 1, restart), 120)
+    time.sleep(rank_s)
+    rank.send_signal(signal.SIGUSR2)
+    _, err = rank.communicate(timeout=120)
+    assert rank.returncode == 0, err
+    assert [end.reason for end in shift.of(End, 1, restart)] == ["drained"]
+
+
+@pytest.mark.timeout(600)
+def test_rows_in_flight_go_on_after_each_of_two_signals(tmp_path: Path) -> None:
+    whole = make_shift(tmp_path / "whole", STEPS, *SMALL, model="tiny-wan")
+    assert whole.work(whole.begin(range(4))) == 0
+    shift = make_shift(tmp_path / "cut", STEPS, *SMALL, model="tiny-wan")
+    shift.begin(range(4))
+    for restart in (0, 1):
+        drain(shift, restart, 0.25)
+    assert shift.work(1, restart=2) == 0
+    frames: dict[int, str] = {}
+    for restart in (0, 1, 2):
+        frames |= shift.frames(1, restart)
+    assert frames == whole.frames(1)
+    assert_nothing_twice(shift)
+    assert not [path for path in shift.run.state.rglob("*") if path.is_file()]
+
+
+def assert_nothing_twice(shift: Shift) -> None:
+    """Steps computed by all attempts add up to the steps of the rows, branches apart."""
+    saved = {s.row_index: s.step for r in (0, 1) for s in shift.of(Saved, 1, r)}
+    assert saved, "the signals came too late to find a row in flight"
+    commits = {c.row_index: c.stats for r in (0, 1, 2) for c in shift.of(Commit, 1, r)}
+    assert set(commits) == set(range(4))
+    for row, stats in commits.items():
+        assert stats.steps_restored == saved.get(row, 0)
+        assert stats.steps_computed == 2 * (STEPS[row] - stats.steps_restored)
+    items = sum(end.items for r in (0, 1, 2) for end in shift.of(End, 1, r))
+    assert items == 2 * sum(STEPS)

@@ -1,0 +1,168 @@
+"""A run on the development cluster that is disturbed, and what must hold of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from harness import Bench, rows_of
+from slurm.cluster import Cluster
+
+from batchgen.ledger.frames import waste
+from batchgen.ledger.intent import journal_files
+from batchgen.ledger.status import RunStatus, live_attempts, read_status
+from batchgen.paths import RunPaths
+from batchgen.runner.scheduler import job_name, names
+
+NULL = ("model=null-engine", "slurm.start_up_s=1")
+TABLE = "BATCHGEN_KILLS_TABLE"  # a file that gets one line of JSON per case: see KILLS.md
+
+
+def rows(count: int, seconds: float = 1.0, **columns: Any) -> list[dict[str, Any]]:
+    """Manifest rows that take so long each on the null engine (10 ms a step)."""
+    steps = round(seconds * 100)
+    return [
+        {
+            "row_id": f"row-{i:03d}",
+            "prompt": f"prompt {i}",
+            "seed": i,
+            "num_steps": steps,
+            **columns,
+        }
+        for i in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """A submitted run."""
+
+    cluster: Cluster
+    bench: Bench
+    run: RunPaths
+
+    @classmethod
+    def submit(
+        cls, cluster: Cluster, bench: Bench, *overrides: str, env: dict[str, str] | None = None
+    ) -> Campaign:
+        done = bench.call("submit", str(bench.job), *overrides, "--json", env=env)
+        assert done.code == 0, done.err
+        return cls(cluster, bench, RunPaths(Path(str(done.json["run"]))))
+
+    # -------------------------------------------------------------------------------- while it runs
+    def status(self) -> RunStatus:
+        return read_status(self.run)
+
+    def ranks(self, node: int | str = "") -> list[int]:
+        """Pids of the run's ranks at work, of one node or all."""
+        host = f"node{node}" if isinstance(node, int) else node
+        live = [a for a in live_attempts(self.run) if a.process.alive()]
+        return [a.process.pid for a in live if not host or a.host == host]
+
+    def rendering(self, node: int | str = "") -> list[int]:
+        """Pids of ranks that have rows in flight."""
+        host = f"node{node}" if isinstance(node, int) else node
+        live = [a for a in live_attempts(self.run) if a.process.alive() and a.running]
+        return [a.process.pid for a in live if not host or a.host == host]
+
+    def element(self, node: int | str) -> str:
+        """The array element on a node, as Slurm's commands take it."""
+        name = f"node{node}" if isinstance(node, int) else node
+        found = [q for q in self.cluster.squeue(job_name(self.run, 1)) if q.node == name]
+        return found[0].job
+
+    def until(self, predicate: Callable[[], object], timeout_s: float = 60.0) -> None:
+        self.cluster.wait_until(predicate, timeout_s)
+
+    def until_committed(self, count: int) -> None:
+        """Wait for so many rows, with all four nodes at work."""
+        self.until(lambda: self.status().ok >= count)
+
+    def wait(
+        self, timeout_s: float = 150.0, meanwhile: Callable[[], object] = lambda: None
+    ) -> None:
+        """Until Slurm has nothing of the run any more, later submissions and stewards included."""
+        prefix = job_name(self.run, 1).removesuffix("1")
+        mine = re.compile(re.escape(prefix) + r"\d+(-steward)?")
+        self.until(
+            lambda: not any(mine.fullmatch(q.name) for q in self.cluster.squeue()), timeout_s
+        )
+
+    # ------------------------------------------------------------------------------------- after it
+    def audit(self, case: str, *, quarantined: Sequence[str] = ()) -> pd.DataFrame:
+        """Every row once, media verified, nothing of a fenced attempt published. Writes what it
+        cost where TABLE asks for it; returns the catalog, which the run's own steward has written."""
+        assert self.run.catalog_rows.is_dir(), self.logs()
+        catalog = rows_of(self.run)
+        lost = int((~catalog.status.isin(["ok", "quarantined"])).sum())
+        twice = int(catalog.row_id.duplicated().sum())
+        assert (lost, twice) == (0, 0), catalog[catalog.status != "ok"].to_string() + self.logs()
+        assert sorted(catalog[catalog.status == "quarantined"].row_id) == sorted(quarantined)
+        verified = self.bench.call("verify", str(self.run.root))
+        assert verified.code == 0, verified.out + verified.err
+        record = {
+            "case": case,
+            "rows": len(catalog),
+            "lost": lost,
+            "twice": twice,
+            "attempts": len(journal_files(self.run)),
+            "submissions": self.status().submission,
+            "wasted_s": round(float(waste(self.run.root).total), 1),
+        }
+        if TABLE in os.environ:
+            with open(os.environ[TABLE], "a") as file:
+                file.write(json.dumps(record) + "\n")
+        return catalog
+
+    def logs(self) -> str:
+        """What the jobs printed, for the message of a failure."""
+        files = sorted(self.run.root.glob("submissions/*/slurm/*log.err"))
+        return "\n".join(f"== {f.name}\n{f.read_text()[-1500:]}" for f in files if f.stat().st_size)
+
+    def resume(self, *overrides: str, code: int = 0) -> None:
+        done = self.bench.call("resume", str(self.run.root), "--detach", *overrides)
+        assert done.code == code, done.err
+
+    def stewards(self) -> list[str]:
+        """Job ids of stewards that are at work."""
+        wanted = names(self.run, self.status().submission)[1:]
+        return [q.job for q in self.cluster.squeue() if q.name in wanted and q.state == "RUNNING"]
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is held by SIGSTOP."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+def stopped_of(cluster: Cluster, name: str) -> list[int]:
+    """Processes of a job, by its name, that are held by SIGSTOP."""
+    nodes = [q.node for q in cluster.squeue(name) if q.node]
+    return [pid for node in nodes for pid in cluster.processes_on(node, name) if is_stopped(pid)]
+
+
+def cut_off(cluster: Cluster, node: int, spared: Sequence[int]) -> None:
+    """All that Slurm has on a node dies, but the ranks that it started live on."""
+    for pid in cluster.everything_on(node):
+        if pid not in spared and not is_child_of(pid, spared):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_child_of(pid: int, parents: Sequence[int]) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return int(stat.rpartition(")")[2].split()[1]) in parents

@@ -1,0 +1,145 @@
+"""The kill matrix, part two: what happens to nodes, time and Slurm itself. See KILLS.md."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+from harness import Bench
+from slurm.campaign import NULL, Campaign, rows
+from slurm.cluster import Cluster
+
+from batchgen.ledger.intent import journal_files
+from batchgen.runner.scheduler import job_name
+
+Make = Callable[..., Bench]
+
+
+def restarts(run: Campaign) -> set[int]:
+    return {attempt.restart for attempt, _ in journal_files(run.run)}
+
+
+def ends(run: Campaign) -> set[str]:
+    return {attempt.ended for attempt in run.status().attempts}
+
+
+def test_03_a_node_loses_its_power(cluster: Cluster, job_bench: Make) -> None:
+    """Slurm finds it out (NODE_FAIL) and starts the shard again elsewhere."""
+    run = Campaign.submit(cluster, job_bench(rows(80)), *NULL)
+    run.until(lambda: len(run.rendering(3)) == 2)
+    cluster.node_kill(3)
+    run.wait(240)
+    run.audit("3")
+    assert 1 in restarts(run)
+
+
+def test_04_an_admin_sets_a_node_down(cluster: Cluster, job_bench: Make) -> None:
+    run = Campaign.submit(cluster, job_bench(rows(80)), *NULL)
+    run.until(lambda: len(run.rendering(2)) == 2)
+    cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    run.wait(240)
+    run.audit("4")
+    assert 1 in restarts(run)
+
+
+def test_05_preemption(cluster: Cluster, job_bench: Make) -> None:
+    """Rows in flight are saved within the grace time; Slurm's own requeue goes on with them."""
+    run = Campaign.submit(cluster, job_bench(rows(80)), *NULL)
+    run.until(lambda: len(run.rendering()) == 8)
+    cluster.call(
+        "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null",
+        "--wrap=sleep 3",
+    )  # fmt: skip
+    run.wait(240)
+    catalog = run.audit("5")
+    assert 1 in restarts(run)
+    assert "drained" in ends(run)
+    assert (catalog.steps_restored > 0).sum() >= 2
+    assert run.status().submission == 1  # nothing was left to the steward
+
+
+@pytest.mark.timeout(500)
+def test_06_wall_time_drained(cluster: Cluster, job_bench: Make) -> None:
+    """The limit comes in the middle: nothing is started that does not fit, what is in flight is
+    saved, and the steward submits the rest."""
+    bench = job_bench(rows(36, 4.0))
+    run = Campaign.submit(
+        cluster, bench, *NULL, "slurm.timeout_min=1", "slurm.nodes=1", "slurm.signal_delay_s=40"
+    )
+    run.wait(400)
+    catalog = run.audit("6")
+    assert run.status().submission > 1
+    assert "drained" in ends(run) and "" not in ends(run)
+    assert catalog.tries.max() == 1
+
+
+@pytest.mark.timeout(500)
+def test_07_wall_time_signal_ignored(cluster: Cluster, job_bench: Make) -> None:
+    """A rank that does not see the signal is killed at the limit; its row runs again, alone."""
+    long = [{"row_id": "long", "prompt": "one step of 70 s", "seed": 1, "num_steps": 1}]
+    bench = job_bench(long + rows(6, 0.5))
+    run = Campaign.submit(
+        cluster,
+        bench,
+        *NULL,
+        "slurm.timeout_min=1",
+        "slurm.signal_delay_s=40",
+        env={"BATCHGEN_FAILPOINT": "row.long:1:sleep"},
+    )
+    run.wait(400)
+    run.audit("7")
+
+
+def test_10_external_requeue(cluster: Cluster, job_bench: Make) -> None:
+    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
+    run.until(lambda: len(run.rendering(1)) == 2)
+    cluster.call("scontrol", "requeue", run.element(1))
+    run.wait()
+    catalog = run.audit("10")
+    assert 1 in restarts(run)
+    assert (catalog.steps_restored > 0).sum() >= 1
+
+
+def test_13_the_controller_is_restarted(cluster: Cluster, job_bench: Make) -> None:
+    """Ranks work on; status says that Slurm does not answer."""
+    bench = job_bench(rows(60))
+    run = Campaign.submit(cluster, bench, *NULL)
+    run.until(lambda: len(run.rendering()) == 8)
+    cluster.kill_ctld()
+    shown = bench.call("status", str(run.run.root))
+    assert shown.code == 1 and "queue     unknown" in shown.out
+    refused = bench.call("resume", str(run.run.root), "--detach")
+    assert refused.code != 0 and "squeue" in refused.err
+    time.sleep(3)
+    cluster.start_ctld()
+    run.wait()
+    run.audit("13")
+
+
+def test_14_accounting_is_down(cluster: Cluster, job_bench: Make) -> None:
+    """Nobody asks it: from submit to catalog without slurmdbd."""
+    cluster.stop_dbd()
+    run = Campaign.submit(cluster, job_bench(rows(40)), *NULL)
+    run.until(lambda: len(run.rendering()) >= 4)
+    os.kill(run.rendering()[0], 9)
+    run.wait()
+    run.audit("14")
+
+
+def test_a_shard_that_slurm_holds_is_reported_and_does_not_stop_the_rest(
+    cluster: Cluster, job_bench: Make
+) -> None:
+    bench = job_bench(rows(40))
+    run = Campaign.submit(cluster, bench, *NULL, "slurm.nodes=1")
+    name = job_name(run.run, 1)
+    run.until(lambda: len(run.rendering()) == 2)
+    waiting = [q.job for q in cluster.squeue(name) if q.state == "PENDING"]
+    assert waiting
+    cluster.call("scontrol", "hold", waiting[-1])
+    shown = bench.call("status", str(run.run.root))
+    assert f"held      {waiting[-1]}: JobHeldAdmin" in shown.out
+    run.wait()
+    run.audit("held")
+    assert run.status().submission == 2

@@ -1,0 +1,207 @@
+"""The kill matrix, part one: what happens to ranks, rows and the run's own jobs. See KILLS.md."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from harness import Bench
+from slurm.campaign import NULL, Campaign, cut_off, is_stopped, rows, stopped_of
+from slurm.cluster import Cluster
+
+from batchgen.ledger.blame import read_blame
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.scan import index_commits
+from batchgen.runner.scheduler import job_name
+
+Make = Callable[..., Bench]
+
+
+def test_01_one_rank_is_killed(cluster: Cluster, job_bench: Make) -> None:
+    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
+    run.until_committed(8)
+    os.kill(run.rendering()[-1], signal.SIGKILL)
+    run.wait()
+    run.audit("1")
+    assert len(read_blame(run.run).deaths) == 1
+
+
+def test_02_all_ranks_of_a_node_are_killed(cluster: Cluster, job_bench: Make) -> None:
+    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
+    run.until(lambda: len(run.rendering(2)) == 2)
+    for pid in run.ranks(2):
+        os.kill(pid, signal.SIGKILL)
+    run.wait()
+    run.audit("2")
+    assert len(read_blame(run.run).deaths) == 2
+
+
+def test_08_the_steward_is_killed(cluster: Cluster, job_bench: Make) -> None:
+    """It asks Slurm for another start; the chain goes on."""
+    bench = job_bench(rows(40))
+    run = Campaign.submit(cluster, bench, *NULL, env={"BATCHGEN_FAILPOINT": "steward:1:stop"})
+    name = job_name(run.run, 1, steward=True)
+    run.until(lambda: stopped_of(cluster, name), 120)
+    os.kill(stopped_of(cluster, name)[0], signal.SIGKILL)
+    run.until(lambda: not stopped_of(cluster, name))
+    run.until(lambda: stopped_of(cluster, name), 120)
+    os.kill(stopped_of(cluster, name)[0], signal.SIGCONT)
+    run.wait()
+    run.audit("8")
+    assert "Restarts=1" in cluster.call("scontrol", "show", "job", _job_of(cluster, name))
+
+
+def _job_of(cluster: Cluster, name: str) -> str:
+    return cluster.call("squeue", "-h", "-t", "all", f"--name={name}", "--format=%A").split()[-1]
+
+
+def test_09_submit_is_killed_before_slurm_knows_of_it(cluster: Cluster, job_bench: Make) -> None:
+    bench = job_bench(rows(24))
+    died = bench.call(
+        "submit", str(bench.job), *NULL, env={"BATCHGEN_FAILPOINT": "submit.after_intent:1:kill"}
+    )
+    assert died.code == -signal.SIGKILL
+    run = _only_run(cluster, bench)
+    assert run.status().state == "submitted"
+    shown = bench.call("status", str(run.run.root))
+    assert "stopped" in shown.out and "batchgen resume" in shown.out
+    run.resume()
+    run.wait()
+    run.audit("9a")
+
+
+def test_09_submit_is_killed_between_sbatch_and_ids(cluster: Cluster, job_bench: Make) -> None:
+    """Its tasks are found by their name, are not started twice, and get a steward."""
+    bench = job_bench(rows(40))
+    died = bench.call(
+        "submit", str(bench.job), *NULL, env={"BATCHGEN_FAILPOINT": "slurm.after_sbatch:1:kill"}
+    )
+    assert died.code == -signal.SIGKILL
+    run = _only_run(cluster, bench)
+    assert not run.run.jobs(1).exists()
+    shown = bench.call("status", str(run.run.root))
+    assert "no steward" in shown.out
+    resumed = bench.call("resume", str(run.run.root), "--detach")
+    assert resumed.code == 0 and "found with Slurm" in resumed.out
+    run.wait()
+    catalog = run.audit("9b")
+    assert set(catalog.attempt.str.partition("t")[0]) == {"s1"}
+
+
+def _only_run(cluster: Cluster, bench: Bench) -> Campaign:
+    from batchgen.paths import RunPaths
+
+    (root,) = bench.root.glob("*/run.json")
+    return Campaign(cluster, bench, RunPaths(root.parent))
+
+
+def test_11_one_array_element_is_cancelled(cluster: Cluster, job_bench: Make) -> None:
+    """Somebody's scancel ends the element, not the run: its rows in flight are saved and go on."""
+    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
+    run.until(lambda: len(run.rendering(3)) == 2)
+    cluster.call("scancel", run.element(3))
+    run.wait()
+    catalog = run.audit("11")
+    assert (catalog.steps_restored > 0).sum() >= 1
+
+
+def test_12_out_of_memory(cluster: Cluster, job_bench: Make) -> None:
+    """Slurm kills the step of the row that takes too much; its mates are rendered, and in the end
+    it alone is quarantined."""
+    run = Campaign.submit(
+        cluster,
+        job_bench(rows(24)),
+        *NULL,
+        "slurm.mem_gb=1",
+        env={"BATCHGEN_FAILPOINT": "row.row-005:*:hog"},
+    )
+    run.wait()
+    catalog = run.audit("12", quarantined=["row-005"])
+    error = catalog.set_index("row_id").error["row-005"]
+    assert "died whenever it was rendered" in error
+
+
+def test_15_a_hung_rank_is_ended_by_its_watchdog(cluster: Cluster, job_bench: Make) -> None:
+    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL, "slurm.watchdog_s=5")
+    run.until_committed(8)
+    os.kill(run.rendering()[0], signal.SIGSTOP)
+    run.wait()
+    run.audit("15")
+
+
+def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
+    cluster: Cluster, job_bench: Make
+) -> None:
+    """A node is cut off from its controller: its ranks live on, each about to commit a row, while
+    Slurm starts the shard again elsewhere. What they then commit is waste."""
+    run = Campaign.submit(
+        cluster,
+        job_bench(rows(60)),
+        *NULL,
+        "slurm.nodes=2",
+        "slurm.watchdog_s=0",
+        env={"BATCHGEN_FAILPOINT": "journal.before_append:3:stop"},
+    )
+    run.until(lambda: len([pid for pid in run.ranks(2) if is_stopped(pid)]) == 2)
+    zombies = run.ranks(2)
+    cut_off(cluster, 2, zombies)
+
+    def awake() -> None:
+        for pid in set(run.ranks()) - set(zombies):
+            os.kill(pid, signal.SIGCONT)
+
+    def second_start_is_fenced() -> bool:
+        awake()
+        return bool(list(run.run.journals.glob("0001/*-r1.accept.json")))
+
+    run.until(second_start_is_fenced, 120)
+    for pid in zombies:
+        os.kill(pid, signal.SIGCONT)
+
+    def gone() -> bool:
+        awake()
+        return not any(os.path.exists(f"/proc/{pid}") for pid in zombies)
+
+    run.until(gone, 60)
+    run.wait(240, meanwhile=awake)
+    catalog = run.audit("16")
+    index = index_commits(run.run)
+    late = index.row_index[~index.accepted].tolist()
+    assert len(late) == 2  # each zombie did commit its row
+    published = catalog.set_index("row_id").attempt
+    assert all("r0" not in published[f"row-{row:03d}"] for row in late)
+
+
+def test_17_a_row_that_kills_its_process(cluster: Cluster, job_bench: Make) -> None:
+    """It is quarantined once it has killed again alone and elsewhere; its mates finish."""
+    run = Campaign.submit(
+        cluster,
+        job_bench(rows(48, 0.5)),
+        *NULL,
+        env={"BATCHGEN_FAILPOINT": "row.row-007:*:kill"},
+    )
+    run.wait()
+    run.audit("17", quarantined=["row-007"])
+    deaths = read_blame(run.run).deaths
+    assert len(deaths) <= 3 and len({death.host for death in deaths}) >= 2
+    again = run.bench.call("retry", str(run.run.root), "--rows", "row-007")
+    assert again.code == 0, again.err
+    run.audit("17, retried without the cause")
+
+
+def test_18_a_node_on_which_every_row_fails(cluster: Cluster, job_bench: Make) -> None:
+    """It is excluded from the next submission, and its rows are rendered elsewhere."""
+    run = Campaign.submit(
+        cluster,
+        job_bench(rows(60, 0.5)),
+        *NULL,
+        env={"BATCHGEN_FAILPOINT": "host.node2:*:raise"},
+    )
+    run.wait()
+    catalog = run.audit("18")
+    assert "node2" not in set(catalog.host)
+    intent = read_intent(run.run, run.status().submission)
+    assert intent is not None and set(intent.excluded) == {"node2"}
+    script = next(run.run.submission(intent.number).glob("slurm/*_submission.sh"))
+    assert "--exclude=node2" in script.read_text()
