@@ -19,7 +19,7 @@ from batchgen.engine.family import Condition, Family, Item
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
 from batchgen.engine.packs import Packer
-from batchgen.engine.snapshot import unpack
+from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.solver import History, Schedule, step
 from batchgen.records import Request
 
@@ -85,12 +85,12 @@ class Flight:
         this row alone."""
         schedule = self.family.schedule(request)
         meter.steps_total = len(schedule) * len(conditions)
-        if snapshot is not None:
-            meter.restored = snapshot.step
-            latents, history = unpack(snapshot, self.device)
-            return RowState(request, schedule, conditions, latents, meter, history, snapshot.step)
-        latents = self.family.initial_latents(request).to(self.device)
-        return RowState(request, schedule, conditions, latents, meter)
+        latents = self.family.initial_latents(request)
+        if snapshot is None or not fits(snapshot, latents):
+            return RowState(request, schedule, conditions, latents.to(self.device), meter)
+        meter.restored = snapshot.step
+        latents, history = unpack(snapshot, self.device)
+        return RowState(request, schedule, conditions, latents, meter, history, snapshot.step)
 
     def tick(self) -> Outcome:
         """Move every row one step; rows that finished or failed leave."""

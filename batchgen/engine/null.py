@@ -116,7 +116,7 @@ class _Render:
 
     def _restore(self, row: _Row) -> None:
         snapshot = self.source.restore(row.request)
-        if snapshot is not None:
+        if snapshot is not None and "digest" in snapshot.arrays:
             row.step = row.restored = snapshot.step
             row.digest = snapshot.arrays["digest"].tobytes()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.solver import History
 
+log = logging.getLogger(__name__)
 LATENTS, SAMPLE, OUTPUT = "latents", "sample", "output."
 
 
@@ -20,6 +23,15 @@ def pack(step: int, latents: Tensor, history: History, seconds: float) -> Snapsh
         tensors[SAMPLE] = history.sample
     arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
     return Snapshot(step, seconds, arrays)
+
+
+def fits(snapshot: Snapshot, latents: Tensor) -> bool:
+    """Whether its latents have this shape: another version of the engine may have saved it."""
+    saved = snapshot.arrays.get(LATENTS)
+    if saved is not None and saved.shape == tuple(latents.shape):
+        return True
+    log.warning("a saved row starts anew: its latents are not %s", tuple(latents.shape))
+    return False
 
 
 def unpack(snapshot: Snapshot, device: torch.device) -> tuple[Tensor, History]:
