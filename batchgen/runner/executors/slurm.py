@@ -54,7 +54,7 @@ class Batch:
         self.folder.mkdir(exist_ok=True)
         executor, command = self._executor()
         try:
-            with _outside_any_job():
+            with outside_any_job():
                 return str(executor._submit_command(command).job_id)
         except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
             raise SchedulerError(f"sbatch: {_said(error)}") from error
@@ -226,7 +226,7 @@ def after(batch: Batch, job_ids: Sequence[str]) -> Batch:
 
 
 @contextmanager
-def _outside_any_job() -> Iterator[None]:
+def outside_any_job() -> Iterator[None]:
     """Without the variables of the job that this process may itself run in (a steward, somebody's
     salloc): sbatch would take them for wishes."""
     prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "BATCHGEN_JOB_")
