@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchgen.errors import FINAL_ERRORS, SickNode
-from batchgen.ledger.intent import fenced_at
+from batchgen.ledger.intent import FenceTimes, fence_times
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts, index_commits
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.table import commit_column, parse_commits
@@ -106,9 +106,14 @@ def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = 
 
 def _deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[Death, ...]:
     deaths = []
+    fences: dict[int, FenceTimes] = {}
     for facts in index.journals:
         attempt = facts.journal.attempt
-        if facts.end is not None or attempt in live or _outlived_its_fence(run, facts):
+        if facts.end is not None or attempt in live:
+            continue
+        if attempt.submission not in fences:
+            fences[attempt.submission] = fence_times(run, attempt.submission)
+        if _outlived(run, facts, fences[attempt.submission].of(attempt)):
             continue
         alone = facts.alone in facts.open_rows
         rows = (facts.alone,) if alone else () if facts.alone >= 0 else sorted(facts.open_rows)
@@ -118,16 +123,15 @@ def _deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[Deat
     return tuple(deaths)
 
 
-def _outlived_its_fence(run: RunPaths, facts: JournalFacts) -> bool:
-    """Whether an attempt worked on, or was alive, after another one had taken over."""
+def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:
+    """Whether an attempt worked on, or was alive, after another one took over (unix seconds)."""
     limit = facts.journal.limit
     if limit is None:
         return False
     if facts.whole_bytes > limit:
         return True
     counters = read_counters(run.counters(facts.journal.attempt))
-    fenced = fenced_at(run, facts.journal.attempt)
-    return counters is not None and fenced is not None and counters.t > fenced + FENCE_MARGIN_S
+    return counters is not None and counters.t > fenced + FENCE_MARGIN_S
 
 
 def _histories(found: Winners, deaths: Sequence[Death]) -> dict[int, list[Death]]:

@@ -9,9 +9,11 @@ the same line before the journals of its own earlier starts. A submission folder
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchgen.errors import RunStateError
@@ -165,19 +167,32 @@ def suspects_of(run: RunPaths, intent: Intent | None, attempt: Attempt) -> froze
     return frozenset((*(intent.suspects if intent else ()), *(fence.suspects if fence else ())))
 
 
-def fenced_at(run: RunPaths, attempt: Attempt) -> float | None:
-    """When a later attempt first drew the line before `attempt`, in unix seconds; None: never, or
-    not recorded."""
-    times = []
-    for path in run.acceptance(attempt).parent.glob(f"{attempt.task}-r*.accept.json"):
-        match = _FENCE_NAME.fullmatch(path.name)
-        if match is not None and int(match[2]) > attempt.restart:
-            fence = read_fence(run, replace(attempt, restart=int(match[2])))
-            times += [fence.created] if fence is not None and fence.created else []
-    later = [n for n in submission_numbers(run) if n > attempt.submission]
+@dataclass(frozen=True, slots=True)
+class FenceTimes:
+    """When the attempts of one submission were fenced off, in unix seconds."""
+
+    restarts: dict[int, list[tuple[int, float]]]  # task -> (restart, when it took over)
+    later: float  # when the next submission did; infinite while there is none
+
+    def of(self, attempt: Attempt) -> float:
+        """The first time that another attempt drew the line before this one; infinite if none."""
+        drawn = self.restarts.get(attempt.task, [])
+        return min([t for restart, t in drawn if restart > attempt.restart] + [self.later])
+
+
+def fence_times(run: RunPaths, submission: int) -> FenceTimes:
+    """Read them; fences of older runs, which do not tell, count as never drawn."""
+    restarts: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    folder = run.journals / f"{submission:04d}"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := _FENCE_NAME.fullmatch(path.name):
+            task, restart = int(match[1]), int(match[2])
+            fence = read_fence(run, Attempt(submission, task, restart, 0))
+            if fence is not None and fence.created:
+                restarts[task].append((restart, fence.created))
+    later = [n for n in submission_numbers(run) if n > submission]
     intent = next(filter(None, (read_intent(run, n) for n in later)), None)
-    times += [intent.created] if intent else []
-    return min(times, default=None)
+    return FenceTimes(restarts, intent.created if intent else math.inf)
 
 
 def fences(run: RunPaths, submission: int) -> dict[int, tuple[int, Fence]]:

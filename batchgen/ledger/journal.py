@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchgen.errors import RunStateError, StorageError
-from batchgen.failpoints import failpoint
+from batchgen.failpoints import failpoint, is_armed
 from batchgen.ledger import events
 from batchgen.ledger.intent import read_intent, suspects_of, tally_for
 from batchgen.ledger.tally import Counters
@@ -26,6 +26,7 @@ from batchgen.paths import RunPaths
 from batchgen.records import Commit, StageSeconds
 
 COUNTERS_EVERY_S = 0.5
+TORN = "journal.torn"  # failpoint
 RECENT = 64  # commit times kept for the rate
 
 
@@ -116,7 +117,7 @@ class JournalWriter:
         not be written; the journal then ends with the line before and takes no more."""
         with self._lock:
             failpoint("journal.before_append")
-            self._write(commit, self._write_torn if _tear() else self._write_whole)
+            self._write(commit, self._write_torn if is_armed(TORN) else self._write_whole)
             self._tally.add(commit.row_index, commit.status)
             stages = commit.stats.stages if commit.stats else StageSeconds()
             self._leave(commit.row_index, stages.encode + stages.denoise)
@@ -213,7 +214,7 @@ class JournalWriter:
     def _write_torn(self, line: bytes) -> int:
         """The failpoint `journal.torn` acts when half of a commit line is on its way."""
         half = os.write(self._descriptor, line[: len(line) // 2])
-        failpoint("journal.torn")
+        failpoint(TORN)
         return half + os.write(self._descriptor, line[half:])
 
     def _sync(self) -> None:
@@ -255,10 +256,6 @@ class JournalWriter:
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(events.to_plain(self._counters)))
             temporary.replace(self._counters_path)
-
-
-def _tear() -> bool:
-    return os.environ.get("BATCHGEN_FAILPOINT", "").startswith("journal.torn:")
 
 
 def raw_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[tuple[int, bytes]]:
