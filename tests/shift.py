@@ -101,7 +101,9 @@ def row(index: int, num_steps: int = 10, **changes: Any) -> Request:
     return Request(**(values | changes))
 
 
-def make_shift(folder: Path, steps: Sequence[int], *overrides: str, model: str = "null-engine") -> Shift:
+def make_shift(
+    folder: Path, steps: Sequence[int], *overrides: str, model: str = "null-engine"
+) -> Shift:
     """A run with one row per entry of `steps`; rows of the null model take 10 ms a step."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
