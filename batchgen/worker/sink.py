@@ -109,6 +109,8 @@ class RowSink:
             if tries <= self._policy.row_retries and not final:
                 self._tries[request.row_index] = tries
                 self._again.append(request)
+                busy_s = stats.stages.encode + stats.stages.denoise
+                self._journal.tried(request.row_index, busy_s, error)
                 log.warning("row %s failed, try %d: %r", request.row_id, tries, error)
                 return
         text = "".join(traceback.format_exception(error))
