@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 
-from batchgen.config.build import build
-from batchgen.config.schema import JobConfig
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.intent import Intent, last_render
 from batchgen.paths import RunPaths
@@ -14,6 +12,7 @@ from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import launch_steward
 from batchgen.runner.jobs import write_jobs
 from batchgen.runner.scheduler import QueuedTask, job_name, queued
+from batchgen.runner.submit import profile_of
 
 MAKING_S = (
     60.0  # from the intent to the steward's sbatch, for a maker whose life cannot be looked up
@@ -33,8 +32,7 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     if not tasks or any(t.name != job_name(run, intent.number) for t in tasks):
         return []  # a steward is among them
     arrays = sorted({task.array_id for task in tasks})
-    slurm = build(JobConfig, json.loads(intent.config)).slurm
-    launch_steward(run, intent.number, slurm, arrays)
+    launch_steward(run, intent.number, profile_of(json.loads(intent.config)), arrays)
     write_jobs(run, intent.number, [Job("slurm", job, n) for n, job in enumerate(arrays)])
     return tasks
 

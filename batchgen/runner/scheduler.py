@@ -26,7 +26,7 @@ PATIENCE_S = 20.0  # with one command
 RETRY_S = 5.0
 _FIELDS = ("%i", "%A", "%F", "%j", "%T", "%N", "%r")
 # Slurm put these on hold by itself; what a person holds is the person's business.
-_HELD_BY_SLURM = ("launch failed", "requeued held", "jobheldadmin")
+_HELD_BY_SLURM = ("launch failed", "requeued held", "requeued in held", "jobheldadmin")
 
 
 class SchedulerError(BatchgenError):

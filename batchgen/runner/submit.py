@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from batchgen.config.build import build
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.failpoints import failpoint
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame import Blame, read_blame
 from batchgen.ledger.repair import quarantine_rows
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import RunPaths
@@ -24,7 +25,7 @@ from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
 from batchgen.runner.executors import ONE_MACHINE, Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
-from batchgen.runner.scheduler import patiently
+from batchgen.runner.scheduler import SchedulerError, patiently
 
 NOBODY = np.zeros(0, np.int64)
 
@@ -87,8 +88,7 @@ def submit(
     settings = settings or Settings(header.config, header.overrides)
     last = last_submission(run) if settings.last is None else settings.last
     config = build(JobConfig, settings.resolved)
-    slurm = without_hosts(config.slurm, settings.excluded)
-    executor = executor_for(slurm)
+    executor = executor_for(config.slurm)
     patiently(lambda: refuse_if_alive(run), patience_s)
     plan = settings.replan.plan if settings.replan else run.plan
     wanted = missing_rows(run, plan).all if rows is None else rows
@@ -109,7 +109,12 @@ def submit(
     number = begin_submission(run, shards, info, last=last, under_lock=install)
     failpoint("submit.after_intent")
     count = int(shards.shard.max(initial=-1)) + 1
-    jobs = executor.launch(run, number, count, slurm, patience_s)
+    slurm = without_hosts(config.slurm, settings.excluded)
+    jobs = []
+    if avoided := _where_suspects_died_alone(blame):
+        with suppress(SchedulerError):  # there may be no other host
+            jobs = executor.launch(run, number, count, without_hosts(slurm, avoided), 0.0)
+    jobs = jobs or executor.launch(run, number, count, slurm, patience_s)
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
@@ -118,7 +123,19 @@ def submit(
 def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
     """The profile with more hosts excluded."""
     listed = [slurm.exclude] if slurm.exclude else []
-    return replace(slurm, exclude=",".join([*listed, *hosts]) or None)
+    return replace(slurm, exclude=",".join([*listed, *sorted(hosts)]) or None)
+
+
+def profile_of(resolved: dict[str, Any]) -> SlurmConfig:
+    """The profile of a stored configuration."""
+    return build(JobConfig, resolved).slurm
+
+
+def _where_suspects_died_alone(blame: Blame) -> set[str]:
+    """Hosts to stay away from this time: a row that dies alone again must do so elsewhere, or it
+    may be the host that kills."""
+    suspects = set(blame.suspects.tolist())
+    return {d.host for d in blame.deaths if d.alone and not suspects.isdisjoint(d.rows)} - {""}
 
 
 def _nothing() -> None:

@@ -99,7 +99,7 @@ class Campaign:
     # ------------------------------------------------------------------------------------- after it
     def audit(self, case: str, *, quarantined: Sequence[str] = ()) -> pd.DataFrame:
         """Every row once, media verified, nothing of a fenced attempt published. Writes what it
-        cost where TABLE asks for it; returns the catalog, which the run's own steward has written."""
+        cost where TABLE asks for it; returns the catalog that the run's steward has written."""
         assert self.run.catalog_rows.is_dir(), self.logs()
         catalog = rows_of(self.run)
         lost = int((~catalog.status.isin(["ok", "quarantined"])).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -61,8 +62,10 @@ class Cluster:
         if installed.returncode:
             raise ClusterUnavailable((installed.stdout + installed.stderr).strip())
         folder = _HOME / f"{_PREFIX}{os.getpid()}-{label}"
-        cluster = cls(folder, free_port_base(), settings)
-        cluster.script("up")
+        with (_HOME / f"{_PREFIX}boot.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a database is made: one at a time on a small machine
+            cluster = cls(folder, free_port_base(), settings)
+            cluster.script("up")
         return cluster
 
     def reset(self) -> None:

@@ -1,0 +1,202 @@
+"""A run on a real Slurm as a user sees it: submit, look, resume, cancel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from harness import Bench, rows_of
+from slurm.campaign import NULL, Campaign, rows
+from slurm.cluster import Cluster, ClusterUnavailable
+
+from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.intent import journal_files
+from batchgen.paths import RunPaths
+from batchgen.runfile import read_run
+from batchgen.runner.executors import slurm as executor
+from batchgen.runner.jobs import write_jobs
+from batchgen.runner.scheduler import job_name
+from batchgen.runner.submit import profile_of
+
+Make = Callable[..., Bench]
+
+
+def test_pending_running_and_finished_are_told(cluster: Cluster, job_bench: Make) -> None:
+    bench = job_bench(rows(40))
+    block = cluster.call(
+        "sbatch", "--parsable", "--partition=high", "--nodes=4", "--exclusive", "--time=5",
+        "--output=/dev/null", "--wrap=sleep 60",
+    )  # fmt: skip
+    run = Campaign.submit(cluster, bench, *NULL)
+    name = str(run.run.root)
+    run.until(lambda: "Resources" in bench.call("status", name).out, 20)
+    waiting = bench.call("status", name, "--json").json
+    assert waiting["state"] == "submitted" and waiting["queue"]["running"] == 0
+    assert waiting["queue"]["pending"] >= 4 and waiting["queue"]["steward"] == "waits"
+    cluster.call("scancel", block)
+    run.until(lambda: run.rendering())
+    running = bench.call("status", name, "--json").json
+    assert running["state"] == "running" and running["queue"]["running"] >= 1
+    offline = bench.call("status", name, "--offline", "--json").json
+    assert offline["state"] == "running" and offline["queue"] is None
+    watched = bench.call("status", name, "--watch", "--json")
+    assert watched.code == 0 and watched.json["state"] == "finished"
+    assert watched.json["ok"] == 40 and "catalog " in watched.out
+    run.audit("undisturbed")
+
+
+def test_resume_on_three_nodes_then_two_renders_nothing_twice(
+    cluster: Cluster, job_bench: Make
+) -> None:
+    bench = job_bench(rows(90))
+    run = Campaign.submit(cluster, bench, *NULL)
+    name = str(run.run.root)
+    for nodes in (3, 2):
+        before = run.status().ok
+        run.until(lambda before=before: run.status().ok >= before + 15)
+        cancelled = bench.call("cancel", name)
+        assert cancelled.code == 0, cancelled.err
+        assert not [q for q in cluster.squeue() if q.name.startswith("bg-")]
+        run.resume(f"slurm.nodes={nodes}")
+    run.wait()
+    run.audit("resumed on 3, then 2 nodes")
+    runs = pq.read_table(run.run.catalog_runs).to_pandas()
+    assert runs.rows_ok.sum() == 90 and runs.rows_wasted.sum() == 0
+    assert runs.retried_s.sum() == 0  # nothing that was finished was computed again
+    for number, nodes in ((2, 3), (3, 2)):
+        hosts = set(runs[runs.submission == number].host)
+        assert len(hosts) == nodes
+
+
+def test_changed_keys_are_refused_by_name(cluster: Cluster, job_bench: Make) -> None:
+    bench = job_bench(rows(16, 0.1))
+    run = Campaign.submit(cluster, bench, *NULL)
+    run.wait()
+    refused = bench.call("resume", str(run.run.root), "output.quality=3", "row_defaults.fps=4")
+    assert refused.code == 2
+    assert "16 finished rows would change" in refused.err
+    assert "output.quality" in refused.err and "row_defaults.fps" in refused.err
+
+
+def test_an_array_above_the_limit_is_cut_into_windows(
+    job_bench: Make, small_arrays: Cluster
+) -> None:
+    """MaxArraySize=3: a submission of more shards is several arrays, one behind the other."""
+    bench = job_bench(rows(90, 0.3))
+    run = Campaign.submit(small_arrays, bench, *NULL, "slurm.start_up_s=0.2", "slurm.nodes=2")
+    jobs = json.loads(run.run.jobs(1).read_text())["jobs"]
+    assert len(jobs) >= 3
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        running = [q for q in small_arrays.squeue(job_name(run.run, 1)) if q.state == "RUNNING"]
+        most = max(most, len(running))
+
+    run.wait(200, meanwhile=look)
+    run.audit("windows")
+    assert 1 <= most <= 2  # the cap of nodes holds over all windows
+    tasks = {attempt.task for attempt, _ in journal_files(run.run)}
+    assert tasks == set(range(max(tasks) + 1)) and len(tasks) > 6
+
+
+@pytest.fixture
+def small_arrays(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    try:
+        cluster = Cluster.boot("small-arrays", EXTRA="MaxArraySize=3")
+    except ClusterUnavailable as error:
+        pytest.skip(f"no Slurm: {error}")
+    monkeypatch.setenv("SLURM_CONF", cluster.conf)
+    yield cluster
+    cluster.reset()
+
+
+def test_a_cluster_that_was_wiped_does_not_matter(
+    job_bench: Make, small_arrays: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Job ids begin anew and nobody knows the old ones; the run folder does."""
+    bench = job_bench(rows(40))
+    run = Campaign.submit(small_arrays, bench, *NULL)
+    run.until_committed(8)
+    small_arrays.reset()
+    small_arrays.script("up")
+    shown = bench.call("status", str(run.run.root), "--json").json
+    assert shown["state"] == "stopped" and shown["queue"]["pending"] == 0
+    run.resume()
+    run.wait()
+    run.audit("wiped")
+
+
+@pytest.mark.parametrize("cpus", [4])
+def test_submit_and_run_inside_an_allocation(cluster: Cluster, job_bench: Make, cpus: int) -> None:
+    """The variables of somebody's own job are no wishes for ours."""
+    bench = job_bench(rows(12, 0.1))
+    inside = ("srun", "--ntasks=1", f"--cpus-per-task={cpus}", "--mem=1500", "--time=5")
+    for verb, extra in (("submit", ()), ("run", ("slurm=local", "slurm.ranks_per_node=2"))):
+        argv = [sys.executable, "-m", "batchgen", verb, str(bench.job), *NULL, *extra, "--json"]
+        done = subprocess.run(
+            [*inside, *argv], cwd=bench.folder, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        data = json.loads(done.stdout.splitlines()[-1])
+        run = Campaign(cluster, bench, RunPaths(Path(data["run"])))
+        if verb == "submit":
+            run.wait()
+        run.audit(f"{verb} inside an allocation")
+        replicas = {attempt.replica for attempt, _ in journal_files(run.run)}
+        assert replicas == {0, 1}
+
+
+def test_shards_by_cost_end_before_equal_row_counts(cluster: Cluster, job_bench: Make) -> None:
+    """What `bench schedule` says, with one node at half speed and rows that differ tenfold."""
+    dice = np.random.default_rng(5)
+    steps = np.round(10 ** dice.uniform(1, 2, 240)).astype(int)
+    manifest = [row | {"num_steps": int(n)} for row, n in zip(rows(240), steps, strict=True)]
+    bench = job_bench(manifest)
+    slow = {"BATCHGEN_NULL_SLOW": "node3=2.0"}
+    settings = ("slurm.start_up_s=0.5", "slurm.ranks_per_node=1", "slurm.cpus_per_rank=3")
+    run = Campaign.submit(cluster, bench, *NULL, *settings, env=slow)
+    run.wait(240)
+    by_cost = makespan(run)
+
+    twin = Campaign.submit(cluster, bench, *NULL, *settings, "slurm.nodes=1", env=slow)
+    bench.call("cancel", str(twin.run.root))
+    equal_rows(twin, shards_of(run), slow)
+    twin.wait(240)
+    assert by_cost < makespan(twin, submission=2)
+
+
+def shards_of(run: Campaign) -> int:
+    return run.status().shards
+
+
+def makespan(run: Campaign, submission: int = 1) -> float:
+    """Seconds from the first row's start to the last row's end."""
+    catalog = rows_of(run.run)
+    mine = catalog[catalog.attempt.str.startswith(f"s{submission}t")]
+    assert len(mine) >= 0.9 * len(catalog)
+    runs = pq.read_table(run.run.catalog_runs).to_pandas()
+    runs = runs[(runs.submission == submission) & (runs.rows_ok > 0)]
+    return float(runs.ended.max() - runs.started.min())
+
+
+def equal_rows(run: Campaign, shards: int, env: dict[str, str]) -> None:
+    """Submit all rows that are left in manifest order, the same number to each shard."""
+    from batchgen.ledger.winners import missing_rows
+
+    left = missing_rows(run.run).pending
+    shard = np.arange(len(left)) * shards // len(left)
+    chosen = SubmissionRows(left, shard.astype(np.int32), np.arange(len(left)))
+    config = read_run(run.run).config
+    config["slurm"]["nodes"] = 4
+    number = begin_submission(run.run, chosen, SubmissionInfo(config=json.dumps(config)))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        write_jobs(run.run, number, executor.launch(run.run, number, shards, profile_of(config)))
