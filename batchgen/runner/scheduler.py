@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from batchgen.errors import BatchgenError
@@ -22,9 +23,11 @@ from batchgen.paths import RunPaths
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-PATIENCE_S = 20.0  # with one command
+PATIENCE_S = 20.0  # with a question
+ORDER_PATIENCE_S = 180.0  # with sbatch, which tries again by itself while there are too many jobs
 RETRY_S = 5.0
 _FIELDS = ("%i", "%A", "%F", "%j", "%T", "%N", "%r")
+_TITLES = re.compile(r"JOBID\|JOBID\|ARRAY_JOB_ID\|NAME\|STATE\|NODELIST\|REASON")
 # Slurm put these on hold by itself; what a person holds is the person's business.
 _HELD_BY_SLURM = ("launch failed", "requeued held", "requeued in held", "jobheldadmin")
 
@@ -87,25 +90,23 @@ def is_there() -> bool:
 def queue(names: Sequence[str]) -> list[QueuedTask]:
     """What Slurm has, pending or at work, under these job names; one call of `squeue`.
 
-    Raises SchedulerError when it does not answer or a line about one of the jobs is unreadable.
+    Raises SchedulerError when it does not answer, and when the list is not whole lines below their
+    titles: a site's banner may stand above, but something else instead is no empty queue.
     """
-    text = ask(
-        "squeue", "--noheader", "--array", f"--name={','.join(names)}", f"--format={_FORMAT}"
-    )
-    return [task for line in text.splitlines() if (task := _task(line, names)) is not None]
+    text = ask("squeue", "--array", f"--name={','.join(names)}", f"--format={'|'.join(_FIELDS)}")
+    lines = [line.strip() for line in text.splitlines()]
+    if not any(map(_TITLES.fullmatch, lines)):
+        raise SchedulerError(f"squeue: {text[:200].strip()!r} is not a list of jobs")
+    top = next(n for n, line in enumerate(lines) if _TITLES.fullmatch(line))
+    tasks = [_task(line) for line in lines[top + 1 :] if line]
+    return [task for task in tasks if task.name in names]
 
 
-_FORMAT = "|".join(_FIELDS)
-
-
-def _task(line: str, names: Sequence[str]) -> QueuedTask | None:
-    """None for lines about something else, such as a banner of the site."""
-    parts = line.strip().split("|", len(_FIELDS) - 1)
-    if len(parts) == len(_FIELDS) and parts[3] in names:
-        return QueuedTask(*(part.strip() for part in parts))
-    if any(name in line for name in names):
-        raise SchedulerError(f"squeue: the line {line.strip()!r} cannot be read")
-    return None
+def _task(line: str) -> QueuedTask:
+    parts = [part.strip() for part in line.split("|", len(_FIELDS) - 1)]
+    if len(parts) != len(_FIELDS):
+        raise SchedulerError(f"squeue: the line {line!r} cannot be read")
+    return QueuedTask(*parts)
 
 
 def cancel(names: Sequence[str], *, pending_only: bool = False) -> None:
@@ -141,15 +142,26 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
             time.sleep(RETRY_S)
 
 
-def ask(*command: str) -> str:
+def order(script: Path) -> str:
+    """Job id of a batch script that Slurm took; SchedulerError if it did not, or did not say so."""
+    text = ask("sbatch", "--parsable", str(script), patience_s=ORDER_PATIENCE_S)
+    found = re.findall(r"^(\d+)(?:;\S+)?$", text, re.M)  # below a site's banner
+    if not found:
+        raise SchedulerError(f"sbatch: there is no job id in {text[:200].strip()!r}")
+    return str(found[-1])
+
+
+def ask(*command: str, patience_s: float | None = None) -> str:
     """Standard output of a command of Slurm."""
+    name, patience_s = command[0], PATIENCE_S if patience_s is None else patience_s
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s)
     except FileNotFoundError as error:
-        raise SchedulerError(f"{command[0]}: not found; is Slurm installed here?") from error
+        raise SchedulerError(f"{name}: not found; is Slurm installed here?") from error
     except subprocess.TimeoutExpired as error:
-        raise SchedulerError(f"{command[0]} gave no answer in {PATIENCE_S:.0f} s") from error
+        raise SchedulerError(f"{name} gave no answer in {patience_s:.0f} s") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"
-        raise SchedulerError(f"{command[0]}: {said}")
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        said = "; ".join(line.removeprefix(f"{name}: ") for line in lines)
+        raise SchedulerError(f"{name}: {said or f'exit status {done.returncode}'}")
     return done.stdout

@@ -24,7 +24,7 @@ from batchgen.runner.decide import next_move
 from batchgen.runner.executors import executor_named
 from batchgen.runner.jobs import executor_of, is_alive, jobs_of
 from batchgen.runner.recover import give_a_steward
-from batchgen.runner.scheduler import SchedulerError
+from batchgen.runner.scheduler import SchedulerError, patiently
 from batchgen.runner.submit import Settings, submit
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def follow_up(run: RunPaths) -> int:
     ends the run with rows left or failed. Harmless when somebody else went on meanwhile, or an
     earlier start of this job was killed halfway."""
     failpoint("steward")
-    if give_a_steward(run) or is_alive(run):
+    if patiently(lambda: give_a_steward(run) or is_alive(run), SCHEDULER_PATIENCE_S):
         log.info("the run is at work again")
         return 0
     move = next_move(run)

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
@@ -50,14 +49,14 @@ class Batch:
         return str(executor._make_submission_file_text(command, "0"))
 
     def submit(self) -> str:
-        """Job id of the array; SchedulerError if Slurm refuses it."""
+        """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
         self.folder.mkdir(exist_ok=True)
-        executor, command = self._executor()
-        try:
-            with outside_any_job():
-                return str(executor._submit_command(command).job_id)
-        except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError) as error:
-            raise SchedulerError(f"sbatch: {_said(error)}") from error
+        draft = self.folder / f".submission-{uuid.uuid4().hex}.sh"
+        draft.write_text(self.script())
+        with outside_any_job():
+            job_id = scheduler.order(draft)
+        draft.rename(self.folder / f"{job_id}_submission.sh")
+        return job_id
 
     def _executor(self) -> tuple[submitit.SlurmExecutor, str]:
         """submitit's private way to start a command instead of a pickle, in this one place."""
@@ -90,7 +89,7 @@ def launch(
                 raise
             _note(run, f"submission {submission}: {error}; the steward will submit the rest")
             break
-        jobs.append(Job("slurm", job_id, len(jobs)))
+        jobs.append(Job("slurm", job_id, window * len(jobs)))
         failpoint("slurm.after_sbatch")
     launch_steward(run, submission, slurm, [job.job_id for job in jobs], patience_s)
     return jobs
@@ -237,13 +236,6 @@ def outside_any_job() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _said(error: Exception) -> str:
-    """The lines of sbatch itself out of submitit's error."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    own = [line.removeprefix("sbatch: ") for line in lines if line.startswith("sbatch:")]
-    return "; ".join(own) or next((line for line in reversed(lines) if line), repr(error))
 
 
 def _note(run: RunPaths, text: str) -> None:
