@@ -163,6 +163,17 @@ def test_the_death_of_a_zombie_counts_for_nothing(make_lab: Callable[..., Lab]) 
     assert suspects(lab) == [2]
 
 
+def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(2)
+    number = lab.submit()
+    die(lab, number, 0)
+    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    zombie = lab.journal(number, restart=1)
+    accept_restart(lab.run, Attempt(number, 0, 2, 0))
+    fail(lab, zombie, 0)
+    assert suspects(lab) == [0]
+
+
 def test_a_zombie_that_only_beats_counts_for_nothing(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,8 +210,10 @@ def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., Lab]) 
     assert (fence.suspects, fence.statuses) == ((5,), {0: "ok"})
     again = lab.journal(number, restart=1)
     lab.render(again, 5)
-    for row in (1, 2):
+    for row in (1, 2, 3, 4):
         again.start(row, f"row{row:04d}")
+    again.saved(3, 2, 0.5)
+    again.tried(4, 0.5, RuntimeError("boom"))
     accept_restart(lab.run, third := Attempt(number, 0, 2, 0))
     fence = read_fence(lab.run, third)
     assert fence is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from batchgen.paths import FAN_OUT_ENTRIES, RunPaths, parse_journal
 from batchgen.records import Attempt
 
 ROW_S = STAGES.encode + STAGES.denoise
-SOON_S = 0.05  # from a heartbeat to what the test does next
+SOON_S = 0.2  # from a heartbeat to what the test does next
 
 
 def runs(lab: Lab) -> pd.DataFrame:
@@ -201,6 +202,26 @@ def test_commits_after_the_last_heartbeat_are_not_lost_too(
     (run,) = (row for _, row in runs(lab).iterrows())
     assert run["lost_s"] == pytest.approx(3.0 - ROW_S, abs=SOON_S)
     assert closes(run)
+
+
+@pytest.mark.parametrize("in_flight", [True, False])
+def test_what_was_not_told_any_more_is_lost_or_idle(
+    in_flight: bool, make_lab: Callable[..., Lab]
+) -> None:
+    """From the last heartbeat with figures to the last one at all."""
+    lab = make_lab(2)
+    journal = lab.journal(lab.submit())
+    lab.render(journal, 0)
+    if in_flight:
+        journal.start(1, "row0001")
+    journal.beat(busy_s=ROW_S + 0.1, idle_s=0.1, in_flight_s=0.1 if in_flight else 0.0)
+    time.sleep(0.6)
+    journal.close()
+    (run,) = (row for _, row in runs(lab).iterrows())
+    busy, idle = (0.6, 0.0) if in_flight else (0.0, 0.6)
+    assert run["busy_s"] == pytest.approx(ROW_S + 0.1 + busy, abs=SOON_S)
+    assert run["idle_s"] == pytest.approx(0.1 + idle, abs=SOON_S)
+    assert run["lost_s"] == pytest.approx(0.7 if in_flight else 0.0, abs=SOON_S)
 
 
 def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
