@@ -57,13 +57,13 @@ class Cluster:
 
         Raises ClusterUnavailable, with the reason, where Slurm cannot be had.
         """
-        sweep()
         installed = subprocess.run([SCRIPT, "install"], capture_output=True, text=True)
         if installed.returncode:
             raise ClusterUnavailable((installed.stdout + installed.stderr).strip())
         folder = _HOME / f"{_PREFIX}{os.getpid()}-{label}"
         with (_HOME / f"{_PREFIX}boot.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a database is made: one at a time on a small machine
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one at a time: sweeping, ports, a database
+            sweep()
             cluster = cls(folder, free_port_base(), settings)
             cluster.script("up")
         return cluster
@@ -81,7 +81,7 @@ class Cluster:
         with said.open("w+") as file:
             done = subprocess.run([SCRIPT, *argv], env=env, stdout=file, stderr=file, timeout=120)
         text = said.read_text()
-        said.unlink()
+        said.unlink(missing_ok=True)
         assert done.returncode == 0, f"devcluster.sh {' '.join(argv)}: {text}"
         return text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 from harness import Bench
 from slurm.campaign import NULL, Campaign, cut_off, is_stopped, rows, stopped_of
@@ -150,7 +151,8 @@ def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
 
     def awake() -> None:
         for pid in set(run.ranks()) - set(zombies):
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def second_start_is_fenced() -> bool:
         awake()

@@ -16,11 +16,11 @@ from batchgen.processes import ProcessId
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One started task as its executor knows it."""
+    """One started task, or an array of tasks, as its executor knows it."""
 
     executor: str
     job_id: str
-    task: int
+    task: int  # the first of an array
     process: ProcessId | None = None  # the local controller; None where a scheduler knows
 
 
