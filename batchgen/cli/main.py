@@ -14,7 +14,7 @@ from batchgen import __version__
 from batchgen.cli.result import INTERRUPTED, USAGE, Result
 from batchgen.errors import BatchgenError, UsageError
 
-VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights", "bench")
+VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights", "bench", "slurm")
 EPILOG = """\
 examples:
   batchgen run jobs/demo.yaml                        render here, with progress, and collect

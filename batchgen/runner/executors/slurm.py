@@ -154,6 +154,7 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
         f"[ $? -ge 128 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {STEWARD_STARTS - 1} ] && "
         "scontrol requeue $SLURM_JOB_ID"
     )
+    memory = min(slurm.mem_gb or STEWARD_MEM_GB, STEWARD_MEM_GB)  # 0 GB are all of a node
     modest = replace(
         slurm,
         partition=slurm.steward_partition or slurm.partition,
@@ -163,7 +164,7 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
         gres=None,
         constraint=None,
         extra={} if slurm.steward_partition else slurm.extra,
-        mem_gb=None if slurm.mem_gb is None else min(slurm.mem_gb, STEWARD_MEM_GB),
+        mem_gb=None if slurm.mem_gb is None else memory,
         timeout_min=min(slurm.timeout_min, STEWARD_MIN),
         setup=(*slurm.setup, f"trap '{again}' EXIT"),
     )

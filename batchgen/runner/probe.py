@@ -1,0 +1,286 @@
+"""`slurm check` on the nodes: what one rank sees, and what two nodes see of each other's files.
+
+`python -m batchgen.runner.probe FOLDER` runs as every rank of a job of two nodes. Each rank leaves
+`rank-<n>.json`, the first of each node `node-<a or b>.json`; the login node judges them. Nodes meet
+by files in FOLDER alone, which is what is on trial.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import batchgen
+from batchgen.config.build import build
+from batchgen.config.schema import SlurmConfig
+from batchgen.media.durable import write_bytes_atomic, write_json
+from batchgen.records import RankInfo
+from batchgen.runner.rank import rank_from_environment
+
+MEET_S = 90.0  # clients of a network file system may not see a new file for a minute
+RACES = 100
+REPLACES = 100
+LINES = 5
+_POLL_S = 0.02
+_GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """One rank. `device` is its GPU's uuid, empty without one; `figures` as engine.figures has
+    them, with `name`; `problem` is why there are none."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    host: str
+    python: str
+    python_version: str
+    package: str  # folder of the imported batchgen
+    version: str
+    torch: str = ""
+    visible: str = ""  # CUDA_VISIBLE_DEVICES
+    device: str = ""
+    figures: dict[str, Any] | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """One node. Times in seconds, sizes in GiB."""
+
+    host: str
+    scratch: str
+    scratch_gib: float
+    shared_gib: float
+    sbatch: str  # empty: a job can be submitted from here
+    races_won: tuple[int, ...] = ()
+    reads: int = 0  # of a file that the other node keeps replacing
+    torn: int = 0  # of those, reads that were neither an old nor a new content
+    append_s: tuple[float, ...] = ()  # from fsync here to the other node's answer
+    problem: str = ""  # what ended the file tests early
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What must be alike on login node and nodes."""
+
+    python: str
+    python_version: str
+    package: str
+    version: str
+
+    @classmethod
+    def here(cls) -> Environment:
+        return cls(
+            python=sys.executable,
+            python_version=platform.python_version(),
+            package=str(Path(batchgen.__file__).parent),
+            version=batchgen.__version__,
+        )
+
+
+class NotSeen(Exception):
+    """The other side's file did not show up in time."""
+
+
+class Table:
+    """The folder where two nodes meet; `side` is a or b."""
+
+    def __init__(self, folder: Path, side: str, patience_s: float = MEET_S) -> None:
+        self.folder, self.side, self._patience_s = folder, side, patience_s
+        self.other = "b" if side == "a" else "a"
+
+    def put(self, what: str, text: str = "") -> None:
+        write_bytes_atomic(self.folder / f"{what}.{self.side}", text.encode())
+
+    def take(self, what: str, side: str = "") -> str:
+        """The other side's text, once it is there; NotSeen if it does not come."""
+        path = self.folder / f"{what}.{side or self.other}"
+        return self.wait(lambda: path.read_text() if self._there(path) else None, path.name)
+
+    def meet(self, what: str) -> None:
+        """Returns on both sides at about the same time."""
+        self.put(what)
+        self.take(what)
+
+    def wait(self, look: Callable[[], str | None], what: str) -> str:
+        deadline = time.monotonic() + self._patience_s
+        while (found := look()) is None:
+            if time.monotonic() > deadline:
+                raise NotSeen(f"{what} was not seen within {self._patience_s:.0f} s")
+            time.sleep(_POLL_S)
+        return found
+
+    def _there(self, path: Path) -> bool:
+        """NFS remembers that a file is missing; a change of the folder makes it look again."""
+        if not path.exists():
+            touched = self.folder / f".look.{self.side}"
+            touched.touch()
+            touched.unlink()
+        return path.exists()
+
+
+def main(folder: str) -> int:
+    """One rank of the probe."""
+    place, rank = Path(folder), rank_from_environment(0)
+    if rank.local_rank == 0:
+        side = "a" if rank.rank == 0 else "b"
+        write_json(place / f"node-{side}.json", asdict(_node(Table(place, side), rank)))
+    write_json(place / f"rank-{rank.rank}.json", asdict(_rank(rank)))
+    return 0
+
+
+# --------------------------------------------------------------------------------------------- node
+def _node(table: Table, rank: RankInfo) -> NodeReport:
+    facts: dict[str, Any] = {
+        "host": rank.host,
+        "scratch": tempfile.gettempdir(),
+        "scratch_gib": shutil.disk_usage(tempfile.gettempdir()).free / _GIB,
+        "shared_gib": shutil.disk_usage(table.folder).free / _GIB,
+    }
+    config = json.loads((table.folder / "probe.json").read_text())
+    try:
+        _answer_clock(table)
+        if config["nodes"] > 1:
+            table.meet("hello")
+            facts["races_won"] = _race(table)
+            facts["append_s"] = _append(table)
+            facts["reads"], facts["torn"] = _replace(table)
+    except (OSError, NotSeen) as error:
+        facts["problem"] = f"{rank.host}: {error}"
+    facts["sbatch"] = sbatch_problem(build(SlurmConfig, config["slurm"], "slurm"))
+    return NodeReport(**facts)
+
+
+def _answer_clock(table: Table) -> None:
+    """The login node asks once it sees this node; what it gets lies between asking and reading."""
+    table.put("ready")
+    table.take("clock", "login")
+    table.put("time", repr(time.time()))
+
+
+def _race(table: Table) -> tuple[int, ...]:
+    """Both nodes make the same folders at once; exactly one may succeed with each."""
+    won = []
+    table.meet("race")
+    for number in range(RACES):
+        try:
+            (table.folder / f"race-{number}").mkdir()
+            won.append(number)
+        except FileExistsError:
+            pass
+    return tuple(won)
+
+
+def _append(table: Table) -> tuple[float, ...]:
+    """Each node appends lines to a journal of its own and waits till the other has read each."""
+    seconds = []
+    with (table.folder / f"journal.{table.side}").open("ab", buffering=0) as own:
+        for number in range(LINES):
+            begun = time.monotonic()
+            own.write(f"line {number}\n".encode())
+            os.fsync(own.fileno())
+            table.wait(partial(_read_line, table, number), f"line {number} of the other node")
+            table.meet(f"read-{number}")
+            seconds.append(time.monotonic() - begun)
+    return tuple(seconds)
+
+
+def _read_line(table: Table, number: int) -> str | None:
+    """Line `number` of the other's journal, if it is whole; the file is opened anew each time."""
+    try:
+        lines = (table.folder / f"journal.{table.other}").read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    return lines[number] if len(lines) > number and lines[number] == f"line {number}\n" else None
+
+
+def _replace(table: Table) -> tuple[int, int]:
+    """Node a replaces a file by rename again and again while b reads it; reads, and torn ones."""
+    path = table.folder / "replaced"
+    if table.side == "a":
+        write_bytes_atomic(path, _content(0))
+        table.meet("replace")
+        for number in range(REPLACES):
+            write_bytes_atomic(path, _content(number))
+        table.meet("replaced")
+        return 0, 0
+    table.meet("replace")
+    reads = torn = 0
+    while not (table.folder / "replaced.a").exists() and reads < 100 * REPLACES:
+        try:
+            text = path.read_bytes()
+        except OSError:  # missing, or NFS's stale handle
+            text = b""
+        reads, torn = reads + 1, torn + (not _whole(text))
+    table.meet("replaced")
+    return reads, torn
+
+
+def _content(number: int) -> bytes:
+    return f"{number:06d}".encode() * 4000
+
+
+def _whole(text: bytes) -> bool:
+    return len(text) == 24000 and text == text[:6] * 4000
+
+
+def sbatch_problem(slurm: SlurmConfig) -> str:
+    """Why the steward could not submit from here; empty when it can. Nothing is submitted."""
+    from batchgen.runner.executors.slurm import outside_any_job
+
+    wishes = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos}
+    options = [f"--{key}={value}" for key, value in wishes.items() if value is not None]
+    command = ["sbatch", "--test-only", "--time=1", "--ntasks=1", *options, "--wrap=true"]
+    try:
+        with outside_any_job():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else (done.stderr or done.stdout).strip()
+
+
+# --------------------------------------------------------------------------------------------- rank
+def _rank(rank: RankInfo) -> RankReport:
+    here = Environment.here()
+    facts: dict[str, Any] = {
+        **asdict(here),
+        "rank": rank.rank,
+        "world_size": rank.world_size,
+        "local_rank": rank.local_rank,
+        "host": rank.host,
+        "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+    try:
+        facts |= _device(rank)
+    except Exception as error:  # a broken driver raises anything; the report is what tells of it
+        facts["problem"] = f"{type(error).__name__}: {error}"
+    return RankReport(**facts)
+
+
+def _device(rank: RankInfo) -> dict[str, Any]:
+    import torch
+
+    from batchgen.engine.device import device_of_rank
+    from batchgen.engine.figures import measure
+
+    device = torch.device(device_of_rank(rank.local_rank))
+    cuda = device.type == "cuda"
+    uuid = str(torch.cuda.get_device_properties(device).uuid) if cuda else ""
+    return {"torch": torch.__version__, "device": uuid, "figures": asdict(measure(device))}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
