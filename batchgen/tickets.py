@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from batchgen.errors import BatchgenError
 from batchgen.media.durable import write_json
@@ -130,8 +131,16 @@ class TicketServer:
     def _grant(self, wanted: str, who: int, connection: socket.socket) -> range:
         if wanted == ALONE:
             return self._turns.take(who, lambda: _is_readable(connection, 0.0))
+        return self._take(int(wanted))
+
+    def _take(self, room: int) -> range:
         with self._lock:
-            return self._tickets.take(int(wanted))
+            return self._tickets.take(room)
+
+    def here(self) -> Queue:
+        """The end of the replica in whose process the server is: without a connection, so that it
+        waits for no other thread."""
+        return _Here(self._take, self._turns)
 
     def close(self) -> None:
         """Wait until every replica that connected has let go, then stop."""
@@ -142,11 +151,45 @@ class TicketServer:
         self._socket.close()
 
 
-class TicketClient:
+class Queue(Protocol):
     """One replica's end of the queue. Raises QueueLost when the server is gone."""
 
-    def __init__(self, address_file: Path, patience_s: float = 300.0) -> None:
-        address = _wait_for(address_file, patience_s)
+    def take(self, room: int) -> range:
+        """Up to `room` positions; empty when the shard is exhausted."""
+
+    def take_alone(self, stop: Callable[[], bool]) -> range:
+        """The position of one suspect, once no other replica has anything in flight; empty when
+        there is none left, or when `stop` ends the waiting: then this end is done for."""
+
+    def close(self) -> None:
+        """Let go: nothing is in flight here any more."""
+
+
+class _Here:
+    """See `Queue`."""
+
+    def __init__(self, take: Callable[[int], range], turns: Turns) -> None:
+        self.take = take
+        self._turns = turns
+        self._turns.join(id(self))
+
+    def take_alone(self, stop: Callable[[], bool]) -> range:
+        return self._turns.take(id(self), stop)
+
+    def close(self) -> None:
+        self._turns.leave(id(self))
+
+
+class TicketClient:
+    """See `Queue`: over a connection to the rank that serves."""
+
+    def __init__(
+        self,
+        address_file: Path,
+        patience_s: float = 300.0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        address = _wait_for(address_file, patience_s, stop)
         try:
             self._connection = socket.create_connection(
                 (str(address["host"]), int(str(address["port"]))), timeout=patience_s
@@ -161,12 +204,9 @@ class TicketClient:
         self._stream.flush()
 
     def take(self, room: int) -> range:
-        """Up to `room` positions; empty when the shard is exhausted."""
         return self._ask(str(room), lambda: False)
 
     def take_alone(self, stop: Callable[[], bool]) -> range:
-        """The position of one suspect, once no other replica has anything in flight; empty when
-        there is none left, or when `stop` ends the waiting: then this client is done for."""
         return self._ask(ALONE, stop)
 
     def _ask(self, what: str, stop: Callable[[], bool]) -> range:
@@ -192,11 +232,13 @@ def _is_readable(connection: socket.socket, patience_s: float) -> bool:
     return bool(select.select([connection], [], [], patience_s)[0])
 
 
-def _wait_for(address_file: Path, patience_s: float) -> dict[str, object]:
+def _wait_for(address_file: Path, patience_s: float, stop: Callable[[], bool]) -> dict[str, object]:
     deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not stop():
         if address_file.exists():
             address: dict[str, object] = json.loads(address_file.read_text())
             return address
         time.sleep(0.05)
+    if stop():
+        raise QueueLost("told to end before the shard's queue was there")
     raise QueueLost(f"{address_file} did not appear within {patience_s:.0f} s: rank 0 is gone")

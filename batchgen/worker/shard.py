@@ -65,8 +65,8 @@ def _attempt(
         JournalWriter.open(root, header) as journal,
         last_line(journal) as ending,
         _heartbeat(journal),
-        Watchdog(slurm.watchdog_s) as watchdog,
-        open_source(root, rank, attempt, admission, start) as source,
+        open_source(root, attempt, rank, admission, start, drain) as source,
+        Watchdog(slurm.watchdog_s) as watchdog,  # ends before the source, which waits for others
     ):
         renderer = engine.load()
         journal.phase("load", renderer.load_seconds)

@@ -17,10 +17,11 @@ from batchgen.ledger.intent import read_fence
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_requests
 from batchgen.records import Attempt, RankInfo, Request
-from batchgen.tickets import QueueLost, TicketClient, TicketServer
+from batchgen.tickets import Queue, QueueLost, TicketClient, TicketServer
 from batchgen.worker.admission import Admission
 from batchgen.worker.states import RowStates
 
+PAGE_ROWS = 4096  # as many as the plan keeps together
 log = logging.getLogger(__name__)
 
 
@@ -62,20 +63,43 @@ class Portion:
         return cls(left[~alone], left[alone])
 
 
-@dataclass(slots=True)
+class Pages:
+    """Requests by their position in a list of rows, read from the plan a block at a time: to find
+    one row takes as long as to find thousands."""
+
+    def __init__(self, plan: Path, rows: np.ndarray) -> None:
+        self._plan, self._rows = plan, rows
+        self._first, self._page = 0, list[Request]()
+
+    def read(self, positions: range) -> list[Request]:
+        return [self._at(position) for position in positions]
+
+    def _at(self, position: int) -> Request:
+        if not self._first <= position < self._first + len(self._page):
+            self._first = position // PAGE_ROWS * PAGE_ROWS
+            rows = self._rows[self._first : self._first + PAGE_ROWS]
+            self._page = read_requests(self._plan, rows.tolist())
+        return self._page[position - self._first]
+
+
 class ShardSource:
     """Pulls this replica's rows from the shard's queue."""
 
-    run: RunPaths
-    portion: Portion
-    admission: Admission
-    start: RowStart
-    tickets: TicketClient | None  # None: the queue is gone
+    def __init__(
+        self,
+        plan: Path,
+        portion: Portion,
+        admission: Admission,
+        start: RowStart,
+        tickets: Queue | None,
+    ) -> None:
+        self.portion, self.admission, self.start = portion, admission, start
+        self.tickets = tickets  # None: the queue is gone
+        self._rows, self._suspects = Pages(plan, portion.rows), Pages(plan, portion.suspects)
 
     def take(self, room: int) -> list[Request]:
         while (granted := self._grant(lambda queue: queue.take(room))) is not None:
-            rows = self.portion.rows[granted.start : granted.stop]
-            if fitting := self._fitting(rows):
+            if fitting := self._fitting(self._rows.read(granted)):
                 return fitting
         return []
 
@@ -83,8 +107,7 @@ class ShardSource:
         """The next suspect, when nobody else of the shard has a row in flight; None: no more, or
         `stop` says so, which is asked several times a second."""
         while (granted := self._grant(lambda queue: queue.take_alone(stop))) is not None:
-            rows = self.portion.suspects[granted.start : granted.stop]
-            if fitting := self._fitting(rows):
+            if fitting := self._fitting(self._suspects.read(granted)):
                 return fitting[0]
         return None
 
@@ -93,9 +116,9 @@ class ShardSource:
 
     def again(self, requests: list[Request]) -> ListSource:
         """These rows, under the same rules."""
-        return ListSource([r for r in requests if self.admission.admits(r)], self.start)
+        return ListSource(self._fitting(requests), self.start)
 
-    def _grant(self, ask: Callable[[TicketClient], range]) -> range | None:
+    def _grant(self, ask: Callable[[Queue], range]) -> range | None:
         if self.tickets is None:
             return None
         try:
@@ -105,8 +128,8 @@ class ShardSource:
             self.tickets = None
             return None
 
-    def _fitting(self, rows: np.ndarray) -> list[Request]:
-        return [r for r in read_requests(self.run.plan, rows.tolist()) if self.admission.admits(r)]
+    def _fitting(self, requests: list[Request]) -> list[Request]:
+        return [request for request in requests if self.admission.admits(request)]
 
 
 @dataclass(slots=True)
@@ -126,26 +149,35 @@ class ListSource:
 
 @contextmanager
 def open_source(
-    run: RunPaths, rank: RankInfo, attempt: Attempt, admission: Admission, start: RowStart
+    run: RunPaths,
+    attempt: Attempt,
+    rank: RankInfo,
+    admission: Admission,
+    start: RowStart,
+    stop: Callable[[], bool],
 ) -> Iterator[ShardSource]:
     """Join the shard's queue; rank 0 serves it until every replica that came has let go."""
     address = run.queue_address(attempt)
     with ExitStack() as stack:
+        tickets: Queue | None
         if rank.rank == 0:
             portion = Portion.read(run, attempt)
             sizes = len(portion.rows), len(portion.suspects)
             server = TicketServer(*sizes, rank.world_size, address, rank.address)
             stack.callback(server.close)
-        tickets = _join_queue(address)
+            tickets = server.here()
+        else:
+            tickets = _join_queue(address, stop)
+            portion = Portion.read(run, attempt)
         if tickets is not None:
-            stack.callback(tickets.close)  # before the server waits for its clients
-        yield ShardSource(run, Portion.read(run, attempt), admission, start, tickets)
+            stack.callback(tickets.close)  # before the server waits for the others
+        yield ShardSource(run.plan, portion, admission, start, tickets)
 
 
-def _join_queue(address: Path) -> TicketClient | None:
+def _join_queue(address: Path, stop: Callable[[], bool]) -> Queue | None:
     """None when rank 0 is gone: it died, or the others have rendered everything meanwhile."""
     try:
-        return TicketClient(address)
+        return TicketClient(address, stop=stop)
     except QueueLost as error:
         log.warning("%s", error)
         return None

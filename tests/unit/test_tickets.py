@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,49 @@ def test_two_replicas_share_all_positions(tmp_path: Path) -> None:
     assert sorted(taken[0] + taken[1]) == list(range(200))
 
 
+def test_the_serving_process_shares_the_same_queue(tmp_path: Path) -> None:
+    server = TicketServer(10, 2, 2, tmp_path / "queue.json", "127.0.0.1")
+    here, there = server.here(), TicketClient(tmp_path / "queue.json")
+    taken = [*here.take(2), *there.take(2), *here.take(9), *there.take(9)]
+    assert taken == list(range(len(taken)))
+    while more := here.take(9):
+        taken += more
+    assert taken == list(range(10))
+    assert not here.take_alone(lambda: True)  # the other one may still draw
+    there.close()
+    assert [list(here.take_alone(lambda: False)) for _ in range(3)] == [[0], [1], []]
+    here.close()
+    server.close()
+
+
+def test_suspects_are_handed_out_when_nobody_else_draws(tmp_path: Path) -> None:
+    """Three replicas; each that has drawn one waits for the next until all others wait too."""
+    server = TicketServer(0, 20, 3, tmp_path / "queue.json", "127.0.0.1")
+    clients = [server.here(), *(TicketClient(tmp_path / "queue.json") for _ in range(2))]
+    for client in clients:
+        assert not client.take(1)
+    at_work, most, drawn = 0, 0, []
+
+    def draw(k: int) -> None:
+        nonlocal at_work, most
+        while granted := clients[k].take_alone(lambda: False):
+            at_work += 1
+            most = max(most, at_work)
+            time.sleep(0.005)
+            drawn.extend(granted)
+            at_work -= 1
+
+    threads = [threading.Thread(target=draw, args=(k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for client in clients:
+        client.close()
+    server.close()
+    assert sorted(drawn) == list(range(20)) and most == 1
+
+
 def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
     server = TicketServer(4, 0, 1, address, "127.0.0.1")
@@ -111,3 +155,5 @@ def test_a_dead_server_is_said_not_waited_for(tmp_path: Path) -> None:
 def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(QueueLost, match="did not appear"):
         TicketClient(tmp_path / "never.json", patience_s=0.2)
+    with pytest.raises(QueueLost, match="told to end"):
+        TicketClient(tmp_path / "never.json", stop=lambda: True)

@@ -109,6 +109,40 @@ def test_a_preempted_rank_stays_to_be_started_again(tmp_path: Path) -> None:
         assert rank.wait(10) == 0
 
 
+def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Path) -> None:
+    """Rank 2 comes alone; later rank 1 is done while rank 0 still draws."""
+    shift = make_shift(tmp_path, [900, 1])
+    shift.begin([0], alone=[1])
+    early = shift.start(1, rank=2, world_size=3)
+    shift.wait_for(lambda: shift.events(1, replica=2))
+    time.sleep(0.5)
+    early.send_signal(signal.SIGTERM)
+    early.communicate(timeout=30)
+    assert early.returncode == 0
+    with at_work(shift, 1, 0, world_size=3) as rank:
+        late = shift.start(1, rank=1, world_size=3)
+        shift.wait_for(lambda: shift.events(1, replica=1))
+        time.sleep(1.0)
+        assert started(shift, 1, replica=1) == []
+        for process in (late, rank):
+            process.send_signal(signal.SIGUSR2)
+        late.communicate(timeout=30)
+        assert late.returncode == rank.wait(30) == 0
+    assert [end_of(shift, 1, replica=k).reason for k in (0, 1, 2)] == [  # type: ignore[union-attr]
+        "drained", "drained", "terminated",
+    ]  # fmt: skip
+
+
+def test_rank_zero_may_wait_for_the_others_longer_than_its_watchdog(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [300, 700], "slurm.watchdog_s=2")
+    shift.begin([0, 1])
+    ranks = [shift.start(1, rank=k, world_size=2) for k in range(2)]
+    for rank in ranks:
+        _, err = rank.communicate(timeout=60)
+        assert rank.returncode == 0, err
+    assert [list(shift.frames(1, replica=k)) for k in range(2)] == [[0], [1]]
+
+
 # ---------------------------------------------------------------------------------- wall time
 def test_rows_that_do_not_fit_before_the_limit_are_not_begun(tmp_path: Path) -> None:
     shift = make_shift(tmp_path, [60, 1000, 1000, 60, 1000, 5], "slurm.signal_delay_s=30")
