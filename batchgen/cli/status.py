@@ -13,6 +13,7 @@ from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths
+from batchgen.records import Attempt
 from batchgen.runner.queueview import QueueView, look, queue_lines, with_queue
 
 WATCH_S = 1.0
@@ -44,7 +45,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "logs",
         handle_logs,
         summary="the end of every log, or the failures",
-        description="The end of each log of the last submission, or failed rows with tracebacks.",
+        description="The end of each log of the last submission, or what failed and why.",
         epilog="examples:\n  batchgen logs latest\n  batchgen logs latest --failed",
     )
     for parser in (status, cancel, logs):
@@ -53,7 +54,9 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     status.add_argument(
         "--offline", action="store_true", help="ask no scheduler: the run folder alone"
     )
-    logs.add_argument("--failed", action="store_true", help="failed rows with their tracebacks")
+    logs.add_argument(
+        "--failed", action="store_true", help="failed rows and attempts with their errors"
+    )
 
 
 # ------------------------------------------------------------------------------------------ status
@@ -185,6 +188,8 @@ def _log_files(run: RunPaths) -> list[Path]:
 
 
 def _failures(run: RunPaths) -> Result:
+    """Failed rows with their errors, then attempts that died or ended by an error, with the end of
+    what they printed."""
     from batchgen.ledger.frames import failures, snapshot
 
     rows = snapshot(run.root)
@@ -193,4 +198,28 @@ def _failures(run: RunPaths) -> Result:
         print(f"==> {row.row_id}  {row.error_type}: {row.error}\n{row.traceback}")
     if len(failed) > SHOWN_FAILURES:
         print(f"... and {len(failed) - SHOWN_FAILURES} more; see catalog.failures() in pandas")
-    return Result(OK, {"run": str(run.root), "failed": list(failed.row_id)})
+    ended = [a for a in read_status(run).attempts if a.life == "dead" or a.error]
+    for attempt in ended[-SHOWN_FAILURES:]:
+        print(f"==> {_attempt_line(attempt).strip()}  {attempt.error}")
+        if log := _printed_by(run, attempt.attempt):
+            print("\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
+    tags = [attempt.attempt.tag for attempt in ended]
+    return Result(OK, {"run": str(run.root), "failed": list(failed.row_id), "attempts": tags})
+
+
+def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
+    """Standard error of an attempt's process (of all its starts), if there is any."""
+    from batchgen.runner.jobs import jobs_of
+
+    jobs = [job for job in jobs_of(run, attempt.submission) if job.task <= attempt.task]
+    if not jobs:
+        return None
+    job = max(jobs, key=lambda started: started.task)
+    folder = run.submission(attempt.submission)
+    element = f"{job.job_id}_{attempt.task - job.task}_{attempt.replica}"
+    for name in (f"slurm/{element}", f"slurm/{job.job_id}_{attempt.replica}",
+                 f"submitit/{job.job_id}_{attempt.replica}"):  # fmt: skip
+        log = folder / f"{name}_log.err"
+        if log.is_file() and log.stat().st_size:
+            return log
+    return None

@@ -1,0 +1,118 @@
+"""What follows a submission that has ended: judged from the journals of real ranks."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shift import Shift, make_shift
+
+from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.media.durable import write_bytes_atomic
+from batchgen.runner.decide import Move, next_move
+
+Make = Callable[..., Shift]
+SLURM = "slurm.executor=slurm"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A run of `count` rows of 10 ms."""
+    return lambda count, *overrides: make_shift(
+        tmp_path, [1] * count, *overrides, model="null-engine"
+    )
+
+
+def killed_at(row: int) -> dict[str, str]:
+    return {"BATCHGEN_FAILPOINT": f"row.row-{row}:*:kill"}
+
+
+def follow(shift: Shift, move: Move) -> int:
+    """Begin the submission of a move."""
+    rows = move.rows
+    shards = SubmissionRows(rows, np.zeros(len(rows), np.int32), np.arange(len(rows)))
+    settings = move.settings
+    info = SubmissionInfo(config=json.dumps(settings.resolved), attempt=settings.attempt)
+    return begin_submission(shift.run, shards, info)
+
+
+def test_nothing_follows_a_run_that_is_done_or_cancelled_or_was_never_begun(make: Make) -> None:
+    shift = make(4)
+    assert next_move(shift.run) is None
+    number = shift.begin(range(4))
+    write_bytes_atomic(shift.run.cancelled(number), b"")
+    assert next_move(shift.run) is None
+    shift.run.cancelled(number).unlink()
+    assert next_move(shift.run) is not None
+    assert shift.work(number) == 0
+    assert next_move(shift.run) is None
+
+
+def test_only_rows_of_the_last_submission_follow(make: Make) -> None:
+    """Somebody asked for two rows: the others are not rendered on the way."""
+    shift = make(6)
+    shift.begin([1, 2])
+    move = next_move(shift.run)
+    assert move is not None and move.rows.tolist() == [1, 2]
+
+
+def test_progress_costs_no_attempt_and_its_lack_ends_the_chain(make: Make) -> None:
+    shift = make(20, "slurm.max_attempts=2")
+    shift.work(shift.begin(range(20)), killed_at(15))
+    first = next_move(shift.run)
+    assert first is not None and first.settings.attempt == 1 and len(first.rows) < 20
+    number = follow(shift, first)
+    shift.work(number, killed_at(int(first.rows[0])))
+    second = next_move(shift.run)
+    assert second is not None and second.settings.attempt == 2
+    number = follow(shift, second)
+    shift.work(number, killed_at(int(second.rows[0])))
+    assert next_move(shift.run) is None
+
+
+def test_one_attempt_means_one(make: Make) -> None:
+    shift = make(20, "slurm.max_attempts=1")
+    shift.work(shift.begin(range(20)), killed_at(15))
+    assert next_move(shift.run) is None
+
+
+def test_an_error_that_every_rank_meets_at_once_is_not_tried_again(make: Make) -> None:
+    shift = make(4)
+    assert shift.work(shift.begin(range(4)), {"BATCHGEN_NULL_SLOW": "node1=nonsense"}) != 0
+    assert next_move(shift.run) is None
+
+
+@pytest.mark.parametrize(("overrides", "goes_on"), [((), False), ((SLURM,), True)])
+def test_a_rank_that_somebody_ended(
+    tmp_path: Path, overrides: tuple[str, ...], goes_on: bool
+) -> None:
+    """On this machine a person did it; on a cluster it was one array element of many."""
+    shift = make_shift(tmp_path, [100] * 4, *overrides, model="null-engine")
+    number = shift.begin(range(4))
+    rank = shift.start(number)
+    shift.wait_for(lambda: len(shift.events(number)) >= 3)
+    rank.send_signal(signal.SIGTERM)
+    rank.communicate(timeout=60)
+    assert (next_move(shift.run) is not None) == goes_on
+
+
+def test_rows_that_failed_on_a_bad_host_are_tried_elsewhere(make: Make) -> None:
+    shift = make(12, SLURM, "slurm.ranks_per_node=2", "slurm.row_retries=0")
+    number = shift.begin(range(12))
+    pair = {"world_size": 2}
+    bad = shift.start(
+        number, {"BATCHGEN_FAILPOINT": "host.node2:*:raise"}, rank=1, host="node2", **pair
+    )
+    good = shift.start(number, {"BATCHGEN_NULL_SLOW": "node1=20"}, host="node1", **pair)
+    for rank in (bad, good):
+        rank.communicate(timeout=60)
+    move = next_move(shift.run)
+    assert move is not None and set(move.settings.excluded) == {"node2"}
+    assert len(move.rows) >= 3
+    kept = replace(move.settings, excluded={})
+    assert kept.resolved == shift.config
