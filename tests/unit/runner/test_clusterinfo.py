@@ -61,6 +61,8 @@ cpu|50|128|515000|(null)|(null)|mix
 gpu|20|112|1031000|gpu:h100:8(S:0-1),nvme:2|h100,ib|alloc
 gpu|12|112|1031000|gpu:h100:8(S:0-1),nvme:2|h100,ib|idle~
 gpu|2|112|1031000|gpu:h100:8(S:0-1),nvme:2|h100,ib|drain*
+gpu|1|112|1031000|gpu:h100:8(S:0-1),nvme:2|h100,ib|drng
+gpu|1|112|1031000|gpu:h100:8(S:0-1),nvme:2|h100,ib|mix$
 gpu|6|64|515000|gpu:a100:4(S:0-1)|a100|mix
 old|9|16|64000|gpu:2|(null)|down*
 """

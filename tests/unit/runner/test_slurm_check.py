@@ -181,11 +181,19 @@ def test_a_node_that_differs(changed: dict[str, Any], what: str, verdict: str, w
 
 
 @pytest.mark.parametrize(
-    ("told", "verdict"), [(99.0, "ok"), (97.0, "warn"), (104.0, "warn"), (161.0, "fail")]
+    ("told", "skew", "verdict"),
+    [
+        (99.0, -1, "ok"),
+        (97.0, -3, "warn"),
+        (100.7, 0, "ok"),
+        (104.0, 3, "warn"),
+        (161.0, 60, "fail"),
+    ],
 )
-def test_clocks(told: float, verdict: str) -> None:
+def test_clocks(told: float, skew: float, verdict: str) -> None:
     """An answer between asking and reading proves nothing wrong."""
     clock = Clock("n1", asked=100.0, told=told, read=101.0)
+    assert clock.skew_s == skew
     found = said(judge(SLURM, HERE, ranks(), nodes(), [clock]))["clock"]
     assert found[0] == verdict
     assert said(judge(SLURM, HERE, ranks(), nodes(), []))["clock"][0] == "warn"
