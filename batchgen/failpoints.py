@@ -2,9 +2,9 @@
 
 `BATCHGEN_FAILPOINT="name:n:action,..."` acts at the n-th pass of the point `name` (1-based; n may
 be `*`): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
-ENOSPC, `stop` sends SIGSTOP, `sleep` sleeps 70 s deaf to everything, `hog` takes memory until somebody kills this process. Beside the steps
-of a commit there are `row.<row_id>` and `host.<host>`, where a row begins. Without the variable a
-point costs one dictionary look-up.
+ENOSPC, `stop` sends SIGSTOP, `sleep52` is deaf for 52 s, `hog` takes memory until somebody kills
+this process. Beside the steps of a commit there are `row.<row_id>` and `host.<host>`, where a row
+begins. Without the variable a point costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-SLEEP_S = 70.0
 HOG_MIB = 4096  # at most: a machine that kills nobody shall survive
 _passes: Counter[str] = Counter()
 
@@ -51,17 +50,17 @@ def _act(name: str, action: str) -> None:
         raise RuntimeError(f"failpoint {name}")
     elif action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
-    elif action == "sleep":
-        _sleep()
+    elif action.startswith("sleep"):
+        _sleep(float(action.removeprefix("sleep")))
     elif action == "hog":
         _hog()
     else:
         raise ValueError(f"BATCHGEN_FAILPOINT: unknown action {action!r}")
 
 
-def _sleep() -> None:
-    """Longer than the shortest wall-time limit of a cluster, whatever signals come."""
-    until = time.monotonic() + SLEEP_S
+def _sleep(seconds: float) -> None:
+    """Whatever signals come."""
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.5)
 

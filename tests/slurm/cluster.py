@@ -167,6 +167,9 @@ class Cluster:
         if not self._daemon("slurmdbd"):
             self.script("start", "slurmdbd")
 
+    def stop_ctld(self) -> None:
+        self.script("stop", "slurmctld")
+
     def kill_ctld(self) -> None:
         """The controller dies without saving its state; jobs are as of a few seconds before."""
         pid = self._daemon("slurmctld")
