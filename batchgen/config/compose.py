@@ -206,6 +206,8 @@ def _forced(override: Override) -> str:
     """The override as Hydra gets it: groups as they are, values under `++` once their key is known
     to the schema (a value may then replace one that no file mentions)."""
     text, key = str(override.input_line), override.key_or_group
+    if key in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
+        raise ConfigError(f"{text}: {key} takes the name of one of its files")
     if key in GROUPS or key.startswith("hydra"):
         return text
     if override.is_delete():
