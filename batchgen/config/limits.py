@@ -78,7 +78,10 @@ RANGES: dict[str, Range] = {
         for key in ("nodes", "ranks_per_node", "cpus_per_rank", "timeout_min", "array_parallelism")
     },
     "slurm.gpus_per_node": Range(0),
-    "slurm.mem_gb": _ABOVE_ZERO,
+    "slurm.mem_gb": Range(0),  # 0: all that a node has
+    "slurm.signal_delay_s": Range(0, 65535),  # sbatch takes no more
+    "slurm.watchdog_s": Range(0),
+    "slurm.start_up_s": Range(0),
     "slurm.max_attempts": _POSITIVE,
     "slurm.row_retries": Range(0),
     **{
