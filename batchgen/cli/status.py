@@ -182,8 +182,8 @@ def _log_files(run: RunPaths) -> list[Path]:
     found = sorted(run.logs.glob("*.log"))
     submissions = sorted(run.submissions.iterdir()) if run.submissions.is_dir() else []
     for last in submissions[-1:]:
-        for folder in ("submitit", "slurm"):
-            found += [*sorted(last.glob(f"{folder}/*.out")), *sorted(last.glob(f"{folder}/*.err"))]
+        for printed in ("submitit/*.out", "submitit/*.err", "slurm/*.log"):
+            found += sorted(last.glob(printed))
     return [file for file in found if file.stat().st_size]
 
 
@@ -208,7 +208,7 @@ def _failures(run: RunPaths) -> Result:
 
 
 def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
-    """Standard error of an attempt's process (of all its starts), if there is any."""
+    """What the processes of an attempt's task printed, if anything."""
     from batchgen.runner.jobs import jobs_of
 
     jobs = [job for job in jobs_of(run, attempt.submission) if job.task <= attempt.task]
@@ -216,10 +216,12 @@ def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
         return None
     job = max(jobs, key=lambda started: started.task)
     folder = run.submission(attempt.submission)
-    element = f"{job.job_id}_{attempt.task - job.task}_{attempt.replica}"
-    for name in (f"slurm/{element}", f"slurm/{job.job_id}_{attempt.replica}",
-                 f"submitit/{job.job_id}_{attempt.replica}"):  # fmt: skip
-        log = folder / f"{name}_log.err"
+    names = (
+        f"slurm/{job.job_id}_{attempt.task - job.task}.log",
+        f"slurm/{job.job_id}.log",  # an array of one
+        f"submitit/{job.job_id}_{attempt.replica}_log.err",
+    )
+    for log in map(folder.joinpath, names):
         if log.is_file() and log.stat().st_size:
             return log
     return None

@@ -95,8 +95,8 @@ def queue(names: Sequence[str]) -> list[QueuedTask]:
     """
     text = ask("squeue", "--array", f"--name={','.join(names)}", f"--format={'|'.join(_FIELDS)}")
     lines = [line.strip() for line in text.splitlines()]
-    if not any(map(_TITLES.fullmatch, lines)):
-        raise SchedulerError(f"squeue: {text[:200].strip()!r} is not a list of jobs")
+    if not any(map(_TITLES.fullmatch, lines)) or not text.endswith("\n"):
+        raise SchedulerError(f"squeue: {text[:200].strip()!r} is no list of jobs, or not all of it")
     top = next(n for n, line in enumerate(lines) if _TITLES.fullmatch(line))
     tasks = [_task(line) for line in lines[top + 1 :] if line]
     return [task for task in tasks if task.name in names]

@@ -44,9 +44,19 @@ class Batch:
     elements: int = 1
 
     def script(self) -> str:
-        """The text that sbatch gets."""
-        executor, command = self._executor()
-        return str(executor._make_submission_file_text(command, "0"))
+        """The text that sbatch gets: submitit's, by its private way to start a command instead of
+        a pickle, in this one place. All ranks of an element print into one file."""
+        log = str(self.folder / ("%A_%a.log" if self.elements > 1 else "%j.log"))
+        executor = submitit.SlurmExecutor(folder=self.folder)
+        executor.update_parameters(**self.parameters)
+        given = executor.parameters
+        own = {"output": log, "error": log}
+        given["additional_parameters"] = {**given["additional_parameters"], **own}
+        own_args = [f"--output={log}", f"--error={log}", "--label"]
+        given["srun_args"] = [*given["srun_args"], *own_args]
+        if self.elements > 1:
+            given["map_count"] = self.elements
+        return str(executor._make_submission_file_text(self.command, "0"))
 
     def submit(self) -> str:
         """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
@@ -55,16 +65,8 @@ class Batch:
         draft.write_text(self.script())
         with outside_any_job():
             job_id = scheduler.order(draft)
-        draft.rename(self.folder / f"{job_id}_submission.sh")
+        draft.rename(self.folder / f"{job_id}.sh")
         return job_id
-
-    def _executor(self) -> tuple[submitit.SlurmExecutor, str]:
-        """submitit's private way to start a command instead of a pickle, in this one place."""
-        executor = submitit.SlurmExecutor(folder=self.folder)
-        executor.update_parameters(**self.parameters)
-        if self.elements > 1:
-            executor.parameters["map_count"] = self.elements
-        return executor, self.command
 
 
 # ---------------------------------------------------------------------------------------- launching
