@@ -109,7 +109,11 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
         print("nothing is left to render")
         return Result(OK, {"run": str(run.root), "rows": 0})
     print(f"run      {run.root}")
-    print(f"started  {started.rows} rows as submission {started.number}")
+    where = ", ".join(job.job_id for job in started.jobs if job.executor == "slurm")
+    print(
+        f"started  {started.rows} rows in {started.shards} shard(s) as submission {started.number}"
+        + (f": Slurm job {where}" if where else "")
+    )
     print(f"watch    batchgen status {run.root.name} --watch")
     data = {"run": str(run.root), "submission": started.number, "rows": started.rows}
     return Result(OK, {**data, "jobs": [job.job_id for job in started.jobs]})

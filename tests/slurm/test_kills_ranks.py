@@ -138,7 +138,7 @@ def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
     Slurm starts the shard again elsewhere. What they then commit is waste."""
     run = Campaign.submit(
         cluster,
-        job_bench(rows(24, 0.5)),
+        job_bench(rows(48, 0.5)),
         *NULL,
         "slurm.nodes=2",
         env={"BATCHGEN_FAILPOINT": "journal.before_append:3:sleep75"},
