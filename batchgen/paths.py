@@ -9,6 +9,8 @@ from pathlib import Path
 from batchgen.records import Attempt
 
 _JOURNAL_NAME = re.compile(r"(\d+)-r(\d+)-(\d+)\.jsonl")
+_BLOCK_NAME = re.compile(r"(\d+)(?:\.\d+)?")
+BLOCK_TASKS = 500  # whose files share a folder: with eight ranks, two starts of each stay below 10k
 FAN_OUT_ENTRIES = 4096  # aim for at most this many entries in one media folder (limit: 10k)
 
 
@@ -72,16 +74,25 @@ class RunPaths:
 
     def journal(self, attempt: Attempt) -> Path:
         name = f"{attempt.task}-r{attempt.restart}-{attempt.replica}.jsonl"
-        return self.journals / f"{attempt.submission:04d}" / name
+        return self.journals / _block(attempt) / name
 
     def acceptance(self, attempt: Attempt) -> Path:
         """How many bytes of the earlier journals of its task a restarted attempt accepts."""
         name = f"{attempt.task}-r{attempt.restart}.accept.json"
-        return self.journals / f"{attempt.submission:04d}" / name
+        return self.journals / _block(attempt) / name
+
+    def journal_blocks(self, submission: int | None = None) -> list[Path]:
+        """Folders that hold journals and acceptances, of one submission or all."""
+        if not self.journals.is_dir():
+            return []
+        found = [(_BLOCK_NAME.fullmatch(path.name), path) for path in self.journals.iterdir()]
+        return sorted(
+            path for match, path in found if match and submission in (None, int(match[1]))
+        )
 
     def counters(self, attempt: Attempt) -> Path:
-        name = f"{attempt.submission:04d}-{attempt.task}-r{attempt.restart}-{attempt.replica}.json"
-        return self.root / "counters" / name
+        name = f"{attempt.task}-r{attempt.restart}-{attempt.replica}.json"
+        return self.counters_dir / _block(attempt) / name
 
     @property
     def counters_dir(self) -> Path:
@@ -120,11 +131,17 @@ class RunPaths:
 
 def parse_journal(path: Path) -> Attempt:
     """The attempt that writes `path`; raises ValueError for any other file."""
-    match = _JOURNAL_NAME.fullmatch(path.name)
-    if match is None or not path.parent.name.isdigit():
+    match, block = _JOURNAL_NAME.fullmatch(path.name), _BLOCK_NAME.fullmatch(path.parent.name)
+    if match is None or block is None:
         raise ValueError(f"{path} is not a journal")
     task, restart, replica = (int(part) for part in match.groups())
-    return Attempt(int(path.parent.name), task, restart, replica)
+    return Attempt(int(block[1]), task, restart, replica)
+
+
+def _block(attempt: Attempt) -> str:
+    """Folder of an attempt's small files: its submission's, cut by tasks where there are many."""
+    block = attempt.task // BLOCK_TASKS
+    return f"{attempt.submission:04d}" + (f".{block}" if block else "")
 
 
 def media_fan_out(row_index: int, total_rows: int) -> str:

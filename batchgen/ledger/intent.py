@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,12 +120,17 @@ def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
     """Every journal of the run in the order of attempts."""
     found = []
-    for folder in run.journals.iterdir() if run.journals.is_dir() else ():
-        for path in folder.iterdir() if folder.name.isdigit() else ():
-            if path.suffix == ".jsonl":
-                with suppress(ValueError):  # somebody's copy: no attempt writes it
-                    found.append((parse_journal(path), path))
+    for path in _files(run):
+        if path.suffix == ".jsonl":
+            with suppress(ValueError):  # somebody's copy: no attempt writes it
+                found.append((parse_journal(path), path))
     return sorted(found, key=lambda item: seniority(item[0]))
+
+
+def _files(run: RunPaths, submission: int | None = None) -> Iterator[Path]:
+    """Journals and acceptances, of one submission or all."""
+    for block in run.journal_blocks(submission):
+        yield from block.iterdir()
 
 
 def seniority(attempt: Attempt) -> tuple[int, int, int, int]:
@@ -183,8 +189,7 @@ class FenceTimes:
 def fence_times(run: RunPaths, submission: int) -> FenceTimes:
     """Read them; fences of older runs, which do not tell, count as never drawn."""
     restarts: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    folder = run.journals / f"{submission:04d}"
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in _files(run, submission):
         if match := _FENCE_NAME.fullmatch(path.name):
             task, restart = int(match[1]), int(match[2])
             fence = read_fence(run, Attempt(submission, task, restart, 0))
@@ -198,8 +203,7 @@ def fence_times(run: RunPaths, submission: int) -> FenceTimes:
 def fences(run: RunPaths, submission: int) -> dict[int, tuple[int, Fence]]:
     """task -> its highest restart in `submission` that wrote a fence, and the fence."""
     result: dict[int, tuple[int, Fence]] = {}
-    folder = run.journals / f"{submission:04d}"
-    for path in folder.iterdir() if folder.is_dir() else ():
+    for path in _files(run, submission):
         match = _FENCE_NAME.fullmatch(path.name)
         if match is None:
             continue

@@ -64,7 +64,7 @@ class JournalWriter:
         path = run.journal(header.attempt)
         try:
             make_folder(path.parent)
-            run.counters_dir.mkdir(exist_ok=True)
+            run.counters(header.attempt).parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o644)
         except FileExistsError as error:

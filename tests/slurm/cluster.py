@@ -94,10 +94,15 @@ class Cluster:
                 self.node_up(k)
         self.call("scancel", "--quiet", f"--user={os.getuid()}")
         self.wait_until(lambda: not self.squeue(), 60)
-        for node in NODES:
-            if self.node_state(node) != "idle":
+        self.wait_until(self._all_idle, 60)
+
+    def _all_idle(self) -> bool:
+        """Whether all nodes are; those that are down or drained are asked to come back."""
+        states = {node: self.node_state(node) for node in NODES}
+        for node, state in states.items():
+            if state.startswith(("down", "drain", "unknown")):
                 self.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        self.wait_until(lambda: all(self.node_state(node) == "idle" for node in NODES), 60)
+        return set(states.values()) == {"idle"}
 
     # ---------------------------------------------------------------------------------- looking
     def call(self, *argv: str, check: bool = True) -> str:
@@ -149,7 +154,8 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         while not predicate():
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {timeout_s} s; queue: {self.squeue()}")
+                nodes = self.call("sinfo", "-N", "-p", "main", "-o", "%N %T %E")
+                raise AssertionError(f"not within {timeout_s} s: {self.squeue()}\n{nodes}")
             time.sleep(_STEP_S)
 
     # --------------------------------------------------------------------------------- breaking

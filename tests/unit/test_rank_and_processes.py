@@ -14,7 +14,8 @@ from batchgen.runner.rank import rank_from_environment
 
 def test_ranks_of_a_slurm_task() -> None:
     env = {
-        "SUBMITIT_EXECUTOR": "slurm", "BATCHGEN_JOB_ENDS": "1700000000", "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
+        "SUBMITIT_EXECUTOR": "slurm", "BATCHGEN_JOB_ENDS": "1700000000",
+        "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "77",
         "SLURM_RESTART_COUNT": "2", "SLURMD_NODENAME": "node3",
     }  # fmt: skip
     rank = rank_from_environment(4, env)

@@ -1,0 +1,44 @@
+"""Names inside a run folder: no folder grows without bound."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from batchgen.paths import RunPaths, media_fan_out, parse_journal
+from batchgen.records import Attempt
+
+RUN = RunPaths(Path("run"))
+
+
+@pytest.mark.parametrize("task", [0, 499, 500, 9_999])
+def test_a_journal_is_known_by_its_path(task: int) -> None:
+    attempt = Attempt(12, task, 3, 7)
+    assert parse_journal(RUN.journal(attempt)) == attempt
+
+
+@pytest.mark.parametrize("name", ["journal/0001/copy of 1-r0-0.jsonl", "journal/old/1-r0-0.jsonl"])
+def test_other_files_are_no_journals(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a journal"):
+        parse_journal(Path(name))
+
+
+@pytest.mark.parametrize("shards", [4, 4_096, 50_000])
+def test_small_files_of_many_shards_share_folders_of_bounded_size(shards: int) -> None:
+    """Eight ranks, each started twice."""
+    attempts = [Attempt(1, t, r, p) for t in range(shards) for r in (0, 1) for p in range(8)]
+    for name in (RUN.journal, RUN.counters):
+        assert max(Counter(name(attempt).parent for attempt in attempts).values()) <= 10_000
+    folders = {RUN.journal(attempt).parent for attempt in attempts}
+    assert len(folders) == -(-shards // 500) <= 10_000
+
+
+@pytest.mark.parametrize("rows", [100, 10**6, 10**8])
+def test_media_folders_are_of_bounded_size(rows: int) -> None:
+    """The rows of one stretch fill a folder; there are never more than 10k folders side by side."""
+    stretch = [media_fan_out(row, rows) for row in range(min(rows, 50_000))]
+    assert max(Counter(stretch).values()) <= 10_000
+    depth = media_fan_out(rows - 1, rows).count("/")
+    assert all(folder.count("/") == depth for folder in stretch)
