@@ -98,7 +98,7 @@ class Cluster:
 
     def _all_idle(self) -> bool:
         """Whether all nodes are; those that are down or drained are asked to come back."""
-        states = {node: self.node_state(node) for node in NODES}
+        states = self.node_states()
         for node, state in states.items():
             if state.startswith(("down", "drain", "unknown")):
                 self.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)
@@ -120,7 +120,12 @@ class Cluster:
 
     def node_state(self, node: int | str) -> str:
         """As sinfo says: idle, mixed, down* ..."""
-        return self.call("sinfo", "-h", "-p", "main", "-n", _name(node), "-o", "%T")
+        return self.node_states()[_name(node)]
+
+    def node_states(self) -> dict[str, str]:
+        """Of all nodes: asked for one, the controller may tell an old state for minutes."""
+        lines = self.call("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines()
+        return dict(line.split(" ", 1) for line in lines)
 
     def processes_on(self, node: int | str, name: str = "") -> list[int]:
         """Rank processes on a node, in order of rank; of one job name, or of all but stewards.
