@@ -28,7 +28,6 @@ def ranks(run: RunPaths) -> list[int]:
 
 def wait_for_ranks(run: RunPaths, timeout_s: float = 60.0) -> list[int]:
     """Pids of the ranks of the last submission once there are any; none if it has ended."""
-    number = read_status(run).submission
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if found := ranks(run):
@@ -42,7 +41,6 @@ def wait_for_ranks(run: RunPaths, timeout_s: float = 60.0) -> list[int]:
 def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
     """Wait until nothing of the run is at work."""
     deadline = time.monotonic() + timeout_s
-    number = read_status(run).submission
     while is_alive(run):
         assert time.monotonic() < deadline, "the run does not end"
         time.sleep(0.05)

@@ -92,9 +92,12 @@ class Campaign:
         """Until Slurm has nothing of the run any more, later submissions and stewards included."""
         prefix = job_name(self.run, 1).removesuffix("1")
         mine = re.compile(re.escape(prefix) + r"\d+(-steward)?")
-        self.until(
-            lambda: not any(mine.fullmatch(q.name) for q in self.cluster.squeue()), timeout_s
-        )
+
+        def is_over() -> bool:
+            meanwhile()
+            return not any(mine.fullmatch(queued.name) for queued in self.cluster.squeue())
+
+        self.until(is_over, timeout_s)
 
     # ------------------------------------------------------------------------------------- after it
     def audit(self, case: str, *, quarantined: Sequence[str] = ()) -> pd.DataFrame:

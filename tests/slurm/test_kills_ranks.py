@@ -136,13 +136,11 @@ def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
 ) -> None:
     """A node is cut off from its controller: its ranks live on, each about to commit a row, while
     Slurm starts the shard again elsewhere. What they then commit is waste."""
-    run = Campaign.submit(
-        cluster,
-        job_bench(rows(48, 0.5)),
-        *NULL,
-        "slurm.nodes=2",
-        env={"BATCHGEN_FAILPOINT": "journal.before_append:3:sleep75"},
-    )
+    bench = job_bench(rows(48, 0.5))
+    with (bench.folder / "slurm" / "devcluster.yaml").open("a") as profile:
+        late = 'export BATCHGEN_FAILPOINT="journal.before_append:3:sleep75"'
+        profile.write(f"setup: ['[ $SLURMD_NODENAME != node2 ] || {late}']\n")
+    run = Campaign.submit(cluster, bench, *NULL, "slurm.nodes=2")
     run.until(lambda: [a.commits for a in run.status().attempts if a.host == "node2"] == [2, 2])
     zombies = run.ranks(2)
     cut_off(cluster, 2, zombies)
