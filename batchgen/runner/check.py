@@ -157,9 +157,7 @@ class _Probe:
 
     def _last_words(self) -> str:
         """The last line that the job wrote, which tells why it ended."""
-        logs = sorted((self.folder / "logs").glob("*.err")) or [
-            *(self.folder / "logs").glob("*.out")
-        ]
+        logs = sorted(file for file in (self.folder / "logs").glob("*") if file.suffix != ".sh")
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
         lines = [line.strip() for line in lines if line.strip()]
         own = [line for line in lines if not line.startswith("srun: ")] or lines
