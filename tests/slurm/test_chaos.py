@@ -46,7 +46,7 @@ class Monkey:
         for node in self.dark:
             self.run.cluster.node_up(node)
         self.dark.clear()
-        with suppress(ProcessLookupError, IndexError):
+        with suppress(ProcessLookupError, StopIteration):  # it has just ended
             getattr(self, f"_{what}")(attempt.host, attempt.process.pid)
             self.done.append(what)
 

@@ -84,7 +84,7 @@ def test_07_wall_time_signal_ignored(cluster: Cluster, job_bench: Make) -> None:
         cluster,
         job_bench(rows(20)),
         *NULL,
-        "slurm.nodes=1",
+        "slurm.start_up_s=10",  # one shard
         "slurm.timeout_min=1",
         "slurm.watchdog_s=0",
         env={"BATCHGEN_FAILPOINT": "journal.before_append:8:sleep300"},

@@ -150,7 +150,7 @@ def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
     catalog = run.audit("16")
     index = index_commits(run.run)
     late = index.row_index[~index.accepted].tolist()
-    assert len(late) == 2  # each zombie did commit its row
+    assert len(late) >= 2  # each zombie did commit its row, and those behind it
     published = catalog.set_index("row_id").attempt
     assert all("r0" not in published[f"row-{row:03d}"] for row in late)
 
