@@ -26,6 +26,7 @@ RETRY_EPILOG = """\
 examples:
   batchgen retry latest                              the failed rows
   batchgen retry latest --rows red-circle,blue-ring  these rows, finished or not
+  batchgen retry latest --rows row-007 slurm=local   on this machine, to look into it
 """
 
 
@@ -48,10 +49,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     for parser in (resume, retry):
         add_run_argument(parser)
+        parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
         parser.add_argument(
             "--detach", action="store_true", help="return at once, as `submit` does"
         )
-    resume.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     resume.add_argument(
         "--rerender-changed",
         action="store_true",
@@ -90,7 +91,7 @@ def handle_retry(args: argparse.Namespace) -> Result:
 
     run = find_run(args)
     rows = _named_rows(run, args.rows.split(",")) if args.rows else missing_rows(run).failed
-    settings = prepare_resume(run, [], rerender_changed=False)
+    settings = prepare_resume(run, args.overrides, rerender_changed=False)
     return _go_on(args, run, settings, rows)
 
 
