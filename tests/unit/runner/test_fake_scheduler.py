@@ -1,0 +1,436 @@
+"""Every state of a scheduler ends in a right answer or a clear error: nothing is submitted twice,
+nothing is lost, and who cannot know whether a run is at work leaves it alone.
+
+The scheduler is a fake one (`fake_slurm`); what it runs are real ranks with the null engine.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
+from harness import Bench, make_bench, rows_of
+
+from batchgen.cli.main import main
+from batchgen.ledger.intent import submission_numbers
+from batchgen.paths import RunPaths
+from batchgen.runner import scheduler, steward
+from batchgen.runner.executors import slurm as executor
+from batchgen.runner.scheduler import SchedulerError, job_name
+
+HANG_S = 30  # far beyond PATIENCE_S
+# Two shards: the null engine takes 10 ms a step, and a shard has 3 start-ups of work at least.
+JOB = ("model=null-engine", "row_defaults.num_steps=10", "slurm.executor=slurm")
+TWO_SHARDS = ("slurm.nodes=2", "slurm.start_up_s=0.05")
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    fake = FakeSlurm(tmp_path / "fake")
+    for name, value in fake.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(scheduler, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(scheduler, "ORDER_PATIENCE_S", 1.0)
+    monkeypatch.setattr(scheduler, "RETRY_S", 0.02)
+    return fake
+
+
+@dataclass
+class Desk:
+    """A user at a login node: commands in this process, and what they printed."""
+
+    bench: Bench
+    fake: FakeSlurm
+    capsys: pytest.CaptureFixture[str]
+    out: str = ""
+    err: str = ""
+
+    def call(self, *argv: str) -> int:
+        self.capsys.readouterr()
+        code = main(argv)
+        self.out, self.err = self.capsys.readouterr()
+        return code
+
+    def submit(self, *overrides: str) -> int:
+        return self.call("submit", str(self.bench.job), *JOB, *TWO_SHARDS, *overrides, "--json")
+
+    def on_run(self, verb: str, *options: str) -> int:
+        return self.call(verb, str(self.run.root), *options)
+
+    @property
+    def run(self) -> RunPaths:
+        (folder,) = self.bench.root.iterdir()
+        return RunPaths(folder)
+
+    def names(self) -> Counter[str]:
+        """How many elements Slurm was ever given, by `s1`, `s1-steward`, ..."""
+        prefix = job_name(self.run, 1).removesuffix("s1")
+        return Counter(job["name"].removeprefix(prefix) for job in self.fake.jobs())
+
+    def assert_every_row_once(self) -> None:
+        rows = rows_of(self.run)
+        assert list(rows.row_id) == [f"row-{n:03d}" for n in range(4)]
+        assert list(rows.status) == ["ok"] * 4
+
+
+@pytest.fixture
+def desk(fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+    return Desk(make_bench(tmp_path, 4), fake, capsys)
+
+
+@pytest.fixture
+def two_jobs(fake: FakeSlurm, tmp_path: Path) -> FakeSlurm:
+    """An array of two named `mine`, one element at work, and one job `mine-too`."""
+    for name, array in (("mine", "--array=0-1%2"), ("mine-too", "--time=1")):
+        script = tmp_path / f"{name}.sh"
+        script.write_text(f"#!/bin/bash\n#SBATCH --job-name={name}\n#SBATCH {array}\n")
+        scheduler.order(script)
+    fake.change("1001", state="RUNNING", node="node3", reason="None")
+    return fake
+
+
+# ------------------------------------------------------------------------------------------ squeue
+def test_the_queue_is_read_by_name(two_jobs: FakeSlurm) -> None:
+    first, second = scheduler.queue(["mine"])
+    assert (first.task_id, first.job_id, first.array_id) == ("1001_0", "1001", "1001")
+    assert (first.state, first.node, first.waits) == ("RUNNING", "node3", False)
+    assert (second.task_id, second.state, second.reason) == ("1001_1", "PENDING", "Priority")
+    assert [task.task_id for task in scheduler.queue(["mine-too", "other"])] == ["1003"]
+    assert scheduler.queue(["other"]) == []
+
+
+@pytest.mark.parametrize(
+    "banner",
+    [
+        "*** Maintenance on Friday. Your jobs: see `squeue --me` ***",
+        "Your job 7 of project mine is over its quota\n1|2|3",
+        "\n\n",
+    ],
+)
+def test_a_banner_before_the_list_is_not_in_the_way(two_jobs: FakeSlurm, banner: str) -> None:
+    two_jobs.steer("squeue", "banner", banner)
+    assert [task.task_id for task in scheduler.queue(["mine"])] == ["1001_0", "1001_1"]
+    assert scheduler.queue(["other"]) == []
+
+
+@pytest.mark.parametrize(
+    ("do", "say", "told"),
+    [
+        ("hang", HANG_S, "no answer"),
+        ("fail", UNREACHABLE, "Unable to contact slurm controller"),
+        ("fail", "", "exit status 1"),
+        ("garble", "", "squeue"),
+        ("garble", "Slurm is down for maintenance until Friday", "squeue"),
+        ("garble", "\x00\ufffd\x1b[0m|||||||", "squeue"),
+        ("garble", "1001_0|1001", "squeue"),
+    ],
+)
+def test_a_queue_that_cannot_be_read_is_an_error_and_not_empty(
+    two_jobs: FakeSlurm, do: str, say: object, told: str
+) -> None:
+    two_jobs.steer("squeue", do, say)
+    started = time.monotonic()
+    with pytest.raises(SchedulerError, match=told):
+        scheduler.queue(["mine"])
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("missing", range(1, 60, 2))
+def test_a_list_that_breaks_off_loses_no_task_in_silence(two_jobs: FakeSlurm, missing: int) -> None:
+    """Cut anywhere but between two lines, which cannot be seen."""
+    two_jobs.steer("squeue", "cut", missing)
+    try:
+        found = scheduler.queue(["mine"])
+    except SchedulerError as error:
+        assert "squeue" in str(error)
+    else:
+        assert [(t.task_id, t.state) for t in found] == [
+            ("1001_0", "RUNNING"), ("1001_1", "PENDING"),
+        ]  # fmt: skip
+
+
+def test_a_machine_without_slurm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(SchedulerError, match="squeue: not found"):
+        scheduler.queue(["mine"])
+
+
+# ---------------------------------------------------------------------------- scontrol and scancel
+def test_the_array_limit_is_read(fake: FakeSlurm) -> None:
+    fake.steer("scontrol", "banner", "Welcome to node login1, MaxArraySize is what it is")
+    assert scheduler.max_array_size() == 1001
+
+
+@pytest.mark.parametrize(
+    ("do", "say"),
+    [("hang", HANG_S), ("fail", UNREACHABLE), ("garble", "MaxArraySize = (null)"), ("garble", "")],
+)
+def test_an_array_limit_that_is_not_told_is_an_error(fake: FakeSlurm, do: str, say: object) -> None:
+    fake.steer("scontrol", do, say)
+    with pytest.raises(SchedulerError, match="scontrol"):
+        scheduler.max_array_size()
+
+
+def test_cancel_ends_just_the_jobs_of_its_names(two_jobs: FakeSlurm) -> None:
+    scheduler.cancel(["mine"], pending_only=True)
+    assert [job["state"] for job in two_jobs.jobs()] == ["RUNNING", "CANCELLED", "PENDING"]
+    scheduler.cancel(["mine"])
+    assert [job["state"] for job in two_jobs.jobs()] == ["CANCELLED", "CANCELLED", "PENDING"]
+
+
+@pytest.mark.parametrize(("do", "say"), [("hang", HANG_S), ("fail", UNREACHABLE)])
+def test_a_cancel_that_was_not_heard_is_an_error(two_jobs: FakeSlurm, do: str, say: object) -> None:
+    two_jobs.steer("scancel", do, say)
+    with pytest.raises(SchedulerError, match="scancel"):
+        scheduler.cancel(["mine"])
+
+
+# ------------------------------------------------------------------------------------------- submit
+def test_a_run_from_submit_to_catalog_asks_accounting_nothing(desk: Desk) -> None:
+    """Also the plain twin of all that follows; accounting lags by minutes."""
+    desk.fake.steer("sacct", "blind", 300)
+    assert desk.submit() == 0
+    assert desk.names() == {"s1": 2, "s1-steward": 1}
+    assert desk.on_run("status") == 1
+    assert "2 pending (Priority x2), steward waits" in desk.out
+    assert desk.on_run("resume", "--detach") == 2
+    assert "is at work" in desk.err
+    assert desk.fake.work() == 3
+    desk.assert_every_row_once()
+    assert desk.on_run("status") == 0
+    assert "queue     empty" in desk.out
+    desk.fake.steer("squeue", "fail", UNREACHABLE)
+    assert desk.on_run("status") == 0  # every row is ok, whatever the queue
+    assert "queue     unknown" in desk.out
+    assert desk.fake.calls("sacct") == 0
+    assert desk.fake.calls("sbatch") == 2
+
+
+def test_a_banner_of_sbatch_is_not_taken_for_the_job_id(desk: Desk) -> None:
+    """The steward waits for what was submitted, not for the job that the banner talks about."""
+    desk.fake.steer("sbatch", "banner", "Note: job 7 and job 8 are over the quota\n99 of 100 hours")
+    assert desk.submit() == 0
+    (steward_job,) = desk.fake.jobs(job_name(desk.run, 1, steward=True))
+    assert steward_job["after"] == ["1001"]
+    assert json.loads(desk.run.jobs(1).read_text())["jobs"][0]["job_id"] == "1001"
+
+
+@pytest.mark.parametrize("refusal", [BUSY, POLICY])
+def test_a_scheduler_that_takes_nothing_is_told_and_the_run_can_be_resumed(
+    desk: Desk, refusal: str
+) -> None:
+    desk.fake.steer("sbatch", "fail", refusal)
+    assert desk.submit() == 1
+    assert refusal.splitlines()[-1].removeprefix("sbatch: error: ") in desk.err
+    assert desk.fake.jobs() == []
+    assert desk.on_run("status") == 1
+    assert "4 left" in desk.out and "queue     empty" in desk.out
+    desk.fake.heal()
+    assert desk.on_run("resume", "--detach") == 0
+    assert desk.names() == {"s2": 2, "s2-steward": 1}
+
+
+def test_the_steward_submits_what_a_limit_on_jobs_kept_out(desk: Desk) -> None:
+    """Arrays of one element; the second is refused, the steward is not."""
+    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    desk.fake.steer("sbatch", "fail", BUSY, skip=1, calls=1)
+    assert desk.submit() == 0
+    assert desk.names() == {"s1": 1, "s1-steward": 1}
+    assert "the steward will submit the rest" in (desk.run.logs / "launch.log").read_text()
+    desk.fake.heal()
+    desk.fake.work()
+    desk.assert_every_row_once()
+
+
+def test_arrays_without_a_steward_get_one_by_resume(desk: Desk) -> None:
+    """The limit was reached just before the steward."""
+    desk.fake.steer("sbatch", "fail", POLICY, skip=1)
+    assert desk.submit() == 0
+    assert desk.names() == {"s1": 2}
+    assert "no steward" in (desk.run.logs / "launch.log").read_text()
+    assert desk.on_run("status") == 1
+    assert "no steward" in desk.out
+    desk.fake.heal()
+    assert desk.on_run("resume", "--detach") == 0
+    assert desk.names() == {"s1": 2, "s1-steward": 1}
+
+
+# ----------------------------------------------------------------- submitted, and nobody was told
+@pytest.mark.parametrize(("do", "say"), [("die", ""), ("lose", TIMED_OUT)])
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_slurm_took_without_saying_so_is_not_submitted_again(
+    desk: Desk, do: str, say: str, which: int
+) -> None:
+    """`which`: the tasks' sbatch, or the steward's."""
+    desk.fake.steer("sbatch", do, say, skip=which, calls=1)
+    assert desk.submit() == 0
+    assert desk.names() == {"s1": 2, "s1-steward": 1}
+    (steward_job,) = desk.fake.jobs(job_name(desk.run, 1, steward=True))
+    assert steward_job["after"] == ["1001"]
+    assert desk.run.jobs(1).exists()
+
+
+def test_another_try_does_not_submit_again_what_the_first_did(desk: Desk) -> None:
+    """A steward is patient: it tries again after a refusal, which was none."""
+    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    desk.fake.steer("sbatch", "fail", BUSY)
+    assert desk.submit() == 1
+    desk.fake.heal()
+    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    desk.fake.steer("sbatch", "lose", TIMED_OUT, calls=3)
+    assert steward.follow_up(desk.run) == 0
+    assert desk.names() == {"s2": 2, "s2-steward": 1}
+    assert desk.fake.jobs()[2]["after"] == ["1001", "1002"]
+
+
+def test_a_sbatch_that_hangs_is_an_error(desk: Desk) -> None:
+    desk.fake.steer("sbatch", "hang", HANG_S, calls=1)
+    started = time.monotonic()
+    assert desk.submit() == 1
+    assert "sbatch gave no answer" in desk.err
+    assert time.monotonic() - started < 20
+    assert desk.on_run("resume", "--detach") == 0
+    assert desk.names() == {"s2": 2, "s2-steward": 1}
+
+
+def test_tasks_that_nobody_knew_of_are_adopted_once_they_show(desk: Desk) -> None:
+    """sbatch is killed after the job was taken, and the queue does not list it yet."""
+    desk.fake.steer("sbatch", "die", calls=1)
+    desk.fake.steer("squeue", "blind", 3600)
+    done = desk.bench.call("submit", str(desk.bench.job), *JOB, *TWO_SHARDS)  # its maker is gone
+    assert done.code == 1
+    assert "sbatch" in done.err
+    desk.fake.heal()
+    assert desk.on_run("resume", "--detach") == 0
+    assert "2 task(s) were found with Slurm" in desk.out
+    assert desk.names() == {"s1": 2, "s1-steward": 1}
+    desk.fake.work()
+    desk.assert_every_row_once()
+
+
+def test_two_submissions_of_one_run_publish_every_row_once(desk: Desk) -> None:
+    """Worst of all: the queue lists nothing long after sbatch, and somebody resumes. Both are with
+    Slurm then; the earlier one steps back."""
+    assert desk.submit() == 0
+    desk.fake.steer("squeue", "blind", 3600)
+    assert desk.on_run("resume", "--detach") == 0
+    desk.fake.heal()
+    assert desk.names() == {"s1": 2, "s1-steward": 1, "s2": 2, "s2-steward": 1}
+    desk.fake.work()
+    desk.assert_every_row_once()
+    assert set(rows_of(desk.run).attempt.str[:2]) == {"s2"}
+
+
+# ----------------------------------------------------------------- a scheduler that does not answer
+SILENT = [
+    ("hang", HANG_S, "no answer"),
+    ("fail", UNREACHABLE, "Unable to contact slurm controller"),
+    ("garble", "Slurm is down for maintenance", "squeue"),
+    ("cut", 25, "squeue"),
+]
+
+
+@pytest.mark.parametrize(("do", "say", "told"), SILENT)
+def test_status_works_from_the_run_folder_alone(
+    desk: Desk, do: str, say: object, told: str
+) -> None:
+    assert desk.submit() == 0
+    desk.fake.steer("squeue", do, say)
+    asked = desk.fake.calls("squeue")
+    assert desk.on_run("status", "--json") == 1  # rows are left
+    assert desk.fake.calls("squeue") == asked + 1
+    assert "4 left" in desk.out
+    assert "queue     unknown" in desk.out and told in desk.out
+    found = json.loads(desk.out.splitlines()[-1])
+    assert told in found["queue"]["problem"]
+    assert desk.on_run("status", "--offline") == 1
+    assert "queue" not in desk.out
+    assert desk.fake.calls("squeue") == asked + 1
+
+
+@pytest.mark.parametrize(("do", "say", "told"), SILENT)
+def test_who_cannot_know_does_nothing(desk: Desk, do: str, say: object, told: str) -> None:
+    """Resume, retry and cancel refuse; the run is as it was."""
+    assert desk.submit() == 0
+    desk.fake.steer("squeue", do, say)
+    for verb in (("resume", "--detach"), ("retry", "--rows", "row-000"), ("cancel",)):
+        assert desk.on_run(*verb) == 1
+        assert told in desk.err, verb
+        assert "nothing is at work" not in desk.out
+    assert submission_numbers(desk.run) == [1]
+    assert desk.names() == {"s1": 2, "s1-steward": 1}
+    assert not desk.run.cancelled(1).exists()
+
+
+@pytest.mark.parametrize(("do", "say", "told"), SILENT[1:])
+def test_a_steward_waits_for_an_answer(desk: Desk, do: str, say: object, told: str) -> None:
+    """One that gave up would end the chain: rows left, and no catalog."""
+    desk.fake.steer("sbatch", "fail", BUSY)
+    assert desk.submit() == 1
+    desk.fake.heal()
+    desk.fake.steer("squeue", do, say, calls=4)
+    desk.fake.steer("scontrol", "fail", UNREACHABLE, calls=2)
+    desk.fake.steer("sbatch", "fail", BUSY, calls=3)
+    assert steward.follow_up(desk.run) == 0
+    assert desk.names() == {"s2": 2, "s2-steward": 1}
+
+
+def test_a_cancel_that_is_not_heard_leaves_the_mark_and_says_so(desk: Desk) -> None:
+    """The tasks find the mark in the run folder when they start."""
+    assert desk.submit() == 0
+    desk.fake.steer("scancel", "fail", UNREACHABLE)
+    assert desk.on_run("cancel") == 1
+    assert "scancel" in desk.err and "Unable to contact" in desk.err
+    assert desk.run.cancelled(1).exists()
+    desk.fake.work(job_name(desk.run, 1))
+    assert desk.on_run("status") == 1
+    assert "0 ok" in desk.out
+
+
+# -------------------------------------------------------------------------------------- wild queues
+@pytest.mark.parametrize(
+    ("reason", "released"),
+    [
+        ("launch failed requeued held", True),
+        ("JobHeldAdmin", True),
+        ("JobHeldUser", False),
+        ("Resources", False),
+    ],
+)
+def test_what_is_held_is_shown_and_known_by_who_holds_it(
+    desk: Desk, reason: str, released: bool
+) -> None:
+    assert desk.submit() == 0
+    desk.fake.change("1002", reason=reason)
+    (task,) = (t for t in scheduler.queue([job_name(desk.run, 1)]) if t.task_id == "1001_1")
+    assert task.held_by_slurm == released
+    desk.on_run("status")
+    if task.held:
+        assert f"held      1001_1: {reason}; `scontrol release 1001_1` lets it go" in desk.out
+    else:
+        assert reason == "Resources"
+        assert "Priority x1, Resources x1" in desk.out
+
+
+def test_launch_gives_up_in_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience ends: with an error for the first array, and the ids of what was taken after it."""
+    desk.fake.steer("sbatch", "fail", BUSY)
+    assert desk.submit() == 1
+    profile = _profile(desk.run)
+    started = time.monotonic()
+    with pytest.raises(SchedulerError, match="Resource temporarily unavailable"):
+        executor.launch(desk.run, 1, 2, profile, patience_s=0.5)
+    assert 0.4 < time.monotonic() - started < 5
+
+
+def _profile(run: RunPaths):  # type: ignore[no-untyped-def]
+    from batchgen.config.build import build
+    from batchgen.config.schema import JobConfig
+    from batchgen.runfile import read_run
+
+    return build(JobConfig, read_run(run).config).slurm
