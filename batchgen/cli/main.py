@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from batchgen import __version__
-from batchgen.cli.result import INTERRUPTED, USAGE, Result
+from batchgen.cli.result import INTERRUPTED, OK, USAGE, Result
 from batchgen.errors import BatchgenError, UsageError
 
 VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights", "bench", "slurm")
@@ -71,17 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     try:
         result: Result = args.handler(args)
+        if args.json:
+            print(json.dumps(result.data, default=str))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return _ended(args, INTERRUPTED, f"interrupted; go on with `batchgen resume {_run(args)}`")
     except UsageError as error:
         return _ended(args, USAGE, str(error))
     except BatchgenError as error:
-        return _ended(args, 1, str(error))
+        return _ended(args, 1, f"{error}{_kept(args)}")
+    except BrokenPipeError:  # whoever read this has seen enough: `batchgen status latest | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except Exception as error:
         traceback.print_exc()
         return _ended(args, 1, f"{type(error).__name__}: {error}")
-    if args.json:
-        print(json.dumps(result.data, default=str))
     return result.exit_code
 
 
@@ -96,6 +101,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if words and taker is not None:
         setattr(args, taker, [*getattr(args, taker), *words])
     return args
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What an error leaves behind that was made before it."""
+    made = getattr(args, "made", None)
+    return f"; the run is kept, go on with `batchgen resume {Path(made).name}`" if made else ""
 
 
 def _run(args: argparse.Namespace) -> str:
