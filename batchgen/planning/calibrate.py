@@ -22,8 +22,8 @@ _RUNS_READ = 20  # the newest ones
 _ROWS_READ = 200_000  # of each
 _ENOUGH_ROWS = 4  # for a bucket to have factors of its own
 _COLUMNS = (
-    "status", "alias_of", "device", "width", "height", "num_frames", "num_steps",
-    "guidance_scale", "denoise_s", "decode_s", "encode_s",
+    "status", "alias_of", "device", "width", "height", "num_frames", "steps_computed",
+    "denoise_s", "decode_s", "encode_s",
 )  # fmt: skip
 _LEAST_SPREAD = 0.10  # no forecast is better than this
 
@@ -94,8 +94,7 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
     buckets = np.empty(len(table), object)
     buckets[:] = [Bucket(*size) for size in zip(*columns, strict=True)]
     seconds = {bucket: cost.bucket(bucket) for bucket in set(buckets.tolist())}
-    branches = np.where(table["guidance_scale"].to_numpy() != 1.0, 2, 1)
-    evaluations = table["num_steps"].to_numpy() * branches
+    evaluations = table["steps_computed"].to_numpy()  # of this attempt: others may have begun it
     predicted = [
         (count * seconds[b].forward, seconds[b].decode, seconds[b].encode)
         for b, count in zip(buckets.tolist(), evaluations.tolist(), strict=True)

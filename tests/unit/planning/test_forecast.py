@@ -41,6 +41,7 @@ def earlier_run(tmp_path: Path, tiny_job: JobConfig) -> Callable[..., Path]:
         frames = [1, 9, 9, 9, 9, 17] * 4
         parts = [cost.bucket(Bucket(64, 64, n)) for n in frames]
         n = len(frames)
+        computed = [10, *[40] * 5] * 4  # some rows were begun by an attempt before
         table = {
             "status": ["ok"] * (n - 1) + ["failed"],
             "alias_of": pa.array([None] * n, pa.string()),
@@ -48,9 +49,11 @@ def earlier_run(tmp_path: Path, tiny_job: JobConfig) -> Callable[..., Path]:
             "width": [64] * n,
             "height": [64] * n,
             "num_frames": frames,
-            "num_steps": [20] * n,
-            "guidance_scale": [3.0] * n,
-            "denoise_s": [p.forward * 40 * DENOISE / speed for p in parts],
+            "steps_computed": [float(count) for count in computed],
+            "denoise_s": [
+                p.forward * count * DENOISE / speed
+                for p, count in zip(parts, computed, strict=True)
+            ],
             "decode_s": [p.decode * DECODE / speed for p in parts],
             "encode_s": [p.encode * ENCODE / speed for p in parts],
         }
