@@ -27,6 +27,12 @@ class Admission:
         self._lock = threading.Lock()
         self.declined = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether rows that were taken are still at work."""
+        with self._lock:
+            return bool(self._taken)
+
     def admits(self, request: Request) -> bool:
         """Whether the row fits; if so it counts as taken. One row is always taken when nothing is
         rendered yet and nothing is at work: it is saved on the way and so goes on."""

@@ -96,6 +96,8 @@ class Shift:
     def draw_all(self) -> None:
         """The shard's rows, then its suspects, one at a time and while nobody else has any."""
         self._draw(self.source)
+        while self.source.held_back and not self.stop():
+            self._draw(self.source)
         self.sink.alone = True
         while not self.stop():
             suspect = self.source.take_alone(self.stop)

@@ -95,12 +95,19 @@ class ShardSource:
     ) -> None:
         self.portion, self.admission, self.start = portion, admission, start
         self.tickets = tickets  # None: the queue is gone
+        self.held_back = False  # `take` said no more for as long as this rank has rows at work
         self._rows, self._suspects = Pages(plan, portion.rows), Pages(plan, portion.suspects)
 
     def take(self, room: int) -> list[Request]:
+        """The next rows that fit. Behind rows at work it asks once: what does not fit here may fit
+        a rank that is idle. Only an idle rank looks through the whole queue."""
+        self.held_back = False
         while (granted := self._grant(lambda queue: queue.take(room))) is not None:
             if fitting := self._fitting(self._rows.read(granted)):
                 return fitting
+            if self.admission.busy:
+                self.held_back = True
+                return []
         return []
 
     def take_alone(self, stop: Callable[[], bool]) -> Request | None:
