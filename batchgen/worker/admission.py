@@ -17,9 +17,15 @@ class Admission:
     """Knows when the device will be done with the rows taken so far: rows share it, so their
     seconds add up, however many are in flight. Called from the engine's two threads."""
 
-    def __init__(self, until: float | None, clock: Callable[[], float] = time.time) -> None:
-        """`until`: unix seconds of the drain signal; None = unknown, every row is begun."""
-        self._until, self._clock = until, clock
+    def __init__(
+        self,
+        until: float | None,
+        clock: Callable[[], float] = time.time,
+        share_left: Callable[[Request], float] = lambda request: 1.0,
+    ) -> None:
+        """`until`: unix seconds of the drain signal; None = unknown, every row is begun.
+        `share_left`: what earlier attempts have left of a row's work."""
+        self._until, self._clock, self._share_left = until, clock, share_left
         self._free_at = 0.0
         self._taken: set[int] = set()
         self._ratios: deque[float] = deque(maxlen=RECENT)  # busy seconds over predicted ones
@@ -38,10 +44,11 @@ class Admission:
         rendered yet and nothing is at work: it is saved on the way and so goes on."""
         if self._until is None:
             return True
+        cost_s = request.cost_s * self._share_left(request)
         with self._lock:
             now = self._clock()
             begins = max(now, self._free_at) if self._taken else now
-            ends = begins + request.cost_s * (median(self._ratios) if self._ratios else 1.0)
+            ends = begins + cost_s * (median(self._ratios) if self._ratios else 1.0)
             if ends > self._until and (self._taken or self._rendered):
                 self.declined += 1
                 return False

@@ -58,7 +58,8 @@ def _attempt(
     engine = choose_engine(config.model, config.system, local_rank=rank.local_rank, host=rank.host)
     states = RowStates(root, run_file.rows, config.system.determinism)
     start = RowStart(rank.host, states)
-    admission = Admission(None if rank.ends is None else rank.ends - slurm.signal_delay_s)
+    until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
+    admission = Admission(until, share_left=states.share_left)
     policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries)
     header = _header(attempt, rank, engine.device, run_file.versions)
     with (

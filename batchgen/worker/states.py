@@ -57,6 +57,18 @@ class RowStates:
         log.info("row %s goes on after step %d", request.row_id, snapshot.step)
         return snapshot
 
+    def share_left(self, request: Request) -> float:
+        """What is left to do of the row, from the head of its file alone; 1.0 without one."""
+        path = self._path(request)
+        if not path.exists():
+            return 1.0
+        try:
+            with safe_open(path, framework="numpy") as file:
+                step = self._step(file.metadata() or {}, request)
+        except Exception:  # `load` says why
+            return 1.0
+        return max(1, request.num_steps - step) / request.num_steps  # the last one is to decode
+
     def drop(self, request: Request) -> None:
         """The row is committed: forget its state."""
         if request.row_index in self._there:
@@ -70,16 +82,21 @@ class RowStates:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step = self._step(metadata, request)
+        if int(metadata["crc"]) != _check_sum(arrays):
+            raise ValueError("the check sum does not fit")
+        return Snapshot(step, float(metadata["seconds"]), arrays)
+
+    def _step(self, metadata: Mapping[str, str], request: Request) -> int:
+        """The steps taken; ValueError unless the row can go on from them here."""
         wanted = {"row_key": request.row_key, "determinism": self._determinism}
         for name, value in wanted.items():
             if metadata.get(name) != value:
                 raise ValueError(f"{name} is {metadata.get(name)!r}, not {value!r}")
-        if int(metadata["crc"]) != _check_sum(arrays):
-            raise ValueError("the check sum does not fit")
         step = int(metadata["step"])
         if not 0 < step < request.num_steps:
             raise ValueError(f"step {step} of {request.num_steps}")
-        return Snapshot(step, float(metadata["seconds"]), arrays)
+        return step
 
 
 def _check_sum(arrays: Mapping[str, np.ndarray]) -> int:

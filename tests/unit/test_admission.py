@@ -59,3 +59,14 @@ def test_a_row_too_long_for_any_attempt_is_begun_by_a_fresh_one() -> None:
     assert admission.admits(row(1, cost_s=3600))
     admission.rendered(row(1), stats(1.0))
     assert not admission.admits(row(2, cost_s=3600))
+
+
+def test_a_row_that_goes_on_is_charged_what_is_left_of_it() -> None:
+    """3000 s, saved at nine tenths, 500 s to go; behind it there is room for 200 s more."""
+    left = {1: 0.1}
+    admission = Admission(1500.0, Clock(), lambda request: left.get(request.row_index, 1.0))
+    admission.rendered(row(9), stats(0.1))
+    assert not admission.admits(row(0, cost_s=3000))
+    assert admission.admits(row(1, cost_s=3000))
+    assert not admission.admits(row(2, cost_s=201))
+    assert admission.admits(row(3, cost_s=199))

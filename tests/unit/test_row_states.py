@@ -81,3 +81,12 @@ def test_a_state_of_another_row_or_mode_is_passed_over(
     assert "row_key is 'k', not 'other'" in caplog.text
     assert "determinism is 'strict'" in caplog.text
     assert states(tmp_path).load(ROW) is not None
+
+
+def test_the_head_of_a_state_says_what_is_left(tmp_path: Path) -> None:
+    assert states(tmp_path).share_left(ROW) == 1.0
+    states(tmp_path).save(ROW, SNAPSHOT)
+    assert states(tmp_path).share_left(ROW) == 0.6
+    assert states(tmp_path).share_left(replace(ROW, row_key="other")) == 1.0
+    path(tmp_path).write_bytes(b"")
+    assert states(tmp_path).share_left(ROW) == 1.0
