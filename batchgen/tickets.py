@@ -154,12 +154,13 @@ class TicketServer:
 class Queue(Protocol):
     """One replica's end of the queue. Raises QueueLost when the server is gone."""
 
-    def take(self, room: int) -> range:
-        """Up to `room` positions; empty when the shard is exhausted."""
+    def take(self, room: int, stop: Callable[[], bool]) -> range:
+        """Up to `room` positions; empty when the shard is exhausted, or when `stop`, which is asked
+        several times a second, ends the waiting: then this end is done for."""
 
     def take_alone(self, stop: Callable[[], bool]) -> range:
         """The position of one suspect, once no other replica has anything in flight; empty when
-        there is none left, or when `stop` ends the waiting: then this end is done for."""
+        there is none left, or when `stop` ends the waiting, as above."""
 
     def close(self) -> None:
         """Let go: nothing is in flight here any more."""
@@ -169,9 +170,11 @@ class _Here:
     """See `Queue`."""
 
     def __init__(self, take: Callable[[int], range], turns: Turns) -> None:
-        self.take = take
-        self._turns = turns
+        self._take, self._turns = take, turns
         self._turns.join(id(self))
+
+    def take(self, room: int, stop: Callable[[], bool]) -> range:
+        return self._take(room)  # waits for nobody
 
     def take_alone(self, stop: Callable[[], bool]) -> range:
         return self._turns.take(id(self), stop)
@@ -203,8 +206,8 @@ class TicketClient:
         self._stream.write(f"{line}\n".encode())
         self._stream.flush()
 
-    def take(self, room: int) -> range:
-        return self._ask(str(room), lambda: False)
+    def take(self, room: int, stop: Callable[[], bool]) -> range:
+        return self._ask(str(room), stop)
 
     def take_alone(self, stop: Callable[[], bool]) -> range:
         return self._ask(ALONE, stop)

@@ -61,13 +61,15 @@ def _attempt(
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
     admission = Admission(until, share_left=states.share_left)
     policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries)
+    watchdog = Watchdog(slurm.watchdog_s)
+    stop = _stop(drain, watchdog)
     header = _header(attempt, rank, engine.device, run_file.versions)
     with (
         JournalWriter.open(root, header) as journal,
         last_line(journal) as ending,
         _heartbeat(journal),
-        open_source(root, attempt, rank, admission, start, drain) as source,
-        Watchdog(slurm.watchdog_s) as watchdog,  # ends before the source, which waits for others
+        open_source(root, attempt, rank, admission, start, stop) as source,
+        watchdog,  # ends before the source, which waits for others
     ):
         renderer = engine.load()
         journal.phase("load", renderer.load_seconds)
@@ -77,7 +79,7 @@ def _attempt(
             renderer.load_seconds,
         )  # fmt: skip
         sink = RowSink(root, journal, policy, states, admission, _judge(config))
-        shift = Shift(renderer, source, sink, _stop(drain, watchdog), ending)
+        shift = Shift(renderer, source, sink, stop, ending)
         shift.draw_all()
         ending.last_row_at = sink.last_commit
         ending.reason = _reason(drain, source)
@@ -101,7 +103,7 @@ class Shift:
             self._draw(self.source)
         self.sink.alone = True
         while not self.stop():
-            suspect = self.source.take_alone(self.stop)
+            suspect = self.source.take_alone()
             if suspect is None:
                 return
             self._draw(ListSource([suspect], self.source.start))

@@ -92,9 +92,11 @@ class ShardSource:
         admission: Admission,
         start: RowStart,
         tickets: Queue | None,
+        stop: Callable[[], bool],
     ) -> None:
+        """`stop` is asked several times a second while the queue does not answer."""
         self.portion, self.admission, self.start = portion, admission, start
-        self.tickets = tickets  # None: the queue is gone
+        self.stop, self.tickets = stop, tickets  # None: the queue is gone
         self.held_back = False  # `take` said no more for as long as this rank has rows at work
         self._rows, self._suspects = Pages(plan, portion.rows), Pages(plan, portion.suspects)
 
@@ -102,7 +104,7 @@ class ShardSource:
         """The next rows that fit. Behind rows at work it asks once: what does not fit here may fit
         a rank that is idle. Only an idle rank looks through the whole queue."""
         self.held_back = False
-        while (granted := self._grant(lambda queue: queue.take(room))) is not None:
+        while (granted := self._grant(lambda queue: queue.take(room, self.stop))) is not None:
             if fitting := self._fitting(self._rows.read(granted)):
                 return fitting
             if self.admission.busy:
@@ -110,10 +112,10 @@ class ShardSource:
                 return []
         return []
 
-    def take_alone(self, stop: Callable[[], bool]) -> Request | None:
+    def take_alone(self) -> Request | None:
         """The next suspect, when nobody else of the shard has a row in flight; None: no more, or
-        `stop` says so, which is asked several times a second."""
-        while (granted := self._grant(lambda queue: queue.take_alone(stop))) is not None:
+        `stop` says so."""
+        while (granted := self._grant(lambda queue: queue.take_alone(self.stop))) is not None:
             if fitting := self._fitting(self._suspects.read(granted)):
                 return fitting[0]
         return None
@@ -178,7 +180,7 @@ def open_source(
             portion = Portion.read(run, attempt)
         if tickets is not None:
             stack.callback(tickets.close)  # before the server waits for the others
-        yield ShardSource(run.plan, portion, admission, start, tickets)
+        yield ShardSource(run.plan, portion, admission, start, tickets, stop)
 
 
 def _join_queue(address: Path, stop: Callable[[], bool]) -> Queue | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from batchgen.engine.contract import never
 from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer
 
 
 def take_all(client: TicketClient, room: int) -> list[int]:
     taken: list[int] = []
-    while granted := client.take(room):
+    while granted := client.take(room, never):
         taken += granted
     return taken
 
@@ -65,9 +68,9 @@ def test_two_replicas_share_all_positions(tmp_path: Path) -> None:
 def test_the_serving_process_shares_the_same_queue(tmp_path: Path) -> None:
     server = TicketServer(10, 2, 2, tmp_path / "queue.json", "127.0.0.1")
     here, there = server.here(), TicketClient(tmp_path / "queue.json")
-    taken = [*here.take(2), *there.take(2), *here.take(9), *there.take(9)]
+    taken = [i for room in (2, 9) for end in (here, there) for i in end.take(room, never)]
     assert taken == list(range(len(taken)))
-    while more := here.take(9):
+    while more := here.take(9, never):
         taken += more
     assert taken == list(range(10))
     assert not here.take_alone(lambda: True)  # the other one may still draw
@@ -82,7 +85,7 @@ def test_suspects_are_handed_out_when_nobody_else_draws(tmp_path: Path) -> None:
     server = TicketServer(0, 20, 3, tmp_path / "queue.json", "127.0.0.1")
     clients = [server.here(), *(TicketClient(tmp_path / "queue.json") for _ in range(2))]
     for client in clients:
-        assert not client.take(1)
+        assert not client.take(1, never)
     at_work, most, drawn = 0, 0, []
 
     def draw(k: int) -> None:
@@ -111,7 +114,7 @@ def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
     address.write_text(address.read_text().replace('"token": "', '"token": "0'))
     client = TicketClient(address)
     with pytest.raises(QueueLost):
-        client.take(1)
+        client.take(1, never)
     client.close()
     server.close()
 
@@ -121,7 +124,8 @@ def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
     server = TicketServer(10, 0, 2, address, "127.0.0.1")
     code = (
         "import sys, time; from pathlib import Path; from batchgen.tickets import TicketClient\n"
-        "c = TicketClient(Path(sys.argv[1])); print(len(c.take(4)), flush=True); time.sleep(60)"
+        "c = TicketClient(Path(sys.argv[1])); print(len(c.take(4, bool)), flush=True)\n"
+        "time.sleep(60)"
     )
     peer = subprocess.Popen([sys.executable, "-c", code, str(address)], stdout=subprocess.PIPE)
     assert peer.stdout is not None and peer.stdout.readline()
@@ -142,14 +146,31 @@ def test_a_dead_server_is_said_not_waited_for(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
     server = subprocess.Popen([sys.executable, "-c", code, str(address)])
     client = TicketClient(address)
-    assert client.take(1)
+    assert client.take(1, never)
     server.kill()
     server.wait()
     with pytest.raises(QueueLost, match=r"gone|answer"):
-        client.take(1)
+        client.take(1, never)
     client.close()
     with pytest.raises(QueueLost, match="no queue"):
         TicketClient(address)
+
+
+def test_whoever_waits_for_a_server_that_is_stuck_hears_the_signal(tmp_path: Path) -> None:
+    address = tmp_path / "queue.json"
+    with socket.create_server(("127.0.0.1", 0)) as stuck:  # nobody accepts
+        port = stuck.getsockname()[1]
+        address.write_text(json.dumps({"host": "127.0.0.1", "port": port, "token": "t"}))
+        client = TicketClient(address)
+        asked: list[float] = []
+
+        def stop() -> bool:
+            asked.append(time.monotonic())
+            return len(asked) > 2
+
+        assert not client.take(1, stop)
+        assert len(asked) == 3 and asked[2] - asked[0] < 5
+        client.close()
 
 
 def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
