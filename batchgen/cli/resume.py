@@ -62,27 +62,30 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_resume(args: argparse.Namespace) -> Result:
-    from batchgen.runner.recover import give_a_steward
+    from batchgen.runner.recover import free_the_steward, give_a_steward
     from batchgen.runner.resume import prepare_resume
 
     run = find_run(args)
-    if tasks := give_a_steward(run):
-        return _adopted(args, run, len(tasks))
+    for mend, done in (
+        (give_a_steward, "were found with Slurm; a steward follows them now"),
+        (free_the_steward, "were on hold and are ended; the steward submits their rows anew"),
+    ):
+        if tasks := mend(run):
+            return _mended(args, run, f"{len(tasks)} task(s) {done}")
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
     return _go_on(args, run, settings, None)
 
 
-def _adopted(args: argparse.Namespace, run: RunPaths, tasks: int) -> Result:
-    """The run went on by itself, but nobody would have finished it."""
+def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:
+    """The run goes on by itself now."""
     from batchgen.cli.run import wait_to_end
 
     if args.overrides or args.rerender_changed:
         raise RunStateError(
-            f"{tasks} task(s) of {run.root.name} are with Slurm under the old settings; a steward "
-            f"follows them now. `batchgen cancel {run.root.name}` ends them"
+            f"{done}; under the old settings: for new ones `batchgen cancel {run.root.name}` first"
         )
-    print(f"{tasks} task(s) were found with Slurm; a steward follows them now")
-    return Result(data={"run": str(run.root), "tasks": tasks}) if args.detach else wait_to_end(run)
+    print(done)
+    return Result(data={"run": str(run.root)}) if args.detach else wait_to_end(run)
 
 
 def handle_retry(args: argparse.Namespace) -> Result:

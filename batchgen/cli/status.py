@@ -154,10 +154,10 @@ def handle_cancel(args: argparse.Namespace) -> Result:
     from batchgen.runner.steward import cancel
 
     run = find_run(args)
-    if not is_alive(run):
+    ended = cancel(run)
+    if ended is None:
         print("nothing is at work")
         return Result(OK, {"run": str(run.root), "ranks": 0})
-    ended = cancel(run)
     status = read_status(run)
     print(f"{ended} rank(s) ended; {status.ok} of {status.rows} rows ok, {status.left} left")
     if is_alive(run):

@@ -11,9 +11,11 @@ import numpy as np
 from batchgen.ledger.attempts import rows_of
 from batchgen.ledger.blame import read_blame
 from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
-from batchgen.ledger.winners import missing_rows
+from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths
+from batchgen.planning.plan import read_costs
 from batchgen.runner.executors import ONE_MACHINE
 from batchgen.runner.jobs import last_submission
 from batchgen.runner.submit import Settings
@@ -34,44 +36,63 @@ def next_move(run: RunPaths) -> Move | None:
     """What to submit after the latest submission; None when nothing is left, somebody cancelled it,
     all its ranks met the same error at once, or `max_attempts` of them in a row came to little.
 
-    Only rows of that submission are taken: those without a verdict, and those that failed on a host
-    where nothing succeeded. Such hosts are excluded from here on.
+    Only rows of that submission are taken: those that it did not finish, one way or the other, and
+    those that failed on a host where nothing succeeded. Such hosts are excluded from here on.
     """
     intent = last_render(run)
     if intent is None or run.cancelled(intent.number).exists():
         return None
-    blame = read_blame(run, all_gone=True)
-    left = np.union1d(missing_rows(run).pending, blame.rows_failed_on(blame.bad_hosts))
-    left = np.intersect1d(left, rows_of(run, intent.number))
+    found = winners(run, index_commits(run))
+    blame = read_blame(run, found, all_gone=True)
+    rows = rows_of(run, intent.number)
+    left = np.setdiff1d(rows, _finished_since(found.index, intent.number))
+    left = np.union1d(left, np.intersect1d(rows, blame.rows_failed_on(blame.bad_hosts)))
     if len(left) == 0:
         return None
+    little = len(left) > (1 - PROGRESS) * intent.rows and not _carries_on(run, found.index, intent)
     config = json.loads(intent.config)
-    attempt = intent.attempt + (len(left) > (1 - PROGRESS) * intent.rows)
-    if why := _reason_to_stop(run, intent, attempt, config["slurm"]):
-        log.warning("%d rows are left: %s", len(left), why)
-        return None
     settings = Settings(
         resolved=config,
         overrides=list(intent.overrides),
         last=last_submission(run),
-        attempt=attempt,
+        attempt=intent.attempt + 1 if little else 1,
         excluded={**intent.excluded, **blame.bad_hosts},
     )
+    if why := _reason_to_stop(run, intent, settings):
+        log.warning("%d rows are left: %s", len(left), why)
+        return None
     return Move(left, settings)
 
 
-def _reason_to_stop(run: RunPaths, intent: Intent, attempt: int, slurm: dict[str, object]) -> str:
+def _finished_since(index: CommitIndex, submission: int) -> np.ndarray:
+    """row_index of the rows with an accepted verdict of this submission or a later one."""
+    return np.unique(index.row_index[index.accepted & (index.submission >= submission)])
+
+
+def _carries_on(run: RunPaths, index: CommitIndex, intent: Intent) -> bool:
+    """Whether work was saved inside rows that are longer than the wall limit allows: a tenth of
+    what the submission was predicted to take counts as progress too."""
+    mine = [f for f in index.journals if f.journal.attempt.submission == intent.number]
+    saved_s = sum(seconds for facts in mine for seconds in facts.saved.values())
+    if saved_s == 0:
+        return False
+    predicted_s = float(read_costs(run.plan).cost_s[rows_of(run, intent.number)].sum())
+    return saved_s >= PROGRESS * predicted_s
+
+
+def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
     """Why another submission would be in vain or is not wanted; empty if it is."""
-    most = int(str(slurm["max_attempts"]))
+    most = int(settings.resolved["slurm"]["max_attempts"])
     if most == 1:
         return "slurm.max_attempts is 1"
-    if attempt > most:
+    if settings.attempt > most:
         return f"{most} submissions in a row finished hardly any"
     ranks = [a for a in read_status(run).attempts if a.attempt.submission == intent.number]
-    if slurm["executor"] in ONE_MACHINE and any(rank.ended == "terminated" for rank in ranks):
+    if settings.executor in ONE_MACHINE and any(rank.ended == "terminated" for rank in ranks):
         return "somebody ended the ranks"
-    if ranks and len({rank.error for rank in ranks}) == 1 and all(map(_fell_at_once, ranks)):
-        return f"every rank met the same error: {ranks[0].error}"
+    judged = [rank for rank in ranks if rank.host not in settings.excluded]  # others go elsewhere
+    if judged and len({rank.error for rank in judged}) == 1 and all(map(_fell_at_once, judged)):
+        return f"every rank met the same error: {judged[0].error}"
     return ""
 
 

@@ -1,8 +1,10 @@
-"""A submit that was cut off after Slurm had taken its tasks: found again by the jobs' name."""
+"""What would keep a run on Slurm from its end: tasks that nobody follows after a submit that was
+cut off, and tasks on hold that a steward would wait for. All are found by the jobs' name."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 
 from batchgen.ledger.attempts import maker_of
@@ -11,9 +13,16 @@ from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import launch_steward
 from batchgen.runner.jobs import write_jobs
-from batchgen.runner.scheduler import QueuedTask, job_name, queued
+from batchgen.runner.scheduler import (
+    QueuedTask,
+    SchedulerError,
+    cancel_tasks,
+    max_array_size,
+    queued,
+)
 from batchgen.runner.submit import profile_of
 
+log = logging.getLogger(__name__)
 MAKING_S = (
     60.0  # from the intent to the steward's sbatch, for a maker whose life cannot be looked up
 )
@@ -23,18 +32,46 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     """If the latest submission's tasks are with Slurm and nobody waits behind them, submit a
     steward and note the jobs; returns the tasks. Empty when there is nothing to mend.
     SchedulerError if Slurm does not answer."""
-    intent = last_render(run)
-    if intent is None or json.loads(intent.config)["slurm"]["executor"] != "slurm":
-        return []
-    if _is_being_made(run, intent):
+    intent = slurm_intent(run)
+    if intent is None or _is_being_made(run, intent):
         return []
     tasks = queued(run, intent.number)
-    if not tasks or any(t.name != job_name(run, intent.number) for t in tasks):
-        return []  # a steward is among them
-    arrays = sorted({task.array_id for task in tasks})
-    launch_steward(run, intent.number, profile_of(json.loads(intent.config)), arrays)
-    write_jobs(run, intent.number, [Job("slurm", job, n) for n, job in enumerate(arrays)])
+    if not tasks or any(task.is_steward for task in tasks):
+        return []
+    arrays = sorted({task.array_id for task in tasks}, key=int)
+    if not launch_steward(run, intent.number, profile_of(json.loads(intent.config)), arrays):
+        raise SchedulerError(
+            f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"
+        )
+    if not run.jobs(intent.number).exists():
+        window = max_array_size()
+        jobs = [Job("slurm", job, window * n) for n, job in enumerate(arrays)]
+        write_jobs(run, intent.number, jobs)
     return tasks
+
+
+def free_the_steward(run: RunPaths) -> list[QueuedTask]:
+    """If all that is left of the arrays is on hold by Slurm's own doing (a launch that failed, a
+    requeue that was stopped), cancel it: the steward submits its rows again. What a person holds is
+    left alone. Called by each task as it ends, and by a resume; returns what was ended."""
+    intent = slurm_intent(run)
+    if intent is None:
+        return []
+    tasks = [task for task in queued(run, intent.number) if not task.is_steward]
+    if not tasks or not all(task.held_by_slurm for task in tasks):
+        return []
+    cancel_tasks([task.task_id for task in tasks])
+    for task in tasks:
+        log.warning("task %s was on hold (%s): its rows come again", task.task_id, task.reason)
+    return tasks
+
+
+def slurm_intent(run: RunPaths) -> Intent | None:
+    """The latest submission that started tasks, if it did so on Slurm."""
+    intent = last_render(run)
+    if intent is None or json.loads(intent.config)["slurm"]["executor"] != "slurm":
+        return None
+    return intent
 
 
 def _is_being_made(run: RunPaths, intent: Intent) -> bool:

@@ -38,9 +38,9 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     Raises RunStateError naming the settings when keys of finished rows would change, unless
     `rerender_changed`: then the run is replanned and just those rows lose their result.
     """
-    finish_replan(run)
     last = last_submission(run)
     refuse_if_alive(run)
+    finish_replan(run)
     header = read_run(run)
     composed = recompose(header.config, overrides)
     composed = replace(composed, overrides=(*header.overrides, *overrides))  # for the record

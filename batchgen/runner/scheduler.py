@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 20.0  # with a question
 ORDER_PATIENCE_S = 180.0  # with sbatch, which tries again by itself while there are too many jobs
 RETRY_S = 5.0
+STEWARD = "-steward"  # end of its job's name
 _FIELDS = ("%i", "%A", "%F", "%j", "%T", "%N", "%r")
 _TITLES = re.compile(r"JOBID\|JOBID\|ARRAY_JOB_ID\|NAME\|STATE\|NODELIST\|REASON")
 # Slurm put these on hold by itself; what a person holds is the person's business.
@@ -49,6 +50,10 @@ class QueuedTask:
     reason: str  # why it waits; empty or None while it runs
 
     @property
+    def is_steward(self) -> bool:
+        return self.name.endswith(STEWARD)
+
+    @property
     def waits(self) -> bool:
         return self.state in ("PENDING", "REQUEUE_HOLD", "REQUEUED", "SPECIAL_EXIT")
 
@@ -66,7 +71,7 @@ class QueuedTask:
 def job_name(run: RunPaths, submission: int, *, steward: bool = False) -> str:
     """Name of a submission's arrays (all of them), or of its steward; unique to the run."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", run.root.name)
-    return f"bg-{plain}-s{submission}" + ("-steward" if steward else "")
+    return f"bg-{plain}-s{submission}" + (STEWARD if steward else "")
 
 
 def names(run: RunPaths, submission: int) -> list[str]:
@@ -77,9 +82,15 @@ def names(run: RunPaths, submission: int) -> list[str]:
 
 
 def queued(run: RunPaths, submission: int) -> list[QueuedTask]:
-    """What Slurm has of a submission, but for the job that asks."""
+    """What Slurm has of a submission, but for the job that asks and for what has ended: a task that
+    is COMPLETING commits no more, and if it is started again it finds itself superseded."""
+    return others(queue(names(run, submission)))
+
+
+def others(tasks: Sequence[QueuedTask]) -> list[QueuedTask]:
+    """Those that may still do something, without the job that asks."""
     own = os.environ.get("SLURM_JOB_ID") if "BATCHGEN_JOB_ENDS" in os.environ else None
-    return [task for task in queue(names(run, submission)) if task.job_id != own]
+    return [task for task in tasks if task.job_id != own and task.state != "COMPLETING"]
 
 
 def is_there() -> bool:

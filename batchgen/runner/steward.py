@@ -7,6 +7,7 @@ behind the arrays of a cluster.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 
@@ -15,16 +16,16 @@ import numpy as np
 from batchgen.errors import BatchgenError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.catalog import CatalogSummary, collect
-from batchgen.ledger.intent import last_render
+from batchgen.ledger.intent import Intent, last_render
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.media.durable import write_bytes_atomic
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.runner.decide import next_move
 from batchgen.runner.executors import executor_named
-from batchgen.runner.jobs import executor_of, is_alive, jobs_of
+from batchgen.runner.jobs import executor_of, is_alive, jobs_of, last_submission
 from batchgen.runner.recover import give_a_steward
-from batchgen.runner.scheduler import SchedulerError, patiently
+from batchgen.runner.scheduler import SchedulerError, job_name, patiently, queued
 from batchgen.runner.submit import Settings, submit
 
 log = logging.getLogger(__name__)
@@ -69,12 +70,12 @@ def _may_be_alive(run: RunPaths) -> bool:
         return True
 
 
-def follow_up(run: RunPaths) -> int:
-    """The steward job: submit what is left, or write the catalog. Returns its exit status: 1 if it
-    ends the run with rows left or failed. Harmless when somebody else went on meanwhile, or an
-    earlier start of this job was killed halfway."""
+def follow_up(run: RunPaths, number: int) -> int:
+    """The steward job of submission `number`: submit what is left, or write the catalog. Returns
+    its exit status: 1 if it ends the run with rows left or failed. Harmless when somebody else went
+    on meanwhile, or an earlier start of this job was killed halfway."""
     failpoint("steward")
-    if patiently(lambda: give_a_steward(run) or is_alive(run), SCHEDULER_PATIENCE_S):
+    if patiently(lambda: _others_go_on(run, number), SCHEDULER_PATIENCE_S):
         log.info("the run is at work again")
         return 0
     move = next_move(run)
@@ -92,25 +93,49 @@ def follow_up(run: RunPaths) -> int:
     return 0 if summary.ok == summary.rows else 1
 
 
-def cancel(run: RunPaths) -> int:
-    """Drain the run's ranks and kill those that do not; returns how many were at work. What is
-    committed stays, rows in flight are saved for a resume. Ranks find the mark in the submission's
-    folder, those that are still starting too."""
-    intent = last_render(run)
-    if intent is None or not is_alive(run):
-        return 0
-    write_bytes_atomic(run.cancelled(intent.number), b"")
-    executor, jobs = executor_of(intent), jobs_of(run, intent.number)
-    met = _ranks(run)
-    executor.drain(run, intent.number, jobs)
+def _others_go_on(run: RunPaths, number: int) -> bool:
+    """Whether this steward has nothing to do: tasks are at work, or another steward is here that
+    goes first - of a later submission, or of the same one and submitted before."""
+    if give_a_steward(run) or is_alive(run):
+        return True
+    own = int(os.environ.get("SLURM_JOB_ID", "0"))
+    same = job_name(run, number, steward=True)
+    earlier = {job_name(run, n, steward=True) for n in range(1, number)}
+    stewards = [task for task in queued(run, last_submission(run)) if task.name not in earlier]
+    return any(task.name != same or int(task.job_id) < own for task in stewards)
+
+
+def cancel(run: RunPaths) -> int | None:
+    """Drain the run's ranks and kill those that do not; returns how many were at work, None if
+    nothing was. What is committed stays, rows in flight are saved for a resume. Ranks find the mark
+    in the submission's folder, those that are still starting too, and without Slurm's help."""
+    met, told = _ranks(run), 0
     deadline = time.monotonic() + DRAIN_S
-    while is_alive(run):
+    while (intent := last_render(run)) is not None:
+        if intent.number != told:  # a steward may have submitted another one meanwhile
+            if not _tell_to_end(run, intent):
+                return len(met) if told else None
+            told = intent.number
+        if not is_alive(run):
+            return len(met)
         met |= _ranks(run)
+        executor = executor_of(intent)
         if time.monotonic() > deadline:
-            executor.kill(run, intent.number, jobs)
-            break
+            executor.kill(run, intent.number, jobs_of(run, intent.number))
+            return len(met)
         time.sleep(min(1.0, executor.POLL_S))
-    return len(met)
+    return None
+
+
+def _tell_to_end(run: RunPaths, intent: Intent) -> bool:
+    """Leave the mark and drain; False, with no mark left, if nothing is at work."""
+    mark = run.cancelled(intent.number)
+    write_bytes_atomic(mark, b"")
+    if not is_alive(run):
+        mark.unlink()
+        return False
+    executor_of(intent).drain(run, intent.number, jobs_of(run, intent.number))
+    return True
 
 
 def _ranks(run: RunPaths) -> set[ProcessId]:

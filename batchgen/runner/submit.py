@@ -149,6 +149,8 @@ def cut(
     one shard."""
     slurm = config.slurm
     costs = read_costs(plan).cost_s[rows]
+    alone = np.isin(rows, suspects)
+    costs[alone] *= slurm.ranks_per_node  # the other ranks wait meanwhile
     shard = cut_shards(
         costs,
         shards=1 if slurm.executor in ONE_MACHINE else None,
@@ -159,4 +161,4 @@ def cut(
     )
     order = np.empty(len(rows), np.int64)
     order[np.argsort(-costs, kind="stable")] = np.arange(len(rows))
-    return SubmissionRows(rows, shard, order, alone=np.isin(rows, suspects))
+    return SubmissionRows(rows, shard, order, alone=alone)

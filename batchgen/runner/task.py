@@ -14,6 +14,7 @@ from pathlib import Path
 from batchgen.paths import RunPaths
 from batchgen.runner.rank import rank_from_environment
 
+START_AGAIN = 200
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -31,18 +32,37 @@ def main(what: str, folder: str, *numbers: str) -> int:
     logging.basicConfig(handlers=[printed], level=logging.INFO, format=FORMAT)
     run, submission = RunPaths(Path(folder)), int(numbers[0])
     if what == "steward":
-        from batchgen.runner.steward import follow_up
-
-        return follow_up(run)
+        return _steward(run, submission)
     task = int(numbers[1]) + int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     try:
         run_task(folder, submission, task)
     finally:
         if os.environ.get("SLURM_PROCID") == "0":
-            from batchgen.runner.held import free_the_steward
-
-            free_the_steward(run, submission)
+            _leave(run)
     return 0
+
+
+def _leave(run: RunPaths) -> None:
+    """The last task to end sees to it that the steward comes."""
+    from batchgen.runner.recover import free_the_steward
+    from batchgen.runner.scheduler import SchedulerError
+
+    try:
+        free_the_steward(run)
+    except SchedulerError as error:  # then `status` tells, and a person decides
+        logging.getLogger(__name__).warning("the queue cannot be looked at: %s", error)
+
+
+def _steward(run: RunPaths, submission: int) -> int:
+    """An error that is not a refusal (a stale file handle, say) asks for another start, as a kill
+    does: the batch script starts whatever ends with 128 or more again, a few times."""
+    try:
+        from batchgen.runner.steward import follow_up
+
+        return follow_up(run, submission)
+    except Exception:
+        logging.getLogger(__name__).exception("the steward failed")
+        return START_AGAIN
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 from harness import Bench, rows_of
-from slurm.cluster import Cluster
+from slurm.cluster import NODES, Cluster
 
 from batchgen.ledger.frames import waste
 from batchgen.ledger.intent import journal_files
@@ -72,6 +72,17 @@ class Campaign:
         host = f"node{node}" if isinstance(node, int) else node
         live = [a for a in live_attempts(self.run) if a.process.alive() and a.running]
         return [a.process.pid for a in live if not host or a.host == host]
+
+    def busy_node(self) -> str:
+        """A node with two ranks at work, as soon as there is one."""
+        found: list[str] = []
+
+        def look() -> bool:
+            found[:] = [n for n in NODES if len(self.rendering(n)) == 2]
+            return bool(found)
+
+        self.until(look)
+        return found[-1]
 
     def element(self, node: int | str) -> str:
         """The array element on a node, as Slurm's commands take it."""

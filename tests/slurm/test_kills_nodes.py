@@ -29,8 +29,7 @@ def ends(run: Campaign) -> set[str]:
 def test_03_a_node_loses_its_power(cluster: Cluster, job_bench: Make) -> None:
     """Slurm finds it out (NODE_FAIL) and starts the shard again elsewhere."""
     run = Campaign.submit(cluster, job_bench(rows(80)), *NULL)
-    run.until(lambda: len(run.rendering(3)) == 2)
-    cluster.node_kill(3)
+    cluster.node_kill(run.busy_node())
     run.wait(240)
     run.audit("3")
     assert 1 in restarts(run)
@@ -38,8 +37,8 @@ def test_03_a_node_loses_its_power(cluster: Cluster, job_bench: Make) -> None:
 
 def test_04_an_admin_sets_a_node_down(cluster: Cluster, job_bench: Make) -> None:
     run = Campaign.submit(cluster, job_bench(rows(80)), *NULL)
-    run.until(lambda: len(run.rendering(2)) == 2)
-    cluster.call("scontrol", "update", "nodename=node2", "state=down", "reason=test")
+    node = run.busy_node()
+    cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     run.wait(240)
     run.audit("4")
     assert 1 in restarts(run)
@@ -91,15 +90,14 @@ def test_07_wall_time_signal_ignored(cluster: Cluster, job_bench: Make) -> None:
     )
     run.wait(280)
     run.audit("7")
-    assert run.status().submission == 2
+    assert run.status().submission >= 2
     deaths = read_blame(run.run).deaths
     assert len(deaths) == 2 and all(death.rows for death in deaths)
 
 
 def test_10_external_requeue(cluster: Cluster, job_bench: Make) -> None:
     run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
-    run.until(lambda: len(run.rendering(1)) == 2)
-    cluster.call("scontrol", "requeue", run.element(1))
+    cluster.call("scontrol", "requeue", run.element(run.busy_node()))
     run.wait()
     catalog = run.audit("10")
     assert 1 in restarts(run)

@@ -29,8 +29,7 @@ def test_01_one_rank_is_killed(cluster: Cluster, job_bench: Make) -> None:
 
 def test_02_all_ranks_of_a_node_are_killed(cluster: Cluster, job_bench: Make) -> None:
     run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
-    run.until(lambda: len(run.rendering(2)) == 2)
-    for pid in run.ranks(2):
+    for pid in run.ranks(run.busy_node()):
         os.kill(pid, signal.SIGKILL)
     run.wait()
     run.audit("2")
@@ -99,8 +98,7 @@ def _only_run(cluster: Cluster, bench: Bench) -> Campaign:
 def test_11_one_array_element_is_cancelled(cluster: Cluster, job_bench: Make) -> None:
     """Somebody's scancel ends the element, not the run: its rows in flight are saved and go on."""
     run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
-    run.until(lambda: len(run.rendering(3)) == 2)
-    cluster.call("scancel", run.element(3))
+    cluster.call("scancel", run.element(run.busy_node()))
     run.wait()
     catalog = run.audit("11")
     assert (catalog.steps_restored > 0).sum() >= 1
@@ -176,7 +174,7 @@ def test_18_a_node_on_which_every_row_fails(cluster: Cluster, job_bench: Make) -
     """It is excluded from the next submission, and its rows are rendered elsewhere."""
     run = Campaign.submit(
         cluster,
-        job_bench(rows(60, 0.5)),
+        job_bench(rows(80)),
         *NULL,
         env={"BATCHGEN_FAILPOINT": "host.node2:*:raise"},
     )

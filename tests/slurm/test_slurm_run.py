@@ -154,13 +154,14 @@ def test_submit_and_run_inside_an_allocation(cluster: Cluster, job_bench: Make, 
 
 
 def test_shards_by_cost_end_before_equal_row_counts(cluster: Cluster, job_bench: Make) -> None:
-    """What `bench schedule` says, with one node at half speed and rows that differ tenfold."""
+    """What `bench schedule` says, with one node at half speed and rows that differ tenfold, sorted
+    by their size as many manifests are."""
     dice = np.random.default_rng(5)
-    steps = np.round(10 ** dice.uniform(1, 2, 240)).astype(int)
-    manifest = [row | {"num_steps": int(n)} for row, n in zip(rows(240), steps, strict=True)]
+    steps = np.sort(np.round(20 * 10 ** dice.uniform(0, 1, 160)).astype(int))  # as manifests are
+    manifest = [row | {"num_steps": int(n)} for row, n in zip(rows(160), steps, strict=True)]
     bench = job_bench(manifest)
     slow = {"BATCHGEN_NULL_SLOW": "node3=2.0"}
-    settings = ("slurm.start_up_s=0.5", "slurm.ranks_per_node=1", "slurm.cpus_per_rank=3")
+    settings = ("slurm.start_up_s=1", "slurm.ranks_per_node=1", "slurm.cpus_per_rank=3")
     run = Campaign.submit(cluster, bench, *NULL, *settings, env=slow)
     run.wait(240)
     by_cost = makespan(run)

@@ -8,6 +8,7 @@ writes the catalog.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -24,8 +25,9 @@ from batchgen.failpoints import failpoint
 from batchgen.paths import RunPaths
 from batchgen.runner import scheduler
 from batchgen.runner.executors import Job
-from batchgen.runner.scheduler import SchedulerError, job_name, names, queued
+from batchgen.runner.scheduler import STEWARD, SchedulerError, job_name, names, others, queued
 
+log = logging.getLogger(__name__)
 POLL_S = 5.0
 NEEDS_DRIVER = False
 STEWARD_MEM_GB = 4.0  # collecting takes 2 GiB at most, whatever the number of rows
@@ -103,15 +105,17 @@ def launch_steward(
     slurm: SlurmConfig,
     arrays: Sequence[str],
     patience_s: float = 0.0,
-) -> None:
-    """Submit the steward behind the arrays. Without it the tasks still run: a refusal is
-    noted, and `resume` by hand does the same."""
+) -> bool:
+    """Submit the steward behind the arrays; whether Slurm took it. Without it the tasks still run:
+    a refusal is noted, and `resume` by hand does the same."""
     name = job_name(run, submission, steward=True)
     batch = after(steward_batch(run, submission, slurm), arrays)
     try:
         _submit_once(name, batch, [], patience_s)
     except SchedulerError as error:
         _note(run, f"submission {submission} has no steward: {error}; `batchgen resume` goes on")
+        return False
+    return True
 
 
 def _submit_once(name: str, batch: Batch, known: Sequence[str], patience_s: float) -> str:
@@ -129,7 +133,7 @@ def _submit_once(name: str, batch: Batch, known: Sequence[str], patience_s: floa
 
 def _taken(name: str, known: Sequence[str]) -> str | None:
     """An array of this name that is with Slurm and not one of `known`."""
-    found = {task.array_id for task in scheduler.queue([name])} - set(known)
+    found = {task.array_id for task in others(scheduler.queue([name]))} - set(known)
     return min(found, default=None)
 
 
@@ -242,15 +246,18 @@ def outside_any_job() -> Iterator[None]:
 
 
 def _note(run: RunPaths, text: str) -> None:
-    """A line for `batchgen logs`."""
+    """Say it, and keep it for `batchgen logs`."""
+    log.warning("%s", text)
     with suppress(OSError), (run.logs / "launch.log").open("a") as file:
         print(text, file=file)
 
 
 # ---------------------------------------------------------------------------- watching and ending
 def is_alive(run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
-    """Slurm decides, not heartbeats: what runs on after its job is gone is fenced off anyway."""
-    return bool(queued(run, submission))
+    """Slurm decides, not heartbeats: what runs on after its job is gone is fenced off anyway.
+    Stewards settle among themselves which of them goes on (`steward.follow_up`)."""
+    asked_by_steward = os.environ.get("SLURM_JOB_NAME", "").endswith(STEWARD)
+    return any(not (asked_by_steward and t.is_steward) for t in queued(run, submission))
 
 
 def drain(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,50 @@ def test_progress_costs_no_attempt_and_its_lack_ends_the_chain(make: Make) -> No
     number = follow(shift, second)
     shift.work(number, killed_at(int(second.rows[0])))
     assert next_move(shift.run) is None
+
+
+def test_attempts_are_counted_in_a_row(make: Make) -> None:
+    """A submission that finishes a good part makes up for one before it."""
+    shift = make(20, "slurm.max_attempts=2")
+    shift.work(shift.begin(range(20)), killed_at(0))
+    first = next_move(shift.run)
+    assert first is not None and first.settings.attempt == 2
+    shift.work(follow(shift, first), killed_at(int(first.rows[10])))
+    second = next_move(shift.run)
+    assert second is not None and second.settings.attempt == 1
+
+
+def test_a_retry_that_was_cut_off_goes_on(make: Make) -> None:
+    """Rows that somebody asked for again have an older result; they are left all the same."""
+    shift = make(6)
+    assert shift.work(shift.begin(range(6))) == 0
+    shift.work(shift.begin([1, 2, 3]), killed_at(2))
+    move = next_move(shift.run)
+    assert move is not None and 2 in move.rows and set(move.rows) <= {1, 2, 3}
+
+
+def test_a_row_longer_than_the_limit_is_carried_on(tmp_path: Path) -> None:
+    """Each submission saves a part of it: that is progress, though nothing is finished."""
+    shift = make_shift(tmp_path, [300], SLURM, "slurm.max_attempts=2", model="null-engine")
+    number = shift.begin([0])
+    for _ in range(3):
+        rank = shift.start(number)
+        shift.wait_for(lambda number=number: len(shift.events(number)) >= 3)
+        time.sleep(0.6)
+        rank.send_signal(signal.SIGUSR2)
+        rank.communicate(timeout=60)
+        move = next_move(shift.run)
+        assert move is not None and move.settings.attempt == 1
+        number = follow(shift, move)
+
+
+def test_a_host_that_is_found_bad_last_does_not_end_the_chain(make: Make) -> None:
+    shift = make(20, SLURM, "slurm.row_retries=0")
+    assert shift.work(shift.begin(range(10))) == 0
+    number = shift.begin(range(10, 20))
+    shift.work(number, {"BATCHGEN_FAILPOINT": "host.node2:*:raise"}, host="node2")
+    move = next_move(shift.run)
+    assert move is not None and set(move.settings.excluded) == {"node2"}
 
 
 def test_one_attempt_means_one(make: Make) -> None:
