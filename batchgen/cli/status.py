@@ -151,10 +151,16 @@ def _duration(seconds: float) -> str:
 # ------------------------------------------------------------------------------------ cancel, logs
 def handle_cancel(args: argparse.Namespace) -> Result:
     from batchgen.runner.jobs import is_alive
+    from batchgen.runner.scheduler import SchedulerError
     from batchgen.runner.steward import cancel
 
     run = find_run(args)
-    ended = cancel(run)
+    try:
+        ended = cancel(run)
+    except SchedulerError as error:
+        raise SchedulerError(
+            f"{error}; ranks at work see the mark and end, ask again later"
+        ) from error
     if ended is None:
         print("nothing is at work")
         return Result(OK, {"run": str(run.root), "ranks": 0})
