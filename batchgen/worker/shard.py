@@ -60,7 +60,8 @@ def _attempt(
     start = RowStart(rank.host, states)
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
     admission = Admission(until, share_left=states.share_left)
-    policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries)
+    elsewhere = slurm.executor == "slurm"  # the others have this machine only
+    policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
     watchdog = Watchdog(slurm.watchdog_s)
     stop = _stop(drain, watchdog)
     header = _header(attempt, rank, engine.device, run_file.versions)

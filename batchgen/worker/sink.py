@@ -31,12 +31,13 @@ FAILED_ROWS_BEFORE_STOP = 5  # distinct rows that fail before the first one is o
 
 @dataclass(frozen=True, slots=True)
 class RowPolicy:
-    """Who commits, and how often a row may be tried."""
+    """Who commits, how often a row may be tried, and whether another machine could try it too."""
 
     attempt: Attempt
     host: str
     total_rows: int
     row_retries: int
+    elsewhere: bool = False
 
 
 class RowSink:
@@ -56,9 +57,9 @@ class RowSink:
         self._states, self._admission = states, admission
         self._started: dict[int, float] = {}
         self._tries: Counter[int] = Counter()
-        self._again: list[Request] = []
+        self._again: list[tuple[Request, Exception]] = []
         self._full_in_a_row = 0
-        self._bad_first: set[int] | None = set()  # failed rows; None after the first ok one
+        self._bad_first: set[int] | None = set() if policy.elsewhere else None  # until one is ok
         self.alone = False  # rows that start now have the shard to themselves
         self.last_commit = 0.0  # unix seconds
         self._lock = threading.Lock()
@@ -99,20 +100,37 @@ class RowSink:
 
     def failed(self, request: Request, error: Exception, stats: RowStats) -> None:
         """Keep the row for another try, or record its class, message and traceback. SickNode if
-        all of the attempt's first rows fail."""
+        all of the attempt's first rows fail where other machines could draw them."""
         self._admission.dropped(request)
         final = isinstance(error, FINAL_ERRORS)
+        if final or not self._keep(request, error, stats):
+            self._give_up(request, error, stats)
         if not final:
             self._count_bad(request, error)
+
+    def to_retry(self) -> list[Request]:
+        """Rows with tries left; forgets them."""
+        return [request for request, _ in self._take_again()]
+
+    def _keep(self, request: Request, error: Exception, stats: RowStats) -> bool:
+        """For another try; False if there is none left."""
         with self._lock:
             tries = max(1, self._tries[request.row_index])
-            if tries <= self._policy.row_retries and not final:
-                self._tries[request.row_index] = tries
-                self._again.append(request)
-                busy_s = stats.stages.encode + stats.stages.denoise
-                self._journal.tried(request.row_index, busy_s, error)
-                log.warning("row %s failed, try %d: %r", request.row_id, tries, error)
-                return
+            if tries > self._policy.row_retries:
+                return False
+            self._tries[request.row_index] = tries
+            self._again.append((request, error))
+        busy_s = stats.stages.encode + stats.stages.denoise
+        self._journal.tried(request.row_index, busy_s, error)
+        log.warning("row %s failed, try %d: %r", request.row_id, tries, error)
+        return True
+
+    def _take_again(self) -> list[tuple[Request, Exception]]:
+        with self._lock:
+            again, self._again = self._again, []
+        return again
+
+    def _give_up(self, request: Request, error: Exception, stats: RowStats) -> None:
         text = "".join(traceback.format_exception(error))
         commit = replace(
             self._commit(request, stats),
@@ -124,12 +142,6 @@ class RowSink:
         self._journal.commit(commit)
         self._states.drop(request)
         log.error("row %s failed: %s: %s", request.row_id, type(error).__name__, error)
-
-    def to_retry(self) -> list[Request]:
-        """Rows with tries left; forgets them."""
-        with self._lock:
-            again, self._again = self._again, []
-        return again
 
     def _score(self, rendered: Rendered) -> float | None:
         return self._judge(rendered.frames, rendered.request.prompt) if self._judge else None
@@ -144,15 +156,19 @@ class RowSink:
         self.failed(rendered.request, error, rendered.stats)
 
     def _count_bad(self, request: Request, error: Exception) -> None:
-        """Rows that fail one after the other are not to blame for it themselves."""
+        """When the first rows fail one after the other, the machine may be to blame. Or they are:
+        so they get their verdict, lest the next attempt meets the same ones first."""
         if self._bad_first is None:
             return
         self._bad_first.add(request.row_index)
-        if len(self._bad_first) >= FAILED_ROWS_BEFORE_STOP:
-            raise SickNode(
-                f"the first {len(self._bad_first)} rows on {self._policy.host} all failed, the "
-                f"last one with {type(error).__name__}: {error}"
-            ) from error
+        if len(self._bad_first) < FAILED_ROWS_BEFORE_STOP:
+            return
+        for row, cause in self._take_again():
+            self._give_up(row, cause, RowStats())  # its seconds were told with the try
+        raise SickNode(
+            f"the first {len(self._bad_first)} rows on {self._policy.host} all failed, the "
+            f"last one with {type(error).__name__}: {error}"
+        ) from error
 
     def _commit(self, request: Request, stats: RowStats) -> Commit:
         now = self.last_commit = time.time()
