@@ -14,7 +14,7 @@ class EngineChoice:
     """An engine that is still to be loaded."""
 
     device: str  # as the catalog names it
-    load: Callable[[], Renderer]
+    load: Callable[[Callable[[], object]], Renderer]  # told of each component that is loaded
 
 
 def choose_engine(
@@ -26,11 +26,12 @@ def choose_engine(
     if model.family == "null":
         from batchgen.engine.null import NullEngine
 
-        return EngineChoice("cpu", lambda: NullEngine(system, host))
+        return EngineChoice("cpu", lambda moved: NullEngine(system, host))
     from batchgen.engine.device import device_name, device_of_rank, pick_device
     from batchgen.engine.engine import Engine
 
     device = device_of_rank(local_rank)
     return EngineChoice(
-        device_name(pick_device(device)), lambda: Engine.load(model, system, device)
+        device_name(pick_device(device)),
+        lambda moved: Engine.load(model, system, device, moved=moved),
     )

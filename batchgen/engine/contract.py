@@ -59,12 +59,21 @@ class Renderer(Protocol):
     def load_seconds(self) -> float:
         """What it took to be ready."""
 
-    def render(self, source: Source, sink: Sink, *, stop: Callable[[], bool]) -> EngineReport:
+    def render(
+        self,
+        source: Source,
+        sink: Sink,
+        *,
+        stop: Callable[[], bool],
+        moved: Callable[[], object],
+    ) -> EngineReport:
         """Draw every row of `source` into `sink` and say what it took.
 
         `stop` is asked once per tick; when it is true, rows in flight are saved, rows already
         denoised are still delivered, and the report comes back. A row that fails goes to
-        `sink.failed` and the others go on. Exceptions of source and sink come out of here."""
+        `sink.failed` and the others go on. `moved` is told, on any thread, of what is done between
+        two ticks, which may take long: a text encoded, a row finished. Exceptions of source and
+        sink come out of here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +106,7 @@ class EngineReport:
 def never() -> bool:
     """The `stop` of a render that runs to its end."""
     return False
+
+
+def unheard() -> None:
+    """The `moved` where nobody listens."""

@@ -10,7 +10,7 @@ import torch
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine import device as devices
-from batchgen.engine.contract import EngineReport, Sink, Source, never
+from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
 from batchgen.engine.edges import run_item_by_item
 from batchgen.engine.family import Family, family_named
 from batchgen.engine.memory.residency import Residency, plan_mode
@@ -55,17 +55,25 @@ class Engine:
 
     @classmethod
     def load(
-        cls, model: ModelSpec, system: SystemConfig, device: str = "auto", *, overlap: bool = True
+        cls,
+        model: ModelSpec,
+        system: SystemConfig,
+        device: str = "auto",
+        *,
+        overlap: bool = True,
+        moved: Callable[[], object] = unheard,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
-        `device` is `auto` (CUDA if there is one, else CPU) or a torch device. Raises WeightsError
-        for weights that do not fit, ConfigError for an unknown family or a device that is not
-        there. In strict mode on a CPU the process goes to one torch thread."""
+        `device` is `auto` (CUDA if there is one, else CPU) or a torch device; `moved` is told of
+        each component that is loaded. Raises WeightsError for weights that do not fit, ConfigError
+        for an unknown family or a device that is not there. In strict mode on a CPU the process
+        goes to one torch thread."""
         begin = perf_counter()
         where = devices.pick_device(device)
         devices.prepare(where, system)
-        components: dict[str, Any] = load_components(model, devices.run_dtype(model, where))
+        dtype = devices.run_dtype(model, where)
+        components: dict[str, Any] = load_components(model, dtype, moved)
         family = family_named(model.family).build(model, components, where)
         engine = cls(model, system, family, where, overlap=overlap)
         engine.load_seconds = perf_counter() - begin
@@ -77,15 +85,21 @@ class Engine:
         return devices.device_name(self.device)
 
     def render(
-        self, source: Source, sink: Sink, *, stop: Callable[[], bool] = never
+        self,
+        source: Source,
+        sink: Sink,
+        *,
+        stop: Callable[[], bool] = never,
+        moved: Callable[[], object] = unheard,
     ) -> EngineReport:
         """Draw every row of `source` into `sink` and say what it took.
 
         `stop` is asked once per tick; when it is true, rows in flight are saved, rows already
         denoised are still delivered, and the report comes back. A row that fails goes to
-        `sink.failed` and the others go on. Exceptions of source and sink come out of here, after
-        the background thread has ended."""
+        `sink.failed` and the others go on. `moved` is told, on any thread, of what is done between
+        two ticks. Exceptions of source and sink come out of here, after the background thread has
+        ended."""
         devices.reset_peak(self.device)
         setting = Setting(self.device_name, self.family.attention_kernel(), self.system.determinism)
         with torch.no_grad():
-            return Render(self.replica, source, sink, stop, setting).run()
+            return Render(self.replica, source, sink, stop, moved, setting).run()

@@ -1,8 +1,9 @@
 """The finishing lane: decode, copy to the host and delivery behind the next ticks.
 
 One thread, a bounded queue, and a serial twin that does the same work on the calling thread. Rows
-come out in the order they went in. An error of the lane's work ends it: later jobs are dropped, and
-the next call into the lane raises the error on the calling thread."""
+come out in the order they went in. Whoever has to wait for several of them is not stuck: `moved` is
+told of each. An error of the lane's work ends it: later jobs are dropped, and the next call into
+the lane raises the error on the calling thread."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from threading import Thread
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from batchgen.engine.contract import unheard
+
 Job = TypeVar("Job")
 DEPTH = 4  # rows that wait, each with its latents
 
@@ -19,8 +22,15 @@ DEPTH = 4  # rows that wait, each with its latents
 class Lane(Generic[Job]):
     """A context: leaving it finishes what was put in, unless an exception is on its way out."""
 
-    def __init__(self, work: Callable[[Job], None], *, overlap: bool, depth: int = DEPTH) -> None:
-        self._work = work
+    def __init__(
+        self,
+        work: Callable[[Job], None],
+        *,
+        overlap: bool,
+        depth: int = DEPTH,
+        moved: Callable[[], object] = unheard,
+    ) -> None:
+        self._work, self._moved = work, moved
         self._queue: Queue[Job | None] = Queue(maxsize=depth)
         self._error: BaseException | None = None
         self._dropping = False
@@ -56,6 +66,7 @@ class Lane(Generic[Job]):
         self.check()
         if self._thread is None:
             self._work(job)
+            self._moved()
         else:
             self._queue.put(job)
 
@@ -69,6 +80,7 @@ class Lane(Generic[Job]):
             try:
                 if self._error is None and not self._dropping:
                     self._work(job)
+                    self._moved()
             except BaseException as error:  # carried over to the calling thread, never swallowed
                 self._error = error
             finally:

@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 
 from batchgen.config.schema import SystemConfig
-from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source, never
+from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source, never, unheard
 from batchgen.engine.lane import Lane
 from batchgen.errors import ConfigError
 from batchgen.records import Rendered, Request, RowStats, StageSeconds
@@ -47,10 +47,15 @@ class NullEngine:
         self.pace = pace_of(host, os.environ.get(SLOW, ""))
 
     def render(
-        self, source: Source, sink: Sink, *, stop: Callable[[], bool] = never
+        self,
+        source: Source,
+        sink: Sink,
+        *,
+        stop: Callable[[], bool] = never,
+        moved: Callable[[], object] = unheard,
     ) -> EngineReport:
         """One row after the other; finished rows are delivered on a background thread."""
-        return _Render(self, source, sink, stop).run()
+        return _Render(self, source, sink, stop, moved).run()
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +64,7 @@ class _Render:
     source: Source
     sink: Sink
     stop: Callable[[], bool]
+    moved: Callable[[], object]
     finished: int = 0
     failed: int = 0
     saved: int = 0
@@ -69,7 +75,7 @@ class _Render:
 
     def run(self) -> EngineReport:
         begin = perf_counter()
-        with Lane(self._deliver, overlap=True) as lane:
+        with Lane(self._deliver, overlap=True, moved=self.moved) as lane:
             while not self.stop():
                 lane.check()
                 requests = self.source.take(1)

@@ -6,11 +6,12 @@ must not depend on the texts beside it."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal
 
+from batchgen.engine.contract import unheard
 from batchgen.engine.family import Condition, Family
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.errors import PromptTooLong
@@ -70,15 +71,21 @@ class PromptBook:
         """Whether any text of these rows is not kept already."""
         return any(text not in self._kept for r in requests for text in self.family.texts(r))
 
-    def encode(self, requests: Sequence[Request]) -> list[EncodedRow]:
+    def encode(
+        self, requests: Sequence[Request], moved: Callable[[], object] = unheard
+    ) -> list[EncodedRow]:
         """Encode a window; a row whose text fails comes back with its error, the others go on.
 
-        The time of a text is shared equally by the rows of the window that use it."""
+        The time of a text is shared equally by the rows of the window that use it; `moved` is told
+        of each text."""
         wanted = [
             text for request in requests for text in dict.fromkeys(self.family.texts(request))
         ]
         users = {text: wanted.count(text) for text in dict.fromkeys(wanted)}
-        results = {text: self._lookup(text) for text in users}
+        results = {}
+        for text in users:
+            results[text] = self._lookup(text)
+            moved()
         rows = [self._row(request, results, users) for request in requests]
         self._forget()
         return rows

@@ -38,15 +38,19 @@ class Render:
         source: Source,
         sink: Sink,
         stop: Callable[[], bool],
+        moved: Callable[[], object],
         setting: Setting,
     ) -> None:
         self.replica = replica
         self.source = source
         self.sink = sink
         self.stop = stop
+        self.moved = moved
         self.flight = Flight(replica.family, replica.packer, replica.device)
         self.finisher = Finisher(replica.family, sink, replica.device, setting)
-        self.lane: Lane[Denoised | Broken] = Lane(self.finisher, overlap=replica.overlap)
+        self.lane: Lane[Denoised | Broken] = Lane(
+            self.finisher, overlap=replica.overlap, moved=moved
+        )
         self.pending: deque[tuple[EncodedRow, RowMeter]] = deque()
         self.denoised: list[Denoised] = []  # waits for the window's end in mode `model`
         self.exhausted = False
@@ -110,7 +114,8 @@ class Render:
         meters = [RowMeter() for _ in requests]
         if self.replica.prompts.needs_encoder(requests):
             self.replica.residency.use("text_encoder")
-        for row, meter in zip(self.replica.prompts.encode(requests), meters, strict=True):
+        rows = self.replica.prompts.encode(requests, self.moved)
+        for row, meter in zip(rows, meters, strict=True):
             meter.encode = row.seconds
             meter.prompt_tokens, meter.prompt_truncated = row.prompt_tokens, row.prompt_truncated
             meter.waiting_since = perf_counter()

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import PICKLED, check_folder, check_part
+from batchgen.engine.contract import unheard
 from batchgen.engine.family import Part, family_named
 from batchgen.engine.random_weights import random_component
 from batchgen.errors import WeightsError
@@ -39,18 +41,23 @@ def check_weights(model: ModelSpec) -> None:
         check_part(folder, part)
 
 
-def load_components(model: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+def load_components(
+    model: ModelSpec, dtype: torch.dtype, moved: Callable[[], object] = unheard
+) -> dict[str, Any]:
     """All components on the host, in evaluation mode, checked first; `random` weights are made.
 
-    `dtype` is the precision of the transformer and the text encoder."""
+    `dtype` is the precision of the transformer and the text encoder; `moved` is told of each
+    component."""
     check_weights(model)
     for logging in (transformers_logging, diffusers_logging):
         logging.disable_progress_bar()  # stderr belongs to the run's own progress
     parts = family_named(model.family).parts(model, dtype)
     folder = model.weights_folder
-    if folder is None:
-        return {part.name: random_component(part) for part in parts}
-    return {part.name: _load(folder, part) for part in parts}
+    components = {}
+    for part in parts:
+        components[part.name] = random_component(part) if folder is None else _load(folder, part)
+        moved()
+    return components
 
 
 def _load(folder: Path, part: Part) -> Any:

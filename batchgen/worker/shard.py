@@ -72,7 +72,7 @@ def _attempt(
         open_source(root, attempt, rank, admission, start, stop) as source,
         watchdog,  # ends before the source, which waits for others
     ):
-        renderer = engine.load()
+        renderer = engine.load(watchdog.kick)
         journal.phase("load", renderer.load_seconds)
         log.info(
             "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
@@ -80,7 +80,7 @@ def _attempt(
             renderer.load_seconds,
         )  # fmt: skip
         sink = RowSink(root, journal, policy, states, admission, _judge(config))
-        shift = Shift(renderer, source, sink, stop, ending)
+        shift = Shift(renderer, source, sink, stop, watchdog.kick, ending)
         shift.draw_all()
         ending.last_row_at = sink.last_commit
         ending.reason = _reason(drain, source)
@@ -95,6 +95,7 @@ class Shift:
     source: ShardSource
     sink: RowSink
     stop: Callable[[], bool]
+    moved: Callable[[], object]
     ending: Ending
 
     def draw_all(self) -> None:
@@ -111,10 +112,13 @@ class Shift:
 
     def _draw(self, source: Source) -> None:
         """Rows that failed are tried again behind the others."""
-        self.ending.add(self.renderer.render(source, self.sink, stop=self.stop))
+        self._render(source)
         while not self.stop() and (again := self.sink.to_retry()):
-            rows = self.source.again(again)
-            self.ending.add(self.renderer.render(rows, self.sink, stop=self.stop))
+            self._render(self.source.again(again))
+
+    def _render(self, source: Source) -> None:
+        report = self.renderer.render(source, self.sink, stop=self.stop, moved=self.moved)
+        self.ending.add(report)
 
 
 def _stop(drain: Drain, watchdog: Watchdog) -> Callable[[], bool]:

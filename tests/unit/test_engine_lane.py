@@ -38,6 +38,17 @@ def test_work_happens_on_one_other_thread_or_on_the_caller() -> None:
         assert names == expected
 
 
+@pytest.mark.parametrize("overlap", [True, False])
+def test_every_job_done_is_a_sign_of_life_and_a_stuck_one_is_not(overlap: bool) -> None:
+    signs: list[int] = []
+    done: list[int] = []
+    with Lane[int](done.append, overlap=overlap, moved=lambda: signs.append(len(done))) as lane:
+        for job in range(5):
+            lane.put(job)
+        lane.drain()
+        assert signs == [1, 2, 3, 4, 5]
+
+
 def test_a_full_queue_makes_the_caller_wait() -> None:
     gate, done = threading.Event(), []
 

@@ -113,6 +113,14 @@ def test_a_text_is_encoded_once_in_a_window_and_across_windows() -> None:
     assert prompts.needs_encoder([request(11, prompt="new")])
 
 
+def test_every_text_is_a_sign_of_life() -> None:
+    prompts = book()
+    signs: list[int] = []
+    rows = [request(i, prompt=f"p{i % 3}", negative_prompt="n") for i in range(6)]
+    prompts.encode(rows, lambda: signs.append(len(prompts.family.encoded)))  # type: ignore[attr-defined]
+    assert signs == [1, 2, 3, 4]
+
+
 def test_no_negative_prompt_is_encoded_without_guidance() -> None:
     prompts = book()
     (row,) = prompts.encode([request(0, prompt="p", guidance_scale=1.0)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,28 @@ def test_one_component_at_a_time_moves_each_once_per_window(one_thread: None) ->
     assert report.component_moves == 3 * 3
     _, kept = render(engine, [request(i) for i in range(4)])
     assert kept.component_moves == 2  # the texts are known: the encoder stays out
+
+
+@pytest.mark.parametrize("mode", ["resident", "model"])
+def test_a_render_shows_that_it_moves_while_it_waits_for_its_rows(
+    one_thread: None, mode: str
+) -> None:
+    """Between any two decodes, also when the main thread does nothing but wait for them."""
+    engine = load(memory={"mode": mode})
+    decode = type(engine.family).decode
+    signs, seen = 0, list[int]()
+
+    def counted(latents: torch.Tensor, bucket: Any) -> torch.Tensor:
+        seen.append(signs)
+        return decode(engine.family, latents, bucket)
+
+    def moved() -> None:
+        nonlocal signs
+        signs += 1
+
+    engine.family.decode = counted  # type: ignore[method-assign]
+    engine.render(ListSource([request(i, num_steps=1) for i in range(9)]), Keeper(), moved=moved)
+    assert len(seen) == 9 and all(before < after for before, after in pairwise(seen))
 
 
 def test_rows_in_flight_and_windows_are_bounded(one_thread: None) -> None:

@@ -297,3 +297,11 @@ def test_packaged_dimensions_make_the_published_models(name: str, billions: floa
     assert planned.transformer_parameters(spec) == pytest.approx(sizes["transformer"], rel=0.001)
     assert planned.text_encoder_parameters(spec) == pytest.approx(sizes["text_encoder"], rel=0.001)
     assert planned.vae_parameters(spec.vae) == pytest.approx(sizes["vae"], rel=0.05)
+
+
+@pytest.mark.parametrize("weights", ["random", "folder"])
+def test_every_component_loaded_is_a_sign_of_life(small_folder: Path, weights: str) -> None:
+    spec = small_spec("random" if weights == "random" else str(small_folder))
+    signs: list[None] = []
+    parts = load_components(spec, torch.float32, lambda: signs.append(None))
+    assert len(signs) == len(parts) == 4
