@@ -49,7 +49,8 @@ class Sink(Protocol):
         """This row cannot be drawn; the others go on. Called on the thread of `finished`."""
 
     def saved(self, request: Request, snapshot: Snapshot) -> None:
-        """The row was in flight when `stop` said so. Called on the thread that called `render`."""
+        """The row was in flight when `stop` said so, or after its last step waited to be decoded:
+        then `finished` or `failed` may still follow. Called on the thread that called `render`."""
 
 
 class Renderer(Protocol):
@@ -69,11 +70,11 @@ class Renderer(Protocol):
     ) -> EngineReport:
         """Draw every row of `source` into `sink` and say what it took.
 
-        `stop` is asked once per tick; when it is true, rows in flight are saved, rows already
-        denoised are still delivered, and the report comes back. A row that fails goes to
-        `sink.failed` and the others go on. `moved` is told, on any thread, of what is done between
-        two ticks, which may take long: a text encoded, a row finished. Exceptions of source and
-        sink come out of here."""
+        `stop` is asked once per tick, and while a window is decoded; when it is true, rows in
+        flight or still to be decoded are saved, rows already denoised are still delivered, and the
+        report comes back. A row that fails goes to `sink.failed` and the others go on. `moved` is
+        told, on any thread, of what is done between two ticks, which may take long: a text encoded,
+        a row finished. Exceptions of source and sink come out of here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class EngineReport:
     rows_finished: int = 0
     rows_failed: int = 0
     rows_abandoned: int = 0  # in flight or waiting when `stop` said so
-    rows_saved: int = 0  # of these: handed to the sink as they stood
+    rows_saved: int = 0  # handed to the sink as they stood: in flight, or still to be decoded
     windows: int = 0
     wall_s: float = 0.0
     encode_s: float = 0.0

@@ -94,11 +94,11 @@ class Engine:
     ) -> EngineReport:
         """Draw every row of `source` into `sink` and say what it took.
 
-        `stop` is asked once per tick; when it is true, rows in flight are saved, rows already
-        denoised are still delivered, and the report comes back. A row that fails goes to
-        `sink.failed` and the others go on. `moved` is told, on any thread, of what is done between
-        two ticks. Exceptions of source and sink come out of here, after the background thread has
-        ended."""
+        `stop` is asked once per tick, and while a window is decoded; when it is true, rows in
+        flight or still to be decoded are saved, rows already denoised are still delivered, and the
+        report comes back. A row that fails goes to `sink.failed` and the others go on. `moved` is
+        told, on any thread, of what is done between two ticks. Exceptions of source and sink come
+        out of here, after the background thread has ended."""
         devices.reset_peak(self.device)
         setting = Setting(self.device_name, self.family.attention_kernel(), self.system.determinism)
         with torch.no_grad():

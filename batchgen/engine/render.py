@@ -23,6 +23,7 @@ from batchgen.engine.meter import RowMeter, Setting
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.engine.snapshot import pack
+from batchgen.engine.solver import History
 from batchgen.records import Request
 
 AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
@@ -52,8 +53,9 @@ class Render:
             self.finisher, overlap=replica.overlap, moved=moved
         )
         self.pending: deque[tuple[EncodedRow, RowMeter]] = deque()
-        self.denoised: list[Denoised] = []  # waits for the window's end in mode `model`
+        self.denoised: deque[Denoised] = deque()  # waits for the window's end in mode `model`
         self.exhausted = False
+        self.stopping = False  # `stop` has said so
         self.windows = 0
         self.encode_s = 0.0
         self.abandoned = 0
@@ -73,7 +75,7 @@ class Render:
         return self._report(before, perf_counter() - begin)
 
     def _loop(self) -> None:
-        while not self.stop():
+        while not self._stops():
             self.lane.check()
             if self._wants_window():
                 self._open_window()
@@ -85,12 +87,16 @@ class Render:
         self.abandoned = len(self.flight.rows) + len(self.pending)
         self._save()
 
+    def _stops(self) -> bool:
+        self.stopping = self.stopping or self.stop()
+        return self.stopping
+
     def _save(self) -> None:
         """Before anything slow: whoever stops a render may not wait for its end."""
-        for state in self.flight.rows:
+        for state in [*self.flight.rows, *(job.state for job in self.denoised)]:
             if state.step > 0:
-                seconds = state.meter.busy
-                snapshot = pack(state.step, state.latents, state.history, seconds)
+                history = History() if state.done else state.history  # of use to further steps
+                snapshot = pack(state.step, state.latents, history, state.meter.busy)
                 self.sink.saved(state.request, snapshot)
                 self.saved += 1
 
@@ -101,14 +107,16 @@ class Render:
         return self.resident or not self.flight.rows
 
     def _open_window(self) -> None:
-        """Take and encode the next rows."""
+        """Take and encode the next rows, when the window before is decoded."""
+        self._decode_window()
+        if self.stopping:
+            return
         size = self.replica.system.batch.window
         room = AUTO_WINDOW[self.replica.residency.mode] if size == "auto" else size
         requests = self.source.take(room)
         if not requests:
             self.exhausted = True
             return
-        self._decode_window()
         self.windows += 1
         begin = perf_counter()
         meters = [RowMeter() for _ in requests]
@@ -124,13 +132,15 @@ class Render:
         self.encode_s += perf_counter() - begin
 
     def _decode_window(self) -> None:
-        """In mode `model`: bring the autoencoder in once and finish what the window denoised."""
+        """In mode `model`: bring the autoencoder in once and finish what the window denoised. It
+        may take long: told to stop meanwhile, save what is not on its way to the decoder."""
         if not self.denoised:
             return
         self.replica.residency.use("vae")
-        for job in self.denoised:
-            self.lane.put(job)
-        self.denoised = []
+        while self.denoised:
+            if not self.stopping and self._stops():
+                self._save()
+            self.lane.put(self.denoised.popleft())
         self.lane.drain()
 
     # ----------------------------------------------------------------------------------- joining
@@ -170,6 +180,8 @@ class Render:
         state = attempt(lambda: self._begin(row, meter))
         if isinstance(state, Failed):
             self.lane.put(Broken(row.request, meter, state.error))
+        elif state.done:
+            self._leave(state)
         else:
             self.flight.rows.append(state)
 

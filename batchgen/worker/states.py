@@ -94,7 +94,7 @@ class RowStates:
             if metadata.get(name) != value:
                 raise ValueError(f"{name} is {metadata.get(name)!r}, not {value!r}")
         step = int(metadata["step"])
-        if not 0 < step < request.num_steps:
+        if not 0 < step <= request.num_steps:  # after the last one it waits to be decoded
             raise ValueError(f"step {step} of {request.num_steps}")
         return step
 

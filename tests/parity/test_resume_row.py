@@ -13,8 +13,9 @@ from rig import Keeper, ListSource, request, spy_on, system, tiny_wan_spec
 
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine
+from batchgen.engine.lane import DEPTH
 from batchgen.paths import RunPaths
-from batchgen.records import Request
+from batchgen.records import Rendered, Request
 from batchgen.worker.states import RowStates
 
 STEPS = 7
@@ -51,9 +52,10 @@ def draw(
     requests: Iterable[Request],
     states: dict[str, Snapshot] | None = None,
     ticks: int | None = None,
+    keeper: Keeper | None = None,
 ) -> Keeper:
     """Render until the rows or the ticks are used up."""
-    keeper, asked = Keeper(), iter(range(10**6))
+    keeper, asked = keeper or Keeper(), iter(range(10**6))
     spy_on(engine, keeper)
     stop = (lambda: False) if ticks is None else (lambda: next(asked) >= ticks)
     keeper.report = engine.render(ListSource(requests, states), keeper, stop=stop)
@@ -141,3 +143,59 @@ def test_a_state_that_does_not_fit_costs_its_steps_and_nothing_else(
     restored = [drawn.stats[row.row_id].steps_restored for row in rows()]
     assert restored == [0, 0, 2, 2, 2, 2]
     assert caplog.text.count("starts anew") == 2
+
+
+# -------------------------------------------------------------------- one component at a time
+@pytest.fixture(scope="module")
+def load_by_parts(one_thread: None) -> Callable[[], Engine]:
+    return lambda: Engine.load(tiny_wan_spec(), system(memory={"mode": "model"}), "cpu")
+
+
+class Killed(Keeper):
+    """A sink that comes no further than its first rows."""
+
+    most = 0
+
+    def finished(self, rendered: Rendered) -> None:
+        if len(self.frames) == self.most:
+            raise ConnectionError("killed")
+        super().finished(rendered)
+
+
+@pytest.mark.parametrize("ticks", [3, STEPS, STEPS + 1])
+def test_rows_that_wait_to_be_decoded_are_saved_before_and_then_only_decoded(
+    load_by_parts: Callable[[], Engine], undisturbed: Keeper, tmp_path: Path, ticks: int
+) -> None:
+    """The process is killed while it decodes, told to end at a tick or after the last one. Of the
+    rows, those of one step wait from the first tick on."""
+    keeper = Killed()
+    with pytest.raises(ConnectionError):
+        draw(load_by_parts(), [*rows(), *mates(2)], ticks=ticks, keeper=keeper)
+    assert {name: state.step for name, state in keeper.states.items()} == {
+        **{row.row_id: min(ticks, STEPS) for row in rows()},
+        "row-100": 1,
+        "row-101": 2,
+    }
+    second = draw(load_by_parts(), [*mates(1), *rows()], on_disk(tmp_path, keeper.states))
+    assert_equal(second, undisturbed)
+    for row in rows():
+        stats, branches = second.stats[row.row_id], 2 if row.uses_guidance else 1
+        assert stats.steps_restored == min(ticks, STEPS)
+        assert stats.steps_computed == (STEPS - min(ticks, STEPS)) * branches
+
+
+def test_a_signal_while_a_window_is_decoded_saves_the_rest_of_it(
+    load_by_parts: Callable[[], Engine], undisturbed: Keeper, tmp_path: Path
+) -> None:
+    """Rows that are on their way to the decoder may be lost; the others are not, and those that
+    it delivers in time are delivered once."""
+    many = [request(100 + i, num_steps=1, prompt="a blue ring") for i in range(12)]
+    keeper = Keeper()
+    spy_on(engine := load_by_parts(), keeper)
+    report = engine.render(ListSource([*many, *rows()]), keeper, stop=lambda: bool(keeper.frames))
+    assert len(keeper.frames) == report.rows_finished == 18
+    late = [f"row-{i}" for i in range(100 + DEPTH + 2, 112)] + [row.row_id for row in rows()]
+    assert keeper.states.keys() >= set(late) and len(keeper.states) < 18
+    second = draw(load_by_parts(), rows(), on_disk(tmp_path, keeper.states))
+    assert_equal(second, undisturbed)
+    assert {stats.steps_computed for stats in second.stats.values()} == {0}

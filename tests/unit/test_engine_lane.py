@@ -39,7 +39,7 @@ def test_work_happens_on_one_other_thread_or_on_the_caller() -> None:
 
 
 @pytest.mark.parametrize("overlap", [True, False])
-def test_every_job_done_is_a_sign_of_life_and_a_stuck_one_is_not(overlap: bool) -> None:
+def test_every_job_done_is_a_sign_of_life(overlap: bool) -> None:
     signs: list[int] = []
     done: list[int] = []
     with Lane[int](done.append, overlap=overlap, moved=lambda: signs.append(len(done))) as lane:

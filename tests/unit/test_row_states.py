@@ -90,3 +90,10 @@ def test_the_head_of_a_state_says_what_is_left(tmp_path: Path) -> None:
     assert states(tmp_path).share_left(replace(ROW, row_key="other")) == 1.0
     path(tmp_path).write_bytes(b"")
     assert states(tmp_path).share_left(ROW) == 1.0
+
+
+def test_a_row_after_its_last_step_is_still_to_be_decoded(tmp_path: Path) -> None:
+    states(tmp_path).save(ROW, replace(SNAPSHOT, step=10))
+    loaded = states(tmp_path).load(ROW)
+    assert loaded is not None and loaded.step == 10
+    assert states(tmp_path).share_left(ROW) == 0.1
