@@ -155,6 +155,30 @@ class Lab:
         )
 
 
+def die(
+    lab: Lab,
+    submission: int,
+    *rows: int,
+    host: str = "n1",
+    alone: bool = False,
+    restart: int = 0,
+    task: int = 0,
+) -> JournalWriter:
+    """An attempt that starts some rows and is never heard of again."""
+    journal = lab.journal(submission, task, restart, host=host)
+    for row in rows:
+        journal.start(row, f"row{row:04d}", alone)
+    journal.close()
+    return journal
+
+
+def fail(lab: Lab, journal: JournalWriter, row: int, error: str = "RuntimeError") -> None:
+    """Start a row and commit its failure, by any error."""
+    journal.start(row, f"row{row:04d}")
+    commit = lab.commit_of(row, parse_journal(journal.path), None)
+    journal.commit(replace(commit, status="failed", error_type=error, error="boom"))
+
+
 def main(root: str, *numbers: str) -> None:
     submission, task, restart, *rows = map(int, numbers)
     lab = Lab(RunPaths(Path(root)), [make_request(row) for row in range(max(rows) + 1)])

@@ -7,11 +7,7 @@ was another such death, or an earlier death in another place. Whatever was commi
 (rendered, failed, or a verdict) closes its history: only later deaths count. So a row that survives
 alone is never convicted, and a retry of a quarantined row begins anew.
 
-A machine is bad if three rows failed or died there and none was rendered, while another machine has
-rendered some. Of the rows of one death one counts at most, since one of them, or the cluster, may
-have killed them all; nor does a death of a convicted row count.
-
-What an attempt did after it was fenced off counts for nothing, its death neither.
+Which machines are bad, and which failed rows are so by themselves: `hosts`.
 """
 
 from __future__ import annotations
@@ -22,40 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.errors import FINAL_ERRORS, SickNode
-from batchgen.ledger.intent import FenceTimes, fence_times
-from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts, index_commits
+from batchgen.ledger.deaths import Death, find_deaths, host_of
+from batchgen.ledger.hosts import bad_hosts, rows_at_fault
+from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
 from batchgen.ledger.status import live_attempts
-from batchgen.ledger.table import commit_column, parse_commits
-from batchgen.ledger.tally import read_counters
 from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
-
-BAD_AFTER = 3  # rows
-FENCE_MARGIN_S = 5.0  # clocks of two machines may differ
-_FINAL = [error.__name__ for error in FINAL_ERRORS]
-
-
-@dataclass(frozen=True, slots=True)
-class Death:
-    """An attempt that ended without a word."""
-
-    attempt: Attempt
-    host: str
-    device: str
-    rows: tuple[int, ...]  # row_index of the rows in flight
-    alone: bool  # the one row was rendered alone, as a suspect
-    t: float  # last sign of life, unix seconds
-
-    @property
-    def place(self) -> tuple[str, str]:
-        """Where it was."""
-        return self.host, self.device
-
-    def __str__(self) -> str:
-        how = "alone" if self.alone else f"rows in flight: {len(self.rows)}"
-        return f"{self.attempt.tag} on {self.host or 'an unknown host'} ({how})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +45,16 @@ class Blame:
     convicted: tuple[Verdict, ...]
     bad_hosts: dict[str, str]  # host -> reason
     _found: Winners
+    _at_fault: np.ndarray  # rows that failed on two hosts
 
     def rows_failed_on(self, hosts: Iterable[str]) -> np.ndarray:
         """Rows that failed, whatever the error, and the commit that says so came from `hosts`:
-        to be tried again elsewhere."""
+        to be tried again elsewhere, unless they failed elsewhere before."""
         failed = np.flatnonzero(self._found.status == STATUS_CODES["failed"])
+        failed = np.setdiff1d(failed, self._at_fault)
         index = self._found.index
         names = {*hosts}
-        bad = np.array([_host(facts) in names for facts in index.journals], bool)
+        bad = np.array([host_of(facts) in names for facts in index.journals], bool)
         return failed[bad[index.journal[self._found.line[failed]]]] if len(failed) else failed
 
 
@@ -95,43 +66,15 @@ def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = 
     """
     found = winners(run, index_commits(run)) if found is None else found
     live = set() if all_gone else {status.attempt for status in live_attempts(run)}
-    deaths = _deaths(run, found.index, live)
+    deaths = find_deaths(run, found.index, live)
     histories = _histories(found, deaths)
     convicted = tuple(filter(None, (_judge(row, past) for row, past in histories.items())))
     guilty = {verdict.row_index for verdict in convicted}
     suspects = np.array(sorted(histories.keys() - guilty), np.int64)
     innocent = [death for death in deaths if guilty.isdisjoint(death.rows)]
-    return Blame(deaths, suspects, convicted, _bad_hosts(found.index, innocent), found)
-
-
-def _deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[Death, ...]:
-    deaths = []
-    fences: dict[int, FenceTimes] = {}
-    for facts in index.journals:
-        attempt = facts.journal.attempt
-        if facts.end is not None or attempt in live:
-            continue
-        if attempt.submission not in fences:
-            fences[attempt.submission] = fence_times(run, attempt.submission)
-        if _outlived(run, facts, fences[attempt.submission].of(attempt)):
-            continue
-        alone = facts.alone in facts.open_rows
-        rows = (facts.alone,) if alone else () if facts.alone >= 0 else sorted(facts.open_rows)
-        device = facts.header.device if facts.header else ""
-        death = Death(attempt, _host(facts), device, tuple(rows), alone, facts.last_t)
-        deaths.append(death)
-    return tuple(deaths)
-
-
-def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:
-    """Whether an attempt worked on, or was alive, after another one took over (unix seconds)."""
-    limit = facts.journal.limit
-    if limit is None:
-        return False
-    if facts.whole_bytes > limit:
-        return True
-    counters = read_counters(run.counters(facts.journal.attempt))
-    return counters is not None and counters.t > fenced + FENCE_MARGIN_S
+    at_fault = rows_at_fault(found)
+    bad = bad_hosts(found.index, innocent, {*at_fault.tolist()})
+    return Blame(deaths, suspects, convicted, bad, found, at_fault)
 
 
 def _histories(found: Winners, deaths: Sequence[Death]) -> dict[int, list[Death]]:
@@ -175,62 +118,3 @@ def _judge(row: int, past: Sequence[Death]) -> Verdict | None:
         return None
     told = ", ".join(str(death) for death in past)
     return Verdict(row, f"its process died again when it was alone: {told}", past[alone[-1]].host)
-
-
-def _bad_hosts(index: CommitIndex, deaths: Sequence[Death]) -> dict[str, str]:
-    hosts = [_host(facts) for facts in index.journals]
-    ok = _rendered(index, hosts)
-    failed = _failed_rows(index, hosts)
-    sick = {
-        host for host, facts in zip(hosts, index.journals, strict=True)
-        if facts.end is not None and facts.end.reason == SickNode.__name__
-    }  # fmt: skip
-    died: dict[str, list[Death]] = defaultdict(list)
-    for death in deaths:
-        if death.rows:
-            died[death.host].append(death)
-    reasons = {}
-    for host in sorted({*failed, *died, *sick} - {""}):
-        count = _distinct(failed.get(host, set()), died[host])
-        others = sum(rows for name, rows in ok.items() if name != host)
-        if ok.get(host) or not others or (count < BAD_AFTER and host not in sick):
-            continue
-        told = [f"rows failed there: {len(failed.get(host, ()))}"]
-        told += [f"attempts died there with rows in flight: {len(died[host])}"]
-        told += ["an attempt gave up there since its first rows all failed"] if host in sick else []
-        reasons[host] = "; ".join([*told, f"rows rendered there: 0, on other hosts: {others}"])
-    return reasons
-
-
-def _rendered(index: CommitIndex, hosts: Sequence[str]) -> dict[str, int]:
-    """Accepted ok lines by host."""
-    good = index.journal[index.accepted & (index.status == STATUS_CODES["ok"])]
-    counts: dict[str, int] = defaultdict(int)
-    for host, rows in zip(hosts, np.bincount(good, minlength=len(hosts)).tolist(), strict=True):
-        counts[host] += rows
-    return {host: rows for host, rows in counts.items() if rows}
-
-
-def _failed_rows(index: CommitIndex, hosts: Sequence[str]) -> dict[str, set[int]]:
-    """Rows that failed by an error that another machine may not make, by host."""
-    lines = np.flatnonzero(index.accepted & (index.status == STATUS_CODES["failed"]))
-    errors = commit_column(parse_commits(index, lines), "error_type").to_pylist()
-    rows: dict[str, set[int]] = defaultdict(set)
-    for line, error in zip(lines.tolist(), errors, strict=True):
-        if error not in _FINAL:
-            rows[hosts[int(index.journal[line])]].add(int(index.row_index[line]))
-    return rows
-
-
-def _distinct(failed: set[int], deaths: Sequence[Death]) -> int:
-    """Distinct rows, at most one of each death."""
-    rows = set(failed)
-    for death in deaths:
-        new = next((row for row in death.rows if row not in rows), None)
-        rows |= set() if new is None else {new}
-    return len(rows)
-
-
-def _host(facts: JournalFacts) -> str:
-    header = facts.header
-    return (header.host or header.process.host) if header else ""

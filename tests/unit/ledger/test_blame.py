@@ -1,16 +1,15 @@
-"""Blame: which row or machine is behind deaths and failures, and that nobody innocent is."""
+"""Blame: which row is behind deaths, and that nobody innocent is."""
 
 from __future__ import annotations
 
 import random
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from lab import Lab
+from lab import Lab, die, fail
 
 from batchgen.errors import RunStateError
 from batchgen.ledger import table
@@ -30,29 +29,6 @@ from batchgen.ledger.status import read_status
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt
-
-
-def die(
-    lab: Lab,
-    submission: int,
-    *rows: int,
-    host: str = "n1",
-    alone: bool = False,
-    restart: int = 0,
-    task: int = 0,
-) -> JournalWriter:
-    """An attempt that starts some rows and is never heard of again."""
-    journal = lab.journal(submission, task, restart, host=host)
-    for row in rows:
-        journal.start(row, f"row{row:04d}", alone)
-    journal.close()
-    return journal
-
-
-def fail(lab: Lab, journal: JournalWriter, row: int, error: str = "RuntimeError") -> None:
-    journal.start(row, f"row{row:04d}")
-    commit = lab.commit_of(row, parse_journal(journal.path), None)
-    journal.commit(replace(commit, status="failed", error_type=error, error="boom"))
 
 
 def blame(lab: Lab) -> Blame:
@@ -177,9 +153,9 @@ def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., Lab]) -> No
 def test_a_zombie_that_only_beats_counts_for_nothing(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchgen.ledger import blame as blame_module
+    from batchgen.ledger import deaths as deaths_module
 
-    monkeypatch.setattr(blame_module, "FENCE_MARGIN_S", 0.0)
+    monkeypatch.setattr(deaths_module, "FENCE_MARGIN_S", 0.0)
     lab = make_lab(2)
     zombie = lab.journal(lab.submit())
     zombie.start(0, "row0000")
@@ -337,105 +313,13 @@ def test_a_row_that_is_not_in_the_plan_cannot_be_quarantined(make_lab: Callable[
     assert last_intent(lab.run) is None
 
 
-# bad hosts
-
-
-def test_a_host_on_which_three_rows_fail_is_bad_if_another_is_good(
-    make_lab: Callable[..., Lab],
-) -> None:
-    lab = make_lab(8)
-    number = lab.submit()
-    bad = lab.journal(number, task=0, host="n1")
-    for row in (0, 1, 1):
-        fail(lab, bad, row)
-    good = lab.journal(number, task=1, host="n2")
-    lab.render(good, 4)
-    assert blame(lab).bad_hosts == {}, "two distinct rows"
-    fail(lab, bad, 2)
-    found = blame(lab)
-    assert found.bad_hosts == {
-        "n1": "rows failed there: 3; attempts died there with rows in flight: 0; "
-        "rows rendered there: 0, on other hosts: 1"
-    }
-    fail(lab, good, 5)
-    assert blame(lab).rows_failed_on(found.bad_hosts).tolist() == [0, 1, 2]
-    assert blame(lab).rows_failed_on([]).tolist() == []
-    lab.render(good, 0)
-    assert blame(lab).rows_failed_on({"n1"}).tolist() == [1, 2]
-    lab.render(bad, 3)
-    assert blame(lab).bad_hosts == {}, "one was rendered"
-
-
-def test_no_host_is_bad_while_none_is_good(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab(8)
-    number = lab.submit()
-    for task in (0, 1):
-        journal = lab.journal(number, task, host=f"n{task}")
-        for row in range(4 * task, 4 * task + 4):
-            fail(lab, journal, row)
-    assert blame(lab).bad_hosts == {}
-
-
-def test_rows_that_would_fail_anywhere_speak_against_no_host(
-    make_lab: Callable[..., Lab],
-) -> None:
-    lab = make_lab(6)
-    number = lab.submit()
-    lab.render(lab.journal(number, 1, host="n2"), 5)
-    journal = lab.journal(number, host="n1")
-    for row, error in enumerate(["PromptTooLong", "NonFiniteOutput"] * 2):
-        fail(lab, journal, row, error)
-    assert blame(lab).bad_hosts == {}
-
-
-def test_deaths_speak_against_a_host_by_one_row_each(make_lab: Callable[..., Lab]) -> None:
-    """Four rows in flight when the cluster killed their node once are no evidence against it."""
-    lab = make_lab(8)
-    lab.render(lab.journal(lab.submit(), host="n2"), 7)
-    die(lab, lab.submit(), 0, 1, 2, 3, host="n1")
-    assert blame(lab).bad_hosts == {}
-    die(lab, lab.submit(), 0, 1, host="n1")
-    assert blame(lab).bad_hosts == {}
-    die(lab, lab.submit(), 1, host="n1")
-    assert blame(lab).bad_hosts == {}, "rows 0 and 1, and both twice"
-    die(lab, lab.submit(), 4, host="n1")
-    assert list(blame(lab).bad_hosts) == ["n1"]
-
-
-def test_the_deaths_of_a_convicted_row_speak_against_no_host(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab(8)
-    lab.render(lab.journal(lab.submit(), host="n2"), 7)
-    for row in (0, 1, 2):
-        die(lab, lab.submit(), row, host="n1", alone=True)
-    assert list(blame(lab).bad_hosts) == ["n1"]
-    for row in (0, 1, 2):
-        die(lab, lab.submit(), row, host="n3", alone=True)
-    assert blame(lab).bad_hosts == {}
-    assert convicted(lab) == [0, 1, 2]
-
-
-def test_an_attempt_that_gave_up_speaks_for_itself(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab(8)
-    number = lab.submit()
-    with lab.journal(number, host="n1") as journal:
-        journal.start(0, "row0000")
-        journal.end(End(reason="SickNode", error="the first 5 rows failed"))
-    assert blame(lab).bad_hosts == {}
-    lab.render(lab.journal(number, 1, host="n2"), 7)
-    assert blame(lab).bad_hosts == {
-        "n1": "rows failed there: 0; attempts died there with rows in flight: 0; "
-        "an attempt gave up there since its first rows all failed; "
-        "rows rendered there: 0, on other hosts: 1"
-    }
-
-
 # all together
 
 
 def test_ok_lines_are_not_parsed(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchgen.ledger import blame as blame_module
+    from batchgen.ledger import hosts as hosts_module
 
     lab = make_lab(4)
     journal = lab.journal(lab.submit())
@@ -448,7 +332,7 @@ def test_ok_lines_are_not_parsed(
         parsed.append(len(lines))
         return table.parse_commits(index, lines)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(blame_module, "parse_commits", counted)
+    monkeypatch.setattr(hosts_module, "parse_commits", counted)
     blame(lab)
     assert parsed == [1]
 

@@ -1,0 +1,72 @@
+"""Attempts that ended without a word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchgen.ledger.intent import FenceTimes, fence_times
+from batchgen.ledger.scan import CommitIndex, JournalFacts
+from batchgen.ledger.tally import read_counters
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
+
+FENCE_MARGIN_S = 5.0  # clocks of two machines may differ
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """An attempt that ended without a word."""
+
+    attempt: Attempt
+    host: str
+    device: str
+    rows: tuple[int, ...]  # row_index of the rows in flight
+    alone: bool  # the one row was rendered alone, as a suspect
+    begun: bool  # it had begun a row
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Where it was."""
+        return self.host, self.device
+
+    def __str__(self) -> str:
+        how = "alone" if self.alone else f"rows in flight: {len(self.rows)}"
+        return f"{self.attempt.tag} on {self.host or 'an unknown host'} ({how})"
+
+
+def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[Death, ...]:
+    """Attempts without a last line that are not in `live`, in the order of attempts. What an
+    attempt did after it was fenced off counts for nothing, its death neither."""
+    deaths = []
+    fences: dict[int, FenceTimes] = {}
+    for facts in index.journals:
+        attempt = facts.journal.attempt
+        if facts.end is not None or attempt in live:
+            continue
+        if attempt.submission not in fences:
+            fences[attempt.submission] = fence_times(run, attempt.submission)
+        if _outlived(run, facts, fences[attempt.submission].of(attempt)):
+            continue
+        alone = facts.alone in facts.open_rows
+        rows = (facts.alone,) if alone else () if facts.alone >= 0 else sorted(facts.open_rows)
+        device = facts.header.device if facts.header else ""
+        death = Death(attempt, host_of(facts), device, tuple(rows), alone, facts.starts > 0)
+        deaths.append(death)
+    return tuple(deaths)
+
+
+def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:
+    """Whether an attempt worked on, or was alive, after another one took over (unix seconds)."""
+    limit = facts.journal.limit
+    if limit is None:
+        return False
+    if facts.whole_bytes > limit:
+        return True
+    counters = read_counters(run.counters(facts.journal.attempt))
+    return counters is not None and counters.t > fenced + FENCE_MARGIN_S
+
+
+def host_of(facts: JournalFacts) -> str:
+    """Where an attempt was; empty if unknown."""
+    header = facts.header
+    return (header.host or header.process.host) if header else ""

@@ -1,0 +1,162 @@
+"""Which machines are bad, and which failed rows are at fault themselves.
+
+A row that failed on two machines and was rendered on none is at fault: it is not tried elsewhere
+any more, and counts against no machine.
+
+A machine is bad if none of its attempts rendered a row, while another machine rendered some, and
+
+- three rows failed or died there. Of the rows of one death one counts at most, since one of them,
+  or the cluster, may have killed them all; nor does a death of a convicted row count; or
+- an attempt gave up there (SickNode), if not all the rows that it tried are at fault; or
+- two starts of tasks came to nothing there: an attempt of theirs ended by an error, or died before
+  its first row. Errors of the run folder or of a person do not count, nor those that a good machine
+  met in the same submission, nor deaths of ranks whose mate on another machine fell by an error.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from batchgen.errors import FINAL_ERRORS, RunStateError, SickNode, StorageError
+from batchgen.ledger.deaths import Death, host_of
+from batchgen.ledger.events import End
+from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts
+from batchgen.ledger.table import commit_column, parse_commits
+from batchgen.ledger.winners import Winners
+from batchgen.records import Attempt
+
+BAD_AFTER = 3  # rows
+BAD_AFTER_STARTS = 2  # of tasks, that came to nothing
+_FINAL = [error.__name__ for error in FINAL_ERRORS]
+_NOBODYS = [error.__name__ for error in (StorageError, RunStateError, KeyboardInterrupt)]
+Start = tuple[int, int, int]  # submission, task, restart: its ranks began together
+
+
+@dataclass(slots=True)
+class _Record:
+    """What speaks against one machine."""
+
+    failed: set[int] = field(default_factory=set)  # rows
+    deaths: list[Death] = field(default_factory=list)  # with rows in flight
+    sick: bool = False  # an attempt gave up
+    fallen: dict[Start, str] = field(default_factory=dict)  # starts that came to nothing, and how
+
+    @property
+    def is_bad(self) -> bool:
+        rows, starts = _distinct(self.failed, self.deaths), len(self.fallen)
+        return self.sick or rows >= BAD_AFTER or starts >= BAD_AFTER_STARTS
+
+    def __str__(self) -> str:
+        told = [f"rows failed there: {len(self.failed)}"]
+        told += [f"attempts died there with rows in flight: {len(self.deaths)}"]
+        if self.sick:
+            told += ["an attempt gave up there since its first rows all failed"]
+        if self.fallen:
+            *_, last = self.fallen.values()
+            count = f"starts of tasks that came to no row there: {len(self.fallen)}"
+            told += [f"{count}, the last one by {last}"]
+        return "; ".join(told)
+
+
+def rows_at_fault(found: Winners) -> np.ndarray:
+    """row_index, sorted, of rows that failed on two hosts or more and are not ok."""
+    index = found.index
+    lines = np.flatnonzero(index.accepted & (index.status == STATUS_CODES["failed"]))
+    lines = lines[index.row_index[lines] < len(found.status)]
+    rows = index.row_index[lines]
+    same = index.key[lines] == found.plan.key[rows]
+    same &= found.status[rows] != STATUS_CODES["ok"]
+    hosts = np.array([host_of(facts) for facts in index.journals], str)
+    pairs = {*zip(rows[same].tolist(), hosts[index.journal[lines[same]]].tolist(), strict=True)}
+    blamed, count = np.unique(np.array([row for row, _ in pairs], np.int64), return_counts=True)
+    return blamed[count > 1]
+
+
+def bad_hosts(index: CommitIndex, deaths: Sequence[Death], at_fault: Set[int]) -> dict[str, str]:
+    """Host -> why it is bad, in words. `deaths` of convicted rows are left out, `at_fault` are
+    rows that count against nobody."""
+    hosts = [host_of(facts) for facts in index.journals]
+    ok = _rendered(index, hosts)
+    records: dict[str, _Record] = defaultdict(_Record)
+    failures = _failed_rows(index)
+    for place, rows in failures.items():
+        records[hosts[place]].failed |= rows - at_fault
+    for death in deaths:
+        if death.rows:
+            records[death.host].deaths.append(death)
+    for place, facts in enumerate(index.journals):
+        if _end(facts).reason == SickNode.__name__:
+            tried = failures.get(place, set())
+            records[hosts[place]].sick |= not tried or not tried <= at_fault
+    for host, start, how in _fallen(index, deaths, ok.keys()):
+        records[host].fallen[start] = how
+    total, reasons = sum(ok.values()), {}
+    for host, record in sorted(records.items()):
+        if host and total and host not in ok and record.is_bad:
+            reasons[host] = f"{record}; rows rendered there: 0, on other hosts: {total}"
+    return reasons
+
+
+def _end(facts: JournalFacts) -> End:
+    """The last line, unless there is none or the attempt was fenced off before it."""
+    limit = facts.journal.limit
+    late = limit is not None and facts.whole_bytes > limit
+    return End(reason="") if facts.end is None or late else facts.end
+
+
+def _fallen(
+    index: CommitIndex, deaths: Iterable[Death], good: Set[str]
+) -> list[tuple[str, Start, str]]:
+    """Attempts that came to nothing by a fault of their machine: host, start, how."""
+    ends = [(host_of(facts), facts.journal.attempt, _end(facts)) for facts in index.journals]
+    ends = [(host, attempt, end) for host, attempt, end in ends if end.error]
+    common = {(a.submission, end.reason, end.error) for host, a, end in ends if host in good}
+    fallen = []
+    guilty: dict[Start, set[str]] = defaultdict(set)  # hosts that ended a start by an error
+    for host, attempt, end in ends:
+        guilty[_start(attempt)].add(host)
+        told = (attempt.submission, end.reason, end.error)
+        if end.reason not in (SickNode.__name__, *_NOBODYS) and told not in common:
+            fallen.append((host, _start(attempt), f"{end.reason}: {end.error}"))
+    for death in deaths:
+        start = _start(death.attempt)
+        if not death.begun and not guilty[start] - {death.host}:
+            fallen.append((death.host, start, "a death before its first row"))
+    return sorted(fallen, key=lambda item: item[1])
+
+
+def _start(attempt: Attempt) -> Start:
+    return attempt.submission, attempt.task, attempt.restart
+
+
+def _rendered(index: CommitIndex, hosts: Sequence[str]) -> dict[str, int]:
+    """Accepted ok lines by host."""
+    good = index.journal[index.accepted & (index.status == STATUS_CODES["ok"])]
+    counts: dict[str, int] = defaultdict(int)
+    for host, rows in zip(hosts, np.bincount(good, minlength=len(hosts)).tolist(), strict=True):
+        counts[host] += rows
+    return {host: rows for host, rows in counts.items() if rows}
+
+
+def _failed_rows(index: CommitIndex) -> dict[int, set[int]]:
+    """Rows that failed by an error that another machine may not make, by place of the journal."""
+    lines = np.flatnonzero(index.accepted & (index.status == STATUS_CODES["failed"]))
+    errors = commit_column(parse_commits(index, lines), "error_type").to_pylist()
+    rows: dict[int, set[int]] = defaultdict(set)
+    for line, error in zip(lines.tolist(), errors, strict=True):
+        if error not in _FINAL:
+            rows[int(index.journal[line])].add(int(index.row_index[line]))
+    return rows
+
+
+def _distinct(failed: Set[int], deaths: Sequence[Death]) -> int:
+    """Distinct rows, at most one of each death."""
+    rows = set(failed)
+    for death in deaths:
+        new = next((row for row in death.rows if row not in rows), None)
+        rows |= set() if new is None else {new}
+    return len(rows)
