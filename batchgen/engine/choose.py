@@ -14,6 +14,7 @@ class EngineChoice:
     """An engine that is still to be loaded."""
 
     device: str  # as the catalog names it
+    layout: str  # kind of device and precision: two of the same compute alike
     load: Callable[[Callable[[], object]], Renderer]  # told of each component that is loaded
 
 
@@ -26,12 +27,14 @@ def choose_engine(
     if model.family == "null":
         from batchgen.engine.null import NullEngine
 
-        return EngineChoice("cpu", lambda moved: NullEngine(system, host))
-    from batchgen.engine.device import device_name, device_of_rank, pick_device
+        return EngineChoice("cpu", "none", lambda moved: NullEngine(system, host))
+    from batchgen.engine.device import device_name, device_of_rank, pick_device, run_dtype
     from batchgen.engine.engine import Engine
 
     device = device_of_rank(local_rank)
+    where = pick_device(device)
     return EngineChoice(
-        device_name(pick_device(device)),
+        device_name(where),
+        f"{where.type} {run_dtype(model, where)}".replace("torch.", ""),
         lambda moved: Engine.load(model, system, device, moved=moved),
     )

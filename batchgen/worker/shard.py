@@ -56,7 +56,7 @@ def _attempt(
 ) -> None:
     run_file, slurm = read_run(root), config.slurm
     engine = choose_engine(config.model, config.system, local_rank=rank.local_rank, host=rank.host)
-    states = RowStates(root, run_file.rows, config.system.determinism)
+    states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
     start = RowStart(rank.host, states)
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
     admission = Admission(until, share_left=states.share_left)

@@ -25,8 +25,12 @@ log = logging.getLogger(__name__)
 class RowStates:
     """The state files of one run."""
 
-    def __init__(self, run: RunPaths, total_rows: int, determinism: Determinism) -> None:
-        self._run, self._total_rows, self._determinism = run, total_rows, determinism
+    def __init__(
+        self, run: RunPaths, total_rows: int, determinism: Determinism, layout: str
+    ) -> None:
+        """`layout`: how the engine computes here; rows go on only where it is the same."""
+        self._run, self._total_rows = run, total_rows
+        self._determinism, self._layout = determinism, layout
         self._there: set[int] = set()  # row_index of the files met or made here
 
     def save(self, request: Request, snapshot: Snapshot) -> None:
@@ -35,6 +39,7 @@ class RowStates:
         metadata = {
             "row_key": request.row_key,
             "determinism": self._determinism,
+            "layout": self._layout,
             "step": str(snapshot.step),
             "seconds": f"{snapshot.seconds:.6f}",
             "crc": str(_check_sum(snapshot.arrays)),
@@ -70,10 +75,14 @@ class RowStates:
         return max(1, request.num_steps - step) / request.num_steps  # the last one is to decode
 
     def drop(self, request: Request) -> None:
-        """The row is committed: forget its state."""
-        if request.row_index in self._there:
-            self._there.discard(request.row_index)
+        """The row is committed: forget its state; never an error."""
+        if request.row_index not in self._there:
+            return
+        self._there.discard(request.row_index)
+        try:
             self._path(request).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("the state of row %s stays: %s", request.row_id, error)
 
     def _path(self, request: Request) -> Path:
         return self._run.row_state(request.row_index, self._total_rows)
@@ -89,7 +98,9 @@ class RowStates:
 
     def _step(self, metadata: Mapping[str, str], request: Request) -> int:
         """The steps taken; ValueError unless the row can go on from them here."""
-        wanted = {"row_key": request.row_key, "determinism": self._determinism}
+        wanted = {
+            "row_key": request.row_key, "determinism": self._determinism, "layout": self._layout,
+        }  # fmt: skip
         for name, value in wanted.items():
             if metadata.get(name) != value:
                 raise ValueError(f"{name} is {metadata.get(name)!r}, not {value!r}")

@@ -69,11 +69,12 @@ def undisturbed(load: Callable[[], Engine]) -> Keeper:
 
 def on_disk(folder: Path, states: dict[str, Snapshot]) -> dict[str, Snapshot]:
     """The states as the next attempt reads them from the run folder."""
-    files, by_id = RowStates(RunPaths(folder), 6, "strict"), {row.row_id: row for row in rows()}
+    by_id = {row.row_id: row for row in rows()}
+    files, later = (RowStates(RunPaths(folder), 6, "strict", "cpu float32") for _ in range(2))
     for name, state in states.items():
         if name in by_id:
             files.save(by_id[name], state)
-    found = {name: RowStates(RunPaths(folder), 6, "strict").load(by_id[name]) for name in by_id}
+    found = {name: later.load(by_id[name]) for name in by_id}
     return {name: state for name, state in found.items() if state is not None}
 
 

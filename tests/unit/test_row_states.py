@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,8 @@ SNAPSHOT = Snapshot(
 )
 
 
-def states(folder: Path, determinism: str = "strict") -> RowStates:
-    return RowStates(RunPaths(folder), 9000, determinism)  # type: ignore[arg-type]
+def states(folder: Path, determinism: str = "strict", layout: str = "cpu float32") -> RowStates:
+    return RowStates(RunPaths(folder), 9000, determinism, layout)  # type: ignore[arg-type]
 
 
 def path(folder: Path) -> Path:
@@ -77,9 +78,12 @@ def test_a_state_of_another_row_or_mode_is_passed_over(
     with caplog.at_level(logging.WARNING):
         assert states(tmp_path).load(replace(ROW, row_key="other")) is None
         assert states(tmp_path, "throughput").load(ROW) is None
-        assert states(tmp_path).load(replace(ROW, num_steps=4)) is None
+        assert states(tmp_path, layout="cuda bfloat16").load(ROW) is None
+        assert states(tmp_path, layout="cuda bfloat16").share_left(ROW) == 1.0
+        assert states(tmp_path).load(replace(ROW, num_steps=3)) is None
     assert "row_key is 'k', not 'other'" in caplog.text
     assert "determinism is 'strict'" in caplog.text
+    assert "layout is 'cpu float32', not 'cuda bfloat16'" in caplog.text
     assert states(tmp_path).load(ROW) is not None
 
 
@@ -97,3 +101,19 @@ def test_a_row_after_its_last_step_is_still_to_be_decoded(tmp_path: Path) -> Non
     loaded = states(tmp_path).load(ROW)
     assert loaded is not None and loaded.step == 10
     assert states(tmp_path).share_left(ROW) == 0.1
+
+
+def test_a_state_that_cannot_be_deleted_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row is committed: whoever comes next does not draw it."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    mine = states(tmp_path)
+    mine.save(ROW, SNAPSHOT)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with caplog.at_level(logging.WARNING):
+        mine.drop(ROW)
+    assert "state of row row-5000 stays: [Errno 116] Stale file handle" in caplog.text

@@ -22,7 +22,7 @@ def source(
 ) -> Iterator[ShardSource]:
     """One of two ranks of the first submission, `left_s` before its limit."""
     info = RankInfo(rank, 2, 0, 0, 0, f"node{rank}")
-    start = RowStart(info.host, RowStates(shift.run, 20, "strict"))
+    start = RowStart(info.host, RowStates(shift.run, 20, "strict", "none"))
     admission = Admission(time.time() + left_s)
     with open_source(shift.run, Attempt(1, 0, 0, rank), info, admission, start, stop) as opened:
         yield opened

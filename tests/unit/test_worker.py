@@ -163,7 +163,7 @@ def test_a_row_saved_near_its_end_fits_where_the_whole_row_would_not(tmp_path: P
     shift.begin([0, 1])
     state = Snapshot(800, 8.0, {"digest": np.zeros(32, np.uint8)})
     request = read_requests(shift.run.plan, [1])[0]
-    RowStates(shift.run, 2, "strict").save(request, state)
+    RowStates(shift.run, 2, "strict", "none").save(request, state)
     assert shift.work(1, ends=time.time() + 30 + 7) == 0
     commits = {commit.row_index: commit for commit in shift.of(Commit, 1)}
     assert sorted(commits) == [0, 1] and commits[1].stats.steps_restored == 800
