@@ -95,6 +95,28 @@ class Cluster:
         self.call("scancel", "--quiet", f"--user={os.getuid()}")
         self.wait_until(lambda: not self.squeue(), 60)
         self.wait_until(self._all_idle, 60)
+        if not self._takes_jobs():
+            self.reset()
+            self.script("up")
+
+    def _takes_jobs(self) -> bool:
+        """Whether every node runs a job with all its GPUs: a controller of this version may keep
+        those of a job that died with its node."""
+        argv = [
+            "srun",
+            "-N4",
+            "--ntasks-per-node=1",
+            "--gpus-per-node=2",
+            "--mem=50",
+            "-t1",
+            "true",
+        ]
+        env = {**os.environ, "SLURM_CONF": self.conf}
+        try:
+            return subprocess.run(argv, env=env, capture_output=True, timeout=20).returncode == 0
+        except subprocess.TimeoutExpired:
+            self.call("scancel", f"--user={os.getuid()}")
+            return False
 
     def _all_idle(self) -> bool:
         """Whether all nodes are; those that are down or drained are asked to come back."""
