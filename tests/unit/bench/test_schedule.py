@@ -158,6 +158,13 @@ def test_the_same_call_gives_the_same_figures(capsys: pytest.CaptureFixture[str]
     assert shown[0] == shown[1]
 
 
+def test_noise_is_in_what_happens_and_not_in_what_was_predicted() -> None:
+    quiet, noisy = (by_strategy(Case(nodes=4, noise=n), seeds=1)[OURS] for n in (0.0, 0.3))
+    assert noisy.imbalance == quiet.imbalance
+    assert noisy.worst.shards == quiet.worst.shards
+    assert noisy.worst.shard_idle_share > quiet.worst.shard_idle_share + 0.005
+
+
 def test_every_kind_of_costs_is_offered() -> None:
     assert list(OFFERED) == list(KINDS)
 
