@@ -11,11 +11,10 @@ retried  its share in tries that failed, and in commits that did not win: failed
          latter alone)
 saved    its share in rows that were kept as they stood for another attempt to go on with
 lost     its share in rows that were dropped in flight
-Busy, idle and lost seconds are measured by the attempt: from its last line, or for one that was
-killed from the last heartbeat that told them; from there to its last sign of life it counts as
-busy, and that as lost, if rows were in flight, else as idle. Where none told them, a killed attempt
-counts as busy from its first row to its last sign of life, and as lost what is in no row that it
-committed or saved.
+Busy and idle seconds are measured by the attempt and told in its last line; lost is what is in no
+row that it committed or saved. An attempt that was killed, or ended by an error, tells neither: all
+its seconds after its phases that are in no such row are lost, if rows were in flight at the end,
+else idle. Of one that ended before it had loaded only the wall time is known.
 """
 
 from __future__ import annotations
@@ -84,35 +83,26 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         row = _identity(run, facts) | _work(facts, counters)
         row |= _rows_and_seconds(found.index, facts, lines, won, spent)
         row |= _configuration(intents[submission], header)
-        known = row["useful_s"] + row["retried_s"] + row["saved_s"]
-        late = found.index.offset[lines] >= (counters.offset if counters else 0)
-        late_s = float(spent.busy_s[lines][late].sum())
-        row["lost_s"] = _lost(facts, counters, late_s, row["busy_s"] - known)
-        rows.append(row)
+        rows.append(row | _split(facts, row))
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def _lost(
-    facts: JournalFacts, counters: Counters | None, late_s: float, uncommitted_s: float
-) -> float:
-    """Busy seconds on rows that came to nothing: as told in the last line or with the last
-    heartbeat (`late_s`: of rows committed since), else `uncommitted_s`."""
-    if facts.end is not None and facts.end.lost_s is not None:
-        return facts.end.lost_s
-    if not facts.open_rows:
-        return 0.0
-    if facts.end is None and counters is not None and counters.in_flight_s > 0:
-        return max(0.0, counters.in_flight_s + _untold(facts, counters) - late_s)
-    return max(0.0, uncommitted_s)
+def _split(facts: JournalFacts, row: dict[str, Any]) -> dict[str, float]:
+    """Busy, idle and lost seconds, given all the others."""
+    known = row["useful_s"] + row["retried_s"] + row["saved_s"]
+    if facts.end is not None and not facts.end.error:
+        busy, idle = facts.end.busy_s, facts.end.idle_s
+        lost = max(0.0, busy - known) if facts.open_rows else 0.0
+        return {"busy_s": busy, "idle_s": idle, "lost_s": lost}
+    loaded = facts.phases or facts.starts
+    rest = row["wall_s"] - sum(row[name] for name in _PHASES) - known if loaded else 0.0
+    rest = max(0.0, rest)
+    lost, idle = (rest, 0.0) if facts.open_rows else (0.0, rest)
+    return {"busy_s": known + lost, "idle_s": idle, "lost_s": lost}
 
 
 def _last_sign(facts: JournalFacts, counters: Counters | None) -> float:
     return max(facts.last_t, counters.t if counters else 0.0)
-
-
-def _untold(facts: JournalFacts, counters: Counters) -> float:
-    """Seconds from the last heartbeat that told busy and idle to the last sign of life."""
-    return max(0.0, _last_sign(facts, counters) - counters.told_t)
 
 
 def _seconds(commits: pa.Table, stage: str) -> np.ndarray:
@@ -141,19 +131,10 @@ def _identity(run: RunPaths, facts: JournalFacts) -> dict[str, Any]:
 
 
 def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
-    """Seconds by kind; from the last line, or as far as a killed attempt told."""
+    """Wall time, phases and what the last line says."""
     end, header = facts.end, facts.header
     began = header.t if header else facts.first_start_t
     ended = end.t if end else _last_sign(facts, counters)
-    first = facts.first_start_t or ended
-    if end:
-        busy, idle = end.busy_s, end.idle_s
-    elif counters and counters.told_t:
-        rest = _untold(facts, counters)
-        busy = counters.busy_s + (rest if facts.open_rows else 0.0)
-        idle = counters.idle_s + (0.0 if facts.open_rows else rest)
-    else:
-        busy, idle = max(0.0, ended - first), 0.0
     phases = dict.fromkeys(_PHASES, 0.0)
     for phase in facts.phases:
         name = f"{phase.name}_s"
@@ -163,8 +144,6 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
         "ended": ended,
         "wall_s": max(0.0, ended - began),
         **phases,
-        "busy_s": busy,
-        "idle_s": idle,
         **{name: getattr(end, name) if end else 0 for name in _MEASURED},
         **{name: getattr(end, name) if end else "" for name in ("self_test", "error")},
         "exit_reason": end.reason if end else "killed",

@@ -112,7 +112,6 @@ class End:
     reason: str  # done, stopped, error ...
     busy_s: float = 0.0
     idle_s: float = 0.0  # waiting for rows or for the writer while rows were left
-    lost_s: float | None = None  # of busy: on rows that were dropped unfinished and not saved
     tail_s: float = 0.0  # from this attempt's last row to its end
     encode_s: float = 0.0
     denoise_s: float = 0.0

@@ -23,7 +23,7 @@ from batchgen.ledger.intent import read_intent, suspects_of, tally_for
 from batchgen.ledger.tally import Counters
 from batchgen.media.durable import make_folder, sync_folder
 from batchgen.paths import RunPaths
-from batchgen.records import Commit, StageSeconds
+from batchgen.records import Commit
 
 COUNTERS_EVERY_S = 0.5
 TORN = "journal.torn"  # failpoint
@@ -99,7 +99,7 @@ class JournalWriter:
         with self._lock:
             now = time.time()
             self._write(events.Saved(row_index, step, seconds, now))
-            self._leave(row_index, seconds)
+            self._open.discard(row_index)
             self._save_counters(now)
         self._sync()
 
@@ -109,7 +109,7 @@ class JournalWriter:
         with self._lock:
             now = time.time()
             self._write(events.Tried(row_index, seconds, type(error).__name__, now))
-            self._leave(row_index, seconds)
+            self._open.discard(row_index)
             self._save_counters(now)
 
     def commit(self, commit: Commit) -> None:
@@ -119,8 +119,7 @@ class JournalWriter:
             failpoint("journal.before_append")
             self._write(commit, self._write_torn if is_armed(TORN) else self._write_whole)
             self._tally.add(commit.row_index, commit.status)
-            stages = commit.stats.stages if commit.stats else StageSeconds()
-            self._leave(commit.row_index, stages.encode + stages.denoise)
+            self._open.discard(commit.row_index)
             self._count(commit)
         self._sync()
         failpoint("journal.after_append")
@@ -141,32 +140,15 @@ class JournalWriter:
             self._counters = replace(self._counters, phase="render")
             self._save_counters(now, force=True)
 
-    def beat(
-        self,
-        *,
-        busy_s: float | None = None,
-        idle_s: float | None = None,
-        in_flight_s: float | None = None,
-    ) -> None:
-        """Say that this process is alive, how long it has been busy and idle so far, and how much
-        of busy went into the rows that are in flight now. Cheap: writes at most every
-        COUNTERS_EVERY_S seconds, so it can be called at every tick."""
+    def beat(self) -> None:
+        """Say that this process is alive. Cheap: writes at most every COUNTERS_EVERY_S seconds."""
         with self._lock:
-            known, now = self._counters, time.time()
-            self._counters = replace(
-                known,
-                told_t=known.told_t if busy_s is None else now,
-                busy_s=known.busy_s if busy_s is None else busy_s,
-                idle_s=known.idle_s if idle_s is None else idle_s,
-                in_flight_s=known.in_flight_s if in_flight_s is None else in_flight_s,
-            )
-            self._save_counters(now)
+            self._save_counters(time.time())
 
     def end(self, end: events.End) -> None:
         """The last line: the attempt ended by itself."""
         with self._lock:
             self._write(end)
-            self._counters = replace(self._counters, busy_s=end.busy_s, idle_s=end.idle_s)
             self._counters = self._counters.after_end(end)
             self._save_counters(end.t, force=True)
         self._sync()
@@ -223,12 +205,6 @@ class JournalWriter:
         except OSError as error:  # what the disk holds now is unknown: nothing more is promised
             self._broken = f"{self.path}: the journal cannot be synced: {error}"
             raise StorageError(self._broken) from error
-
-    def _leave(self, row_index: int, busy_s: float) -> None:
-        """A row is no longer in flight, nor are the seconds spent on it."""
-        self._open.discard(row_index)
-        left = max(0.0, self._counters.in_flight_s - busy_s)
-        self._counters = replace(self._counters, in_flight_s=left)
 
     def _count(self, commit: Commit) -> None:
         self._recent.append(commit.ended)

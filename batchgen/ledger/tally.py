@@ -91,10 +91,6 @@ class Counters:
     changes: Counts = field(default_factory=Counts)
     recent: tuple[float, ...] = ()  # times of the last commits
     phase: str = "load"  # what it is at: load, then render
-    busy_s: float = 0.0
-    idle_s: float = 0.0
-    in_flight_s: float = 0.0  # of busy_s: spent on rows that are in flight
-    told_t: float = 0.0  # when these three were told; 0 = not yet
     cleared: tuple[int, ...] = ()  # suspects that were committed
     last_error: str = ""
     last_error_t: float = 0.0

@@ -22,9 +22,11 @@ from batchgen import catalog
 from batchgen.errors import RunStateError
 from batchgen.ledger import catalog as catalog_module
 from batchgen.ledger.catalog import collect
-from batchgen.ledger.events import End
+from batchgen.ledger.events import AttemptHeader, End
+from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.schema import ROWS
 from batchgen.ledger.timers import HEADER
+from batchgen.records import Attempt
 
 
 @pytest.fixture
@@ -164,10 +166,11 @@ print(len(frame), seed, meta[b"batchgen.overrides"].decode())
 
 
 def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
-    killed = mixed.journal(mixed.submit([2, 3]))
+    began = time.time() - 5.0
+    header = AttemptHeader(attempt=Attempt(mixed.submit([2, 3]), 0, 0, 0), t=began)
+    killed = JournalWriter.open(mixed.run, header)
     killed.phase("load", 1.0)
     mixed.render(killed, 3)
-    killed.beat(busy_s=4.0, idle_s=0.5)
     killed.start(2, "row0002")
     killed.close()  # no last line
     collect(mixed.run)

@@ -29,7 +29,6 @@ from batchgen.ledger.events import END, HEAD, LEFT, START, End, Saved, Start, Tr
 from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
-from batchgen.ledger.tally import read_counters
 from batchgen.paths import FAN_OUT_ENTRIES, RunPaths, parse_journal
 from batchgen.records import Attempt
 
@@ -166,66 +165,60 @@ def test_a_try_that_failed_is_retried_time(make_lab: Callable[..., Lab]) -> None
     assert closes(run)
 
 
-def test_lost_seconds_are_those_the_attempt_told(make_lab: Callable[..., Lab]) -> None:
-    """By its last line, or with its last heartbeat; of which later commits are taken out."""
+def test_lost_is_what_is_in_no_row(make_lab: Callable[..., Lab]) -> None:
+    """Of what an attempt told in its last line."""
     lab = make_lab(3)
     with lab.journal(lab.submit()) as journal:
-        journal.start(0, "row0000")
-        journal.end(End(reason="terminated", busy_s=5.0, lost_s=4.5))
-    with lab.journal(lab.submit()) as journal:
-        for row in (0, 1, 2):
-            journal.start(row, f"row{row:04d}")
-        journal.beat(busy_s=3.0, idle_s=0.5, in_flight_s=3.0)
-        journal.commit(lab.commit_of(0, parse_journal(journal.path), None))
+        lab.render(journal, 0)
+        journal.start(1, "row0001")
         journal.saved(1, 2, 0.5)
-    ended, killed = (row for _, row in runs(lab).iterrows())
-    assert (ended["lost_s"], ended["exit_reason"]) == (4.5, "terminated")
-    assert (killed["rows_lost"], killed["exit_reason"]) == (1, "killed")
-    assert killed["lost_s"] == pytest.approx(3.0 - ROW_S - 0.5, abs=SOON_S)
-    assert closes(killed)
-
-
-def test_commits_after_the_last_heartbeat_are_not_lost_too(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lab = make_lab(2)
-    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 0.0)
-    journal = lab.journal(lab.submit())
-    for row in (0, 1):
-        journal.start(row, f"row{row:04d}")
-    journal.beat(busy_s=3.0, in_flight_s=3.0)
-    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9)
-    journal.commit(lab.commit_of(0, parse_journal(journal.path), None))
-    counters = read_counters(lab.run.counters(Attempt(1, 0, 0, 0)))
-    assert counters is not None
-    assert counters.in_flight_s == 3.0, "of before the commit"
+        journal.start(2, "row0002")
+        journal.end(End(reason="terminated", busy_s=ROW_S + 0.5 + 4.5))
     (run,) = (row for _, row in runs(lab).iterrows())
-    assert run["lost_s"] == pytest.approx(3.0 - ROW_S, abs=SOON_S)
+    assert (run["rows_lost"], run["lost_s"]) == (1, pytest.approx(4.5))
     assert closes(run)
 
 
+@pytest.mark.parametrize("error", ["", "boom"])
 @pytest.mark.parametrize("in_flight", [True, False])
-def test_what_was_not_told_any_more_is_lost_or_idle(
-    in_flight: bool, make_lab: Callable[..., Lab]
+def test_what_was_not_told_is_lost_or_idle(
+    in_flight: bool, error: str, make_lab: Callable[..., Lab]
 ) -> None:
-    """From the last heartbeat with figures to the last one at all."""
+    """Of an attempt that was killed, or ended by an error."""
     lab = make_lab(2)
     journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    journal.start(0, "row0000")
+    time.sleep(0.3)
+    journal.saved(0, 2, 0.3)
     if in_flight:
         journal.start(1, "row0001")
-    journal.beat(busy_s=ROW_S + 0.1, idle_s=0.1, in_flight_s=0.1 if in_flight else 0.0)
     time.sleep(0.6)
+    if error:
+        journal.end(End(reason="RuntimeError", error=error))
     journal.close()
     (run,) = (row for _, row in runs(lab).iterrows())
-    busy, idle = (0.6, 0.0) if in_flight else (0.0, 0.6)
-    assert run["busy_s"] == pytest.approx(ROW_S + 0.1 + busy, abs=SOON_S)
-    assert run["idle_s"] == pytest.approx(0.1 + idle, abs=SOON_S)
-    assert run["lost_s"] == pytest.approx(0.7 if in_flight else 0.0, abs=SOON_S)
+    assert (run["exit_reason"], run["saved_s"]) == ("RuntimeError" if error else "killed", 0.3)
+    lost, idle = (0.6, 0.0) if in_flight else (0.0, 0.6)
+    assert run["lost_s"] == pytest.approx(lost, abs=SOON_S)
+    assert run["idle_s"] == pytest.approx(idle, abs=SOON_S)
+    assert run["busy_s"] == pytest.approx(0.3 + lost, abs=SOON_S)
+    assert run["wall_s"] == pytest.approx(run["busy_s"] + run["idle_s"])
+
+
+def test_of_an_attempt_that_could_not_load_the_wall_time_is_known(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(1)
+    with lab.journal(lab.submit()) as journal:
+        time.sleep(0.3)
+        journal.end(End(reason="WeightsError", error="/weights is missing"))
+    (run,) = (row for _, row in runs(lab).iterrows())
+    assert run["wall_s"] == pytest.approx(0.3, abs=SOON_S)
+    assert (run["busy_s"], run["idle_s"], run["lost_s"]) == (0.0, 0.0, 0.0)
 
 
 def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
-    """A failure, a zombie's commit after its fence, and a death."""
+    """A failure, a zombie's commit after its fence, and a row that was dropped."""
     lab = make_lab(4)
     with pytest.raises(RunStateError, match="batchgen collect"):
         catalog.waste(lab.run.root)
@@ -238,7 +231,7 @@ def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
     with lab.journal(number) as journal:
         lab.render(journal, 2)
         journal.start(3, "row0003")
-        journal.beat(busy_s=ROW_S + 0.8, in_flight_s=0.8)
+        journal.end(End(reason="terminated", busy_s=ROW_S + 0.8))
     assert runs(lab)["fenced_s"].tolist() == pytest.approx([ROW_S, 0.0])
     wasted = catalog.waste(lab.run.root)
     assert wasted["lost"] == pytest.approx(0.8, abs=SOON_S)
