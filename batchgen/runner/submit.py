@@ -110,10 +110,7 @@ def submit(
     failpoint("submit.after_intent")
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
-    jobs = []
-    if avoided := _where_suspects_died_alone(blame):
-        with suppress(SchedulerError):  # there may be no other host
-            jobs = executor.launch(run, number, count, without_hosts(slurm, avoided), 0.0)
+    jobs = _launch_elsewhere(run, number, count, slurm, blame)
     jobs = jobs or executor.launch(run, number, count, slurm, patience_s)
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
@@ -131,11 +128,18 @@ def profile_of(resolved: dict[str, Any]) -> SlurmConfig:
     return build(JobConfig, resolved).slurm
 
 
-def _where_suspects_died_alone(blame: Blame) -> set[str]:
-    """Hosts to stay away from this time: a row that dies alone again must do so elsewhere, or it
-    may be the host that kills."""
+def _launch_elsewhere(
+    run: RunPaths, number: int, shards: int, slurm: SlurmConfig, blame: Blame
+) -> list[Job]:
+    """Stay away from hosts where a suspect died alone: it must die elsewhere too to be convicted,
+    since it may be the host that kills. No jobs if there is no such host, or no other."""
     suspects = set(blame.suspects.tolist())
-    return {d.host for d in blame.deaths if d.alone and not suspects.isdisjoint(d.rows)} - {""}
+    hosts = {d.host for d in blame.deaths if d.alone and not suspects.isdisjoint(d.rows)} - {""}
+    if not hosts or slurm.executor in ONE_MACHINE:
+        return []
+    with suppress(SchedulerError):
+        return executor_for(slurm).launch(run, number, shards, without_hosts(slurm, hosts))
+    return []
 
 
 def _nothing() -> None:
