@@ -14,7 +14,7 @@ from batchgen.records import Attempt
 log = logging.getLogger(__name__)
 SIGNALS = {signal.SIGTERM: "terminated", signal.SIGUSR2: "drained"}  # reason to end
 LOOK_EVERY_S = 0.5
-LINGER_S = 300.0
+LINGER_S = 60.0  # grace times are shorter as a rule; then the steward takes over
 NEAR_LIMIT_S = 60.0  # the wall limit is the reason when it is this much nearer than its signal
 RESTARTS_AHEAD = 3  # a task may have been started again more than once meanwhile
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -68,7 +69,11 @@ class Monkey:
         self.run.cluster.call("scancel", self._element(host), check=False)
 
     def _preempt(self, host: str, pid: int) -> None:
-        self.run.cluster.call("scancel", "--signal=USR2", self._element(host), check=False)
+        """As Slurm does it: a signal, some time, the end and another start."""
+        element = self._element(host)
+        self.run.cluster.call("scancel", "--signal=USR2", element, check=False)
+        time.sleep(1)
+        self.run.cluster.call("scontrol", "requeue", element, check=False)
 
     def _element(self, host: str) -> str:
         wanted = (q for q in self.run.cluster.squeue() if q.node == host and "_" in q.job)
