@@ -134,11 +134,14 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
     from batchgen.config.compose import compose_job
     from batchgen.runner.create import create_run
     from batchgen.runner.executors import executor_for
+    from batchgen.runner.scheduler import max_array_size
     from batchgen.runner.submit import Settings
 
     composed = compose_job(args.job, args.overrides)
     settings = Settings(composed.resolved, list(composed.overrides))
     executor_for(composed.config.slurm)
+    if settings.executor == "slurm":
+        max_array_size()  # whether Slurm answers, before anything is made
     if args.verb == "submit":
         refuse_inline(settings, "submit")
     if composed.config.model.weights not in ("random", "embedded"):

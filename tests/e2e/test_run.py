@@ -155,7 +155,6 @@ def test_a_directory_of_parts_and_equal_rows_rendered_once(bench, tmp_path) -> N
         ("system.determinism=exact", "throughput"),
         ("model.weights=/no/such/folder", "/no/such/folder"),
         ("manifest=/no/such.parquet", "/no/such.parquet"),
-        ("slurm.executor=slurm", "local"),
         ("output.qualty=3", "quality"),
     ],
 )
@@ -164,6 +163,14 @@ def test_a_bad_setting_ends_with_2_before_anything_is_made(bench, override, name
     done = work.call("run", str(work.job), override)
     assert done.code == 2, done.err
     assert named in done.err and "Traceback" not in done.err
+    assert not work.root.exists() or not list(work.root.iterdir())
+
+
+def test_a_machine_without_slurm_is_told_before_anything_is_made(bench) -> None:
+    work = bench(2)
+    done = work.call("submit", str(work.job), "slurm.executor=slurm", env={"PATH": "/nowhere"})
+    assert done.code == 2, done.err
+    assert "sbatch" in done.err and "slurm=local" in done.err
     assert not work.root.exists() or not list(work.root.iterdir())
 
 
