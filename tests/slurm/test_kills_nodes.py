@@ -79,14 +79,20 @@ def test_06_wall_time_drained(cluster: Cluster, job_bench: Make) -> None:
 def test_07_wall_time_signal_ignored(cluster: Cluster, job_bench: Make) -> None:
     """Ranks that are stuck in a write when the signal comes are killed at the limit (60 to 90 s on
     this cluster); their rows run again, alone."""
+    bench = job_bench(rows(20))
+    once = (
+        bench.folder / "once"
+    )  # the signal may come a minute early: they are stuck from the start
+    with (bench.folder / "slurm" / "devcluster.yaml").open("a") as profile:
+        stuck = "export BATCHGEN_FAILPOINT=journal.before_append:2:sleep300"
+        profile.write(f"setup: ['[ -e {once} ] || {{ touch {once}; {stuck}; }}']\n")
     run = Campaign.submit(
         cluster,
-        job_bench(rows(20)),
+        bench,
         *NULL,
         "slurm.start_up_s=10",  # one shard
         "slurm.timeout_min=1",
         "slurm.watchdog_s=0",
-        env={"BATCHGEN_FAILPOINT": "journal.before_append:8:sleep300"},
     )
     run.wait(280)
     run.audit("7")
