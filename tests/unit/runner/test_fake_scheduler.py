@@ -34,8 +34,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm(tmp_path / "fake")
     for name, value in fake.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(scheduler, "PATIENCE_S", 1.0)
-    monkeypatch.setattr(scheduler, "ORDER_PATIENCE_S", 1.0)
+    monkeypatch.setattr(scheduler, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(scheduler, "ORDER_PATIENCE_S", 3.0)
     monkeypatch.setattr(scheduler, "RETRY_S", 0.02)
     return fake
 
