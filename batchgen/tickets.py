@@ -17,14 +17,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from batchgen.errors import BatchgenError
+from batchgen.failpoints import failpoint
 from batchgen.media.durable import write_json
+from batchgen.processes import ProcessId
 
 TOKEN_S = 30.0  # patience with a stray connection
+NO_SIGN_S = 60.0  # patience with a rank 0 that has not even announced its queue
 ALONE = "alone"  # what a replica says that wants a suspect
 POLL_S = 0.2  # how often a replica that waits for its turn looks up
 
@@ -98,6 +101,7 @@ class TicketServer:
         self._acceptor = threading.Thread(target=self._accept, name="tickets", daemon=True)
         self._acceptor.start()
         port = self._socket.getsockname()[1]
+        failpoint("queue.before_address")
         write_json(address_file, {"host": host, "port": port, "token": self._token})
 
     def _accept(self) -> None:
@@ -195,12 +199,12 @@ class TicketClient:
         address = _wait_for(address_file, patience_s, stop)
         try:
             self._connection = socket.create_connection(
-                (str(address["host"]), int(str(address["port"]))), timeout=patience_s
+                (address["host"], address["port"]), timeout=patience_s
             )
         except OSError as error:
             raise QueueLost(f"no queue at {address_file}: {error}") from error
         self._stream = self._connection.makefile("rwb")
-        self._send(str(address["token"]))
+        self._send(address["token"])
 
     def _send(self, line: str) -> None:
         self._stream.write(f"{line}\n".encode())
@@ -235,13 +239,24 @@ def _is_readable(connection: socket.socket, patience_s: float) -> bool:
     return bool(select.select([connection], [], [], patience_s)[0])
 
 
-def _wait_for(address_file: Path, patience_s: float, stop: Callable[[], bool]) -> dict[str, object]:
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline and not stop():
-        if address_file.exists():
-            address: dict[str, object] = json.loads(address_file.read_text())
-            return address
+def announce(address_file: Path) -> None:
+    """Say who is going to serve, first thing in its life: whoever waits then sees it die."""
+    write_json(address_file, {"process": asdict(ProcessId.current())})
+
+
+def _wait_for(address_file: Path, patience_s: float, stop: Callable[[], bool]) -> dict[str, Any]:
+    """The server's address; only its process is known until it serves."""
+    start = time.monotonic()
+    while not stop():
+        found: dict[str, Any] = (
+            json.loads(address_file.read_text()) if address_file.exists() else {}
+        )
+        if "port" in found:
+            return found
+        patience = patience_s if found else min(patience_s, NO_SIGN_S)
+        if time.monotonic() - start > patience:
+            raise QueueLost(f"{address_file} did not appear within {patience:.0f} s")
+        if found and ProcessId(**found["process"]).alive() is False:
+            raise QueueLost("rank 0 died before it served the shard's queue")
         time.sleep(0.05)
-    if stop():
-        raise QueueLost("told to end before the shard's queue was there")
-    raise QueueLost(f"{address_file} did not appear within {patience_s:.0f} s: rank 0 is gone")
+    raise QueueLost("told to end before the shard's queue was there")

@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 from batchgen.paths import RunPaths
+from batchgen.records import Attempt
 from batchgen.runner.rank import rank_from_environment
+from batchgen.tickets import announce
 
 START_AGAIN = 200
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -20,9 +22,12 @@ FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 def run_task(folder: str, submission: int, task: int) -> None:
     """One rank of one task."""
-    from batchgen.worker import work  # torch: only where rows are rendered
+    run, rank = RunPaths(Path(folder)), rank_from_environment(task)
+    if rank.rank == 0:
+        announce(run.queue_address(Attempt(submission, task, rank.restart, rank.rank)))
+    from batchgen.worker import work  # torch: only where rows are rendered, and seconds long
 
-    work(RunPaths(Path(folder)), submission, rank_from_environment(task))
+    work(run, submission, rank)
 
 
 def main(what: str, folder: str, *numbers: str) -> int:

@@ -39,10 +39,12 @@ def wait_for_ranks(run: RunPaths, timeout_s: float = 60.0) -> list[int]:
 
 
 def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
-    """Wait until nothing of the run is at work."""
-    deadline = time.monotonic() + timeout_s
+    """Wait until nothing of the run is at work; a row that is done renews the patience."""
+    left, since = -1, time.monotonic()
     while is_alive(run):
-        assert time.monotonic() < deadline, "the run does not end"
+        if (now := read_status(run).left) != left:
+            left, since = now, time.monotonic()
+        assert time.monotonic() < since + timeout_s, "the run does not end"
         time.sleep(0.05)
 
 
@@ -150,6 +152,21 @@ def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) 
     codes = sorted(code for _, code in results)
     assert codes == [0, 2], results
     assert len(published(run)) == 6
+
+
+def test_ranks_do_not_wait_for_a_queue_whose_server_died_in_its_start_up(bench) -> None:
+    work = bench(4)
+    started = work.call(
+        "submit", str(work.job), "slurm.executor=local", "slurm.ranks_per_node=2",
+        "slurm.max_attempts=1", "--json",
+        env={"BATCHGEN_FAILPOINT": "queue.before_address:1:kill"},
+    )  # fmt: skip
+    settle(started.run, 30.0)  # far less than the patience with a server that lives
+    ends = {a.attempt.replica: a.ended for a in read_status(started.run).attempts}
+    assert ends == {0: "", 1: "queue-lost"}
+    done = work.call("resume", str(started.run.root), "--json")
+    assert done.code == 0, done.err
+    assert len(published(started.run)) == 4
 
 
 def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from batchgen.engine.contract import never
-from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer
+from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer, announce
 
 
 def take_all(client: TicketClient, room: int) -> list[int]:
@@ -178,3 +179,39 @@ def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
         TicketClient(tmp_path / "never.json", patience_s=0.2)
     with pytest.raises(QueueLost, match="told to end"):
         TicketClient(tmp_path / "never.json", stop=lambda: True)
+
+
+def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from batchgen.tickets import announce\n"
+        "announce(Path(sys.argv[1])); time.sleep(60)"
+    )
+    address = tmp_path / "queue.json"
+    server = subprocess.Popen([sys.executable, "-c", code, str(address)])
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        if address.exists():
+            asked += 1
+        if asked == 3:  # it was alive until now, and waited for
+            server.kill()
+            server.wait()
+        return False
+
+    with pytest.raises(QueueLost, match="died before it served"):
+        TicketClient(address, stop=stop)
+    assert asked >= 3
+
+
+def test_an_announced_server_is_waited_for(tmp_path: Path) -> None:
+    address = tmp_path / "queue.json"
+    announce(address)
+    with ThreadPoolExecutor() as pool:
+        client = pool.submit(TicketClient, address)
+        time.sleep(0.2)
+        assert not client.done()
+        server = TicketServer(1, 0, 1, address, "127.0.0.1")
+        assert take_all(client.result(10), 4) == [0]
+        client.result().close()
+    server.close()
