@@ -113,13 +113,22 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
     lines += [_attempt_line(attempt) for attempt in shown[-SHOWN_ATTEMPTS:]]
     if status.last_error:
         lines.append(f"last error  {status.last_error}")
-    if status.state == "finished" and run.catalog_rows.is_dir():
-        lines.append(f"catalog   {run.catalog_rows}")
+    if status.state == "finished":
+        lines += _catalog_lines(run, view)
     if status.state == "submitted":
         lines.append("waits for its next ranks" if shown else "no rank has started yet")
     elif status.left and not status.alive:
         lines.append(f"go on with  batchgen resume {Path(status.run).name}")
     return lines
+
+
+def _catalog_lines(run: RunPaths, view: QueueView | None) -> list[str]:
+    """Where it is; nothing while a steward is to write it."""
+    if run.catalog_rows.is_dir():
+        return [f"catalog   {run.catalog_rows}"]
+    if view is not None and not view.empty:
+        return []
+    return [f"no catalog yet: batchgen collect {run.root.name}"]
 
 
 def _bar(done: int, total: int, width: int = 30) -> str:

@@ -56,7 +56,11 @@ def test_submit_returns_before_the_rows_are_drawn(bench) -> None:
     watched = work.call("status", str(started.run.root), "--watch")
     assert watched.code == 0, watched.out
     assert "2 ok" in watched.out and "no rank has started yet" in watched.out
-    assert read_status(started.run).ok == 2
+    name = started.run.root.name
+    assert watched.out.strip().endswith(f"no catalog yet: batchgen collect {name}")
+    assert work.call("collect", str(started.run.root)).code == 0
+    shown = work.call("status", str(started.run.root))
+    assert shown.out.strip().endswith(f"catalog   {started.run.catalog_rows}")
 
 
 def test_more_ranks_than_rows(bench) -> None:

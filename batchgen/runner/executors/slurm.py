@@ -48,13 +48,13 @@ class Batch:
     def script(self) -> str:
         """The text that sbatch gets: submitit's, by its private way to start a command instead of
         a pickle, in this one place. All ranks of an element print into one file."""
-        log = str(self.folder / ("%A_%a.log" if self.elements > 1 else "%j.log"))
+        output = str(self.folder / ("%A_%a.log" if self.elements > 1 else "%j.log"))
         executor = submitit.SlurmExecutor(folder=self.folder)
         executor.update_parameters(**self.parameters)
         given = executor.parameters
-        own = {"output": log, "error": log}
+        own = {"output": output, "error": output}
         given["additional_parameters"] = {**given["additional_parameters"], **own}
-        own_args = [f"--output={log}", f"--error={log}", "--label"]
+        own_args = [f"--output={output}", f"--error={output}", "--label"]
         given["srun_args"] = [*given["srun_args"], *own_args]
         if self.elements > 1:
             given["map_count"] = self.elements
