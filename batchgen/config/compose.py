@@ -197,7 +197,7 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
         lines = str(error).strip().splitlines()
         raise ConfigError(
             f"an override cannot be read: {lines[0]}; write key=value, and quote a value with "
-            "spaces or commas: key='a, b'"
+            "spaces, commas or =: key='a, b'"
         ) from error
     return parsed
 
