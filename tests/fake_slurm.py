@@ -165,6 +165,8 @@ def sacct(state: Json, argv: list[str], blind: float) -> str:
 
 
 def sinfo(state: Json, argv: list[str], blind: float) -> str:
+    if "--Node" in argv:
+        return "node1\nnode2\nnode3\nnode4"
     return "main* up infinite 4 idle node[1-4]"
 
 
@@ -227,6 +229,11 @@ class FakeSlurm:
     def calls(self, name: str) -> int:
         with opened(self.folder) as state:
             return sum(call[0] == name for call in state["calls"])
+
+    def asked(self) -> list[list[str]]:
+        """All calls so far, with their arguments."""
+        with opened(self.folder) as state:
+            return list(state["calls"])
 
     def jobs(self, name: str = "") -> list[Json]:
         """All that was ever accepted, of one job name or all, in order."""

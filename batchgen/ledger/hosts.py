@@ -80,7 +80,7 @@ def bad_hosts(index: CommitIndex, deaths: Sequence[Death], at_fault: Set[int]) -
     """Host -> why it is bad, in words. `deaths` of convicted rows are left out, `at_fault` are
     rows that count against nobody."""
     hosts = [host_of(facts) for facts in index.journals]
-    ok = _rendered(index, hosts)
+    ok = rows_rendered(index)
     records: dict[str, _Record] = defaultdict(_Record)
     failures = _failed_rows(index)
     for place, rows in failures.items():
@@ -133,8 +133,9 @@ def _start(attempt: Attempt) -> Start:
     return attempt.submission, attempt.task, attempt.restart
 
 
-def _rendered(index: CommitIndex, hosts: Sequence[str]) -> dict[str, int]:
-    """Accepted ok lines by host."""
+def rows_rendered(index: CommitIndex) -> dict[str, int]:
+    """Accepted ok lines by host; hosts without one are left out."""
+    hosts = [host_of(facts) for facts in index.journals]
     good = index.journal[index.accepted & (index.status == STATUS_CODES["ok"])]
     counts: dict[str, int] = defaultdict(int)
     for host, rows in zip(hosts, np.bincount(good, minlength=len(hosts)).tolist(), strict=True):

@@ -113,7 +113,7 @@ def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
     errors = [(v.counters.last_error_t, v.counters.last_error) for v in views]
     return RunStatus(
         run=str(run.root),
-        state=_state(intent, attempts, rows - counts.total),
+        state=_state(intent, attempts, rows - counts.total, todo),
         rows=rows,
         unique_rows=header.unique_rows,
         aliases=rows - header.unique_rows,
@@ -142,13 +142,17 @@ def live_attempts(run: RunPaths) -> list[AttemptStatus]:
     return [s for s in (view.status(now) for view in views) if s.life == "running"]
 
 
-def _state(intent: Intent | None, attempts: Iterable[AttemptStatus], left: int) -> State:
+def _state(
+    intent: Intent | None, attempts: Iterable[AttemptStatus], left: int, todo: int
+) -> State:
+    """`todo`: rows of the last submission without a verdict of its own; those that are rendered
+    again have an older one, so that none may be left."""
     if intent is None:
         return "planned"
     lives = [a.life for a in attempts if a.attempt.submission == intent.number]
     if "running" in lives:
         return "running"
-    if left == 0:
+    if left == 0 and (todo == 0 or intent.kind != "render"):
         return "finished"
     return "stopped" if lives or intent.kind != "render" else "submitted"
 

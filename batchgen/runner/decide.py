@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from batchgen.ledger.attempts import rows_of
 from batchgen.ledger.blame import read_blame
+from batchgen.ledger.hosts import rows_rendered
 from batchgen.ledger.intent import Intent, last_render
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
@@ -58,6 +60,7 @@ def next_move(run: RunPaths) -> Move | None:
         attempt=intent.attempt + 1 if little else 1,
         excluded={**intent.excluded, **blame.bad_hosts},
     )
+    settings = _without_lone_host(run, intent, settings, rows_rendered(found.index))
     if why := _reason_to_stop(run, intent, settings):
         log.warning("%d rows are left: %s", len(left), why)
         return None
@@ -87,13 +90,31 @@ def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
         return "slurm.max_attempts is 1"
     if settings.attempt > most:
         return f"{most} submissions in a row finished hardly any"
-    ranks = [a for a in read_status(run).attempts if a.attempt.submission == intent.number]
+    ranks = _ranks(run, intent)
     if settings.executor in ONE_MACHINE and any(rank.ended == "terminated" for rank in ranks):
         return "somebody ended the ranks"
     judged = [rank for rank in ranks if rank.host not in settings.excluded]  # others go elsewhere
     if judged and len({rank.error for rank in judged}) == 1 and all(map(_fell_at_once, judged)):
         return f"every rank met the same error: {judged[0].error}"
     return ""
+
+
+def _without_lone_host(
+    run: RunPaths, intent: Intent, settings: Settings, rendered: Mapping[str, int]
+) -> Settings:
+    """Near the end a submission may be one shard. If all its ranks fell at once on one host, and
+    others have rendered rows, it is the host: the rows go elsewhere."""
+    ranks = _ranks(run, intent)
+    hosts = {rank.host for rank in ranks}
+    if len(hosts) != 1 or not all(map(_fell_at_once, ranks)) or not rendered.keys() - hosts:
+        return settings
+    (host,) = hosts
+    why = f"all ranks of submission {intent.number} ended there at once: {ranks[0].error}"
+    return replace(settings, excluded={**settings.excluded, host: why})
+
+
+def _ranks(run: RunPaths, intent: Intent) -> list[AttemptStatus]:
+    return [a for a in read_status(run).attempts if a.attempt.submission == intent.number]
 
 
 def _fell_at_once(rank: AttemptStatus) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import RunStatus
 from batchgen.paths import RunPaths
-from batchgen.runner.scheduler import SchedulerError, job_name, queued
+from batchgen.runner.scheduler import QueuedTask, SchedulerError, job_name, queued
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class QueueView:
     pending: int = 0
     reasons: dict[str, int] = field(default_factory=dict)  # why tasks wait -> how many
     held: dict[str, str] = field(default_factory=dict)  # task -> reason: waits for ever
-    steward: str = ""  # waits, running; empty: there is none
+    steward: str = ""  # waits and why, running; empty: there is none
     problem: str = ""  # why nothing is known
 
     @property
@@ -48,9 +48,15 @@ def look(run: RunPaths) -> QueueView | None:
         running=sum(not task.waits for task in tasks),
         pending=len(waiting),
         reasons=dict(Counter(task.reason for task in waiting)),
-        held={task.task_id: task.reason for task in tasks if task.held},
-        steward=("waits" if stewards[0].waits else "running") if stewards else "",
+        held={task.task_id: task.reason for task in found if task.held},
+        steward=_of_steward(stewards[0]) if stewards else "",
     )
+
+
+def _of_steward(steward: QueuedTask) -> str:
+    if not steward.waits:
+        return "running"
+    return "waits" if steward.reason == "Dependency" else f"waits ({steward.reason})"
 
 
 def with_queue(status: RunStatus, view: QueueView | None) -> RunStatus:
@@ -59,7 +65,8 @@ def with_queue(status: RunStatus, view: QueueView | None) -> RunStatus:
         return status
     if view.empty and status.state in ("running", "submitted"):
         return replace(status, state="stopped" if status.left else "finished", running=0)
-    if not view.empty and status.state == "stopped":
+    comes = view.running or view.pending or view.held  # beside a steward that collects
+    if (status.state == "stopped" and not view.empty) or (status.state == "finished" and comes):
         return replace(status, state="submitted")
     return status
 

@@ -23,9 +23,10 @@ from batchgen.runner.scheduler import (
 from batchgen.runner.submit import profile_of
 
 log = logging.getLogger(__name__)
-MAKING_S = (
-    60.0  # from the intent to the steward's sbatch, for a maker whose life cannot be looked up
-)
+# From the intent to the steward's sbatch, for a maker whose life cannot be looked up.
+MAKING_S = 60.0
+# The last tasks may end together, each while it sees the others at work: they look again.
+LOOKS, LOOK_AGAIN_S, FEW = 4, 5.0, 3
 
 
 def give_a_steward(run: RunPaths) -> list[QueuedTask]:
@@ -51,19 +52,27 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
 
 
 def free_the_steward(run: RunPaths) -> list[QueuedTask]:
-    """If all that is left of the arrays is on hold by Slurm's own doing (a launch that failed, a
-    requeue that was stopped), cancel it: the steward submits its rows again. What a person holds is
-    left alone. Called by each task as it ends, and by a resume; returns what was ended."""
+    """If all that keeps the run from going on is on hold by Slurm's own doing (a launch that
+    failed, a requeue that was stopped), cancel it: the steward submits its rows again. What a
+    person holds is left alone. Called by each task as it ends, and by a resume; returns what was
+    ended, nothing if the steward itself is among it: then a resume has to go on."""
     intent = slurm_intent(run)
     if intent is None:
         return []
-    tasks = [task for task in queued(run, intent.number) if not task.is_steward]
-    if not tasks or not all(task.held_by_slurm for task in tasks):
+    for look in range(LOOKS):
+        time.sleep(LOOK_AGAIN_S if look else 0)
+        tasks = [task for task in queued(run, intent.number) if task.reason != "Dependency"]
+        held = [task for task in tasks if task.held_by_slurm]
+        if not held or len(tasks) - len(held) > FEW:
+            return []
+        if len(held) == len(tasks):
+            break
+    else:
         return []
-    cancel_tasks([task.task_id for task in tasks])
-    for task in tasks:
+    cancel_tasks([task.task_id for task in held])
+    for task in held:
         log.warning("task %s was on hold (%s): its rows come again", task.task_id, task.reason)
-    return tasks
+    return [] if any(task.is_steward for task in held) else held
 
 
 def slurm_intent(run: RunPaths) -> Intent | None:

@@ -33,8 +33,16 @@ _TITLES = re.compile(r"JOBID\|JOBID\|ARRAY_JOB_ID\|NAME\|STATE\|NODELIST\|REASON
 _HELD_BY_SLURM = ("launch failed", "requeued held", "requeued in held", "jobheldadmin")
 
 
+# A user's own settings of these commands' output would hide jobs of the run.
+_WISHES = ("SQUEUE_", "SCANCEL_", "SINFO_")
+
+
 class SchedulerError(BatchgenError):
     """Slurm refuses, does not answer, or answers with something that cannot be read."""
+
+
+class NoScheduler(SchedulerError):
+    """Slurm's commands are not on this machine, or not in this container: to wait is in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +112,8 @@ def queue(names: Sequence[str]) -> list[QueuedTask]:
     Raises SchedulerError when it does not answer, and when the list is not whole lines below their
     titles: a site's banner may stand above, but something else instead is no empty queue.
     """
-    text = ask("squeue", "--array", f"--name={','.join(names)}", f"--format={'|'.join(_FIELDS)}")
+    wanted = f"--name={','.join(names)}", f"--format={'|'.join(_FIELDS)}"
+    text = ask("squeue", "--all", "--array", *wanted)  # all: jobs in hidden partitions too
     lines = [line.strip() for line in text.splitlines()]
     if not any(map(_TITLES.fullmatch, lines)) or not text.endswith("\n"):
         raise SchedulerError(f"squeue: {text[:200].strip()!r} is no list of jobs, or not all of it")
@@ -132,6 +141,11 @@ def cancel_tasks(task_ids: Sequence[str]) -> None:
     ask("scancel", "--quiet", *task_ids)
 
 
+def nodes() -> set[str]:
+    """All nodes of the cluster."""
+    return {*ask("sinfo", "--all", "--noheader", "--Node", "--format=%N").split()}
+
+
 def max_array_size() -> int:
     """Most elements of one array; 1 where the cluster has arrays switched off."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
@@ -146,6 +160,8 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
     while True:
         try:
             return call()
+        except NoScheduler:
+            raise
         except SchedulerError as error:
             if time.monotonic() + RETRY_S > deadline:
                 raise
@@ -165,10 +181,11 @@ def order(script: Path) -> str:
 def ask(*command: str, patience_s: float | None = None) -> str:
     """Standard output of a command of Slurm."""
     name, patience_s = command[0], PATIENCE_S if patience_s is None else patience_s
+    env = {key: value for key, value in os.environ.items() if not key.startswith(_WISHES)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, env=env)
     except FileNotFoundError as error:
-        raise SchedulerError(f"{name}: not found; is Slurm installed here?") from error
+        raise NoScheduler(f"{name}: not found; is Slurm installed here?") from error
     except subprocess.TimeoutExpired as error:
         raise SchedulerError(f"{name} gave no answer in {patience_s:.0f} s") from error
     if done.returncode:

@@ -25,7 +25,7 @@ from batchgen.runner.decide import next_move
 from batchgen.runner.executors import executor_named
 from batchgen.runner.jobs import executor_of, is_alive, jobs_of, last_submission
 from batchgen.runner.recover import give_a_steward
-from batchgen.runner.scheduler import SchedulerError, job_name, patiently, queued
+from batchgen.runner.scheduler import NoScheduler, SchedulerError, job_name, patiently, queued
 from batchgen.runner.submit import Settings, submit
 
 log = logging.getLogger(__name__)
@@ -75,10 +75,14 @@ def follow_up(run: RunPaths, number: int) -> int:
     its exit status: 1 if it ends the run with rows left or failed. Harmless when somebody else went
     on meanwhile, or an earlier start of this job was killed halfway."""
     failpoint("steward")
-    if patiently(lambda: _others_go_on(run, number), SCHEDULER_PATIENCE_S):
-        log.info("the run is at work again")
-        return 0
-    move = next_move(run)
+    try:
+        if patiently(lambda: _others_go_on(run, number), SCHEDULER_PATIENCE_S):
+            log.info("the run is at work again")
+            return 0
+        move = next_move(run)
+    except NoScheduler as error:  # in a container without them, say
+        log.error("%s; nothing is submitted again: set slurm.steward_python", error)
+        move = None
     if move is not None:
         try:
             started = submit(run, move.settings, move.rows, patience_s=SCHEDULER_PATIENCE_S)

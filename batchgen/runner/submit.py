@@ -25,7 +25,7 @@ from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
 from batchgen.runner.executors import ONE_MACHINE, Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
-from batchgen.runner.scheduler import SchedulerError, patiently
+from batchgen.runner.scheduler import SchedulerError, nodes, patiently
 
 NOBODY = np.zeros(0, np.int64)
 
@@ -118,9 +118,14 @@ def submit(
 
 
 def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
-    """The profile with more hosts excluded."""
+    """The profile with more hosts excluded: those that Slurm knows. It refuses a job that excludes
+    another one, and the run may have been on a login node or another cluster before."""
+    more = {*hosts}
+    if more and slurm.executor not in ONE_MACHINE:
+        with suppress(SchedulerError):
+            more &= nodes()
     listed = [slurm.exclude] if slurm.exclude else []
-    return replace(slurm, exclude=",".join([*listed, *sorted(hosts)]) or None)
+    return replace(slurm, exclude=",".join([*listed, *sorted(more)]) or None)
 
 
 def profile_of(resolved: dict[str, Any]) -> SlurmConfig:

@@ -132,6 +132,17 @@ def test_an_error_that_every_rank_meets_at_once_is_not_tried_again(make: Make) -
     assert next_move(shift.run) is None
 
 
+def test_the_last_shard_on_a_node_where_nothing_starts_goes_elsewhere(make: Make) -> None:
+    """All its ranks meet the same error at once, but others have rendered rows."""
+    shift = make(20, SLURM)
+    assert shift.work(shift.begin(range(10))) == 0
+    number = shift.begin(range(10, 20))
+    assert shift.work(number, {"BATCHGEN_NULL_SLOW": "node2=nonsense"}, host="node2") != 0
+    move = next_move(shift.run)
+    assert move is not None and len(move.rows) == 10
+    assert "ended there at once" in move.settings.excluded["node2"]
+
+
 @pytest.mark.parametrize(("overrides", "goes_on"), [((), False), ((SLURM,), True)])
 def test_a_rank_that_somebody_ended(
     tmp_path: Path, overrides: tuple[str, ...], goes_on: bool

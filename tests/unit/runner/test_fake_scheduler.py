@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,10 @@ from harness import Bench, make_bench, rows_of
 from batchgen.cli.main import main
 from batchgen.ledger.intent import submission_numbers
 from batchgen.paths import RunPaths
-from batchgen.runner import scheduler, steward
+from batchgen.runner import recover, scheduler, steward
 from batchgen.runner.executors import slurm as executor
 from batchgen.runner.scheduler import SchedulerError, job_name
+from batchgen.runner.submit import without_hosts
 
 HANG_S = 30  # far beyond PATIENCE_S
 # Two shards: the null engine takes 10 ms a step, and a shard has 3 start-ups of work at least.
@@ -434,3 +435,103 @@ def _profile(run: RunPaths):  # type: ignore[no-untyped-def]
     from batchgen.runfile import read_run
 
     return build(JobConfig, read_run(run).config).slurm
+
+
+# ---------------------------------------------------------------- nothing is hidden, nothing blocks
+def test_a_users_own_settings_of_the_list_do_not_hide_jobs(
+    two_jobs: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    monkeypatch.setenv("SLURM_CONF", "/here")
+    assert len(scheduler.queue(["mine"])) == 2
+    (call,) = (c for c in two_jobs.asked() if c[0] == "squeue")
+    assert "--all" in call, "a job in a hidden partition is not listed without it"
+    seen = scheduler.ask("sh", "-c", "env")
+    assert "SLURM_CONF=/here" in seen and "SQUEUE_PARTITION" not in seen
+
+
+@pytest.mark.parametrize(
+    ("second", "freed"), [("launch failed requeued held", True), ("Dependency", True),
+                          ("Priority", False), ("JobHeldUser", False)],
+)  # fmt: skip
+def test_what_slurm_holds_does_not_block_the_rest(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, second: str, freed: bool
+) -> None:
+    """Another array and the steward wait behind it: the last task to end lets them go."""
+    monkeypatch.setattr(recover, "LOOK_AGAIN_S", 0.0)
+    assert desk.submit() == 0
+    desk.fake.change("1001", reason="launch failed requeued held")
+    desk.fake.change("1002", reason=second)
+    ended = recover.free_the_steward(desk.run)
+    assert ("1001_0" in [task.task_id for task in ended]) == freed
+    assert all(task.task_id != "1001_1" or "held" in task.reason for task in ended)
+    states = [job["state"] for job in desk.fake.jobs(job_name(desk.run, 1))]
+    assert states[0] == ("CANCELLED" if freed else "PENDING")
+
+
+def test_the_last_tasks_of_all_see_each_other_end(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert desk.submit() == 0
+    desk.fake.change("1001", reason="launch failed requeued held")
+    desk.fake.change("1002", state="RUNNING", reason="None")
+    looked = []
+
+    def look_away(seconds: float) -> None:
+        looked.append(seconds)
+        if len(looked) == 2:
+            desk.fake.change("1002", state="COMPLETED")
+
+    monkeypatch.setattr(recover.time, "sleep", look_away)
+    assert [task.task_id for task in recover.free_the_steward(desk.run)] == ["1001_0"]
+    assert len(looked) == 2
+
+
+def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: Desk) -> None:
+    assert desk.submit() == 0
+    desk.fake.work(job_name(desk.run, 1))
+    (steward_job,) = desk.fake.jobs(job_name(desk.run, 1, steward=True))
+    desk.fake.change(steward_job["job_id"], reason="launch failed requeued held")
+    desk.on_run("status")
+    assert "steward waits (launch failed requeued held)" in desk.out
+    assert f"`scontrol release {steward_job['array']}` lets it go" in desk.out
+    assert desk.on_run("resume", "--json") == 0
+    desk.assert_every_row_once()
+
+
+def test_a_run_whose_rows_are_asked_for_again_is_not_finished(desk: Desk) -> None:
+    assert desk.submit() == 0
+    desk.fake.work()
+    assert desk.on_run("status", "--json") == 0
+    assert json.loads(desk.out.splitlines()[-1])["state"] == "finished"
+    assert desk.on_run("retry", "--rows", "row-001", "--detach") == 0
+    desk.on_run("status", "--json")
+    assert json.loads(desk.out.splitlines()[-1])["state"] == "submitted"
+    desk.on_run("status", "--json", "--offline")
+    assert json.loads(desk.out.splitlines()[-1])["state"] == "submitted"
+    desk.fake.work()
+    assert desk.on_run("status", "--json") == 0
+    assert json.loads(desk.out.splitlines()[-1])["state"] == "finished"
+
+
+# --------------------------------------------------------------------------------- odd environments
+def test_a_steward_without_slurms_commands_writes_the_catalog_at_once(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a container, say: to ask again for a quarter of an hour would be in vain."""
+    assert desk.submit() == 0
+    monkeypatch.setenv("PATH", "/nowhere")
+    started = time.monotonic()
+    assert steward.follow_up(desk.run, 1) == 1
+    assert time.monotonic() - started < 10
+    assert "slurm.steward_python" in caplog.text
+    assert list(rows_of(desk.run).status) == ["pending"] * 4
+
+
+def test_only_hosts_of_the_cluster_are_excluded(desk: Desk, fake: FakeSlurm) -> None:
+    """Slurm refuses a job that excludes a node which it does not know."""
+    assert desk.submit() == 0
+    profile = replace(_profile(desk.run), exclude="node4")
+    assert without_hosts(profile, ["login1", "node2"]).exclude == "node4,node2"
+    fake.steer("sinfo", "fail", UNREACHABLE)
+    assert without_hosts(profile, ["node2"]).exclude == "node4,node2"
