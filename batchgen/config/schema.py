@@ -214,6 +214,8 @@ class SlurmConfig:
     of the model loaded, a text encoded, a solver step, a row decoded and written: it has to be
     longer than the longest of these.
     `python`: command that starts python on a node, for containers; None = this interpreter.
+    `steward_python`: the same for the steward, which needs Slurm's commands beside it; it then
+    starts without `srun_args`. None = as the tasks.
     """
 
     executor: Literal["inline", "local", "slurm"] = "local"
@@ -236,6 +238,7 @@ class SlurmConfig:
     python: str | None = None
     srun_args: tuple[str, ...] = ()
     steward_partition: str | None = None  # None: as the tasks
+    steward_python: str | None = None
     extra: dict[str, str] = field(default_factory=dict)
     array_parallelism: int = 256
     max_attempts: int = 3

@@ -212,6 +212,7 @@ def profile_text(name: str, info: ClusterInfo, choice: Choice) -> str:
         ("setup: []", 'shell lines first: ["module load cuda/12.8"]'),
         ("python: null", "how python starts on a node, for containers"),
         ("srun_args: []", ""),
+        ("steward_python: null", "a Python beside Slurm's commands, where the image has none"),
         ("extra: {}", "further sbatch options, verbatim: {reservation: week12}"),
     ]
     body = "\n".join(f"{key:<26}# {why}" if why else key for key, why in lines)

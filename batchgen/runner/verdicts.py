@@ -196,7 +196,10 @@ def _sbatch(nodes: Sequence[NodeReport]) -> Finding:
     if broken is None:
         return Finding("ok", "sbatch", "works on the nodes: the steward can resubmit")
     said = f"{broken[0]}: {broken[1].splitlines()[0]}"
-    advice = "the steward cannot resubmit from there; name a steward_partition, or use `resume`"
+    advice = (
+        "the steward cannot resubmit from there; name a steward_partition, or a steward_python "
+        "outside the container, or use `resume`"
+    )
     return Finding("warn", "sbatch", said, advice)
 
 

@@ -170,13 +170,15 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
         gres=None,
         constraint=None,
         extra={} if slurm.steward_partition else slurm.extra,
+        python=slurm.steward_python or slurm.python,
+        srun_args=() if slurm.steward_python else slurm.srun_args,
         mem_gb=None if slurm.mem_gb is None else memory,
         timeout_min=min(slurm.timeout_min, STEWARD_MIN),
         setup=(*slurm.setup, f"trap '{again}' EXIT"),
     )
     shared = parameters(modest, job_name(run, submission, steward=True))
     folder = run.submission(submission) / "slurm"
-    return Batch(folder, _command(slurm, "steward", run, submission), shared)
+    return Batch(folder, _command(modest, "steward", run, submission), shared)
 
 
 def parameters(slurm: SlurmConfig, name: str) -> dict[str, object]:

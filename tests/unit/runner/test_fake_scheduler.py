@@ -528,6 +528,15 @@ def test_a_steward_without_slurms_commands_writes_the_catalog_at_once(
     assert list(rows_of(desk.run).status) == ["pending"] * 4
 
 
+def test_a_steward_may_stay_outside_the_container(desk: Desk) -> None:
+    contained = ("slurm.python=python3", "slurm.srun_args=['--container-image=x.sqsh']")
+    assert desk.submit(*contained, "slurm.steward_python=/project/python", "--dry-run") == 0
+    *_, task, behind = json.loads(desk.out.splitlines()[-1])["scripts"]
+    assert "--container-image=x.sqsh" in task and "python3 -u -m batchgen.runner.task task" in task
+    assert "container" not in behind
+    assert "/project/python -u -m batchgen.runner.task steward" in behind
+
+
 def test_only_hosts_of_the_cluster_are_excluded(desk: Desk, fake: FakeSlurm) -> None:
     """Slurm refuses a job that excludes a node which it does not know."""
     assert desk.submit() == 0
