@@ -90,7 +90,7 @@ def sbatch(state: Json, argv: list[str], blind: float) -> str:
     with open(argv[-1]) as file:
         script = file.read()
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", script, re.M))
-    found = re.fullmatch(r"0-(\d+)(%\d+)?", options.get("array", ""))
+    found = re.fullmatch(r"0-(\d+)%(\d+)", options.get("array", ""))
     count = int(found[1]) + 1 if found else 0
     if count > state["max_array_size"]:
         print("sbatch: error: Invalid job array specification", file=sys.stderr)
@@ -101,6 +101,7 @@ def sbatch(state: Json, argv: list[str], blind: float) -> str:
             "job_id": str(array + element),
             "array": str(array),
             "element": element if count else None,
+            "throttle": int(found[2]) if found else 1,
             "name": options["job-name"],
             "script": script,
             "after": re.findall(r"\d+", options.get("dependency", "")),
@@ -156,6 +157,11 @@ def scontrol(state: Json, argv: list[str], blind: float) -> str:
         return (
             f"ClusterName             = fake\nMaxArraySize            = {state['max_array_size']}"
         )
+    if argv[0] == "update":
+        wanted = dict(word.split("=") for word in argv[1:])
+        for job in state["jobs"]:
+            if job["array"] == wanted["JobId"] and "ArrayTaskThrottle" in wanted:
+                job["throttle"] = int(wanted["ArrayTaskThrottle"])
     return ""
 
 

@@ -41,11 +41,11 @@ def dry_run(composed: Composed) -> DryRun:
         shards = int(cut(plan, rows, composed.config).shard.max(initial=-1)) + 1
     scripts: list[str] = []
     if slurm.executor == "slurm":
-        from batchgen.runner.executors.slurm import after, steward_batch, task_batches
+        from batchgen.runner.executors.slurm import after, steward_batch, task_batches, waits_for
 
         run = RunPaths(Path(composed.config.output.root_dir).absolute() / RUN)
         batches = task_batches(run, 1, shards, slurm, scheduler.max_array_size())
         ids = [f"ARRAY-{number + 1}" for number in range(len(batches))]
-        chained = [after(batch, ids[max(0, n - 1) : n]) for n, batch in enumerate(batches)]
-        scripts = [batch.script() for batch in (*chained, after(steward_batch(run, 1, slurm), ids))]
+        tasks = [after(batch, waits_for(ids[:n], slurm)) for n, batch in enumerate(batches)]
+        scripts = [batch.script() for batch in (*tasks, after(steward_batch(run, 1, slurm), ids))]
     return DryRun(len(rows), shards, tuple(scripts))

@@ -11,7 +11,7 @@ from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.intent import Intent, last_render
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
-from batchgen.runner.executors.slurm import launch_steward
+from batchgen.runner.executors.slurm import array_count, launch_steward
 from batchgen.runner.jobs import write_jobs
 from batchgen.runner.scheduler import (
     QueuedTask,
@@ -45,8 +45,8 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
             f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"
         )
     if not run.jobs(intent.number).exists():
-        window = max_array_size()
-        jobs = [Job("slurm", job, window * n) for n, job in enumerate(arrays)]
+        stride = array_count(intent.shards, max_array_size())
+        jobs = [Job("slurm", job, n, stride=stride) for n, job in enumerate(arrays)]
         write_jobs(run, intent.number, jobs)
     return tasks
 

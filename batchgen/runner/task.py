@@ -31,14 +31,16 @@ def run_task(folder: str, submission: int, task: int) -> None:
 
 
 def main(what: str, folder: str, *numbers: str) -> int:
-    """Exit status of the process: 0, or of a steward 1 when rows are left or failed."""
+    """Exit status of the process: 0, or of a steward 1 when rows are left or failed. `numbers`: the
+    submission, and of a task its array's first shard and the step from one element to the next."""
     printed = logging.StreamHandler()  # of a rank only what is wrong: the rest is in its own log
     printed.setLevel(logging.INFO if what == "steward" else logging.WARNING)
     logging.basicConfig(handlers=[printed], level=logging.INFO, format=FORMAT)
     run, submission = RunPaths(Path(folder)), int(numbers[0])
     if what == "steward":
         return _steward(run, submission)
-    task = int(numbers[1]) + int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    first, stride = map(int, numbers[1:])
+    task = first + stride * int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
     try:
         run_task(folder, submission, task)
     finally:

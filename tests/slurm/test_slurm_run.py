@@ -87,21 +87,27 @@ def test_changed_keys_are_refused_by_name(cluster: Cluster, job_bench: Make) -> 
 def test_an_array_above_the_limit_is_cut_into_windows(
     job_bench: Make, small_arrays: Cluster
 ) -> None:
-    """MaxArraySize=3: a submission of more shards is several arrays, one behind the other."""
+    """MaxArraySize=3: a submission of more shards is several arrays, as many side by side as there
+    are nodes."""
     bench = job_bench(rows(90, 0.3))
     run = Campaign.submit(small_arrays, bench, *NULL, "slurm.start_up_s=0.2", "slurm.nodes=2")
     jobs = json.loads(run.run.jobs(1).read_text())["jobs"]
     assert len(jobs) >= 3
+    assert [job["task"] for job in jobs] == list(range(len(jobs)))
+    assert {job["stride"] for job in jobs} == {len(jobs)}
     most = 0
+    beside: set[frozenset[str]] = set()
 
     def look() -> None:
         nonlocal most
         running = [q for q in small_arrays.squeue(job_name(run.run, 1)) if q.state == "RUNNING"]
         most = max(most, len(running))
+        beside.add(frozenset(q.job.split("_")[0] for q in running))
 
     run.wait(200, meanwhile=look)
     run.audit("windows")
     assert 1 <= most <= 2  # the cap of nodes holds over all windows
+    assert max(map(len, beside)) == 2  # and they do not wait for each other
     tasks = {attempt.task for attempt, _ in journal_files(run.run)}
     assert tasks == set(range(max(tasks) + 1)) and len(tasks) > 6
 

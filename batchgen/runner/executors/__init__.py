@@ -22,6 +22,7 @@ class Job:
     job_id: str
     task: int  # the first of an array
     process: ProcessId | None = None  # the local controller; None where a scheduler knows
+    stride: int = 1  # from the task of one element to that of the next
 
 
 class Executor(Protocol):

@@ -83,18 +83,21 @@ def launch(
     """
     window = scheduler.patiently(scheduler.max_array_size, patience_s)
     name = job_name(run, submission)
+    batches = task_batches(run, submission, shards, slurm, window)
     jobs: list[Job] = []
-    for batch in task_batches(run, submission, shards, slurm, window):
+    for batch in batches:
         known = [job.job_id for job in jobs]
+        batch = after(batch, waits_for(known, slurm))
         try:
-            job_id = _submit_once(name, after(batch, known[-1:]), known, patience_s)
+            job_id = _submit_once(name, batch, known, patience_s)
         except SchedulerError as error:
             if not jobs:
                 raise
             _note(run, f"submission {submission}: {error}; the steward will submit the rest")
             break
-        jobs.append(Job("slurm", job_id, window * len(jobs)))
+        jobs.append(Job("slurm", job_id, len(jobs), stride=len(batches)))
         failpoint("slurm.after_sbatch")
+    _share_again(slurm, jobs, len(batches))
     launch_steward(run, submission, slurm, [job.job_id for job in jobs], patience_s)
     return jobs
 
@@ -140,18 +143,52 @@ def _taken(name: str, known: Sequence[str]) -> str | None:
 def task_batches(
     run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, window: int
 ) -> list[Batch]:
-    """The arrays of a submission, each of at most `window` elements."""
+    """The arrays of a submission, each of at most `window` elements. Shards are dealt out in turn,
+    since the longest come first: element i of array n is shard n + i * arrays."""
     shared = parameters(slurm, job_name(run, submission))
     folder = run.submission(submission) / "slurm"
+    stride = array_count(shards, window)
     return [
         Batch(
             folder,
-            _command(slurm, "task", run, submission, first),
-            shared,
-            min(window, shards - first),
+            _command(slurm, "task", run, submission, first, stride),
+            {**shared, "array_parallelism": share},
+            len(range(first, shards, stride)),
         )
-        for first in range(0, shards, window)
+        for first, share in enumerate(_shares(slurm, stride))
     ]
+
+
+def array_count(shards: int, window: int) -> int:
+    """In how many arrays of at most `window` elements a submission goes to Slurm."""
+    return -(-shards // window)
+
+
+def waits_for(known: Sequence[str], slurm: SlurmConfig) -> list[str]:
+    """Which of the arrays so far, if any, the next one waits for. They run side by side, so that an
+    element that waits or is long holds up no other array; but where there are more arrays than
+    elements may be at work, each waits for the one that many places before it."""
+    most = _at_once(slurm)
+    return [known[-most]] if len(known) >= most else []
+
+
+def _shares(slurm: SlurmConfig, arrays: int) -> list[int]:
+    """How many elements of each array may be at work."""
+    return [max(1, len(range(n, _at_once(slurm), arrays))) for n in range(arrays)]
+
+
+def _at_once(slurm: SlurmConfig) -> int:
+    return min(slurm.nodes, slurm.array_parallelism)
+
+
+def _share_again(slurm: SlurmConfig, jobs: Sequence[Job], arrays: int) -> None:
+    """If Slurm took only some of the arrays, they get the nodes of all."""
+    shares = zip(_shares(slurm, arrays)[: len(jobs)], _shares(slurm, len(jobs)), strict=True)
+    for job, (before, now) in zip(jobs, shares, strict=True):
+        if now > before:
+            with suppress(SchedulerError):  # slower then, and right
+                order = (f"JobId={job.job_id}", f"ArrayTaskThrottle={now}")
+                scheduler.ask("scontrol", "update", *order)
 
 
 def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
@@ -199,7 +236,6 @@ def parameters(slurm: SlurmConfig, name: str) -> dict[str, object]:
         "constraint": slurm.constraint,
         "exclude": slurm.exclude,
         "signal_delay_s": slurm.signal_delay_s,
-        "array_parallelism": min(slurm.nodes, slurm.array_parallelism),
         "wckey": None,
         "setup": [
             f"export BATCHGEN_JOB_ENDS=$(( $(date +%s) + {60 * minutes} ))",

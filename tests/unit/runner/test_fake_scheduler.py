@@ -7,10 +7,13 @@ The scheduler is a fake one (`fake_slurm`); what it runs are real ranks with the
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
@@ -259,6 +262,77 @@ def test_arrays_without_a_steward_get_one_by_resume(desk: Desk) -> None:
     desk.fake.heal()
     assert desk.on_run("resume", "--detach") == 0
     assert desk.names() == {"s1": 2, "s1-steward": 1}
+
+
+# ---------------------------------------------------------------------------------- several arrays
+def launch(desk: Desk, shards: int, nodes: int, window: int) -> list[list[dict[str, Any]]]:
+    """Submit this many shards on a cluster with arrays of at most `window`; the elements of each
+    array that Slurm was given, the steward's last."""
+    desk.fake.steer("sbatch", "fail", BUSY, calls=1)
+    assert desk.submit() == 1
+    desk.fake.steer("scontrol", "garble", f"MaxArraySize = {window}", calls=1)
+    executor.launch(desk.run, 1, shards, replace(_profile(desk.run), nodes=nodes))
+    return [list(same) for _, same in groupby(desk.fake.jobs(), lambda job: job["array"])]
+
+
+def shards_of(array: list[dict[str, Any]]) -> list[int]:
+    """What its elements render, by their command line."""
+    first, stride = map(int, re.findall(r" task \S+ 1 (\d+) (\d+)$", array[0]["script"], re.M)[0])
+    return [first + stride * (job["element"] or 0) for job in array]
+
+
+@pytest.mark.parametrize(
+    ("shards", "window", "nodes", "throttles", "behind"),
+    [
+        (5, 5, 2, [2], {}),
+        (8, 3, 8, [3, 3, 2], {}),
+        (7, 3, 3, [1, 1, 1], {}),
+        (9, 2, 2, [1, 1, 1, 1, 1], {2: 0, 3: 1, 4: 2}),
+        (4, 1, 3, [1, 1, 1, 1], {3: 0}),  # arrays are switched off
+    ],
+)
+def test_arrays_run_side_by_side_and_share_the_nodes(
+    desk: Desk, shards: int, window: int, nodes: int, throttles: list[int], behind: dict[int, int]
+) -> None:
+    """One after the other, an element that waits or is long would leave the other nodes idle."""
+    *arrays, steward_jobs = launch(desk, shards, nodes, window)
+    assert [array[0]["throttle"] for array in arrays] == throttles
+    ids = [array[0]["array"] for array in arrays]
+    for number, array in enumerate(arrays):
+        assert len(array) <= window
+        assert array[0]["after"] == ([ids[behind[number]]] if number in behind else [])
+        assert shards_of(array) == list(range(number, shards, len(arrays)))  # long ones first
+    assert steward_jobs[0]["after"] == ids
+    assert sum(throttles[: nodes if behind else None]) == nodes
+
+
+def test_every_element_of_several_arrays_renders_its_shard(desk: Desk) -> None:
+    """And what a submit that was cut off leaves behind is noted as what it is."""
+    desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
+    desk.fake.steer("sbatch", "fail", BUSY, skip=2)
+    more = ("slurm.nodes=4", "slurm.start_up_s=0.01")
+    done = desk.bench.call("submit", str(desk.bench.job), *JOB, *more)  # its maker is gone
+    assert done.code == 0, done.err
+    arrays = desk.fake.jobs()
+    assert [job["element"] for job in arrays] == [0, 1, 0, 1]
+    noted = desk.run.jobs(1).read_text()
+    first, second = json.loads(noted)["jobs"]
+    assert (first["task"], first["stride"], second["task"], second["stride"]) == (0, 2, 1, 2)
+    desk.run.jobs(1).unlink()
+    desk.fake.heal()
+    desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
+    assert desk.on_run("resume", "--detach") == 0
+    assert desk.run.jobs(1).read_text() == noted
+    desk.fake.work()
+    desk.assert_every_row_once()
+    assert desk.names() == {"s1": 4, "s1-steward": 1}
+
+
+def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Desk) -> None:
+    desk.fake.steer("sbatch", "fail", BUSY, skip=3, calls=1)
+    first, second, _ = launch(desk, 6, 5, window=2)
+    assert [first[0]["throttle"], second[0]["throttle"]] == [3, 2]
+    assert shards_of(first) + shards_of(second) == [0, 3, 1, 4]
 
 
 # ----------------------------------------------------------------- submitted, and nobody was told
