@@ -37,18 +37,27 @@ _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptHeader:
-    """First line: who writes this journal, where, with what."""
+    """First line: who writes this journal, where, with what. It is written before anything that may
+    fail, so that the device is known later, from a `Device` line."""
 
     attempt: Attempt
     rank: int = 0
     world_size: int = 1
     host: str = ""
     job_id: str = ""
-    device: str = ""
+    device: str = ""  # of older journals, and as `scan` reads it from the `Device` line
     devices: int = 1  # devices of this replica: its wall time x devices is what it costs
     versions: tuple[tuple[str, str], ...] = ()
     process: ProcessId = field(default_factory=ProcessId.current)
     t: float = field(default_factory=time.time)  # unix seconds, like every `t` below
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the attempt renders on, once it has found out."""
+
+    name: str
+    t: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +138,10 @@ class End:
     t: float = field(default_factory=time.time)
 
 
-Event = AttemptHeader | Start | Saved | Tried | Phase | Commit | Void | End
+Event = AttemptHeader | Device | Start | Saved | Tried | Phase | Commit | Void | End
 _KINDS: dict[str, type[Any]] = {
     "attempt": AttemptHeader,
+    "device": Device,
     "start": Start,
     "saved": Saved,
     "tried": Tried,

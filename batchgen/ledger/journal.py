@@ -83,6 +83,14 @@ class JournalWriter:
             raise StorageError(f"{path}: the journal cannot be written: {error}") from error
         return writer
 
+    def device(self, name: str) -> None:
+        """Note what this attempt renders on."""
+        with self._lock:
+            now = time.time()
+            self._write(events.Device(name, now))
+            self._counters = replace(self._counters, device=name)
+            self._save_counters(now, force=True)
+
     def start(self, row_index: int, row_id: str, alone: bool = False) -> None:
         """Note that a row joins; `alone`: nothing else is in flight, since it is a suspect. Not
         synced: a kill loses nothing, and after a power cut nobody is blamed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from batchgen.ledger.events import (
     HEAD,
     START,
     AttemptHeader,
+    Device,
     End,
     Phase,
     Saved,
@@ -42,7 +43,7 @@ class JournalFacts:
     """What one journal says beside its commits, past its accepted part too."""
 
     journal: AcceptedJournal
-    header: AttemptHeader | None = None
+    header: AttemptHeader | None = None  # with the device, whatever line names it
     phases: list[Phase] = field(default_factory=list)
     end: End | None = None
     starts: int = 0
@@ -171,6 +172,9 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         return False
     if isinstance(event, AttemptHeader):
         facts.header = event
+    elif isinstance(event, Device):
+        if facts.header is not None:
+            facts.header = replace(facts.header, device=event.name)
     elif isinstance(event, Phase):
         facts.phases.append(event)
     elif isinstance(event, End):
@@ -181,7 +185,7 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
             facts.saved[event.row_index] = event.seconds
         else:
             facts.tried_s += event.seconds
-    return isinstance(event, AttemptHeader | Phase | End | Saved | Tried)
+    return isinstance(event, AttemptHeader | Device | Phase | End | Saved | Tried)
 
 
 def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:

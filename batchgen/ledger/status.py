@@ -142,9 +142,7 @@ def live_attempts(run: RunPaths) -> list[AttemptStatus]:
     return [s for s in (view.status(now) for view in views) if s.life == "running"]
 
 
-def _state(
-    intent: Intent | None, attempts: Iterable[AttemptStatus], left: int, todo: int
-) -> State:
+def _state(intent: Intent | None, attempts: Iterable[AttemptStatus], left: int, todo: int) -> State:
     """`todo`: rows of the last submission without a verdict of its own; those that are rendered
     again have an older one, so that none may be left."""
     if intent is None:
@@ -304,6 +302,8 @@ def _with_event(counters: Counters, line: bytes, in_flight: set[int]) -> Counter
     plain = json.loads(line)
     if plain["kind"] in ("saved", "tried"):
         in_flight.discard(plain["row_index"])
+    if plain["kind"] == "device":
+        return replace(counters, device=plain["name"])
     if plain["kind"] == "phase":
         return replace(counters, phase="render")
     if plain["kind"] == "end":

@@ -51,6 +51,7 @@ EVENTS: list[events.Event] = [
     events.Start(3, "row-3", 2.5, alone=True),
     events.Saved(3, 17, 4.25, 2.75),
     events.Tried(3, 4.25, "RuntimeError", 2.75),
+    events.Device("NVIDIA H100", 2.0),
     events.Phase("load", 12.25, 3.5),
     COMMIT,
     Commit(4, "r", "00" * 32, "failed", "s1t0r0p0", 0, "n", 1.0, 2.0, error="☃ \0\n", score=None),
@@ -129,7 +130,7 @@ def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
     assert content.bad_lines == (begin,)
 
 
-@pytest.mark.parametrize("kind", ["attempt", "start", "saved", "phase", "commit", "end"])
+@pytest.mark.parametrize("kind", ["attempt", "device", "start", "saved", "phase", "commit", "end"])
 @pytest.mark.parametrize("counted", [True, False])
 def test_readers_outlive_a_damaged_line_of_any_kind(
     kind: str, counted: bool, make_lab: Callable[..., Lab]
@@ -141,6 +142,7 @@ def test_readers_outlive_a_damaged_line_of_any_kind(
 
     lab = make_lab(1)
     with lab.journal(lab.submit()) as journal:
+        journal.device("gpu")
         journal.phase("load", 1.0)
         journal.saved(0, 1, 0.5)
         lab.render(journal, 0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from lab import Lab
 
@@ -18,8 +19,10 @@ from batchgen.errors import RunStateError
 from batchgen.ledger import attempts
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger.catalog import collect
-from batchgen.ledger.events import End, to_plain
-from batchgen.ledger.scan import CommitIndex
+from batchgen.ledger.deaths import find_deaths
+from batchgen.ledger.events import AttemptHeader, End, to_plain
+from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
@@ -234,6 +237,39 @@ def test_an_attempt_that_ends_by_an_error_says_which(
     status = read_status(lab.run)
     assert status.last_error == "MemoryError: too large"
     assert {a.ended: a.error for a in status.attempts} == ends
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_device_is_known_from_the_line_that_names_it(
+    counted: bool, make_lab: Callable[..., Lab]
+) -> None:
+    """Not from the first one, which comes before anything that may fail; in older journals it is
+    there."""
+    lab = make_lab(2)
+    attempt = Attempt(lab.submit(), 0, 0, 0)
+    journal = JournalWriter.open(lab.run, AttemptHeader(attempt=attempt, host="n1"))
+
+    def device() -> str:
+        if not counted:
+            lab.run.counters(attempt).unlink(missing_ok=True)
+        (status,) = read_status(lab.run).attempts
+        assert status.phase == "load"
+        return status.device
+
+    assert device() == ""
+    journal.device("NVIDIA H100")
+    assert device() == "NVIDIA H100"
+    journal.phase("load", 1.0)
+    lab.render(journal, 0)
+    journal.start(1, "row0001")
+    journal.close()
+    with lab.journal(lab.submit([1])) as older:  # names the CPU in its first line
+        lab.render(older, 1)
+        older.end(End(reason="done"))
+    index = index_commits(lab.run)
+    assert [death.device for death in find_deaths(lab.run, index, set())] == ["NVIDIA H100"]
+    collect(lab.run)
+    assert pd.read_parquet(lab.run.catalog_runs)["device"].tolist() == ["NVIDIA H100", "cpu"]
 
 
 def test_an_attempt_on_another_machine_lives_by_its_heartbeat(make_lab: Callable[..., Lab]) -> None:
