@@ -28,8 +28,9 @@ from batchgen.processes import ProcessId
 
 TOKEN_S = 30.0  # patience with a stray connection
 NO_SIGN_S = 60.0  # patience with a rank 0 that has not even announced its queue
+CONNECT_S = 5.0  # one try to connect
 ALONE = "alone"  # what a replica says that wants a suspect
-POLL_S = 0.2  # how often a replica that waits for its turn looks up
+POLL_S = 0.2  # how often whoever waits for others looks up
 
 
 class QueueLost(BatchgenError):
@@ -146,10 +147,13 @@ class TicketServer:
         waits for no other thread."""
         return _Here(self._take, self._turns)
 
-    def close(self) -> None:
-        """Wait until every replica that connected has let go, then stop."""
+    def close(self, waiting: Callable[[], object] = lambda: None) -> None:
+        """Wait until every replica that connected has let go, then stop. `waiting` is told several
+        times a second."""
         for thread in list(self._threads):
-            thread.join()
+            while thread.is_alive():
+                thread.join(POLL_S)
+                waiting()
         self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
         self._acceptor.join()
         self._socket.close()
@@ -198,9 +202,7 @@ class TicketClient:
     ) -> None:
         address = _wait_for(address_file, patience_s, stop)
         try:
-            self._connection = socket.create_connection(
-                (address["host"], address["port"]), timeout=patience_s
-            )
+            self._connection = _connect((address["host"], address["port"]), patience_s, stop)
         except OSError as error:
             raise QueueLost(f"no queue at {address_file}: {error}") from error
         self._stream = self._connection.makefile("rwb")
@@ -232,6 +234,22 @@ class TicketClient:
     def close(self) -> None:
         self._stream.close()
         self._connection.close()
+
+
+def _connect(
+    address: tuple[str, int], patience_s: float, stop: Callable[[], bool]
+) -> socket.socket:
+    """Several short tries, since `stop` cannot be asked during one."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            connection = socket.create_connection(address, timeout=CONNECT_S)
+        except TimeoutError:
+            if stop() or time.monotonic() > deadline:
+                raise
+        else:
+            connection.settimeout(patience_s)
+            return connection
 
 
 def _is_readable(connection: socket.socket, patience_s: float) -> bool:

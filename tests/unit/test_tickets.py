@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from batchgen import tickets as module
 from batchgen.engine.contract import never
 from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer, announce
 
@@ -109,6 +110,22 @@ def test_suspects_are_handed_out_when_nobody_else_draws(tmp_path: Path) -> None:
     assert sorted(drawn) == list(range(20)) and most == 1
 
 
+def test_the_server_says_that_it_waits_for_the_others(tmp_path: Path) -> None:
+    """Its process is not stuck then."""
+    server = TicketServer(1, 0, 2, tmp_path / "queue.json", "127.0.0.1")
+    client = TicketClient(tmp_path / "queue.json")
+    assert client.take(1, never)
+    told: list[float] = []
+
+    def waiting() -> None:
+        told.append(time.monotonic())
+        if len(told) == 3:
+            client.close()
+
+    server.close(waiting)
+    assert len(told) >= 3 and told[2] - told[0] < 2
+
+
 def test_a_wrong_token_gets_nothing(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
     server = TicketServer(4, 0, 1, address, "127.0.0.1")
@@ -172,6 +189,24 @@ def test_whoever_waits_for_a_server_that_is_stuck_hears_the_signal(tmp_path: Pat
         assert not client.take(1, stop)
         assert len(asked) == 3 and asked[2] - asked[0] < 5
         client.close()
+
+
+def test_whoever_cannot_connect_hears_the_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that drops what it gets: nothing comes back for minutes."""
+    monkeypatch.setattr(module, "CONNECT_S", 0.2)
+    address = tmp_path / "queue.json"
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.create_connection(full.getsockname()),  # nobody else gets in
+    ):
+        host, port = full.getsockname()
+        address.write_text(json.dumps({"host": host, "port": port, "token": "t"}))
+        asked = iter([False, False, False, True])
+        with pytest.raises(QueueLost, match="no queue"):
+            TicketClient(address, stop=lambda: next(asked))
+        assert not list(asked)
 
 
 def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
