@@ -66,8 +66,11 @@ class Shift:
 
     def work(self, submission: int, env: dict[str, str] | None = None, **rank: Any) -> int:
         """One rank to its end; its exit status."""
-        process = self.start(submission, env, **rank)
-        process.communicate(timeout=120)
+        with self.start(submission, env, **rank) as process:
+            try:
+                process.communicate(timeout=120)
+            finally:
+                process.kill()
         return process.returncode
 
     def events(self, submission: int, restart: int = 0, replica: int = 0) -> list[Event]:

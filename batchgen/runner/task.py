@@ -15,6 +15,7 @@ from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.runner.rank import rank_from_environment
 from batchgen.tickets import announce
+from batchgen.worker import work
 
 START_AGAIN = 200
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -25,8 +26,6 @@ def run_task(folder: str, submission: int, task: int) -> None:
     run, rank = RunPaths(Path(folder)), rank_from_environment(task)
     if rank.rank == 0:
         announce(run.queue_address(Attempt(submission, task, rank.restart, rank.rank)))
-    from batchgen.worker import work  # torch: only where rows are rendered, and seconds long
-
     work(run, submission, rank)
 
 

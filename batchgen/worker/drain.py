@@ -6,6 +6,7 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from batchgen.paths import RunPaths
@@ -70,15 +71,18 @@ class Drain:
             self._run.acceptance(Attempt(mine.submission, mine.task, k, 0)).exists() for k in later
         )
 
-    def linger(self, ends: float | None, signal_delay_s: float) -> None:
+    def linger(
+        self, ends: float | None, signal_delay_s: float, waiting: Callable[[], object]
+    ) -> None:
         """Stay a while after a signal that did not come for the wall limit (`ends`, unix seconds):
         the scheduler is then about to kill this task and to start it again, and a task that has
         ended by itself would not be started again. Returns at once where the limit is near or
-        unknown, or where the run folder says that others go on."""
+        unknown, or where the run folder says that others go on. `waiting` is told now and then."""
         if not self._signalled or ends is None:
             return
         until = min(time.time() + LINGER_S, ends - signal_delay_s - NEAR_LIMIT_S)
         if time.time() < until:
             log.info("waiting to be killed and started again (%.0f s at most)", LINGER_S)
         while time.time() < until and not self._found():
+            waiting()
             time.sleep(LOOK_EVERY_S)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.config.build import build
 from batchgen.config.schema import JobConfig, OutputConfig
-from batchgen.engine.choose import choose_engine
+from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.engine.contract import Renderer, Source
-from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.events import AttemptHeader
-from batchgen.ledger.intent import read_intent
 from batchgen.ledger.journal import JournalWriter
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
@@ -35,56 +32,65 @@ from batchgen.worker.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 
-def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
-    """Render this rank's part of shard `rank.task` of `submission`.
-
-    Raises what ends the attempt (weights, storage, SickNode); rows that fail are recorded instead.
-    The last line of the journal says how it ended: done, drained, terminated, cancelled,
-    superseded, queue-lost, or the class of the error.
-    """
-    config = _settings(root, submission)
-    attempt = Attempt(submission, rank.task, rank.restart, rank.rank)
+def work_on(
+    root: RunPaths, config: JobConfig, attempt: Attempt, rank: RankInfo, watchdog: Watchdog
+) -> None:
+    """See `entry.work`."""
     with _run_log(root, config.output, attempt), Drain(root, attempt) as drain:
         if rank.rank == 0:
             accept_restart(root, attempt)
-        _attempt(root, config, attempt, rank, drain)
-        drain.linger(rank.ends, config.slurm.signal_delay_s)
+        _attempt(root, config, attempt, rank, drain, watchdog)
+        drain.linger(rank.ends, config.slurm.signal_delay_s, watchdog.kick)
 
 
 def _attempt(
-    root: RunPaths, config: JobConfig, attempt: Attempt, rank: RankInfo, drain: Drain
+    root: RunPaths,
+    config: JobConfig,
+    attempt: Attempt,
+    rank: RankInfo,
+    drain: Drain,
+    watchdog: Watchdog,
 ) -> None:
+    """The journal is open before anything is asked of the device: an error ends it with a line,
+    a hang or a crash without one, and either tells where."""
     run_file, slurm = read_run(root), config.slurm
-    engine = choose_engine(config.model, config.system, local_rank=rank.local_rank, host=rank.host)
-    states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
-    start = RowStart(rank.host, states)
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
-    admission = Admission(until, share_left=states.share_left)
     elsewhere = slurm.executor == "slurm"  # the others have this machine only
     policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
-    watchdog = Watchdog(slurm.watchdog_s)
     stop = _stop(drain, watchdog)
-    header = _header(attempt, rank, engine.device, run_file.versions)
     with (
-        JournalWriter.open(root, header) as journal,
+        JournalWriter.open(root, _header(attempt, rank, run_file.versions)) as journal,
         last_line(journal) as ending,
         _heartbeat(journal),
-        open_source(root, attempt, rank, admission, start, stop) as source,
-        watchdog,  # ends before the source, which waits for others
     ):
-        renderer = engine.load(watchdog.kick)
-        journal.phase("load", renderer.load_seconds)
-        log.info(
-            "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
-            rank.rank, rank.world_size, source.portion.size, config.model.name, engine.device,
-            renderer.load_seconds,
-        )  # fmt: skip
-        sink = RowSink(root, journal, policy, states, admission, _judge(config))
-        shift = Shift(renderer, source, sink, stop, watchdog.kick, ending)
-        shift.draw_all()
-        ending.last_row_at = sink.last_commit
-        ending.reason = _reason(drain, source)
-        log.info("ended: %s", ending.reason)
+        engine, chosen_s = _choose(config, rank)
+        watchdog.kick()
+        journal.device(engine.device)
+        states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
+        admission = Admission(until, share_left=states.share_left)
+        start = RowStart(rank.host, states)
+        with open_source(root, attempt, rank, admission, start, stop) as source:
+            renderer = engine.load(watchdog.kick)
+            load_s = chosen_s + renderer.load_seconds
+            journal.phase("load", load_s)
+            log.info(
+                "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
+                rank.rank, rank.world_size, source.portion.size, config.model.name, engine.device,
+                load_s,
+            )  # fmt: skip
+            sink = RowSink(root, journal, policy, states, admission, _judge(config))
+            shift = Shift(renderer, source, sink, stop, watchdog.kick, ending)
+            shift.draw_all()
+            ending.last_row_at = sink.last_commit
+            ending.reason = _reason(drain, source)
+            log.info("ended: %s", ending.reason)
+
+
+def _choose(config: JobConfig, rank: RankInfo) -> tuple[EngineChoice, float]:
+    """The engine, and the seconds that it took: torch is imported, the device is woken up."""
+    began = time.perf_counter()
+    engine = choose_engine(config.model, config.system, local_rank=rank.local_rank, host=rank.host)
+    return engine, time.perf_counter() - began
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,16 +145,13 @@ def _reason(drain: Drain, source: ShardSource) -> str:
     return "queue-lost" if source.tickets is None else "done"
 
 
-def _header(
-    attempt: Attempt, rank: RankInfo, device: str, versions: dict[str, str]
-) -> AttemptHeader:
+def _header(attempt: Attempt, rank: RankInfo, versions: dict[str, str]) -> AttemptHeader:
     return AttemptHeader(
         attempt=attempt,
         rank=rank.rank,
         world_size=rank.world_size,
         host=rank.host,
         job_id=rank.job_id,
-        device=device,
         versions=tuple(sorted(versions.items())),
         process=ProcessId.current(rank.host),
     )
@@ -170,14 +173,6 @@ def _heartbeat(journal: JournalWriter) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-def _settings(root: RunPaths, submission: int) -> JobConfig:
-    """The configuration that this submission was begun under."""
-    intent = read_intent(root, submission)
-    if intent is None:
-        raise RunStateError(f"{root.intent(submission)} is missing")
-    return build(JobConfig, json.loads(intent.config))
 
 
 @contextmanager

@@ -165,7 +165,8 @@ def open_source(
     start: RowStart,
     stop: Callable[[], bool],
 ) -> Iterator[ShardSource]:
-    """Join the shard's queue; rank 0 serves it until every replica that came has let go."""
+    """Join the shard's queue; rank 0 serves it until every replica that came has let go. `stop` is
+    asked while it waits for them too, so that the watchdog sees it move."""
     address = run.queue_address(attempt)
     with ExitStack() as stack:
         tickets: Queue | None
@@ -173,7 +174,7 @@ def open_source(
             portion = Portion.read(run, attempt)
             sizes = len(portion.rows), len(portion.suspects)
             server = TicketServer(*sizes, rank.world_size, address, rank.address)
-            stack.callback(server.close)
+            stack.callback(server.close, stop)
             tickets = server.here()
         else:
             tickets = _join_queue(address, stop)

@@ -19,26 +19,30 @@ _SLICE_S = 1.0
 
 
 class Watchdog:
-    """A context; `kick` says that the rank moves. `seconds` 0: there is none."""
+    """A context; `kick` says that the rank moves. `seconds` 0: there is none. One that `stays` goes
+    on behind the context until the process is gone, since drivers hang as it ends too."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, seconds: float, *, stays: bool = False) -> None:
+        self._seconds, self._stays = seconds, stays
         self._kicked = 0.0
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe = -1  # a bare number: nothing in this process closes it but `__exit__`
 
     def __enter__(self) -> Watchdog:
         if self._seconds > 0:
             command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(self._seconds)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+            end, self._pipe = os.pipe()
+            self._process = subprocess.Popen(command, stdin=end)
+            os.close(end)
             os.set_blocking(self._pipe, False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process is not None:
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
+        if self._process is None or self._stays:
+            return
+        os.close(self._pipe)
+        self._process.wait()
+        self._process = None
 
     def kick(self) -> None:
         """Cheap enough for every tick: writes at most once a second."""
@@ -48,11 +52,6 @@ class Watchdog:
         self._kicked = now
         with suppress(BlockingIOError, BrokenPipeError):  # it is stopped, or somebody killed it
             os.write(self._pipe, b".")
-
-    @property
-    def _pipe(self) -> int:
-        assert self._process is not None and self._process.stdin is not None
-        return self._process.stdin.fileno()
 
 
 def watch(pid: int, seconds: float) -> None:

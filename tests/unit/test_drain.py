@@ -83,13 +83,16 @@ def test_a_later_start_of_the_task_takes_over(run: RunPaths, restart: int) -> No
 
 
 def lingers(run: RunPaths, ends: float | None, *, signalled: bool = True) -> float:
-    """Seconds that a rank stays after it has ended."""
+    """Seconds that a rank stays after it has ended, telling its watchdog."""
+    told: list[float] = []
     with Drain(run, MINE) as drain:
         if signalled:
             os.kill(os.getpid(), signal.SIGUSR2)
         begin = time.monotonic()
-        drain.linger(ends, signal_delay_s=10.0)
-        return time.monotonic() - begin
+        drain.linger(ends, 10.0, lambda: told.append(time.monotonic()))
+        stayed = time.monotonic() - begin
+    assert bool(told) == (stayed > 0.2)
+    return stayed
 
 
 def test_a_rank_stays_after_a_signal_that_is_not_the_wall_limits(

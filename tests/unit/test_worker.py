@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ import pytest
 from shift import Shift, make_shift
 
 from batchgen.engine.contract import Snapshot
+from batchgen.ledger.blame import read_blame
 from batchgen.ledger.events import End, Saved, Start
+from batchgen.ledger.status import read_status
 from batchgen.planning.plan import read_requests
 from batchgen.records import Commit
 from batchgen.worker.states import RowStates
@@ -138,7 +141,7 @@ def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Pa
 
 
 def test_rank_zero_may_wait_for_the_others_longer_than_its_watchdog(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [300, 700], "slurm.watchdog_s=2")
+    shift = make_shift(tmp_path, [200, 900], "slurm.watchdog_s=4")
     shift.begin([0, 1])
     ranks = [shift.start(1, rank=k, world_size=2) for k in range(2)]
     for rank in ranks:
@@ -171,7 +174,7 @@ def test_a_row_saved_near_its_end_fits_where_the_whole_row_would_not(tmp_path: P
 
 # -------------------------------------------------------------------------------------- deaths
 def test_a_hung_rank_is_killed(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [2, 40, 2], "slurm.watchdog_s=2")
+    shift = make_shift(tmp_path, [2, 40, 2], "slurm.watchdog_s=4")
     shift.begin([0, 1, 2])
     env = {"BATCHGEN_FAILPOINT": "row.row-2:1:stop"}
     assert shift.work(1, env) == -signal.SIGKILL
@@ -239,7 +242,94 @@ def test_a_suspect_that_kills_one_rank_leaves_the_next_one_to_the_other(tmp_path
     assert drawn == set(range(6)) - set(died)
 
 
+# ------------------------------------------------------------------------------- broken machines
+SMALL = ("row_defaults.width=32", "row_defaults.height=32", "row_defaults.num_frames=1")
+
+
+def in_every_python(folder: Path, module: str, code: str) -> dict[str, str]:
+    """Environment of a rank that finds this module before any other of its name."""
+    folder.mkdir()
+    (folder / f"{module}.py").write_text(code)
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_a_node_where_torch_cannot_be_imported_is_blamed(tmp_path: Path) -> None:
+    """Whatever a broken driver does to a rank comes before its first row, but not before its
+    journal."""
+    shift = make_shift(tmp_path, [1, 1], *SMALL, model="tiny-wan")
+    shift.begin([0])
+    shift.begin([1])
+    lacks = 'raise ImportError("libcuda.so.1: cannot open shared object file")'
+    broken = in_every_python(tmp_path / "broken", "torch", lacks)
+    for restart in range(2):
+        assert shift.work(2, broken, host="node2", restart=restart) == 1
+        (end,) = shift.of(End, 2, restart)
+        assert (end.reason, end.error) == ("ImportError", lacks.split('"')[1])
+        assert started(shift, 2, restart) == []
+    assert shift.work(2, host="node1", restart=2) == 0
+    assert sorted(shift.frames(2, restart=2)) == [1]
+    assert list(read_blame(shift.run).bad_hosts) == ["node2"]
+    assert [a.device for a in read_status(shift.run).attempts] == ["", "", "cpu"]
+
+
+def test_the_worker_imports_no_torch() -> None:
+    code = "import sys, batchgen.worker.shard; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # ------------------------------------------------------------------------------------ watchdog
+HANG = "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n"
+
+
+@pytest.mark.parametrize("module", ["torch", "safetensors"])
+def test_a_rank_that_hangs_before_it_has_loaded_is_killed(tmp_path: Path, module: str) -> None:
+    """As a stuck driver or file system does it."""
+    shift = make_shift(tmp_path, [1], "slurm.watchdog_s=5", *SMALL, model="tiny-wan")
+    shift.begin([0])
+    env = in_every_python(tmp_path / "hangs", module, HANG)
+    assert shift.work(1, env) == -signal.SIGKILL
+    assert bool(shift.events(1)) == (module == "torch")
+    assert end_of(shift, 1) is None
+
+
+def test_a_rank_that_hangs_as_its_process_ends_is_killed(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [1], "slurm.watchdog_s=4")
+    shift.begin([0])
+    code = "import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGSTOP)\n"
+    env = in_every_python(tmp_path / "hangs", "sitecustomize", code)
+    assert shift.work(1, env) == -signal.SIGKILL
+    end = end_of(shift, 1)
+    assert end is not None and end.reason == "done"
+
+
+def test_a_rank_inside_another_process_takes_its_watchdog_along(tmp_path: Path) -> None:
+    """Of executor `inline`: whoever called goes on, for as long as it likes."""
+    shift = make_shift(tmp_path, [1], "slurm.watchdog_s=4", "slurm.executor=inline")
+    number = shift.begin([0])
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from batchgen.paths import RunPaths; from batchgen.records import RankInfo\n"
+        "from batchgen.worker import work\n"
+        "work(RunPaths(Path(sys.argv[1])), int(sys.argv[2]), RankInfo(0, 1, 0, 0, 0, 'node1'))\n"
+        "time.sleep(6.5)"
+    )
+    command = [sys.executable, "-c", code, str(shift.run.root), str(number)]
+    assert subprocess.run(command, timeout=60).returncode == 0
+    assert list(shift.frames(1)) == [0]
+
+
+def test_a_preempted_rank_may_linger_longer_than_its_watchdog(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [500], "slurm.watchdog_s=4")
+    shift.begin([0])
+    with at_work(shift, 1, 0, ends=time.time() + 7200) as rank:
+        rank.send_signal(signal.SIGUSR2)
+        shift.wait_for(lambda: end_of(shift, 1))
+        time.sleep(6.5)
+        assert rank.poll() is None
+        shift.run.cancelled(1).touch()
+        assert rank.wait(10) == 0
+
+
 def test_a_killed_rank_leaves_no_watchdog_behind(tmp_path: Path) -> None:
     shift = make_shift(tmp_path, [500])
     shift.begin([0])

@@ -1,0 +1,42 @@
+"""Where a rank begins: under its watchdog first, then with what takes long to import or may hang.
+
+All that is imported here is light. `shard` imports no torch either: whatever a broken driver does
+to a rank happens while its journal is open.
+"""
+
+from __future__ import annotations
+
+import json
+
+from batchgen.config.build import build
+from batchgen.config.schema import JobConfig
+from batchgen.errors import RunStateError
+from batchgen.ledger.intent import read_intent
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt, RankInfo
+from batchgen.worker.watchdog import Watchdog
+
+
+def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
+    """Render this rank's part of shard `rank.task` of `submission`.
+
+    Raises what ends the attempt (devices, weights, storage, SickNode); rows that fail are recorded
+    instead. The last line of the journal says how it ended: done, drained, terminated, cancelled,
+    superseded, queue-lost, or the class of the error.
+    """
+    config = _settings(root, submission)
+    own_process = config.slurm.executor != "inline"  # that one renders in the process of the user
+    with Watchdog(config.slurm.watchdog_s, stays=own_process) as watchdog:
+        from batchgen.worker.shard import work_on  # NumPy, PyArrow
+
+        watchdog.kick()
+        attempt = Attempt(submission, rank.task, rank.restart, rank.rank)
+        work_on(root, config, attempt, rank, watchdog)
+
+
+def _settings(root: RunPaths, submission: int) -> JobConfig:
+    """The configuration that this submission was begun under."""
+    intent = read_intent(root, submission)
+    if intent is None:
+        raise RunStateError(f"{root.intent(submission)} is missing")
+    return build(JobConfig, json.loads(intent.config))
