@@ -95,6 +95,9 @@ def sbatch(state: Json, argv: list[str], blind: float) -> str:
     if count > state["max_array_size"]:
         print("sbatch: error: Invalid job array specification", file=sys.stderr)
         sys.exit(1)
+    if sum(j["state"] in LISTED for j in state["jobs"]) + max(1, count) > state["max_submit"]:
+        print(f"sbatch: error: {POLICY}", file=sys.stderr)
+        sys.exit(1)
     array = state["next_id"]
     for element in range(max(1, count)):
         job = {
@@ -200,7 +203,7 @@ class FakeSlurm:
         self.bin = os.path.join(self.folder, "bin")
         self.env = {FOLDER: self.folder, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
         os.makedirs(self.bin)
-        empty = {"next_id": 1001, "jobs": [], "calls": [], "rules": []}
+        empty = {"next_id": 1001, "jobs": [], "calls": [], "rules": [], "max_submit": 10**9}
         with open(os.path.join(self.folder, "state.json"), "w") as file:
             json.dump({**empty, "max_array_size": max_array_size}, file)
         for name in COMMANDS:
@@ -231,6 +234,11 @@ class FakeSlurm:
         """Every command behaves."""
         with opened(self.folder) as state:
             state["rules"] = []
+
+    def limit(self, submitted: int) -> None:
+        """How many jobs may be listed at once; array elements count."""
+        with opened(self.folder) as state:
+            state["max_submit"] = submitted
 
     def calls(self, name: str) -> int:
         with opened(self.folder) as state:

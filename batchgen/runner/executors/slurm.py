@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 import uuid
@@ -33,6 +34,7 @@ NEEDS_DRIVER = False
 STEWARD_MEM_GB = 4.0  # collecting takes 2 GiB at most, whatever the number of rows
 STEWARD_MIN = 240
 STEWARD_STARTS = 3  # of one that is killed
+ROOM = 2  # tasks that make way for it where a limit on submitted jobs is reached
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # they name a cluster, not a job
 
 
@@ -79,7 +81,8 @@ def launch(
     the steward behind them. Returns once Slurm has them; raises SchedulerError if it takes none
     within `patience_s`.
 
-    If Slurm takes only some (a limit on jobs), the others' rows are left to the steward.
+    If Slurm takes only some, or only part of one (a limit on jobs), the others' rows are left to
+    the steward.
     """
     window = scheduler.patiently(scheduler.max_array_size, patience_s)
     name = job_name(run, submission)
@@ -89,7 +92,7 @@ def launch(
         known = [job.job_id for job in jobs]
         batch = after(batch, waits_for(known, slurm))
         try:
-            job_id = _submit_once(name, batch, known, patience_s)
+            job_id, elements = _submit_once(name, batch, known, patience_s)
         except SchedulerError as error:
             if not jobs:
                 raise
@@ -97,8 +100,13 @@ def launch(
             break
         jobs.append(Job("slurm", job_id, len(jobs), stride=len(batches)))
         failpoint("slurm.after_sbatch")
+        if elements < batch.elements:
+            part = f"a limit on jobs lets in {elements} of {batch.elements} elements of {job_id}"
+            _note(run, f"submission {submission}: {part}; the steward will submit the rest")
+            break
     _share_again(slurm, jobs, len(batches))
-    launch_steward(run, submission, slurm, [job.job_id for job in jobs], patience_s)
+    arrays = [job.job_id for job in jobs]
+    launch_steward(run, submission, slurm, arrays, patience_s, make_room=True)
     return jobs
 
 
@@ -108,30 +116,72 @@ def launch_steward(
     slurm: SlurmConfig,
     arrays: Sequence[str],
     patience_s: float = 0.0,
+    *,
+    make_room: bool = False,
 ) -> bool:
     """Submit the steward behind the arrays; whether Slurm took it. Without it the tasks still run:
-    a refusal is noted, and `resume` by hand does the same."""
+    a refusal is noted, and `resume` by hand does the same. `make_room`: where a limit on submitted
+    jobs refuses it, cancel some tasks and ask again; once, since others may take the room."""
     name = job_name(run, submission, steward=True)
     batch = after(steward_batch(run, submission, slurm), arrays)
     try:
-        _submit_once(name, batch, [], patience_s)
+        try:
+            _submit_once(name, batch, [], 0.0)
+        except SchedulerError as error:
+            room = make_room and _is_submit_limit(error) and _made_room(run, submission, arrays)
+            if not (room or patience_s):
+                raise
+            _submit_once(name, batch, [], patience_s)
     except SchedulerError as error:
         _note(run, f"submission {submission} has no steward: {error}; `batchgen resume` goes on")
         return False
     return True
 
 
-def _submit_once(name: str, batch: Batch, known: Sequence[str], patience_s: float) -> str:
-    """Job id of `batch`. Slurm may have taken a job and not been able to say so, or an earlier
-    start of this process was killed before it heard: the queue is looked at before every try, since
-    the same task twice would be two writers of one journal."""
+def _submit_once(
+    name: str, batch: Batch, known: Sequence[str], patience_s: float
+) -> tuple[str, int]:
+    """Job id of `batch` and how many of its elements Slurm took. It may have taken a job and not
+    been able to say so, or an earlier start of this process was killed before it heard: the queue
+    is looked at before every try, since the same task twice would be two writers of one journal."""
     try:
-        return scheduler.patiently(lambda: _taken(name, known) or batch.submit(), patience_s)
+        return scheduler.patiently(lambda: _submit_what_fits(name, batch, known), patience_s)
     except SchedulerError:
         taken = _taken(name, known)
         if taken is None:
             raise
-        return taken
+        return taken, batch.elements
+
+
+def _submit_what_fits(name: str, batch: Batch, known: Sequence[str]) -> tuple[str, int]:
+    """The batch, or its first half, quarter ... where a limit on submitted jobs refuses it: Slurm
+    takes an array as a whole or not at all."""
+    try:
+        return _taken(name, known) or batch.submit(), batch.elements
+    except SchedulerError as error:
+        if batch.elements == 1 or not _is_submit_limit(error):
+            raise
+    return _submit_what_fits(name, replace(batch, elements=batch.elements // 2), known)
+
+
+def _is_submit_limit(error: SchedulerError) -> bool:
+    """Slurm has one text for all limits of a QOS or account; the one it means stands before it, but
+    not in all versions."""
+    limits = re.findall(r"\b(?:QOS|Assoc)[A-Z]\w+", str(error))
+    return "job submit limit" in str(error) and (not limits or any("Submit" in x for x in limits))
+
+
+def _made_room(run: RunPaths, submission: int, arrays: Sequence[str]) -> bool:
+    """Cancel the last tasks that wait, so that the limit has room for the steward, who submits them
+    again; false if there are none to spare. What is first of an array stays: it is the longest."""
+    tasks = [task for task in scheduler.queue([job_name(run, submission)]) if task.waits]
+    spare = [t for t in tasks if t.task_id not in (*arrays[:1], *(f"{a}_0" for a in arrays))]
+    spare.sort(key=lambda task: [int(number) for number in task.task_id.split("_")])
+    ids = [task.task_id for task in spare[-ROOM:]]
+    if ids:
+        scheduler.cancel_tasks(ids)
+        _note(run, f"submission {submission}: {', '.join(ids)} gave way to the steward")
+    return bool(ids)
 
 
 def _taken(name: str, known: Sequence[str]) -> str | None:

@@ -335,6 +335,74 @@ def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Desk)
     assert shards_of(first) + shards_of(second) == [0, 3, 1, 4]
 
 
+# ------------------------------------------------------------------------- limits on submitted jobs
+@pytest.mark.parametrize(
+    ("limit", "window", "taken", "gone"),
+    [
+        (5, 8, [[0, 1, 2, 3]], []),
+        (4, 8, [[0, 1, 2, 3]], [2, 3]),  # full without the steward
+        (2, 8, [[0, 1]], [1]),
+        (7, 4, [[0, 2, 4, 6], [1, 3]], []),
+        (6, 4, [[0, 2, 4, 6], [1, 3]], [6, 3]),
+        (5, 4, [[0, 2, 4, 6], [1]], [6, 1]),
+        (4, 1, [[0], [1], [2], [3]], [2, 3]),  # arrays are switched off
+    ],
+)
+def test_below_a_limit_on_submitted_jobs_a_part_is_submitted(
+    desk: Desk, limit: int, window: int, taken: list[list[int]], gone: list[int]
+) -> None:
+    """Slurm takes an array as a whole or not at all. The steward follows whatever was taken, and
+    what makes way for it are the shortest shards of that."""
+    desk.fake.limit(limit)
+    *arrays, steward_jobs = launch(desk, 8, 4, window)
+    assert [shards_of(array) for array in arrays] == taken
+    assert steward_jobs[0]["after"] == [array[0]["array"] for array in arrays]
+    assert [
+        shard
+        for array in arrays
+        for shard, job in zip(shards_of(array), array, strict=True)
+        if job["state"] == "CANCELLED"
+    ] == gone
+    noted = (desk.run.logs / "launch.log").read_text()
+    assert "the steward will submit the rest" in noted and "no steward" not in noted
+
+
+def test_a_run_below_a_limit_on_submitted_jobs_comes_to_its_end(desk: Desk) -> None:
+    desk.fake.limit(3)
+    assert desk.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
+    assert desk.names() == {"s1": 2, "s1-steward": 1}
+    desk.fake.work()
+    desk.assert_every_row_once()
+
+
+def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: Desk) -> None:
+    """Nothing is cancelled for it: there would be nothing to follow."""
+    desk.fake.limit(1)
+    assert desk.submit() == 0
+    assert [job["state"] for job in desk.fake.jobs()] == ["PENDING"]
+    assert "no steward" in (desk.run.logs / "launch.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "Batch job submission failed: Invalid partition name specified",
+        BUSY,
+        POLICY.replace("AssocMaxSubmitJobLimit", "QOSMaxWallDurationPerJobLimit"),
+        TIMED_OUT,
+    ],
+)
+def test_other_refusals_are_not_met_with_fewer_tasks(desk: Desk, refusal: str) -> None:
+    desk.fake.steer("sbatch", "fail", refusal)
+    assert desk.submit() == 1
+    assert desk.fake.calls("sbatch") == 1
+    desk.fake.heal()
+    desk.fake.steer("sbatch", "fail", refusal, skip=1)
+    assert desk.on_run("resume", "--detach") == 0
+    assert [job["state"] for job in desk.fake.jobs()] == ["PENDING"] * 2
+    assert "no steward" in (desk.run.logs / "launch.log").read_text()
+
+
 # ----------------------------------------------------------------- submitted, and nobody was told
 @pytest.mark.parametrize(("do", "say"), [("die", ""), ("lose", TIMED_OUT)])
 @pytest.mark.parametrize("which", [0, 1])
