@@ -19,18 +19,34 @@ class EngineChoice:
 
 
 def choose_engine(
-    model: ModelSpec, system: SystemConfig, *, local_rank: int, host: str
+    model: ModelSpec,
+    system: SystemConfig,
+    *,
+    local_rank: int,
+    host: str,
+    asked: str = "",
+    ranks: int = 1,
 ) -> EngineChoice:
-    """The engine for one rank of a node. Family `null` needs no torch; every other one is torch's.
+    """The engine for one rank of a node with that many. Family `null` needs no torch; every other
+    one is torch's.
 
-    Raises ConfigError for a device that is not there."""
+    Raises ConfigError for a device that is not there; if devices were `asked` for (in words), the
+    CPU is none."""
     if model.family == "null":
         from batchgen.engine.null import NullEngine
 
         return EngineChoice("cpu", "none", lambda moved: NullEngine(system, host))
-    from batchgen.engine.device import device_name, device_of_rank, pick_device, run_dtype
+    from batchgen.engine.device import (
+        device_name,
+        device_of_rank,
+        pick_device,
+        require_devices,
+        run_dtype,
+    )
     from batchgen.engine.engine import Engine
 
+    if asked:
+        require_devices(asked, ranks, host)
     device = device_of_rank(local_rank)
     where = pick_device(device)
     return EngineChoice(

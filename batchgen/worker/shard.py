@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.config.schema import JobConfig, OutputConfig
+from batchgen.config.schema import JobConfig, OutputConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.engine.contract import Renderer, Source
 from batchgen.ledger.attempts import accept_restart
@@ -89,8 +89,25 @@ def _attempt(
 def _choose(config: JobConfig, rank: RankInfo) -> tuple[EngineChoice, float]:
     """The engine, and the seconds that it took: torch is imported, the device is woken up."""
     began = time.perf_counter()
-    engine = choose_engine(config.model, config.system, local_rank=rank.local_rank, host=rank.host)
+    engine = choose_engine(
+        config.model,
+        config.system,
+        local_rank=rank.local_rank,
+        host=rank.host,
+        asked=_gpus_asked(config.slurm),
+        ranks=config.slurm.ranks_per_node,
+    )
     return engine, time.perf_counter() - began
+
+
+def _gpus_asked(slurm: SlurmConfig) -> str:
+    """What the profile asks of a node, in words. Nothing if its device is the CPU: then the GPUs
+    are there for the scheduler alone, as on a development cluster."""
+    if slurm.device.name == "cpu":
+        return ""
+    if slurm.gpus_per_node:
+        return f"slurm.gpus_per_node={slurm.gpus_per_node}"
+    return f"slurm.gres={slurm.gres}" if slurm.gres else ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,32 @@
+"""A machine without the GPUs that the profile asks for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from harness import rows_of
+
+from batchgen.ledger.status import read_status
+
+GPU = ("slurm.executor=local", "slurm.gpus_per_node=1", "slurm.device.name=h100")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
+def test_rows_are_not_rendered_on_the_cpu_in_silence(bench) -> None:
+    work = bench(2)
+    done = work.run(*GPU)
+    assert done.code == 1
+    status = read_status(done.run)
+    assert (status.ok, status.failed, status.left) == (0, 0, 2)
+    (attempt,) = status.attempts  # and no further one, which would meet the same
+    assert attempt.ended == "ConfigError"
+    assert f"{attempt.host}: torch sees no CUDA device" in attempt.error
+    assert "slurm.gpus_per_node=1" in attempt.error
+    told = work.call("logs", str(done.run.root), "--failed")
+    assert attempt.error in told.out
+
+
+def test_fake_gpus_are_no_devices(bench) -> None:
+    """As on a development cluster: the profile names the CPU as its device."""
+    done = bench(1).run(*GPU[:2], "slurm.device.name=cpu")
+    assert list(rows_of(done.run).status) == ["ok"]
