@@ -8,7 +8,9 @@ import logging
 import time
 
 from batchgen.ledger.attempts import maker_of
+from batchgen.ledger.hosts import rows_rendered
 from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.scan import index_commits
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import array_count, launch_steward
@@ -17,6 +19,7 @@ from batchgen.runner.scheduler import (
     QueuedTask,
     SchedulerError,
     cancel_tasks,
+    exclude,
     max_array_size,
     queued,
 )
@@ -73,6 +76,19 @@ def free_the_steward(run: RunPaths) -> list[QueuedTask]:
     for task in held:
         log.warning("task %s was on hold (%s): its rows come again", task.task_id, task.reason)
     return [] if any(task.is_steward for task in held) else held
+
+
+def keep_away(run: RunPaths, submission: int, host: str) -> None:
+    """Exclude a host from what is pending of a submission if no row was ever rendered there, while
+    others have rendered some. A node where tasks end as they start is always free: it would take
+    one element after the other. Called by a task that ends by an error."""
+    rendered = rows_rendered(index_commits(run))
+    if host in rendered or not rendered:
+        return
+    tasks = [task for task in queued(run, submission) if task.waits and not task.is_steward]
+    for array in sorted({task.array_id for task in tasks}, key=int):
+        log.warning("array %s keeps away from %s from now on", array, host)
+        exclude(array, host)
 
 
 def slurm_intent(run: RunPaths) -> Intent | None:

@@ -141,6 +141,11 @@ def cancel_tasks(task_ids: Sequence[str]) -> None:
     ask("scancel", "--quiet", *task_ids)
 
 
+def exclude(array_id: str, node: str) -> None:
+    """Keep what is still pending of an array away from a node."""
+    ask("scontrol", "update", f"JobId={array_id}", f"ExcNodeList+={node}")
+
+
 def nodes() -> set[str]:
     """All nodes of the cluster."""
     return {*ask("sinfo", "--all", "--noheader", "--Node", "--format=%N").split()}

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from batchgen.errors import RunStateError, StorageError
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.runner.rank import rank_from_environment
@@ -40,23 +41,30 @@ def main(what: str, folder: str, *numbers: str) -> int:
         return _steward(run, submission)
     first, stride = map(int, numbers[1:])
     task = first + stride * int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    error: Exception | None = None
     try:
         run_task(folder, submission, task)
+    except Exception as raised:
+        error = raised
+        raise
     finally:
         if os.environ.get("SLURM_PROCID") == "0":
-            _leave(run)
+            _leave(run, submission, error)
     return 0
 
 
-def _leave(run: RunPaths) -> None:
-    """The last task to end sees to it that the steward comes."""
-    from batchgen.runner.recover import free_the_steward
+def _leave(run: RunPaths, submission: int, error: Exception | None) -> None:
+    """A task that fails looks after those that would follow it to this node, and the last one to
+    end sees to it that the steward comes."""
+    from batchgen.runner.recover import free_the_steward, keep_away
     from batchgen.runner.scheduler import SchedulerError
 
     try:
+        if error is not None and not isinstance(error, StorageError | RunStateError):
+            keep_away(run, submission, os.environ["SLURMD_NODENAME"])
         free_the_steward(run)
-    except SchedulerError as error:  # then `status` tells, and a person decides
-        logging.getLogger(__name__).warning("the queue cannot be looked at: %s", error)
+    except SchedulerError as trouble:  # then `status` tells, and a person decides
+        logging.getLogger(__name__).warning("the queue cannot be looked at: %s", trouble)
 
 
 def _steward(run: RunPaths, submission: int) -> int:

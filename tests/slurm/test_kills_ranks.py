@@ -185,3 +185,21 @@ def test_18_a_node_on_which_every_row_fails(cluster: Cluster, job_bench: Make) -
     assert intent is not None and set(intent.excluded) == {"node2"}
     scripts = [f.read_text() for f in run.run.submission(intent.number).glob("slurm/*.sh")]
     assert any("--exclude=node2" in script for script in scripts)
+
+
+def test_a_node_on_which_nothing_starts_takes_few_elements(
+    cluster: Cluster, job_bench: Make
+) -> None:
+    """It is always free: what is pending keeps away from it as soon as others have rendered."""
+    run = Campaign.submit(
+        cluster,
+        job_bench(rows(120, 0.5)),
+        *NULL,
+        env={"BATCHGEN_NULL_SLOW": "node3=nonsense"},
+    )
+    run.wait()
+    run.audit("a node on which nothing starts")
+    shards = run.status().shards
+    first = [a for a in run.status().attempts if a.attempt.submission == 1]
+    taken = {a.attempt.task for a in first if a.host == "node3"}
+    assert 1 <= len(taken) <= 6 < shards

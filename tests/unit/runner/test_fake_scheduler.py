@@ -629,6 +629,20 @@ def test_the_last_tasks_of_all_see_each_other_end(
     assert len(looked) == 2
 
 
+def test_what_is_pending_keeps_away_from_a_node_where_nothing_is_rendered(desk: Desk) -> None:
+    assert desk.submit() == 0
+    asked = desk.fake.calls("scontrol")
+    recover.keep_away(desk.run, 1, "node2")
+    assert desk.fake.calls("scontrol") == asked, "no row is rendered anywhere: whose fault is it?"
+    desk.fake.change("1002", state="RUNNING", reason="None")
+    desk.fake.work(job_name(desk.run, 1))
+    desk.fake.change("1002", state="PENDING", reason="Resources")
+    recover.keep_away(desk.run, 1, "node1")
+    assert desk.fake.calls("scontrol") == asked, "a node that rendered"
+    recover.keep_away(desk.run, 1, "node2")
+    assert desk.fake.asked()[-1] == ["scontrol", "update", "JobId=1001", "ExcNodeList+=node2"]
+
+
 def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: Desk) -> None:
     assert desk.submit() == 0
     desk.fake.work(job_name(desk.run, 1))
