@@ -61,7 +61,7 @@ def _leave(run: RunPaths, submission: int, error: Exception | None) -> None:
 
     try:
         if error is not None and not isinstance(error, StorageError | RunStateError):
-            keep_away(run, submission, os.environ["SLURMD_NODENAME"])
+            keep_away(run, submission, rank_from_environment(0).host)
         free_the_steward(run)
     except SchedulerError as trouble:  # then `status` tells, and a person decides
         logging.getLogger(__name__).warning("the queue cannot be looked at: %s", trouble)
