@@ -46,7 +46,7 @@ def choose_engine(
     from batchgen.engine.engine import Engine
 
     if asked:
-        require_devices(asked, ranks, host)
+        require_devices(asked, ranks)
     device = device_of_rank(local_rank)
     where = pick_device(device)
     return EngineChoice(

@@ -34,16 +34,16 @@ def device_of_rank(local_rank: int) -> str:
     return f"cuda:{local_rank % count}" if count else "cpu"
 
 
-def require_devices(asked: str, ranks: int, host: str) -> None:
+def require_devices(asked: str, ranks: int) -> None:
     """Raises ConfigError unless every rank of the node has a CUDA device. One alone does for any
     number of ranks: where a scheduler shows each rank just its own, all see one. `asked`: what the
-    profile asks of a node, in words."""
+    profile asks of a node, in words. The host is not named: the same error on all is the job's."""
     seen = torch.cuda.device_count()
     if seen == 0:
-        raise ConfigError(f"{host}: torch sees no CUDA device, asked for were {asked}")
+        raise ConfigError(f"torch sees no CUDA device, asked for were {asked}")
     if 1 < seen < ranks:
         raise ConfigError(
-            f"{host}: torch sees {seen} CUDA devices for {ranks} ranks, asked for were {asked}"
+            f"torch sees {seen} CUDA devices for {ranks} ranks, asked for were {asked}"
         )
 
 

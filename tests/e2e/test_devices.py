@@ -20,7 +20,7 @@ def test_rows_are_not_rendered_on_the_cpu_in_silence(bench) -> None:
     assert (status.ok, status.failed, status.left) == (0, 0, 2)
     (attempt,) = status.attempts  # and no further one, which would meet the same
     assert attempt.ended == "ConfigError"
-    assert f"{attempt.host}: torch sees no CUDA device" in attempt.error
+    assert "torch sees no CUDA device" in attempt.error
     assert "slurm.gpus_per_node=1" in attempt.error
     told = work.call("logs", str(done.run.root), "--failed")
     assert attempt.error in told.out
