@@ -14,7 +14,7 @@ from batchgen.records import Attempt
 
 log = logging.getLogger(__name__)
 SIGNALS = {signal.SIGTERM: "terminated", signal.SIGUSR2: "drained"}  # reason to end
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 2.0  # at five files: a thousand ranks ask one file server
 LINGER_S = 60.0  # grace times are shorter as a rule; then the steward takes over
 NEAR_LIMIT_S = 60.0  # the wall limit is the reason when it is this much nearer than its signal
 RESTARTS_AHEAD = 3  # a task may have been started again more than once meanwhile
@@ -46,7 +46,7 @@ class Drain:
         self.reason = self.reason or SIGNALS[signal.Signals(number)]
 
     def __call__(self) -> bool:
-        """Cheap enough for every tick: looks into the run folder twice a second."""
+        """Cheap enough for every tick: looks into the run folder every two seconds."""
         now = time.monotonic()
         if now - self._looked > LOOK_EVERY_S:
             self._looked = now

@@ -30,6 +30,7 @@ from batchgen.worker.states import RowStates
 from batchgen.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+BEAT_S = 10.0  # a thousand ranks write a file each; status.STALE_S is six times as long
 
 
 def work_on(
@@ -176,11 +177,11 @@ def _header(attempt: Attempt, rank: RankInfo, versions: dict[str, str]) -> Attem
 
 @contextmanager
 def _heartbeat(journal: JournalWriter) -> Iterator[None]:
-    """Say every second that this rank is at work: another machine cannot look at the process."""
+    """Say now and then that this rank is at work: another machine cannot look at the process."""
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(1.0):
+        while not ended.wait(BEAT_S):
             journal.beat()
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
