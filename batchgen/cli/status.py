@@ -226,13 +226,13 @@ def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
     """What the processes of an attempt's task printed, if anything."""
     from batchgen.runner.jobs import jobs_of
 
-    jobs = [job for job in jobs_of(run, attempt.submission) if job.task <= attempt.task]
+    jobs = [job for job in jobs_of(run, attempt.submission) if job.holds(attempt.task)]
     if not jobs:
         return None
-    job = max(jobs, key=lambda started: started.task)
+    job = jobs[0]
     folder = run.submission(attempt.submission)
     names = (
-        f"slurm/{job.job_id}_{attempt.task - job.task}.log",
+        f"slurm/{job.job_id}_{(attempt.task - job.task) // job.stride}.log",
         f"slurm/{job.job_id}.log",  # an array of one
         f"submitit/{job.job_id}_{attempt.replica}_log.err",
     )

@@ -43,12 +43,13 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     if not tasks or any(task.is_steward for task in tasks):
         return []
     arrays = sorted({task.array_id for task in tasks}, key=int)
-    if not launch_steward(run, intent.number, profile_of(json.loads(intent.config)), arrays):
+    slurm = profile_of(json.loads(intent.config))
+    if not launch_steward(run, intent.number, slurm, arrays):
         raise SchedulerError(
             f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"
         )
     if not run.jobs(intent.number).exists():
-        stride = array_count(intent.shards, max_array_size())
+        stride = array_count(intent.shards, max_array_size(), slurm)
         jobs = [Job("slurm", job, n, stride=stride) for n, job in enumerate(arrays)]
         write_jobs(run, intent.number, jobs)
     return tasks

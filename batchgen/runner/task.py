@@ -1,7 +1,7 @@
 """What an executor starts: a folder and numbers; everything else is in the run folder.
 
-`python -m batchgen.runner.task task RUN SUBMISSION FIRST` is one rank of an array element (shard
-FIRST + array index); `... steward RUN SUBMISSION` is the job behind the arrays.
+`python -m batchgen.runner.task task RUN SUBMISSION FIRST STRIDE` is one rank of an array element
+(shard FIRST + STRIDE * array index); `... steward RUN SUBMISSION` is the job behind the arrays.
 """
 
 from __future__ import annotations

@@ -24,6 +24,10 @@ class Job:
     process: ProcessId | None = None  # the local controller; None where a scheduler knows
     stride: int = 1  # from the task of one element to that of the next
 
+    def holds(self, task: int) -> bool:
+        """Whether it is one of this job's."""
+        return task >= self.task and (task - self.task) % self.stride == 0
+
 
 class Executor(Protocol):
     """What an executor module offers."""

@@ -197,7 +197,7 @@ def task_batches(
     since the longest come first: element i of array n is shard n + i * arrays."""
     shared = parameters(slurm, job_name(run, submission))
     folder = run.submission(submission) / "slurm"
-    stride = array_count(shards, window)
+    stride = array_count(shards, window, slurm)
     return [
         Batch(
             folder,
@@ -209,9 +209,16 @@ def task_batches(
     ]
 
 
-def array_count(shards: int, window: int) -> int:
-    """In how many arrays of at most `window` elements a submission goes to Slurm."""
-    return -(-shards // window)
+def array_count(shards: int, window: int, slurm: SlurmConfig) -> int:
+    """In how many arrays of at most `window` elements a submission goes to Slurm: a few more than
+    the least if the nodes are shared out better. All are of one length, so where some get a node
+    less than others, the others' nodes are idle in the end: a twentieth of all at most."""
+    count, most = -(-shards // window), _at_once(slurm)
+    if count > most:
+        return min(shards, -(-count // most) * most)
+    while 20 * (most % count) > most:
+        count += 1
+    return count
 
 
 def waits_for(known: Sequence[str], slurm: SlurmConfig) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import re
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -285,9 +286,10 @@ def shards_of(array: list[dict[str, Any]]) -> list[int]:
     ("shards", "window", "nodes", "throttles", "behind"),
     [
         (5, 5, 2, [2], {}),
-        (8, 3, 8, [3, 3, 2], {}),
+        (8, 3, 8, [2, 2, 2, 2], {}),  # three would leave nodes idle in the end
+        (40, 20, 21, [11, 10], {}),
         (7, 3, 3, [1, 1, 1], {}),
-        (9, 2, 2, [1, 1, 1, 1, 1], {2: 0, 3: 1, 4: 2}),
+        (9, 2, 2, [1] * 6, {2: 0, 3: 1, 4: 2, 5: 3}),
         (4, 1, 3, [1, 1, 1, 1], {3: 0}),  # arrays are switched off
     ],
 )
@@ -330,8 +332,8 @@ def test_every_element_of_several_arrays_renders_its_shard(desk: Desk) -> None:
 
 def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Desk) -> None:
     desk.fake.steer("sbatch", "fail", BUSY, skip=3, calls=1)
-    first, second, _ = launch(desk, 6, 5, window=2)
-    assert [first[0]["throttle"], second[0]["throttle"]] == [3, 2]
+    first, second, _ = launch(desk, 6, 6, window=2)
+    assert [first[0]["throttle"], second[0]["throttle"]] == [3, 3]
     assert shards_of(first) + shards_of(second) == [0, 3, 1, 4]
 
 
@@ -617,16 +619,12 @@ def test_the_last_tasks_of_all_see_each_other_end(
     assert desk.submit() == 0
     desk.fake.change("1001", reason="launch failed requeued held")
     desk.fake.change("1002", state="RUNNING", reason="None")
-    looked = []
-
-    def look_away(seconds: float) -> None:
-        looked.append(seconds)
-        if len(looked) == 2:
-            desk.fake.change("1002", state="COMPLETED")
-
-    monkeypatch.setattr(recover.time, "sleep", look_away)
-    assert [task.task_id for task in recover.free_the_steward(desk.run)] == ["1001_0"]
-    assert len(looked) == 2
+    monkeypatch.setattr(recover, "LOOK_AGAIN_S", 1.0)
+    with ThreadPoolExecutor() as pool:
+        freed = pool.submit(recover.free_the_steward, desk.run)
+        time.sleep(0.5)  # it has looked once
+        desk.fake.change("1002", state="COMPLETED")
+        assert [task.task_id for task in freed.result(30)] == ["1001_0"]
 
 
 def test_what_is_pending_keeps_away_from_a_node_where_nothing_is_rendered(desk: Desk) -> None:
