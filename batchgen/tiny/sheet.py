@@ -14,6 +14,7 @@ from batchgen import catalog
 from batchgen.media import formats
 
 CELL = 96  # pixels of one frame on the sheet
+GAP = 3  # white pixels behind a frame: without them a row of frames looks like one picture
 CAPTION = 18  # pixels above the frames
 FRAMES = 5  # of each clip, evenly spaced
 COLUMNS = 2
@@ -27,7 +28,7 @@ def contact_sheet(run: Path) -> Image.Image:
         _strip(formats.get(row["format"]).read(run / row["media_path"]), _caption(row))
         for row in published
     ]
-    blank = np.full((CAPTION + CELL, FRAMES * CELL, 3), 255, np.uint8)
+    blank = np.full((CAPTION + CELL, FRAMES * (CELL + GAP), 3), 255, np.uint8)
     strips += [blank] * (-len(strips) % COLUMNS)
     lines = [np.hstack(strips[i : i + COLUMNS]) for i in range(0, len(strips), COLUMNS)]
     return Image.fromarray(np.vstack(lines))
@@ -39,12 +40,12 @@ def _caption(row: Mapping[Hashable, Any]) -> str:
 
 
 def _strip(frames: np.ndarray, caption: str) -> np.ndarray:
-    """uint8 ``(CAPTION + CELL, FRAMES * CELL, 3)`` of frames ``(f, h, w, 3)``."""
-    strip = Image.new("RGB", (FRAMES * CELL, CAPTION + CELL), "white")
+    """uint8 ``(CAPTION + CELL, FRAMES * (CELL + GAP), 3)`` of frames ``(f, h, w, 3)``."""
+    strip = Image.new("RGB", (FRAMES * (CELL + GAP), CAPTION + CELL), "white")
     chosen = np.unique(np.linspace(0, len(frames) - 1, FRAMES).round().astype(int))
     for place, index in enumerate(chosen):
         frame = Image.fromarray(frames[index]).resize((CELL, CELL), Image.Resampling.NEAREST)
-        strip.paste(frame, (place * CELL, CAPTION))
+        strip.paste(frame, (place * (CELL + GAP), CAPTION))
     ImageDraw.Draw(strip).text((3, 3), caption, fill="black")
     return np.asarray(strip)
 

@@ -80,11 +80,9 @@ def test_07_wall_time_signal_ignored(cluster: Cluster, job_bench: Make) -> None:
     """Ranks that are stuck in a write when the signal comes are killed at the limit (60 to 90 s on
     this cluster); their rows run again, alone."""
     bench = job_bench(rows(20))
-    once = (
-        bench.folder / "once"
-    )  # the signal may come a minute early: they are stuck from the start
+    once = bench.folder / "once"
     with (bench.folder / "slurm" / "devcluster.yaml").open("a") as profile:
-        stuck = "export BATCHGEN_FAILPOINT=journal.before_append:2:sleep300"
+        stuck = "export BATCHGEN_FAILPOINT=journal.before_append:1:sleep300"
         profile.write(f"setup: ['[ -e {once} ] || {{ touch {once}; {stuck}; }}']\n")
     run = Campaign.submit(
         cluster,
@@ -92,6 +90,7 @@ def test_07_wall_time_signal_ignored(cluster: Cluster, job_bench: Make) -> None:
         *NULL,
         "slurm.start_up_s=10",  # one shard
         "slurm.timeout_min=1",
+        "slurm.signal_delay_s=1",  # not within the first half of the minute: see the README there
         "slurm.watchdog_s=0",
     )
     run.wait(280)

@@ -38,7 +38,8 @@ def test_pending_running_and_finished_are_told(cluster: Cluster, job_bench: Make
     run.until(lambda: "Resources" in bench.call("status", name).out, 20)
     waiting = bench.call("status", name, "--json").json
     assert waiting["state"] == "submitted" and waiting["queue"]["running"] == 0
-    assert waiting["queue"]["pending"] >= 4 and waiting["queue"]["steward"] == "waits"
+    assert waiting["queue"]["pending"] >= 4
+    assert waiting["queue"]["steward"].startswith("waits")  # and why, if not for the tasks
     cluster.call("scancel", block)
     run.until(lambda: run.rendering())
     running = bench.call("status", name, "--json").json
