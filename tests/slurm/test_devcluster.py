@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from pathlib import Path
 
-from slurm.cluster import NODES, SCRIPT, Cluster
+import pytest
+from slurm.cluster import NODES, SCRIPT, Cluster, free_port_base
+
+NOBODY = 65534
 
 
 def ranks(cluster: Cluster, *options: str) -> dict[int, tuple[str, str]]:
@@ -87,3 +91,29 @@ def test_wrong_words_are_answered() -> None:
     assert said("node-kill", "1") == (1, said("node-kill", "1")[1])
     assert "make one with" in said("node-kill", "1")[1]
     assert said("status")[0] == 3
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody else")
+def test_any_user_may_run_one_once_the_packages_are_there(cluster: Cluster) -> None:
+    folder = Path(f"/tmp/batchgen-test-cluster-{os.getpid()}-user")
+    knobs = {"DIR": str(folder), "PORT": str(free_port_base()), "NODES": "2"}
+    env = {**os.environ, **{f"BATCHGEN_DEVCLUSTER_{k}": v for k, v in knobs.items()}, "HOME": "/"}
+    del env["SLURM_CONF"]
+
+    def call(*argv: str) -> str:
+        with open(f"{folder}.said", "w+") as said:  # daemons would keep a pipe open
+            subprocess.run(
+                argv, env=env, cwd="/", stdout=said, stderr=said, timeout=120, check=True,
+                user=NOBODY, group=NOBODY, extra_groups=[],
+            )  # fmt: skip
+            said.seek(0)
+            return said.read()
+
+    try:
+        call(str(SCRIPT), "up")
+        env["SLURM_CONF"] = str(folder / "etc" / "slurm.conf")
+        assert call("srun", "-N2", "id", "-u").split() == [str(NOBODY)] * 2
+    finally:
+        call(str(SCRIPT), "reset")
+        Path(f"{folder}.said").unlink()
+    assert not folder.exists()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
+import pyarrow.parquet as pq
 import pytest
 from harness import Bench
 from slurm.campaign import NULL, Campaign, rows
@@ -73,6 +74,8 @@ def test_06_wall_time_drained(cluster: Cluster, job_bench: Make) -> None:
     assert run.status().submission > 1
     assert "drained" in ends(run) and "" not in ends(run)
     assert catalog.tries.max() == 1
+    runs = pq.read_table(run.run.catalog_runs).to_pandas()
+    assert runs.rows_lost.sum() == 0 and runs.lost_s.sum() == 0
 
 
 @pytest.mark.timeout(500)

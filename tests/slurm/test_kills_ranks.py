@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
 from harness import Bench
 from slurm.campaign import NULL, Campaign, cut_off, rows, stopped_of
 from slurm.cluster import Cluster
@@ -49,6 +50,27 @@ def test_08_the_steward_is_killed(cluster: Cluster, job_bench: Make) -> None:
     run.wait()
     run.audit("8")
     assert "Restarts=1" in cluster.call("scontrol", "show", "job", _job_of(cluster, name))
+
+
+@pytest.mark.parametrize("point", ["submit.after_intent", "slurm.after_sbatch"])
+def test_08_the_steward_is_killed_while_it_submits(
+    cluster: Cluster, job_bench: Make, point: str
+) -> None:
+    """Before Slurm knows of the next submission, or before its steward does: the next start of the
+    steward finds out which, and the chain goes on."""
+    bench = job_bench(rows(40))
+    with (bench.folder / "slurm" / "devcluster.yaml").open("a") as profile:
+        die = f"export BATCHGEN_FAILPOINT={point}:1:kill"  # at its first start alone
+        which = "$SLURM_JOB_NAME$SLURM_RESTART_COUNT in *-s1-steward"
+        profile.write(f"setup: ['case {which}) {die};; esac']\n")
+    run = Campaign.submit(cluster, bench, *NULL)
+    run.until_committed(4)
+    os.kill(run.rendering()[-1], signal.SIGKILL)  # so that something is left to submit
+    run.wait()
+    run.audit(f"8, {point}")
+    name = job_name(run.run, 1, steward=True)
+    assert "Restarts=1" in cluster.call("scontrol", "show", "job", _job_of(cluster, name))
+    assert run.status().submission == (3 if point == "submit.after_intent" else 2)
 
 
 def _job_of(cluster: Cluster, name: str) -> str:
@@ -203,3 +225,6 @@ def test_a_node_on_which_nothing_starts_takes_few_elements(
     first = [a for a in run.status().attempts if a.attempt.submission == 1]
     taken = {a.attempt.task for a in first if a.host == "node3"}
     assert 1 <= len(taken) <= 6 < intent.shards
+    told = bench.call("logs", str(run.run.root), "--failed")
+    assert told.code == 0 and "ConfigError: BATCHGEN_NULL_SLOW: 'nonsense'" in told.out
+    assert "srun: error: node3" in told.out  # what its job printed

@@ -74,22 +74,24 @@ def test_latents_are_normalised_by_the_measured_statistics(pipeline: WanPipeline
 def test_autoencoder_on_unseen_clips_is_sharp_and_judged_right(pipeline: WanPipeline) -> None:
     clips, scenes = data.sample_clips(64, torch.Generator().manual_seed(21), split="all")
     output = torch.cat([reconstruct(pipeline.vae, part) for part in clips.split(16)])
-    assert psnr_db(output, clips) >= 28
+    assert psnr_db(output, clips) >= 32
     prompts = [f"a {s.colour} {s.shape} {s.motion} on a {s.background} background" for s in scenes]
     accuracy = summarise([score(f, p) for f, p in zip(to_uint8(output), prompts, strict=True)])
     assert min(accuracy.colour, accuracy.shape, accuracy.motion, accuracy.background) >= 0.97
 
 
-@pytest.mark.parametrize("split", ["train", "held_out"])
-def test_generated_clips_show_their_prompts(pipeline: WanPipeline, split: data.Split) -> None:
-    accuracy = judge_generated(pipeline, split, 16, seed=4000, batch=16)
-    mean = (accuracy.colour + accuracy.shape + accuracy.motion + accuracy.background) / 4
-    assert mean >= 0.8
+@pytest.mark.parametrize(("split", "least"), [("train", 0.95), ("held_out", 0.9)])
+def test_generated_clips_show_all_that_their_prompts_name(
+    pipeline: WanPipeline, split: data.Split, least: float
+) -> None:
+    """Of 400 and 200 prompts `python -m batchgen.tiny.evaluate` measures the same."""
+    accuracy = judge_generated(pipeline, split, 32, seed=4000, batch=16)
+    assert accuracy.everything >= least
 
 
 def test_the_empty_prompt_gives_a_plausible_clip(pipeline: WanPipeline) -> None:
     seen = [look(clip) for clip in generate(pipeline, [""] * 4, [1, 2, 3, 4], guidance=1.0)]
-    assert sum(s.shape is not None and s.colour is not None for s in seen) >= 2
+    assert sum(s.shape is not None and s.colour is not None for s in seen) >= 3
 
 
 def test_an_image_is_a_clip_of_one_frame(pipeline: WanPipeline) -> None:
