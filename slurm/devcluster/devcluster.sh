@@ -412,8 +412,8 @@ usage() {
   cat <<TEXT
 usage: $(basename "$0") COMMAND
   install        packages, as root
-  up             start, or start again what is not running; keeps jobs and accounting
-  down           stop everything; keeps jobs and accounting
+  up             start, or start again what is not running
+  down           end all jobs, stop everything; keeps accounting
   reset          stop and delete
   status         daemons and nodes; exit status 3 when something is not running
   env            print what a shell needs: eval "\$($(basename "$0") env)"
