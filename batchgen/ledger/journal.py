@@ -28,6 +28,7 @@ from batchgen.records import Commit
 COUNTERS_EVERY_S = 2.0  # readers follow the journal from where the counters end
 TORN = "journal.torn"  # failpoint
 RECENT = 64  # commit times kept for the rate
+RESERVE_BYTES = 2 * 4096  # of the disk, kept for the last line and the counters after it
 
 
 class JournalWriter:
@@ -37,6 +38,7 @@ class JournalWriter:
         attempt = header.attempt
         self.path = run.journal(attempt)
         self._counters_path = run.counters(attempt)
+        self._reserve_path = self._counters_path.with_suffix(".reserve")
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._broken = ""
@@ -81,6 +83,7 @@ class JournalWriter:
         except (StorageError, OSError) as error:
             os.close(descriptor)
             raise StorageError(f"{path}: the journal cannot be written: {error}") from error
+        writer._keep_room()
         return writer
 
     def device(self, name: str) -> None:
@@ -154,8 +157,11 @@ class JournalWriter:
             self._save_counters(time.time())
 
     def end(self, end: events.End) -> None:
-        """The last line: the attempt ended by itself."""
+        """The last line: the attempt ended by itself, so that it is not taken for dead. Tried even
+        if a line before could not be written: that one was cut off, and room is kept for this."""
         with self._lock:
+            self._give_room()
+            self._broken = ""
             self._write(end)
             self._counters = self._counters.after_end(end)
             self._save_counters(end.t, force=True)
@@ -167,6 +173,7 @@ class JournalWriter:
             if self._descriptor < 0:
                 return
             self._save_counters(time.time(), force=True)
+            self._give_room()
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -175,6 +182,17 @@ class JournalWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _keep_room(self) -> None:
+        """A disk that fills up takes this from nobody. Random bytes: zeros may be stored in none."""
+        with contextlib.suppress(OSError), self._reserve_path.open("wb") as file:
+            file.write(os.urandom(RESERVE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _give_room(self) -> None:
+        with contextlib.suppress(OSError):
+            self._reserve_path.unlink(missing_ok=True)
 
     def _append(self, event: events.Event) -> None:
         with self._lock:

@@ -339,3 +339,20 @@ def test_a_killed_rank_leaves_no_watchdog_behind(tmp_path: Path) -> None:
         rank.kill()
         rank.wait()
         shift.wait_for(lambda: not os.path.exists(f"/proc/{dog}"), 10)
+
+
+# --------------------------------------------------------------------------------- storage
+def test_ranks_that_the_disk_ends_convict_nobody(tmp_path: Path) -> None:
+    """A suspect, alone, on two hosts, while no commit line can be written."""
+    shift = make_shift(tmp_path, [1, 1])
+    shift.begin([1])
+    assert shift.work(1, host="good") == 0
+    full = {"BATCHGEN_FAILPOINT": "journal.torn:*:enospc"}
+    for number, host in ((2, "node1"), (3, "node2")):
+        assert shift.begin([], alone=[0]) == number
+        assert shift.work(number, full, host=host) == 1
+        end = end_of(shift, number)
+        assert end is not None and end.reason == "StorageError" and "No space left" in end.error
+    blame = read_blame(shift.run)
+    assert (blame.deaths, blame.convicted, blame.bad_hosts) == ((), (), {})
+    assert not list(shift.run.counters_dir.rglob("*.reserve"))

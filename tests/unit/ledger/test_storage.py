@@ -13,13 +13,16 @@ import pytest
 from lab import Lab, make_request, read_journal, render
 
 from batchgen.errors import MediaError, StorageError
+from batchgen.ledger.blame import read_blame
 from batchgen.ledger.catalog import collect
+from batchgen.ledger.events import End
 from batchgen.ledger.intent import submission_numbers
+from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.status import read_status
 from batchgen.ledger.verify import verify
 from batchgen.ledger.winners import missing_rows
 from batchgen.media.durable import write_media
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt
 
 
@@ -83,6 +86,49 @@ def test_a_full_disk_fails_rows_then_the_journal_and_all_is_well_with_room(
     assert submission_numbers(lab.run)[-1] == number
     assert collect(lab.run).ok == 4
     assert verify(lab.run).is_sound
+
+
+def fill_journal(journal: JournalWriter, row: int) -> None:
+    """A suspect in flight alone while the last page of the journal fills up."""
+    for _ in range(200):
+        journal.start(row, f"row{row:04d}", alone=True)
+
+
+def test_whoever_a_full_disk_ends_did_not_die(make_lab: Callable[..., Lab], disk: Path) -> None:
+    """The last line has room when no other has: else the row would be convicted on the second
+    host, and the hosts blamed."""
+    lab = make_lab(2, root=disk / "run")
+    with lab.journal(lab.submit(), host="good") as journal:
+        lab.render(journal, 1)
+        journal.end(End(reason="done"))
+    for host in ("n1", "n2", "n3"):
+        journal = lab.journal(lab.submit([0]), host=host)
+        reserve = lab.run.counters(parse_journal(journal.path)).with_suffix(".reserve")
+        assert reserve.stat().st_size == 2 * 4096
+        filler = fill(disk)
+        with pytest.raises(StorageError, match="journal cannot be written"):
+            fill_journal(journal, 0)
+        journal.end(End(reason="StorageError", error="No space left on device"))
+        journal.close()
+        filler.unlink()
+        assert not reserve.exists()
+        assert read_journal(journal.path).torn_bytes == 0
+    blame = read_blame(lab.run, all_gone=True)
+    assert (blame.deaths, blame.convicted, blame.bad_hosts) == ((), (), {})
+    assert {attempt.ended for attempt in read_status(lab.run).attempts} == {"done", "StorageError"}
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_no_room_to_keep(
+    make_lab: Callable[..., Lab], disk: Path
+) -> None:
+    """What cannot be kept is done without: nothing is raised for it."""
+    lab = make_lab(2, root=disk / "run")
+    number = lab.submit()
+    lab.run.counters(Attempt(number, 0, 0, 0)).with_suffix(".reserve").mkdir(parents=True)
+    with lab.journal(number) as journal:
+        lab.render(journal, 0)
+        journal.end(End(reason="done"))
+    assert read_blame(lab.run, all_gone=True).deaths == ()
 
 
 @pytest.mark.parametrize("format_name", ["mp4", "gif", "png"])
