@@ -151,7 +151,9 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
     Called once by the leader of the task, before any row is given out. Returns row_index -> status
     of the rows that the accepted parts have committed in this submission: the ok ones need not be
     rendered again. The fence names the suspects too: rows that were in flight when an earlier start
-    died. A first start (restart 0) accepts nothing and gets an empty mapping.
+    died. Who was alone then is withheld: it might take down one node after the other, since Slurm
+    starts a task again whose node it loses. A first start (restart 0) accepts nothing and gets an
+    empty mapping.
     """
     if attempt.restart == 0:
         return {}
@@ -174,6 +176,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
         accepted=accepted,
         statuses=past.statuses,
         suspects=tuple(sorted(past.open_rows - past.statuses.keys())),
+        withheld=tuple(sorted(past.died_alone - past.statuses.keys())),
         created=time.time(),
     )
     try:
@@ -190,15 +193,19 @@ class _Past:
 
     statuses: dict[int, str] = field(default_factory=dict)  # row_index -> as committed
     open_rows: set[int] = field(default_factory=set)  # in flight when a start died
+    died_alone: set[int] = field(default_factory=set)  # of these
 
     def add(self, path: Path, limit: int) -> None:
         """Read the accepted part of one journal."""
         open_rows: set[int] = set()
+        alone: set[int] = set()  # the row of the last start line, if nothing else was in flight
         for _, line in raw_lines(path, limit):
             if start := START.match(line):
-                if start[2] == b"true":
+                row = int(start[1])
+                alone = {row} if start[2] == b"true" else set()
+                if alone:
                     open_rows.clear()  # whatever was begun before is in flight no more
-                open_rows.add(int(start[1]))
+                open_rows.add(row)
             elif not is_whole(line):
                 continue
             elif head := HEAD.match(line):
@@ -211,6 +218,7 @@ class _Past:
             elif line.startswith(END):
                 return
         self.open_rows |= open_rows
+        self.died_alone |= open_rows & alone
 
 
 def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo) -> Intent:

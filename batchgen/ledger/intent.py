@@ -58,6 +58,7 @@ class Fence:
     accepted: dict[str, int]
     statuses: dict[int, str]  # row_index -> status of the rows that they committed
     suspects: tuple[int, ...] = ()  # other rows, which were in flight when one of them died
+    withheld: tuple[int, ...] = ()  # of these who was alone: left to the next submission to judge
     created: float = 0.0  # unix seconds; 0 = not recorded
     schema: int = SCHEMA
 

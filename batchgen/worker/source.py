@@ -52,13 +52,15 @@ class Portion:
 
     @classmethod
     def read(cls, run: RunPaths, attempt: Attempt) -> Portion:
-        """The shard without what earlier starts have committed; rows that were in flight when one
-        of them died go to the end. Rank 0 has written the fence before anyone comes here."""
+        """The shard without what earlier starts have committed, or died of alone; rows that were in
+        flight when one of them died go to the end. Rank 0 has written the fence before anyone comes
+        here."""
         shard = read_shard(run, attempt.submission, attempt.task)
         fence = read_fence(run, attempt)
         if fence is None:
             return cls(shard.rows, shard.suspects)
-        left = np.array([r for r in shard.all.tolist() if r not in fence.statuses], np.int64)
+        gone = {*fence.statuses, *fence.withheld}
+        left = np.array([r for r in shard.all.tolist() if r not in gone], np.int64)
         alone = np.isin(left, shard.suspects) | np.isin(left, np.array(fence.suspects, np.int64))
         return cls(left[~alone], left[alone])
 

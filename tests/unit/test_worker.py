@@ -194,10 +194,28 @@ def test_a_row_that_kills_its_rank_comes_last_and_alone(tmp_path: Path) -> None:
     suspects = [s.row_index for s in starts if s.alone]
     assert suspects == [*({0, 1} - shift.frames(1).keys()), 2]
     assert starts[-1].row_index == 2
-    assert shift.work(1, restart=2) == 0
-    assert [(s.row_index, s.alone) for s in shift.of(Start, 1, restart=2)] == [(2, True)]
-    done = [*shift.frames(1), *shift.frames(1, 1), *shift.frames(1, 2)]
+    shift.begin([], alone=[2])
+    assert shift.work(2) == 0
+    assert [(s.row_index, s.alone) for s in shift.of(Start, 2)] == [(2, True)]
+    done = [*shift.frames(1), *shift.frames(1, 1), *shift.frames(2)]
     assert sorted(done) == list(range(6))
+
+
+def test_a_row_that_takes_its_node_down_takes_two(tmp_path: Path) -> None:
+    """Slurm starts the task again elsewhere, and again: once the row has died alone it waits for
+    the next submission, which judges it."""
+    shift = make_shift(tmp_path, [2] * 4)
+    shift.begin(range(4))
+    env = {"BATCHGEN_FAILPOINT": "row.row-1:1:kill"}
+    codes = [shift.work(1, env, restart=k, host=f"node{k}") for k in range(4)]
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
+    assert [1 in started(shift, 1, restart=k) for k in range(4)] == [True, True, False, False]
+    rendered = {row for k in range(4) for row in shift.frames(1, restart=k)}
+    assert rendered == {0, 2, 3}
+    status = read_status(shift.run)
+    assert (status.ok, status.left, status.suspects, status.state) == (3, 1, 1, "stopped")
+    blame = read_blame(shift.run)
+    assert [(v.row_index, v.host) for v in blame.convicted] == [(1, "node1")]
 
 
 def intervals(shift: Shift, submission: int, replica: int) -> list[tuple[int, float, float, bool]]:

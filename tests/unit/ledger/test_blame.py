@@ -196,6 +196,47 @@ def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., Lab]) 
     assert fence.suspects == (1, 2)
 
 
+def test_a_restart_withholds_who_died_alone(make_lab: Callable[..., Lab]) -> None:
+    """For good: the rows that died in company are tried alone first."""
+    from batchgen.ledger.intent import read_fence
+
+    lab = make_lab(4)
+    number = lab.submit()
+    die(lab, number, 0, 1, 2)
+    withheld = []
+    for restart, row in ((1, 0), (2, 1), (3, 2), (4, None)):
+        accept_restart(lab.run, attempt := Attempt(number, 0, restart, 0))
+        fence = read_fence(lab.run, attempt)
+        assert fence is not None and fence.suspects == (0, 1, 2)
+        withheld.append(fence.withheld)
+        if row is not None:
+            die(lab, number, row, alone=True, restart=restart, host=f"n{restart}")
+    assert withheld == [(), (0,), (0, 1), (0, 1, 2)]
+    assert read_status(lab.run).suspects == 3
+
+
+def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., Lab]) -> None:
+    """Its rank died later, or said how it ended."""
+    from batchgen.ledger.intent import read_fence
+
+    lab = make_lab(4)
+    number = lab.submit()
+    journal = lab.journal(number)
+    for row in (0, 1):
+        journal.start(row, f"row{row:04d}", alone=True)
+        fail(lab, journal, row)
+    with lab.journal(number, replica=1) as drained:
+        drained.start(2, "row0002", alone=True)
+        drained.end(End(reason="terminated"))
+    saved = lab.journal(number, replica=2)
+    saved.start(3, "row0003", alone=True)
+    saved.saved(3, 1, 0.5)
+    accept_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
+    fence = read_fence(lab.run, attempt)
+    assert fence is not None
+    assert (fence.suspects, fence.withheld) == ((), ())
+
+
 # convictions
 
 
