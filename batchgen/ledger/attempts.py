@@ -18,7 +18,16 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.events import END, HEAD, LEFT, START, from_plain, is_whole, to_plain
+from batchgen.ledger.events import (
+    END,
+    HEAD,
+    LEFT,
+    SIGNALLED,
+    START,
+    from_plain,
+    is_whole,
+    to_plain,
+)
 from batchgen.ledger.intent import (
     Fence,
     Intent,
@@ -193,12 +202,13 @@ class _Past:
 
     statuses: dict[int, str] = field(default_factory=dict)  # row_index -> as committed
     open_rows: set[int] = field(default_factory=set)  # in flight when a start died
-    died_alone: set[int] = field(default_factory=set)  # of these
+    died_alone: set[int] = field(default_factory=set)  # of these, without a signal before
 
     def add(self, path: Path, limit: int) -> None:
         """Read the accepted part of one journal."""
         open_rows: set[int] = set()
         alone: set[int] = set()  # the row of the last start line, if nothing else was in flight
+        signalled = False
         for _, line in raw_lines(path, limit):
             if start := START.match(line):
                 row = int(start[1])
@@ -217,8 +227,10 @@ class _Past:
                 open_rows.discard(int(left[1]))
             elif line.startswith(END):
                 return
+            signalled = signalled or line.startswith(SIGNALLED)
         self.open_rows |= open_rows
-        self.died_alone |= open_rows & alone
+        if not signalled:
+            self.died_alone |= open_rows & alone
 
 
 def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo) -> Intent:

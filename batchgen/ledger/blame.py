@@ -5,7 +5,8 @@ are suspects as long as they are missing: they are rendered again after all othe
 that the next death has one row to blame. A row is convicted by a death while it was alone if there
 was another such death, or an earlier death in another place. Whatever was committed for a row
 (rendered, failed, or a verdict) closes its history: only later deaths count. So a row that survives
-alone is never convicted, and a retry of a quarantined row begins anew.
+alone is never convicted, and a retry of a quarantined row begins anew. An attempt that was told to
+end and killed before it could leaves suspects too, but is evidence against nobody.
 
 Which machines are bad, and which failed rows are so by themselves: `hosts`.
 """
@@ -71,9 +72,9 @@ def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = 
     convicted = tuple(filter(None, (_judge(row, past) for row, past in histories.items())))
     guilty = {verdict.row_index for verdict in convicted}
     suspects = np.array(sorted(histories.keys() - guilty), np.int64)
-    innocent = [death for death in deaths if guilty.isdisjoint(death.rows)]
+    open_cases = [d for d in deaths if not d.signalled and guilty.isdisjoint(d.rows)]
     at_fault = rows_at_fault(found)
-    bad = bad_hosts(found.index, innocent, {*at_fault.tolist()})
+    bad = bad_hosts(found.index, open_cases, {*at_fault.tolist()})
     return Blame(deaths, suspects, convicted, bad, found, at_fault)
 
 
@@ -110,6 +111,7 @@ def _last_commits(index: CommitIndex, rows: np.ndarray) -> dict[int, tuple[int, 
 
 def _judge(row: int, past: Sequence[Death]) -> Verdict | None:
     """The rule for one row; None = not convicted."""
+    past = [death for death in past if not death.signalled]
     alone = [number for number, death in enumerate(past) if death.alone]
     if not alone:
         return None

@@ -22,7 +22,7 @@ class Death:
     device: str
     rows: tuple[int, ...]  # row_index of the rows in flight
     alone: bool  # the one row was rendered alone, as a suspect
-    begun: bool  # it had begun a row
+    signalled: bool  # it was told to end before: neither its rows nor its machine are behind it
 
     @property
     def place(self) -> tuple[str, str]:
@@ -50,7 +50,14 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
         alone = facts.alone in facts.open_rows
         rows = (facts.alone,) if alone else () if facts.alone >= 0 else sorted(facts.open_rows)
         device = facts.header.device if facts.header else ""
-        death = Death(attempt, host_of(facts), device, tuple(rows), alone, facts.starts > 0)
+        death = Death(
+            attempt=attempt,
+            host=host_of(facts),
+            device=device,
+            rows=tuple(rows),
+            alone=alone,
+            signalled=facts.signalled,
+        )
         deaths.append(death)
     return tuple(deaths)
 

@@ -30,6 +30,7 @@ HEAD = re.compile(
 )
 START = re.compile(rb'\{"kind":"start","row_index":(\d+),(?:"alone":(true|false),)?[^\n]*\}\n')
 LEFT = re.compile(rb'\{"kind":"(?:saved|tried)","row_index":(\d+),')  # in flight no more
+SIGNALLED = b'{"kind":"signalled",'
 END = b'{"kind":"end",'
 _CRC = b',"crc":"'
 _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
@@ -91,6 +92,15 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
+class Signalled:
+    """The attempt was told to end. If it is killed before it could, that is no fault of its rows
+    nor of its machine."""
+
+    name: str  # of the signal
+    t: float
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """Seconds of work that belongs to no row: load, compile, warmup."""
 
@@ -138,13 +148,14 @@ class End:
     t: float = field(default_factory=time.time)
 
 
-Event = AttemptHeader | Device | Start | Saved | Tried | Phase | Commit | Void | End
+Event = AttemptHeader | Device | Start | Saved | Tried | Signalled | Phase | Commit | Void | End
 _KINDS: dict[str, type[Any]] = {
     "attempt": AttemptHeader,
     "device": Device,
     "start": Start,
     "saved": Saved,
     "tried": Tried,
+    "signalled": Signalled,
     "phase": Phase,
     "commit": Commit,
     "void": Void,

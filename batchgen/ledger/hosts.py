@@ -10,7 +10,8 @@ A machine is bad if none of its attempts rendered a row, while another machine r
 - an attempt gave up there (SickNode), if not all the rows that it tried are at fault; or
 - two starts of tasks came to nothing there: an attempt of theirs ended by an error, or died before
   its first row. Errors of the run folder or of a person do not count, nor those that a good machine
-  met in the same submission, nor deaths of ranks whose mate on another machine fell by an error.
+  met in the same submission, nor deaths of ranks whose mate on another machine fell by an error, or
+  whose mate on the same one had begun a row.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def rows_at_fault(found: Winners) -> np.ndarray:
 
 
 def bad_hosts(index: CommitIndex, deaths: Sequence[Death], at_fault: Set[int]) -> dict[str, str]:
-    """Host -> why it is bad, in words. `deaths` of convicted rows are left out, `at_fault` are
-    rows that count against nobody."""
+    """Host -> why it is bad, in words. `deaths` of convicted rows and those after a signal are left
+    out, `at_fault` are rows that count against nobody."""
     hosts = [host_of(facts) for facts in index.journals]
     ok = rows_rendered(index)
     records: dict[str, _Record] = defaultdict(_Record)
@@ -122,9 +123,11 @@ def _fallen(
         told = (attempt.submission, end.reason, end.error)
         if end.reason not in (SickNode.__name__, *_NOBODYS) and told not in common:
             fallen.append((host, _start(attempt), f"{end.reason}: {end.error}"))
+    journals = [facts for facts in index.journals if facts.starts]
+    begun = {(_start(facts.journal.attempt), host_of(facts)) for facts in journals}
     for death in deaths:
         start = _start(death.attempt)
-        if not death.begun and not guilty[start] - {death.host}:
+        if (start, death.host) not in begun and not guilty[start] - {death.host}:
             fallen.append((death.host, start, "a death before its first row"))
     return sorted(fallen, key=lambda item: item[1])
 

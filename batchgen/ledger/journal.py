@@ -151,6 +151,15 @@ class JournalWriter:
             self._counters = replace(self._counters, phase="render")
             self._save_counters(now, force=True)
 
+    def signalled(self, name: str) -> None:
+        """Note, durably, that this process was told to end by signal `name`: a kill may follow.
+        StorageError if the line could not be written."""
+        with self._lock:
+            now = time.time()
+            self._write(events.Signalled(name, now))
+            self._save_counters(now)
+        self._sync()
+
     def beat(self) -> None:
         """Say that this process is alive. Cheap: writes at most every COUNTERS_EVERY_S seconds."""
         with self._lock:
@@ -184,7 +193,7 @@ class JournalWriter:
         self.close()
 
     def _keep_room(self) -> None:
-        """A disk that fills up takes this from nobody. Random bytes: zeros may be stored in none."""
+        """A disk that fills up takes this from nobody. Zeros might be stored in no room at all."""
         with contextlib.suppress(OSError), self._reserve_path.open("wb") as file:
             file.write(os.urandom(RESERVE_BYTES))
             file.flush()

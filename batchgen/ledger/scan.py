@@ -24,6 +24,7 @@ from batchgen.ledger.events import (
     End,
     Phase,
     Saved,
+    Signalled,
     Tried,
     decode_line,
     is_whole,
@@ -47,6 +48,7 @@ class JournalFacts:
     phases: list[Phase] = field(default_factory=list)
     end: End | None = None
     starts: int = 0
+    signalled: bool = False  # told to end
     open_rows: set[int] = field(default_factory=set)  # in flight at the end of the journal
     saved: dict[int, float] = field(default_factory=dict)  # row_index -> busy seconds carried over
     tried_s: float = 0.0  # busy seconds of tries that failed and were followed by another
@@ -179,13 +181,15 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         facts.phases.append(event)
     elif isinstance(event, End):
         facts.end = event
+    elif isinstance(event, Signalled):
+        facts.signalled = True
     elif isinstance(event, Saved | Tried):
         facts.open_rows.discard(event.row_index)
         if isinstance(event, Saved):
             facts.saved[event.row_index] = event.seconds
         else:
             facts.tried_s += event.seconds
-    return isinstance(event, AttemptHeader | Device | Phase | End | Saved | Tried)
+    return isinstance(event, AttemptHeader | Device | Phase | End | Signalled | Saved | Tried)
 
 
 def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import select
 import signal
 import threading
 import time
@@ -33,13 +35,32 @@ class Drain:
     def __enter__(self) -> Drain:
         """Signals are the main thread's; elsewhere (a test) nobody sends any."""
         self._before = {}
+        self._heard, self._told = os.pipe()
+        os.set_blocking(self._told, False)
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+            self._told_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._before:
+            signal.set_wakeup_fd(self._told_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        os.close(self._heard)
+        os.close(self._told)
+
+    def signal_within(self, seconds: float) -> str:
+        """Wait for a signal, on any thread; its name, or nothing after so long or a `wake`. This
+        hears it at once, while handlers wait for the main thread to come out of a long call."""
+        if not select.select([self._heard], [], [], seconds)[0]:
+            return ""
+        numbers = os.read(self._heard, 64)
+        return next((signal.Signals(n).name for n in numbers if n in SIGNALS), "")
+
+    def wake(self) -> None:
+        """End a wait for signals."""
+        os.write(self._told, b"\0")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from batchgen.config.schema import JobConfig, OutputConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.engine.contract import Renderer, Source
+from batchgen.errors import StorageError
 from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
@@ -62,7 +63,7 @@ def _attempt(
     with (
         JournalWriter.open(root, _header(attempt, rank, run_file.versions)) as journal,
         last_line(journal) as ending,
-        _heartbeat(journal),
+        _heartbeat(journal, drain),
     ):
         engine, chosen_s = _choose(config, rank)
         watchdog.kick()
@@ -176,12 +177,16 @@ def _header(attempt: Attempt, rank: RankInfo, versions: dict[str, str]) -> Attem
 
 
 @contextmanager
-def _heartbeat(journal: JournalWriter) -> Iterator[None]:
-    """Say now and then that this rank is at work: another machine cannot look at the process."""
+def _heartbeat(journal: JournalWriter, drain: Drain) -> Iterator[None]:
+    """Say now and then that this rank is at work: another machine cannot look at the process. Say
+    at once that it was told to end, since it may be killed before it can."""
     ended = threading.Event()
 
     def beat() -> None:
-        while not ended.wait(BEAT_S):
+        while not ended.is_set():
+            if name := drain.signal_within(BEAT_S):
+                with suppress(StorageError):  # whoever writes next says so
+                    journal.signalled(name)
             journal.beat()
 
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -190,6 +195,7 @@ def _heartbeat(journal: JournalWriter) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        drain.wake()
         thread.join()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,6 +58,47 @@ def test_a_signal_ends_the_rank_and_the_handlers_before_come_back(
         os.kill(os.getpid(), other)
         assert drain() and drain.reason == reason  # the first one says why
     assert signal.getsignal(number) == before
+
+
+IN_A_CALL = """
+import hashlib, os, sys, threading
+from pathlib import Path
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
+from batchgen.worker.drain import Drain
+
+with Drain(RunPaths(Path(sys.argv[1])), Attempt(2, 5, 1, 3)) as drain:
+    def listen():
+        print("ready", flush=True)
+        print(drain.signal_within(60.0), repr(drain.reason), flush=True)
+        os._exit(0)
+
+    threading.Thread(target=listen).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+def test_a_signal_is_heard_while_the_main_thread_is_in_a_long_call(run: RunPaths) -> None:
+    """As a forward of the engine is: Python's own handler does not run before it returns."""
+    command = [sys.executable, "-c", IN_A_CALL, str(run.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=30)[0] == "SIGTERM ''\n"
+        finally:
+            process.kill()
+
+
+def test_whoever_listens_for_signals_is_woken_by_them_alone(run: RunPaths) -> None:
+    with Drain(run, MINE) as drain:
+        assert drain.signal_within(0.0) == ""
+        drain.wake()
+        assert drain.signal_within(60.0) == ""
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert drain.signal_within(60.0) == "SIGUSR2"
+        assert drain.signal_within(0.0) == ""
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_the_mark_says_more_than_the_signal_that_comes_with_it(run: RunPaths) -> None:

@@ -18,7 +18,7 @@ from shift import Shift, make_shift
 
 from batchgen.engine.contract import Snapshot
 from batchgen.ledger.blame import read_blame
-from batchgen.ledger.events import End, Saved, Start
+from batchgen.ledger.events import End, Saved, Signalled, Start
 from batchgen.ledger.status import read_status
 from batchgen.planning.plan import read_requests
 from batchgen.records import Commit
@@ -216,6 +216,25 @@ def test_a_row_that_takes_its_node_down_takes_two(tmp_path: Path) -> None:
     assert (status.ok, status.left, status.suspects, status.state) == (3, 1, 1, "stopped")
     blame = read_blame(shift.run)
     assert [(v.row_index, v.host) for v in blame.convicted] == [(1, "node1")]
+
+
+def test_a_rank_that_is_killed_in_a_long_step_after_a_signal_tells_of_it(tmp_path: Path) -> None:
+    """Else the kill would count as a death by its row."""
+    shift = make_shift(tmp_path, [5])
+    env = {"BATCHGEN_FAILPOINT": "row.row-0:1:sleep300"}
+    for number, host in ((1, "node1"), (2, "node2")):
+        shift.begin([], alone=[0])
+        rank = shift.start(number, env, host=host)
+        shift.wait_for(lambda n=number: started(shift, n))
+        rank.send_signal(signal.SIGTERM)
+        shift.wait_for(lambda n=number: shift.of(Signalled, n))
+        rank.kill()
+        rank.communicate()
+    blame = read_blame(shift.run)
+    assert [(d.host, d.rows, d.signalled) for d in blame.deaths] == [
+        ("node1", (0,), True), ("node2", (0,), True),
+    ]  # fmt: skip
+    assert (blame.suspects.tolist(), blame.convicted, blame.bad_hosts) == ([0], (), {})
 
 
 def intervals(shift: Shift, submission: int, replica: int) -> list[tuple[int, float, float, bool]]:

@@ -266,6 +266,42 @@ def test_only_a_row_that_kills_alone_and_again_is_convicted(
     assert 2 not in convicted(lab)
 
 
+def preempted(lab: Lab, submission: int, row: int, host: str, alone: bool) -> None:
+    """An attempt that is told to end and killed before it could."""
+    journal = lab.journal(submission, host=host)
+    journal.start(row, f"row{row:04d}", alone)
+    journal.signalled("SIGTERM")
+    journal.close()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_kill_after_a_signal_convicts_nobody(alone: bool, make_lab: Callable[..., Lab]) -> None:
+    """Its rows run alone, in case. They are convicted by deaths of their own only."""
+    lab = make_lab(2)
+    for host in ("n1", "n2", "n3"):
+        preempted(lab, lab.submit([0]), 0, host, alone)
+    found = blame(lab)
+    assert len(found.deaths) == 3 and all(death.signalled for death in found.deaths)
+    assert (suspects(lab), convicted(lab)) == ([0], [])
+    die(lab, lab.submit([0]), 0, host="n4", alone=True)
+    assert (suspects(lab), convicted(lab)) == ([0], [])
+    die(lab, lab.submit([0]), 0, host="n5", alone=True)
+    (verdict,) = blame(lab).convicted
+    assert "s3t0r0p0" not in verdict.reason and "s4t0r0p0 on n4 (alone)" in verdict.reason
+
+
+def test_a_row_that_was_killed_after_a_signal_is_not_withheld(make_lab: Callable[..., Lab]) -> None:
+    from batchgen.ledger.intent import read_fence
+
+    lab = make_lab(2)
+    number = lab.submit()
+    preempted(lab, number, 0, "n1", True)
+    accept_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
+    fence = read_fence(lab.run, attempt)
+    assert fence is not None
+    assert (fence.suspects, fence.withheld) == ((0,), ())
+
+
 def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(1)
     number = lab.submit()

@@ -217,6 +217,40 @@ def test_a_host_where_attempts_die_before_their_first_row_is_bad(
     assert "came to no row there: 2, the last one by a death before its first row;" in reason
 
 
+def test_kills_after_a_signal_speak_against_no_host(make_lab: Callable[..., Lab]) -> None:
+    """Preempted twice while a large model loads, and with rows in flight."""
+    lab = make_lab(8)
+    number = lab.submit()
+    lab.render(lab.journal(number, 9, host="n2"), 7)
+    for task, rows in enumerate(((), (), (0,), (1,), (2,))):
+        journal = lab.journal(number, task, host="n1")
+        for row in rows:
+            journal.start(row, f"row{row:04d}")
+        journal.signalled("SIGTERM")
+        journal.close()
+    assert len(blame(lab).deaths) == 6
+    assert blame(lab).bad_hosts == {}
+
+
+def test_a_mate_that_had_begun_a_row_speaks_for_the_host(make_lab: Callable[..., Lab]) -> None:
+    """The task was killed as a whole while one of its ranks was still loading."""
+    lab = make_lab(8)
+    number = lab.submit()
+    lab.render(lab.journal(number, 9, host="n2"), 7)
+    for task in (0, 1):
+        die(lab, number, host="n1", task=task)
+        mate = lab.journal(number, task, replica=1, host="n1")
+        mate.start(task, f"row{task:04d}")
+        mate.close()
+    assert blame(lab).bad_hosts == {}
+    for task in (2, 3):
+        die(lab, number, host="n1", task=task)
+        mate = lab.journal(number, task, replica=1, host="n3")  # another one's node
+        mate.start(task, f"row{task:04d}")
+        mate.close()
+    assert list(blame(lab).bad_hosts) == ["n1"]
+
+
 def test_what_ends_every_attempt_speaks_against_no_host(make_lab: Callable[..., Lab]) -> None:
     """A full disk, an unknown run, a person; an error that a good host met in that submission."""
     lab = make_lab(8)

@@ -52,6 +52,7 @@ EVENTS: list[events.Event] = [
     events.Saved(3, 17, 4.25, 2.75),
     events.Tried(3, 4.25, "RuntimeError", 2.75),
     events.Device("NVIDIA H100", 2.0),
+    events.Signalled("SIGTERM", 2.25),
     events.Phase("load", 12.25, 3.5),
     COMMIT,
     Commit(4, "r", "00" * 32, "failed", "s1t0r0p0", 0, "n", 1.0, 2.0, error="☃ \0\n", score=None),
