@@ -11,7 +11,7 @@ BatchgenError
     NonFiniteOutput     NaN or infinity in the latents
     MediaError          the row's media file cannot be written
   StorageError          the run folder cannot be written at all; the worker stops
-  SickNode              every first row of an attempt failed; it ends and leaves the rest
+  SickNode              row after row of an attempt failed; it ends and leaves the rest
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class StorageError(BatchgenError):
 
 
 class SickNode(BatchgenError):
-    """The first rows of an attempt all failed, none for a reason of its own: the machine is to
-    blame, and the rest is left for others."""
+    """Row after row of an attempt failed, none for a reason of its own: the machine is to blame,
+    and the rest is left for others."""
 
 
 FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # the same again however often it is tried

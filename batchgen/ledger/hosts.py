@@ -3,11 +3,12 @@
 A row that failed on two machines and was rendered on none is at fault: it is not tried elsewhere
 any more, and counts against no machine.
 
-A machine is bad if none of its attempts rendered a row, while another machine rendered some, and
+A machine is bad, while another one rendered some rows, if an attempt gave up there (SickNode) after
+the last row that was rendered there, unless all the rows that it tried are at fault. And if none of
+its attempts rendered a row, and
 
 - three rows failed or died there. Of the rows of one death one counts at most, since one of them,
   or the cluster, may have killed them all; nor does a death of a convicted row count; or
-- an attempt gave up there (SickNode), if not all the rows that it tried are at fault; or
 - two starts of tasks came to nothing there: an attempt of theirs ended by an error, or died before
   its first row. Errors of the run folder or of a person do not count, nor those that a good machine
   met in the same submission, nor deaths of ranks whose mate on another machine fell by an error, or
@@ -22,10 +23,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from batchgen.errors import FINAL_ERRORS, RunStateError, SickNode, StorageError
+from batchgen.errors import (
+    FINAL_ERRORS,
+    PromptTooLong,
+    RunStateError,
+    SickNode,
+    StorageError,
+)
 from batchgen.ledger.deaths import Death, host_of
-from batchgen.ledger.events import End
-from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts
+from batchgen.ledger.events import End, time_of
+from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts, fetch_lines
 from batchgen.ledger.table import commit_column, parse_commits
 from batchgen.ledger.winners import Winners
 from batchgen.records import Attempt
@@ -43,19 +50,20 @@ class _Record:
 
     failed: set[int] = field(default_factory=set)  # rows
     deaths: list[Death] = field(default_factory=list)  # with rows in flight
-    sick: bool = False  # an attempt gave up
+    sick: bool = False  # an attempt gave up, and nothing was rendered since
     fallen: dict[Start, str] = field(default_factory=dict)  # starts that came to nothing, and how
 
     @property
-    def is_bad(self) -> bool:
+    def is_barren(self) -> bool:
+        """Bad if no row was rendered there."""
         rows, starts = _distinct(self.failed, self.deaths), len(self.fallen)
-        return self.sick or rows >= BAD_AFTER or starts >= BAD_AFTER_STARTS
+        return rows >= BAD_AFTER or starts >= BAD_AFTER_STARTS
 
     def __str__(self) -> str:
         told = [f"rows failed there: {len(self.failed)}"]
         told += [f"attempts died there with rows in flight: {len(self.deaths)}"]
         if self.sick:
-            told += ["an attempt gave up there since its first rows all failed"]
+            told += ["an attempt gave up there since row after row failed"]
         if self.fallen:
             *_, last = self.fallen.values()
             count = f"starts of tasks that came to no row there: {len(self.fallen)}"
@@ -83,23 +91,41 @@ def bad_hosts(index: CommitIndex, deaths: Sequence[Death], at_fault: Set[int]) -
     hosts = [host_of(facts) for facts in index.journals]
     ok = rows_rendered(index)
     records: dict[str, _Record] = defaultdict(_Record)
-    failures = _failed_rows(index)
-    for place, rows in failures.items():
+    failures = _failures(index)
+    for place, errors in failures.items():
+        rows = {row for row, error in errors.items() if error not in _FINAL}
         records[hosts[place]].failed |= rows - at_fault
     for death in deaths:
         if death.rows:
             records[death.host].deaths.append(death)
-    for place, facts in enumerate(index.journals):
-        if _end(facts).reason == SickNode.__name__:
-            tried = failures.get(place, set())
-            records[hosts[place]].sick |= not tried or not tried <= at_fault
+    for place in _gave_up(index, hosts):
+        errors = failures.get(place, {})
+        tried = {row for row, error in errors.items() if error != PromptTooLong.__name__}
+        records[hosts[place]].sick |= not tried or not tried <= at_fault
     for host, start, how in _fallen(index, deaths, ok.keys()):
         records[host].fallen[start] = how
     total, reasons = sum(ok.values()), {}
     for host, record in sorted(records.items()):
-        if host and total and host not in ok and record.is_bad:
-            reasons[host] = f"{record}; rows rendered there: 0, on other hosts: {total}"
+        here = ok.get(host, 0)
+        bad = record.sick or (not here and record.is_barren)
+        if host and total > here and bad:
+            told = f"rows rendered there: {here}, on other hosts: {total - here}"
+            reasons[host] = f"{record}; {told}"
     return reasons
+
+
+def _gave_up(index: CommitIndex, hosts: Sequence[str]) -> list[int]:
+    """Places of journals that ended by SickNode after the last row that was rendered on their
+    host, by its own clock."""
+    ends = {place: _end(facts) for place, facts in enumerate(index.journals)}
+    ends = {place: end for place, end in ends.items() if end.reason == SickNode.__name__}
+    last = {hosts[place]: 0.0 for place in ends}
+    good = np.flatnonzero(index.accepted & (index.status == STATUS_CODES["ok"]))
+    for place, host in enumerate(hosts):
+        if host in last:
+            lines = good[index.journal[good] == place][-1:]
+            last[host] = max([last[host], *map(time_of, fetch_lines(index, lines))])
+    return [place for place, end in ends.items() if end.t > last[hosts[place]]]
 
 
 def _end(facts: JournalFacts) -> End:
@@ -146,14 +172,13 @@ def rows_rendered(index: CommitIndex) -> dict[str, int]:
     return {host: rows for host, rows in counts.items() if rows}
 
 
-def _failed_rows(index: CommitIndex) -> dict[int, set[int]]:
-    """Rows that failed by an error that another machine may not make, by place of the journal."""
+def _failures(index: CommitIndex) -> dict[int, dict[int, str]]:
+    """Rows that failed and the class of their error, by place of the journal."""
     lines = np.flatnonzero(index.accepted & (index.status == STATUS_CODES["failed"]))
     errors = commit_column(parse_commits(index, lines), "error_type").to_pylist()
-    rows: dict[int, set[int]] = defaultdict(set)
+    rows: dict[int, dict[int, str]] = defaultdict(dict)
     for line, error in zip(lines.tolist(), errors, strict=True):
-        if error not in _FINAL:
-            rows[int(index.journal[line])].add(int(index.row_index[line]))
+        rows[int(index.journal[line])][int(index.row_index[line])] = error
     return rows
 
 

@@ -11,6 +11,7 @@ import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:
     by_place = np.lexsort((index.offset[lines], index.journal[lines]))
     journals = index.journal[lines][by_place]
     begins = np.flatnonzero(np.diff(journals, prepend=-1)).tolist()
-    for begin, end in zip(begins, [*begins[1:], len(journals)], strict=True):
+    for begin, end in pairwise([*begins, len(journals)]):
         places = by_place[begin:end]
         chosen = lines[places]
         path = index.journals[int(journals[begin])].journal.path

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from batchgen.engine.contract import Snapshot
-from batchgen.errors import FINAL_ERRORS, SickNode, StorageError
+from batchgen.errors import FINAL_ERRORS, PromptTooLong, SickNode, StorageError
 from batchgen.ledger.journal import JournalWriter
 from batchgen.media.durable import write_media
 from batchgen.paths import RunPaths
@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 Judge = Callable[[np.ndarray, str], float | None]
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 FULL_ROWS_BEFORE_STOP = 3
-FAILED_ROWS_BEFORE_STOP = 5  # distinct rows that fail before the first one is ok: a sick node
+# Distinct rows that fail one after the other: a sick node, at once or after it rendered some.
+FAILED_ROWS_BEFORE_STOP, FAILED_ROWS_BETWEEN = 5, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class RowSink:
         self._tries: Counter[int] = Counter()
         self._again: list[tuple[Request, Exception]] = []
         self._full_in_a_row = 0
-        self._bad_first: set[int] | None = set() if policy.elsewhere else None  # until one is ok
+        self._bad_in_a_row: set[int] = set()  # rows that failed since the last one that did not
+        self._most_bad = FAILED_ROWS_BEFORE_STOP
         self.alone = False  # rows that start now have the shard to themselves
         self.last_commit = 0.0  # unix seconds
         self._lock = threading.Lock()
@@ -79,7 +81,9 @@ class RowSink:
         except Exception as error:
             self._media_failed(rendered, error)
             return
-        self._full_in_a_row, self._bad_first = 0, None
+        self._full_in_a_row = 0
+        self._bad_in_a_row.clear()
+        self._most_bad = FAILED_ROWS_BETWEEN
         wrote = time.perf_counter() - began
         stats = replace(rendered.stats, stages=replace(rendered.stats.stages, write=wrote))
         commit = replace(self._commit(rendered.request, stats), score=self._score(rendered))
@@ -100,12 +104,12 @@ class RowSink:
 
     def failed(self, request: Request, error: Exception, stats: RowStats) -> None:
         """Keep the row for another try, or record its class, message and traceback. SickNode if
-        all of the attempt's first rows fail where other machines could draw them."""
+        row after row fails where other machines could draw them."""
         self._admission.dropped(request)
         final = isinstance(error, FINAL_ERRORS)
         if final or not self._keep(request, error, stats):
             self._give_up(request, error, stats)
-        if not final:
+        if self._policy.elsewhere and not isinstance(error, PromptTooLong):
             self._count_bad(request, error)
 
     def to_retry(self) -> list[Request]:
@@ -156,19 +160,19 @@ class RowSink:
         self.failed(rendered.request, error, rendered.stats)
 
     def _count_bad(self, request: Request, error: Exception) -> None:
-        """When the first rows fail one after the other, the machine may be to blame. Or they are:
-        so they get their verdict, lest the next attempt meets the same ones first."""
-        if self._bad_first is None:
-            return
-        self._bad_first.add(request.row_index)
-        if len(self._bad_first) < FAILED_ROWS_BEFORE_STOP:
+        """When rows fail one after the other, the machine may be to blame, even if a NaN is final
+        for its row. Or they are: so they get their verdict, lest the next attempt meets the same
+        ones first."""
+        self._bad_in_a_row.add(request.row_index)
+        bad = len(self._bad_in_a_row)
+        if bad < self._most_bad:
             return
         for row, cause in self._take_again():
             self._give_up(row, cause, RowStats())  # its seconds were told with the try
-        raise SickNode(
-            f"the first {len(self._bad_first)} rows on {self._policy.host} all failed, the "
-            f"last one with {type(error).__name__}: {error}"
-        ) from error
+        host, last = self._policy.host, f"the last one with {type(error).__name__}: {error}"
+        if self._most_bad == FAILED_ROWS_BEFORE_STOP:
+            raise SickNode(f"the first {bad} rows on {host} all failed, {last}") from error
+        raise SickNode(f"{bad} rows in a row failed on {host}, {last}") from error
 
     def _commit(self, request: Request, stats: RowStats) -> Commit:
         now = self.last_commit = time.time()

@@ -100,7 +100,7 @@ def test_an_attempt_that_gave_up_speaks_for_itself(make_lab: Callable[..., Lab])
     lab.render(lab.journal(number, 1, host="n2"), 7)
     assert blame(lab).bad_hosts == {
         "n1": "rows failed there: 0; attempts died there with rows in flight: 0; "
-        "an attempt gave up there since its first rows all failed; "
+        "an attempt gave up there since row after row failed; "
         "rows rendered there: 0, on other hosts: 1"
     }
 
@@ -173,6 +173,78 @@ def test_a_row_that_fails_twice_on_one_host_may_do_better_elsewhere(
     found = blame(lab)
     assert list(found.bad_hosts) == ["n1"]
     assert found.rows_failed_on({"n1"}).tolist() == [0, 1, 2]
+
+
+# machines that break
+
+
+def broken(lab: Lab, submission: int, host: str, *rows: int, task: int = 0) -> None:
+    """An attempt that renders row 10 + task, and then fails."""
+    with lab.journal(submission, task, host=host) as journal:
+        lab.render(journal, 10 + task)
+        for row in rows:
+            fail(lab, journal, row)
+        journal.end(End(reason="SickNode", error="3 rows in a row failed"))
+
+
+def test_a_host_that_gave_up_after_its_last_good_row_is_bad(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(16)
+    number = lab.submit()
+    broken(lab, number, "n1", 0, 1, 2)
+    assert blame(lab).bad_hosts == {}, "no other one is good"
+    good = lab.journal(number, 1, host="n2")
+    lab.render(good, 15)
+    found = blame(lab)
+    assert found.bad_hosts == {
+        "n1": "rows failed there: 3; attempts died there with rows in flight: 0; "
+        "an attempt gave up there since row after row failed; "
+        "rows rendered there: 1, on other hosts: 1"
+    }
+    assert found.rows_failed_on(found.bad_hosts).tolist() == [0, 1, 2]
+    lab.render(lab.journal(number, 2, host="n1"), 14)
+    assert blame(lab).bad_hosts == {}, "it has recovered"
+
+
+def test_a_host_on_which_rows_that_fail_anywhere_follow_a_good_one_is_good(
+    make_lab: Callable[..., Lab],
+) -> None:
+    lab = make_lab(16)
+    number = lab.submit()
+    broken(lab, number, "n1", 0, 1, 2)
+    broken(lab, lab.submit(range(10)), "n2", 0, 1, 2, task=1)
+    found = blame(lab)
+    assert (found.bad_hosts, found.rows_failed_on({"n1", "n2"}).tolist()) == ({}, [])
+
+
+def test_what_a_fenced_off_attempt_rendered_clears_no_host(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(16)
+    zombie = lab.journal(lab.submit(), 3, host="n1")
+    number = lab.submit()
+    broken(lab, number, "n1", 0, 1, 2)
+    lab.render(lab.journal(number, 1, host="n2"), 15)
+    lab.render(zombie, 14)
+    assert list(blame(lab).bad_hosts) == ["n1"]
+
+
+def test_a_host_where_rows_come_out_as_nan_one_after_the_other_is_bad(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Until they do so elsewhere too."""
+    lab = make_lab(16)
+    number = lab.submit()
+    lab.render(lab.journal(number, 9, host="n3"), 15)
+    for host in ("n1", "n2"):
+        with lab.journal(number, host=host) as journal:
+            for row in (0, 1, 2):
+                lab.fail(journal, row)
+            fail(lab, journal, 3 if host == "n1" else 4, "PromptTooLong")
+            journal.end(End(reason="SickNode", error="3 rows in a row failed"))
+        found = blame(lab)
+        if host == "n1":
+            assert list(found.bad_hosts) == ["n1"]
+            assert found.rows_failed_on({"n1"}).tolist() == [0, 1, 2, 3]
+        number = lab.submit(range(10))
+    assert found.bad_hosts == {}
 
 
 # attempts that come to no row
