@@ -72,6 +72,9 @@ def _attempt(
         admission = Admission(until, share_left=states.share_left)
         start = RowStart(rank.host, states)
         with open_source(root, attempt, rank, admission, start, stop) as source:
+            if stop() or source.is_over:  # a model may take minutes to load
+                ending.reason = _reason(drain, source)
+                return
             renderer = engine.load(watchdog.kick)
             load_s = chosen_s + renderer.load_seconds
             journal.phase("load", load_s)

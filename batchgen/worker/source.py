@@ -102,6 +102,11 @@ class ShardSource:
         self.held_back = False  # `take` said no more for as long as this rank has rows at work
         self._rows, self._suspects = Pages(plan, portion.rows), Pages(plan, portion.suspects)
 
+    @property
+    def is_over(self) -> bool:
+        """No row will come: the queue is gone, or there was nothing to draw from the start."""
+        return self.tickets is None or self.portion.size == 0
+
     def take(self, room: int) -> list[Request]:
         """The next rows that fit. Behind rows at work it asks once: what does not fit here may fit
         a rank that is idle. Only an idle rank looks through the whole queue."""

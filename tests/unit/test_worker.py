@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from shift import Shift, make_shift
 
 from batchgen.engine.contract import Snapshot
 from batchgen.ledger.blame import read_blame
-from batchgen.ledger.events import End, Saved, Signalled, Start
+from batchgen.ledger.events import End, Phase, Saved, Signalled, Start
 from batchgen.ledger.status import read_status
+from batchgen.media.durable import write_json
 from batchgen.planning.plan import read_requests
-from batchgen.records import Commit
+from batchgen.processes import ProcessId
+from batchgen.records import Attempt, Commit
 from batchgen.worker.states import RowStates
 
 
@@ -126,6 +129,7 @@ def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Pa
     early.send_signal(signal.SIGTERM)
     early.communicate(timeout=30)
     assert early.returncode == 0
+    assert shift.of(Phase, 1, replica=2) == [], "it loads no model first"
     with at_work(shift, 1, 0, world_size=3) as rank:
         late = shift.start(1, rank=1, world_size=3)
         shift.wait_for(lambda: shift.events(1, replica=1))
@@ -138,6 +142,19 @@ def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Pa
     assert [end_of(shift, 1, replica=k).reason for k in (0, 1, 2)] == [  # type: ignore[union-attr]
         "drained", "drained", "terminated",
     ]  # fmt: skip
+
+
+def test_a_rank_whose_queue_is_gone_loads_no_model(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [1, 1])
+    shift.begin([0, 1])
+    dead = subprocess.Popen(["true"])
+    gone = ProcessId.of(dead.pid)
+    dead.wait()
+    write_json(shift.run.queue_address(Attempt(1, 0, 0, 0)), {"process": asdict(gone)})
+    assert shift.work(1, rank=1, world_size=2) == 0
+    end = end_of(shift, 1, replica=1)
+    assert end is not None and end.reason == "queue-lost"
+    assert shift.of(Phase, 1, replica=1) == []
 
 
 def test_rank_zero_may_wait_for_the_others_longer_than_its_watchdog(tmp_path: Path) -> None:
@@ -210,6 +227,7 @@ def test_a_row_that_takes_its_node_down_takes_two(tmp_path: Path) -> None:
     codes = [shift.work(1, env, restart=k, host=f"node{k}") for k in range(4)]
     assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
     assert [1 in started(shift, 1, restart=k) for k in range(4)] == [True, True, False, False]
+    assert shift.of(Phase, 1, restart=3) == [], "no model is loaded for no row"
     rendered = {row for k in range(4) for row in shift.frames(1, restart=k)}
     assert rendered == {0, 2, 3}
     status = read_status(shift.run)
