@@ -17,11 +17,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from batchgen.errors import BatchgenError
+from batchgen.errors import BatchgenError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.media.durable import write_json
 from batchgen.processes import ProcessId
@@ -103,7 +104,7 @@ class TicketServer:
         self._acceptor.start()
         port = self._socket.getsockname()[1]
         failpoint("queue.before_address")
-        write_json(address_file, {"host": host, "port": port, "token": self._token})
+        _write_address(address_file, {"host": host, "port": port, "token": self._token})
 
     def _accept(self) -> None:
         while True:
@@ -206,7 +207,11 @@ class TicketClient:
         except OSError as error:
             raise QueueLost(f"no queue at {address_file}: {error}") from error
         self._stream = self._connection.makefile("rwb")
-        self._send(address["token"])
+        try:
+            self._send(address["token"])
+        except OSError as error:
+            self.close()
+            raise QueueLost(f"no queue at {address_file}: {error}") from error
 
     def _send(self, line: str) -> None:
         self._stream.write(f"{line}\n".encode())
@@ -232,7 +237,8 @@ class TicketClient:
         return range(int(reply[0]), int(reply[1]))
 
     def close(self) -> None:
-        self._stream.close()
+        with suppress(OSError):  # what it could not send before it cannot send now
+            self._stream.close()
         self._connection.close()
 
 
@@ -258,8 +264,16 @@ def _is_readable(connection: socket.socket, patience_s: float) -> bool:
 
 
 def announce(address_file: Path) -> None:
-    """Say who is going to serve, first thing in its life: whoever waits then sees it die."""
-    write_json(address_file, {"process": asdict(ProcessId.current())})
+    """Say who is going to serve, first thing in its life: whoever waits then sees it die.
+    StorageError if the file cannot be written."""
+    _write_address(address_file, {"process": asdict(ProcessId.current())})
+
+
+def _write_address(address_file: Path, address: dict[str, object]) -> None:
+    try:
+        write_json(address_file, address)
+    except OSError as error:
+        raise StorageError(f"{address_file} cannot be written: {error}") from error
 
 
 def _wait_for(address_file: Path, patience_s: float, stop: Callable[[], bool]) -> dict[str, Any]:

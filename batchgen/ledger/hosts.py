@@ -40,7 +40,7 @@ from batchgen.records import Attempt
 BAD_AFTER = 3  # rows
 BAD_AFTER_STARTS = 2  # of tasks, that came to nothing
 _FINAL = [error.__name__ for error in FINAL_ERRORS]
-_NOBODYS = [error.__name__ for error in (StorageError, RunStateError, KeyboardInterrupt)]
+_NOBODYS = [error.__name__ for error in (StorageError, OSError, RunStateError, KeyboardInterrupt)]
 Start = tuple[int, int, int]  # submission, task, restart: its ranks began together
 
 

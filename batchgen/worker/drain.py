@@ -75,9 +75,13 @@ class Drain:
         return bool(self.reason)
 
     def _found(self) -> str:
-        if self._run.cancelled(self._attempt.submission).exists():
-            return "cancelled"
-        return "superseded" if self._is_superseded() else ""
+        """Nothing too if the folder cannot be looked into now: storage that fails over, say."""
+        try:
+            if self._run.cancelled(self._attempt.submission).exists():
+                return "cancelled"
+            return "superseded" if self._is_superseded() else ""
+        except OSError:
+            return ""
 
     def _is_superseded(self) -> bool:
         """A later submission has an intent, or a later start of the task has accepted journals."""

@@ -204,12 +204,18 @@ def _heartbeat(journal: JournalWriter, drain: Drain) -> Iterator[None]:
 
 @contextmanager
 def _run_log(root: RunPaths, output: OutputConfig, attempt: Attempt) -> Iterator[None]:
-    """Log to `logs/` for the ranks that the job asks to hear."""
+    """Log to `logs/` for the ranks that the job asks to hear; a log that cannot be written ends
+    nothing."""
     if not output.enable_run_log or attempt.replica not in output.log_ranks:
         yield
         return
-    root.logs.mkdir(exist_ok=True)
-    handler = logging.FileHandler(root.logs / f"run-{attempt.tag}.log")
+    try:
+        root.logs.mkdir(exist_ok=True)
+        handler = logging.FileHandler(root.logs / f"run-{attempt.tag}.log")
+    except OSError as error:
+        log.warning("there is no log of this rank: %s", error)
+        yield
+        return
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("batchgen")
     logger.setLevel(logging.INFO)
@@ -218,7 +224,8 @@ def _run_log(root: RunPaths, output: OutputConfig, attempt: Attempt) -> Iterator
         yield
     finally:
         logger.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 def _judge(config: JobConfig) -> Judge | None:

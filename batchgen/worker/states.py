@@ -31,11 +31,14 @@ class RowStates:
         """`layout`: how the engine computes here; rows go on only where it is the same."""
         self._run, self._total_rows = run, total_rows
         self._determinism, self._layout = determinism, layout
-        self._there: set[int] = set()  # row_index of the files met or made here
+        self._mine: dict[int, tuple[int, int]] = {}  # row_index -> the file met or made here
 
     def save(self, request: Request, snapshot: Snapshot) -> None:
-        """Keep the row, durably; OSError if the folder cannot be written."""
+        """Keep the row, durably, unless another attempt has kept it further on meanwhile; OSError
+        if the folder cannot be written."""
         path = self._path(request)
+        if self._is_overtaken(path, request, snapshot.step):
+            return
         metadata = {
             "row_key": request.row_key,
             "determinism": self._determinism,
@@ -46,15 +49,15 @@ class RowStates:
         }
         make_folder(path.parent)
         write_bytes_atomic(path, save(dict(snapshot.arrays), metadata))
-        self._there.add(request.row_index)
+        self._mine[request.row_index] = _identity(path)
 
     def load(self, request: Request) -> Snapshot | None:
         """What the row goes on from, or None; never an error."""
         path = self._path(request)
-        if not path.exists():
-            return None
-        self._there.add(request.row_index)
         try:
+            if not path.exists():
+                return None
+            self._mine[request.row_index] = _identity(path)
             snapshot = self._read(path, request)
         except Exception as error:  # whatever a damaged file does to its reader
             log.warning("row %s starts anew: %s: %s", request.row_id, path, error)
@@ -65,27 +68,39 @@ class RowStates:
     def share_left(self, request: Request) -> float:
         """What is left to do of the row, from the head of its file alone; 1.0 without one."""
         path = self._path(request)
-        if not path.exists():
-            return 1.0
         try:
-            with safe_open(path, framework="numpy") as file:
-                step = self._step(file.metadata() or {}, request)
+            if not path.exists():
+                return 1.0
+            step = self._step_of(path, request)
         except Exception:  # `load` says why
             return 1.0
         return max(1, request.num_steps - step) / request.num_steps  # the last one is to decode
 
     def drop(self, request: Request) -> None:
-        """The row is committed: forget its state; never an error."""
-        if request.row_index not in self._there:
-            return
-        self._there.discard(request.row_index)
+        """The row is committed: forget its state, unless another attempt has kept a newer one (this
+        one may be a zombie); never an error."""
+        mine, path = self._mine.pop(request.row_index, None), self._path(request)
         try:
-            self._path(request).unlink(missing_ok=True)
+            if mine is not None and path.exists() and _identity(path) == mine:
+                path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the state of row %s stays: %s", request.row_id, error)
 
     def _path(self, request: Request) -> Path:
         return self._run.row_state(request.row_index, self._total_rows)
+
+    def _is_overtaken(self, path: Path, request: Request, step: int) -> bool:
+        """Whether a file that was neither met nor made here goes as far."""
+        try:
+            other = path.exists() and _identity(path) != self._mine.get(request.row_index)
+            return other and self._step_of(path, request) >= step
+        except Exception:  # it is of no use, or out of reach: then it cannot be replaced either
+            return False
+
+    def _step_of(self, path: Path, request: Request) -> int:
+        """From the head of a file alone."""
+        with safe_open(path, framework="numpy") as file:
+            return self._step(file.metadata() or {}, request)
 
     def _read(self, path: Path, request: Request) -> Snapshot:
         with safe_open(path, framework="numpy") as file:
@@ -108,6 +123,12 @@ class RowStates:
         if not 0 < step <= request.num_steps:  # after the last one it waits to be decoded
             raise ValueError(f"step {step} of {request.num_steps}")
         return step
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Of one file: whoever keeps the row again makes another."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _check_sum(arrays: Mapping[str, np.ndarray]) -> int:

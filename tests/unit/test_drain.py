@@ -3,6 +3,7 @@ that have taken over; and how long it stays for the scheduler to start it again.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -123,6 +124,23 @@ def test_a_later_start_of_the_task_takes_over(run: RunPaths, restart: int) -> No
     assert reason_now(run) == ""
     run.acceptance(Attempt(2, 5, restart, 0)).touch()
     assert reason_now(run) == "superseded"
+
+
+def test_a_folder_that_cannot_be_looked_into_is_looked_into_again(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server that fails over: no reason to end, and none to fail."""
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)
+    run.cancelled(2).touch()
+
+    def refuse(path: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with Drain(run, MINE) as drain:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "exists", refuse)
+            assert not drain()
+        assert drain() and drain.reason == "cancelled"
 
 
 def lingers(run: RunPaths, ends: float | None, *, signalled: bool = True) -> float:

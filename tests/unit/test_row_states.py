@@ -103,6 +103,52 @@ def test_a_row_after_its_last_step_is_still_to_be_decoded(tmp_path: Path) -> Non
     assert states(tmp_path).share_left(ROW) == 0.1
 
 
+def test_a_state_that_cannot_be_reached_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is not set back when the folder is there again."""
+    states(tmp_path).save(ROW, SNAPSHOT)
+    mine = states(tmp_path)
+
+    def refuse(path: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", refuse)
+        assert mine.load(ROW) is None
+        assert mine.share_left(ROW) == 1.0
+    assert "row row-5000 starts anew" in caplog.text
+    mine.save(ROW, replace(SNAPSHOT, step=3))
+    assert states(tmp_path).share_left(ROW) == 0.6
+
+
+def test_a_zombie_leaves_the_state_of_a_later_attempt_alone(tmp_path: Path) -> None:
+    states(tmp_path).save(ROW, replace(SNAPSHOT, step=2))
+    zombie, later = states(tmp_path), states(tmp_path)
+    assert zombie.load(ROW) is not None and later.load(ROW) is not None
+    later.save(ROW, replace(SNAPSHOT, step=6))
+    zombie.save(ROW, SNAPSHOT)
+    assert states(tmp_path).share_left(ROW) == 0.4
+    zombie.drop(ROW)
+    assert states(tmp_path).share_left(ROW) == 0.4
+    later.drop(ROW)
+    assert not path(tmp_path).exists()
+
+
+def test_whoever_gets_further_replaces_the_state_of_another(tmp_path: Path) -> None:
+    """Also one that is damaged: whoever met it begins anew and may not get as far."""
+    mine = states(tmp_path)
+    states(tmp_path).save(ROW, SNAPSHOT)
+    mine.save(ROW, replace(SNAPSHOT, step=7))
+    assert states(tmp_path).share_left(ROW) == 0.3
+    path(tmp_path).write_bytes(damaged(path(tmp_path).read_bytes(), "flipped"))
+    met = states(tmp_path)
+    assert met.load(ROW) is None
+    met.save(ROW, SNAPSHOT)
+    loaded = states(tmp_path).load(ROW)
+    assert loaded is not None and loaded.step == 4
+
+
 def test_a_state_that_cannot_be_deleted_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from batchgen import tickets as module
 from batchgen.engine.contract import never
+from batchgen.errors import StorageError
 from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer, announce
 
 
@@ -237,6 +238,28 @@ def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -
     with pytest.raises(QueueLost, match="died before it served"):
         TicketClient(address, stop=stop)
     assert asked >= 3
+
+
+def test_an_address_that_cannot_be_written_is_the_storages_fault(tmp_path: Path) -> None:
+    address = tmp_path / "gone" / "queue.json"
+    with pytest.raises(StorageError, match=r"queue\.json cannot be written"):
+        announce(address)
+    with pytest.raises(StorageError, match=r"queue\.json cannot be written"):
+        TicketServer(1, 0, 1, address, "127.0.0.1")
+
+
+def test_a_server_that_dies_as_it_is_told_the_token_is_said(tmp_path: Path) -> None:
+    address = tmp_path / "queue.json"
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor() as pool:
+        host, port = server.getsockname()
+        token = "t" * (16 << 20)  # more than fits on the way
+        address.write_text(json.dumps({"host": host, "port": port, "token": token}))
+        client = pool.submit(TicketClient, address)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(1) == b"t"
+        with pytest.raises(QueueLost, match="no queue"):
+            client.result(30)
 
 
 def test_an_announced_server_is_waited_for(tmp_path: Path) -> None:

@@ -411,3 +411,16 @@ def test_ranks_that_the_disk_ends_convict_nobody(tmp_path: Path) -> None:
     blame = read_blame(shift.run)
     assert (blame.deaths, blame.convicted, blame.bad_hosts) == ((), (), {})
     assert not list(shift.run.counters_dir.rglob("*.reserve"))
+
+
+@pytest.mark.parametrize("broken", ["folder", "full"])
+def test_a_log_that_cannot_be_written_costs_no_row(tmp_path: Path, broken: str) -> None:
+    shift = make_shift(tmp_path, [1, 1])
+    shift.begin([0, 1])
+    if broken == "folder":
+        shift.run.logs.rmdir()
+        shift.run.logs.touch()
+    else:
+        (shift.run.logs / "run-s1t0r0p0.log").symlink_to("/dev/full")
+    assert shift.work(1) == 0
+    assert sorted(shift.frames(1)) == [0, 1]

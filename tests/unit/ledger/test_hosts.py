@@ -324,13 +324,15 @@ def test_a_mate_that_had_begun_a_row_speaks_for_the_host(make_lab: Callable[...,
 
 
 def test_what_ends_every_attempt_speaks_against_no_host(make_lab: Callable[..., Lab]) -> None:
-    """A full disk, an unknown run, a person; an error that a good host met in that submission."""
+    """A full disk, an unknown run, a person, a stale file handle; an error that a good host met in
+    that submission."""
     lab = make_lab(8)
     number = lab.submit()
     lab.render(lab.journal(number, 0, host="n2"), 7)
-    for task, reason in enumerate(("StorageError", "RunStateError", "KeyboardInterrupt"), 1):
+    nobodys = ("StorageError", "RunStateError", "KeyboardInterrupt", "OSError", "OSError")
+    for task, reason in enumerate(nobodys, 1):
         fall(lab, number, "n1", task, reason)
-    with lab.journal(number, 4, host="n1") as journal:
+    with lab.journal(number, 6, host="n1") as journal:
         journal.end(End(reason="drained"))
     number = lab.submit()
     for task, host in enumerate(("n1", "n1", "n2")):
