@@ -14,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint, is_armed
 from batchgen.ledger import events
 from batchgen.ledger.intent import read_intent, suspects_of, tally_for
-from batchgen.ledger.tally import Counters
+from batchgen.ledger.tally import Counters, Tally
 from batchgen.media.durable import make_folder, sync_folder
 from batchgen.paths import RunPaths
 from batchgen.records import Commit
@@ -35,16 +36,13 @@ class JournalWriter:
     """Appends to the journal of one attempt; may be called from several threads of its process."""
 
     def __init__(self, run: RunPaths, header: events.AttemptHeader, descriptor: int) -> None:
-        attempt = header.attempt
-        self.path = run.journal(attempt)
-        self._counters_path = run.counters(attempt)
+        self._run, self._attempt = run, header.attempt
+        self.path = run.journal(header.attempt)
+        self._counters_path = run.counters(header.attempt)
         self._reserve_path = self._counters_path.with_suffix(".reserve")
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._broken = ""
-        intent = read_intent(run, attempt.submission)
-        self._tally = tally_for(run, intent, attempt)
-        self._suspects = suspects_of(run, intent, attempt)
         self._open: set[int] = set()  # row_index of rows in flight
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._written_t = 0.0
@@ -127,9 +125,10 @@ class JournalWriter:
         """Publish or fail a row: durable when this returns. Raises StorageError if the line could
         not be written; the journal then ends with the line before and takes no more."""
         with self._lock:
+            tally, _ = self._past
             failpoint("journal.before_append")
             self._write(commit, self._write_torn if is_armed(TORN) else self._write_whole)
-            self._tally.add(commit.row_index, commit.status)
+            tally.add(commit.row_index, commit.status)
             self._open.discard(commit.row_index)
             self._count(commit)
         self._sync()
@@ -138,9 +137,10 @@ class JournalWriter:
     def void(self, void: events.Void) -> None:
         """Take back what earlier submissions committed for a row (`verify --repair`), durably."""
         with self._lock:
+            tally, _ = self._past
             self._write(void)
-            self._tally.add(void.row_index, "void")
-            self._counters = replace(self._counters, changes=self._tally.counts)
+            tally.add(void.row_index, "void")
+            self._counters = replace(self._counters, changes=tally.counts)
         self._sync()
 
     def phase(self, name: str, seconds: float) -> None:
@@ -241,14 +241,26 @@ class JournalWriter:
             self._broken = f"{self.path}: the journal cannot be synced: {error}"
             raise StorageError(self._broken) from error
 
+    @cached_property
+    def _past(self) -> tuple[Tally, frozenset[int]]:
+        """The tally of what changes here, and the suspects. Only the first rows need them: a rank
+        opens its journal while the first one of a restarted task still writes down what was."""
+        try:
+            intent = read_intent(self._run, self._attempt.submission)
+            suspects = suspects_of(self._run, intent, self._attempt)
+            return tally_for(self._run, intent, self._attempt), suspects
+        except OSError as error:
+            raise StorageError(f"{self._run.root} cannot be read: {error}") from error
+
     def _count(self, commit: Commit) -> None:
+        tally, suspects = self._past
         self._recent.append(commit.ended)
         error = f"{commit.error_type}: {commit.error}" if commit.error_type else ""
-        cleared = (commit.row_index,) if commit.row_index in self._suspects else ()
+        cleared = (commit.row_index,) if commit.row_index in suspects else ()
         self._counters = replace(
             self._counters,
-            commits=self._tally.commits,
-            changes=self._tally.counts,
+            commits=tally.commits,
+            changes=tally.counts,
             recent=tuple(self._recent),
             cleared=(*self._counters.cleared, *cleared),
             last_error=error or self._counters.last_error,

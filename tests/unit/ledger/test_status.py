@@ -136,6 +136,28 @@ def test_a_commit_in_the_middle_of_a_new_submission_is_not_counted(
     assert collect(lab.run).ok == 1
 
 
+def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """Rank 0 draws it while the others open their journals."""
+    from batchgen.ledger.attempts import accept_restart
+
+    lab = make_lab(4)
+    first = lab.journal(number := lab.submit())
+    lab.fail(first, 0)
+    for row in (1, 2):
+        first.start(row, f"row{row:04d}")
+    first.close()
+    with lab.journal(number, restart=1, replica=1) as journal:
+        accept_restart(lab.run, Attempt(number, 0, 1, 0))
+        assert read_status(lab.run).suspects == 2
+        lab.render(journal, 1)
+        lab.render(journal, 0)
+        journal.end(End(reason="done"))
+    status = read_status(lab.run)
+    assert (figures(status), status.suspects) == ((2, 0, 2), 1)
+
+
 @pytest.mark.parametrize("state", ["fresh", "stale", "missing", "damaged", "beyond", "ahead"])
 def test_figures_are_exact_whatever_the_counters_say(
     state: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
