@@ -6,9 +6,10 @@ line that storage changed, a catalog that has other rows than the plan or names 
 Files that nothing names (orphans: what killed, retried or fenced-off attempts left behind) and a
 catalog that is merely older than the journals are told, but are no damage.
 
-Repair never edits another's journal. It begins a submission of its own without tasks and writes
-`void` lines to that submission's journal: they take back every earlier commit of the damaged rows,
-which thereby are left to render. Then it deletes orphans and collects the catalog again.
+Repair never edits another's journal. It begins a submission of its own without tasks, lest an
+attempt that was taken for dead publishes an orphan after all, and writes `void` lines to that
+submission's journal: they take back every earlier commit of the damaged rows, which thereby are
+left to render. Then it deletes orphans and collects the catalog again.
 """
 
 from __future__ import annotations
@@ -220,12 +221,14 @@ def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
     mended = tuple(f for f in report.findings if f.kind != "journal")
     rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
-    submission = void_rows(run, damaged) if damaged else 0
-    deleted = delete_files([run.root / f.path for f in mended if f.kind in WASTE])
+    waste = [run.root / f.path for f in mended if f.kind in WASTE]
+    submission = void_rows(run, damaged) if damaged or waste else 0
+    after = _read_ledger(run, winners(run))
+    named = {run.root / item.path for item in after.media}  # one may have been published meanwhile
+    deleted = delete_files([path for path in waste if path not in named])
     delete_files([path for f in rows.values() if _is_ours(run, path := run.root / f.path)])
     if run.catalog_rows.exists():
         collect(run)
-    after = _read_ledger(run, winners(run))
     return replace(
         report,
         ok=after.ok,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from lab import Lab
+from lab import Lab, render
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.catalog import collect
-from batchgen.ledger.events import End
+from batchgen.ledger.events import End, to_plain
 from batchgen.ledger.status import read_status
+from batchgen.ledger.tally import read_counters
 from batchgen.ledger.verify import VerifyReport, verify
 from batchgen.ledger.winners import missing_rows
 from batchgen.media.durable import write_media
@@ -127,10 +130,6 @@ def test_a_file_that_does_not_decode_or_has_other_frames_is_found(
     make_lab: Callable[..., Lab],
 ) -> None:
     """Published with a right digest, but by a broken encoder."""
-    from dataclasses import replace
-
-    from lab import render
-
     from batchgen.media.durable import digest_file
 
     lab = make_lab(2)
@@ -164,7 +163,7 @@ def test_orphans_are_waste_and_repair_deletes_them(make_lab: Callable[..., Lab])
     assert report.is_sound
     assert kinds(report) == ["orphan", "orphan", "temporary"]
     repaired = verify(lab.run, repair=True)
-    assert (repaired.deleted, repaired.voided, repaired.submission) == (3, 0, 0)
+    assert (repaired.deleted, repaired.voided, repaired.submission) == (3, 0, 3)
     names = sorted(entry.name for entry in lab.run.media.iterdir())
     assert names == [".hydra", "row0000-s2t0r0p0.frames", "row0001-s1t0r0p0.frames"]
     assert verify(lab.run).findings == ()
@@ -177,8 +176,6 @@ def test_repair_waits_for_live_attempts_and_checks_leave_their_files_alone(
     journal = lab.journal(lab.submit())
     lab.render(journal, 0)
     attempt = Attempt(1, 0, 0, 0)
-    from lab import render
-
     write_media(render(lab.requests[1]), lab.run, attempt, 2)  # renamed, not committed yet
     report = verify(lab.run)
     assert (report.findings, report.live) == ((), 1)
@@ -186,6 +183,28 @@ def test_repair_waits_for_live_attempts_and_checks_leave_their_files_alone(
         verify(lab.run, repair=True)
     journal.end(End(reason="done"))
     assert kinds(verify(lab.run)) == ["orphan"]
+
+
+def test_a_zombie_cannot_publish_an_orphan_that_repair_deleted(
+    make_lab: Callable[..., Lab],
+) -> None:
+    """On a machine that was not heard of for a minute, about to commit."""
+    lab = make_lab(2)
+    zombie, attempt = lab.journal(lab.submit()), Attempt(1, 0, 0, 0)
+    lab.render(zombie, 0)
+    zombie.phase("load", 0.1)  # writes its counters
+    media = write_media(render(lab.requests[1]), lab.run, attempt, 2)
+    path = lab.run.counters(attempt)
+    known = read_counters(path)
+    assert known is not None
+    elsewhere = replace(known.process, place="another boot")
+    path.write_text(json.dumps(to_plain(replace(known, process=elsewhere, t=known.t - 61))))
+    repaired = verify(lab.run, repair=True)
+    assert (repaired.deleted, repaired.voided, repaired.submission) == (1, 0, 2)
+    zombie.commit(lab.commit_of(1, attempt, media))
+    assert verify(lab.run).is_sound
+    status = read_status(lab.run)
+    assert (status.ok, status.left) == (1, 1)
 
 
 def test_two_rows_with_one_file_are_found_and_both_taken_back(finished: Lab) -> None:
