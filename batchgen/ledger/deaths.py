@@ -10,7 +10,9 @@ from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
-FENCE_MARGIN_S = 5.0  # clocks of two machines may differ
+# Clocks of two machines may differ by this: more fails `slurm check`. Who lived on for less than
+# that after it was fenced off, and then died, is taken for one that died before.
+FENCE_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,11 +23,12 @@ from batchgen.ledger.attempts import (
 )
 from batchgen.ledger.blame import Blame, Verdict, read_blame
 from batchgen.ledger.catalog import collect
-from batchgen.ledger.events import End
+from batchgen.ledger.events import End, to_plain
 from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.repair import QUARANTINED, quarantine_rows
 from batchgen.ledger.status import read_status
+from batchgen.ledger.tally import read_counters
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt
@@ -163,6 +166,21 @@ def test_a_zombie_that_only_beats_counts_for_nothing(
     assert suspects(lab) == [0]
     zombie.close()  # a last heartbeat
     assert suspects(lab) == []
+
+
+@pytest.mark.parametrize(("ahead_s", "counts"), [(50.0, True), (70.0, False)])
+def test_a_death_counts_where_the_clock_is_ahead(
+    ahead_s: float, counts: bool, make_lab: Callable[..., Lab]
+) -> None:
+    """By as much as `slurm check` lets pass: the last heartbeat seems to come after the fence."""
+    lab = make_lab(2)
+    die(lab, lab.submit(), 0)
+    path = lab.run.counters(Attempt(1, 0, 0, 0))
+    known = read_counters(path)
+    assert known is not None
+    path.write_text(json.dumps(to_plain(replace(known, t=known.t + ahead_s))))
+    accept_restart(lab.run, Attempt(1, 0, 1, 0))
+    assert suspects(lab) == ([0] if counts else [])
 
 
 def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., Lab]) -> None:
