@@ -90,6 +90,27 @@ class RowStats:
     device: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RankSeconds:
+    """What the rendering thread of a rank has spent since it began, in seconds. It is at one of
+    these at any moment; decoding and writing run behind it."""
+
+    load: float = 0.0  # until it could render
+    move: float = 0.0  # components on their way to the device and from it
+    encode: float = 0.0
+    denoise: float = 0.0
+    idle: float = 0.0  # waiting for rows, for the writer, for other ranks; work followed
+    tail: float = 0.0  # the same after its last work (or since it could render)
+
+    @property
+    def busy(self) -> float:
+        return self.encode + self.denoise
+
+    @property
+    def waiting(self) -> float:
+        return self.idle + self.tail
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rendered:
     """A finished row on the host: `frames` is uint8 (frames, height, width, 3)."""

@@ -18,10 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
-from batchgen.ledger.journal import JournalWriter, raw_lines
+from batchgen.ledger.journal import JournalWriter, Meter, raw_lines
 from batchgen.media.durable import write_media
 from batchgen.paths import RunPaths, parse_journal
-from batchgen.records import Attempt, Commit, Media, Rendered, Request, RowStats, StageSeconds
+from batchgen.records import (
+    Attempt,
+    Commit,
+    Media,
+    RankSeconds,
+    Rendered,
+    Request,
+    RowStats,
+    StageSeconds,
+)
 
 STAGES = StageSeconds(queue=0.5, encode=0.1, denoise=1.0, decode=0.2, d2h=0.01, write=0.02)
 
@@ -99,11 +108,17 @@ class Lab:
         return begin_submission(self.run, chosen, SubmissionInfo())
 
     def journal(
-        self, submission: int, task: int = 0, restart: int = 0, replica: int = 0, host: str = "n1"
+        self,
+        submission: int,
+        task: int = 0,
+        restart: int = 0,
+        replica: int = 0,
+        host: str = "n1",
+        meter: Meter = RankSeconds,
     ) -> JournalWriter:
         attempt = Attempt(submission, task, restart, replica)
         header = AttemptHeader(attempt=attempt, host=host, device="cpu")
-        return JournalWriter.open(self.run, header)
+        return JournalWriter.open(self.run, header, meter)
 
     def render(self, journal: JournalWriter, row: int) -> Commit:
         """Start a row, write its media, commit it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from batchgen.engine.clock import Clock
 from batchgen.records import Rendered, Request, RowStats
 
 if TYPE_CHECKING:
@@ -56,10 +57,6 @@ class Sink(Protocol):
 class Renderer(Protocol):
     """An engine."""
 
-    @property
-    def load_seconds(self) -> float:
-        """What it took to be ready."""
-
     def render(
         self,
         source: Source,
@@ -67,8 +64,9 @@ class Renderer(Protocol):
         *,
         stop: Callable[[], bool],
         moved: Callable[[], object],
+        clock: Clock | None,
     ) -> EngineReport:
-        """Draw every row of `source` into `sink` and say what it took.
+        """Draw every row of `source` into `sink` and say what it took; `clock` says so meanwhile.
 
         `stop` is asked once per tick, and while a window is decoded; when it is true, rows in
         flight or still to be decoded are saved, rows already denoised are still delivered, and the
@@ -91,7 +89,8 @@ class EngineReport:
     denoise_s: float = 0.0
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     deliver_s: float = 0.0  # inside the sink's finished and failed
-    idle_s: float = 0.0  # the calling thread neither encoded nor denoised
+    move_s: float = 0.0  # components on their way to the device and from it
+    idle_s: float = 0.0  # the calling thread did none of encode, denoise, move
     ticks: int = 0
     forwards: int = 0
     items: int = 0  # branches of rows over all forwards

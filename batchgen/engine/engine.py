@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine import device as devices
+from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
 from batchgen.engine.edges import run_item_by_item
 from batchgen.engine.family import Family, family_named
@@ -40,7 +40,6 @@ class Engine:
         self.system = system
         self.family = family
         self.device = device
-        self.load_seconds = 0.0
         run_item_by_item(family.edges)
         mode = plan_mode(system.memory, family.modules, device)
         self.replica = Replica(
@@ -69,15 +68,12 @@ class Engine:
         each component that is loaded. Raises WeightsError for weights that do not fit, ConfigError
         for an unknown family or a device that is not there. In strict mode on a CPU the process
         goes to one torch thread."""
-        begin = perf_counter()
         where = devices.pick_device(device)
         devices.prepare(where, system)
         dtype = devices.run_dtype(model, where)
         components: dict[str, Any] = load_components(model, dtype, moved)
         family = family_named(model.family).build(model, components, where)
-        engine = cls(model, system, family, where, overlap=overlap)
-        engine.load_seconds = perf_counter() - begin
-        return engine
+        return cls(model, system, family, where, overlap=overlap)
 
     @property
     def device_name(self) -> str:
@@ -91,15 +87,17 @@ class Engine:
         *,
         stop: Callable[[], bool] = never,
         moved: Callable[[], object] = unheard,
+        clock: Clock | None = None,
     ) -> EngineReport:
         """Draw every row of `source` into `sink` and say what it took.
 
         `stop` is asked once per tick, and while a window is decoded; when it is true, rows in
         flight or still to be decoded are saved, rows already denoised are still delivered, and the
         report comes back. A row that fails goes to `sink.failed` and the others go on. `moved` is
-        told, on any thread, of what is done between two ticks. Exceptions of source and sink come
-        out of here, after the background thread has ended."""
+        told, on any thread, of what is done between two ticks; `clock` books the seconds of this
+        one. Exceptions of source and sink come out of here, after the background thread has ended.
+        """
         devices.reset_peak(self.device)
         setting = Setting(self.device_name, self.family.attention_kernel(), self.system.determinism)
         with torch.no_grad():
-            return Render(self.replica, source, sink, stop, moved, setting).run()
+            return Render(self.replica, source, sink, stop, moved, setting, clock or Clock()).run()

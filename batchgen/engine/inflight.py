@@ -65,7 +65,6 @@ class Flight:
         self.forwards = 0
         self.items = 0
         self.syncs = 0
-        self.seconds = 0.0
 
     @property
     def tokens(self) -> int:
@@ -118,7 +117,6 @@ class Flight:
         gone = {id(row) for row in outcome.done} | {id(row) for row, _ in outcome.failed}
         self.rows = [row for row in self.rows if id(row) not in gone]
         self.ticks += 1
-        self.seconds += total
         return outcome
 
     @staticmethod

@@ -16,6 +16,7 @@ from time import perf_counter
 import numpy as np
 
 from batchgen.config.schema import SystemConfig
+from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source, never, unheard
 from batchgen.engine.lane import Lane
 from batchgen.errors import ConfigError
@@ -39,8 +40,6 @@ class _Row:
 class NullEngine:
     """See `batchgen.engine.contract.Renderer`; one row in flight."""
 
-    load_seconds = 0.0
-
     def __init__(self, system: SystemConfig, host: str) -> None:
         """Raises ConfigError when the variable that makes hosts slow cannot be read."""
         self.determinism = system.determinism
@@ -53,9 +52,10 @@ class NullEngine:
         *,
         stop: Callable[[], bool] = never,
         moved: Callable[[], object] = unheard,
+        clock: Clock | None = None,
     ) -> EngineReport:
         """One row after the other; finished rows are delivered on a background thread."""
-        return _Render(self, source, sink, stop, moved).run()
+        return _Render(self, source, sink, stop, moved, clock or Clock()).run()
 
 
 @dataclass(slots=True, eq=False)
@@ -65,16 +65,16 @@ class _Render:
     sink: Sink
     stop: Callable[[], bool]
     moved: Callable[[], object]
+    clock: Clock
     finished: int = 0
     failed: int = 0
     saved: int = 0
     abandoned: int = 0
-    busy_s: float = 0.0
     steps: int = 0
     deliver_s: float = 0.0
 
     def run(self) -> EngineReport:
-        begin = perf_counter()
+        begin, before = perf_counter(), self.clock.read()
         with Lane(self._deliver, overlap=True, moved=self.moved) as lane:
             while not self.stop():
                 lane.check()
@@ -84,16 +84,16 @@ class _Render:
                 row = self._draw(requests[0])
                 if row is not None:
                     lane.put(row)
-        wall = perf_counter() - begin
+        wall, now = perf_counter() - begin, self.clock.read()
         return EngineReport(
             rows_finished=self.finished,
             rows_failed=self.failed,
             rows_abandoned=self.abandoned,
             rows_saved=self.saved,
             wall_s=wall,
-            denoise_s=self.busy_s,
+            denoise_s=now.denoise - before.denoise,
             deliver_s=self.deliver_s,
-            idle_s=max(0.0, wall - self.busy_s),
+            idle_s=now.waiting - before.waiting,
             ticks=self.steps,
             forwards=self.steps,
             items=self.steps,
@@ -103,14 +103,14 @@ class _Render:
         """The row after its last step, or with its error; None when it was stopped before."""
         self.sink.started(request)
         row = _Row(request, digest=request.seed.to_bytes(8, "big"))
-        begin = perf_counter()
-        try:
-            self._restore(row)
-            done = self._walk(row)
-        except Exception as error:
-            row.error, done = error, True
-        row.seconds = perf_counter() - begin
-        self.busy_s += row.seconds
+        before = self.clock.read().busy
+        with self.clock.on("denoise"):
+            try:
+                self._restore(row)
+                done = self._walk(row)
+            except Exception as error:
+                row.error, done = error, True
+        row.seconds = self.clock.read().busy - before
         if done:
             return row
         self.abandoned += 1

@@ -13,6 +13,7 @@ from time import perf_counter
 
 import torch
 
+from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source
 from batchgen.engine.device import memory_gib, peak_host_gib
 from batchgen.engine.finish import Broken, Denoised, Finisher
@@ -24,7 +25,7 @@ from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.engine.snapshot import pack
 from batchgen.engine.solver import History
-from batchgen.records import Request
+from batchgen.records import RankSeconds, Request
 
 AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
@@ -41,12 +42,14 @@ class Render:
         stop: Callable[[], bool],
         moved: Callable[[], object],
         setting: Setting,
+        clock: Clock,
     ) -> None:
         self.replica = replica
         self.source = source
         self.sink = sink
         self.stop = stop
         self.moved = moved
+        self.clock = clock
         self.flight = Flight(replica.family, replica.packer, replica.device)
         self.finisher = Finisher(replica.family, sink, replica.device, setting)
         self.lane: Lane[Denoised | Broken] = Lane(
@@ -57,7 +60,6 @@ class Render:
         self.exhausted = False
         self.stopping = False  # `stop` has said so
         self.windows = 0
-        self.encode_s = 0.0
         self.abandoned = 0
         self.saved = 0
 
@@ -67,12 +69,12 @@ class Render:
 
     def run(self) -> EngineReport:
         """Draw until the source is empty or `stop` is true."""
-        before = self._counters()
+        before, spent = self._counters(), self.clock.read()
         begin = perf_counter()
         with self.lane:
             self._loop()
             self._decode_window()
-        return self._report(before, perf_counter() - begin)
+        return self._report(before, spent, perf_counter() - begin)
 
     def _loop(self) -> None:
         while not self._stops():
@@ -118,25 +120,29 @@ class Render:
             self.exhausted = True
             return
         self.windows += 1
-        begin = perf_counter()
         meters = [RowMeter() for _ in requests]
         if self.replica.prompts.needs_encoder(requests):
-            self.replica.residency.use("text_encoder")
-        rows = self.replica.prompts.encode(requests, self.moved)
+            self._use("text_encoder")
+        with self.clock.on("encode"):
+            rows = self.replica.prompts.encode(requests, self.moved)
         for row, meter in zip(rows, meters, strict=True):
             meter.encode = row.seconds
             meter.prompt_tokens, meter.prompt_truncated = row.prompt_tokens, row.prompt_truncated
             meter.waiting_since = perf_counter()
             self.pending.append((row, meter))
-        self.replica.residency.use("transformer")
-        self.encode_s += perf_counter() - begin
+        self._use("transformer")
+
+    def _use(self, component: str) -> None:
+        """No row's seconds: it is moved for a window, however many rows that has."""
+        with self.clock.on("move"):
+            self.replica.residency.use(component)
 
     def _decode_window(self) -> None:
         """In mode `model`: bring the autoencoder in once and finish what the window denoised. It
         may take long: told to stop meanwhile, save what is not on its way to the decoder."""
         if not self.denoised:
             return
-        self.replica.residency.use("vae")
+        self._use("vae")
         while self.denoised:
             if not self.stopping and self._stops():
                 self._save()
@@ -191,7 +197,8 @@ class Render:
 
     # --------------------------------------------------------------------------------------- tick
     def _tick(self) -> None:
-        outcome = self.flight.tick()
+        with self.clock.on("denoise"):
+            outcome = self.flight.tick()
         for state, error in outcome.failed:
             self.lane.put(Broken(state.request, state.meter, error))
         for state in outcome.done:
@@ -214,10 +221,11 @@ class Render:
         prompts = self.replica.prompts
         return prompts.unique_texts, prompts.encoder_calls, self.replica.residency.moves
 
-    def _report(self, before: tuple[int, int, int], wall: float) -> EngineReport:
+    def _report(
+        self, before: tuple[int, int, int], spent: RankSeconds, wall: float
+    ) -> EngineReport:
         unique, calls, moves = (a - b for a, b in zip(self._counters(), before, strict=True))
-        done, flight = self.finisher, self.flight
-        serial = 0.0 if self.replica.overlap else done.decode_s + done.deliver_s
+        done, flight, now = self.finisher, self.flight, self.clock.read()
         cuda = self.replica.device.type == "cuda"
         return EngineReport(
             rows_finished=done.finished,
@@ -226,11 +234,12 @@ class Render:
             rows_saved=self.saved,
             windows=self.windows,
             wall_s=wall,
-            encode_s=self.encode_s,
-            denoise_s=flight.seconds,
+            encode_s=now.encode - spent.encode,
+            denoise_s=now.denoise - spent.denoise,
             decode_s=done.decode_s,
             deliver_s=done.deliver_s,
-            idle_s=max(0.0, wall - self.encode_s - flight.seconds - serial),
+            move_s=now.move - spent.move,
+            idle_s=now.waiting - spent.waiting,
             ticks=flight.ticks,
             forwards=flight.forwards,
             items=flight.items,

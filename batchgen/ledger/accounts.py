@@ -1,20 +1,24 @@
 """runs.parquet: where the device time of each attempt went.
 
-wall = load + compile + warmup + other + busy + idle, but for what no clock was set on
+wall = load + compile + warmup + other + move + busy + idle + tail
+load     until it could render; of an attempt that did not get so far, as long as it tried
 other    further phases that the attempt wrote down, by whatever name
+move     components on their way to the device and from it (one at a time in mode `model`)
 busy     the rendering thread encoded or denoised; decoding and writing run behind it and have
          columns of their own; busy = useful + retried + saved + lost
+idle     it waited: for rows, for its writer, for other ranks (to join the shard's queue, while one
+         of them renders a suspect)
+tail     the same after its last work, up to the end; all of it in a rank that had no row
 useful   its share in the commits that won; of a row that an earlier attempt had saved, this
          attempt's part
 retried  its share in tries that failed, and in commits that did not win: failed ones, ones
          another attempt overruled or that came after the attempt was fenced off (fenced: the
          latter alone)
 saved    its share in rows that were kept as they stood for another attempt to go on with
-lost     its share in rows that were dropped in flight
-Busy and idle seconds are measured by the attempt and told in its last line; lost is what is in no
-row that it committed or saved. An attempt that was killed, or ended by an error, tells neither: all
-its seconds after its phases that are in no such row are lost, if rows were in flight at the end,
-else idle. Of one that ended before it had loaded only the wall time is known.
+lost     its share in rows that were dropped in flight: what of busy is in none of the above
+The attempt measures them by one clock (`engine.clock`) and writes them into its lines and counters.
+Of an attempt that was killed the last of these signs counts, and the wall time ends there too: what
+it did after that is not known. The wall time is by the time of day in the first and the last sign.
 """
 
 from __future__ import annotations
@@ -33,13 +37,17 @@ from batchgen.ledger.table import commit_column, parse_commits
 from batchgen.ledger.tally import Counters, read_counters
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
+from batchgen.records import RankSeconds
 from batchgen.runfile import RunFile
 
 _CHUNK = 50_000
 _BUSY = ("encode", "denoise")
 _PHASES = ("load_s", "compile_s", "warmup_s", "other_s")
+_CLOCK = ("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "idle_s", "tail_s")
+WALL_PARTS = (*_PHASES, "move_s", "busy_s", "idle_s", "tail_s")
+BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
 _MEASURED = (  # of the last line
-    *("tail_s", "encode_s", "denoise_s", "decode_s", "peak_mem_gib", "forwards", "items"),
+    *("decode_s", "peak_mem_gib", "forwards", "items"),
     *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
 )
 
@@ -83,22 +91,25 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         row = _identity(run, facts) | _work(facts, counters)
         row |= _rows_and_seconds(found.index, facts, lines, won, spent)
         row |= _configuration(intents[submission], header)
-        rows.append(row | _split(facts, row))
+        known = row["useful_s"] + row["retried_s"] + row["saved_s"]
+        rows.append(row | {"lost_s": max(0.0, row["busy_s"] - known)})
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def _split(facts: JournalFacts, row: dict[str, Any]) -> dict[str, float]:
-    """Busy, idle and lost seconds, given all the others."""
-    known = row["useful_s"] + row["retried_s"] + row["saved_s"]
-    if facts.end is not None and not facts.end.error:
-        busy, idle = facts.end.busy_s, facts.end.idle_s
-        lost = max(0.0, busy - known) if facts.open_rows else 0.0
-        return {"busy_s": busy, "idle_s": idle, "lost_s": lost}
-    loaded = facts.phases or facts.starts
-    rest = row["wall_s"] - sum(row[name] for name in _PHASES) - known if loaded else 0.0
-    rest = max(0.0, rest)
-    lost, idle = (rest, 0.0) if facts.open_rows else (0.0, rest)
-    return {"busy_s": known + lost, "idle_s": idle, "lost_s": lost}
+def load_seconds(index: CommitIndex) -> list[float]:
+    """Of each attempt that loaded its model."""
+    found = ([p.seconds for p in facts.phases if p.name == "load"] for facts in index.journals)
+    return [sum(seconds) for seconds in found if seconds]
+
+
+def _clock(facts: JournalFacts, counters: Counters | None) -> dict[str, float]:
+    """What the attempt measured, by its last line or, without one, by its last sign."""
+    if facts.end is not None:
+        return {name: getattr(facts.end, name) for name in _CLOCK}
+    spent = facts.spent or RankSeconds()
+    if counters is not None and counters.t >= facts.last_t:
+        spent = counters.spent
+    return {name: getattr(spent, name.removesuffix("_s")) for name in _CLOCK}
 
 
 def _last_sign(facts: JournalFacts, counters: Counters | None) -> float:
@@ -131,18 +142,20 @@ def _identity(run: RunPaths, facts: JournalFacts) -> dict[str, Any]:
 
 
 def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
-    """Wall time, phases and what the last line says."""
+    """Wall time, phases and what the last line (or sign) says."""
     end, header = facts.end, facts.header
     began = header.t if header else facts.first_start_t
     ended = end.t if end else _last_sign(facts, counters)
-    phases = dict.fromkeys(_PHASES, 0.0)
+    clock, phases = _clock(facts, counters), dict.fromkeys(_PHASES, 0.0)
     for phase in facts.phases:
         name = f"{phase.name}_s"
         phases[name if name in phases else "other_s"] += phase.seconds
+    phases["load_s"] = phases["load_s"] or clock["load_s"]
     return {
         "started": began,
         "ended": ended,
         "wall_s": max(0.0, ended - began),
+        **clock,
         **phases,
         **{name: getattr(end, name) if end else 0 for name in _MEASURED},
         **{name: getattr(end, name) if end else "" for name in ("self_test", "error")},

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.errors import StorageError
-from batchgen.ledger.accounts import Spent, attempt_table
+from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.table import catalog_rows, catalog_schema, join
@@ -94,7 +94,7 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
         _sweep(temporary.parent)
         parts = _write_parts(run, found, header, temporary, totals, progress)
         accounts = attempt_table(run, found, totals.spent, header)
-        totals.timers.add_attempts(accounts)
+        totals.timers.add_loads(load_seconds(found.index))
         _publish(temporary, run.catalog_rows)
         write_bytes_atomic(run.catalog_runs, _parquet_bytes(accounts))
         if header.config.get("output", {}).get("enable_timer_dump", True):

@@ -2,7 +2,8 @@
 
 A line is `{"kind":"...", <fields>, "crc":"<crc32 of all before it>"}` and a newline. Commit lines
 begin with row_index, status and row_key and start lines with row_index and alone, so that readers
-which need no more (`HEAD`, `START`) can leave the JSON unparsed; the check sum makes that safe.
+which need no more (`HEAD`, `START`) can leave the JSON unparsed; the check sum makes that safe. A
+field `spent` of any line says what the attempt had spent when it wrote that line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Commit
+from batchgen.records import Attempt, Commit, RankSeconds
 
 T = TypeVar("T")
 HEAD = re.compile(
@@ -125,13 +126,16 @@ class Void:
 class End:
     """Last line of an attempt that ended by itself, with its ledger of device seconds.
 
-    busy = encode + denoise; decoding runs behind. Load, compile and warm-up are Phase lines.
+    busy = encode + denoise; decoding runs behind. Seconds are those of `records.RankSeconds`, also
+    if an error ended it; the other figures are of renders that came to their end.
     """
 
     reason: str  # done, stopped, error ...
     busy_s: float = 0.0
-    idle_s: float = 0.0  # waiting for rows or for the writer while rows were left
-    tail_s: float = 0.0  # from this attempt's last row to its end
+    load_s: float = 0.0
+    move_s: float = 0.0
+    idle_s: float = 0.0
+    tail_s: float = 0.0
     encode_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -165,9 +169,11 @@ _NAMES = {cls: kind for kind, cls in _KINDS.items()}
 _FIRST = ("row_index", "status", "row_key", "alone")
 
 
-def encode_line(event: Event) -> bytes:
+def encode_line(event: Event, spent: RankSeconds | None = None) -> bytes:
     """One line with its newline."""
     plain = to_plain(event)
+    if spent is not None:
+        plain["spent"] = {name: round(s, 4) for name, s in to_plain(spent).items()}
     head = {"kind": _NAMES[type(event)], **{name: plain[name] for name in _FIRST if name in plain}}
     body = json.dumps({**head, **plain}, separators=(",", ":"), allow_nan=False).encode()[:-1]
     return body + _CRC + b"%08x" % zlib.crc32(body) + b'"}\n'
@@ -197,6 +203,12 @@ def time_of(line: bytes) -> float:
     """When a line was written, unix seconds; 0 if it is not whole."""
     plain = json.loads(line) if is_whole(line) else {}
     return float(plain.get("t") or plain.get("ended") or 0.0)
+
+
+def spent_of(line: bytes) -> RankSeconds | None:
+    """What the attempt had spent when a line was written; None if the line does not say."""
+    plain = json.loads(line).get("spent") if is_whole(line) else None
+    return from_plain(RankSeconds, plain) if plain else None
 
 
 def to_plain(value: Any) -> Any:

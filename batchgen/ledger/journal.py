@@ -24,10 +24,11 @@ from batchgen.ledger.intent import read_intent, suspects_of, tally_for
 from batchgen.ledger.tally import Counters, Tally
 from batchgen.media.durable import make_folder, sync_folder
 from batchgen.paths import RunPaths
-from batchgen.records import Commit
+from batchgen.records import Commit, RankSeconds
 
 COUNTERS_EVERY_S = 2.0  # readers follow the journal from where the counters end
 TORN = "journal.torn"  # failpoint
+Meter = Callable[[], RankSeconds]  # what this attempt has spent so far
 RECENT = 64  # commit times kept for the rate
 RESERVE_BYTES = 2 * 4096  # of the disk, kept for the last line and the counters after it
 
@@ -35,8 +36,10 @@ RESERVE_BYTES = 2 * 4096  # of the disk, kept for the last line and the counters
 class JournalWriter:
     """Appends to the journal of one attempt; may be called from several threads of its process."""
 
-    def __init__(self, run: RunPaths, header: events.AttemptHeader, descriptor: int) -> None:
-        self._run, self._attempt = run, header.attempt
+    def __init__(
+        self, run: RunPaths, header: events.AttemptHeader, descriptor: int, meter: Meter
+    ) -> None:
+        self._run, self._attempt, self._meter = run, header.attempt, meter
         self.path = run.journal(header.attempt)
         self._counters_path = run.counters(header.attempt)
         self._reserve_path = self._counters_path.with_suffix(".reserve")
@@ -55,8 +58,11 @@ class JournalWriter:
         )
 
     @classmethod
-    def open(cls, run: RunPaths, header: events.AttemptHeader) -> JournalWriter:
+    def open(
+        cls, run: RunPaths, header: events.AttemptHeader, meter: Meter = RankSeconds
+    ) -> JournalWriter:
         """Make the journal of `header.attempt` (with O_EXCL) and write its first line durably.
+        `meter` is read for every line and heartbeat: so much is known of an attempt that is killed.
 
         Raises RunStateError if this attempt was started before, StorageError if the run folder
         cannot be written.
@@ -73,7 +79,7 @@ class JournalWriter:
             ) from error
         except OSError as error:
             raise StorageError(f"{path}: the journal cannot be made: {error}") from error
-        writer = cls(run, header, descriptor)
+        writer = cls(run, header, descriptor, meter)
         try:
             writer._append(header)
             writer._sync()
@@ -212,7 +218,7 @@ class JournalWriter:
         """One line in one write. A line that got in only in part is cut off again."""
         if self._broken:
             raise StorageError(self._broken)
-        line = events.encode_line(event)
+        line = events.encode_line(event, self._meter())
         offset = self._counters.offset
         try:
             written = (write or self._write_whole)(line)
@@ -274,7 +280,9 @@ class JournalWriter:
         if now - self._written_t < COUNTERS_EVERY_S and not force:
             return
         self._written_t = now
-        self._counters = replace(self._counters, t=now, open_rows=tuple(self._open))
+        self._counters = replace(
+            self._counters, t=now, open_rows=tuple(self._open), spent=self._meter()
+        )
         temporary = self._counters_path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(events.to_plain(self._counters)))

@@ -29,10 +29,12 @@ from batchgen.ledger.events import (
     Tried,
     decode_line,
     is_whole,
+    spent_of,
     time_of,
 )
 from batchgen.ledger.intent import AcceptedJournal, accepted_journals
 from batchgen.paths import RunPaths
+from batchgen.records import RankSeconds
 
 STATUS_CODES = {"pending": 0, "ok": 1, "failed": 2, "quarantined": 3, "void": 4}
 STATUS_NAMES = {code: name for name, code in STATUS_CODES.items()}
@@ -57,6 +59,7 @@ class JournalFacts:
     whole_bytes: int = 0  # up to the end of the last line, past the accepted part too
     first_start_t: float = 0.0
     last_t: float = 0.0  # time of the last whole line
+    spent: RankSeconds | None = None  # up to then
     bad_lines: list[int] = field(default_factory=list)  # offsets; whole lines that do not fit
     torn_bytes: int = 0
 
@@ -160,7 +163,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
                 elif not _note(facts, line):
                     facts.bad_lines.append(offset)
             offset += size
-    facts.last_t = time_of(last)
+    facts.last_t, facts.spent = time_of(last), spent_of(last)
     facts.whole_bytes = offset
     if begun is not None and begun[2] == b"true":
         facts.alone = int(begun[1])
@@ -190,6 +193,7 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
             facts.saved[event.row_index] = event.seconds
         else:
             facts.tried_s += event.seconds
+            facts.saved.pop(event.row_index, None)  # the whole try counts, the saved part too
     return isinstance(event, AttemptHeader | Device | Phase | End | Signalled | Saved | Tried)
 
 

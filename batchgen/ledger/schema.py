@@ -102,7 +102,7 @@ RUNS = pa.schema(
         *_fields(pa.int32(), "submission task restart replica rank world_size"),
         *_fields(_TEXT, "host job_id device"),
         *_fields(pa.int32(), "devices"),
-        *_fields(pa.float64(), "started ended wall_s load_s compile_s warmup_s other_s"),
+        *_fields(pa.float64(), "started ended wall_s load_s compile_s warmup_s other_s move_s"),
         *_fields(pa.float64(), "busy_s idle_s useful_s retried_s fenced_s saved_s lost_s tail_s"),
         *_fields(pa.float64(), "encode_s denoise_s decode_s write_s"),
         *_fields(pa.int64(), "rows_ok rows_failed rows_wasted rows_saved rows_lost"),

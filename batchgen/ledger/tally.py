@@ -12,6 +12,7 @@ from pathlib import Path
 
 from batchgen.ledger.events import End, from_plain
 from batchgen.processes import ProcessId
+from batchgen.records import RankSeconds
 
 MISSING = "missing"
 FINAL = ("ok", "failed", "quarantined")
@@ -94,6 +95,7 @@ class Counters:
     cleared: tuple[int, ...] = ()  # suspects that were committed
     last_error: str = ""
     last_error_t: float = 0.0
+    spent: RankSeconds = field(default_factory=RankSeconds)  # at the heartbeat
     ended: str = ""  # reason of the end; empty while it runs (or was killed)
     error: str = ""  # what ended it, if that was an error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -53,10 +54,9 @@ class Timers:
         for name, column in ROW_TIMERS.items():
             self._timers[name].add(rows[column].filter(own))
 
-    def add_attempts(self, attempts: pa.Table) -> None:
-        """Rows of runs.parquet that loaded a model."""
-        load = attempts["load_s"]
-        self._timers["load"].add(load.filter(pc.greater(load, 0.0)))
+    def add_loads(self, seconds: Iterable[float]) -> None:
+        """One of each attempt that came so far that it could render."""
+        self._timers["load"].add(pa.chunked_array([pa.array(seconds, pa.float64())]))
 
     def csv(self, now: float) -> str:
         """The file's text; timers without samples are left out."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport
 from batchgen.errors import StorageError
 from batchgen.ledger.events import End
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 class Ending:
     """What the last line of the journal will say."""
 
-    reports: list[EngineReport]
+    clock: Clock
+    reports: list[EngineReport] = field(default_factory=list)
     reason: str = ""
     error: str = ""
-    last_row_at: float = 0.0
 
     def add(self, report: EngineReport) -> None:
         self.reports.append(report)
@@ -32,14 +32,17 @@ class Ending:
         def total(name: str) -> float:
             return float(sum(getattr(report, name) for report in self.reports))
 
+        spent = self.clock.read()
         return End(
             reason=self.reason,
             error=self.error,
-            busy_s=total("encode_s") + total("denoise_s"),
-            idle_s=total("idle_s"),
-            tail_s=time.time() - self.last_row_at if self.last_row_at else 0.0,
-            encode_s=total("encode_s"),
-            denoise_s=total("denoise_s"),
+            load_s=spent.load,
+            move_s=spent.move,
+            busy_s=spent.busy,
+            idle_s=spent.idle,
+            tail_s=spent.tail,
+            encode_s=spent.encode,
+            denoise_s=spent.denoise,
             decode_s=total("decode_s"),
             forwards=int(total("forwards")),
             items=int(total("items")),
@@ -54,9 +57,9 @@ class Ending:
 
 
 @contextmanager
-def last_line(journal: JournalWriter) -> Iterator[Ending]:
+def last_line(journal: JournalWriter, clock: Clock) -> Iterator[Ending]:
     """Close the journal with how the attempt ended, also when it ends by an error."""
-    ending = Ending([])
+    ending = Ending(clock)
     try:
         yield ending
     except BaseException as error:  # Ctrl-C too: the journal says how its attempt ended

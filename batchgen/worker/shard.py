@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from batchgen.config.schema import JobConfig, OutputConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
+from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Renderer, Source
 from batchgen.errors import StorageError
 from batchgen.ledger.attempts import accept_restart
@@ -59,13 +59,14 @@ def _attempt(
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
     elsewhere = slurm.executor == "slurm"  # the others have this machine only
     policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
-    stop = _stop(drain, watchdog)
+    stop, clock = _stop(drain, watchdog), Clock()
     with (
-        JournalWriter.open(root, _header(attempt, rank, run_file.versions)) as journal,
-        last_line(journal) as ending,
+        JournalWriter.open(root, _header(attempt, rank, run_file.versions), clock.read) as journal,
+        last_line(journal, clock) as ending,
         _heartbeat(journal, drain),
     ):
-        engine, chosen_s = _choose(config, rank)
+        with clock.on("load"):
+            engine = _choose(config, rank)
         watchdog.kick()
         journal.device(engine.device)
         states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
@@ -75,8 +76,9 @@ def _attempt(
             if stop() or source.is_over:  # a model may take minutes to load
                 ending.reason = _reason(drain, source)
                 return
-            renderer = engine.load(watchdog.kick)
-            load_s = chosen_s + renderer.load_seconds
+            with clock.on("load"):
+                renderer = engine.load(watchdog.kick)
+            load_s = clock.read().load
             journal.phase("load", load_s)
             log.info(
                 "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
@@ -84,17 +86,15 @@ def _attempt(
                 load_s,
             )  # fmt: skip
             sink = RowSink(root, journal, policy, states, admission, _judge(config))
-            shift = Shift(renderer, source, sink, stop, watchdog.kick, ending)
+            shift = Shift(renderer, source, sink, stop, _moved(clock, watchdog), ending)
             shift.draw_all()
-            ending.last_row_at = sink.last_commit
             ending.reason = _reason(drain, source)
             log.info("ended: %s", ending.reason)
 
 
-def _choose(config: JobConfig, rank: RankInfo) -> tuple[EngineChoice, float]:
-    """The engine, and the seconds that it took: torch is imported, the device is woken up."""
-    began = time.perf_counter()
-    engine = choose_engine(
+def _choose(config: JobConfig, rank: RankInfo) -> EngineChoice:
+    """The engine: torch is imported, the device is woken up."""
+    return choose_engine(
         config.model,
         config.system,
         local_rank=rank.local_rank,
@@ -102,7 +102,6 @@ def _choose(config: JobConfig, rank: RankInfo) -> tuple[EngineChoice, float]:
         asked=_gpus_asked(config.slurm),
         ranks=config.slurm.ranks_per_node,
     )
-    return engine, time.perf_counter() - began
 
 
 def _gpus_asked(slurm: SlurmConfig) -> str:
@@ -145,7 +144,9 @@ class Shift:
             self._render(self.source.again(again))
 
     def _render(self, source: Source) -> None:
-        report = self.renderer.render(source, self.sink, stop=self.stop, moved=self.moved)
+        report = self.renderer.render(
+            source, self.sink, stop=self.stop, moved=self.moved, clock=self.ending.clock
+        )
         self.ending.add(report)
 
 
@@ -157,6 +158,17 @@ def _stop(drain: Drain, watchdog: Watchdog) -> Callable[[], bool]:
         return drain()
 
     return stop
+
+
+def _moved(clock: Clock, watchdog: Watchdog) -> Callable[[], object]:
+    """What the engine tells of texts encoded and rows finished: this rank has not come to its
+    tail."""
+
+    def moved() -> None:
+        watchdog.kick()
+        clock.worked()
+
+    return moved
 
 
 def _reason(drain: Drain, source: ShardSource) -> str:

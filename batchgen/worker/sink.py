@@ -63,7 +63,6 @@ class RowSink:
         self._bad_in_a_row: set[int] = set()  # rows that failed since the last one that did not
         self._most_bad = FAILED_ROWS_BEFORE_STOP
         self.alone = False  # rows that start now have the shard to themselves
-        self.last_commit = 0.0  # unix seconds
         self._lock = threading.Lock()
 
     def started(self, request: Request) -> None:
@@ -175,7 +174,7 @@ class RowSink:
         raise SickNode(f"{bad} rows in a row failed on {host}, {last}") from error
 
     def _commit(self, request: Request, stats: RowStats) -> Commit:
-        now = self.last_commit = time.time()
+        now = time.time()
         return Commit(
             row_index=request.row_index,
             row_id=request.row_id,

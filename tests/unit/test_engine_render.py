@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from rig import Keeper, ListSource, draw, request, small_spec, system
 
 from batchgen.engine.choose import choose_engine
+from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport
 from batchgen.engine.engine import Engine
 from batchgen.engine.family import Item
@@ -92,6 +94,30 @@ def test_one_component_at_a_time_moves_each_once_per_window(one_thread: None) ->
     assert report.component_moves == 3 * 3
     _, kept = render(engine, [request(i) for i in range(4)])
     assert kept.component_moves == 2  # the texts are known: the encoder stays out
+
+
+def test_moves_of_components_are_no_rows_and_no_busy_seconds(one_thread: None) -> None:
+    """Of windows that differ in size: what the rows share adds up to the busy time all the same."""
+    engine = load(memory={"mode": "model"}, batch={"window": 3})
+    use, slow_s = engine.replica.residency.use, 0.1
+
+    def slow(*names: str) -> None:
+        time.sleep(slow_s)  # as gigabytes over a bus
+        use(*names)
+
+    engine.replica.residency.use = slow  # type: ignore[method-assign]
+    clock = Clock()
+    keeper = Keeper()
+    report = engine.render(ListSource([request(i) for i in range(4)]), keeper, clock=clock)
+    assert report.component_moves == 6
+    assert report.move_s >= 6 * slow_s
+    stages = [stats.stages for stats in keeper.stats.values()]
+    shares = sum(s.encode + s.denoise for s in stages)
+    assert report.encode_s + report.denoise_s == pytest.approx(shares, rel=0.05, abs=0.01)
+    spent = clock.read()
+    assert (spent.move, spent.busy) == (report.move_s, report.encode_s + report.denoise_s)
+    rest = report.wall_s - report.move_s - spent.busy
+    assert report.idle_s == pytest.approx(rest, abs=0.01)
 
 
 @pytest.mark.parametrize("mode", ["resident", "model"])

@@ -26,7 +26,7 @@ from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.schema import ROWS
 from batchgen.ledger.timers import HEADER
-from batchgen.records import Attempt
+from batchgen.records import Attempt, RankSeconds
 
 
 @pytest.fixture
@@ -168,7 +168,8 @@ print(len(frame), seed, meta[b"batchgen.overrides"].decode())
 def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
     began = time.time() - 5.0
     header = AttemptHeader(attempt=Attempt(mixed.submit([2, 3]), 0, 0, 0), t=began)
-    killed = JournalWriter.open(mixed.run, header)
+    spent = RankSeconds(load=1.0, encode=0.5, denoise=3.5)
+    killed = JournalWriter.open(mixed.run, header, lambda: spent)
     killed.phase("load", 1.0)
     mixed.render(killed, 3)
     killed.start(2, "row0002")
@@ -183,9 +184,9 @@ def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
     assert (first["busy_s"], first["idle_s"], first["lost_s"]) == (3.3, 0.25, 0.0)
     assert first["forwards"] == 7
     assert second["exit_reason"] == "killed"
-    assert second["busy_s"] == pytest.approx(4.0, abs=0.5)
-    assert second["useful_s"] == pytest.approx(1.1)
-    assert (second["rows_lost"], second["lost_s"]) == (1, pytest.approx(2.9, abs=0.5))
+    assert second["wall_s"] == pytest.approx(5.0, abs=0.5)
+    assert (second["busy_s"], second["useful_s"]) == (4.0, pytest.approx(1.1))
+    assert (second["rows_lost"], second["lost_s"]) == (1, pytest.approx(2.9))
     assert json.loads(first["config"]) == {"name": "demo-1", "seed": 3}
     assert json.loads(first["overrides"]) == ["seed=3"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
 from batchgen.paths import FAN_OUT_ENTRIES, RunPaths, parse_journal
-from batchgen.records import Attempt
+from batchgen.records import Attempt, RankSeconds
 
 ROW_S = STAGES.encode + STAGES.denoise
 SOON_S = 0.2  # from a heartbeat to what the test does next
@@ -179,42 +178,53 @@ def test_lost_is_what_is_in_no_row(make_lab: Callable[..., Lab]) -> None:
     assert closes(run)
 
 
-@pytest.mark.parametrize("error", ["", "boom"])
-@pytest.mark.parametrize("in_flight", [True, False])
-def test_what_was_not_told_is_lost_or_idle(
-    in_flight: bool, error: str, make_lab: Callable[..., Lab]
+@pytest.mark.parametrize("by", ["line", "heartbeat"])
+def test_of_a_killed_attempt_the_last_sign_counts(
+    by: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of an attempt that was killed, or ended by an error."""
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
+    """A line, or the heartbeat after it; whatever it was doing then."""
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if by == "line" else 0.0)
+    lab, spent = make_lab(2), RankSeconds(load=1.0)
+    journal = lab.journal(lab.submit(), meter=lambda: spent)
     journal.start(0, "row0000")
-    time.sleep(0.3)
-    journal.saved(0, 2, 0.3)
-    if in_flight:
-        journal.start(1, "row0001")
-    time.sleep(0.6)
-    if error:
-        journal.end(End(reason="RuntimeError", error=error))
-    journal.close()
+    spent = RankSeconds(load=1.0, move=0.25, encode=0.5, denoise=2.0, idle=3.0, tail=0.5)
+    journal.saved(0, 2, 0.5)
+    if by == "heartbeat":
+        spent = replace(spent, denoise=7.0, idle=4.0)
+        journal.beat()
     (run,) = (row for _, row in runs(lab).iterrows())
-    assert (run["exit_reason"], run["saved_s"]) == ("RuntimeError" if error else "killed", 0.3)
-    lost, idle = (0.6, 0.0) if in_flight else (0.0, 0.6)
-    assert run["lost_s"] == pytest.approx(lost, abs=SOON_S)
-    assert run["idle_s"] == pytest.approx(idle, abs=SOON_S)
-    assert run["busy_s"] == pytest.approx(0.3 + lost, abs=SOON_S)
-    assert run["wall_s"] == pytest.approx(run["busy_s"] + run["idle_s"])
+    assert run["exit_reason"] == "killed"
+    busy, idle = (2.5, 3.0) if by == "line" else (7.5, 4.0)
+    assert (run["load_s"], run["move_s"], run["idle_s"]) == (1.0, 0.25, idle)
+    assert (run["busy_s"], run["encode_s"], run["tail_s"]) == (busy, 0.5, 0.5)
+    assert (run["saved_s"], run["lost_s"]) == (0.5, busy - 0.5)
 
 
-def test_of_an_attempt_that_could_not_load_the_wall_time_is_known(
+def test_a_row_that_was_encoded_and_dropped_before_it_began_is_lost(
     make_lab: Callable[..., Lab],
 ) -> None:
+    """No line names it."""
     lab = make_lab(1)
     with lab.journal(lab.submit()) as journal:
-        time.sleep(0.3)
-        journal.end(End(reason="WeightsError", error="/weights is missing"))
+        lab.render(journal, 0)
+        journal.end(End(reason="drained", busy_s=ROW_S + 0.75, encode_s=0.75))
     (run,) = (row for _, row in runs(lab).iterrows())
-    assert run["wall_s"] == pytest.approx(0.3, abs=SOON_S)
-    assert (run["busy_s"], run["idle_s"], run["lost_s"]) == (0.0, 0.0, 0.0)
+    assert (run["rows_lost"], run["lost_s"]) == (0, pytest.approx(0.75))
+    assert closes(run)
+
+
+def test_a_row_that_is_saved_and_then_fails_counts_once(make_lab: Callable[..., Lab]) -> None:
+    """Denoised, it is saved as it waits for the decoder, where it fails. Nobody is left to try it
+    again."""
+    lab = make_lab(1)
+    with lab.journal(lab.submit()) as journal:
+        journal.start(0, "row0000")
+        journal.saved(0, 4, 0.6)
+        journal.tried(0, 0.6, RuntimeError("boom"))
+        journal.end(End(reason="drained", busy_s=0.6))
+    (run,) = (row for _, row in runs(lab).iterrows())
+    assert (run["rows_saved"], run["saved_s"], run["retried_s"]) == (0, 0.0, 0.6)
+    assert closes(run)
 
 
 def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
