@@ -74,7 +74,7 @@ class RunPaths:
 
     def journal(self, attempt: Attempt) -> Path:
         name = f"{attempt.task}-r{attempt.restart}-{attempt.replica}.jsonl"
-        return self.journals / _block(attempt) / name
+        return self.root / f"journal/{_block(attempt)}/{name}"
 
     def acceptance(self, attempt: Attempt) -> Path:
         """How many bytes of the earlier journals of its task a restarted attempt accepts."""
@@ -92,7 +92,7 @@ class RunPaths:
 
     def counters(self, attempt: Attempt) -> Path:
         name = f"{attempt.task}-r{attempt.restart}-{attempt.replica}.json"
-        return self.counters_dir / _block(attempt) / name
+        return self.root / f"counters/{_block(attempt)}/{name}"
 
     @property
     def counters_dir(self) -> Path:

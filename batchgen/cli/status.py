@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
@@ -20,6 +20,7 @@ WATCH_S = 1.0
 TAIL_LINES = 20
 SHOWN_FAILURES = 20
 SHOWN_ATTEMPTS = 16
+JSON_ENDED = 100  # attempts that are over, in --json
 QUEUE_WATCH_S = 10.0  # a scheduler is asked less often than files are read
 
 
@@ -74,9 +75,21 @@ def handle_status(args: argparse.Namespace) -> Result:
         status = with_queue(read_status(run), view)
     lines = _lines(run, status, view)
     _redraw(lines) if args.watch else print("\n".join(lines))
-    queue = asdict(view) if view else None
-    data = {**asdict(status), "alive": status.alive, "queue": queue}
-    return Result(OK if status.ok == status.rows else ROWS_LEFT, data)
+    return Result(OK if status.ok == status.rows else ROWS_LEFT, _data(status, view))
+
+
+def _data(status: RunStatus, view: QueueView | None) -> dict[str, object]:
+    """All figures, but of the attempts only those that run and the last ones that ended."""
+    over = [a for a in status.attempts if a.life != "running"]
+    latest = sorted(over, key=lambda a: a.heartbeat_age_s)[:JSON_ENDED]
+    listed = {a.attempt for a in latest}
+    attempts = [a for a in status.attempts if a.life == "running" or a.attempt in listed]
+    return {
+        **asdict(replace(status, attempts=tuple(attempts))),
+        "attempts_total": len(status.attempts),
+        "alive": status.alive,
+        "queue": asdict(view) if view else None,
+    }
 
 
 def _goes_on(run: RunPaths, status: RunStatus, view: QueueView | None) -> bool:

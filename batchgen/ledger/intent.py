@@ -25,6 +25,7 @@ from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
 SCHEMA = 1
+_FENCES = "*.accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
 
@@ -121,17 +122,16 @@ def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
     """Every journal of the run in the order of attempts."""
     found = []
-    for path in _files(run):
-        if path.suffix == ".jsonl":
-            with suppress(ValueError):  # somebody's copy: no attempt writes it
-                found.append((parse_journal(path), path))
+    for path in _files(run, "*.jsonl"):
+        with suppress(ValueError):  # somebody's copy: no attempt writes it
+            found.append((parse_journal(path), path))
     return sorted(found, key=lambda item: seniority(item[0]))
 
 
-def _files(run: RunPaths, submission: int | None = None) -> Iterator[Path]:
-    """Journals and acceptances, of one submission or all."""
+def _files(run: RunPaths, pattern: str, submission: int | None = None) -> Iterator[Path]:
+    """Journals or acceptances, of one submission or all."""
     for block in run.journal_blocks(submission):
-        yield from block.iterdir()
+        yield from block.glob(pattern)
 
 
 def seniority(attempt: Attempt) -> tuple[int, int, int, int]:
@@ -148,7 +148,7 @@ def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
     drawn = fences(run, current)
     result = []
     for attempt, path in files:
-        name = path.relative_to(run.journals).as_posix()
+        name = f"{path.parent.name}/{path.name}"
         if attempt.submission < current:
             limit: int | None = accepted.get(name, 0)  # absent: begun after it was fenced off
         else:
@@ -190,7 +190,7 @@ class FenceTimes:
 def fence_times(run: RunPaths, submission: int) -> FenceTimes:
     """Read them; fences of older runs, which do not tell, count as never drawn."""
     restarts: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for path in _files(run, submission):
+    for path in _files(run, _FENCES, submission):
         if match := _FENCE_NAME.fullmatch(path.name):
             task, restart = int(match[1]), int(match[2])
             fence = read_fence(run, Attempt(submission, task, restart, 0))
@@ -204,7 +204,7 @@ def fence_times(run: RunPaths, submission: int) -> FenceTimes:
 def fences(run: RunPaths, submission: int) -> dict[int, tuple[int, Fence]]:
     """task -> its highest restart in `submission` that wrote a fence, and the fence."""
     result: dict[int, tuple[int, Fence]] = {}
-    for path in _files(run, submission):
+    for path in _files(run, _FENCES, submission):
         match = _FENCE_NAME.fullmatch(path.name)
         if match is None:
             continue

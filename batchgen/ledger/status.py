@@ -179,6 +179,8 @@ class _View:
         current = intent is not None and journal.attempt.submission == intent.number
         if counters is None:
             counters = _from_header(journal)
+        elif counters.ended and (journal.limit is None or counters.offset <= journal.limit):
+            current = False  # its commits were durable before it said so: nothing is to be followed
         elif current and counters.offset > _length(journal):
             counters = replace(
                 _from_header(journal),
@@ -193,12 +195,8 @@ class _View:
     def status(self, now: float) -> AttemptStatus:
         """The attempt as it stands at `now` (unix seconds)."""
         counters = self.counters
-        alive = counters.process.alive()
         age = max(0.0, now - counters.t)
-        if counters.ended:
-            life: Life = "ended"
-        else:
-            life = "running" if alive or (alive is None and age < STALE_S) else "dead"
+        life = "ended" if counters.ended else _life(counters.process, age)
         wall = max(0.0, (now if life == "running" else counters.t) - counters.began)
         return AttemptStatus(
             attempt=self.journal.attempt,
@@ -224,6 +222,12 @@ class _View:
             return 0.0
         since = recent[0] if len(recent) == RECENT else self.counters.began
         return len(recent) / max(1e-3, now - since)
+
+
+def _life(process: ProcessId, age_s: float) -> Life:
+    """Of an attempt that has not said that it ended; `age_s`: since its heartbeat."""
+    alive = process.alive()
+    return "running" if alive or (alive is None and age_s < STALE_S) else "dead"
 
 
 def _length(journal: AcceptedJournal) -> int:

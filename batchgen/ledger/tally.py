@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from batchgen.ledger.events import End, from_plain
 from batchgen.processes import ProcessId
@@ -101,7 +103,7 @@ class Counters:
 
     def after_end(self, end: End) -> Counters:
         """These counters once the attempt has ended by itself."""
-        ended = replace(self, ended=end.reason, error=end.error)
+        ended = replace(self, ended=end.reason, error=end.error, recent=())  # no rate any more
         if not end.error:
             return ended
         return replace(ended, last_error=f"{end.reason}: {end.error}", last_error_t=end.t)
@@ -110,6 +112,26 @@ class Counters:
 def read_counters(path: Path) -> Counters | None:
     """The counters of a journal; None if there are none (then the whole journal is read)."""
     try:
-        return from_plain(Counters, json.loads(path.read_bytes()))
+        plain = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+    with suppress(KeyError, TypeError):  # of another version, or damaged
+        return _restored(plain)
+    with suppress(ValueError):
+        return from_plain(Counters, plain)
+    return None
+
+
+def _restored(plain: dict[str, Any]) -> Counters:
+    """As `from_plain`, where all fields are there and no others: `status` reads thousands."""
+    return Counters(
+        **plain
+        | {
+            "process": ProcessId(**plain["process"]),
+            "changes": Counts(**plain["changes"]),
+            "spent": RankSeconds(**plain["spent"]),
+            "open_rows": tuple(plain["open_rows"]),
+            "cleared": tuple(plain["cleared"]),
+            "recent": tuple(plain["recent"]),
+        }
+    )

@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 from lab import Lab
 
+from batchgen.cli import status as status_command
+from batchgen.cli.main import main
 from batchgen.errors import RunStateError
 from batchgen.ledger import attempts
 from batchgen.ledger import journal as journal_module
@@ -361,3 +363,52 @@ print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_of_an_attempt_that_ended_the_counters_alone_are_read(make_lab: Callable[..., Lab]) -> None:
+    """A large run has thousands of them: their journals are listed, not opened. A later start of
+    the task accepts less of one of them, which is therefore counted anew."""
+    from batchgen.ledger.intent import Fence
+
+    lab, number = make_lab(4), 0
+    for row in range(4):
+        number = number if row > 1 else lab.submit([row, 2, 3])
+        with lab.journal(number, task=row) as journal:
+            journal.phase("load", 0.1)
+            limit = journal.path.stat().st_size
+            lab.render(journal, row)
+            journal.end(End(reason="done"))
+    fence = Fence(accepted={f"{number:04d}/3-r0-0.jsonl": limit}, statuses={})
+    lab.run.acceptance(Attempt(number, 3, 1, 0)).write_text(json.dumps(to_plain(fence)))
+    code = f"""
+import sys
+from pathlib import Path
+from batchgen.paths import RunPaths
+from batchgen.ledger.status import read_status
+run, opened = RunPaths(Path({str(lab.run.root)!r})), []
+sys.addaudithook(lambda name, args: opened.append(str(args[0])) if name == "open" else None)
+status = read_status(run)
+files = [Path(path) for path in opened]
+counters = sorted(f.name for f in files if run.counters_dir in f.parents)
+print(status.ok, {f.name for f in files if f.suffix == ".jsonl"}, counters)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    counters = ["0-r0-0.json", "1-r0-0.json", "2-r0-0.json", "3-r0-0.json"]
+    assert done.stdout.strip() == "3 {'3-r0-0.jsonl'} " + str(counters)
+
+
+def test_json_names_the_attempts_that_run_and_the_last_that_ended(
+    make_lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_command, "JSON_ENDED", 3)
+    lab = make_lab(1)
+    number = lab.submit()
+    live = lab.journal(number)
+    for task in (5, 4, 3, 2, 1):
+        with lab.journal(number, task) as journal:
+            journal.end(End(reason="done", t=time.time() - task))
+    assert main(["status", str(lab.run.root), "--offline", "--json"]) == 1
+    data = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (data["attempts_total"], data["alive"]) == (6, 1)
+    assert [a["attempt"]["task"] for a in data["attempts"]] == [0, 1, 2, 3]
+    live.close()
