@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import StorageError
 from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
+from batchgen.ledger.extent import Extent
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.table import catalog_rows, catalog_schema, join
@@ -44,6 +45,7 @@ PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
 LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
 COLLECT_KEY = b"batchgen.collect"
+EXTENT_KEY = b"batchgen.extent"  # of the ledger that the catalog was made from
 _REPEATED = (
     *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
     *("determinism", "attention_kernel", "negative_prompt", "error_type", "tags", "prompt"),
@@ -85,14 +87,15 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
     catalog before stays as it was).
     """
     began = time.perf_counter()
-    header = read_run(run)
+    header, extent = read_run(run), Extent.of(run)  # before the journals, which may go on growing
     found = winners(run)
     totals = _Totals(Spent(found.index))
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
         _sweep(temporary.parent)
-        parts = _write_parts(run, found, header, temporary, totals, progress)
+        metadata = _metadata(header, extent)
+        parts = _write_parts(run, found, metadata, temporary, totals, progress)
         accounts = attempt_table(run, found, totals.spent, header)
         totals.timers.add_loads(load_seconds(found.index))
         _publish(temporary, run.catalog_rows)
@@ -128,7 +131,7 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     return pa.concat_tables(tables) if tables else empty
 
 
-def _metadata(header: RunFile) -> dict[bytes, bytes]:
+def _metadata(header: RunFile, extent: Extent) -> dict[bytes, bytes]:
     values = {
         b"batchgen.plan_id": header.plan_id,
         b"batchgen.config": json.dumps(header.config),
@@ -136,20 +139,21 @@ def _metadata(header: RunFile) -> dict[bytes, bytes]:
         b"batchgen.versions": json.dumps(header.versions),
         COLLECT_KEY: uuid.uuid4().hex,
     }
-    return {key: value.encode() for key, value in values.items()}
+    encoded = {key: value.encode() for key, value in values.items()}
+    return {**encoded, EXTENT_KEY: extent.encode()}
 
 
 def _write_parts(
     run: RunPaths,
     found: Winners,
-    header: RunFile,
+    metadata: dict[bytes, bytes],
     folder: Path,
     totals: _Totals,
     progress: Callable[[int], None] | None,
 ) -> int:
     """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
-    schema = catalog_schema(pq.read_schema(run.plan)).with_metadata(_metadata(header))
-    plan_id = header.plan_id
+    schema = catalog_schema(pq.read_schema(run.plan)).with_metadata(metadata)
+    plan_id = metadata[b"batchgen.plan_id"].decode()
     writer = _part_writer(folder, 0, schema)
     parts, rows = 1, 0
     try:

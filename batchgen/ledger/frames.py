@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.catalog import COLLECT_KEY, snapshot_table
+from batchgen.ledger.catalog import COLLECT_KEY, EXTENT_KEY, snapshot_table
+from batchgen.ledger.extent import Extent
 from batchgen.paths import RunPaths
 
 STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")
@@ -18,9 +19,9 @@ _TRIES = 20
 
 
 def open_runs(*runs: str | Path) -> pd.DataFrame:
-    """The collected catalogs of one or many run folders, one below the other, with a column `run`
-    (the folder's name). A run that was not collected yet is shown as it stands (`snapshot`).
-    RunStateError for a folder that is no run."""
+    """The catalogs of one or many run folders, one below the other, with a column `run` (the
+    folder's name). A run whose ledger holds more than was collected is shown as it stands
+    (`snapshot`). RunStateError for a folder that is no run."""
     if not runs:
         raise RunStateError("open_runs needs at least one run folder")
     frames = []
@@ -102,10 +103,14 @@ def _catalog_of(run: RunPaths) -> pa.Table:
     folder = run.catalog_rows
     for _ in range(_TRIES):
         parts = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
-        if not parts:
+        if not parts or Extent.of(run).exceeds(_extent_of(parts[0])):
             return snapshot_table(run)
         tables = [pq.read_table(part) for part in parts]
         if len({table.schema.metadata[COLLECT_KEY] for table in tables}) == 1:
             return pa.concat_tables([t.replace_schema_metadata() for t in tables])
         time.sleep(0.05)
     raise RunStateError(f"{folder}: parts of different collects; run `batchgen collect` again")
+
+
+def _extent_of(part: Path) -> Extent:
+    return Extent.parse(pq.read_schema(part).metadata.get(EXTENT_KEY))

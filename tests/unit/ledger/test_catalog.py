@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,11 +22,15 @@ from lab import Lab
 from batchgen import catalog
 from batchgen.errors import RunStateError
 from batchgen.ledger import catalog as catalog_module
+from batchgen.ledger import frames as frames_module
+from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.schema import ROWS
 from batchgen.ledger.timers import HEADER
+from batchgen.ledger.winners import Winners
+from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankSeconds
 
 
@@ -327,7 +332,8 @@ def test_two_first_collects_at_once_both_succeed(
 
     monkeypatch.setattr(Path, "replace", overtaken)
     assert collect(lab.run).pending == 2
-    assert catalog.open_runs(lab.run.root)["status"].tolist() == ["pending", "pending"]
+    assert pd.read_parquet(lab.run.catalog_rows)["status"].tolist() == ["pending", "pending"]
+    assert catalog.open_runs(lab.run.root)["status"].tolist() == ["ok", "pending"]
     assert [p.name for p in lab.run.catalog_rows.iterdir()] == ["part-00000.parquet"]
     assert collect(lab.run).ok == 1
 
@@ -382,6 +388,68 @@ def test_a_run_that_was_not_collected_opens_as_it_stands(
     pd.testing.assert_series_equal(
         catalog.open_runs(done.run.root).dtypes, catalog.open_runs(going.run.root).dtypes
     )
+
+
+def test_a_run_that_went_on_after_its_collect_opens_as_it_stands(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever it went on; and once that is collected the catalog is read again."""
+    snapshots = []
+    real = frames_module.snapshot_table
+    monkeypatch.setattr(
+        frames_module, "snapshot_table", lambda run: snapshots.append(run) or real(run)
+    )
+    lab = make_lab(4)
+
+    def statuses(as_it_stands: bool) -> str:
+        snapshots.clear()
+        found = catalog.open_runs(lab.run.root)["status"]
+        assert bool(snapshots) == as_it_stands
+        return "".join(status[0] for status in found)
+
+    first = lab.journal(lab.submit())
+    lab.render(first, 0)
+    collect(lab.run)
+    assert statuses(False) == "oppp"
+    lab.render(first, 1)
+    lab.fail(first, 2)
+    assert statuses(True) == "oofp"
+    collect(lab.run)
+    assert statuses(False) == "oofp"
+    second = lab.journal(1, task=1)
+    assert statuses(True) == "oofp"
+    lab.render(second, 3)
+    assert statuses(True) == "oofo"
+    collect(lab.run)
+    accept_restart(lab.run, Attempt(1, 1, 1, 0))
+    assert statuses(True) == "oofo"
+    collect(lab.run)
+    lab.submit([2])
+    lab.render(first, 2)  # a zombie's
+    assert statuses(True) == "oofo"
+    collect(lab.run)
+    shutil.rmtree(lab.run.journals)
+    shutil.rmtree(lab.run.submissions)
+    assert statuses(False) == "oofo", "all that was kept of the run is its catalog"
+
+
+def test_what_is_written_while_a_collect_reads_is_not_taken_for_collected(
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(2)
+    journal = lab.journal(lab.submit())
+    lab.render(journal, 0)
+    real = catalog_module.winners
+
+    def late(run: RunPaths) -> Winners:
+        found = real(run)
+        lab.render(journal, 1)
+        return found
+
+    monkeypatch.setattr(catalog_module, "winners", late)
+    assert collect(lab.run).ok == 1
+    monkeypatch.undo()
+    assert catalog.open_runs(lab.run.root)["status"].tolist() == ["ok", "ok"]
 
 
 def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:

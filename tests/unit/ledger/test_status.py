@@ -390,11 +390,11 @@ sys.addaudithook(lambda name, args: opened.append(str(args[0])) if name == "open
 status = read_status(run)
 files = [Path(path) for path in opened]
 counters = sorted(f.name for f in files if run.counters_dir in f.parents)
-print(status.ok, {f.name for f in files if f.suffix == ".jsonl"}, counters)
+print(status.ok, {{f.name for f in files if f.suffix == ".jsonl"}}, counters)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     counters = ["0-r0-0.json", "1-r0-0.json", "2-r0-0.json", "3-r0-0.json"]
-    assert done.stdout.strip() == "3 {'3-r0-0.jsonl'} " + str(counters)
+    assert done.stdout.strip() == f"3 {{'3-r0-0.jsonl'}} {counters}"
 
 
 def test_json_names_the_attempts_that_run_and_the_last_that_ended(
