@@ -112,6 +112,16 @@ def rows_of(run: RunPaths) -> pd.DataFrame:
     return catalog.open_runs(run.root).sort_values("row_id").reset_index(drop=True)
 
 
+RECORD = ("row_id", "row_key", "seed", "prompt", "status", "frames_sha256", "media_sha256")
+
+
+def recorded(run: RunPaths) -> set[tuple[Any, ...]]:
+    """What must not depend on how a run went, of all rows; fails when a row is there twice."""
+    frame = rows_of(run)
+    assert frame.row_id.is_unique
+    return set(frame[[*RECORD]].itertuples(index=False, name=None))
+
+
 def published(run: RunPaths) -> dict[str, tuple[str, str]]:
     """row_id -> (media sha256, frames sha256) of the ok rows; fails when a row is there twice."""
     frame = rows_of(run)

@@ -17,7 +17,7 @@ class Extent:
 
     submission: int = 0  # the last one that has an intent
     files: int = 0  # journals, and lines drawn by restarted tasks
-    bytes: int = 0  # of them all
+    size: int = 0  # bytes of them all
 
     @classmethod
     def of(cls, run: RunPaths) -> Extent:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import SLOW_ROWS, Bench, published, rows_of
+from harness import SLOW_ROWS, Bench, published, recorded, rows_of
 
 from batchgen.ledger.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
@@ -93,7 +93,7 @@ def audit(work: Bench, run: RunPaths) -> None:
     """Catalog equal as a set to the undisturbed run's, media verified."""
     undisturbed = work.run(STEPS)
     assert undisturbed.code == 0, undisturbed.err
-    assert published(run) == published(undisturbed.run)
+    assert recorded(run) == recorded(undisturbed.run)
     checked = work.call("verify", str(run.root), "--json")
     assert checked.code == 0, checked.out
 

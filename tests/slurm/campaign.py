@@ -23,6 +23,9 @@ from batchgen.paths import RunPaths
 from batchgen.runner.scheduler import job_name, names
 
 NULL = ("model=null-engine", "slurm.start_up_s=1")
+# A rank that is killed has shown itself last as it began a row, or later when the one before was
+# committed: what it was busy with in between, at least a write, is known to be lost.
+WRITE_S = 0.003
 TABLE = "BATCHGEN_KILLS_TABLE"  # a file that gets one line of JSON per case: see KILLS.md
 
 
@@ -67,18 +70,19 @@ class Campaign:
         live = [a for a in live_attempts(self.run) if a.process.alive()]
         return [a.process.pid for a in live if not host or a.host == host]
 
-    def rendering(self, node: int | str = "") -> list[int]:
-        """Pids of ranks that have rows in flight."""
+    def rendering(self, node: int | str = "", commits: int = 0) -> list[int]:
+        """Pids of ranks that have rows in flight, and have committed so many."""
         host = f"node{node}" if isinstance(node, int) else node
         live = [a for a in live_attempts(self.run) if a.process.alive() and a.running]
+        live = [a for a in live if a.commits >= commits]
         return [a.process.pid for a in live if not host or a.host == host]
 
-    def busy_node(self) -> str:
-        """A node with two ranks at work, as soon as there is one."""
+    def busy_node(self, commits: int = 0) -> str:
+        """A node with two ranks at work, as soon as there is one; each has committed so many."""
         found: list[str] = []
 
         def look() -> bool:
-            found[:] = [n for n in NODES if len(self.rendering(n)) == 2]
+            found[:] = [n for n in NODES if len(self.rendering(n, commits)) == 2]
             return bool(found)
 
         self.until(look)
@@ -111,9 +115,12 @@ class Campaign:
         self.until(is_over, timeout_s)
 
     # ------------------------------------------------------------------------------------- after it
-    def audit(self, case: str, *, quarantined: Sequence[str] = ()) -> pd.DataFrame:
-        """Every row once, media verified, nothing of a fenced attempt published. Writes what it
-        cost where TABLE asks for it; returns the catalog that the run's steward has written."""
+    def audit(
+        self, case: str, *, quarantined: Sequence[str] = (), min_wasted: float = 0.0
+    ) -> pd.DataFrame:
+        """Every row once, media verified, nothing of a fenced attempt published, at least
+        `min_wasted` seconds counted as waste. Writes what it cost where TABLE asks for it; returns
+        the catalog that the run's steward has written."""
         assert self.run.catalog_rows.is_dir(), self.logs()
         catalog = rows_of(self.run)
         lost = int((~catalog.status.isin(["ok", "quarantined"])).sum())
@@ -123,6 +130,8 @@ class Campaign:
         assert sorted(catalog[catalog.status == "quarantined"].row_id) == sorted(quarantined)
         verified = self.bench.call("verify", str(self.run.root))
         assert verified.code == 0, verified.out + verified.err
+        wasted = float(waste(self.run.root).total)
+        assert wasted >= min_wasted
         record = {
             "case": case,
             "rows": len(catalog),
@@ -130,7 +139,7 @@ class Campaign:
             "twice": twice,
             "attempts": len(journal_files(self.run)),
             "submissions": self.status().submission,
-            "wasted_s": round(float(waste(self.run.root).total), 1),
+            "wasted_s": round(wasted, 1),
         }
         if TABLE in os.environ:
             with open(os.environ[TABLE], "a") as file:

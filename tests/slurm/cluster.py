@@ -134,6 +134,12 @@ class Cluster:
         assert not check or done.returncode == 0, f"{' '.join(argv)}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
+    def accepts(self, *argv: str) -> bool:
+        """Whether a scheduler command did what it was asked for, without a word of complaint."""
+        env = {**os.environ, "SLURM_CONF": self.conf}
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+        return done.returncode == 0 and not done.stderr
+
     def squeue(self, name: str = "") -> list[Queued]:
         """Jobs and array elements that are queued, running or ending, of one job name or all."""
         only = [f"--name={name}"] if name else []

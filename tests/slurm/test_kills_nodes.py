@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pyarrow.parquet as pq
 import pytest
 from harness import Bench
-from slurm.campaign import NULL, Campaign, rows
+from slurm.campaign import NULL, WRITE_S, Campaign, rows
 from slurm.cluster import Cluster
 
 from batchgen.ledger.blame import read_blame
@@ -30,9 +30,9 @@ def ends(run: Campaign) -> set[str]:
 def test_03_a_node_loses_its_power(cluster: Cluster, job_bench: Make) -> None:
     """Slurm finds it out (NODE_FAIL) and starts the shard again elsewhere."""
     run = Campaign.submit(cluster, job_bench(rows(80)), *NULL)
-    cluster.node_kill(run.busy_node())
+    cluster.node_kill(run.busy_node(commits=1))
     run.wait(240)
-    run.audit("3")
+    run.audit("3", min_wasted=2 * WRITE_S)
     assert 1 in restarts(run)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from harness import Bench
-from slurm.campaign import NULL, Campaign, cut_off, rows, stopped_of
+from slurm.campaign import NULL, WRITE_S, Campaign, cut_off, rows, stopped_of
 from slurm.cluster import Cluster
 
 from batchgen.ledger.blame import read_blame
@@ -22,18 +22,19 @@ Make = Callable[..., Bench]
 def test_01_one_rank_is_killed(cluster: Cluster, job_bench: Make) -> None:
     run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
     run.until_committed(8)
-    os.kill(run.rendering()[-1], signal.SIGKILL)
+    run.until(lambda: run.rendering(commits=1))
+    os.kill(run.rendering(commits=1)[-1], signal.SIGKILL)
     run.wait()
-    run.audit("1")
+    run.audit("1", min_wasted=WRITE_S)
     assert len(read_blame(run.run).deaths) == 1
 
 
 def test_02_all_ranks_of_a_node_are_killed(cluster: Cluster, job_bench: Make) -> None:
     run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
-    for pid in run.ranks(run.busy_node()):
+    for pid in run.ranks(run.busy_node(commits=1)):
         os.kill(pid, signal.SIGKILL)
     run.wait()
-    run.audit("2")
+    run.audit("2", min_wasted=2 * WRITE_S)
     assert len(read_blame(run.run).deaths) == 2
 
 
@@ -146,9 +147,10 @@ def test_12_out_of_memory(cluster: Cluster, job_bench: Make) -> None:
 def test_15_a_hung_rank_is_ended_by_its_watchdog(cluster: Cluster, job_bench: Make) -> None:
     run = Campaign.submit(cluster, job_bench(rows(60)), *NULL, "slurm.watchdog_s=5")
     run.until_committed(8)
-    os.kill(run.rendering()[0], signal.SIGSTOP)
+    run.until(lambda: run.rendering(commits=1))
+    os.kill(run.rendering(commits=1)[0], signal.SIGSTOP)
     run.wait()
-    run.audit("15")
+    run.audit("15", min_wasted=WRITE_S)
 
 
 def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
@@ -167,7 +169,7 @@ def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
     run.wait(280)
     run.until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in zombies))
     run.bench.call("collect", str(run.run.root))  # the last of them came after the steward
-    catalog = run.audit("16")
+    catalog = run.audit("16", min_wasted=2 * 0.45)  # two rows of half a second that came too late
     index = index_commits(run.run)
     late = index.row_index[~index.accepted].tolist()
     assert len(late) >= 2  # each zombie did commit its row, and those behind it

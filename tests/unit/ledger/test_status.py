@@ -398,7 +398,9 @@ print(status.ok, {{f.name for f in files if f.suffix == ".jsonl"}}, counters)
 
 
 def test_json_names_the_attempts_that_run_and_the_last_that_ended(
-    make_lab: Callable[..., Lab], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., Lab],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(status_command, "JSON_ENDED", 3)
     lab = make_lab(1)
