@@ -107,6 +107,7 @@ def sbatch(state: Json, argv: list[str], blind: float) -> str:
             "throttle": int(found[2]) if found else 1,
             "name": options["job-name"],
             "script": script,
+            "wishes": {k: v for k, v in os.environ.items() if k.startswith("SBATCH_")},
             "after": re.findall(r"\d+", options.get("dependency", "")),
             "state": "PENDING",
             "reason": "Dependency" if "dependency" in options else "Priority",

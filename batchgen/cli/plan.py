@@ -54,11 +54,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
     from batchgen.config.compose import compose_job
+    from batchgen.runner.executors import check_profile
 
     for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
         if target is not None and not target.absolute().parent.is_dir():
             raise ConfigError(f"{option}: {target.parent} is not a folder")
     composed = compose_job(args.job, args.overrides)
+    check_profile(composed.config.slurm)
     with tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
         plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)

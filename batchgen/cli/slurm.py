@@ -131,6 +131,7 @@ def handle_check(args: argparse.Namespace) -> Result:
 def _profile(name: str, overrides: list[str]) -> SlurmConfig:
     """The profile as a job would have it; ConfigError if there is none or a key is wrong."""
     from batchgen.config.compose import compose_job
+    from batchgen.runner.executors import check_profile
 
     wrong = [word for word in overrides if not word.startswith("slurm.")]
     if wrong:
@@ -142,6 +143,7 @@ def _profile(name: str, overrides: list[str]) -> SlurmConfig:
         slurm = compose_job(job, [f"slurm={name}", *overrides]).config.slurm
     if slurm.executor != "slurm":
         raise UsageError(f"the profile {name!r} has executor {slurm.executor!r}: no Slurm to try")
+    check_profile(slurm)
     return slurm
 
 

@@ -71,6 +71,15 @@ def check(
     return replace(checked, folder=None)
 
 
+def probe_batch(folder: Path, name: str, slurm: SlurmConfig, nodes: int) -> Batch:
+    """The probe as a job, with the profile's parameters but for its short time."""
+    short = replace(slurm, timeout_min=min(slurm.timeout_min, TIME_LIMIT_MIN))
+    wishes = {**parameters(short, name, drains=False), "nodes": nodes}
+    python = slurm.python or shlex.quote(sys.executable)
+    command = f"{python} -u -m batchgen.runner.probe {shlex.quote(str(folder))}"
+    return Batch(folder / "logs", command, wishes)
+
+
 class _Probe:
     """One probe job."""
 
@@ -82,12 +91,8 @@ class _Probe:
         self._asked = 0.0
 
     def submit(self) -> None:
-        short = replace(self.slurm, timeout_min=min(self.slurm.timeout_min, TIME_LIMIT_MIN))
-        wishes = {**parameters(short, self.name), "nodes": self.nodes}
-        python = self.slurm.python or shlex.quote(sys.executable)
-        command = f"{python} -u -m batchgen.runner.probe {shlex.quote(str(self.folder))}"
         try:
-            job = Batch(self.folder / "logs", command, wishes).submit()
+            job = probe_batch(self.folder, self.name, self.slurm, self.nodes).submit()
         except SchedulerError:
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing in it but our own question
             raise

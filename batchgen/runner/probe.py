@@ -26,6 +26,7 @@ from batchgen.config.build import build
 from batchgen.config.schema import SlurmConfig
 from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.records import RankInfo
+from batchgen.runner.options import outside_any_job
 from batchgen.runner.rank import rank_from_environment
 
 MEET_S = 90.0  # clients of a network file system may not see a new file for a minute
@@ -239,13 +240,13 @@ def _whole(text: bytes) -> bool:
 
 def sbatch_problem(slurm: SlurmConfig) -> str:
     """Why the steward could not submit from here; empty when it can. Nothing is submitted."""
-    from batchgen.runner.executors.slurm import outside_any_job
-
-    wishes = {"partition": slurm.partition, "account": slurm.account, "qos": slurm.qos}
-    options = [f"--{key}={value}" for key, value in wishes.items() if value is not None]
+    partition = slurm.steward_partition or slurm.partition
+    wishes = {"partition": partition, "account": slurm.account, "qos": slurm.qos}
+    wishes = {key: value for key, value in wishes.items() if value is not None}
+    options = [f"--{key}={value}" for key, value in wishes.items()]
     command = ["sbatch", "--test-only", "--time=1", "--ntasks=1", *options, "--wrap=true"]
     try:
-        with outside_any_job():
+        with outside_any_job(wishes):
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)

@@ -62,7 +62,7 @@ def judge(
         _gpus(slurm, ranks),
         _clocks(clocks),
         *_shared(nodes),
-        _sbatch(nodes),
+        _sbatch(slurm, nodes),
         *_space(nodes),
     ]
 
@@ -191,7 +191,10 @@ def _appends(nodes: Sequence[NodeReport]) -> Finding:
     return Finding("warn", "append", said, "status lags by so much; nothing is lost")
 
 
-def _sbatch(nodes: Sequence[NodeReport]) -> Finding:
+def _sbatch(slurm: SlurmConfig, nodes: Sequence[NodeReport]) -> Finding:
+    if slurm.steward_python is not None:  # the probe runs under the tasks' python
+        advice = f"it needs sbatch beside it: `sbatch --test-only` where {slurm.steward_python} is"
+        return Finding("warn", "sbatch", "not tried: the steward uses steward_python", advice)
     broken = next(((n.host, n.sbatch) for n in nodes if n.sbatch), None)
     if broken is None:
         return Finding("ok", "sbatch", "works on the nodes: the steward can resubmit")

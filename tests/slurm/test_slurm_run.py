@@ -160,6 +160,24 @@ def test_submit_and_run_inside_an_allocation(cluster: Cluster, job_bench: Make, 
         assert replicas == {0, 1}
 
 
+@pytest.mark.parametrize("own", ["extra", "variable"])
+def test_ranks_know_their_places_under_export_none(
+    cluster: Cluster, job_bench: Make, own: str
+) -> None:
+    """Asked for by the profile or by the user's own variable: srun hands on the batch script's
+    environment, which says who started the ranks."""
+    asked = ("slurm.extra={export: NONE}",) if own == "extra" else ()
+    env = {"SBATCH_EXPORT": "NONE", "SBATCH_JOB_NAME": "mine"} if own == "variable" else {}
+    bench = job_bench(rows(12, 0.3))
+    run = Campaign.submit(cluster, bench, *NULL, "slurm.nodes=1", *asked, env=env)
+    run.wait()
+    catalog = run.audit(f"export none by {own}")
+    assert list(catalog.status) == ["ok"] * 12
+    runs = pq.read_table(run.run.catalog_runs).to_pandas()
+    assert sorted(runs["rank"]) == [0, 1] and set(runs.world_size) == {2}
+    assert (runs.rows_ok > 0).all()
+
+
 def test_shards_by_cost_end_before_equal_row_counts(cluster: Cluster, job_bench: Make) -> None:
     """What `bench schedule` says, with one node at half speed and rows that differ tenfold, sorted
     by their size as many manifests are."""

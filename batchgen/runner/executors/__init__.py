@@ -12,6 +12,7 @@ from batchgen.config.schema import SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
+from batchgen.runner.options import check_extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,16 @@ def executor_named(name: str) -> Executor:
 
 
 def executor_for(slurm: SlurmConfig) -> Executor:
-    """The profile's executor; raises ConfigError for what it cannot start."""
-    executor = executor_named(slurm.executor)
+    """The profile's executor; raises ConfigError for what it cannot start from here."""
+    check_profile(slurm)
     if slurm.executor == "slurm":
         _refuse_without_slurm()
+    return executor_named(slurm.executor)
+
+
+def check_profile(slurm: SlurmConfig) -> None:
+    """Raise ConfigError for keys of a profile that do not go together, wherever it is used."""
+    executor_named(slurm.executor)
     if slurm.executor in ONE_MACHINE and slurm.nodes != 1:
         raise ConfigError(
             f"slurm.nodes: {slurm.nodes} nodes with slurm.executor={slurm.executor}, which starts "
@@ -84,7 +91,19 @@ def executor_for(slurm: SlurmConfig) -> Executor:
             f"slurm.ranks_per_node: {slurm.ranks_per_node} ranks with slurm.executor=inline, which "
             "renders in this one process; legal: 1 (or slurm.executor=local)"
         )
-    return executor
+    if slurm.executor == "slurm":
+        check_extra(slurm.extra)
+        _refuse_early_signal(slurm)
+
+
+def _refuse_early_signal(slurm: SlurmConfig) -> None:
+    wall_s = 60 * slurm.timeout_min
+    if slurm.signal_delay_s >= wall_s:
+        raise ConfigError(
+            f"slurm.signal_delay_s: {slurm.signal_delay_s} s before the end are no later than the "
+            f"start, since slurm.timeout_min is {slurm.timeout_min}: ranks would stop before their "
+            f"first row; legal: < {wall_s}"
+        )
 
 
 def _refuse_without_slurm() -> None:

@@ -14,8 +14,8 @@ import re
 import shlex
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from batchgen.failpoints import failpoint
 from batchgen.paths import RunPaths
 from batchgen.runner import scheduler
 from batchgen.runner.executors import Job
+from batchgen.runner.options import export_defaults, outside_any_job
 from batchgen.runner.scheduler import STEWARD, SchedulerError, job_name, names, others, queued
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ STEWARD_MEM_GB = 4.0  # collecting takes 2 GiB at most, whatever the number of r
 STEWARD_MIN = 240
 STEWARD_STARTS = 3  # of one that is killed
 ROOM = 2  # tasks that make way for it where a limit on submitted jobs is reached
-KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")  # they name a cluster, not a job
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,18 @@ class Batch:
         given["srun_args"] = [*given["srun_args"], *own_args]
         if self.elements > 1:
             given["map_count"] = self.elements
-        return str(executor._make_submission_file_text(self.command, "0"))
+        text = str(executor._make_submission_file_text(self.command, "0"))
+        if "signal_delay_s" in self.parameters:
+            return text
+        return re.sub(r"^#SBATCH --signal=.*\n", "", text, flags=re.M)  # submitit always asks
 
     def submit(self) -> str:
         """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
         self.folder.mkdir(exist_ok=True)
         draft = self.folder / f".submission-{uuid.uuid4().hex}.sh"
-        draft.write_text(self.script())
-        with outside_any_job():
+        script = self.script()
+        draft.write_text(script)
+        with outside_any_job(re.findall(r"^#SBATCH --([a-z-]+)", script, re.M)):
             job_id = scheduler.order(draft)
         draft.rename(self.folder / f"{job_id}.sh")
         return job_id
@@ -155,13 +159,22 @@ def _submit_once(
 
 def _submit_what_fits(name: str, batch: Batch, known: Sequence[str]) -> tuple[str, int]:
     """The batch, or its first half, quarter ... where a limit on submitted jobs refuses it: Slurm
-    takes an array as a whole or not at all."""
+    takes an array as a whole or not at all. Where the whole cluster is full each try takes sbatch
+    two minutes: then there are fewer."""
     try:
         return _taken(name, known) or batch.submit(), batch.elements
     except SchedulerError as error:
-        if batch.elements == 1 or not _is_submit_limit(error):
+        full = _is_full(error)
+        if batch.elements == 1 or not (full or _is_submit_limit(error)):
             raise
-    return _submit_what_fits(name, replace(batch, elements=batch.elements // 2), known)
+        fewer = max(1, batch.elements // (4 if full else 2))
+        log.warning("%s; trying %d of %d elements", error, fewer, batch.elements)
+    return _submit_what_fits(name, replace(batch, elements=fewer), known)
+
+
+def _is_full(error: SchedulerError) -> bool:
+    """Whether the cluster has as many jobs as it can (MaxJobCount)."""
+    return "Resource temporarily unavailable" in str(error)
 
 
 def _is_submit_limit(error: SchedulerError) -> bool:
@@ -216,7 +229,7 @@ def array_count(shards: int, window: int, slurm: SlurmConfig) -> int:
     count, most = -(-shards // window), _at_once(slurm)
     if count > most:
         return min(shards, -(-count // most) * most)
-    while 20 * (most % count) > most:
+    while count < shards and 20 * (most % count) > most:
         count += 1
     return count
 
@@ -263,20 +276,25 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
         gpus_per_node=0,
         gres=None,
         constraint=None,
-        extra={} if slurm.steward_partition else slurm.extra,
+        extra={} if slurm.steward_partition else _without(slurm.extra, "dependency"),
         python=slurm.steward_python or slurm.python,
         srun_args=() if slurm.steward_python else slurm.srun_args,
         mem_gb=None if slurm.mem_gb is None else memory,
         timeout_min=min(slurm.timeout_min, STEWARD_MIN),
-        setup=(*slurm.setup, f"trap '{again}' EXIT"),
+        setup=(*slurm.setup, *export_defaults(), f"trap '{again}' EXIT"),
     )
-    shared = parameters(modest, job_name(run, submission, steward=True))
+    shared = parameters(modest, job_name(run, submission, steward=True), drains=False)
     folder = run.submission(submission) / "slurm"
     return Batch(folder, _command(modest, "steward", run, submission), shared)
 
 
-def parameters(slurm: SlurmConfig, name: str) -> dict[str, object]:
-    """What submitit's executor takes, for one node group of the profile."""
+def _without(extra: dict[str, str], option: str) -> dict[str, str]:
+    return {key: value for key, value in extra.items() if key != option}
+
+
+def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[str, object]:
+    """What submitit's executor takes, for one node group of the profile. `drains`: the processes
+    know the signal before the end; others would die of it."""
     minutes = slurm.timeout_min
     given: dict[str, object] = {
         "job_name": name,
@@ -292,9 +310,12 @@ def parameters(slurm: SlurmConfig, name: str) -> dict[str, object]:
         "qos": slurm.qos,
         "constraint": slurm.constraint,
         "exclude": slurm.exclude,
-        "signal_delay_s": slurm.signal_delay_s,
+        "signal_delay_s": slurm.signal_delay_s if drains else None,
+        "dependency": slurm.extra.get("dependency"),
         "wckey": None,
         "setup": [
+            # Under --export=NONE srun would hand on Slurm's own variables alone.
+            "export SLURM_EXPORT_ENV=ALL",
             f"export BATCHGEN_JOB_ENDS=$(( $(date +%s) + {60 * minutes} ))",
             f"export OMP_NUM_THREADS={slurm.cpus_per_rank}",
             *slurm.setup,
@@ -307,7 +328,7 @@ def parameters(slurm: SlurmConfig, name: str) -> dict[str, object]:
             "--wait=0",
             *slurm.srun_args,
         ],
-        "additional_parameters": {"requeue": True, **slurm.extra},
+        "additional_parameters": {"requeue": True, **_without(slurm.extra, "dependency")},
     }
     return {key: value for key, value in given.items() if value is not None or key == "wckey"}
 
@@ -319,25 +340,13 @@ def _command(slurm: SlurmConfig, what: str, run: RunPaths, *numbers: int) -> str
 
 
 def after(batch: Batch, job_ids: Sequence[str]) -> Batch:
-    """The batch, to start once these jobs have ended, however they ended."""
+    """The batch, to start once these jobs have ended, however they ended, and once what it already
+    waits for has come."""
     if not job_ids:
         return batch
-    dependency = f"afterany:{':'.join(job_ids)}"
+    own, ours = batch.parameters.get("dependency"), f"afterany:{':'.join(job_ids)}"
+    dependency = f"{own},{ours}" if own else ours
     return replace(batch, parameters={**batch.parameters, "dependency": dependency})
-
-
-@contextmanager
-def outside_any_job() -> Iterator[None]:
-    """Without the variables of the job that this process may itself run in (a steward, somebody's
-    salloc): sbatch would take them for wishes."""
-    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "BATCHGEN_JOB_")
-    hidden = {k: v for k, v in os.environ.items() if k.startswith(prefixes) and k not in KEPT}
-    for key in hidden:
-        del os.environ[key]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
 
 
 def _note(run: RunPaths, text: str) -> None:

@@ -7,6 +7,7 @@ The scheduler is a fake one (`fake_slurm`); what it runs are real ranks with the
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from batchgen.ledger.intent import submission_numbers
 from batchgen.paths import RunPaths
 from batchgen.runner import recover, scheduler, steward
 from batchgen.runner.executors import slurm as executor
+from batchgen.runner.options import outside_any_job
 from batchgen.runner.scheduler import SchedulerError, job_name
 from batchgen.runner.submit import without_hosts
 
@@ -269,7 +271,7 @@ def test_arrays_without_a_steward_get_one_by_resume(desk: Desk) -> None:
 def launch(desk: Desk, shards: int, nodes: int, window: int) -> list[list[dict[str, Any]]]:
     """Submit this many shards on a cluster with arrays of at most `window`; the elements of each
     array that Slurm was given, the steward's last."""
-    desk.fake.steer("sbatch", "fail", BUSY, calls=1)
+    desk.fake.steer("sbatch", "fail", TIMED_OUT, calls=1)
     assert desk.submit() == 1
     desk.fake.steer("scontrol", "garble", f"MaxArraySize = {window}", calls=1)
     executor.launch(desk.run, 1, shards, replace(_profile(desk.run), nodes=nodes))
@@ -331,7 +333,7 @@ def test_every_element_of_several_arrays_renders_its_shard(desk: Desk) -> None:
 
 
 def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Desk) -> None:
-    desk.fake.steer("sbatch", "fail", BUSY, skip=3, calls=1)
+    desk.fake.steer("sbatch", "fail", TIMED_OUT, skip=3, calls=1)
     first, second, _ = launch(desk, 6, 6, window=2)
     assert [first[0]["throttle"], second[0]["throttle"]] == [3, 3]
     assert shards_of(first) + shards_of(second) == [0, 3, 1, 4]
@@ -377,6 +379,23 @@ def test_a_run_below_a_limit_on_submitted_jobs_comes_to_its_end(desk: Desk) -> N
     desk.assert_every_row_once()
 
 
+@pytest.mark.parametrize(("refusals", "taken"), [(0, 16), (1, 4), (2, 1)])
+def test_where_the_cluster_is_full_a_quarter_is_tried(
+    desk: Desk, refusals: int, taken: int
+) -> None:
+    """MaxJobCount may be below one array, which then never fits as a whole. sbatch itself tries
+    for two minutes, so there are few tries."""
+    desk.fake.steer("sbatch", "fail", TIMED_OUT, calls=1)
+    assert desk.submit() == 1
+    desk.fake.steer("sbatch", "fail", BUSY, calls=refusals)
+    executor.launch(desk.run, 1, 16, replace(_profile(desk.run), nodes=4))
+    *tasks, steward_job = desk.fake.jobs()
+    assert len(tasks) == taken
+    assert steward_job["after"] == [tasks[0]["array"]]
+    noted = desk.run.logs / "launch.log"
+    assert noted.exists() == (taken < 16)
+
+
 def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: Desk) -> None:
     """Nothing is cancelled for it: there would be nothing to follow."""
     desk.fake.limit(1)
@@ -389,7 +408,6 @@ def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: Desk) -> None
     "refusal",
     [
         "Batch job submission failed: Invalid partition name specified",
-        BUSY,
         POLICY.replace("AssocMaxSubmitJobLimit", "QOSMaxWallDurationPerJobLimit"),
         TIMED_OUT,
     ],
@@ -520,7 +538,7 @@ def test_a_steward_waits_for_an_answer(desk: Desk, do: str, say: object, told: s
     desk.fake.heal()
     desk.fake.steer("squeue", do, say, calls=4)
     desk.fake.steer("scontrol", "fail", UNREACHABLE, calls=2)
-    desk.fake.steer("sbatch", "fail", BUSY, calls=3)
+    desk.fake.steer("sbatch", "fail", TIMED_OUT, calls=3)
     assert steward.follow_up(desk.run, 1) == 0
     assert desk.names() == {"s2": 2, "s2-steward": 1}
 
@@ -535,6 +553,33 @@ def test_a_cancel_that_is_not_heard_leaves_the_mark_and_says_so(desk: Desk) -> N
     desk.fake.work(job_name(desk.run, 1))
     assert desk.on_run("status") == 1
     assert "0 ok" in desk.out
+
+
+# ------------------------------------------------------------------ settings of sbatch of one's own
+def test_a_users_own_settings_of_sbatch_do_not_win_over_the_profile(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But a site's defaults hold where the profile says nothing, and the steward passes them on."""
+    mine = {"JOB_NAME": "x", "WAIT": "1", "TIMELIMIT": "1", "ARRAY_INX": "0", "EXPORT": "NONE",
+            "ACCOUNT": "vision", "PARTITION": "gpu", "QOS": "high"}  # fmt: skip
+    for name, value in mine.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    more = ("slurm.partition=main", "slurm.extra={reservation: mine}")
+    monkeypatch.setenv("SBATCH_RESERVATION", "other")
+    assert desk.submit(*more) == 0
+    *tasks, steward_job = desk.fake.jobs()
+    for job in (*tasks, steward_job):
+        assert job["wishes"] == {"SBATCH_ACCOUNT": "vision", "SBATCH_QOS": "high"}
+    assert "export SBATCH_PARTITION=gpu\n" in steward_job["script"]
+
+
+def test_a_token_of_the_user_reaches_sbatch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters with auth/jwt take nothing without it."""
+    monkeypatch.setenv("SLURM_JWT", "token")
+    monkeypatch.setenv("SLURM_JOB_NAME", "outer")
+    with outside_any_job(()):
+        assert os.environ.get("SLURM_JWT") == "token" and "SLURM_JOB_NAME" not in os.environ
+    assert os.environ["SLURM_JOB_NAME"] == "outer"
 
 
 # -------------------------------------------------------------------------------------- wild queues

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from batchgen.cli.main import main
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
-from batchgen.runner.executors.slurm import steward_batch, task_batches
+from batchgen.runner.check import probe_batch
+from batchgen.runner.executors import check_profile
+from batchgen.runner.executors.slurm import after, array_count, steward_batch, task_batches
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.stem for path in (ROOT / "slurm").glob("*.yaml"))
@@ -56,3 +59,94 @@ def test_all_memory_of_a_node_is_for_tasks_alone(tmp_path: Path) -> None:
 def test_values_out_of_range(override: str) -> None:
     with pytest.raises(ConfigError, match=r"out of range"):
         profile("devcluster", override)
+
+
+# ---------------------------------------------------------------------------------- what is refused
+def test_a_signal_that_would_come_as_the_tasks_start_is_refused(tmp_path: Path) -> None:
+    """Ranks that drain at once render nothing, and the chain would end without naming the cause."""
+    too_early = ("slurm.timeout_min=1", "slurm.signal_delay_s=60")
+    with pytest.raises(ConfigError, match=r"slurm\.signal_delay_s: 60 .*slurm\.timeout_min"):
+        check_profile(profile("devcluster", *too_early))
+    check_profile(profile("devcluster", "slurm.timeout_min=1", "slurm.signal_delay_s=59"))
+    check_profile(profile("local", *too_early))  # nobody sends a signal there
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_each_profile_of_the_project_is_accepted(name: str) -> None:
+    check_profile(profile(name))
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("array=0-3", "shards"), ("signal=USR1@9", r"slurm\.signal_delay_s"), ("output=x", "logs"),
+        ("error=x", "logs"), ("job-name=mine", "found by"), ("job_name=mine", "found by"),
+        ("time='10'", r"slurm\.timeout_min"), ("exclude=n1", r"slurm\.exclude"), ("wait=x", "run"),
+        ("depend=afterok:1", "dependency"), ("dependency='afterok:1?afterok:2'", r"`\?`"),
+    ],
+)  # fmt: skip
+def test_options_that_a_run_rests_on_are_refused(option: str, told: str) -> None:
+    slurm = profile("devcluster", f"slurm.extra={{{option.replace('=', ': ')}}}")
+    key = option.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"slurm\.extra\.{key}: .*{told}"):
+        check_profile(slurm)
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "submit"])
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("slurm=devcluster", "slurm.extra.array=0-3"), "slurm.extra.array"),
+        (("slurm=devcluster", "slurm.timeout_min=1", "slurm.signal_delay_s=90"), "signal_delay_s"),
+        (("slurm=inline", "slurm.nodes=2"), "slurm.nodes"),
+        (("slurm=inline", "slurm.ranks_per_node=2"), "slurm.ranks_per_node"),
+    ],
+)
+def test_plan_refuses_what_submit_refuses(
+    verb: str,
+    overrides: tuple[str, ...],
+    named: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = f"output.root_dir={tmp_path}"
+    assert main([verb, str(ROOT / "jobs" / "demo.yaml"), root, *overrides]) == 2
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# ----------------------------------------------------------------------------------- in the scripts
+def test_a_dependency_of_ones_own_is_for_the_tasks_and_joins_ours(tmp_path: Path) -> None:
+    """If it replaced ours, the steward would start at once and submit another and another."""
+    slurm = profile("devcluster", "slurm.extra={dependency: 'afterok:123', nice: '5'}")
+    run = RunPaths(tmp_path)
+    (tasks,) = task_batches(run, 1, 3, slurm, 1000)
+    assert "--dependency=afterok:123\n" in tasks.script()
+    assert "--dependency=afterok:123,afterany:7\n" in after(tasks, ["7"]).script()
+    steward = after(steward_batch(run, 1, slurm), ["7", "8"]).script()
+    assert "--dependency=afterany:7:8\n" in steward and "--nice=5\n" in steward
+
+
+def test_only_ranks_get_the_drain_signal(tmp_path: Path) -> None:
+    """It would kill the steward and the probe, which have no handler for it."""
+    slurm = profile("h100x8", "slurm.signal_delay_s=900")
+    assert "--signal=USR2@900\n" in task_batches(RunPaths(tmp_path), 1, 1, slurm, 9)[0].script()
+    for batch in (
+        steward_batch(RunPaths(tmp_path), 1, slurm),
+        probe_batch(tmp_path, "x", slurm, 2),
+    ):
+        assert "--signal" not in batch.script()
+
+
+def test_ranks_get_the_environment_of_their_batch_script(tmp_path: Path) -> None:
+    """Under --export=NONE srun would hand on Slurm's own variables alone."""
+    (batch,) = task_batches(RunPaths(tmp_path), 1, 1, profile("cpu"), 9)
+    assert batch.script().index("export SLURM_EXPORT_ENV=ALL\n") < batch.script().index("srun ")
+
+
+@pytest.mark.parametrize(
+    ("shards", "window", "arrays"), [(5, 1, 5), (0, 5, 0), (1, 5, 1), (9, 5, 2), (8, 3, 4)]
+)
+def test_there_is_no_array_without_shards(shards: int, window: int, arrays: int) -> None:
+    slurm = profile("devcluster", "slurm.nodes=8")
+    assert array_count(shards, window, slurm) == arrays

@@ -241,3 +241,17 @@ def test_sbatch_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         assert probe.sbatch_problem(SLURM) == "sbatch: error: no"
+    # of a steward elsewhere, there: its partition is what it is submitted to
+    refusing.write_text('#!/bin/sh\necho "sbatch: $* $SBATCH_TIMELIMIT" >&2; exit 1\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        patch.setenv("SBATCH_TIMELIMIT", "mine")
+        told = probe.sbatch_problem(replace(SLURM, partition="gpu", steward_partition="cpu"))
+    assert "--partition=cpu" in told and "gpu" not in told and "mine" not in told
+
+
+def test_sbatch_where_the_steward_has_a_python_of_its_own() -> None:
+    """The probe runs in the tasks' container: it cannot know."""
+    slurm = replace(SLURM, steward_python="/venv/bin/python")
+    found = judged(slurm, ranks(), sbatch="sbatch: not found")["sbatch"]
+    assert found == ("warn", "not tried: the steward uses steward_python")

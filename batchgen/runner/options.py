@@ -1,0 +1,89 @@
+"""What else reaches sbatch: the profile's `extra`, and SBATCH_* variables of whoever submits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from batchgen.errors import ConfigError
+
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # they lead to a cluster, not to a job
+# A site's or a user's defaults: they hold where the profile says nothing.
+DEFAULTS = {
+    f"SBATCH_{option.upper()}": option
+    for option in ("account", "partition", "qos", "reservation", "constraint")
+}
+# Options of sbatch that have a key of their own in the profile.
+_OWN_KEYS = {
+    "nodes": "nodes",
+    "ntasks": "ranks_per_node",
+    "ntasks-per-node": "ranks_per_node",
+    "gpus-per-node": "gpus_per_node",
+    "gres": "gres",
+    "cpus-per-task": "cpus_per_rank",
+    "mem": "mem_gb",
+    "time": "timeout_min",
+    "signal": "signal_delay_s",
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "constraint": "constraint",
+    "exclude": "exclude",
+}
+_LOGS = "`batchgen logs` has to find what the tasks print"
+_REQUEUE = "elements that lose their node come back by --requeue, which is always asked for"
+_REFUSED = {
+    "array": "the shards of a run make its arrays",
+    "clusters": "set the variable SLURM_CLUSTERS, which squeue and scancel see too",
+    "depend": "write it out: dependency",
+    "error": _LOGS,
+    "job-name": "the jobs of a run are found by the names that batchgen gives them",
+    "no-requeue": _REQUEUE,
+    "open-mode": _LOGS,
+    "output": _LOGS,
+    "requeue": _REQUEUE,
+    "test-only": "`batchgen submit --dry-run` shows the batch scripts and submits nothing",
+    "wait": "a submit returns at once; `batchgen run` waits",
+    "wrap": "batchgen writes the batch script",
+}
+
+
+def check_extra(extra: Mapping[str, object]) -> None:
+    """Raise ConfigError for an option that would break what a run on Slurm rests on."""
+    for key, value in extra.items():
+        option = key.replace("_", "-")
+        if option in _OWN_KEYS:
+            raise ConfigError(
+                f"slurm.extra.{key}: this has a key of its own: slurm.{_OWN_KEYS[option]}"
+            )
+        if option in _REFUSED:
+            raise ConfigError(f"slurm.extra.{key}: cannot be set, {_REFUSED[option]}")
+        if option == "dependency" and "?" in str(value):
+            raise ConfigError(
+                f"slurm.extra.{key}: {value!r} has a `?`, which cannot be joined with what arrays "
+                "of one run wait for; use `,` (all of them)"
+            )
+
+
+@contextmanager
+def outside_any_job(given: Collection[str]) -> Iterator[None]:
+    """Without the variables that sbatch would take for wishes: those of the job that this process
+    may itself run in (a steward, somebody's salloc), and SBATCH_*, which win over the script.
+    Defaults stay for what is not among `given`, the options that the script has."""
+    prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "BATCHGEN_JOB_", "SBATCH_")
+    kept = {*KEPT, *(name for name, option in DEFAULTS.items() if option not in given)}
+    hidden = {k: v for k, v in os.environ.items() if k.startswith(prefixes) and k not in kept}
+    for key in hidden:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def export_defaults() -> list[str]:
+    """Shell lines that give a job the defaults of this process: what it submits needs them, also
+    those that were hidden while it was submitted itself."""
+    return [f"export {k}={shlex.quote(os.environ[k])}" for k in DEFAULTS if k in os.environ]
