@@ -11,6 +11,7 @@ from batchgen.records import Attempt
 _JOURNAL_NAME = re.compile(r"(\d+)-r(\d+)-(\d+)\.jsonl")
 _BLOCK_NAME = re.compile(r"(\d+)(?:\.\d+)?")
 BLOCK_TASKS = 500  # whose files share a folder: with eight ranks, two starts of each stay below 10k
+BATCH_FILES = 8000  # scripts of arrays and logs of their elements in one folder
 FAN_OUT_ENTRIES = 4096  # aim for at most this many entries in one media folder (limit: 10k)
 
 
@@ -66,7 +67,25 @@ class RunPaths:
         return self.submission(number) / "cancelled"
 
     def queue_address(self, attempt: Attempt) -> Path:
-        return self.submission(attempt.submission) / f"queue-{attempt.task}-r{attempt.restart}.json"
+        block = str(attempt.task // BLOCK_TASKS)
+        name = f"{attempt.task}-r{attempt.restart}.json"
+        return self.submission(attempt.submission) / "queues" / block / name
+
+    def batches(self, number: int, place: int, elements: int) -> Path:
+        """Folder for the script of a submission's array number `place` and what its elements print;
+        `elements`: of the longest array. Small ones share a folder."""
+        together = max(1, BATCH_FILES // (1 + elements))
+        return self._slurm(number) / str(place // together)
+
+    def steward_batch(self, number: int) -> Path:
+        return self._slurm(number) / "steward"
+
+    def printed(self, number: int, name: str = "*") -> list[Path]:
+        """What the jobs of a submission printed, of one job or array element or all."""
+        return sorted(self._slurm(number).glob(f"*/{name}.log"))
+
+    def _slurm(self, number: int) -> Path:
+        return self.submission(number) / "slurm"
 
     @property
     def journals(self) -> Path:
@@ -118,6 +137,9 @@ class RunPaths:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    def run_log(self, attempt: Attempt) -> Path:
+        return self.logs / _block(attempt) / f"run-{attempt.tag}.log"
 
     @property
     def state(self) -> Path:

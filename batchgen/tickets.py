@@ -271,6 +271,7 @@ def announce(address_file: Path) -> None:
 
 def _write_address(address_file: Path, address: dict[str, object]) -> None:
     try:
+        address_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(address_file, address)
     except OSError as error:
         raise StorageError(f"{address_file} cannot be written: {error}") from error

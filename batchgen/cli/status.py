@@ -207,11 +207,12 @@ def handle_logs(args: argparse.Namespace) -> Result:
 
 def _log_files(run: RunPaths) -> list[Path]:
     """Logs of the ranks and what the last submission's processes printed, where not empty."""
-    found = sorted(run.logs.glob("*.log"))
+    found = sorted(run.logs.glob("*.log")) + sorted(run.logs.glob("*/*.log"))
     submissions = sorted(run.submissions.iterdir()) if run.submissions.is_dir() else []
     for last in submissions[-1:]:
-        for printed in ("submitit/*.out", "submitit/*.err", "slurm/*.log"):
+        for printed in ("submitit/*.out", "submitit/*.err"):
             found += sorted(last.glob(printed))
+        found += run.printed(int(last.name))
     return [file for file in found if file.stat().st_size]
 
 
@@ -242,14 +243,8 @@ def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
     jobs = [job for job in jobs_of(run, attempt.submission) if job.holds(attempt.task)]
     if not jobs:
         return None
-    job = jobs[0]
-    folder = run.submission(attempt.submission)
-    names = (
-        f"slurm/{job.job_id}_{(attempt.task - job.task) // job.stride}.log",
-        f"slurm/{job.job_id}.log",  # an array of one
-        f"submitit/{job.job_id}_{attempt.replica}_log.err",
-    )
-    for log in map(folder.joinpath, names):
-        if log.is_file() and log.stat().st_size:
-            return log
-    return None
+    job, number = jobs[0], attempt.submission
+    element = f"{job.job_id}_{(attempt.task - job.task) // job.stride}"
+    logs = [*run.printed(number, element), *run.printed(number, job.job_id)]  # or an array of one
+    logs.append(run.submission(number) / f"submitit/{job.job_id}_{attempt.replica}_log.err")
+    return next((log for log in logs if log.is_file() and log.stat().st_size), None)

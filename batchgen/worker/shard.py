@@ -221,9 +221,10 @@ def _run_log(root: RunPaths, output: OutputConfig, attempt: Attempt) -> Iterator
     if not output.enable_run_log or attempt.replica not in output.log_ranks:
         yield
         return
+    file = root.run_log(attempt)
     try:
-        root.logs.mkdir(exist_ok=True)
-        handler = logging.FileHandler(root.logs / f"run-{attempt.tag}.log")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file)
     except OSError as error:
         log.warning("there is no log of this rank: %s", error)
         yield

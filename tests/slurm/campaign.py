@@ -148,7 +148,7 @@ class Campaign:
 
     def logs(self) -> str:
         """What the jobs printed, for the message of a failure."""
-        files = sorted(self.run.root.glob("submissions/*/slurm/*.log"))
+        files = sorted(self.run.root.glob("submissions/*/slurm/*/*.log"))
         return "\n".join(f"== {f.name}\n{f.read_text()[-1500:]}" for f in files if f.stat().st_size)
 
     def resume(self, *overrides: str, code: int = 0) -> None:

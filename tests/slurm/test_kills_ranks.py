@@ -207,7 +207,7 @@ def test_18_a_node_on_which_every_row_fails(cluster: Cluster, job_bench: Make) -
     assert "node2" not in set(catalog.host)
     intent = read_intent(run.run, run.status().submission)
     assert intent is not None and set(intent.excluded) == {"node2"}
-    scripts = [f.read_text() for f in run.run.submission(intent.number).glob("slurm/*.sh")]
+    scripts = [f.read_text() for f in run.run.submission(intent.number).glob("slurm/*/*.sh")]
     assert any("--exclude=node2" in script for script in scripts)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from batchgen.config.schema import SlurmConfig
 from batchgen.paths import RunPaths, media_fan_out, parse_journal
 from batchgen.records import Attempt
+from batchgen.runner.executors.slurm import steward_batch, task_batches
 
 RUN = RunPaths(Path("run"))
 
@@ -28,11 +31,28 @@ def test_other_files_are_no_journals(name: str) -> None:
 @pytest.mark.parametrize("shards", [4, 4_096, 50_000])
 def test_small_files_of_many_shards_share_folders_of_bounded_size(shards: int) -> None:
     """Eight ranks, each started twice."""
-    attempts = [Attempt(1, t, r, p) for t in range(shards) for r in (0, 1) for p in range(8)]
-    for name in (RUN.journal, RUN.counters):
+    starts = [Attempt(1, task, restart, 0) for task in range(shards) for restart in (0, 1)]
+    attempts = [replace(start, replica=rank) for start in starts[-10_000:] for rank in range(8)]
+    for name in (RUN.journal, RUN.counters, RUN.run_log, RUN.queue_address):
         assert max(Counter(name(attempt).parent for attempt in attempts).values()) <= 10_000
-    folders = {RUN.journal(attempt).parent for attempt in attempts}
-    assert len(folders) == -(-shards // 500) <= 10_000
+        folders = {name(start).parent for start in starts}
+        assert len(folders) == -(-shards // 500) <= 10_000
+
+
+@pytest.mark.parametrize("window", [1, 2, 1001, 4_000_001])
+@pytest.mark.parametrize("shards", [4, 10_000, 50_000])
+def test_what_slurm_gets_and_prints_shares_folders_of_bounded_size(
+    shards: int, window: int
+) -> None:
+    """A script of each array and a log of each element, whatever the cluster takes as an array."""
+    batches = task_batches(RUN, 1, shards, SlurmConfig(executor="slurm", nodes=20), window)
+    assert sum(batch.elements for batch in batches) == shards
+    files: Counter[Path] = Counter()
+    for batch in batches:
+        files[batch.folder] += 1 + batch.elements
+    assert max(files.values()) <= 10_000 and len(files) <= 20
+    steward = steward_batch(RUN, 1, SlurmConfig(executor="slurm"))
+    assert steward.folder not in files and steward.folder.parent == batches[0].folder.parent
 
 
 @pytest.mark.parametrize("rows", [100, 10**6, 10**8])

@@ -23,7 +23,7 @@ import submitit
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
-from batchgen.paths import RunPaths
+from batchgen.paths import BATCH_FILES, RunPaths
 from batchgen.runner import scheduler
 from batchgen.runner.executors import Job
 from batchgen.runner.options import export_defaults, outside_any_job
@@ -67,7 +67,7 @@ class Batch:
 
     def submit(self) -> str:
         """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f".submission-{uuid.uuid4().hex}.sh"
         script = self.script()
         draft.write_text(script)
@@ -209,11 +209,11 @@ def task_batches(
     """The arrays of a submission, each of at most `window` elements. Shards are dealt out in turn,
     since the longest come first: element i of array n is shard n + i * arrays."""
     shared = parameters(slurm, job_name(run, submission))
-    folder = run.submission(submission) / "slurm"
     stride = array_count(shards, window, slurm)
+    longest = -(-shards // max(1, stride))
     return [
         Batch(
-            folder,
+            run.batches(submission, first, longest),
             _command(slurm, "task", run, submission, first, stride),
             {**shared, "array_parallelism": share},
             len(range(first, shards, stride)),
@@ -226,6 +226,7 @@ def array_count(shards: int, window: int, slurm: SlurmConfig) -> int:
     """In how many arrays of at most `window` elements a submission goes to Slurm: a few more than
     the least if the nodes are shared out better. All are of one length, so where some get a node
     less than others, the others' nodes are idle in the end: a twentieth of all at most."""
+    window = min(window, BATCH_FILES)  # their logs share a folder
     count, most = -(-shards // window), _at_once(slurm)
     if count > most:
         return min(shards, -(-count // most) * most)
@@ -284,8 +285,9 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
         setup=(*slurm.setup, *export_defaults(), f"trap '{again}' EXIT"),
     )
     shared = parameters(modest, job_name(run, submission, steward=True), drains=False)
-    folder = run.submission(submission) / "slurm"
-    return Batch(folder, _command(modest, "steward", run, submission), shared)
+    return Batch(
+        run.steward_batch(submission), _command(modest, "steward", run, submission), shared
+    )
 
 
 def _without(extra: dict[str, str], option: str) -> dict[str, str]:

@@ -332,6 +332,29 @@ def test_every_element_of_several_arrays_renders_its_shard(desk: Desk) -> None:
     assert desk.names() == {"s1": 4, "s1-steward": 1}
 
 
+def test_what_each_element_prints_is_found(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that sbatch is told is there, and `logs` looks into it."""
+    desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
+    assert desk.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
+    for job in desk.fake.jobs():
+        (output,) = re.findall(r"^#SBATCH --output=(\S+)$", job["script"], re.M)
+        file = output.replace("%A_%a", f"{job['array']}_{job['element']}")
+        Path(file.replace("%j", job["job_id"])).write_text(f"said by {job['job_id']}\n")
+    assert desk.on_run("logs") == 0
+    said = [f"said by {job['job_id']}" for job in desk.fake.jobs()]
+    assert len(said) == 5 and all(words in desk.out for words in said)
+    monkeypatch.setenv("BATCHGEN_FAILPOINT", "journal.before_append:1:enospc")
+    desk.fake.work(job_name(desk.run, 1))
+    assert desk.on_run("logs", "--failed") == 0
+    told = re.findall(r"==> s1t(\d).*\n(.*)", desk.out)
+    firsts = json.loads(desk.run.jobs(1).read_text())["jobs"]
+    ids = [int(job["job_id"]) for job in firsts]
+    wanted = {shard: ids[shard % 2] + shard // 2 for shard in range(4)}  # two arrays of two
+    assert {int(task): words for task, words in told} == {
+        shard: f"said by {job_id}" for shard, job_id in wanted.items()
+    }
+
+
 def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Desk) -> None:
     desk.fake.steer("sbatch", "fail", TIMED_OUT, skip=3, calls=1)
     first, second, _ = launch(desk, 6, 6, window=2)
