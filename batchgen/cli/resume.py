@@ -102,8 +102,11 @@ def _go_on(
     args: argparse.Namespace, run: RunPaths, settings: Settings, rows: np.ndarray | None
 ) -> Result:
     from batchgen.cli.run import drive_to_end, refuse_inline, started_result
+    from batchgen.runner.create import note_launch
     from batchgen.runner.submit import submit
 
+    named = ["--rows", args.rows] if args.verb == "retry" and args.rows else []
+    note_launch(run, settings.resolved, [args.verb, *named, *args.overrides])
     if not args.detach:
         return drive_to_end(run, settings, rows)
     refuse_inline(settings, "--detach")

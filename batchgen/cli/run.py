@@ -132,7 +132,7 @@ def refuse_inline(settings: Settings, verb: str) -> None:
 
 def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
     from batchgen.config.compose import compose_job
-    from batchgen.runner.create import create_run
+    from batchgen.runner.create import create_run, note_launch
     from batchgen.runner.executors import executor_for
     from batchgen.runner.scheduler import max_array_size
     from batchgen.runner.submit import Settings
@@ -150,6 +150,5 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
         check_weights(composed.config.model)
     run = create_run(composed, hash_weights=args.hash_weights)
     args.made = str(run.root)
-    if composed.config.output.enable_launch_log:
-        (run.logs / "launch.log").write_text(f"job {args.job}\noverrides {args.overrides}\n")
+    note_launch(run, settings.resolved, [args.verb, str(args.job), *args.overrides])
     return run, settings

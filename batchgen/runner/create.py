@@ -6,7 +6,9 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
 from batchgen.media.durable import write_json
@@ -34,6 +36,15 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
         shutil.rmtree(draft.root, ignore_errors=True)
         raise
     return RunPaths(root / name)
+
+
+def note_launch(run: RunPaths, resolved: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Append a command that starts something of `run` to `logs/launch.log`, if its configuration
+    asks for that log."""
+    if not resolved["output"]["enable_launch_log"]:
+        return
+    with (run.logs / "launch.log").open("a", encoding="utf-8") as file:
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), *words, file=file)
 
 
 def _fill(draft: RunPaths, composed: Composed, plan: Plan) -> None:
