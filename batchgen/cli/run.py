@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, Result
@@ -98,9 +99,10 @@ def _show(args: argparse.Namespace) -> Result:
     shown = dry_run(compose_job(args.job, args.overrides))
     for script in shown.scripts:
         print(f"{script}\n")
+    if shown.assumed:
+        print(f"Slurm does not answer here: MaxArraySize={shown.max_array_size} is assumed")
     print(f"would submit {shown.rows} rows as {shown.shards} shard(s); nothing was started")
-    data = {"rows": shown.rows, "shards": shown.shards, "scripts": list(shown.scripts)}
-    return Result(OK, data)
+    return Result(OK, asdict(shown))
 
 
 def started_result(run: RunPaths, started: Submission | None) -> Result:

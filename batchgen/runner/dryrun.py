@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from batchgen.config.compose import Composed
+from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import make_plan, read_costs
 from batchgen.runner import scheduler
-from batchgen.runner.executors import executor_for
+from batchgen.runner.executors import check_profile
+from batchgen.runner.scheduler import SchedulerError
 from batchgen.runner.submit import cut
 
+ASSUMED_ARRAY = 1001  # Slurm's default of MaxArraySize
 RUN = "RUN"  # stands for the folder that a submit would make
 
 
@@ -24,28 +27,39 @@ class DryRun:
 
     rows: int
     shards: int
-    scripts: tuple[str, ...]  # one per array, the steward's last; none for executors of one machine
+    scripts: tuple[str, ...] = ()  # one per array, the steward's last; none on one machine
+    max_array_size: int | None = None  # that the arrays were cut for
+    assumed: bool = False  # since Slurm does not say it here
 
 
 def dry_run(composed: Composed) -> DryRun:
-    """Plan the job, cut it, and make the batch scripts; leaves nothing behind.
+    """Plan the job, cut it, and make the batch scripts; leaves nothing behind and needs no Slurm.
 
-    Raises what a submit raises before it starts anything.
+    Raises what a plan raises.
     """
     slurm = composed.config.slurm
-    executor_for(slurm)
+    check_profile(slurm)
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
         make_plan(composed.config, plan)
         rows = np.flatnonzero(~read_costs(plan).is_alias)
         shards = int(cut(plan, rows, composed.config).shard.max(initial=-1)) + 1
-    scripts: list[str] = []
-    if slurm.executor == "slurm":
-        from batchgen.runner.executors.slurm import after, steward_batch, task_batches, waits_for
+    if slurm.executor != "slurm":
+        return DryRun(len(rows), shards)
+    try:
+        window, assumed = scheduler.max_array_size(), False
+    except SchedulerError:
+        window, assumed = ASSUMED_ARRAY, True
+    scripts = _scripts(composed.config, shards, window)
+    return DryRun(len(rows), shards, scripts, window, assumed)
 
-        run = RunPaths(Path(composed.config.output.root_dir).absolute() / RUN)
-        batches = task_batches(run, 1, shards, slurm, scheduler.max_array_size())
-        ids = [f"ARRAY-{number + 1}" for number in range(len(batches))]
-        tasks = [after(batch, waits_for(ids[:n], slurm)) for n, batch in enumerate(batches)]
-        scripts = [batch.script() for batch in (*tasks, after(steward_batch(run, 1, slurm), ids))]
-    return DryRun(len(rows), shards, tuple(scripts))
+
+def _scripts(config: JobConfig, shards: int, window: int) -> tuple[str, ...]:
+    from batchgen.runner.executors.slurm import after, steward_batch, task_batches, waits_for
+
+    slurm, run = config.slurm, RunPaths(Path(config.output.root_dir).absolute() / RUN)
+    batches = task_batches(run, 1, shards, slurm, window)
+    ids = [f"ARRAY-{number + 1}" for number in range(len(batches))]
+    tasks = [after(batch, waits_for(ids[:n], slurm)) for n, batch in enumerate(batches)]
+    steward = after(steward_batch(run, 1, slurm), ids)
+    return tuple(batch.script() for batch in (*tasks, steward))

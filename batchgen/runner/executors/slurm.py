@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import submitit
+from submitit.slurm.slurm import _make_sbatch_string
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
@@ -44,23 +45,20 @@ class Batch:
 
     folder: Path
     command: str
-    parameters: dict[str, object]
+    parameters: dict[str, Any]
     elements: int = 1
 
     def script(self) -> str:
         """The text that sbatch gets: submitit's, by its private way to start a command instead of
         a pickle, in this one place. All ranks of an element print into one file."""
         output = str(self.folder / ("%A_%a.log" if self.elements > 1 else "%j.log"))
-        executor = submitit.SlurmExecutor(folder=self.folder)
-        executor.update_parameters(**self.parameters)
-        given = executor.parameters
+        given = dict(self.parameters)
         own = {"output": output, "error": output}
         given["additional_parameters"] = {**given["additional_parameters"], **own}
         own_args = [f"--output={output}", f"--error={output}", "--label"]
         given["srun_args"] = [*given["srun_args"], *own_args]
-        if self.elements > 1:
-            given["map_count"] = self.elements
-        text = str(executor._make_submission_file_text(self.command, "0"))
+        given["map_count"] = self.elements if self.elements > 1 else None
+        text = str(_make_sbatch_string(self.command, self.folder, **given))
         if "signal_delay_s" in self.parameters:
             return text
         return re.sub(r"^#SBATCH --signal=.*\n", "", text, flags=re.M)  # submitit always asks
@@ -294,11 +292,11 @@ def _without(extra: dict[str, str], option: str) -> dict[str, str]:
     return {key: value for key, value in extra.items() if key != option}
 
 
-def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[str, object]:
+def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[str, Any]:
     """What submitit's executor takes, for one node group of the profile. `drains`: the processes
     know the signal before the end; others would die of it."""
     minutes = slurm.timeout_min
-    given: dict[str, object] = {
+    given: dict[str, Any] = {
         "job_name": name,
         "time": minutes,
         "nodes": 1,

@@ -759,6 +759,26 @@ def test_a_steward_may_stay_outside_the_container(desk: Desk) -> None:
     assert "/project/python -u -m batchgen.runner.task steward" in behind
 
 
+@pytest.mark.parametrize("where", ["no commands", "no answer"])
+def test_a_dry_run_needs_no_slurm(desk: Desk, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """It says what it had to assume, and nothing of how Slurm is looked for."""
+    if where == "no commands":
+        monkeypatch.setenv("PATH", "/nowhere")
+    desk.fake.steer("scontrol", "fail", "error: resolve_ctls_from_dns_srv: Unknown host")
+    assert desk.submit("--dry-run") == 0
+    assert "MaxArraySize=1001 is assumed" in desk.out and "dns" not in desk.out + desk.err
+    shown = json.loads(desk.out.splitlines()[-1])
+    assert shown["max_array_size"] == 1001 and len(shown["scripts"]) == 2
+
+
+def test_a_dry_run_asks_the_cluster_for_its_limit(desk: Desk) -> None:
+    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    assert desk.submit("--dry-run") == 0
+    assert "is assumed" not in desk.out
+    assert len(json.loads(desk.out.splitlines()[-1])["scripts"]) == 3
+    assert desk.fake.jobs() == [] and not desk.bench.root.exists()
+
+
 def test_only_hosts_of_the_cluster_are_excluded(desk: Desk, fake: FakeSlurm) -> None:
     """Slurm refuses a job that excludes a node which it does not know."""
     assert desk.submit() == 0
