@@ -216,6 +216,7 @@ class SlurmConfig:
     `python`: command that starts python on a node, for containers; None = this interpreter.
     `steward_python`: the same for the steward, which needs Slurm's commands beside it; it then
     starts without `srun_args`. None = as the tasks.
+    `extra`: further options of sbatch; true = an option without a value, false = not this one.
     """
 
     executor: Literal["inline", "local", "slurm"] = "local"
@@ -239,7 +240,7 @@ class SlurmConfig:
     srun_args: tuple[str, ...] = ()
     steward_partition: str | None = None  # None: as the tasks
     steward_python: str | None = None
-    extra: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str | bool] = field(default_factory=dict)
     array_parallelism: int = 256
     max_attempts: int = 3
     row_retries: int = 1

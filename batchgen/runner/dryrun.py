@@ -42,7 +42,8 @@ def dry_run(composed: Composed) -> DryRun:
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
         make_plan(composed.config, plan)
-        rows = np.flatnonzero(~read_costs(plan).is_alias)
+        is_alias = read_costs(plan).is_alias
+        rows = np.flatnonzero(~is_alias)
         shards = int(cut(plan, rows, composed.config).shard.max(initial=-1)) + 1
     if slurm.executor != "slurm":
         return DryRun(len(rows), shards)
@@ -50,16 +51,16 @@ def dry_run(composed: Composed) -> DryRun:
         window, assumed = scheduler.max_array_size(), False
     except SchedulerError:
         window, assumed = ASSUMED_ARRAY, True
-    scripts = _scripts(composed.config, shards, window)
+    scripts = _scripts(composed.config, shards, window, len(is_alias))
     return DryRun(len(rows), shards, scripts, window, assumed)
 
 
-def _scripts(config: JobConfig, shards: int, window: int) -> tuple[str, ...]:
+def _scripts(config: JobConfig, shards: int, window: int, rows: int) -> tuple[str, ...]:
     from batchgen.runner.executors.slurm import after, steward_batch, task_batches, waits_for
 
     slurm, run = config.slurm, RunPaths(Path(config.output.root_dir).absolute() / RUN)
     batches = task_batches(run, 1, shards, slurm, window)
     ids = [f"ARRAY-{number + 1}" for number in range(len(batches))]
     tasks = [after(batch, waits_for(ids[:n], slurm)) for n, batch in enumerate(batches)]
-    steward = after(steward_batch(run, 1, slurm), ids)
+    steward = after(steward_batch(run, 1, slurm, rows), ids)
     return tuple(batch.script() for batch in (*tasks, steward))

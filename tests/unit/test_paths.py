@@ -51,7 +51,7 @@ def test_what_slurm_gets_and_prints_shares_folders_of_bounded_size(
     for batch in batches:
         files[batch.folder] += 1 + batch.elements
     assert max(files.values()) <= 10_000 and len(files) <= 20
-    steward = steward_batch(RUN, 1, SlurmConfig(executor="slurm"))
+    steward = steward_batch(RUN, 1, SlurmConfig(executor="slurm"), rows=9)
     assert steward.folder not in files and steward.folder.parent == batches[0].folder.parent
 
 

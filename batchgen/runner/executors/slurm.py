@@ -25,6 +25,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
 from batchgen.paths import BATCH_FILES, RunPaths
+from batchgen.runfile import read_run
 from batchgen.runner import scheduler
 from batchgen.runner.executors import Job
 from batchgen.runner.options import export_defaults, outside_any_job
@@ -33,7 +34,8 @@ from batchgen.runner.scheduler import STEWARD, SchedulerError, job_name, names, 
 log = logging.getLogger(__name__)
 POLL_S = 5.0
 NEEDS_DRIVER = False
-STEWARD_MEM_GB = 4.0  # collecting takes 2 GiB at most, whatever the number of rows
+STEWARD_MEM_GB = 4.0  # collecting takes half of it, and
+STEWARD_ROW_BYTES = 150  # for the index of commits and the plan
 STEWARD_MIN = 240
 STEWARD_STARTS = 3  # of one that is killed
 ROOM = 2  # tasks that make way for it where a limit on submitted jobs is reached
@@ -125,7 +127,7 @@ def launch_steward(
     a refusal is noted, and `resume` by hand does the same. `make_room`: where a limit on submitted
     jobs refuses it, cancel some tasks and ask again; once, since others may take the room."""
     name = job_name(run, submission, steward=True)
-    batch = after(steward_batch(run, submission, slurm), arrays)
+    batch = after(steward_batch(run, submission, slurm, read_run(run).rows), arrays)
     try:
         try:
             _submit_once(name, batch, [], 0.0)
@@ -260,13 +262,16 @@ def _share_again(slurm: SlurmConfig, jobs: Sequence[Job], arrays: int) -> None:
                 scheduler.ask("scontrol", "update", *order)
 
 
-def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
-    """The steward: one process without devices. If it is killed it asks for another start."""
+def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig, rows: int) -> Batch:
+    """The steward: one process without devices, with memory for all `rows` of the run. If it is
+    killed it asks for another start."""
     again = (
         f"[ $? -ge 128 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {STEWARD_STARTS - 1} ] && "
         "scontrol requeue $SLURM_JOB_ID"
     )
-    memory = min(slurm.mem_gb or STEWARD_MEM_GB, STEWARD_MEM_GB)  # 0 GB are all of a node
+    wanted = STEWARD_MEM_GB + STEWARD_ROW_BYTES * rows / 2**30
+    memory = min(slurm.mem_gb or wanted, wanted)  # 0 GB are all of a node
+    # None stays None: where nodes have no RealMemory, Slurm takes no job that asks for some.
     modest = replace(
         slurm,
         partition=slurm.steward_partition or slurm.partition,
@@ -288,7 +293,7 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig) -> Batch:
     )
 
 
-def _without(extra: dict[str, str], option: str) -> dict[str, str]:
+def _without(extra: dict[str, str | bool], option: str) -> dict[str, str | bool]:
     return {key: value for key, value in extra.items() if key != option}
 
 
@@ -311,7 +316,7 @@ def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[st
         "constraint": slurm.constraint,
         "exclude": slurm.exclude,
         "signal_delay_s": slurm.signal_delay_s if drains else None,
-        "dependency": slurm.extra.get("dependency"),
+        "dependency": slurm.extra.get("dependency") or None,
         "wckey": None,
         "setup": [
             # Under --export=NONE srun would hand on Slurm's own variables alone.
@@ -328,9 +333,15 @@ def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[st
             "--wait=0",
             *slurm.srun_args,
         ],
-        "additional_parameters": {"requeue": True, **_without(slurm.extra, "dependency")},
+        "additional_parameters": {"requeue": True, **_further(slurm)},
     }
     return {key: value for key, value in given.items() if value is not None or key == "wckey"}
+
+
+def _further(slurm: SlurmConfig) -> dict[str, str | bool]:
+    """Options of `extra`, also those without a value (true); what is false is not asked for."""
+    given = _without(slurm.extra, "dependency")
+    return {option: value for option, value in given.items() if value is not False}
 
 
 def _command(slurm: SlurmConfig, what: str, run: RunPaths, *numbers: int) -> str:

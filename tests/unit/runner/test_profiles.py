@@ -35,7 +35,7 @@ def test_each_profile_makes_a_script(name: str, tmp_path: Path) -> None:
         "--requeue",
     ):
         assert words in script
-    steward = steward_batch(run, 1, slurm).script()
+    steward = steward_batch(run, 1, slurm, rows=9).script()
     assert "--ntasks-per-node=1" in steward and "gpus" not in steward
 
 
@@ -48,7 +48,25 @@ def test_all_memory_of_a_node_is_for_tasks_alone(tmp_path: Path) -> None:
     """The steward is a small job, whatever its tasks take."""
     slurm, run = profile("devcluster", "slurm.mem_gb=0"), RunPaths(tmp_path)
     assert "--mem=0M\n" in task_batches(run, 1, 1, slurm, 1000)[0].script()
-    assert "--mem=4096M\n" in steward_batch(run, 1, slurm).script()
+    assert "--mem=4096M\n" in steward_batch(run, 1, slurm, rows=1000).script()
+
+
+@pytest.mark.parametrize(
+    ("mem_gb", "rows", "asked"),
+    [
+        ("64", 10**6, "--mem=4239M"),
+        ("64", 10**8, "--mem=18401M"),  # an index of all commits and a plan of all rows
+        ("8", 10**8, "--mem=8192M"),  # no node of the profile has more
+        ("0", 10**8, "--mem=18401M"),
+    ],
+)
+def test_a_steward_of_many_rows_gets_more_memory(
+    mem_gb: str, rows: int, asked: str, tmp_path: Path
+) -> None:
+    slurm = profile("devcluster", f"slurm.mem_gb={mem_gb}")
+    assert f"{asked}\n" in steward_batch(RunPaths(tmp_path), 1, slurm, rows).script()
+    silent = profile("devcluster", "slurm.mem_gb=null")  # nodes without RealMemory refuse any
+    assert "--mem" not in steward_batch(RunPaths(tmp_path), 1, silent, rows).script()
 
 
 @pytest.mark.parametrize(
@@ -123,8 +141,17 @@ def test_a_dependency_of_ones_own_is_for_the_tasks_and_joins_ours(tmp_path: Path
     (tasks,) = task_batches(run, 1, 3, slurm, 1000)
     assert "--dependency=afterok:123\n" in tasks.script()
     assert "--dependency=afterok:123,afterany:7\n" in after(tasks, ["7"]).script()
-    steward = after(steward_batch(run, 1, slurm), ["7", "8"]).script()
+    steward = after(steward_batch(run, 1, slurm, rows=9), ["7", "8"]).script()
     assert "--dependency=afterany:7:8\n" in steward and "--nice=5\n" in steward
+
+
+def test_an_option_without_a_value(tmp_path: Path) -> None:
+    """And one that a copied profile has is taken back by `false`."""
+    extra = "slurm.extra={contiguous: true, overcommit: false, comment: a b}"
+    (batch,) = task_batches(RunPaths(tmp_path), 1, 1, profile("devcluster", extra), 9)
+    assert "#SBATCH --contiguous\n" in batch.script()
+    assert "#SBATCH --comment='a b'\n" in batch.script()
+    assert "overcommit" not in batch.script()
 
 
 def test_only_ranks_get_the_drain_signal(tmp_path: Path) -> None:
@@ -132,7 +159,7 @@ def test_only_ranks_get_the_drain_signal(tmp_path: Path) -> None:
     slurm = profile("h100x8", "slurm.signal_delay_s=900")
     assert "--signal=USR2@900\n" in task_batches(RunPaths(tmp_path), 1, 1, slurm, 9)[0].script()
     for batch in (
-        steward_batch(RunPaths(tmp_path), 1, slurm),
+        steward_batch(RunPaths(tmp_path), 1, slurm, rows=9),
         probe_batch(tmp_path, "x", slurm, 2),
     ):
         assert "--signal" not in batch.script()
