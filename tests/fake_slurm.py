@@ -32,8 +32,9 @@ POLICY = (
 LISTED = ("PENDING", "RUNNING", "COMPLETING", "REQUEUE_HOLD")
 TITLES = {
     "%i": "JOBID", "%A": "JOBID", "%F": "ARRAY_JOB_ID", "%j": "NAME", "%T": "STATE",
-    "%N": "NODELIST", "%r": "REASON",
+    "%N": "NODELIST", "%r": "REASON", "%x": "EXC_NODES",
 }  # fmt: skip
+NODES = ("node1", "node2", "node3", "node4")
 Json = dict[str, Any]
 
 
@@ -45,9 +46,11 @@ def opened(folder: str) -> Iterator[Json]:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         state: Json = json.loads(file.read())
-        yield state
-        file.truncate(0)
-        file.write(json.dumps(state))
+        try:
+            yield state
+        finally:
+            file.truncate(0)
+            file.write(json.dumps(state))
 
 
 # ------------------------------------------------------------------------------------- the commands
@@ -112,6 +115,7 @@ def sbatch(state: Json, argv: list[str], blind: float) -> str:
             "state": "PENDING",
             "reason": "Dependency" if "dependency" in options else "Priority",
             "node": "",
+            "excluded": (options.get("exclude") or "").strip("'"),
             "at": time.time(),
         }
         state["jobs"].append(job)
@@ -120,14 +124,21 @@ def sbatch(state: Json, argv: list[str], blind: float) -> str:
 
 
 def squeue(state: Json, argv: list[str], blind: float) -> str:
-    """With `--name=a,b` and a `--format` of the fields used here."""
-    names = next(a.partition("=")[2].split(",") for a in argv if a.startswith("--name="))
-    wanted = next(a.partition("=")[2] for a in argv if a.startswith("--format="))
+    """With `--name=a,b` or `--jobs=ARRAY`, and a `--format` of the fields used here."""
+    given = dict(word.split("=", 1) for word in argv if "=" in word)
+    key, chosen = ("array", "--jobs") if "--jobs" in given else ("name", "--name")
+    states = given.get("--states", ",".join(LISTED)).split(",")
+    wanted = given["--format"]
     listed = [
         job
         for job in state["jobs"]
-        if job["name"] in names and job["state"] in LISTED and time.time() - job["at"] >= blind
+        if job[key] in given[chosen].split(",")
+        and job["state"] in states
+        and time.time() - job["at"] >= blind
     ]
+    if "--jobs" in given and not any(j["array"] == given["--jobs"] for j in state["jobs"]):
+        print("slurm_load_jobs error: Invalid job id specified", file=sys.stderr)
+        sys.exit(1)
     head = [] if "--noheader" in argv else [re.sub("%[a-zA-Z]", lambda m: TITLES[m[0]], wanted)]
     return "\n".join([*head, *(_filled(wanted, job) for job in listed)])
 
@@ -135,7 +146,7 @@ def squeue(state: Json, argv: list[str], blind: float) -> str:
 def _filled(wanted: str, job: Json) -> str:
     fields = {
         "%i": _task_id(job), "%A": job["job_id"], "%F": job["array"], "%j": job["name"],
-        "%T": job["state"], "%N": job["node"], "%r": job["reason"],
+        "%T": job["state"], "%N": job["node"], "%r": job["reason"], "%x": job["excluded"],
     }  # fmt: skip
     return re.sub(r"%[a-zA-Z]", lambda match: str(fields[match[0]]), wanted)
 
@@ -161,12 +172,45 @@ def scontrol(state: Json, argv: list[str], blind: float) -> str:
         return (
             f"ClusterName             = fake\nMaxArraySize            = {state['max_array_size']}"
         )
+    if argv[:2] == ["show", "hostnames"]:
+        return "\n".join(_hosts(argv[2]))
     if argv[0] == "update":
-        wanted = dict(word.split("=") for word in argv[1:])
-        for job in state["jobs"]:
-            if job["array"] == wanted["JobId"] and "ArrayTaskThrottle" in wanted:
-                job["throttle"] = int(wanted["ArrayTaskThrottle"])
+        _update(state, argv[1:])
     return ""
+
+
+def _update(state: Json, argv: list[str]) -> None:
+    """Of an array only what is pending is changed, and exit status 1 tells of the rest."""
+    if wrong := [word for word in argv if re.match(r"\w+[+-]=", word)]:
+        print(f"scontrol: error: Option {wrong[0]} does not accept [+|-]= syntax", file=sys.stderr)
+        sys.exit(1)
+    wanted = dict(word.split("=") for word in argv)
+    jobs = [j for j in state["jobs"] if j["array"] == wanted["JobId"] and j["state"] in LISTED]
+    if "ArrayTaskThrottle" in wanted:
+        for job in jobs:
+            job["throttle"] = int(wanted["ArrayTaskThrottle"])
+    if "ExcNodeList" in wanted:
+        hosts = _hosts(wanted["ExcNodeList"])
+        told = "No error" if {*hosts} <= {*NODES} else "Invalid node name specified"
+        for job in jobs:
+            if job["state"] == "PENDING" and told == "No error":
+                job["excluded"] = ",".join(hosts)
+        begun = "Job is no longer pending execution"
+        said = [(_task_id(job), told if job["state"] == "PENDING" else begun) for job in jobs]
+        if any(text != "No error" for _, text in said):
+            print(*(f"{task}: {text}" for task, text in said), sep="\n", file=sys.stderr)
+            sys.exit(1)
+
+
+def _hosts(text: str) -> list[str]:
+    """The nodes of a list such as node1,node[3-4]."""
+    found = []
+    for name, numbers in re.findall(r"(\w+)(?:\[([-,\d]+)\])?", text):
+        for part in numbers.split(",") if numbers else ():
+            first, _, last = part.partition("-")
+            found += [f"{name}{k}" for k in range(int(first), int(last or first) + 1)]
+        found += [] if numbers else [name]
+    return found
 
 
 def sacct(state: Json, argv: list[str], blind: float) -> str:
@@ -175,8 +219,12 @@ def sacct(state: Json, argv: list[str], blind: float) -> str:
 
 
 def sinfo(state: Json, argv: list[str], blind: float) -> str:
+    """With `--Node`, one line for each in a `--format`."""
     if "--Node" in argv:
-        return "node1\nnode2\nnode3\nnode4"
+        wanted = next(a.partition("=")[2] for a in argv if a.startswith("--format="))
+        wanted = wanted.replace("%P", "main*")
+        told = state["nodes"].items()
+        return "\n".join(wanted.replace("%N", name).replace("%t", how) for name, how in told)
     return "main* up infinite 4 idle node[1-4]"
 
 
@@ -205,8 +253,9 @@ class FakeSlurm:
         self.env = {FOLDER: self.folder, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
         os.makedirs(self.bin)
         empty = {"next_id": 1001, "jobs": [], "calls": [], "rules": [], "max_submit": 10**9}
+        nodes = dict.fromkeys(NODES, "idle")
         with open(os.path.join(self.folder, "state.json"), "w") as file:
-            json.dump({**empty, "max_array_size": max_array_size}, file)
+            json.dump({**empty, "max_array_size": max_array_size, "nodes": nodes}, file)
         for name in COMMANDS:
             path = os.path.join(self.bin, name)
             with open(path, "w") as file:
@@ -255,6 +304,11 @@ class FakeSlurm:
         with opened(self.folder) as state:
             return [job for job in state["jobs"] if name in ("", job["name"])]
 
+    def set_node(self, name: str, how: str) -> None:
+        """What sinfo says of a node: idle, mix, drain, down* ..."""
+        with opened(self.folder) as state:
+            state["nodes"][name] = how
+
     def change(self, job_id: str, **values: str) -> None:
         """A job's `state`, `reason`, `node`."""
         with opened(self.folder) as state:
@@ -275,9 +329,10 @@ class FakeSlurm:
     def _run(self, job: Json) -> None:
         import subprocess
 
-        self.change(job["job_id"], state="RUNNING", node="node1", reason="None")
+        node = next(node for node in NODES if node not in _hosts(job["excluded"]))
+        self.change(job["job_id"], state="RUNNING", node=node, reason="None")
         env = {
-            **os.environ, **self.env, "SLURM_JOB_ID": job["job_id"], "SLURMD_NODENAME": "node1",
+            **os.environ, **self.env, "SLURM_JOB_ID": job["job_id"], "SLURMD_NODENAME": node,
             "SLURM_JOB_NAME": job["name"],
         }  # fmt: skip
         if job["element"] is not None:

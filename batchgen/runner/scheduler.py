@@ -141,9 +141,33 @@ def cancel_tasks(task_ids: Sequence[str]) -> None:
     ask("scancel", "--quiet", *task_ids)
 
 
-def exclude(array_id: str, node: str) -> None:
-    """Keep what is still pending of an array away from a node."""
-    ask("scontrol", "update", f"JobId={array_id}", f"ExcNodeList+={node}")
+def exclude(array_id: str, node: str) -> bool:
+    """Keep what is still pending of an array away from one node more; False if nothing is pending
+    or it keeps away already. SchedulerError if Slurm does not do it."""
+    pending = _excluded(array_id)
+    if not pending or all(node in _hosts(listed) for listed in pending):
+        return False
+    everything = ",".join([*filter(None, sorted(pending)), node])
+    try:  # the list is replaced: no version adds to it
+        ask("scontrol", "update", f"JobId={array_id}", f"ExcNodeList={everything}")
+    except SchedulerError:  # also told where an element runs, which cannot be changed any more
+        if not all(node in _hosts(listed) for listed in _excluded(array_id)):
+            raise
+    return True
+
+
+def _excluded(array_id: str) -> set[str]:
+    """The lists of nodes that the pending elements of an array keep away from, as Slurm writes
+    them: node[1-3]; elements that are started again may have another one."""
+    wanted = (f"--jobs={array_id}", "--states=PENDING", "--format=excluded=%x")
+    text = ask("squeue", "--all", "--noheader", *wanted)
+    found = re.findall(r"^excluded=(.*?)\s*$", text, re.M)  # below a site's banner
+    return {"" if listed == "(null)" else listed for listed in found}
+
+
+def _hosts(listed: str) -> set[str]:
+    """The single nodes of such a list."""
+    return {*ask("scontrol", "show", "hostnames", listed).split()} if listed else set()
 
 
 def nodes() -> set[str]:

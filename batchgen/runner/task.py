@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from batchgen.errors import RunStateError, StorageError
@@ -57,14 +58,19 @@ def _leave(run: RunPaths, submission: int, error: Exception | None) -> None:
     """A task that fails looks after those that would follow it to this node, and the last one to
     end sees to it that the steward comes."""
     from batchgen.runner.recover import free_the_steward, keep_away
-    from batchgen.runner.scheduler import SchedulerError
 
+    host = rank_from_environment(0).host
+    if error is not None and not isinstance(error, StorageError | RunStateError):
+        _try(lambda: keep_away(run, submission, host))
+    _try(lambda: free_the_steward(run))
+
+
+def _try(call: Callable[[], object]) -> None:
+    """What goes wrong here must not hide how the task ended: `status` tells, a person decides."""
     try:
-        if error is not None and not isinstance(error, StorageError | RunStateError):
-            keep_away(run, submission, rank_from_environment(0).host)
-        free_the_steward(run)
-    except SchedulerError as trouble:  # then `status` tells, and a person decides
-        logging.getLogger(__name__).warning("the queue cannot be looked at: %s", trouble)
+        call()
+    except Exception as trouble:
+        logging.getLogger(__name__).warning("the queue cannot be looked after: %s", trouble)
 
 
 def _steward(run: RunPaths, submission: int) -> int:

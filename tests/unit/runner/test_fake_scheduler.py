@@ -10,18 +10,17 @@ import json
 import os
 import re
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
+from desk import JOB, TWO_SHARDS, Desk
 from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
-from harness import Bench, make_bench, rows_of
+from harness import rows_of
 
-from batchgen.cli.main import main
 from batchgen.ledger.intent import submission_numbers
 from batchgen.paths import RunPaths
 from batchgen.runner import recover, scheduler, steward
@@ -31,63 +30,6 @@ from batchgen.runner.scheduler import SchedulerError, job_name
 from batchgen.runner.submit import without_hosts
 
 HANG_S = 30  # far beyond PATIENCE_S
-# Two shards: the null engine takes 10 ms a step, and a shard has 3 start-ups of work at least.
-JOB = ("model=null-engine", "row_defaults.num_steps=10", "slurm.executor=slurm")
-TWO_SHARDS = ("slurm.nodes=2", "slurm.start_up_s=0.05")
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    fake = FakeSlurm(tmp_path / "fake")
-    for name, value in fake.env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(scheduler, "PATIENCE_S", 3.0)
-    monkeypatch.setattr(scheduler, "ORDER_PATIENCE_S", 3.0)
-    monkeypatch.setattr(scheduler, "RETRY_S", 0.02)
-    return fake
-
-
-@dataclass
-class Desk:
-    """A user at a login node: commands in this process, and what they printed."""
-
-    bench: Bench
-    fake: FakeSlurm
-    capsys: pytest.CaptureFixture[str]
-    out: str = ""
-    err: str = ""
-
-    def call(self, *argv: str) -> int:
-        self.capsys.readouterr()
-        code = main(argv)
-        self.out, self.err = self.capsys.readouterr()
-        return code
-
-    def submit(self, *overrides: str) -> int:
-        return self.call("submit", str(self.bench.job), *JOB, *TWO_SHARDS, *overrides, "--json")
-
-    def on_run(self, verb: str, *options: str) -> int:
-        return self.call(verb, str(self.run.root), *options)
-
-    @property
-    def run(self) -> RunPaths:
-        (folder,) = self.bench.root.iterdir()
-        return RunPaths(folder)
-
-    def names(self) -> Counter[str]:
-        """How many elements Slurm was ever given, by `s1`, `s1-steward`, ..."""
-        prefix = job_name(self.run, 1).removesuffix("s1")
-        return Counter(job["name"].removeprefix(prefix) for job in self.fake.jobs())
-
-    def assert_every_row_once(self) -> None:
-        rows = rows_of(self.run)
-        assert list(rows.row_id) == [f"row-{n:03d}" for n in range(4)]
-        assert list(rows.status) == ["ok"] * 4
-
-
-@pytest.fixture
-def desk(fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
-    return Desk(make_bench(tmp_path, 4), fake, capsys)
 
 
 @pytest.fixture
@@ -693,20 +635,6 @@ def test_the_last_tasks_of_all_see_each_other_end(
         time.sleep(0.5)  # it has looked once
         desk.fake.change("1002", state="COMPLETED")
         assert [task.task_id for task in freed.result(30)] == ["1001_0"]
-
-
-def test_what_is_pending_keeps_away_from_a_node_where_nothing_is_rendered(desk: Desk) -> None:
-    assert desk.submit() == 0
-    asked = desk.fake.calls("scontrol")
-    recover.keep_away(desk.run, 1, "node2")
-    assert desk.fake.calls("scontrol") == asked, "no row is rendered anywhere: whose fault is it?"
-    desk.fake.change("1002", state="RUNNING", reason="None")
-    desk.fake.work(job_name(desk.run, 1))
-    desk.fake.change("1002", state="PENDING", reason="Resources")
-    recover.keep_away(desk.run, 1, "node1")
-    assert desk.fake.calls("scontrol") == asked, "a node that rendered"
-    recover.keep_away(desk.run, 1, "node2")
-    assert desk.fake.asked()[-1] == ["scontrol", "update", "JobId=1001", "ExcNodeList+=node2"]
 
 
 def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: Desk) -> None:

@@ -1,0 +1,170 @@
+"""What is pending keeps away from a node on which tasks end as they start, and from no other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+
+import pytest
+from desk import Desk
+from fake_slurm import UNREACHABLE
+from lab import Lab, make_request
+
+from batchgen.ledger.events import End
+from batchgen.runner import recover, scheduler
+from batchgen.runner.scheduler import SchedulerError
+
+
+class Night:
+    """What happens to tasks of a submission, one after the other; each is a journal."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.lab = Lab(desk.run, [make_request(row) for row in range(4)])
+        self.tasks = count()
+
+    def rendered(self, host: str) -> None:
+        with self.lab.journal(1, next(self.tasks), host=host) as journal:
+            self.lab.render(journal, 0)
+            journal.end(End(reason="done"))
+
+    def fell(self, host: str, ranks: int = 1, reason: str = "RuntimeError") -> None:
+        """Its ranks load nothing."""
+        task = next(self.tasks)
+        for replica in range(ranks):
+            with self.lab.journal(1, task, replica=replica, host=host) as journal:
+                journal.end(End(reason=reason, error=f"{host} has no device"))
+
+    def avoided(self, host: str) -> str:
+        """What the pending elements keep away from after a task on `host` has looked."""
+        recover.keep_away(self.desk.run, 1, host)
+        (pending,) = [job for job in self.desk.fake.jobs() if job["element"] == 1]
+        return str(pending["excluded"])
+
+
+@pytest.fixture
+def night(desk: Desk) -> Night:
+    """An array of two: one element at work, one pending."""
+    assert desk.submit() == 0
+    desk.fake.change("1001", state="RUNNING", node="node9", reason="None")
+    return Night(desk)
+
+
+# ------------------------------------------------------------------------------------- which nodes
+def test_a_node_where_two_tasks_came_to_nothing_takes_no_more(night: Night) -> None:
+    night.rendered("node1")
+    night.fell("node2", ranks=2)
+    assert night.avoided("node2") == "", "it may have been a moment's trouble"
+    night.fell("node2")
+    night.rendered("node1")
+    assert night.avoided("node2") == "node2"
+
+
+def test_no_node_is_avoided_while_none_renders(night: Night) -> None:
+    for _ in range(3):
+        night.fell("node2")
+    assert night.avoided("node2") == ""
+
+
+def test_a_node_that_broke_after_it_had_rendered_is_avoided_too(night: Night) -> None:
+    night.rendered("node1")
+    night.rendered("node2")
+    night.fell("node2")
+    night.rendered("node2")
+    night.fell("node2", ranks=2)
+    assert night.avoided("node2") == "", "one since its last row"
+    night.fell("node2", reason="StorageError")
+    assert night.avoided("node2") == "", "the run folder's fault"
+    night.fell("node2")
+    assert night.avoided("node2") == "", "nobody has rendered since: it may be the job"
+    night.rendered("node1")
+    assert night.avoided("node2") == "node2"
+
+
+def test_not_more_than_half_of_the_nodes_break(night: Night) -> None:
+    """Then it is the cluster, or the job."""
+    for host in ("node1", "node2", "node3", "node4"):
+        night.rendered(host)
+    for host in ("node2", "node3", "node3", "node4", "node4"):
+        night.fell(host)
+    night.rendered("node1")
+    assert night.avoided("node3") == "node3"
+    night.fell("node2")
+    night.rendered("node1")
+    assert night.avoided("node4") == "node3"
+
+
+# --------------------------------------------------------------------------------------- the order
+def test_an_array_keeps_away_from_one_node_more(desk: Desk) -> None:
+    """Slurm replaces the list, and says of what runs that it cannot be changed."""
+    assert desk.submit("slurm.exclude='node[3-4]'") == 0
+    desk.fake.change("1001", state="RUNNING", node="node1", reason="None")
+    assert scheduler.exclude("1001", "node2")
+    running, pending = desk.fake.jobs()[:2]
+    assert (running["excluded"], pending["excluded"]) == ("node[3-4]", "node3,node4,node2")
+    asked = len(desk.fake.asked())
+    assert not scheduler.exclude("1001", "node3")
+    assert [c for c in desk.fake.asked()[asked:] if c[:2] == ["scontrol", "update"]] == []
+
+
+def test_an_order_that_is_not_carried_out_is_an_error(desk: Desk) -> None:
+    assert desk.submit() == 0
+    with pytest.raises(SchedulerError, match="Invalid node name"):
+        scheduler.exclude("1001", "node9")
+    desk.fake.steer("scontrol", "fail", UNREACHABLE)
+    with pytest.raises(SchedulerError, match="Unable to contact"):
+        scheduler.exclude("1001", "node2")
+
+
+def test_nothing_is_ordered_once_nothing_is_pending(desk: Desk) -> None:
+    assert desk.submit() == 0
+    for job_id in ("1001", "1002"):
+        desk.fake.change(job_id, state="RUNNING", node="node1", reason="None")
+    assert not scheduler.exclude("1001", "node2")
+
+
+# ----------------------------------------------------------------------------------- as a task ends
+@pytest.fixture
+def falls(night: Night) -> Callable[[], str]:
+    """The third task of node2 to end as it starts; what it prints."""
+    night.rendered("node1")
+    night.fell("node2")
+    night.fell("node2")
+    night.rendered("node1")
+
+    def fall() -> str:
+        rank = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
+        place = {"SUBMITIT_EXECUTOR": "slurm", "SLURMD_NODENAME": "node2"}
+        trouble = {"SLURM_ARRAY_TASK_ID": "9", "BATCHGEN_NULL_SLOW": "nonsense"}  # loads no engine
+        argv = [sys.executable, "-m", "batchgen.runner.task", "task", str(night.desk.run.root)]
+        done = subprocess.run(
+            [*argv, "1", "0", "1"],
+            env={**os.environ, **rank, **place, **trouble},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "ConfigError" in done.stderr
+        return done.stderr
+
+    return fall
+
+
+def test_a_task_that_falls_says_so_once_it_is_so(night: Night, falls: Callable[[], str]) -> None:
+    assert "array 1001 keeps away from node2" in falls()
+    assert night.desk.fake.jobs()[1]["excluded"] == "node2"
+
+
+def test_a_node_that_cannot_be_avoided_keeps_nobody_from_the_steward(
+    night: Night, falls: Callable[[], str]
+) -> None:
+    """What Slurm holds is let go all the same."""
+    night.desk.fake.change("1001", state="COMPLETED")
+    night.desk.fake.change("1002", reason="launch failed requeued held")
+    night.desk.fake.steer("scontrol", "fail", UNREACHABLE)
+    said = falls()
+    assert "Unable to contact" in said and "keeps away" not in said
+    assert night.desk.fake.jobs()[1]["state"] == "CANCELLED"
