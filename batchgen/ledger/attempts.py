@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -148,10 +148,11 @@ def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:
     return ShardRows(rows[~alone], rows[alone])
 
 
-def rows_of(run: RunPaths, submission: int) -> np.ndarray:
-    """row_index (int64) of all rows that a submission was to render."""
-    rows: np.ndarray = pq.read_table(run.shards(submission), columns=["row_index"])[0].to_numpy()
-    return rows
+def rows_of(run: RunPaths, submission: int, tasks: Collection[int] | None = None) -> np.ndarray:
+    """row_index (int64) of all rows that a submission was to render, or those of some tasks."""
+    table = pq.read_table(run.shards(submission), columns=["row_index", "shard"])
+    rows: np.ndarray = table["row_index"].to_numpy()
+    return rows if tasks is None else rows[np.isin(table["shard"].to_numpy(), [*tasks])]
 
 
 def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:

@@ -36,7 +36,8 @@ class Move:
 
 def next_move(run: RunPaths) -> Move | None:
     """What to submit after the latest submission; None when nothing is left, somebody cancelled it,
-    all its ranks met the same error at once, or `max_attempts` of them in a row came to little.
+    all its ranks met the same error at once, or `max_attempts` of them in a row came to little. To
+    have found a row that kills its process is something: the others are then rid of it.
 
     Only rows of that submission are taken: those that it did not finish, one way or the other, and
     those that failed on a host where nothing succeeded. Such hosts are excluded from here on.
@@ -51,13 +52,14 @@ def next_move(run: RunPaths) -> Move | None:
     left = np.union1d(left, np.intersect1d(rows, blame.rows_failed_on(blame.bad_hosts)))
     if len(left) == 0:
         return None
-    little = len(left) > (1 - PROGRESS) * intent.rows and not _carries_on(run, found.index, intent)
+    convicted = np.array([verdict.row_index for verdict in blame.convicted], np.int64)
+    progress = np.isin(convicted, left).any() or _is_progress(run, found.index, intent, left)
     config = json.loads(intent.config)
     settings = Settings(
         resolved=config,
         overrides=list(intent.overrides),
         last=last_submission(run),
-        attempt=intent.attempt + 1 if little else 1,
+        attempt=1 if progress else intent.attempt + 1,
         excluded={**intent.excluded, **blame.bad_hosts},
     )
     settings = _without_lone_host(run, intent, settings, rows_rendered(found.index))
@@ -72,15 +74,19 @@ def _finished_since(index: CommitIndex, submission: int) -> np.ndarray:
     return np.unique(index.row_index[index.accepted & (index.submission >= submission)])
 
 
-def _carries_on(run: RunPaths, index: CommitIndex, intent: Intent) -> bool:
-    """Whether work was saved inside rows that are longer than the wall limit allows: a tenth of
-    what the submission was predicted to take counts as progress too."""
+def _is_progress(run: RunPaths, index: CommitIndex, intent: Intent, left: np.ndarray) -> bool:
+    """Whether a good part came of what was started: tasks without a journal may have been kept out
+    by a limit on jobs. Work that was saved inside rows that are longer than the wall limit allows
+    counts too: a tenth of what these rows were predicted to take."""
     mine = [f for f in index.journals if f.journal.attempt.submission == intent.number]
+    started = rows_of(run, intent.number, {f.journal.attempt.task for f in mine})
+    done = len(started) - int(np.isin(started, left).sum())
+    if done and done >= PROGRESS * len(started):
+        return True
     saved_s = sum(seconds for facts in mine for seconds in facts.saved.values())
     if saved_s == 0:
         return False
-    predicted_s = float(read_costs(run.plan).cost_s[rows_of(run, intent.number)].sum())
-    return saved_s >= PROGRESS * predicted_s
+    return saved_s >= PROGRESS * float(read_costs(run.plan).cost_s[started].sum())
 
 
 def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:

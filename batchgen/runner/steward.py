@@ -26,7 +26,7 @@ from batchgen.runner.executors import executor_named
 from batchgen.runner.jobs import executor_of, is_alive, jobs_of, last_submission
 from batchgen.runner.recover import give_a_steward
 from batchgen.runner.scheduler import NoScheduler, SchedulerError, job_name, patiently, queued
-from batchgen.runner.submit import Settings, submit
+from batchgen.runner.submit import Settings, submit, write_verdicts
 
 log = logging.getLogger(__name__)
 DRAIN_S = 30.0
@@ -49,6 +49,7 @@ def drive(
     except KeyboardInterrupt:
         cancel(run)
         raise
+    write_verdicts(run)
     return collect(run)
 
 
@@ -79,22 +80,29 @@ def follow_up(run: RunPaths, number: int) -> int:
         if patiently(lambda: _others_go_on(run, number), SCHEDULER_PATIENCE_S):
             log.info("the run is at work again")
             return 0
-        move = next_move(run)
+        if _submitted_again(run):
+            return 0
+        write_verdicts(run)
     except NoScheduler as error:  # in a container without them, say
         log.error("%s; nothing is submitted again: set slurm.steward_python", error)
-        move = None
-    if move is not None:
-        try:
-            started = submit(run, move.settings, move.rows, patience_s=SCHEDULER_PATIENCE_S)
-        except BatchgenError as error:
-            log.error("%d rows cannot be submitted from here: %s", len(move.rows), error)
-        else:
-            if started is not None:
-                log.info("submission %d: %d rows", started.number, started.rows)
-                return 0
     summary = collect(run)
     log.info("catalog: %d of %d rows ok", summary.ok, summary.rows)
     return 0 if summary.ok == summary.rows else 1
+
+
+def _submitted_again(run: RunPaths) -> bool:
+    """Submit what is left, if anything is and it can be done from here."""
+    move = next_move(run)
+    if move is None:
+        return False
+    try:
+        started = submit(run, move.settings, move.rows, patience_s=SCHEDULER_PATIENCE_S)
+    except BatchgenError as error:
+        log.error("%d rows cannot be submitted from here: %s", len(move.rows), error)
+        return False
+    if started is not None:
+        log.info("submission %d: %d rows", started.number, started.rows)
+    return started is not None
 
 
 def _others_go_on(run: RunPaths, number: int) -> bool:

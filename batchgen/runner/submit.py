@@ -13,6 +13,7 @@ import numpy as np
 
 from batchgen.config.build import build
 from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.blame import Blame, read_blame
@@ -115,6 +116,17 @@ def submit(
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
+
+
+def write_verdicts(run: RunPaths) -> None:
+    """Quarantine what was convicted and is not submitted again, so that the catalog says why; but
+    not while the run is at work, or may be: this would fence it off, and it writes them itself."""
+    last = last_submission(run)
+    verdicts = read_blame(run, all_gone=True).convicted
+    with suppress(RunStateError, SchedulerError):
+        if verdicts:
+            refuse_if_alive(run)
+            quarantine_rows(run, verdicts, last=last)
 
 
 def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import make_bench, rows_of
 from shift import Shift, make_shift
 
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.blame import read_blame
 from batchgen.media.durable import write_bytes_atomic
 from batchgen.runner.decide import Move, next_move
+from batchgen.runner.submit import Settings
 
 Make = Callable[..., Shift]
 SLURM = "slurm.executor=slurm"
@@ -35,9 +38,13 @@ def killed_at(row: int) -> dict[str, str]:
 
 def follow(shift: Shift, move: Move) -> int:
     """Begin the submission of a move."""
-    rows = move.rows
-    shards = SubmissionRows(rows, np.zeros(len(rows), np.int32), np.arange(len(rows)))
-    settings = move.settings
+    return begin(shift, move, np.zeros(len(move.rows), np.int32))
+
+
+def begin(shift: Shift, move: Move, shard: np.ndarray, alone: np.ndarray | None = None) -> int:
+    """The same in shards, some rows alone."""
+    rows, settings = move.rows, move.settings
+    shards = SubmissionRows(rows, shard, np.arange(len(rows)), alone)
     info = SubmissionInfo(config=json.dumps(settings.resolved), attempt=settings.attempt)
     return begin_submission(shift.run, shards, info)
 
@@ -85,6 +92,53 @@ def test_attempts_are_counted_in_a_row(make: Make) -> None:
     shift.work(follow(shift, first), killed_at(int(first.rows[10])))
     second = next_move(shift.run)
     assert second is not None and second.settings.attempt == 1
+
+
+def test_progress_is_measured_by_what_was_started(make: Make) -> None:
+    """A limit on submitted jobs lets in one shard of many at a time."""
+    shift = make(20, "slurm.max_attempts=2")
+    move = Move(np.arange(20), Settings(shift.config, []))
+    for done in (1, 2, 3):
+        shard = np.minimum(np.arange(len(move.rows)), 1)
+        assert shift.work(begin(shift, move, shard)) == 0
+        following = next_move(shift.run)
+        assert following is not None and following.settings.attempt == 1
+        move = following
+        assert move.rows.tolist() == list(range(done, 20))
+    begin(shift, move, np.zeros(len(move.rows), np.int32))
+    following = next_move(shift.run)
+    assert following is not None and following.settings.attempt == 2, "nothing was started"
+    begin(shift, following, np.zeros(len(move.rows), np.int32))
+    assert next_move(shift.run) is None
+
+
+def test_a_conviction_is_progress(tmp_path: Path) -> None:
+    """The innocent row that died with the convicted one is still to be rendered."""
+    shift = make_shift(tmp_path, [200] * 2, SLURM, "slurm.max_attempts=2", model="null-engine")
+    shift.work(shift.begin(range(2)), killed_at(1))
+    first = next_move(shift.run)
+    assert first is not None and first.settings.attempt == 2
+    everyone = np.ones(2, bool)
+    assert read_blame(shift.run, all_gone=True).suspects.tolist() == [0, 1]
+    number = begin(shift, first, np.zeros(2, np.int32), everyone)
+    shift.work(number, killed_at(0), host="node2")
+    assert [v.row_index for v in read_blame(shift.run, all_gone=True).convicted] == [0]
+    second = next_move(shift.run)
+    assert second is not None and second.settings.attempt == 1 and len(second.rows) == 2
+
+
+def test_a_chain_that_stops_leaves_no_verdict_unsaid(tmp_path: Path) -> None:
+    """One attempt each, by hand: the catalog says of a row that it was convicted just now."""
+    work = make_bench(tmp_path, 3)
+    env = {"BATCHGEN_FAILPOINT": "row.row-000:*:kill"}
+    once = ("slurm.executor=local", "slurm.max_attempts=1")
+    done = work.run("model=null-engine", *once, env=env)
+    for _ in range(2):
+        assert rows_of(done.run).status[0] == "pending"
+        done = work.call("resume", str(done.run.root), "--json", env=env)
+    assert done.code == 1, done.err
+    assert list(rows_of(done.run).status) == ["quarantined", "ok", "ok"]
+    assert "died again when it was alone" in rows_of(done.run).error[0]
 
 
 def test_a_retry_that_was_cut_off_goes_on(make: Make) -> None:

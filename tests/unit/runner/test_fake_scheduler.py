@@ -664,6 +664,21 @@ def test_a_run_whose_rows_are_asked_for_again_is_not_finished(desk: Desk) -> Non
     assert json.loads(desk.out.splitlines()[-1])["state"] == "finished"
 
 
+def test_a_steward_that_stops_leaves_no_verdict_unsaid(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row has just killed its process alone, and no submission follows that would say so."""
+    monkeypatch.setenv("BATCHGEN_FAILPOINT", "row.row-000:*:kill")
+    assert desk.submit("slurm.max_attempts=1", "slurm.nodes=1") == 0
+    desk.fake.work()
+    for _ in range(2):
+        assert rows_of(desk.run).status[0] == "pending"
+        assert desk.on_run("resume", "--detach") == 0
+        desk.fake.work()
+    assert list(rows_of(desk.run).status) == ["quarantined", "ok", "ok", "ok"]
+    assert {"s3", "s3-steward"} <= desk.names().keys() and "s4" not in desk.names()
+
+
 # --------------------------------------------------------------------------------- odd environments
 def test_a_steward_without_slurms_commands_writes_the_catalog_at_once(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
