@@ -107,10 +107,14 @@ def _go_on(
 
     named = ["--rows", args.rows] if args.verb == "retry" and args.rows else []
     note_launch(run, settings.resolved, [args.verb, *named, *args.overrides])
-    if not args.detach:
-        return drive_to_end(run, settings, rows)
-    refuse_inline(settings, "--detach")
-    return started_result(run, submit(run, settings, rows))
+    try:
+        if not args.detach:
+            return drive_to_end(run, settings, rows)
+        refuse_inline(settings, "--detach")
+        return started_result(run, submit(run, settings, rows))
+    finally:
+        if settings.replan is not None:  # a draft that was not installed
+            settings.replan.plan.unlink(missing_ok=True)
 
 
 def _named_rows(run: RunPaths, row_ids: list[str]) -> np.ndarray:

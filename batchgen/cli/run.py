@@ -107,7 +107,7 @@ def _show(args: argparse.Namespace) -> Result:
 
 def started_result(run: RunPaths, started: Submission | None) -> Result:
     """What was started in the background, and how to watch it."""
-    if started is None:
+    if started is None or started.rows == 0:
         print("nothing is left to render")
         return Result(OK, {"run": str(run.root), "rows": 0})
     print(f"run      {run.root}")

@@ -31,8 +31,8 @@ _FIELDS = ("%i", "%A", "%F", "%j", "%T", "%N", "%r")
 _TITLES = re.compile(r"JOBID\|JOBID\|ARRAY_JOB_ID\|NAME\|STATE\|NODELIST\|REASON")
 # Slurm put these on hold by itself; what a person holds is the person's business.
 _HELD_BY_SLURM = ("launch failed", "requeued held", "requeued in held", "jobheldadmin")
-
-
+# idle~ is switched off to save power; idle* does not answer, idle$ is kept for maintenance.
+_USABLE = re.compile(r"(idle|mix|alloc|comp|plnd)[~#+-]?")
 # A user's own settings of these commands' output would hide jobs of the run.
 _WISHES = ("SQUEUE_", "SCANCEL_", "SINFO_")
 
@@ -145,13 +145,13 @@ def exclude(array_id: str, node: str) -> bool:
     """Keep what is still pending of an array away from one node more; False if nothing is pending
     or it keeps away already. SchedulerError if Slurm does not do it."""
     pending = _excluded(array_id)
-    if not pending or all(node in _hosts(listed) for listed in pending):
+    if not pending or all(node in hosts_in(listed) for listed in pending):
         return False
     everything = ",".join([*filter(None, sorted(pending)), node])
     try:  # the list is replaced: no version adds to it
         ask("scontrol", "update", f"JobId={array_id}", f"ExcNodeList={everything}")
     except SchedulerError:  # also told where an element runs, which cannot be changed any more
-        if not all(node in _hosts(listed) for listed in _excluded(array_id)):
+        if not all(node in hosts_in(listed) for listed in _excluded(array_id)):
             raise
     return True
 
@@ -165,14 +165,27 @@ def _excluded(array_id: str) -> set[str]:
     return {"" if listed == "(null)" else listed for listed in found}
 
 
-def _hosts(listed: str) -> set[str]:
-    """The single nodes of such a list."""
+def hosts_in(listed: str) -> set[str]:
+    """The single nodes of a list as Slurm writes it."""
     return {*ask("scontrol", "show", "hostnames", listed).split()} if listed else set()
 
 
 def nodes() -> set[str]:
     """All nodes of the cluster."""
     return {*ask("sinfo", "--all", "--noheader", "--Node", "--format=%N").split()}
+
+
+def usable_nodes(partition: str | None) -> set[str]:
+    """Nodes of a partition (None: the default one) that take jobs now or once they are free."""
+    text = ask("sinfo", "--all", "--noheader", "--Node", "--format=%P|%N|%t")
+    usable = set()
+    for words in (line.strip().split("|") for line in text.splitlines()):
+        if len(words) == 3:
+            name, node, state = words
+            wanted = name.rstrip("*") in partition.split(",") if partition else name.endswith("*")
+            if wanted and _USABLE.fullmatch(state):
+                usable.add(node)
+    return usable
 
 
 def max_array_size() -> int:

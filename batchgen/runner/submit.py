@@ -26,7 +26,7 @@ from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
 from batchgen.runner.executors import ONE_MACHINE, Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
-from batchgen.runner.scheduler import SchedulerError, nodes, patiently
+from batchgen.runner.scheduler import SchedulerError, hosts_in, nodes, patiently, usable_nodes
 
 NOBODY = np.zeros(0, np.int64)
 
@@ -111,8 +111,10 @@ def submit(
     failpoint("submit.after_intent")
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
-    jobs = _launch_elsewhere(run, number, count, slurm, blame)
-    jobs = jobs or executor.launch(run, number, count, slurm, patience_s)
+    jobs: list[Job] = []
+    if count:  # a replan may leave nothing to render
+        jobs = _launch_elsewhere(run, number, count, slurm, blame)
+        jobs = jobs or executor.launch(run, number, count, slurm, patience_s)
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
@@ -149,13 +151,14 @@ def _launch_elsewhere(
     run: RunPaths, number: int, shards: int, slurm: SlurmConfig, blame: Blame
 ) -> list[Job]:
     """Stay away from hosts where a suspect died alone: it must die elsewhere too to be convicted,
-    since it may be the host that kills. No jobs if there is no such host, or no other."""
+    since it may be the host that kills. No jobs if there is no such host, or no other is up."""
     suspects = set(blame.suspects.tolist())
     hosts = {d.host for d in blame.deaths if d.alone and not suspects.isdisjoint(d.rows)} - {""}
     if not hosts or slurm.executor in ONE_MACHINE:
         return []
     with suppress(SchedulerError):
-        return executor_for(slurm).launch(run, number, shards, without_hosts(slurm, hosts))
+        if usable_nodes(slurm.partition) - hosts - hosts_in(slurm.exclude or ""):
+            return executor_for(slurm).launch(run, number, shards, without_hosts(slurm, hosts))
     return []
 
 

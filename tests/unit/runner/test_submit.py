@@ -1,0 +1,61 @@
+"""Submissions at the edges: nothing to start, nowhere else to go, refused before they begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from desk import Desk
+from harness import make_bench
+
+from batchgen.ledger.status import read_status
+from batchgen.planning.plan import read_plan
+
+
+def test_a_replan_that_leaves_nothing_to_render_starts_nothing(desk: Desk) -> None:
+    """The default seed: every row has its own."""
+    assert desk.submit() == 0
+    desk.fake.work()
+    asked = desk.fake.calls("sbatch")
+    assert desk.on_run("resume", "seed=7", "--detach") == 0, desk.err
+    assert "nothing is left to render" in desk.out
+    assert desk.on_run("resume", "seed=8") == 0, desk.err
+    assert "4 of 4 rows ok" in desk.out
+    assert desk.fake.calls("sbatch") == asked
+    status = read_status(desk.run)
+    assert (status.state, status.submission, status.ok) == ("finished", 3, 4)
+
+
+@pytest.mark.parametrize("refused", [("slurm.nodes=2",), ("slurm=inline", "--detach")])
+def test_a_resume_that_is_refused_leaves_no_draft(tmp_path: Path, refused: tuple[str, ...]) -> None:
+    work = make_bench(tmp_path, 1)
+    run = work.run("model=null-engine", "slurm.executor=local").run
+    before, files = read_plan(run.plan).plan_id, sorted(run.root.iterdir())
+    done = work.call("resume", str(run.root), "row_defaults.num_steps=3", "--rerender-changed",
+                     *refused)  # fmt: skip
+    assert done.code == 2 and "slurm." in done.err
+    assert sorted(run.root.iterdir()) == files
+    assert read_plan(run.plan).plan_id == before
+
+
+@pytest.mark.parametrize(
+    ("others", "excluded"),
+    [
+        ({"node2": "drain", "node3": "down*", "node4": "idle*"}, ""),
+        ({"node2": "drain", "node3": "down*", "node4": "alloc"}, "node1"),
+    ],
+)
+def test_a_suspect_goes_elsewhere_if_there_is_somewhere_else(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, others: dict[str, str], excluded: str
+) -> None:
+    """It died alone on node1; to wait for nodes that are down would be to wait for ever."""
+    monkeypatch.setenv("BATCHGEN_FAILPOINT", "row.row-000:*:kill")
+    assert desk.submit("slurm.max_attempts=1") == 0
+    desk.fake.work()
+    assert desk.on_run("resume", "--detach") == 0
+    desk.fake.work()
+    for name, how in others.items():
+        desk.fake.set_node(name, how)
+    assert desk.on_run("resume", "--detach") == 0
+    task, _ = desk.fake.jobs()[-2:]
+    assert task["excluded"] == excluded
