@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import Result
@@ -62,18 +63,27 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_resume(args: argparse.Namespace) -> Result:
-    from batchgen.runner.recover import free_the_steward, give_a_steward
     from batchgen.runner.resume import prepare_resume
 
     run = find_run(args)
-    for mend, done in (
-        (give_a_steward, "were found with Slurm; a steward follows them now"),
-        (free_the_steward, "were on hold and are ended; the steward submits their rows anew"),
-    ):
-        if tasks := mend(run):
-            return _mended(args, run, f"{len(tasks)} task(s) {done}")
+    if done := _mend(run):
+        return _mended(args, run, done)
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
     return _go_on(args, run, settings, None)
+
+
+def _mend(run: RunPaths) -> str:
+    """What was found with Slurm and goes on by itself now; empty if nothing was."""
+    from batchgen.runner.recover import free_the_steward, give_a_steward
+    from batchgen.runner.scheduler import NoScheduler
+
+    with suppress(NoScheduler):  # from here nobody sees any
+        if tasks := give_a_steward(run):
+            return f"{len(tasks)} task(s) were found with Slurm; a steward follows them now"
+        if tasks := free_the_steward(run):
+            ended = "were on hold and are ended; the steward submits their rows anew"
+            return f"{len(tasks)} task(s) {ended}"
+    return ""
 
 
 def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:

@@ -15,6 +15,7 @@ from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.runner.queueview import QueueView, look, queue_lines, with_queue
+from batchgen.runner.scheduler import slurm_intent
 
 WATCH_S = 1.0
 TAIL_LINES = 20
@@ -94,10 +95,10 @@ def _data(status: RunStatus, view: QueueView | None) -> dict[str, object]:
 
 def _goes_on(run: RunPaths, status: RunStatus, view: QueueView | None) -> bool:
     """Whether there is more to watch: ranks at work, or some that may still come up."""
-    if view is not None:
+    if view is not None and not view.absent:
         return not view.empty
-    if status.alive or status.state != "submitted":
-        return bool(status.alive)
+    if status.alive or status.state != "submitted" or slurm_intent(run) is not None:
+        return bool(status.alive)  # of what waits with Slurm nothing is known: nobody is asked
     from batchgen.runner.jobs import is_alive
 
     return is_alive(run)

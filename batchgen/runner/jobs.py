@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
+from functools import cache
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.intent import Intent, last_render, submission_numbers
+from batchgen.ledger.status import live_attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.runner.executors import Executor, Job, executor_named
+from batchgen.runner.scheduler import NoScheduler
+
+log = logging.getLogger(__name__)
 
 
 def write_jobs(run: RunPaths, number: int, jobs: list[Job]) -> None:
@@ -44,17 +50,29 @@ def executor_of(intent: Intent) -> Executor:
 def is_alive(run: RunPaths) -> bool:
     """Whether the run may still gain rows: a job, a rank, or the maker of a submission is at work.
 
-    Raises SchedulerError where Slurm has to be asked and does not answer.
+    Raises SchedulerError where Slurm has to be asked and does not answer. Where its commands are
+    missing the heartbeats of ranks decide: what waits in the queue is not seen then.
     """
     number, render = last_submission(run), last_render(run)
-    if render is not None:
-        jobs = jobs_of(run, render.number)
-        if executor_of(render).is_alive(run, render.number, jobs):
-            return True
+    if render is not None and _renders(run, render):
+        return True
     if number == 0 or run.jobs(number).exists():
         return False
     maker = maker_of(run, number)
     return maker is not None and maker != ProcessId.current() and bool(maker.alive())
+
+
+def _renders(run: RunPaths, intent: Intent) -> bool:
+    try:
+        return executor_of(intent).is_alive(run, intent.number, jobs_of(run, intent.number))
+    except NoScheduler as error:
+        _say_once(f"{error} Going by the heartbeats in {run.root}; its queue cannot be seen")
+        return bool(live_attempts(run))
+
+
+@cache
+def _say_once(text: str) -> None:
+    log.warning("%s", text)
 
 
 def refuse_if_alive(run: RunPaths) -> None:

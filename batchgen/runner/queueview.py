@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import RunStatus
 from batchgen.paths import RunPaths
-from batchgen.runner.scheduler import QueuedTask, SchedulerError, job_name, queued
+from batchgen.runner.scheduler import (
+    NoScheduler,
+    QueuedTask,
+    SchedulerError,
+    queued,
+    slurm_intent,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,7 @@ class QueueView:
     held: dict[str, str] = field(default_factory=dict)  # task -> reason: waits for ever
     steward: str = ""  # waits and why, running; empty: there is none
     problem: str = ""  # why nothing is known
+    absent: bool = False  # for there is no Slurm on this machine to be asked
 
     @property
     def known(self) -> bool:
@@ -34,15 +39,15 @@ class QueueView:
 
 def look(run: RunPaths) -> QueueView | None:
     """Ask Slurm about a run; None for a run that is not on Slurm. Never raises for its silence."""
-    intent = last_render(run)
-    if intent is None or json.loads(intent.config)["slurm"]["executor"] != "slurm":
+    intent = slurm_intent(run)
+    if intent is None:
         return None
     try:
         found = queued(run, intent.number)
     except SchedulerError as error:
-        return QueueView(problem=str(error))
-    tasks = [task for task in found if task.name == job_name(run, intent.number)]
-    stewards = [task for task in found if task.name != job_name(run, intent.number)]
+        return QueueView(problem=str(error), absent=isinstance(error, NoScheduler))
+    tasks = [task for task in found if not task.is_steward]
+    stewards = [task for task in found if task.is_steward]
     waiting = [task for task in tasks if task.waits and not task.held]
     return QueueView(
         running=sum(not task.waits for task in tasks),

@@ -15,7 +15,7 @@ from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.blame import read_blame
 from batchgen.ledger.deaths import host_of
-from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.intent import Intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
 from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths
@@ -29,6 +29,7 @@ from batchgen.runner.scheduler import (
     exclude,
     max_array_size,
     queued,
+    slurm_intent,
 )
 from batchgen.runner.submit import profile_of
 
@@ -130,14 +131,6 @@ def _last_good(index: CommitIndex) -> dict[str, float]:
         facts = index.journals[place]
         heard[host_of(facts)] = max(heard[host_of(facts)], facts.last_t)
     return dict(heard)
-
-
-def slurm_intent(run: RunPaths) -> Intent | None:
-    """The latest submission that started tasks, if it did so on Slurm."""
-    intent = last_render(run)
-    if intent is None or json.loads(intent.config)["slurm"]["executor"] != "slurm":
-        return None
-    return intent
 
 
 def _is_being_made(run: RunPaths, intent: Intent) -> bool:

@@ -7,6 +7,7 @@ was rendered is in the run folder.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from batchgen.errors import BatchgenError
+from batchgen.ledger.intent import Intent, last_render
 from batchgen.paths import RunPaths
 
 T = TypeVar("T")
@@ -74,6 +76,14 @@ class QueuedTask:
     def held_by_slurm(self) -> bool:
         reason = self.reason.lower()
         return self.waits and any(words in reason for words in _HELD_BY_SLURM)
+
+
+def slurm_intent(run: RunPaths) -> Intent | None:
+    """The latest submission that started tasks, if it did so on Slurm."""
+    intent = last_render(run)
+    if intent is None or json.loads(intent.config)["slurm"]["executor"] != "slurm":
+        return None
+    return intent
 
 
 def job_name(run: RunPaths, submission: int, *, steward: bool = False) -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
@@ -146,7 +147,8 @@ def _tell_to_end(run: RunPaths, intent: Intent) -> bool:
     if not is_alive(run):
         mark.unlink()
         return False
-    executor_of(intent).drain(run, intent.number, jobs_of(run, intent.number))
+    with suppress(NoScheduler):  # the ranks find the mark
+        executor_of(intent).drain(run, intent.number, jobs_of(run, intent.number))
     return True
 
 

@@ -481,6 +481,13 @@ def test_status_works_from_the_run_folder_alone(
     assert desk.fake.calls("squeue") == asked + 1
 
 
+def test_watching_offline_asks_nobody(desk: Desk) -> None:
+    assert desk.submit() == 0
+    asked = len(desk.fake.asked())
+    assert desk.on_run("status", "--watch", "--offline") == 1
+    assert "4 left" in desk.out and len(desk.fake.asked()) == asked
+
+
 @pytest.mark.parametrize(("do", "say", "told"), SILENT)
 def test_who_cannot_know_does_nothing(desk: Desk, do: str, say: object, told: str) -> None:
     """Resume, retry and cancel refuse; the run is as it was."""

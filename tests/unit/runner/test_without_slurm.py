@@ -1,0 +1,62 @@
+"""Runs of a cluster, looked at from a machine without Slurm's commands: heartbeats decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from desk import Desk
+from lab import Lab, make_request
+
+from batchgen.ledger.events import End
+from batchgen.ledger.intent import submission_numbers
+
+
+@pytest.fixture
+def away(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Desk:
+    """One row is rendered, then the run is seen from elsewhere."""
+    assert desk.submit() == 0
+    desk.fake.work()
+    assert desk.on_run("retry", "--rows", "row-001", "--detach") == 0
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    return desk
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("resume", "slurm=local"),
+        ("retry", "--rows", "row-002", "slurm=inline"),
+        ("cancel",),
+        ("verify", "--repair"),
+    ],
+)
+def test_the_run_can_be_taken_up(
+    away: Desk, caplog: pytest.LogCaptureFixture, argv: tuple[str, ...]
+) -> None:
+    assert away.on_run(*argv) == 0, away.err
+    assert "squeue: not found" in caplog.text
+    assert caplog.text.count("heartbeats") == 1
+    away.assert_every_row_once()
+
+
+def test_a_rank_that_beats_keeps_others_out(away: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Of this machine, whose process is known to live."""
+    lab = Lab(away.run, [make_request(row) for row in range(4)])
+    with lab.journal(2, host="node1") as journal:
+        for verb in (("resume", "slurm=local"), ("verify", "--repair")):
+            assert away.on_run(*verb) == 2
+            assert "is at work" in away.err and "heartbeats" in caplog.text
+        journal.end(End(reason="done"))
+    assert away.on_run("retry", "--rows", "row-001", "slurm=inline") == 0
+    assert len(submission_numbers(away.run)) == 3
+
+
+def test_a_cluster_is_still_needed_to_submit_to_it(away: Desk) -> None:
+    assert away.on_run("resume") == 2
+    assert "slurm=local" in away.err
+
+
+def test_watching_ends_where_nobody_can_be_asked(away: Desk) -> None:
+    assert away.on_run("status", "--watch") == 0
+    assert "queue     unknown" in away.out and "squeue: not found" in away.out
