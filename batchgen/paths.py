@@ -1,13 +1,15 @@
-"""RunPaths: the one place that knows the names inside a run folder."""
+"""RunPaths: the one place that knows the names inside a run folder; and how a run is called."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from batchgen.records import Attempt
 
+RUNS = "outputs"  # below the current folder, where a run is looked for by its name
 _JOURNAL_NAME = re.compile(r"(\d+)-r(\d+)-(\d+)\.jsonl")
 _BLOCK_NAME = re.compile(r"(\d+)(?:\.\d+)?")
 BLOCK_TASKS = 500  # whose files share a folder: with eight ranks, two starts of each stay below 10k
@@ -149,6 +151,12 @@ class RunPaths:
         """Where a row in flight is kept between two attempts; folders as in `media/`."""
         folder = self.state / "rows" / media_fan_out(row_index, total_rows)
         return folder / f"{row_index}.safetensors"
+
+
+def as_typed(run: Path) -> str:
+    """RUN on a command line, for a shell: the name of a run in ./outputs, the path of another."""
+    run = run.absolute()
+    return shlex.quote(run.name if run.parent == Path(RUNS).absolute() else str(run))
 
 
 def parse_journal(path: Path) -> Attempt:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.ledger.status import read_status
+from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
     from batchgen.ledger.catalog import CatalogSummary
@@ -73,33 +76,59 @@ def handle_verify(args: argparse.Namespace) -> Result:
     if report.mended:
         print(f"repaired: {report.deleted} files deleted, {report.voided} rows to render again")
     if report.voided:
-        print(f"go on    batchgen resume {run.root.name}")
+        print(*go_on_lines(run, True, []))
     sound = report.is_sound and not report.voided
     return Result(OK if sound else ROWS_LEFT, {"run": str(run.root), **asdict(report)})
 
 
 def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
-    """Print counts, the first failures and where to look; exit code 1 unless all rows are ok."""
+    """Print counts, the first rows that are not ok, where to look and how to go on; exit code 1
+    unless all rows are ok."""
     others = {"failed": summary.failed, "quarantined": summary.quarantined, "left": summary.pending}
     print(f"{summary.ok} of {summary.rows} rows ok", end="")
     print("".join(f", {count} {name}" for name, count in others.items() if count))
-    for line in _first_failures(run) if summary.failed else ():
-        print(f"  {line}")
+    failed = _first_rows(run, "failed") if summary.failed else []
+    quarantined = _first_rows(run, "quarantined") if summary.quarantined else []
+    for row in (*failed, *quarantined):
+        print(f"  {row['row_id']}: {row['error_type']}: {row['error']}")
     print(f"media    {run.media}\ncatalog  {run.catalog_rows}")
     if summary.pending and (error := read_status(run).last_error):
         print(f"error    {error}")
-    if summary.ok < summary.rows:
-        print(f"go on    batchgen resume {run.root.name}")
+    again = [row["row_id"] for row in quarantined]
+    for line in go_on_lines(run, summary.pending + summary.failed > 0, again):
+        print(line)
     data = {"run": str(run.root), "catalog": str(run.catalog_rows), "rows": summary.rows}
     counts = {"ok": summary.ok, **others}
     return Result(OK if summary.ok == summary.rows else ROWS_LEFT, {**data, **counts})
 
 
-def _first_failures(run: RunPaths) -> list[str]:
+def go_on_lines(run: RunPaths, left: bool, quarantined: Sequence[str]) -> list[str]:
+    """What renders the rows that are not ok: a resume takes what is `left`, or has failed; it never
+    takes the `quarantined`, whose first row ids are given."""
+    lines = [f"go on    batchgen resume {as_typed(run.root)}"] if left else []
+    if quarantined:
+        rows = shlex.quote(",".join(quarantined))
+        lines.append(f"again    batchgen retry {as_typed(run.root)} --rows {rows}")
+    return lines
+
+
+def first_row_ids(run: RunPaths) -> list[str]:
+    """Row ids of the first quarantined rows, without a catalog."""
     import pyarrow.dataset as ds
 
-    failed = ds.field("status") == "failed"
+    from batchgen.ledger.winners import missing_rows
+
+    rows = missing_rows(run).quarantined[:SHOWN_FAILURES].tolist()
+    chosen = ds.field("row_index").isin(rows)
+    ids: list[str] = ds.dataset(run.plan).to_table(columns=["row_id"], filter=chosen)[0].to_pylist()
+    return ids
+
+
+def _first_rows(run: RunPaths, status: str) -> list[dict[str, str]]:
+    import pyarrow.dataset as ds
+
     columns = ["row_id", "error_type", "error"]
-    rows = ds.dataset(run.catalog_rows).scanner(columns=columns, filter=failed)
-    first = rows.head(SHOWN_FAILURES).to_pylist()
-    return [f"{row['row_id']}: {row['error_type']}: {row['error']}" for row in first]
+    chosen = ds.field("status") == status
+    rows = ds.dataset(run.catalog_rows).scanner(columns=columns, filter=chosen)
+    first: list[dict[str, str]] = rows.head(SHOWN_FAILURES).to_pylist()
+    return first

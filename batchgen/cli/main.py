@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from batchgen import __version__
 from batchgen.cli.result import INTERRUPTED, OK, USAGE, Result
 from batchgen.errors import BatchgenError, UsageError
+from batchgen.paths import RUNS, as_typed
 
 VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights", "bench", "slurm")
 EPILOG = """\
@@ -76,11 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(result.data, default=str))
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _ended(args, INTERRUPTED, f"interrupted; go on with `batchgen resume {_run(args)}`")
+        return _ended(args, INTERRUPTED, f"interrupted{_to_go_on(args)}")
     except UsageError as error:
         return _ended(args, USAGE, str(error))
     except BatchgenError as error:
-        return _ended(args, 1, f"{error}{_kept(args)}")
+        kept = f"; the run is kept{_to_go_on(args)}" if getattr(args, "made", None) else ""
+        return _ended(args, 1, f"{error}{kept}")
     except BrokenPipeError:  # whoever read this has seen enough: `batchgen status latest | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -103,16 +106,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _kept(args: argparse.Namespace) -> str:
-    """What an error leaves behind that was made before it."""
-    made = getattr(args, "made", None)
-    return f"; the run is kept, go on with `batchgen resume {Path(made).name}`" if made else ""
-
-
-def _run(args: argparse.Namespace) -> str:
-    """The run that a verb is at work on, as a person would name it."""
+def _to_go_on(args: argparse.Namespace) -> str:
+    """How to go on with the run that a verb rendered or began; empty for other verbs."""
     made = getattr(args, "made", None)  # by `run` and `submit`
-    return Path(made).name if made else getattr(args, "run", "RUN")
+    if made:
+        run = as_typed(Path(made))
+    elif args.verb in ("resume", "retry"):
+        run = args.run if args.root == RUNS else f"{args.run} --root {shlex.quote(args.root)}"
+    else:
+        return ""
+    return f"; go on with `batchgen resume {run}`"
 
 
 def _ended(args: argparse.Namespace, code: int, message: str) -> int:

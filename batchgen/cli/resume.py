@@ -10,6 +10,7 @@ from batchgen.cli.result import Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.errors import RunStateError, closest
+from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +93,8 @@ def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:
 
     if args.overrides or args.rerender_changed:
         raise RunStateError(
-            f"{done}; under the old settings: for new ones `batchgen cancel {run.root.name}` first"
+            f"{done}; under the old settings: for new ones "
+            f"`batchgen cancel {as_typed(run.root)}` first"
         )
     print(done)
     return Result(data={"run": str(run.root)}) if args.detach else wait_to_end(run)

@@ -6,8 +6,9 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from batchgen.cli.result import OK, Result
+from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
+from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,17 +109,33 @@ def _show(args: argparse.Namespace) -> Result:
 def started_result(run: RunPaths, started: Submission | None) -> Result:
     """What was started in the background, and how to watch it."""
     if started is None or started.rows == 0:
-        print("nothing is left to render")
-        return Result(OK, {"run": str(run.root), "rows": 0})
+        return _nothing_started(run)
     print(f"run      {run.root}")
     where = ", ".join(job.job_id for job in started.jobs if job.executor == "slurm")
     print(
         f"started  {started.rows} rows in {started.shards} shard(s) as submission {started.number}"
         + (f": Slurm job {where}" if where else "")
     )
-    print(f"watch    batchgen status {run.root.name} --watch")
+    print(f"watch    batchgen status {as_typed(run.root)} --watch")
     data = {"run": str(run.root), "submission": started.number, "rows": started.rows}
     return Result(OK, {**data, "jobs": [job.job_id for job in started.jobs]})
+
+
+def _nothing_started(run: RunPaths) -> Result:
+    """Why there was nothing to render; exit code 0 only if every row is ok."""
+    from batchgen.cli.collect import first_row_ids, go_on_lines
+    from batchgen.ledger.status import read_status
+
+    status, data = read_status(run), {"run": str(run.root), "rows": 0}
+    if status.ok == status.rows:
+        print("nothing is left to render")
+        return Result(OK, data)
+    others = {"failed": status.failed, "quarantined": status.quarantined, "left": status.left}
+    counts = ", ".join(f"{count} {name}" for name, count in others.items() if count)
+    print(f"nothing to render; {status.ok} of {status.rows} rows ok, {counts}")
+    again = first_row_ids(run) if status.quarantined else []
+    print("\n".join(go_on_lines(run, status.left + status.failed > 0, again)))
+    return Result(ROWS_LEFT, data)
 
 
 def refuse_inline(settings: Settings, verb: str) -> None:

@@ -7,16 +7,14 @@ import re
 from pathlib import Path
 
 from batchgen.errors import RunStateError, closest
-from batchgen.paths import RunPaths
+from batchgen.paths import RUNS, RunPaths
 
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{6}$")
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, its unique prefix, or `latest`")
-    parser.add_argument(
-        "--root", default="outputs", help="where runs are looked for (default: outputs)"
-    )
+    parser.add_argument("--root", default=RUNS, help=f"where runs are looked for (default: {RUNS})")
 
 
 def find_run(args: argparse.Namespace) -> RunPaths:

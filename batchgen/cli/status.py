@@ -11,8 +11,9 @@ from pathlib import Path
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, as_typed
 from batchgen.records import Attempt
 from batchgen.runner.queueview import QueueView, look, queue_lines, with_queue
 from batchgen.runner.scheduler import slurm_intent
@@ -132,7 +133,7 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
     if status.state == "submitted":
         lines.append("waits for its next ranks" if shown else "no rank has started yet")
     elif status.left and not status.alive:
-        lines.append(f"go on with  batchgen resume {Path(status.run).name}")
+        lines.append(f"go on with  batchgen resume {as_typed(run.root)}")
     return lines
 
 
@@ -142,7 +143,7 @@ def _catalog_lines(run: RunPaths, view: QueueView | None) -> list[str]:
         return [f"catalog   {run.catalog_rows}"]
     if view is not None and not view.empty:
         return []
-    return [f"no catalog yet: batchgen collect {run.root.name}"]
+    return [f"no catalog yet: batchgen collect {as_typed(run.root)}"]
 
 
 def _bar(done: int, total: int, width: int = 30) -> str:
@@ -190,7 +191,7 @@ def handle_cancel(args: argparse.Namespace) -> Result:
     status = read_status(run)
     print(f"{ended} rank(s) ended; {status.ok} of {status.rows} rows ok, {status.left} left")
     if is_alive(run):
-        print("something is still at work: see `batchgen status`")
+        print(f"something is still at work: see `batchgen status {as_typed(run.root)}`")
         return Result(ROWS_LEFT, {"run": str(run.root), "ranks": ended})
     return Result(OK, {"run": str(run.root), "ranks": ended, "ok": status.ok, "left": status.left})
 
@@ -207,13 +208,13 @@ def handle_logs(args: argparse.Namespace) -> Result:
 
 
 def _log_files(run: RunPaths) -> list[Path]:
-    """Logs of the ranks and what the last submission's processes printed, where not empty."""
+    """Logs of the ranks and what the processes of the last submission that started any printed,
+    where not empty."""
     found = sorted(run.logs.glob("*.log")) + sorted(run.logs.glob("*/*.log"))
-    submissions = sorted(run.submissions.iterdir()) if run.submissions.is_dir() else []
-    for last in submissions[-1:]:
+    if (last := last_render(run)) is not None:
         for printed in ("submitit/*.out", "submitit/*.err"):
-            found += sorted(last.glob(printed))
-        found += run.printed(int(last.name))
+            found += sorted(run.submission(last.number).glob(printed))
+        found += run.printed(last.number)
     return [file for file in found if file.stat().st_size]
 
 

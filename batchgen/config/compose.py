@@ -65,11 +65,18 @@ def compose_job(job: Path, overrides: Sequence[str] = ()) -> Composed:
     return _checked(mapping, overrides, hydra, roots)
 
 
-def recompose(resolved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Composed:
+def recompose(
+    resolved: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    hydra: Mapping[str, Any] | None = None,
+) -> Composed:
     """A stored configuration (`Composed.resolved`) under further overrides.
 
-    An override of a whole group (`slurm=inline`) replaces that part. Raises ConfigError.
+    An override of a whole group (`slurm=inline`) replaces that part. Its files are looked for in
+    the current folder, then where the job's were: `hydra` (`Composed.hydra`) tells, as far as these
+    folders are still there. Raises ConfigError.
     """
+    roots = [Path.cwd(), *_places(hydra or {})]
     given = {override.key_or_group for override in _parse(overrides)}
     chosen = [group for group in GROUPS if group in given]
     kept = {key: value for key, value in resolved.items() if key not in chosen}
@@ -78,8 +85,8 @@ def recompose(resolved: Mapping[str, Any], overrides: Sequence[str] = ()) -> Com
         stored = {"defaults": [*defaults, "_self_"], **_literal(kept)}
         file = Path(folder) / f"{_STORED}.yaml"
         file.write_text(yaml.safe_dump(stored), encoding="utf-8")
-        mapping, hydra = _compose(Path(folder), _STORED, overrides, [Path.cwd()])
-    return _checked(mapping, overrides, hydra, [Path.cwd()])
+        mapping, used = _compose(Path(folder), _STORED, overrides, roots)
+    return _checked(mapping, overrides, used, [Path.cwd()])
 
 
 def write_hydra(composed: Composed, folder: Path) -> None:
@@ -114,6 +121,12 @@ def _compose(
         return _plain_parts(whole)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserWarning) as error:
         raise ConfigError(_explain(error, _label(folder, name))) from error
+
+
+def _places(hydra: Mapping[str, Any]) -> list[Path]:
+    """The folders that a stored search path names and that are there."""
+    listed = [str(place).removeprefix("file://") for place in hydra.get("searchpath") or ()]
+    return [Path(place) for place in listed if Path(place).is_dir() and Path(place) != CONF]
 
 
 def _plain_parts(whole: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:

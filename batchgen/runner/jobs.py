@@ -12,7 +12,7 @@ from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.intent import Intent, last_render, submission_numbers
 from batchgen.ledger.status import live_attempts
 from batchgen.media.durable import write_json
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, as_typed
 from batchgen.processes import ProcessId
 from batchgen.runner.executors import Executor, Job, executor_named
 from batchgen.runner.scheduler import NoScheduler
@@ -80,5 +80,5 @@ def refuse_if_alive(run: RunPaths) -> None:
     if is_alive(run):
         raise RunStateError(
             f"submission {last_submission(run)} of {run.root.name} is at work; wait for it, or "
-            f"end it with `batchgen cancel {run.root.name}`"
+            f"end it with `batchgen cancel {as_typed(run.root)}`"
         )

@@ -15,6 +15,8 @@ from batchgen.runner.scheduler import (
     slurm_intent,
 )
 
+HELD_BY_ADMIN = "JobHeldAdmin"
+
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
@@ -87,5 +89,8 @@ def queue_lines(view: QueueView | None) -> list[str]:
     parts.append(f"steward {view.steward}" if view.steward else "no steward")
     lines = ["queue     " + ("empty" if view.empty else ", ".join(parts))]
     for task, reason in view.held.items():
-        lines.append(f"held      {task}: {reason}; `scontrol release {task}` lets it go")
+        goes = "only an administrator can release it"
+        if reason != HELD_BY_ADMIN:
+            goes = f"`scontrol release {task}` lets it go"
+        lines.append(f"held      {task}: {reason}; {goes}")
     return lines

@@ -42,7 +42,7 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     refuse_if_alive(run)
     finish_replan(run)
     header = read_run(run)
-    composed = recompose(header.config, overrides)
+    composed = recompose(header.config, overrides, header.hydra)
     composed = replace(composed, overrides=(*header.overrides, *overrides))  # for the record
     changed = changed_settings(header.config, composed.resolved)
     before = KeyContext.from_json(header.key_context)

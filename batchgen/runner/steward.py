@@ -48,7 +48,10 @@ def drive(
             move = next_move(run) if executor_named(settings.executor).NEEDS_DRIVER else None
             started = submit(run, move.settings, move.rows) if move else None
     except KeyboardInterrupt:
-        cancel(run)
+        try:
+            cancel(run)
+        except BatchgenError as trouble:  # it stays an interrupt
+            log.error("%s; ranks at work see the mark in the run folder and end", trouble)
         raise
     write_verdicts(run)
     return collect(run)

@@ -284,6 +284,25 @@ def test_a_stored_configuration_composes_to_itself_and_takes_further_overrides(j
         recompose(first.resolved, ["sed=6"])
 
 
+def test_a_stored_configuration_finds_the_profiles_beside_its_job(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder, and again after that; without a record of it, in the current folder."""
+    first = compose_job(job())
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "mine.yaml").write_text("defaults: [inline]\nstart_up_s: 7\n")
+    monkeypatch.chdir("/")
+    second = recompose(first.resolved, ["slurm=mine"], first.hydra)
+    assert second.config.slurm.start_up_s == 7
+    assert recompose(second.resolved, ["slurm=mine"], second.hydra).config == second.config
+    with pytest.raises(ConfigError, match="'mine' is not one of"):
+        recompose(first.resolved, ["slurm=mine"])
+    gone = {"searchpath": ["file:///no/such/folder", *first.hydra["searchpath"]]}
+    assert recompose(first.resolved, ["slurm=mine"], gone).config == second.config
+    monkeypatch.chdir(tmp_path)
+    assert recompose(first.resolved, ["slurm=mine"]).config == second.config
+
+
 def test_the_three_hydra_files_are_written(job: Job, tmp_path: Path) -> None:
     composed = compose_job(job(), ["seed=5", "output.format=gif"])
     write_hydra(composed, tmp_path / ".hydra")

@@ -22,6 +22,7 @@ from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
 from harness import rows_of
 
 from batchgen.ledger.intent import submission_numbers
+from batchgen.ledger.repair import void_rows
 from batchgen.paths import RunPaths
 from batchgen.runner import recover, scheduler, steward
 from batchgen.runner.executors import slurm as executor
@@ -573,7 +574,12 @@ def test_what_is_held_is_shown_and_known_by_who_holds_it(
     assert task.held_by_slurm == released
     desk.on_run("status")
     if task.held:
-        assert f"held      1001_1: {reason}; `scontrol release 1001_1` lets it go" in desk.out
+        held, told = f"held      1001_1: {reason}; ", desk.out
+        if reason == "JobHeldAdmin":
+            assert f"{held}only an administrator can release it" in told
+            assert "scontrol release" not in told
+        else:
+            assert f"{held}`scontrol release 1001_1` lets it go" in told
     else:
         assert reason == "Resources"
         assert "Priority x1, Resources x1" in desk.out
@@ -654,6 +660,17 @@ def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: Desk) 
     assert f"`scontrol release {steward_job['array']}` lets it go" in desk.out
     assert desk.on_run("resume", "--json") == 0
     desk.assert_every_row_once()
+
+
+def test_logs_are_those_of_the_last_tasks(desk: Desk) -> None:
+    """Verdicts and repairs are submissions without any."""
+    assert desk.submit() == 0
+    desk.fake.work()
+    printed = desk.run.submission(1) / "slurm" / "1001_0.log"
+    printed.write_text("what the tasks printed\n")
+    void_rows(desk.run, [(0, "media/row-000.png", "damaged")])
+    assert desk.on_run("logs") == 0
+    assert "what the tasks printed" in desk.out
 
 
 def test_a_run_whose_rows_are_asked_for_again_is_not_finished(desk: Desk) -> None:

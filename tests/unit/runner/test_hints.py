@@ -1,0 +1,141 @@
+"""What a command says is to be done next can be typed as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from desk import JOB, TWO_SHARDS, Desk
+from fake_slurm import UNREACHABLE
+from harness import make_bench, rows_of
+from shift import make_shift
+
+from batchgen.cli.main import main
+from batchgen.ledger.blame import Verdict
+from batchgen.ledger.repair import quarantine_rows
+from batchgen.paths import RunPaths, as_typed
+from batchgen.runner.scheduler import job_name
+
+
+def hints(text: str) -> list[list[str]]:
+    """Every command that is named in a text."""
+    found = re.findall(r"`batchgen ([^`]+)`|^\S.*  batchgen (.+)$", text, re.M)
+    found += re.findall(r"yet: batchgen (.+)$", text, re.M)
+    return [shlex.split("".join(words)) for words in found]
+
+
+# --------------------------------------------------------------------------------- the run's name
+def test_a_run_is_named_as_it_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert as_typed(tmp_path / "outputs" / "job-1") == "job-1"
+    assert as_typed(tmp_path / "else" / "job-1") == str(tmp_path / "else" / "job-1")
+    assert as_typed(Path("/my runs/job-1")) == "'/my runs/job-1'"
+
+
+def test_every_hint_finds_its_run_wherever_it_lies(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "somewhere else"
+    assert desk.call("submit", str(desk.bench.job), *JOB, f"output.root_dir='{root}'") == 0
+    (folder,) = root.iterdir()
+    said = desk.out
+    desk.call("resume", str(folder), "--detach")  # it is at work
+    said += desk.err
+    desk.call("cancel", str(folder))
+    for argv in (("status", str(folder)), ("collect", "latest", "--root", str(root))):
+        desk.call(*argv)
+        said += desk.out
+    verbs = [words[0] for words in hints(said)]
+    assert {"status", "cancel", "resume"} <= {*verbs}, said
+    for words in hints(said):
+        assert words[1] == str(folder), words
+    desk.call("status", "no-such-run", "--root", str(root))
+    assert "no run" in desk.err
+
+
+def test_below_outputs_the_name_is_enough(tmp_path: Path) -> None:
+    work = make_bench(tmp_path, 1)
+    started = work.call("submit", str(work.job), "model=null-engine", "slurm.executor=local")
+    ((verb, name, option),) = hints(started.out)
+    assert (verb, option) == ("status", "--watch")
+    assert work.call(verb, name, option).code == 0
+
+
+# --------------------------------------------------------------------------------- quarantined rows
+@pytest.fixture
+def quarantined(tmp_path: Path) -> RunPaths:
+    """A run of three rows, the middle one quarantined, nothing rendered."""
+    run = make_shift(tmp_path, [1] * 3, "slurm=inline").run
+    quarantine_rows(run, [Verdict(1, "it bites", "node1")])
+    return run
+
+
+def test_quarantined_rows_are_told_with_the_way_to_try_them_again(
+    quarantined: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(quarantined.root)
+    assert main(["resume", folder]) == 1
+    said = capsys.readouterr().out
+    assert "2 of 3 rows ok, 1 quarantined" in said
+    assert "row-1: KilledItsProcess: it bites" in said
+    assert hints(said) == [["retry", folder, "--rows", "row-1"]]
+    assert main(["resume", folder]) == 1, "nothing to render, and not all is well"
+    assert hints(capsys.readouterr().out) == [["retry", folder, "--rows", "row-1"]]
+    assert main(["resume", folder, "slurm=local", "--detach"]) == 1
+    said = capsys.readouterr().out
+    assert "1 quarantined" in said and "started" not in said
+    assert hints(said) == [["retry", folder, "--rows", "row-1"]]
+    assert main(["retry", folder, "--rows", "row-1"]) == 0
+    assert list(rows_of(quarantined).status) == ["ok"] * 3
+    assert main(["resume", folder, "slurm=local", "--detach"]) == 0
+
+
+def test_what_is_left_beside_them_is_for_a_resume(
+    quarantined: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(quarantined.root)
+    assert main(["collect", folder]) == 1
+    told = hints(capsys.readouterr().out)
+    assert told == [["resume", folder], ["retry", folder, "--rows", "row-1"]]
+    assert main(["retry", folder, "slurm=local", "--detach"]) == 1, "none has failed"
+    assert hints(capsys.readouterr().out) == told
+
+
+# ------------------------------------------------------------------------------------- interrupted
+def interrupt_soon() -> None:
+    """Ctrl-C for this process, which is to be busy for longer."""
+    threading.Timer(1.0, signal.raise_signal, [signal.SIGINT]).start()
+
+
+def test_who_only_watched_has_nothing_to_go_on_with(desk: Desk) -> None:
+    assert desk.submit() == 0
+    interrupt_soon()
+    assert desk.on_run("status", "--watch") == 130
+    assert "interrupted" in desk.err and "resume" not in desk.err
+    interrupt_soon()
+    assert desk.call("bench", "schedule", "--seeds", "100000") == 130
+    assert "interrupted" in desk.err and "resume" not in desk.err
+
+
+def test_an_interrupt_is_one_also_if_slurm_does_not_answer(desk: Desk) -> None:
+    process = desk.bench.start("run", str(desk.bench.job), *JOB, *TWO_SHARDS, "--json")
+    while not any("steward" in job["name"] for job in desk.fake.jobs()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    desk.fake.steer("squeue", "fail", UNREACHABLE)
+    while not list(desk.bench.root.glob("job-*/submissions/0001/jobs.json")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Unable to contact" in err and f"batchgen resume {desk.run.root.name}" in err
+    assert json.loads(out.splitlines()[-1])["exit_code"] == 130
+    assert desk.run.cancelled(1).exists()
+    assert desk.fake.jobs(job_name(desk.run, 1))
