@@ -104,22 +104,18 @@ def keep_away(run: RunPaths, submission: int, host: str) -> None:
 
 def broken_down(index: CommitIndex) -> set[str]:
     """Hosts that rendered rows, and where since then two starts of tasks or more ended by an error
-    without any commit, while others rendered. Empty if these are more than half of the hosts that
-    rendered: then it is the cluster or the job."""
+    without any commit. Empty if these are more than half of the hosts that rendered: then it is the
+    cluster or the job, and some must be left to come to its end."""
     heard = _last_good(index)
     tried = set(index.journal.tolist())
-    fallen: dict[str, dict[tuple[int, int, int], float]] = defaultdict(dict)  # host -> start -> end
+    fallen: dict[str, set[tuple[int, int, int]]] = defaultdict(set)  # host -> starts
     for place, facts in enumerate(index.journals):
         host, attempt, end = host_of(facts), facts.journal.attempt, facts.end
         if end is None or not end.error or end.reason in _NO_HOSTS_FAULT or place in tried:
             continue
         if end.t > heard.get(host, math.inf):
-            fallen[host][attempt.submission, attempt.task, attempt.restart] = end.t
-    broken = set()
-    for host, starts in fallen.items():
-        others = max((t for other, t in heard.items() if other != host), default=0.0)
-        if len(starts) >= BROKEN_AFTER and others > min(starts.values()):
-            broken.add(host)
+            fallen[host].add((attempt.submission, attempt.task, attempt.restart))
+    broken = {host for host, starts in fallen.items() if len(starts) >= BROKEN_AFTER}
     return broken if 2 * len(broken) <= len(heard) else set()
 
 
