@@ -23,7 +23,6 @@ from batchgen.paths import RunPaths
 Make = Callable[..., Bench]
 SETTINGS = (
     "slurm.ranks_per_node=1",
-    "slurm.start_up_s=2",
     "slurm.max_attempts=50",
     "row_defaults.num_steps=6",
     "system.batch.max_rows_in_flight=2",
@@ -82,8 +81,8 @@ class Monkey:
 
     def _tell(self, host: str, *command: str) -> bool:
         """Give Slurm a command about the element on a node; False if it has just ended."""
-        found = [q for q in self.run.cluster.squeue() if q.node == host and "_" in q.job]
-        running = [q.job for q in found if q.state == "RUNNING"]
+        found = [q for q in self.run.cluster.squeue() if not q.name.endswith("-steward")]
+        running = [q.job for q in found if q.node == host and q.state == "RUNNING"]
         return bool(running) and self.run.cluster.accepts(*command, running[0])
 
 
@@ -99,7 +98,7 @@ def chaos(run: Campaign, monkey: Monkey, count: int, kills: int) -> None:
 
 def undisturbed(bench: Bench) -> set[tuple[Any, ...]]:
     """The same rows in one quiet process on this machine."""
-    done = bench.run("slurm=inline", *SETTINGS[3:])
+    done = bench.run("slurm=inline", *SETTINGS[2:])
     assert done.code == 0, done.err
     return recorded(RunPaths(bench.root / str(done.json["run"])))
 
@@ -138,7 +137,7 @@ def closes(run: pd.Series) -> None:
 def test_a_short_storm(cluster: Cluster, job_bench: Make) -> None:
     bench = job_bench(rows(60, 0.06))
     expected = undisturbed(bench)
-    run = Campaign.submit(cluster, bench, *SETTINGS)
+    run = Campaign.submit(cluster, bench, *SETTINGS, "slurm.start_up_s=0.3")  # several shards
     monkey = Monkey(run, 1, {"rank": 3, "node": 1, "requeue": 1, "scancel": 1, "preempt": 1})
     chaos(run, monkey, 60, 8)
     assert len(monkey.done) >= 8, monkey.done
@@ -151,7 +150,7 @@ def test_chaos(cluster: Cluster, job_bench: Make) -> None:
     """400 rows over four nodes, 40 kills and more."""
     bench = job_bench(rows(400, 0.06))
     expected = undisturbed(bench)
-    run = Campaign.submit(cluster, bench, *SETTINGS)
+    run = Campaign.submit(cluster, bench, *SETTINGS, "slurm.start_up_s=1")
     monkey = Monkey(
         run, 2, {"rank": 8, "node": 3, "power": 1, "requeue": 3, "scancel": 2, "preempt": 2}
     )
