@@ -3,61 +3,68 @@
 from __future__ import annotations
 
 import threading
-import time
-from dataclasses import asdict, astuple
+from collections.abc import Callable
+from dataclasses import astuple
 
 import pytest
 
+from batchgen.engine import clock as clock_module
 from batchgen.engine.clock import Clock
 from batchgen.records import RankSeconds
 
-T = 0.1
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Let so many seconds pass; none pass otherwise."""
+    now = 100.0
+
+    def pass_(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(clock_module, "perf_counter", lambda: now)
+    return pass_
 
 
-def near(**seconds: float) -> RankSeconds:
-    expected = asdict(RankSeconds(**seconds)).items()
-    return RankSeconds(**{name: pytest.approx(s, abs=T / 2) for name, s in expected})
-
-
-def test_blocks_interrupt_each_other_and_the_rest_is_waiting() -> None:
-    clock, began = Clock(), time.perf_counter()
-    with clock.on("load"):
-        time.sleep(T)
-    time.sleep(2 * T)
-    with clock.on("encode"):
-        time.sleep(T)
-        with clock.on("move"):
-            time.sleep(2 * T)
-        time.sleep(T)
-    with clock.on("denoise"):
-        time.sleep(T)
-        now = clock.read()
-    assert now == near(load=T, idle=2 * T, encode=2 * T, move=2 * T, denoise=T)
-    assert now.busy == now.encode + now.denoise
-    assert sum(astuple(now)) == pytest.approx(time.perf_counter() - began, abs=0.01)
-
-
-def test_waiting_is_a_tail_until_work_follows() -> None:
+def test_blocks_interrupt_each_other_and_the_rest_is_waiting(
+    passes: Callable[[float], None],
+) -> None:
     clock = Clock()
-    time.sleep(T)
-    assert clock.read() == near(tail=T)
+    with clock.on("load"):
+        passes(1)
+    passes(2)
+    with clock.on("encode"):
+        passes(3)
+        with clock.on("move"):
+            passes(4)
+        passes(5)
+    with clock.on("denoise"):
+        passes(6)
+        now = clock.read()
+    assert now == RankSeconds(load=1, idle=2, encode=8, move=4, denoise=6)
+    assert (now.busy, now.waiting, sum(astuple(now))) == (14, 2, 21)
+
+
+def test_waiting_is_a_tail_until_work_follows(passes: Callable[[float], None]) -> None:
+    clock = Clock()
+    passes(1)
+    assert clock.read() == RankSeconds(tail=1)
     with clock.on("denoise"):
         pass
-    time.sleep(T)
-    assert clock.read() == near(idle=T, tail=T)
+    passes(2)
+    assert clock.read() == RankSeconds(idle=1, tail=2)
     thread = threading.Thread(target=clock.worked)  # a row was written
     thread.start()
     thread.join()
-    assert clock.read() == near(idle=2 * T)
-    time.sleep(T)
-    assert clock.read() == near(idle=2 * T, tail=T)
-    assert clock.read().waiting == pytest.approx(3 * T, abs=T / 2)
+    assert clock.read() == RankSeconds(idle=3)
+    passes(4)
+    assert clock.read() == RankSeconds(idle=3, tail=4)
 
 
-def test_an_error_in_a_block_ends_it() -> None:
+def test_an_error_in_a_block_ends_it(passes: Callable[[float], None]) -> None:
     clock = Clock()
     with pytest.raises(ValueError, match="no"), clock.on("load"):
-        time.sleep(T)
+        passes(1)
         raise ValueError("no")
-    time.sleep(T)
-    assert clock.read() == near(load=T, tail=T)
+    passes(2)
+    assert clock.read() == RankSeconds(load=1, tail=2)
