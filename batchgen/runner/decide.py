@@ -40,7 +40,7 @@ def next_move(run: RunPaths) -> Move | None:
     have found a row that kills its process is something: the others are then rid of it.
 
     Only rows of that submission are taken: those that it did not finish, one way or the other, and
-    those that failed on a host where nothing succeeded. Such hosts are excluded from here on.
+    those that failed on a bad host (`ledger.hosts`). Such hosts are excluded from here on.
     """
     intent = last_render(run)
     if intent is None or run.cancelled(intent.number).exists():

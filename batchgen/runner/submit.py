@@ -153,7 +153,8 @@ def _launch_elsewhere(
     """Stay away from hosts where a suspect died alone: it must die elsewhere too to be convicted,
     since it may be the host that kills. No jobs if there is no such host, or no other is up."""
     suspects = set(blame.suspects.tolist())
-    hosts = {d.host for d in blame.deaths if d.alone and not suspects.isdisjoint(d.rows)} - {""}
+    alone = [death for death in blame.deaths if death.alone and not death.signalled]
+    hosts = {death.host for death in alone if not suspects.isdisjoint(death.rows)} - {""}
     if not hosts or slurm.executor in ONE_MACHINE:
         return []
     with suppress(SchedulerError):
