@@ -241,7 +241,8 @@ def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -
 
 
 def test_an_address_that_cannot_be_written_is_the_storages_fault(tmp_path: Path) -> None:
-    address = tmp_path / "gone" / "queue.json"
+    (tmp_path / "no-folder").touch()
+    address = tmp_path / "no-folder" / "queue.json"
     with pytest.raises(StorageError, match=r"queue\.json cannot be written"):
         announce(address)
     with pytest.raises(StorageError, match=r"queue\.json cannot be written"):

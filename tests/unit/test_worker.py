@@ -150,7 +150,9 @@ def test_a_rank_whose_queue_is_gone_loads_no_model(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     gone = ProcessId.of(dead.pid)
     dead.wait()
-    write_json(shift.run.queue_address(Attempt(1, 0, 0, 0)), {"process": asdict(gone)})
+    address = shift.run.queue_address(Attempt(1, 0, 0, 0))
+    address.parent.mkdir(parents=True)
+    write_json(address, {"process": asdict(gone)})
     assert shift.work(1, rank=1, world_size=2) == 0
     end = end_of(shift, 1, replica=1)
     assert end is not None and end.reason == "queue-lost"

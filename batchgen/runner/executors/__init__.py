@@ -62,12 +62,16 @@ ONE_MACHINE = ("inline", "local")
 
 def executor_named(name: str) -> Executor:
     """The executor module `name`; raises ConfigError naming those there are."""
+    _refuse_unknown(name)
+    return cast(Executor, importlib.import_module(f"{__name__}.{name}"))
+
+
+def _refuse_unknown(name: str) -> None:
     there = sorted(m.name for m in pkgutil.iter_modules(__path__))
     if name not in there:
         raise ConfigError(
             f"slurm.executor: {name!r} is not served by this version; served: {', '.join(there)}"
         )
-    return cast(Executor, importlib.import_module(f"{__name__}.{name}"))
 
 
 def executor_for(slurm: SlurmConfig) -> Executor:
@@ -79,8 +83,9 @@ def executor_for(slurm: SlurmConfig) -> Executor:
 
 
 def check_profile(slurm: SlurmConfig) -> None:
-    """Raise ConfigError for keys of a profile that do not go together, wherever it is used."""
-    executor_named(slurm.executor)
+    """Raise ConfigError for keys of a profile that do not go together, wherever it is used. A plan
+    asks too: nothing that starts jobs is imported."""
+    _refuse_unknown(slurm.executor)
     if slurm.executor in ONE_MACHINE and slurm.nodes != 1:
         raise ConfigError(
             f"slurm.nodes: {slurm.nodes} nodes with slurm.executor={slurm.executor}, which starts "

@@ -666,8 +666,8 @@ def test_logs_are_those_of_the_last_tasks(desk: Desk) -> None:
     """Verdicts and repairs are submissions without any."""
     assert desk.submit() == 0
     desk.fake.work()
-    printed = desk.run.submission(1) / "slurm" / "1001_0.log"
-    printed.write_text("what the tasks printed\n")
+    script = next(desk.run.submission(1).glob("slurm/*/1001.sh"))
+    (script.parent / "1001_0.log").write_text("what the tasks printed\n")
     void_rows(desk.run, [(0, "media/row-000.png", "damaged")])
     assert desk.on_run("logs") == 0
     assert "what the tasks printed" in desk.out

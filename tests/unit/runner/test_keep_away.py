@@ -134,7 +134,8 @@ def falls(night: Night) -> Callable[[], str]:
     def fall() -> str:
         rank = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}
         place = {"SUBMITIT_EXECUTOR": "slurm", "SLURMD_NODENAME": "node2"}
-        trouble = {"SLURM_ARRAY_TASK_ID": "9", "BATCHGEN_NULL_SLOW": "nonsense"}  # loads no engine
+        again = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "1"}
+        trouble = {**again, "BATCHGEN_NULL_SLOW": "nonsense"}  # loads no engine
         argv = [sys.executable, "-m", "batchgen.runner.task", "task", str(night.desk.run.root)]
         done = subprocess.run(
             [*argv, "1", "0", "1"],
