@@ -49,7 +49,7 @@ def test_08_the_steward_is_killed(cluster: Cluster, job_bench: Make) -> None:
     run.until(lambda: stopped_of(cluster, name), 120)
     os.kill(stopped_of(cluster, name)[0], signal.SIGCONT)
     run.wait()
-    run.audit("8")
+    run.audit("8a")
     assert "Restarts=1" in cluster.call("scontrol", "show", "job", _job_of(cluster, name))
 
 
@@ -68,7 +68,7 @@ def test_08_the_steward_is_killed_while_it_submits(
     run.until_committed(4)
     os.kill(run.rendering()[-1], signal.SIGKILL)  # so that something is left to submit
     run.wait()
-    run.audit(f"8, {point}")
+    run.audit({"submit.after_intent": "8b", "slurm.after_sbatch": "8c"}[point])
     name = job_name(run.run, 1, steward=True)
     assert "Restarts=1" in cluster.call("scontrol", "show", "job", _job_of(cluster, name))
     assert run.status().submission == (3 if point == "submit.after_intent" else 2)
