@@ -201,9 +201,9 @@ def test_waiting_for_others_is_on_the_clock(tmp_path: Path) -> None:
     for run in runs:
         closes(run)
         assert run["lost_s"] == pytest.approx(0.0, abs=0.01)
-        assert run["idle_s"] + run["tail_s"] >= 2.0
+        assert run["idle_s"] + run["tail_s"] >= 1.9
         assert run["busy_s"] >= 1.5 * run["rows_ok"]
-        assert run["rows_ok"] or run["tail_s"] >= 2 * 1.5
+        assert run["rows_ok"] or run["tail_s"] >= 1.9 * 1.5  # but for the start of the first
 
 
 def test_an_attempt_that_dies_or_errs_as_it_loads_has_spent_it_on_that(tmp_path: Path) -> None:
