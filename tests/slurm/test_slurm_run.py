@@ -38,6 +38,7 @@ def test_pending_running_and_finished_are_told(cluster: Cluster, job_bench: Make
     run.until(lambda: "Resources" in bench.call("status", name).out, 20)
     waiting = bench.call("status", name, "--json").json
     assert waiting["state"] == "submitted" and waiting["queue"]["running"] == 0
+    assert "no rank has started yet" in bench.call("status", name, "--offline").out
     assert waiting["queue"]["pending"] >= 4
     assert waiting["queue"]["steward"].startswith("waits")  # and why, if not for the tasks
     cluster.call("scancel", block)
