@@ -31,7 +31,9 @@ from batchgen.worker.states import RowStates
 from batchgen.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-BEAT_S = 10.0  # a thousand ranks write a file each; status.STALE_S is six times as long
+# A heartbeat is a small file. What a rank did after its last one is unknown if it is killed, but a
+# thousand ranks ask one file server; status.STALE_S is six times the longest.
+BEATS_PER_S, SHORTEST_BEAT_S, LONGEST_BEAT_S = 100, 2.5, 10.0
 
 
 def work_on(
@@ -63,7 +65,7 @@ def _attempt(
     with (
         JournalWriter.open(root, _header(attempt, rank, run_file.versions), clock.read) as journal,
         last_line(journal, clock) as ending,
-        _heartbeat(journal, drain),
+        _heartbeat(journal, drain, beat_seconds(slurm)),
     ):
         with clock.on("load"):
             engine = _choose(config, rank)
@@ -191,15 +193,21 @@ def _header(attempt: Attempt, rank: RankInfo, versions: dict[str, str]) -> Attem
     )
 
 
+def beat_seconds(slurm: SlurmConfig) -> float:
+    """Seconds between two heartbeats of a rank, by how many may be at work."""
+    ranks = min(slurm.nodes, slurm.array_parallelism) * slurm.ranks_per_node
+    return min(LONGEST_BEAT_S, max(SHORTEST_BEAT_S, ranks / BEATS_PER_S))
+
+
 @contextmanager
-def _heartbeat(journal: JournalWriter, drain: Drain) -> Iterator[None]:
+def _heartbeat(journal: JournalWriter, drain: Drain, every_s: float) -> Iterator[None]:
     """Say now and then that this rank is at work: another machine cannot look at the process. Say
     at once that it was told to end, since it may be killed before it can."""
     ended = threading.Event()
 
     def beat() -> None:
         while not ended.is_set():
-            if name := drain.signal_within(BEAT_S):
+            if name := drain.signal_within(every_s):
                 with suppress(StorageError):  # whoever writes next says so
                     journal.signalled(name)
             journal.beat()

@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 from shift import Shift, make_shift
 
+from batchgen.config.schema import SlurmConfig
 from batchgen.engine.contract import Snapshot
 from batchgen.ledger.blame import read_blame
 from batchgen.ledger.events import End, Phase, Saved, Signalled, Start
 from batchgen.ledger.status import read_status
+from batchgen.ledger.tally import read_counters
 from batchgen.media.durable import write_json
 from batchgen.planning.plan import read_requests
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Commit
+from batchgen.worker.shard import beat_seconds
 from batchgen.worker.states import RowStates
 
 
@@ -426,3 +429,27 @@ def test_a_log_that_cannot_be_written_costs_no_row(tmp_path: Path, broken: str) 
         (shift.run.logs / "run-s1t0r0p0.log").symlink_to("/dev/full")
     assert shift.work(1) == 0
     assert sorted(shift.frames(1)) == [0, 1]
+
+
+def test_many_ranks_beat_less_often() -> None:
+    def beat(nodes: int, ranks: int) -> float:
+        return beat_seconds(SlurmConfig(executor="slurm", nodes=nodes, ranks_per_node=ranks))
+
+    assert (beat(1, 1), beat(64, 8), beat(250, 8)) == (2.5, 5.12, 10.0)
+
+
+def test_a_rank_that_renders_one_long_row_beats(tmp_path: Path) -> None:
+    """So what it was busy with is known if it is killed."""
+    shift = make_shift(tmp_path, [1000])
+    shift.begin([0])
+    rank = shift.start(1)
+    path = shift.run.counters(Attempt(1, 0, 0, 0))
+
+    def busy() -> float:
+        counters = read_counters(path)
+        return counters.spent.busy if counters else 0.0
+
+    shift.wait_for(lambda: busy() >= 1.0)
+    rank.kill()
+    rank.communicate()
+    assert busy() < 8.0, "of ten"
