@@ -139,7 +139,7 @@ class Campaign:
             "twice": twice,
             "attempts": len(journal_files(self.run)),
             "submissions": self.status().submission,
-            "wasted_s": round(wasted, 1),
+            "wasted_s": round(wasted, 3),
         }
         if TABLE in os.environ:
             with open(os.environ[TABLE], "a") as file:
