@@ -3,22 +3,25 @@
 A row that failed on two machines and was rendered on none is at fault: it is not tried elsewhere
 any more, and counts against no machine.
 
-A machine is bad, while another one rendered some rows, if an attempt gave up there (SickNode) after
-the last row that was rendered there, unless all the rows that it tried are at fault. And if none of
-its attempts rendered a row, and
+A machine is bad, while another one rendered some rows, if after the last row rendered there
 
-- three rows failed or died there. Of the rows of one death one counts at most, since one of them,
-  or the cluster, may have killed them all; nor does a death of a convicted row count; or
-- two starts of tasks came to nothing there: an attempt of theirs ended by an error, or died before
-  its first row. Errors of the run folder or of a person do not count, nor those that a good machine
-  met in the same submission, nor deaths of ranks whose mate on another machine fell by an error, or
-  whose mate on the same one had begun a row.
+- an attempt gave up there (SickNode), unless all the rows that it tried are at fault; or
+- two starts of tasks came to nothing there: an attempt of theirs ended by an error. Errors of the
+  run folder or of a person do not count, nor those that another good machine met in the same
+  submission. If that is so of more than half of the machines that rendered rows, it is the cluster
+  or the job.
+
+Of a machine where no row was rendered at all, attempts that died before their first row count as
+such starts too, unless a mate on the same machine had begun a row or one on another fell by an
+error; and it is bad if three rows failed or died there. Of the rows of one death one counts at
+most, since one of them, or the cluster, may have killed them all; nor does a death of a convicted
+row count.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -54,10 +57,14 @@ class _Record:
     fallen: dict[Start, str] = field(default_factory=dict)  # starts that came to nothing, and how
 
     @property
+    def is_broken(self) -> bool:
+        """Whether tasks come to nothing there."""
+        return len(self.fallen) >= BAD_AFTER_STARTS
+
+    @property
     def is_barren(self) -> bool:
         """Bad if no row was rendered there."""
-        rows, starts = _distinct(self.failed, self.deaths), len(self.fallen)
-        return rows >= BAD_AFTER or starts >= BAD_AFTER_STARTS
+        return self.is_broken or _distinct(self.failed, self.deaths) >= BAD_AFTER
 
     def __str__(self) -> str:
         told = [f"rows failed there: {len(self.failed)}"]
@@ -98,34 +105,46 @@ def bad_hosts(index: CommitIndex, deaths: Sequence[Death], at_fault: Set[int]) -
     for death in deaths:
         if death.rows:
             records[death.host].deaths.append(death)
-    for place in _gave_up(index, hosts):
+    last = _last_rendered(index, hosts)
+    for place in _gave_up(index, hosts, last):
         errors = failures.get(place, {})
         tried = {row for row, error in errors.items() if error != PromptTooLong.__name__}
         records[hosts[place]].sick |= not tried or not tried <= at_fault
-    for host, start, how in _fallen(index, deaths, ok.keys()):
+    for host, start, how in _fallen(index, deaths, last, ok.keys()):
         records[host].fallen[start] = how
+    broken = {host for host in ok if host in records and records[host].is_broken}
+    if 2 * len(broken) > len(ok):
+        broken = set()
     total, reasons = sum(ok.values()), {}
     for host, record in sorted(records.items()):
         here = ok.get(host, 0)
-        bad = record.sick or (not here and record.is_barren)
+        bad = record.sick or host in broken or (not here and record.is_barren)
         if host and total > here and bad:
             told = f"rows rendered there: {here}, on other hosts: {total - here}"
             reasons[host] = f"{record}; {told}"
     return reasons
 
 
-def _gave_up(index: CommitIndex, hosts: Sequence[str]) -> list[int]:
-    """Places of journals that ended by SickNode after the last row that was rendered on their
-    host, by its own clock."""
-    ends = {place: _end(facts) for place, facts in enumerate(index.journals)}
-    ends = {place: end for place, end in ends.items() if end.reason == SickNode.__name__}
-    last = {hosts[place]: 0.0 for place in ends}
+def _last_rendered(index: CommitIndex, hosts: Sequence[str]) -> dict[str, float]:
+    """When the last row was rendered (unix seconds, by the host's own clock), 0 for never; of hosts
+    where an attempt gave up or ended by another error."""
+    ends = [_end(facts) for facts in index.journals]
+    bad_ends = [end.error or end.reason == SickNode.__name__ for end in ends]
+    last = {host: 0.0 for host, bad in zip(hosts, bad_ends, strict=True) if bad}
     good = np.flatnonzero(index.accepted & (index.status == STATUS_CODES["ok"]))
     for place, host in enumerate(hosts):
         if host in last:
             lines = good[index.journal[good] == place][-1:]
             last[host] = max([last[host], *map(time_of, fetch_lines(index, lines))])
-    return [place for place, end in ends.items() if end.t > last[hosts[place]]]
+    return last
+
+
+def _gave_up(index: CommitIndex, hosts: Sequence[str], last: Mapping[str, float]) -> Iterator[int]:
+    """Places of journals that ended by SickNode after the last row that was rendered there."""
+    for place, facts in enumerate(index.journals):
+        end = _end(facts)
+        if end.reason == SickNode.__name__ and end.t > last[hosts[place]]:
+            yield place
 
 
 def _end(facts: JournalFacts) -> End:
@@ -136,25 +155,33 @@ def _end(facts: JournalFacts) -> End:
 
 
 def _fallen(
-    index: CommitIndex, deaths: Iterable[Death], good: Set[str]
+    index: CommitIndex, deaths: Iterable[Death], last: Mapping[str, float], good: Set[str]
 ) -> list[tuple[str, Start, str]]:
-    """Attempts that came to nothing by a fault of their machine: host, start, how."""
+    """Attempts that came to nothing by a fault of their machine: host, start, how. Of machines in
+    `good`, which rendered rows, those without a commit after the last such row."""
+    committed = {index.journals[place].journal.attempt for place in np.unique(index.journal)}
     ends = [(host_of(facts), facts.journal.attempt, _end(facts)) for facts in index.journals]
     ends = [(host, attempt, end) for host, attempt, end in ends if end.error]
-    common = {(a.submission, end.reason, end.error) for host, a, end in ends if host in good}
     fallen = []
+    met: dict[tuple[int, str, str], set[str]] = defaultdict(set)  # good hosts with that error
     guilty: dict[Start, set[str]] = defaultdict(set)  # hosts that ended a start by an error
     for host, attempt, end in ends:
         guilty[_start(attempt)].add(host)
-        told = (attempt.submission, end.reason, end.error)
-        if end.reason not in (SickNode.__name__, *_NOBODYS) and told not in common:
+        if host in good:
+            met[attempt.submission, end.reason, end.error].add(host)
+    for host, attempt, end in ends:
+        if end.reason in (SickNode.__name__, *_NOBODYS):
+            continue
+        if met[attempt.submission, end.reason, end.error] - {host}:
+            continue
+        if host not in good or (attempt not in committed and end.t > last[host]):
             fallen.append((host, _start(attempt), f"{end.reason}: {end.error}"))
     journals = [facts for facts in index.journals if facts.starts]
     begun = {(_start(facts.journal.attempt), host_of(facts)) for facts in journals}
     for death in deaths:
-        start = _start(death.attempt)
-        if (start, death.host) not in begun and not guilty[start] - {death.host}:
-            fallen.append((death.host, start, "a death before its first row"))
+        start, host = _start(death.attempt), death.host
+        if host not in good and (start, host) not in begun and not guilty[start] - {host}:
+            fallen.append((host, start, "a death before its first row"))
     return sorted(fallen, key=lambda item: item[1])
 
 

@@ -5,19 +5,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
-from collections import defaultdict
 
-import numpy as np
-
-from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.blame import read_blame
-from batchgen.ledger.deaths import host_of
 from batchgen.ledger.intent import Intent
-from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
-from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import array_count, launch_steward
@@ -38,8 +30,6 @@ log = logging.getLogger(__name__)
 MAKING_S = 60.0
 # The last tasks may end together, each while it sees the others at work: they look again.
 LOOKS, LOOK_AGAIN_S, FEW = 4, 5.0, 3
-BROKEN_AFTER = 2  # starts of tasks
-_NO_HOSTS_FAULT = [error.__name__ for error in (StorageError, RunStateError, KeyboardInterrupt)]
 
 
 def give_a_steward(run: RunPaths) -> list[QueuedTask]:
@@ -90,43 +80,15 @@ def free_the_steward(run: RunPaths) -> list[QueuedTask]:
 
 
 def keep_away(run: RunPaths, submission: int, host: str) -> None:
-    """Exclude a host from what is pending of a submission if it is bad, or broke down after it had
-    rendered rows. A node where tasks end as they start is always free: it would take one element
-    after the other. Called by a task that ends by an error."""
-    found = winners(run, index_commits(run))
-    if host not in broken_down(found.index) and host not in read_blame(run, found).bad_hosts:
+    """Exclude a bad host from what is pending of a submission. A node where tasks end as they start
+    is always free: it would take one element after the other. Called by a task that ends by an
+    error."""
+    if host not in read_blame(run).bad_hosts:
         return
     tasks = [task for task in queued(run, submission) if task.waits and not task.is_steward]
     for array in sorted({task.array_id for task in tasks}, key=int):
         if exclude(array, host):
             log.warning("array %s keeps away from %s from now on", array, host)
-
-
-def broken_down(index: CommitIndex) -> set[str]:
-    """Hosts that rendered rows, and where since then two starts of tasks or more ended by an error
-    without any commit. Empty if these are more than half of the hosts that rendered: then it is the
-    cluster or the job, and some must be left to come to its end."""
-    heard = _last_good(index)
-    tried = set(index.journal.tolist())
-    fallen: dict[str, set[tuple[int, int, int]]] = defaultdict(set)  # host -> starts
-    for place, facts in enumerate(index.journals):
-        host, attempt, end = host_of(facts), facts.journal.attempt, facts.end
-        if end is None or not end.error or end.reason in _NO_HOSTS_FAULT or place in tried:
-            continue
-        if end.t > heard.get(host, math.inf):
-            fallen[host].add((attempt.submission, attempt.task, attempt.restart))
-    broken = {host for host, starts in fallen.items() if len(starts) >= BROKEN_AFTER}
-    return broken if 2 * len(broken) <= len(heard) else set()
-
-
-def _last_good(index: CommitIndex) -> dict[str, float]:
-    """When the attempts that rendered rows were last heard of (unix seconds), by host."""
-    good = index.accepted & (index.status == STATUS_CODES["ok"])
-    heard: dict[str, float] = defaultdict(float)
-    for place in np.unique(index.journal[good]).tolist():
-        facts = index.journals[place]
-        heard[host_of(facts)] = max(heard[host_of(facts)], facts.last_t)
-    return dict(heard)
 
 
 def _is_being_made(run: RunPaths, intent: Intent) -> bool:

@@ -364,3 +364,55 @@ def test_what_falls_after_its_rows_were_taken_over_speaks_against_no_host(
         zombie.end(End(reason="RuntimeError", error="boom"))
         zombie.close()
     assert blame(lab).bad_hosts == {}
+
+
+# machines that break down later
+
+
+def fell(lab: Lab, submission: int, task: int, host: str, end: End) -> None:
+    """An attempt that comes to no row."""
+    with lab.journal(submission, task, host=host) as journal:
+        journal.end(end)
+
+
+def broke(host: str, reason: str = "RuntimeError") -> End:
+    return End(reason=reason, error=f"{host} has no device")
+
+
+def test_a_host_that_breaks_down_after_good_rows_is_bad(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(12)
+    number = lab.submit()
+    for task, host in enumerate(("n1", "n2")):
+        with lab.journal(number, task, host=host) as journal:
+            lab.render(journal, task)
+            journal.end(End(reason="done"))
+    fell(lab, number, 2, "n2", broke("n2"))
+    fell(lab, number, 3, "n2", broke("n2", "OSError"))
+    fell(lab, number, 4, "n2", broke("n2", "StorageError"))
+    assert blame(lab).bad_hosts == {}, "one start; the others are the run folder's fault"
+    with lab.journal(number, 5, host="n2") as journal:
+        fail(lab, journal, 5)
+        journal.end(broke("n2"))
+    assert blame(lab).bad_hosts == {}, "that one came to a row"
+    fell(lab, number, 6, "n2", broke("n2"))
+    assert list(blame(lab).bad_hosts) == ["n2"]
+    assert "starts of tasks that came to no row there: 2" in blame(lab).bad_hosts["n2"]
+    assert blame(lab).rows_failed_on({"n2"}).tolist() == [5]
+    lab.render(lab.journal(number, 7, host="n2"), 7)
+    assert blame(lab).bad_hosts == {}, "it renders again"
+
+
+def test_what_other_good_hosts_meet_too_breaks_none(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab(12)
+    number = lab.submit()
+    for task, host in enumerate(("n1", "n2", "n3")):
+        lab.render(lab.journal(number, task, host=host), task)
+    same = End(reason="RuntimeError", error="the module is not there")
+    for task, host in enumerate(("n1", "n1", "n2"), 3):
+        fell(lab, number, task, host, same)
+    assert blame(lab).bad_hosts == {}, "the job's fault"
+    for task, host in enumerate(("n1", "n1", "n2", "n2"), 6):
+        fell(lab, number, task, host, broke(host))
+    assert blame(lab).bad_hosts == {}, "two of three: the cluster's"
+    lab.render(lab.journal(number, 10, host="n4"), 10)
+    assert list(blame(lab).bad_hosts) == ["n1", "n2"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from desk import Desk
 from harness import make_bench
+from lab import Lab, make_request
 
 from batchgen.ledger.status import read_status
 from batchgen.planning.plan import read_plan
@@ -57,5 +58,22 @@ def test_a_suspect_goes_elsewhere_if_there_is_somewhere_else(
     for name, how in others.items():
         desk.fake.set_node(name, how)
     assert desk.on_run("resume", "--detach") == 0
+    task, _ = desk.fake.jobs()[-2:]
+    assert task["excluded"] == excluded
+
+
+@pytest.mark.parametrize(("signalled", "excluded"), [(False, "node1"), (True, "")])
+def test_where_a_suspect_was_killed_after_a_signal_is_no_place_to_avoid(
+    desk: Desk, signalled: bool, excluded: str
+) -> None:
+    assert desk.submit("slurm.max_attempts=1") == 0
+    lab = Lab(desk.run, [make_request(row) for row in range(4)])
+    with lab.journal(1, host="node1") as journal:
+        journal.start(0, "row-000", alone=True)
+        if signalled:
+            journal.signalled("SIGTERM")
+    for job in desk.fake.jobs():
+        desk.fake.change(job["job_id"], state="COMPLETED")
+    assert desk.on_run("resume", "--detach") == 0, desk.err
     task, _ = desk.fake.jobs()[-2:]
     assert task["excluded"] == excluded
