@@ -95,10 +95,10 @@ def _data(status: RunStatus, view: QueueView | None) -> dict[str, object]:
 
 
 def _goes_on(run: RunPaths, status: RunStatus, view: QueueView | None) -> bool:
-    """Whether there is more to watch: ranks at work, or some that may still come up."""
+    """Whether there is more to watch: ranks at work, or some that may still come up or go."""
     if view is not None and not view.absent:
         return not view.empty
-    if status.alive or status.state != "submitted" or slurm_intent(run) is not None:
+    if status.alive or slurm_intent(run) is not None:
         return bool(status.alive)  # of what waits with Slurm nothing is known: nobody is asked
     from batchgen.runner.jobs import is_alive
 

@@ -55,6 +55,7 @@ def test_submit_returns_before_the_rows_are_drawn(bench) -> None:
     assert read_status(started.run).ok == 0
     watched = work.call("status", str(started.run.root), "--watch")
     assert watched.code == 0, watched.out
+    assert not is_alive(started.run)  # so that a resume is not refused
     assert "2: 0 ok" in watched.out and "2: 2 ok" in watched.out  # it was watched from the start
     name = started.run.root.name
     assert watched.out.strip().endswith(f"no catalog yet: batchgen collect {name}")
