@@ -70,7 +70,7 @@ def handle_verify(args: argparse.Namespace) -> Result:
         print(f"{finding.kind:11} {finding.path}{row}: {finding.detail}")
     if (more := len(report.findings) + len(report.mended) - SHOWN_FINDINGS) > 0:
         print(f"... and {more} more")
-    size = f"{report.bytes / 2**20:.1f} MiB"
+    size = f"{report.bytes / 2**20:,.2f} MiB"
     verdict = "all whole" if report.is_sound else f"{len(report.damage)} damaged"
     print(f"{report.files} media files ({size}) of {report.ok} ok rows: {verdict}")
     if report.mended:

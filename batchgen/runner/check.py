@@ -127,7 +127,8 @@ class _Probe:
         if not tasks:
             return ""
         task = tasks[0]
-        return f"waits ({task.reason})" if task.waits else f"runs on {task.node}"
+        why = "" if task.reason in ("", "None") else f" ({task.reason})"  # not judged yet
+        return f"waits{why}" if task.waits else f"runs on {task.node}"
 
     def _complete(self) -> bool:
         ranks = self.slurm.ranks_per_node * self.nodes
