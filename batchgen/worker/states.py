@@ -94,7 +94,7 @@ class RowStates:
         try:
             other = path.exists() and _identity(path) != self._mine.get(request.row_index)
             return other and self._step_of(path, request) >= step
-        except Exception:  # it is of no use, or out of reach: then it cannot be replaced either
+        except Exception:  # damaged or out of reach: no reason not to keep this one
             return False
 
     def _step_of(self, path: Path, request: Request) -> int:
