@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from batchgen.errors import RunStateError
@@ -24,6 +25,8 @@ class RunFile:
     rows: int  # of the manifest
     unique_rows: int  # rendered; the others are aliases with an equal key
     plan_id: str  # sha256 of the plan file's row keys
+    plan_sha256: str = ""  # of the whole file; empty in runs that are older than it
+    plan_bytes: int = 0
     manifest: str
     manifest_digest: str
     key_context: dict[str, Any]
@@ -40,13 +43,23 @@ class RunFile:
 def read_run(run: RunPaths) -> RunFile:
     """The header of `run`; raises RunStateError when there is none or it is of another schema."""
     try:
-        fields = json.loads(run.run_json.read_text())
+        return read_header(run.run_json)
     except FileNotFoundError:
         raise RunStateError(f"{run.root} is not a run folder: it has no run.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunStateError(f"{run.run_json} is damaged: {error}") from None
-    if fields.get("schema") != SCHEMA:
-        raise RunStateError(
-            f"{run.run_json}: schema {fields.get('schema')!r}; this version reads {SCHEMA}"
-        )
-    return RunFile(**fields)
+
+
+def read_header(path: Path) -> RunFile:
+    """The header in a file; FileNotFoundError, or RunStateError naming it if it cannot be read."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise RunStateError(f"{path} is damaged: {error}") from None
+    schema = fields.get("schema") if isinstance(fields, dict) else None
+    if schema != SCHEMA:
+        raise RunStateError(f"{path}: schema {schema!r}; this version reads {SCHEMA}")
+    try:
+        return RunFile(**fields)
+    except TypeError as error:
+        raise RunStateError(f"{path} is damaged: {error}") from None

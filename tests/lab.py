@@ -16,11 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
 from batchgen.ledger.journal import JournalWriter, Meter, raw_lines
-from batchgen.media.durable import write_media
+from batchgen.media.durable import write_json, write_media
 from batchgen.paths import RunPaths, parse_journal
+from batchgen.planfile import digest_of
 from batchgen.records import (
     Attempt,
     Commit,
@@ -31,6 +34,7 @@ from batchgen.records import (
     RowStats,
     StageSeconds,
 )
+from batchgen.runfile import read_run
 
 STAGES = StageSeconds(queue=0.5, encode=0.1, denoise=1.0, decode=0.2, d2h=0.01, write=0.02)
 
@@ -106,6 +110,13 @@ class Lab:
         shards = np.full(len(index), shard, np.int32)
         chosen = SubmissionRows(index, shards, np.arange(len(index)))
         return begin_submission(self.run, chosen, SubmissionInfo())
+
+    def install_plan(self, table: pa.Table) -> None:
+        """Another plan, with the header that says so."""
+        pq.write_table(table, self.run.plan)
+        size = self.run.plan.stat().st_size
+        new = replace(read_run(self.run), plan_sha256=digest_of(self.run.plan), plan_bytes=size)
+        write_json(self.run.run_json, new.to_json())
 
     def journal(
         self,

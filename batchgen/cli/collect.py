@@ -117,10 +117,13 @@ def first_row_ids(run: RunPaths) -> list[str]:
     import pyarrow.dataset as ds
 
     from batchgen.ledger.winners import missing_rows
+    from batchgen.planfile import reading
 
     rows = missing_rows(run).quarantined[:SHOWN_FAILURES].tolist()
     chosen = ds.field("row_index").isin(rows)
-    ids: list[str] = ds.dataset(run.plan).to_table(columns=["row_id"], filter=chosen)[0].to_pylist()
+    with reading(run.plan):
+        found = ds.dataset(run.plan).to_table(columns=["row_id"], filter=chosen)
+        ids: list[str] = found[0].to_pylist()
     return ids
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,7 @@ from batchgen.ledger.tally import Counts
 from batchgen.ledger.winners import choose, read_plan_rows
 from batchgen.media.durable import make_folder, sync_folder, write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
+from batchgen.planfile import reading
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
@@ -138,8 +140,8 @@ def begin_submission(
 
 
 def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:
-    """The rows of one shard of a submission."""
-    table = pq.read_table(run.shards(submission), filters=[("shard", "=", shard)])
+    """The rows of one shard of a submission; RunStateError if they cannot be read."""
+    table = _read_shards(run, submission, filters=[("shard", "=", shard)])
     table = table.sort_by("order")
     rows: np.ndarray = table["row_index"].to_numpy()
     if "alone" not in table.column_names:  # of a run that is older than suspects
@@ -149,10 +151,21 @@ def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:
 
 
 def rows_of(run: RunPaths, submission: int, tasks: Collection[int] | None = None) -> np.ndarray:
-    """row_index (int64) of all rows that a submission was to render, or those of some tasks."""
-    table = pq.read_table(run.shards(submission), columns=["row_index", "shard"])
+    """row_index (int64) of all rows that a submission was to render, or those of some tasks;
+    RunStateError if they cannot be read."""
+    table = _read_shards(run, submission, columns=["row_index", "shard"])
     rows: np.ndarray = table["row_index"].to_numpy()
     return rows if tasks is None else rows[np.isin(table["shard"].to_numpy(), [*tasks])]
+
+
+def _read_shards(run: RunPaths, submission: int, **how: Any) -> pa.Table:
+    path = run.shards(submission)
+    with reading(path, "list of shards"):
+        table = pq.read_table(path, page_checksum_verification=True, **how)
+        for column in table.columns:
+            if column.null_count:
+                raise ValueError("a row without values")
+        return table
 
 
 def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
@@ -295,7 +308,8 @@ def _write_shards(path: Path, rows: SubmissionRows) -> None:
     columns = [rows.row_index, rows.shard, rows.order, alone]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, _SHARDS, strict=True)]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays, schema=_SHARDS), sink, compression="zstd")
+    table = pa.table(arrays, schema=_SHARDS)
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_bytes_atomic(path, sink.getvalue().to_pybytes())
 
 

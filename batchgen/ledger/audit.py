@@ -8,6 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from batchgen.errors import RunStateError
 from batchgen.ledger.pieces import pieces
 from batchgen.paths import RunPaths
 
@@ -49,7 +50,7 @@ class Collected:
             return []
         try:
             rows = self._take(len(expected))
-        except (OSError, ValueError) as error:
+        except RunStateError as error:
             self._broken = True
             return [Finding("catalog", self._folder, f"cannot be read: {error}")]
         if len(rows) != len(expected):
@@ -64,7 +65,7 @@ class Collected:
             return []
         try:
             extra = len(self._take(1))
-        except (OSError, ValueError) as error:
+        except RunStateError as error:
             return [Finding("catalog", self._folder, f"cannot be read: {error}")]
         return [Finding("catalog", self._folder, "has more rows than the plan")] if extra else []
 

@@ -39,6 +39,7 @@ from batchgen.ledger.timers import Timers
 from batchgen.ledger.winners import Winners, winners
 from batchgen.media.durable import sync, sync_folder, write_bytes_atomic
 from batchgen.paths import RunPaths
+from batchgen.planfile import check_plan, plan_schema
 from batchgen.runfile import RunFile, read_run
 
 PART_ROWS = 250_000
@@ -88,6 +89,7 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
     """
     began = time.perf_counter()
     header, extent = read_run(run), Extent.of(run)  # before the journals, which may go on growing
+    check_plan(run, header)
     found = winners(run)
     totals = _Totals(Spent(found.index))
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -127,7 +129,7 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     tables = [
         catalog_rows(join(plan, found), header.plan_id) for plan in pieces([run.plan], GROUP_ROWS)
     ]
-    empty = catalog_schema(pq.read_schema(run.plan)).empty_table()
+    empty = catalog_schema(plan_schema(run.plan)).empty_table()
     return pa.concat_tables(tables) if tables else empty
 
 
@@ -152,7 +154,7 @@ def _write_parts(
     progress: Callable[[int], None] | None,
 ) -> int:
     """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
-    schema = catalog_schema(pq.read_schema(run.plan)).with_metadata(metadata)
+    schema = catalog_schema(plan_schema(run.plan)).with_metadata(metadata)
     plan_id = metadata[b"batchgen.plan_id"].decode()
     writer = _part_writer(folder, 0, schema)
     parts, rows = 1, 0

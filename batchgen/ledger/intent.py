@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import from_plain
@@ -24,6 +25,7 @@ from batchgen.paths import RunPaths, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
+T = TypeVar("T")
 SCHEMA = 1
 _FENCES = "*.accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
@@ -87,10 +89,7 @@ def read_intent(run: RunPaths, number: int) -> Intent | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    try:
-        return from_plain(Intent, json.loads(data))
-    except ValueError as error:
-        raise RunStateError(f"{path} cannot be read: {error}") from error
+    return _parsed(Intent, path, data)
 
 
 def last_intent(run: RunPaths) -> Intent | None:
@@ -113,10 +112,19 @@ def last_render(run: RunPaths) -> Intent | None:
 
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
     """What this restart of a task wrote down; None for a first start."""
+    path = run.acceptance(attempt)
     try:
-        return from_plain(Fence, json.loads(run.acceptance(attempt).read_bytes()))
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
+    return _parsed(Fence, path, data)
+
+
+def _parsed(cls: type[T], path: Path, data: bytes) -> T:
+    try:
+        return from_plain(cls, json.loads(data))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunStateError(f"{path} cannot be read: {error}") from error
 
 
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:

@@ -8,15 +8,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.planfile import reading
+
 
 def pieces(
     files: Sequence[Path], rows: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Tables of exactly `rows` rows (the last may be shorter), over all files in their order."""
+    """Tables of exactly `rows` rows (the last may be shorter), over all files in their order.
+    RunStateError naming a file that cannot be read."""
     held: list[pa.RecordBatch] = []
     count = 0
     for path in files:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=rows, columns=columns):
+        for batch in _batches(path, rows, columns):
             held.append(batch)
             count += len(batch)
             while count >= rows:
@@ -26,3 +29,9 @@ def pieces(
                 count -= rows
     if count:
         yield pa.Table.from_batches(held).combine_chunks()
+
+
+def _batches(path: Path, rows: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    with reading(path, "Parquet file"):
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        yield from file.iter_batches(batch_size=rows, columns=columns)

@@ -18,6 +18,7 @@ from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
 from batchgen.media.durable import remove
 from batchgen.paths import RunPaths
+from batchgen.planfile import reading
 from batchgen.records import Attempt, Commit
 
 QUARANTINED = "KilledItsProcess"  # error_type of such a row
@@ -83,8 +84,12 @@ def _info(run: RunPaths, kind: str) -> SubmissionInfo:
 def _names(run: RunPaths, rows: np.ndarray) -> dict[int, tuple[str, str]]:
     """row_index -> (row_id, row_key)."""
     columns = ["row_index", "row_id", "row_key"]
-    table = pq.read_table(run.plan, columns=columns, filters=[("row_index", "in", rows.tolist())])
-    index, ids, keys = (table[name].to_pylist() for name in columns)
+    chosen = [("row_index", "in", rows.tolist())]
+    with reading(run.plan):
+        table = pq.read_table(
+            run.plan, columns=columns, filters=chosen, page_checksum_verification=True
+        )
+        index, ids, keys = (table[name].to_pylist() for name in columns)
     names = dict(zip(index, zip(ids, keys, strict=True), strict=True))
     if unknown := [row for row in rows.tolist() if row not in names]:
         raise RunStateError(f"{run.plan} has no row with row_index {unknown[0]}")

@@ -33,6 +33,7 @@ from batchgen.ledger.winners import Winners, winners
 from batchgen.media import formats
 from batchgen.media.durable import digest_file, is_temporary
 from batchgen.paths import RunPaths
+from batchgen.planfile import check_plan
 from batchgen.runfile import read_run
 
 _TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
@@ -99,7 +100,7 @@ def verify(
     deleted. RunStateError if there is no run or plan, or a repair is asked for while attempts are
     at work.
     """
-    read_run(run)
+    check_plan(run, read_run(run))
     live = live_attempts(run)
     if repair and live:
         at = ", ".join(f"{a.attempt.tag} on {a.host}" for a in live[:3])

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from batchgen.errors import RunStateError
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex, index_commits
 from batchgen.paths import RunPaths
+from batchgen.planfile import open_parquet, reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,17 +103,22 @@ def choose(index: CommitIndex, plan: PlanRows) -> Winners:
 
 def read_plan_rows(plan: Path) -> PlanRows:
     """Keys and aliases of the plan; RunStateError if it is missing or not a plan."""
-    try:
-        file = pq.ParquetFile(plan)
-    except (OSError, ValueError) as error:
-        raise RunStateError(f"{plan} cannot be read as a plan: {error}") from error
+    with reading(plan):
+        return _plan_rows(open_parquet(plan))
+
+
+def _plan_rows(file: pq.ParquetFile) -> PlanRows:
     rows = file.metadata.num_rows
     key = np.zeros(rows, KEY_TYPE)
     original = np.arange(rows)
     alias_rows: list[int] = []
     alias_of: list[str] = []
+    first = 0
     for batch in file.iter_batches(columns=["row_index", "row_key", "alias_of"]):
         index = batch["row_index"].to_numpy()
+        if not np.array_equal(index, np.arange(first, first + len(batch))):
+            raise ValueError(f"row_index does not count the rows from {first}")
+        first += len(batch)
         key[index] = np.array(batch["row_key"].to_pylist(), dtype=KEY_TYPE)
         if batch["alias_of"].null_count < len(batch):
             names = batch["alias_of"].to_pylist()

@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
+from batchgen.errors import RunStateError
 from batchgen.planning.digests import tokenizer_digest, weights_digest
 from batchgen.records import Request
 
@@ -45,8 +47,11 @@ class KeyContext:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> KeyContext:
-        """The inverse of `to_json`."""
-        return cls(**stored)
+        """The inverse of `to_json`; RunStateError if it is of another version, or damaged."""
+        try:
+            return cls(**stored)
+        except TypeError as error:
+            raise RunStateError(f"key_context of this run cannot be read: {error}") from error
 
     @property
     def hash_mode(self) -> str:
@@ -106,6 +111,23 @@ def row_key(context: KeyContext, request: Request) -> str:
     hasher = KeyHasher(context)
     keys = hasher.keys([settings_of(request)], [request.seed], [request.prompt.encode()])
     return keys[0].hex()
+
+
+def check_keys(context: KeyContext, requests: Sequence[Request], source: Path) -> None:
+    """Make the key of every request anew; RunStateError naming the first whose own is another:
+    then its values, or those of the context, are not the ones that were planned."""
+    hasher = KeyHasher(context)
+    for request in requests:
+        try:
+            settings = settings_of(request)
+            (key,) = hasher.keys([settings], [request.seed], [request.prompt.encode()])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RunStateError(f"{source}: row {request.row_id!r} is damaged: {error}") from error
+        if key.hex() != request.row_key:
+            raise RunStateError(
+                f"{source}: row {request.row_id!r} is damaged: its key is {request.row_key}, "
+                f"its values make {key.hex()}"
+            )
 
 
 def settings_of(request: Request) -> Settings:

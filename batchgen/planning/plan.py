@@ -65,6 +65,7 @@ _WRITER_OPTIONS = {
     "compression": "zstd",
     "compression_level": 1,
     "use_dictionary": list(_FEW_VALUES),
+    "write_page_checksum": True,
 }
 
 

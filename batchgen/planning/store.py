@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
+from batchgen.planfile import HEADER, open_parquet, plan_header, reading
 from batchgen.planning.identity import KeyContext
 from batchgen.records import Bucket, Request
 
@@ -21,7 +19,6 @@ SCHEMA_VERSION = 1
 ROW_GROUP = 4096  # rows; a worker reads whole groups to find its few rows
 _FEW_ROWS = 64
 CARRY = "carry."
-_HEADER = b"batchgen"
 
 PLAN_FIELDS: list[tuple[str, pa.DataType]] = [
     ("row_index", pa.int64()),
@@ -106,64 +103,72 @@ def header_metadata(plan: Plan) -> dict[bytes, bytes]:
     """The plan's header as Parquet key-value metadata."""
     header = asdict(plan) | {"schema": SCHEMA_VERSION, "key_context": plan.key_context.to_json()}
     del header["path"]
-    return {_HEADER: json.dumps(header).encode()}
+    return {HEADER: json.dumps(header).encode()}
 
 
 def read_plan(path: Path) -> Plan:
     """The header of a plan; raises RunStateError when the file is none of this version."""
-    header = _header(path)
-    buckets = tuple(
-        BucketForecast(**{**stored, "bucket": Bucket(**stored["bucket"])})
-        for stored in header.pop("buckets")
-    )
-    context = KeyContext.from_json(header.pop("key_context"))
-    del header["schema"]
-    return Plan(path=path, buckets=buckets, key_context=context, **header)
+    header = plan_header(path)
+    if header.get("schema") != SCHEMA_VERSION:
+        raise RunStateError(f"{path}: plan schema {header.get('schema')}, not {SCHEMA_VERSION}")
+    with reading(path):
+        buckets = tuple(
+            BucketForecast(**{**stored, "bucket": Bucket(**stored["bucket"])})
+            for stored in header.pop("buckets")
+        )
+        context = KeyContext.from_json(header.pop("key_context"))
+        del header["schema"]
+        return Plan(path=path, buckets=buckets, key_context=context, **header)
 
 
 def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[Request]:
     """The requests of the rows wanted, in that order (None: all rows in manifest order).
 
-    Only the row groups that hold them are read. Raises RunStateError for an unknown row.
+    Only the row groups that hold them are read. Raises RunStateError for an unknown row, or for a
+    plan whose rows are not in their places.
     """
     names = [field.name for field in fields(Request)]
-    file = _open(path)
-    if row_indices is None:
-        return _requests(file.read(columns=names))
-    wanted = np.asarray(row_indices, np.int64)
-    if len(wanted) and (wanted.min() < 0 or wanted.max() >= file.metadata.num_rows):
-        raise RunStateError(f"{path} has {file.metadata.num_rows} rows; asked for {wanted.max()}")
-    found: dict[int, Request] = {}
-    for group in np.unique(wanted // ROW_GROUP).tolist():
-        inside = np.unique(wanted[wanted // ROW_GROUP == group])
-        table = file.read_row_group(group, columns=names, use_threads=False)
-        picked = _picked(table, inside - group * ROW_GROUP)
-        found.update(zip(inside.tolist(), picked, strict=True))
-    return [found[row] for row in wanted.tolist()]
+    with reading(path):
+        file = open_parquet(path)
+        if row_indices is None:
+            return _requests(file.read(columns=names))
+        wanted, rows = np.asarray(row_indices, np.int64), file.metadata.num_rows
+        if unknown := wanted[(wanted < 0) | (wanted >= rows)].tolist():
+            raise RunStateError(f"{path} has {rows} rows; asked for {unknown[0]}")
+        found: dict[int, Request] = {}
+        for group in np.unique(wanted // ROW_GROUP).tolist():
+            inside = np.unique(wanted[wanted // ROW_GROUP == group])
+            table = file.read_row_group(group, columns=names, use_threads=False)
+            picked = _picked(table, inside - group * ROW_GROUP)
+            found |= {request.row_index: request for request in picked}
+        return [found[row] for row in wanted.tolist()]
 
 
 def read_costs(path: Path) -> PlanCosts:
     """Predicted seconds of all rows."""
-    table = _open(path).read(columns=["row_index", "cost_s", "alias_of"])
-    return PlanCosts(
-        row_index=table["row_index"].to_numpy(),
-        cost_s=table["cost_s"].to_numpy(),
-        is_alias=table["alias_of"].is_valid().to_numpy(),
-    )
+    with reading(path):
+        table = open_parquet(path).read(columns=["row_index", "cost_s", "alias_of"])
+        return PlanCosts(
+            row_index=table["row_index"].to_numpy(),
+            cost_s=table["cost_s"].to_numpy(),
+            is_alias=table["alias_of"].is_valid().to_numpy(),
+        )
 
 
 def read_keys(path: Path) -> np.ndarray:
     """Row keys of all rows, in row order (array of str)."""
-    keys: np.ndarray = _open(path).read(columns=["row_key"])["row_key"].to_numpy()
-    return keys
+    with reading(path):
+        keys: np.ndarray = open_parquet(path).read(columns=["row_key"])["row_key"].to_numpy()
+        return keys
 
 
 def row_indices(path: Path) -> dict[str, int]:
     """Row id -> index of the row that is rendered for it."""
-    table = _open(path).read(columns=["row_id", "alias_of"])
-    ids, aliases = table["row_id"].to_pylist(), table["alias_of"].to_pylist()
-    own = {row_id: index for index, row_id in enumerate(ids)}
-    return {row_id: own[alias or row_id] for row_id, alias in zip(ids, aliases, strict=True)}
+    with reading(path):
+        table = open_parquet(path).read(columns=["row_id", "alias_of"])
+        ids, aliases = table["row_id"].to_pylist(), table["alias_of"].to_pylist()
+        own = {row_id: index for index, row_id in enumerate(ids)}
+        return {row_id: own[alias or row_id] for row_id, alias in zip(ids, aliases, strict=True)}
 
 
 def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
@@ -176,27 +181,3 @@ def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
 def _requests(table: pa.Table) -> list[Request]:
     columns = [table[field.name].to_pylist() for field in fields(Request)]
     return [Request(*values) for values in zip(*columns, strict=True)]
-
-
-def _header(path: Path) -> dict[str, Any]:
-    metadata = _open(path).metadata.metadata or {}
-    header: dict[str, Any] = json.loads(metadata.get(_HEADER, b"{}"))
-    if header.get("schema") != SCHEMA_VERSION:
-        raise RunStateError(f"{path}: plan schema {header.get('schema')}, not {SCHEMA_VERSION}")
-    return header
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        stat = path.stat()
-        return _opened(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    except FileNotFoundError:
-        raise RunStateError(f"{path}: no plan") from None
-    except pa.ArrowInvalid as error:
-        raise RunStateError(f"{path}: damaged plan: {error}") from error
-
-
-@lru_cache(maxsize=2)
-def _opened(path: Path, mtime_ns: int, size: int, inode: int) -> pq.ParquetFile:
-    """An open plan; a worker asks for a few rows many times. A replaced plan is opened anew."""
-    return pq.ParquetFile(path, memory_map=True)

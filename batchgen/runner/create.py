@@ -13,6 +13,7 @@ from typing import Any
 from batchgen.config.compose import Composed, write_hydra
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
+from batchgen.planfile import digest_of
 from batchgen.planning.plan import Plan, make_plan
 from batchgen.planning.provenance import describe, package_versions
 from batchgen.runfile import RunFile
@@ -56,7 +57,7 @@ def _fill(draft: RunPaths, composed: Composed, plan: Plan) -> None:
 
 
 def header_of(composed: Composed, plan: Plan) -> RunFile:
-    """The content of run.json."""
+    """The content of run.json, for the plan as it lies at `plan.path` now."""
     config = composed.config
     return RunFile(
         name=config.name,
@@ -65,6 +66,8 @@ def header_of(composed: Composed, plan: Plan) -> RunFile:
         rows=plan.rows,
         unique_rows=plan.unique_rows,
         plan_id=plan.plan_id,
+        plan_sha256=digest_of(plan.path),
+        plan_bytes=plan.path.stat().st_size,
         manifest=config.manifest,
         manifest_digest=plan.manifest_digest,
         key_context=plan.key_context.to_json(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.winners import winners
 from batchgen.media.durable import sync_folder, write_json
 from batchgen.paths import RunPaths
+from batchgen.planfile import check_plan, is_next_plan
 from batchgen.planning.identity import KeyContext, key_context
-from batchgen.planning.plan import make_plan, read_keys, read_plan
+from batchgen.planning.plan import make_plan, read_keys
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import dump_hydra, header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
@@ -78,6 +78,7 @@ def _replan(
     """Plan again beside the old plan; it may be installed if no finished row changes or
     `rerender` asks for it. The draft is the caller's until then."""
     _refuse_another_manifest(composed.config, header)
+    check_plan(run, header)
     draft = run.root / f".plan-{os.getpid()}.parquet"
     try:
         hash_mode = KeyContext.from_json(header.key_context).hash_mode
@@ -101,22 +102,23 @@ def _replan(
         failpoint("replan.before_plan")
         os.replace(draft, run.plan)
         failpoint("replan.after_plan")
-        finish_replan(run)
+        write_json(run.run_json, new.to_json())  # not by rename: another resume may tidy up now
+        run.next_run_json.unlink(missing_ok=True)
         dump_hydra(run, composed)
 
     return Replan(draft, install)
 
 
 def finish_replan(run: RunPaths) -> None:
-    """Bring plan and run.json together again after a crash between the two: the plan decides."""
-    try:
-        new = json.loads(run.next_run_json.read_text())
-    except FileNotFoundError:
+    """Bring plan and run.json together again after a crash between the two: the plan decides.
+    RunStateError if it is of neither."""
+    if not run.next_run_json.exists():
         return
-    if new["plan_id"] == read_plan(run.plan).plan_id:
+    if is_next_plan(run):
         os.replace(run.next_run_json, run.run_json)
     else:
-        run.next_run_json.unlink()
+        check_plan(run, read_run(run))
+        run.next_run_json.unlink(missing_ok=True)
     sync_folder(run.root)
 
 

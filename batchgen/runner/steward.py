@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from batchgen.errors import BatchgenError
+from batchgen.errors import BatchgenError, RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.catalog import CatalogSummary, collect
 from batchgen.ledger.intent import Intent, last_render
@@ -89,7 +89,11 @@ def follow_up(run: RunPaths, number: int) -> int:
         write_verdicts(run)
     except NoScheduler as error:  # in a container without them, say
         log.error("%s; nothing is submitted again: set slurm.steward_python", error)
-    summary = collect(run)
+    try:
+        summary = collect(run)
+    except RunStateError as error:  # the run folder is damaged: another start finds the same
+        log.error("no catalog: %s", error)
+        return 1
     log.info("catalog: %d of %d rows ok", summary.ok, summary.rows)
     return 0 if summary.ok == summary.rows else 1
 

@@ -20,6 +20,7 @@ from batchgen.ledger.blame import Blame, read_blame
 from batchgen.ledger.repair import quarantine_rows
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import RunPaths
+from batchgen.planfile import check_plan
 from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
@@ -91,6 +92,8 @@ def submit(
     config = build(JobConfig, settings.resolved)
     executor = executor_for(config.slurm)
     patiently(lambda: refuse_if_alive(run), patience_s)
+    if settings.replan is None:  # otherwise the plan was looked at before it is replaced
+        check_plan(run, header)
     plan = settings.replan.plan if settings.replan else run.plan
     wanted = missing_rows(run, plan).all if rows is None else rows
     blame = read_blame(run, all_gone=True)

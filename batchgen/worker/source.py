@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from batchgen.failpoints import failpoint
 from batchgen.ledger.attempts import read_shard
 from batchgen.ledger.intent import read_fence
 from batchgen.paths import RunPaths
+from batchgen.planfile import check_plan
+from batchgen.planning.identity import KeyContext, check_keys
 from batchgen.planning.plan import read_requests
 from batchgen.records import Attempt, RankInfo, Request
+from batchgen.runfile import read_run
 from batchgen.tickets import Queue, QueueLost, TicketClient, TicketServer
 from batchgen.worker.admission import Admission
 from batchgen.worker.states import RowStates
@@ -67,10 +71,11 @@ class Portion:
 
 class Pages:
     """Requests by their position in a list of rows, read from the plan a block at a time: to find
-    one row takes as long as to find thousands."""
+    one row takes as long as to find thousands. Every key is made anew: RunStateError where it is
+    not the plan's."""
 
-    def __init__(self, plan: Path, rows: np.ndarray) -> None:
-        self._plan, self._rows = plan, rows
+    def __init__(self, plan: Path, context: KeyContext, rows: np.ndarray) -> None:
+        self._plan, self._context, self._rows = plan, context, rows
         self._first, self._page = 0, list[Request]()
 
     def read(self, positions: range) -> list[Request]:
@@ -80,7 +85,9 @@ class Pages:
         if not self._first <= position < self._first + len(self._page):
             self._first = position // PAGE_ROWS * PAGE_ROWS
             rows = self._rows[self._first : self._first + PAGE_ROWS]
-            self._page = read_requests(self._plan, rows.tolist())
+            page = read_requests(self._plan, rows.tolist())
+            check_keys(self._context, page, self._plan)
+            self._page = page
         return self._page[position - self._first]
 
 
@@ -89,7 +96,7 @@ class ShardSource:
 
     def __init__(
         self,
-        plan: Path,
+        pages: Callable[[np.ndarray], Pages],
         portion: Portion,
         admission: Admission,
         start: RowStart,
@@ -100,7 +107,7 @@ class ShardSource:
         self.portion, self.admission, self.start = portion, admission, start
         self.stop, self.tickets = stop, tickets  # None: the queue is gone
         self.held_back = False  # `take` said no more for as long as this rank has rows at work
-        self._rows, self._suspects = Pages(plan, portion.rows), Pages(plan, portion.suspects)
+        self._rows, self._suspects = pages(portion.rows), pages(portion.suspects)
 
     @property
     def is_over(self) -> bool:
@@ -173,7 +180,11 @@ def open_source(
     stop: Callable[[], bool],
 ) -> Iterator[ShardSource]:
     """Join the shard's queue; rank 0 serves it until every replica that came has let go. `stop` is
-    asked while it waits for them too, so that the watchdog sees it move."""
+    asked while it waits for them too, so that the watchdog sees it move. RunStateError if the plan
+    is not that of the run."""
+    header = read_run(run)
+    check_plan(run, header, whole=False)
+    pages = partial(Pages, run.plan, KeyContext.from_json(header.key_context))
     address = run.queue_address(attempt)
     with ExitStack() as stack:
         tickets: Queue | None
@@ -188,7 +199,7 @@ def open_source(
             portion = Portion.read(run, attempt)
         if tickets is not None:
             stack.callback(tickets.close)  # before the server waits for the others
-        yield ShardSource(run.plan, portion, admission, start, tickets, stop)
+        yield ShardSource(pages, portion, admission, start, tickets, stop)
 
 
 def _join_queue(address: Path, stop: Callable[[], bool]) -> Queue | None:

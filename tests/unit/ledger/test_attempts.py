@@ -312,7 +312,7 @@ def make_plan_with_new_key(lab: Lab, row: int) -> None:
     keys = table["row_key"].to_pylist()
     keys[row] = "f" * 64
     place = table.column_names.index("row_key")
-    pq.write_table(table.set_column(place, "row_key", pa.array(keys)), lab.run.plan)
+    lab.install_plan(table.set_column(place, "row_key", pa.array(keys)))
 
 
 def test_missing_rows_tells_pending_from_failed_and_leaves_aliases_out(
@@ -338,8 +338,8 @@ def test_an_unreadable_intent_is_an_error_that_names_the_file(make_lab: Callable
 def test_a_plan_that_is_missing_or_damaged_is_a_users_error(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(1)
     lab.run.plan.write_bytes(b"PAR1 no")
-    with pytest.raises(RunStateError, match=r"plan\.parquet cannot be read"):
+    with pytest.raises(RunStateError, match=r"plan\.parquet: damaged plan"):
         missing_rows(lab.run)
     lab.run.plan.unlink()
-    with pytest.raises(RunStateError, match=r"plan\.parquet cannot be read"):
+    with pytest.raises(RunStateError, match=r"plan\.parquet: no plan"):
         missing_rows(lab.run)

@@ -496,7 +496,7 @@ def test_summaries_of_a_run_without_results(make_lab: Callable[..., Lab]) -> Non
 def test_an_empty_plan_makes_an_empty_catalog(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(1)
     table = pq.read_table(lab.run.plan)
-    pq.write_table(table.slice(0, 0), lab.run.plan)
+    lab.install_plan(table.slice(0, 0))
     collect(lab.run)
     assert len(pd.read_parquet(lab.run.catalog_rows)) == 0
 
@@ -507,7 +507,7 @@ def test_text_of_any_script_and_length_comes_through(make_lab: Callable[..., Lab
     table = pq.read_table(lab.run.plan)
     place = table.column_names.index("prompt")
     prompts = pa.array(texts, pa.large_string())
-    pq.write_table(table.set_column(place, "prompt", prompts), lab.run.plan)
+    lab.install_plan(table.set_column(place, "prompt", prompts))
     journal = lab.journal(lab.submit())
     lab.fail(journal, 0, "🎈" * 100 + "\0\ud800")
     lab.fail(journal, 1, "y" * 9_000_000)  # longer than a block of the JSON reader

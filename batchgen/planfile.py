@@ -1,0 +1,115 @@
+"""plan.parquet held against the header of its run, and read so that damage never passes for a plan.
+
+Who reads how much: `submit`, `resume`, `retry`, `collect` and `verify` hold every byte against the
+sha256 in run.json before they act (a second or two for the 1 GB of ten million rows). A rank, of
+which there may be thousands, looks at size and plan id; the check sum of every page that it reads
+is verified, and it makes the key of every row anew before the row is drawn (`worker.source`). The
+plan of a run that is older than the digest is held against its plan id alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.errors import RunStateError, StorageError
+from batchgen.paths import RunPaths
+from batchgen.runfile import RunFile, read_header
+
+HEADER = b"batchgen"  # key of the plan's own header in the file's metadata
+# What readers of Parquet, and of JSON in it, raise for bytes that changed.
+_DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
+
+
+@contextmanager
+def reading(path: Path, what: str = "plan") -> Iterator[None]:
+    """Whatever goes wrong while `path` is read is one RunStateError that names it; StorageError if
+    it only cannot be read at this moment."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise RunStateError(f"{path}: no {what}") from None
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno == errno.ESTALE:
+            raise StorageError(f"{path} cannot be read: {error}") from error
+        raise RunStateError(f"{path}: damaged {what}: {_in_words(error)}") from error
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """An open file that verifies the check sums of its pages; call it inside `reading`. It is kept,
+    since a worker asks for a few rows many times; a replaced one is opened anew."""
+    stat = path.stat()
+    return _opened(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+
+
+@lru_cache(maxsize=2)
+def _opened(path: Path, mtime_ns: int, size: int, inode: int) -> pq.ParquetFile:
+    return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+
+
+def plan_header(path: Path) -> dict[str, Any]:
+    """The plan's own header; empty if the file is Parquet but no plan."""
+    with reading(path):
+        metadata = open_parquet(path).metadata.metadata or {}
+        header: dict[str, Any] = json.loads(metadata.get(HEADER, b"{}"))
+        return dict(header)
+
+
+def plan_schema(path: Path) -> pa.Schema:
+    """The columns of a plan."""
+    with reading(path):
+        return open_parquet(path).schema_arrow
+
+
+def digest_of(path: Path) -> str:
+    """sha256 (hex) of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_plan(run: RunPaths, header: RunFile, *, whole: bool = True) -> None:
+    """Raise RunStateError unless plan.parquet is the one that `header` was written for. Not
+    `whole`: by its size and id alone."""
+    difference = _difference(run.plan, header, whole)
+    if not difference:
+        return
+    if is_next_plan(run):
+        way = "a change of settings was cut off: `batchgen resume` brings the two together"
+    else:
+        way = "put the file back from a copy, or start a new run"
+    raise RunStateError(f"{run.plan} is not the plan of this run: {difference}; {way}")
+
+
+def is_next_plan(run: RunPaths) -> bool:
+    """Whether a replan was cut off after its plan came and before its run.json did."""
+    try:
+        return not _difference(run.plan, read_header(run.next_run_json), whole=True)
+    except (FileNotFoundError, RunStateError):
+        return False
+
+
+def _difference(path: Path, header: RunFile, whole: bool) -> str:
+    """Why the plan is not the one that `header` was written for; empty if it is."""
+    if header.plan_bytes:
+        with reading(path):
+            if (size := path.stat().st_size) != header.plan_bytes:
+                return f"it has {size} bytes, planned were {header.plan_bytes}"
+            if whole:
+                digest = digest_of(path)
+                same = digest == header.plan_sha256
+                return "" if same else f"its sha256 is {digest}, planned was {header.plan_sha256}"
+    found = plan_header(path).get("plan_id")
+    return "" if found == header.plan_id else f"its id is {found}, planned was {header.plan_id}"
+
+
+def _in_words(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
