@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ from batchgen.ledger.intent import (
     fences,
     journal_files,
     read_intent,
+    sealed,
     submission_numbers,
 )
 from batchgen.ledger.journal import raw_lines, whole_length
@@ -47,6 +48,7 @@ from batchgen.paths import RunPaths
 from batchgen.planfile import reading
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
+from batchgen.runfile import read_run
 
 HALF_BEGUN_S = 5.0  # from mkdir to intent.json, at most, for a maker that lives
 ELSEWHERE_S = 60.0  # the same for a maker on another machine, whose life cannot be looked up
@@ -132,7 +134,7 @@ def begin_submission(
         under_lock()
         _write_shards(run.shards(number), rows)
         failpoint("submission.before_intent")
-        write_json(run.intent(number), to_plain(_draw_intent(run, number, rows, info)))
+        write_json(run.intent(number), sealed(_draw_intent(run, number, rows, info)))
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error}") from error
     failpoint("submission.after_intent")
@@ -141,31 +143,40 @@ def begin_submission(
 
 def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:
     """The rows of one shard of a submission; RunStateError if they cannot be read."""
-    table = _read_shards(run, submission, filters=[("shard", "=", shard)])
-    table = table.sort_by("order")
-    rows: np.ndarray = table["row_index"].to_numpy()
-    if "alone" not in table.column_names:  # of a run that is older than suspects
-        return ShardRows(rows, rows[:0])
-    alone: np.ndarray = table["alone"].to_numpy()
-    return ShardRows(rows[~alone], rows[alone])
+    with _reading_shards(run, submission) as path:
+        table = pq.read_table(
+            path, filters=[("shard", "=", shard)], page_checksum_verification=True
+        )
+        rows = _plan_rows(run, table.sort_by("order"))
+        if "alone" not in table.column_names:  # of a run that is older than suspects
+            return ShardRows(rows, rows[:0])
+        alone: np.ndarray = table.sort_by("order")["alone"].to_numpy()
+        return ShardRows(rows[~alone], rows[alone])
 
 
 def rows_of(run: RunPaths, submission: int, tasks: Collection[int] | None = None) -> np.ndarray:
     """row_index (int64) of all rows that a submission was to render, or those of some tasks;
     RunStateError if they cannot be read."""
-    table = _read_shards(run, submission, columns=["row_index", "shard"])
-    rows: np.ndarray = table["row_index"].to_numpy()
-    return rows if tasks is None else rows[np.isin(table["shard"].to_numpy(), [*tasks])]
+    with _reading_shards(run, submission) as path:
+        columns = ["row_index", "shard"]
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        rows = _plan_rows(run, table)
+        return rows if tasks is None else rows[np.isin(table["shard"].to_numpy(), [*tasks])]
 
 
-def _read_shards(run: RunPaths, submission: int, **how: Any) -> pa.Table:
+@contextmanager
+def _reading_shards(run: RunPaths, submission: int) -> Iterator[Path]:
     path = run.shards(submission)
     with reading(path, "list of shards"):
-        table = pq.read_table(path, page_checksum_verification=True, **how)
-        for column in table.columns:
-            if column.null_count:
-                raise ValueError("a row without values")
-        return table
+        yield path
+
+
+def _plan_rows(run: RunPaths, table: pa.Table) -> np.ndarray:
+    """The rows of a list of shards; ValueError if one is not in the plan."""
+    rows: np.ndarray = table["row_index"].to_numpy()
+    if unknown := rows[(rows < 0) | (rows >= read_run(run).rows)].tolist():
+        raise ValueError(f"row_index {unknown[0]} is not in the plan")
+    return rows
 
 
 def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
@@ -204,7 +215,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, to_plain(fence))
+        write_json(path, sealed(fence))
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
     return past.statuses

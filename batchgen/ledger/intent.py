@@ -8,6 +8,7 @@ the same line before the journals of its own earlier starts. A submission folder
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.events import from_plain
+from batchgen.ledger.events import from_plain, to_plain
 from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.processes import ProcessId
@@ -27,6 +28,7 @@ from batchgen.records import Attempt
 
 T = TypeVar("T")
 SCHEMA = 1
+_SEAL = "sha256"
 _FENCES = "*.accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
@@ -120,9 +122,23 @@ def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
     return _parsed(Fence, path, data)
 
 
+def sealed(value: Intent | Fence) -> dict[str, Any]:
+    """As JSON values, with a check sum over them."""
+    plain: dict[str, Any] = to_plain(value)
+    return plain | {_SEAL: _seal(plain)}
+
+
+def _seal(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _parsed(cls: type[T], path: Path, data: bytes) -> T:
     try:
-        return from_plain(cls, json.loads(data))
+        plain = json.loads(data)
+        seal = plain.pop(_SEAL, None)
+        if seal not in (None, _seal(plain)):  # none: of a run that is older than it
+            raise ValueError("its check sum is another: the file was changed")
+        return from_plain(cls, plain)
     except (ValueError, TypeError, AttributeError) as error:
         raise RunStateError(f"{path} cannot be read: {error}") from error
 
