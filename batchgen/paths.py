@@ -111,6 +111,12 @@ class RunPaths:
             path for match, path in found if match and submission in (None, int(match[1]))
         )
 
+    @staticmethod
+    def block_submission(block: Path) -> int:
+        """The submission of a folder of journals or counters; 0 for any other folder."""
+        match = _BLOCK_NAME.fullmatch(block.name)
+        return int(match[1]) if match else 0
+
     def counters(self, attempt: Attempt) -> Path:
         name = f"{attempt.task}-r{attempt.restart}-{attempt.replica}.json"
         return self.root / f"counters/{_block(attempt)}/{name}"
@@ -118,6 +124,18 @@ class RunPaths:
     @property
     def counters_dir(self) -> Path:
         return self.root / "counters"
+
+    def counters_files(self, since: int) -> list[Path]:
+        """Counters of submission `since` and all later ones."""
+        if not self.counters_dir.is_dir():
+            return []
+        blocks = [b for b in self.counters_dir.iterdir() if self.block_submission(b) >= since]
+        return sorted(path for block in blocks for path in block.glob("*-r*-*.json"))
+
+    @property
+    def orphans(self) -> Path:
+        """Where a repair puts media that no row names."""
+        return self.root / "orphans"
 
     # what is published
     @property
@@ -166,6 +184,11 @@ def parse_journal(path: Path) -> Attempt:
         raise ValueError(f"{path} is not a journal")
     task, restart, replica = (int(part) for part in match.groups())
     return Attempt(int(block[1]), task, restart, replica)
+
+
+def parse_counters(path: Path) -> Attempt:
+    """The attempt that writes counters to `path`; raises ValueError for any other file."""
+    return parse_journal(path.with_suffix(".jsonl"))
 
 
 def _block(attempt: Attempt) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.errors import UsageError
 from batchgen.ledger.status import read_status
 from batchgen.paths import as_typed
 
@@ -44,7 +45,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     verify.add_argument(
         "--repair",
         action="store_true",
-        help="delete orphans and let `resume` render rows with damaged media again",
+        help="move orphans and damaged media to RUN/orphans; `resume` renders damaged rows again",
+    )
+    verify.add_argument(
+        "--purge", action="store_true", help="with --repair: delete orphans instead of moving them"
     )
 
 
@@ -62,9 +66,11 @@ def handle_verify(args: argparse.Namespace) -> Result:
     from batchgen.runner.jobs import refuse_if_alive
 
     run = find_run(args)
+    if args.purge and not args.repair:
+        raise UsageError("--purge needs --repair")
     if args.repair:
         refuse_if_alive(run)  # ranks that are still loading would be fenced off
-    report = verify(run, repair=args.repair)
+    report = verify(run, repair=args.repair, purge=args.purge)
     for finding in (*report.findings, *report.mended)[:SHOWN_FINDINGS]:
         row = f" (row {finding.row_id})" if finding.row_id else ""
         print(f"{finding.kind:11} {finding.path}{row}: {finding.detail}")
@@ -74,10 +80,12 @@ def handle_verify(args: argparse.Namespace) -> Result:
     verdict = "all whole" if report.is_sound else f"{len(report.damage)} damaged"
     print(f"{report.files} media files ({size}) of {report.ok} ok rows: {verdict}")
     if report.mended:
-        print(f"repaired: {report.deleted} files deleted, {report.voided} rows to render again")
-    if report.voided:
+        done = f"{report.moved} files moved to {run.orphans}" if report.moved else "no file moved"
+        deleted = f", {report.deleted} deleted" if report.deleted else ""
+        print(f"repaired: {done}{deleted}, {report.voided} damaged rows to render again")
+    if report.left:
         print(*go_on_lines(run, True, []))
-    sound = report.is_sound and not report.voided
+    sound = report.is_sound and not report.left
     return Result(OK if sound else ROWS_LEFT, {"run": str(run.root), **asdict(report)})
 
 

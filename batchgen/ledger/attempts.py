@@ -40,6 +40,7 @@ from batchgen.ledger.intent import (
     submission_numbers,
 )
 from batchgen.ledger.journal import raw_lines, whole_length
+from batchgen.ledger.losses import highest_number, lost_submissions, refuse_losses
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
 from batchgen.ledger.winners import choose, read_plan_rows
@@ -111,9 +112,14 @@ def begin_submission(
     look now): whoever began another one since then makes this one fail. `under_lock` runs as soon
     as the number is taken, before anything is recorded: what nobody else may do meanwhile.
 
-    Returns the number. RunStateError if another process is about to begin one; StorageError if the
-    run folder cannot be written (then a later submission simply takes the next number).
+    Returns the number. RunStateError if another process is about to begin one, or if the ledger has
+    lost something and this is no repair; StorageError if the run folder cannot be written (then a
+    later submission simply takes the next number).
     """
+    if info.kind == "repair":
+        last = highest_number(run)
+    else:
+        refuse_losses(run)
     if last is None:
         last = (submission_numbers(run) or [0])[-1]
     if last:
@@ -284,6 +290,7 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
         attempt=info.attempt,
         excluded=info.excluded,
         suspects=() if rows.alone is None else tuple(rows.row_index[rows.alone].tolist()),
+        lost=lost_submissions(run),
     )
 
 
@@ -345,6 +352,8 @@ def _refuse_half_begun(run: RunPaths, number: int) -> None:
         maker = maker_of(run, number)
         if maker is not None and (maker.alive() is False or maker == ProcessId.current()):
             return
+        if not run.submission(number).exists():
+            return  # lost: a repair goes on behind it
         age = time.time() - run.submission(number).stat().st_mtime
         if age > (HALF_BEGUN_S if maker is None else ELSEWHERE_S) and not (maker and maker.alive()):
             return

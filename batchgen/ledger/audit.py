@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +14,10 @@ from batchgen.paths import RunPaths
 
 Kind = Literal[
     "missing", "size", "sha256", "undecodable", "frames", "outside", "duplicate",
-    "journal", "catalog", "stale", "orphan", "temporary",
+    "lost", "journal", "catalog", "stale", "orphan", "temporary", "unchecked",
 ]  # fmt: skip
 WASTE: tuple[Kind, ...] = ("orphan", "temporary")
-HARMLESS: tuple[Kind, ...] = (*WASTE, "stale")
+HARMLESS: tuple[Kind, ...] = (*WASTE, "stale", "unchecked")
 _COLUMNS = ["row_id", "status", "media_path", "media_sha256"]
 
 
@@ -35,8 +35,9 @@ class Finding:
 class Collected:
     """The parts of `catalog/rows`, read along with the rows they should hold."""
 
-    def __init__(self, run: RunPaths) -> None:
-        self._run = run
+    def __init__(self, run: RunPaths, gone: Collection[int] = ()) -> None:
+        """`gone`: row_index of rows whose lines were lost since (`losses.rows_gone`)."""
+        self._run, self._gone = run, gone
         self._folder = run.catalog_rows.relative_to(run.root).as_posix()
         parts = sorted(run.catalog_rows.glob("*.parquet")) if run.catalog_rows.is_dir() else []
         self._parts = parts
@@ -93,6 +94,10 @@ class Collected:
                 f"says {old['row_id']} {old['status']} {old['media_path']!r}, the journals say "
                 f"{new['row_id']} {new['status']} {new['media_path']!r}: collect again"
             )
+            if row_index in self._gone:
+                lost = f"ok by {self._folder}, but its line is gone from the journals"
+                yield Finding("lost", old["media_path"], lost, row_index, new["row_id"])
+                continue
             there = old["media_path"] == "" or (self._run.root / old["media_path"]).exists()
             kind: Kind = "stale" if there and old["row_id"] == new["row_id"] else "catalog"
             yield Finding(kind, self._folder, detail, row_index, new["row_id"])

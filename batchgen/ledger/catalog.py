@@ -31,7 +31,8 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import StorageError
 from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
-from batchgen.ledger.extent import Extent
+from batchgen.ledger.extent import EXTENT_KEY, Extent
+from batchgen.ledger.losses import refuse_losses
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.table import catalog_rows, catalog_schema, join
@@ -46,7 +47,6 @@ PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
 LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
 COLLECT_KEY = b"batchgen.collect"
-EXTENT_KEY = b"batchgen.extent"  # of the ledger that the catalog was made from
 _REPEATED = (
     *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
     *("determinism", "attention_kernel", "negative_prompt", "error_type", "tags", "prompt"),
@@ -84,13 +84,15 @@ class _Totals:
 def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> CatalogSummary:
     """Write the catalog of a run. `progress` gets the number of rows of each piece written.
 
-    RunStateError if the plan cannot be read; StorageError if the folder cannot be written (the
+    RunStateError if the plan is not the run's, or the ledger has lost what the catalog before was
+    made from; StorageError if the folder cannot be written (the
     catalog before stays as it was).
     """
     began = time.perf_counter()
     header, extent = read_run(run), Extent.of(run)  # before the journals, which may go on growing
     check_plan(run, header)
     found = winners(run)
+    refuse_losses(run, found)
     totals = _Totals(Spent(found.index))
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:

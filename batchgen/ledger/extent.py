@@ -9,6 +9,8 @@ from os import scandir
 from batchgen.ledger.intent import submission_numbers
 from batchgen.paths import RunPaths
 
+EXTENT_KEY = b"batchgen.extent"  # in a catalog: the ledger that it was made from
+
 
 @dataclass(frozen=True, slots=True)
 class Extent:

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.catalog import COLLECT_KEY, EXTENT_KEY, snapshot_table
-from batchgen.ledger.extent import Extent
+from batchgen.ledger.catalog import COLLECT_KEY, snapshot_table
+from batchgen.ledger.extent import EXTENT_KEY, Extent
 from batchgen.paths import RunPaths
 
 STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")

@@ -53,6 +53,7 @@ class Intent:
     attempt: int = 1  # this many submissions in a row, this one too, without progress before it
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
     suspects: tuple[int, ...] = ()  # rows to be rendered alone
+    lost: tuple[str, ...] = ()  # files of submissions that were gone by then, in the run folder
     schema: int = SCHEMA
 
 
@@ -78,10 +79,11 @@ class AcceptedJournal:
 
 
 def submission_numbers(run: RunPaths) -> list[int]:
-    """Numbers taken so far, with or without an intent, in order."""
-    if not run.submissions.is_dir():
-        return []
-    return sorted(int(p.name) for p in run.submissions.iterdir() if p.name.isdigit())
+    """Numbers taken so far, with or without an intent, in order; also those whose folder is gone
+    but not their journals."""
+    folders = run.submissions.iterdir() if run.submissions.is_dir() else ()
+    numbers = {int(p.name) for p in folders if p.name.isdigit()}
+    return sorted(numbers.union(map(run.block_submission, run.journal_blocks())))
 
 
 def read_intent(run: RunPaths, number: int) -> Intent | None:

@@ -49,6 +49,7 @@ class JournalWriter:
         self._open: set[int] = set()  # row_index of rows in flight
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._written_t = 0.0
+        self._synced = 0  # bytes
         self._counters = Counters(
             offset=0,
             process=header.process,
@@ -241,8 +242,10 @@ class JournalWriter:
         return half + os.write(self._descriptor, line[half:])
 
     def _sync(self) -> None:
+        written = self._counters.offset
         try:
             os.fsync(self._descriptor)
+            self._synced = max(self._synced, written)
         except OSError as error:  # what the disk holds now is unknown: nothing more is promised
             self._broken = f"{self.path}: the journal cannot be synced: {error}"
             raise StorageError(self._broken) from error
@@ -281,7 +284,11 @@ class JournalWriter:
             return
         self._written_t = now
         self._counters = replace(
-            self._counters, t=now, open_rows=tuple(self._open), spent=self._meter()
+            self._counters,
+            t=now,
+            synced=self._synced,
+            open_rows=tuple(self._open),
+            spent=self._meter(),
         )
         temporary = self._counters_path.with_suffix(".tmp")
         with contextlib.suppress(OSError):

@@ -3,19 +3,27 @@ quarantines rows that kill their process."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import shutil
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from batchgen.errors import RunStateError
+from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.blame import Verdict
 from batchgen.ledger.events import AttemptHeader, End, Void
 from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.losses import catalog_column
+from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.table import commit_column, parse_commits
+from batchgen.ledger.winners import Winners
 from batchgen.media.durable import remove
 from batchgen.paths import RunPaths
 from batchgen.planfile import reading
@@ -96,6 +104,21 @@ def _names(run: RunPaths, rows: np.ndarray) -> dict[int, tuple[str, str]]:
     return names
 
 
+def claimed_media(run: RunPaths, found: Winners) -> set[str]:
+    """Media (relative to the run) of rows that are not ok, by a journal line or by the catalog:
+    whatever took the row back, the file may be all that is left of it."""
+    index, rows = found.index, len(found.status)
+    own = found.status[found.plan.original] == STATUS_CODES["ok"]
+    inside = index.row_index < rows
+    without = ~own[np.where(inside, index.row_index, 0)] | ~inside
+    lines = np.flatnonzero(without & (index.status == STATUS_CODES["ok"]))
+    claimed = set(commit_column(parse_commits(index, lines), "media.path").to_pylist())
+    with suppress(RunStateError):  # a catalog that cannot be read claims nothing
+        paths = catalog_column(run, "media_path").to_pylist()
+        claimed |= {path for row, path in enumerate(paths) if row >= rows or not own[row]}
+    return claimed - {"", None}
+
+
 def delete_files(paths: Iterable[Path]) -> int:
     """Delete media files and folders; returns how many."""
     count = 0
@@ -103,3 +126,26 @@ def delete_files(paths: Iterable[Path]) -> int:
         remove(path)
         count += 1
     return count
+
+
+def set_aside(run: RunPaths, paths: Iterable[Path]) -> int:
+    """Move media that are there to `orphans/`, under their path in the run and never over others;
+    returns how many. StorageError if one cannot be moved."""
+    count = 0
+    for path in paths:
+        if not os.path.lexists(path):
+            continue
+        target = _free(run.orphans / path.relative_to(run.root))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be moved to {target}: {error}") from error
+        count += 1
+    return count
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of `path.1`, `path.2` ... where nothing is."""
+    names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(name for name in itertools.chain([path], names) if not os.path.lexists(name))

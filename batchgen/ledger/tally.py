@@ -84,6 +84,7 @@ class Counters:
     """What one journal says up to byte `offset`: `status` reads this and the few lines after it."""
 
     offset: int
+    synced: int = 0  # bytes of the journal that are on the disk for good; 0 = not recorded
     process: ProcessId
     device: str = ""
     devices: int = 1

@@ -2,21 +2,25 @@
 
 Damage is anything wrong with what is published: a media file that is missing, of another size or
 content, that does not decode or has another number of frames, two rows that share a file, a journal
-line that storage changed, a catalog that has other rows than the plan or names a file that is gone.
-Files that nothing names (orphans: what killed, retried or fenced-off attempts left behind) and a
-catalog that is merely older than the journals are told, but are no damage.
+line that storage changed, a file of the ledger that is lost or cut short (`losses`), a catalog that
+has other rows than the plan or names a file that is gone. Files that nothing names (orphans: what
+killed, retried or fenced-off attempts left behind) and a catalog that is merely older than the
+journals are told, but are no damage.
 
 Repair never edits another's journal. It begins a submission of its own without tasks, lest an
 attempt that was taken for dead publishes an orphan after all, and writes `void` lines to that
 submission's journal: they take back every earlier commit of the damaged rows, which thereby are
-left to render. Then it deletes orphans and collects the catalog again.
+left to render. What was lost is recorded with it, and thereby accepted. Damaged media and what
+nothing names is moved to `orphans/`, and the catalog is collected again. A purge deletes orphans,
+but none that a line or the catalog calls the media of a row that is not ok now, and none at all
+where the ledger has lost lines.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +28,9 @@ from pathlib import Path
 from batchgen.errors import RunStateError
 from batchgen.ledger.audit import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.ledger.catalog import GROUP_ROWS, collect
+from batchgen.ledger.losses import find_losses, rows_gone
 from batchgen.ledger.pieces import pieces
-from batchgen.ledger.repair import delete_files, void_rows
+from batchgen.ledger.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.table import catalog_rows, join
@@ -34,9 +39,11 @@ from batchgen.media import formats
 from batchgen.media.durable import digest_file, is_temporary
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
+from batchgen.records import Attempt
 from batchgen.runfile import read_run
 
 _TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
+_STAYS: tuple[Kind, ...] = ("journal", "unchecked")  # after a repair too
 _KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration here
 
 
@@ -53,6 +60,7 @@ class VerifyReport:
     live: int  # attempts at work meanwhile: their files are not judged
     mended: tuple[Finding, ...] = ()
     voided: int = 0  # rows that are left to render now
+    moved: int = 0  # to `orphans/`
     deleted: int = 0  # orphans and temporary files
     submission: int = 0  # the repair's own; 0: none was needed
 
@@ -65,6 +73,12 @@ class VerifyReport:
     def is_sound(self) -> bool:
         """Nothing published is damaged."""
         return not self.damage
+
+    @property
+    def left(self) -> bool:
+        """The repair has left rows to render."""
+        lost = any(finding.kind == "lost" for finding in self.mended)
+        return self.voided > 0 or (lost and self.ok < self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +106,37 @@ class _Ledger:
 
 
 def verify(
-    run: RunPaths, *, repair: bool = False, progress: Callable[[int], None] | None = None
+    run: RunPaths,
+    *,
+    repair: bool = False,
+    purge: bool = False,
+    progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Check a run; `progress` gets 1 for every media file.
 
-    With `repair`, damaged rows become left (render them with `resume`) and unnamed files are
-    deleted. RunStateError if there is no run or plan, or a repair is asked for while attempts are
-    at work.
+    With `repair`, damaged rows become left (render them with `resume`) and unnamed files are moved
+    to `orphans/`, or deleted with `purge`. RunStateError if there is no run, if its plan is another,
+    or a repair is asked for while attempts are at work.
     """
-    check_plan(run, read_run(run))
+    header = read_run(run)
+    check_plan(run, header)
     live = live_attempts(run)
     if repair and live:
         at = ", ".join(f"{a.attempt.tag} on {a.host}" for a in live[:3])
         raise RunStateError(f"{run.root}: repair must wait until nothing is at work ({at})")
     listed = list(_media_files(run.media))  # before the journals: what is committed later is newer
+    losses = [Finding("lost", loss.path, loss.detail) for loss in find_losses(run)]
     found = winners(run, index_commits(run))
-    ledger = _read_ledger(run, found)
+    ledger = _read_ledger(run, found, frozenset(rows_gone(run, found).tolist()))
+    ledger.findings += losses
     ledger.findings += _bad_lines(run, found)
     ledger.findings += _check_media(run, ledger.media, progress)
     busy = {status.attempt.tag for status in live}
     ledger.findings += _unnamed(run, listed, {item.path for item in ledger.media}, busy)
+    ledger.findings += _without_journal(run, ledger.findings)
+    if not header.plan_bytes:
+        detail = "the run is older than digests of plans: a change of the file would not be seen"
+        ledger.findings.append(Finding("unchecked", run.plan.name, detail))
     report = VerifyReport(
         rows=len(found.status),
         ok=ledger.ok,
@@ -120,14 +145,14 @@ def verify(
         findings=tuple(ledger.findings),
         live=len(live),
     )
-    return _repair(run, report) if repair else report
+    return _repair(run, report, purge) if repair else report
 
 
-def _read_ledger(run: RunPaths, found: Winners) -> _Ledger:
+def _read_ledger(run: RunPaths, found: Winners, gone: Collection[int] = ()) -> _Ledger:
     """Stream the plan: media of every row that is ok, and how the collected catalog differs."""
     ledger = _Ledger()
     owners: dict[str, _Published] = {}
-    collected = Collected(run)
+    collected = Collected(run, gone)
     for plan in pieces([run.plan], GROUP_ROWS):
         table = catalog_rows(join(plan, found), "")
         ledger.findings += collected.compare(table)
@@ -217,17 +242,38 @@ def _unnamed(
             yield Finding("orphan", relative, "no row names it")
 
 
-def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
-    """Deal with all findings but damaged journal lines, which nobody may rewrite."""
-    mended = tuple(f for f in report.findings if f.kind != "journal")
-    rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog")}
+def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
+    """Journals that are gone without any other trace: an attempt has one before it has media."""
+    known = {finding.path for finding in findings if finding.kind == "lost"}
+    lost: dict[str, Finding] = {}
+    for finding in findings:
+        tag = _TAG.fullmatch(Path(finding.path).name)
+        if finding.kind == "orphan" and tag is not None:
+            journal = run.journal(Attempt(*map(int, re.findall(r"\d+", tag[1]))))
+            path = journal.relative_to(run.root).as_posix()
+            if path not in known and not journal.exists():
+                lost.setdefault(path, Finding("lost", path, f"is gone; it began {finding.path}"))
+    return [*lost.values()]
+
+
+def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
+    """Deal with all findings but those that nobody may mend: journal lines are not rewritten."""
+    mended = tuple(f for f in report.findings if f.kind not in _STAYS)
+    rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog", "lost")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
     waste = [run.root / f.path for f in mended if f.kind in WASTE]
-    submission = void_rows(run, damaged) if damaged or waste else 0
-    after = _read_ledger(run, winners(run))
+    lost = any(f.kind == "lost" for f in mended)
+    submission = void_rows(run, damaged) if damaged or waste or lost else 0
+    found = winners(run)
+    after = _read_ledger(run, found)
     named = {run.root / item.path for item in after.media}  # one may have been published meanwhile
-    deleted = delete_files([path for path in waste if path not in named])
-    delete_files([path for f in rows.values() if _is_ours(run, path := run.root / f.path)])
+    waste = [path for path in waste if path not in named]
+    deleted = 0
+    if purge and not any(f.kind in ("lost", "journal") for f in report.findings):
+        claimed = {run.root / path for path in claimed_media(run, found)}
+        deleted = delete_files([path for path in waste if path not in claimed])
+    files = [path for f in rows.values() if _is_ours(run, path := run.root / f.path)]
+    moved = set_aside(run, [*waste, *files])
     if run.catalog_rows.exists():
         collect(run)
     return replace(
@@ -235,9 +281,10 @@ def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
         ok=after.ok,
         files=len(after.media),
         bytes=after.size,
-        findings=tuple(f for f in report.findings if f.kind == "journal"),
+        findings=tuple(f for f in report.findings if f.kind in _STAYS),
         mended=mended,
         voided=len(rows),
+        moved=moved,
         deleted=deleted,
         submission=submission,
     )

@@ -72,7 +72,11 @@ def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
 def missing_rows(run: RunPaths, plan: Path | None = None) -> MissingRows:
     """What is left to render, from the plan (or another one, not installed yet) and the journals
     alone."""
-    found = choose(index_commits(run), read_plan_rows(plan or run.plan))
+    return missing_of(choose(index_commits(run), read_plan_rows(plan or run.plan)))
+
+
+def missing_of(found: Winners) -> MissingRows:
+    """What is left to render by these winners."""
     own = ~found.plan.alias
     pending = own & (found.status == STATUS_CODES["pending"])
     failed = own & (found.status == STATUS_CODES["failed"])

@@ -17,8 +17,10 @@ from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.blame import Blame, read_blame
+from batchgen.ledger.losses import refuse_losses
 from batchgen.ledger.repair import quarantine_rows
-from batchgen.ledger.winners import missing_rows
+from batchgen.ledger.scan import index_commits
+from batchgen.ledger.winners import choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
@@ -95,7 +97,7 @@ def submit(
     if settings.replan is None:  # otherwise the plan was looked at before it is replaced
         check_plan(run, header)
     plan = settings.replan.plan if settings.replan else run.plan
-    wanted = missing_rows(run, plan).all if rows is None else rows
+    wanted = _missing(run, plan) if rows is None else rows
     blame = read_blame(run, all_gone=True)
     if verdicts := [v for v in blame.convicted if v.row_index in wanted]:
         last = quarantine_rows(run, verdicts, last=last)
@@ -121,6 +123,13 @@ def submit(
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
+
+
+def _missing(run: RunPaths, plan: Path) -> np.ndarray:
+    """RunStateError if rows are missing that are ok by the catalog: their lines were lost."""
+    found = choose(index_commits(run), read_plan_rows(plan))
+    refuse_losses(run, found)
+    return missing_of(found).all
 
 
 def write_verdicts(run: RunPaths) -> None:

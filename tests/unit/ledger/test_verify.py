@@ -40,6 +40,10 @@ def media_of(lab: Lab, row: int) -> Path:
     return lab.run.media / f"row{row:04d}-s1t0r0p0.png"
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()} if folder.exists() else {}
+
+
 def kinds(report: VerifyReport) -> list[str]:
     return sorted(finding.kind for finding in report.findings)
 
@@ -146,7 +150,10 @@ def test_a_file_that_does_not_decode_or_has_other_frames_is_found(
     assert kinds(verify(lab.run)) == ["frames", "undecodable"]
 
 
-def test_orphans_are_waste_and_repair_deletes_them(make_lab: Callable[..., Lab]) -> None:
+@pytest.mark.parametrize("purge", [False, True])
+def test_orphans_are_waste_and_repair_moves_or_deletes_them(
+    make_lab: Callable[..., Lab], purge: bool
+) -> None:
     """Of a retried row, of a crash, of nobody; a folder of frames too. The rest stays."""
     lab = make_lab(2, format_name="frames")
     first = lab.journal(lab.submit())
@@ -162,8 +169,12 @@ def test_orphans_are_waste_and_repair_deletes_them(make_lab: Callable[..., Lab])
     report = verify(lab.run)
     assert report.is_sound
     assert kinds(report) == ["orphan", "orphan", "temporary"]
-    repaired = verify(lab.run, repair=True)
-    assert (repaired.deleted, repaired.voided, repaired.submission) == (3, 0, 3)
+    kept = files_of(lab.run.media / "row0000-s1t0r0p0.frames")
+    repaired = verify(lab.run, repair=True, purge=purge)
+    counts = (repaired.moved, repaired.deleted, repaired.voided, repaired.submission)
+    assert counts == ((0, 3, 0, 3) if purge else (3, 0, 0, 3))
+    moved = lab.run.orphans / "media/row0000-s1t0r0p0.frames"
+    assert files_of(moved) == ({} if purge else kept)
     names = sorted(entry.name for entry in lab.run.media.iterdir())
     assert names == [".hydra", "row0000-s2t0r0p0.frames", "row0001-s1t0r0p0.frames"]
     assert verify(lab.run).findings == ()
@@ -185,7 +196,7 @@ def test_repair_waits_for_live_attempts_and_checks_leave_their_files_alone(
     assert kinds(verify(lab.run)) == ["orphan"]
 
 
-def test_a_zombie_cannot_publish_an_orphan_that_repair_deleted(
+def test_a_zombie_cannot_publish_an_orphan_that_repair_moved(
     make_lab: Callable[..., Lab],
 ) -> None:
     """On a machine that was not heard of for a minute, about to commit."""
@@ -200,7 +211,7 @@ def test_a_zombie_cannot_publish_an_orphan_that_repair_deleted(
     elsewhere = replace(known.process, place="another boot")
     path.write_text(json.dumps(to_plain(replace(known, process=elsewhere, t=known.t - 61))))
     repaired = verify(lab.run, repair=True)
-    assert (repaired.deleted, repaired.voided, repaired.submission) == (1, 0, 2)
+    assert (repaired.moved, repaired.voided, repaired.submission) == (1, 0, 2)
     zombie.commit(lab.commit_of(1, attempt, media))
     assert verify(lab.run).is_sound
     status = read_status(lab.run)

@@ -1,0 +1,195 @@
+"""What the ledger is known to have held and holds no more: journals that were lost, emptied or cut
+short, submissions whose record is gone, rows that the catalog has from lines that are not there.
+
+Every submission writes down how long each earlier journal was, every restart those of its task;
+counters say how much of their own journal was synced, and a catalog what it was made from. Nobody
+begins a submission over a loss but a repair, which records it: so the last intent tells all that
+need be known of the past, and what a repair has accepted is not told again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchgen.errors import RunStateError
+from batchgen.ledger.extent import EXTENT_KEY, Extent
+from batchgen.ledger.intent import fences, last_intent, read_intent, submission_numbers
+from batchgen.ledger.pieces import pieces
+from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
+from batchgen.ledger.tally import read_counters
+from batchgen.ledger.winners import Winners, choose
+from batchgen.paths import RunPaths, as_typed, parse_counters
+from batchgen.planfile import reading
+from batchgen.records import Attempt
+
+SHOWN = 3
+GROUP_ROWS = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A file of the ledger that is gone, or shorter than it was."""
+
+    path: str  # relative to the run folder
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.detail}"
+
+
+def find_losses(run: RunPaths) -> list[Loss]:
+    """Lost files, from names and sizes. Evidence is read before what it speaks of, so that ranks
+    may go on writing meanwhile."""
+    intent = last_intent(run)
+    accepted = set(intent.lost) if intent else set()
+    lost = [loss for loss in _submissions(run) if loss.path not in accepted]
+    return [*lost, *_journals(run, _known_lengths(run))]
+
+
+def lost_submissions(run: RunPaths) -> tuple[str, ...]:
+    """Paths of intents and lists of shards that are gone, whether or not a repair knows of them."""
+    return tuple(loss.path for loss in _submissions(run))
+
+
+def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
+    """row_index (sorted) of rows that the catalog calls ok under the plan's key, of which no line
+    says so any more, nor takes it back. None if a repair came after the catalog."""
+    nobody = np.zeros(0, np.int64)
+    if not run.catalog_rows.is_dir() or _repaired_since(run, collected(run).submission):
+        return nobody
+    with suppress(RunStateError):  # of a catalog that cannot be read nothing is known
+        ok = pc.equal(catalog_column(run, "status"), "ok").to_numpy()
+        if len(ok) != len(found.status) or not (gone := ok & ~_told(found)).any():
+            return nobody
+        gone &= catalog_column(run, "row_key").to_numpy().astype(KEY_TYPE) == found.plan.key
+        if gone.any():  # or another collect has published what was committed meanwhile
+            gone &= ~_told(choose(index_commits(run), found.plan))
+        return np.flatnonzero(gone)
+    return nobody
+
+
+def _told(found: Winners) -> np.ndarray:
+    """Of which rows some line says that they are ok, or that they are no more; of a fenced-off
+    attempt too: that is waste, but not lost."""
+    index, rows = found.index, len(found.status)
+    lines = np.isin(index.status, [STATUS_CODES["ok"], STATUS_CODES["void"]])
+    told = np.zeros(rows, bool)
+    told[index.row_index[lines & (index.row_index < rows)]] = True
+    every: np.ndarray = told[found.plan.original]
+    return every
+
+
+def refuse_losses(run: RunPaths, found: Winners | None = None) -> None:
+    """Raise RunStateError if the ledger has lost files, or rows of `found`: they would be rendered
+    again, or be taken from the catalog, without a word."""
+    told = [str(loss) for loss in find_losses(run)]
+    if not told and found is not None and len(gone := rows_gone(run, found)):
+        catalog = run.catalog_rows.relative_to(run.root)
+        told = [f"{catalog} has {len(gone)} ok rows whose lines are gone from the journals"]
+    if told:
+        more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+        raise RunStateError(
+            f"{run.root}: {'; '.join(told[:SHOWN])}{more}. Put what is lost back from a copy, or "
+            f"accept it: after `batchgen verify {as_typed(run.root)} --repair` the rows that "
+            "nothing else records are left to render"
+        )
+
+
+def collected(run: RunPaths) -> Extent:
+    """What the catalog was made from; nothing if there is none, or it cannot be read."""
+    parts = sorted(run.catalog_rows.glob("*.parquet")) if run.catalog_rows.is_dir() else []
+    with suppress(RunStateError), reading(run.catalog_rows, "catalog"):
+        return Extent.parse((pq.read_schema(parts[0]).metadata or {}).get(EXTENT_KEY))
+    return Extent()
+
+
+def catalog_column(run: RunPaths, name: str) -> pa.ChunkedArray:
+    """A column of the catalog, of strings; RunStateError if it cannot be read."""
+    parts = sorted(run.catalog_rows.glob("*.parquet"))
+    with reading(run.catalog_rows, "catalog"):
+        tables = [table[name].cast(pa.string()) for table in pieces(parts, GROUP_ROWS, [name])]
+        return pa.chunked_array([chunk for column in tables for chunk in column.chunks], "string")
+
+
+def highest_number(run: RunPaths) -> int:
+    """The last submission that anything speaks of."""
+    return max([collected(run).submission, *submission_numbers(run)])
+
+
+def _repaired_since(run: RunPaths, number: int) -> bool:
+    later = (read_intent(run, n) for n in submission_numbers(run) if n > number)
+    return any(intent is not None and intent.kind == "repair" for intent in later)
+
+
+def _known_lengths(run: RunPaths) -> dict[str, tuple[int, str]]:
+    """Journal (relative to the journal folder) -> bytes that it had at least, and who says so."""
+    known: dict[str, tuple[int, str]] = {}
+
+    def note(name: str, size: int, source: Path) -> None:
+        if size > known.get(name, (0, ""))[0]:
+            known[name] = size, _relative(run, source)
+
+    intent = last_intent(run)
+    current = intent.number if intent else 0
+    for name, size in intent.accepted.items() if intent else ():
+        note(name, size, run.intent(current))
+    for task, (restart, fence) in fences(run, current).items():
+        for name, size in fence.accepted.items():
+            note(name, size, run.acceptance(Attempt(current, task, restart, 0)))
+    for path in run.counters_files(since=current):
+        counters = read_counters(path)
+        if counters is not None:
+            journal = run.journal(parse_counters(path)).relative_to(run.journals)
+            older = 1 if counters.commits else 0  # than `synced`: there was something
+            note(journal.as_posix(), counters.synced or older, path)
+    return known
+
+
+def _journals(run: RunPaths, known: dict[str, tuple[int, str]]) -> Iterator[Loss]:
+    for name, (size, source) in sorted(known.items()):
+        path = run.journals / name
+        left = _length(path, size)
+        if left is None:
+            yield Loss(_relative(run, path), f"is gone; it had {size} bytes by {source}")
+        elif left < size:
+            yield Loss(_relative(run, path), f"has {left} bytes; it had {size} by {source}")
+
+
+def _length(path: Path, size: int) -> int | None:
+    """Bytes of a journal; None if there is none. A network filesystem may tell an old size until
+    the file is opened."""
+    try:
+        length = path.stat().st_size
+        if length < size:
+            with path.open("rb") as file:
+                length = file.seek(0, os.SEEK_END)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    return length
+
+
+def _submissions(run: RunPaths) -> Iterator[Loss]:
+    """Numbers have no gaps. A folder without intent is what a crash leaves, unless ranks were
+    started from it."""
+    begun = set(map(run.block_submission, run.journal_blocks()))
+    for number in range(1, highest_number(run) + 1):
+        intent, shards = run.intent(number), run.shards(number)
+        was_begun = number in begun or run.jobs(number).exists() or not intent.parent.exists()
+        if intent.exists():
+            if not shards.exists():
+                yield Loss(_relative(run, shards), "is gone")
+        elif was_begun:
+            yield Loss(_relative(run, intent), "is gone")
+
+
+def _relative(run: RunPaths, path: Path) -> str:
+    return path.relative_to(run.root).as_posix()
