@@ -62,6 +62,7 @@ def handle_collect(args: argparse.Namespace) -> Result:
 
 def handle_verify(args: argparse.Namespace) -> Result:
     """Exit code 0 if nothing published is damaged and, after a repair, no row is left."""
+    from batchgen.ledger.audit import HARMLESS
     from batchgen.ledger.verify import verify
     from batchgen.runner.jobs import refuse_if_alive
 
@@ -71,10 +72,11 @@ def handle_verify(args: argparse.Namespace) -> Result:
     if args.repair:
         refuse_if_alive(run)  # ranks that are still loading would be fenced off
     report = verify(run, repair=args.repair, purge=args.purge)
-    for finding in (*report.findings, *report.mended)[:SHOWN_FINDINGS]:
+    found = sorted((*report.findings, *report.mended), key=lambda f: f.kind in HARMLESS)
+    for finding in found[:SHOWN_FINDINGS]:
         row = f" (row {finding.row_id})" if finding.row_id else ""
         print(f"{finding.kind:11} {finding.path}{row}: {finding.detail}")
-    if (more := len(report.findings) + len(report.mended) - SHOWN_FINDINGS) > 0:
+    if (more := len(found) - SHOWN_FINDINGS) > 0:
         print(f"... and {more} more")
     size = f"{report.bytes / 2**20:,.2f} MiB"
     verdict = "all whole" if report.is_sound else f"{len(report.damage)} damaged"

@@ -127,6 +127,7 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
 def snapshot_table(run: RunPaths) -> pa.Table:
     """The catalog as it would be collected now, in memory: for a look at a run in progress."""
     header = read_run(run)
+    check_plan(run, header)
     found = winners(run)
     tables = [
         catalog_rows(join(plan, found), header.plan_id) for plan in pieces([run.plan], GROUP_ROWS)

@@ -115,7 +115,7 @@ def verify(
     """Check a run; `progress` gets 1 for every media file.
 
     With `repair`, damaged rows become left (render them with `resume`) and unnamed files are moved
-    to `orphans/`, or deleted with `purge`. RunStateError if there is no run, if its plan is another,
+    to `orphans/`, or deleted with `purge`. RunStateError if there is no run, its plan is another,
     or a repair is asked for while attempts are at work.
     """
     header = read_run(run)
@@ -128,7 +128,7 @@ def verify(
     losses = [Finding("lost", loss.path, loss.detail) for loss in find_losses(run)]
     found = winners(run, index_commits(run))
     ledger = _read_ledger(run, found, frozenset(rows_gone(run, found).tolist()))
-    ledger.findings += losses
+    ledger.findings[:0] = losses
     ledger.findings += _bad_lines(run, found)
     ledger.findings += _check_media(run, ledger.media, progress)
     busy = {status.attempt.tag for status in live}
