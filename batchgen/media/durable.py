@@ -43,7 +43,7 @@ def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows:
     final = media_path(run, request.row_id, request.row_index, request.format, attempt, total_rows)
     temporary = final.with_name(f"{final.stem}.tmp{final.suffix}")
     try:
-        make_folder(final.parent)
+        make_folder(final.parent, run.root)
         failpoint("media.before_write")
         _encode(rendered, temporary)
         failpoint("media.after_write")
@@ -130,12 +130,15 @@ def write_json(path: Path, value: object) -> None:
     write_bytes_atomic(path, text.encode() + b"\n")
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, so that they too are there after a power cut."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync_folder(folder.parent)
+def make_folder(path: Path, root: Path) -> None:
+    """Make a folder below `root` and those between, so that they are there after a power cut.
+    FileNotFoundError if `root` is not there: a run folder that went away is never made again."""
+    root.stat()
+    missing = [f for f in (path, *path.parents) if f.is_relative_to(root) and not f.exists()]
+    for folder in reversed(missing):
+        if folder != root:
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
 
 
 def sync(path: Path) -> None:
