@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.catalog import COLLECT_KEY, EXTENT_KEY, snapshot_table
+from batchgen.ledger.catalog import COLLECT_KEY, snapshot_table
 from batchgen.ledger.extent import Extent
+from batchgen.ledger.source import EXTENT_KEY
 from batchgen.paths import RunPaths
 
 STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")

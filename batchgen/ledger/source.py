@@ -1,0 +1,66 @@
+"""What a catalog is made from: a plan with its header, and a ledger up to some extent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from batchgen.errors import RunStateError
+from batchgen.ledger.extent import Extent
+from batchgen.media.durable import read_regular
+from batchgen.paths import RunPaths
+from batchgen.runfile import RunFile, read_run
+
+EXTENT_KEY = b"batchgen.extent"  # of the ledger that the catalog was made from
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Taken before the journals and the plan are read; `is_current` is asked after that."""
+
+    header: RunFile
+    plan: tuple[int, int, int]  # inode, bytes and time of the plan file: a replan replaces it
+    extent: Extent
+
+    @classmethod
+    def of(cls, run: RunPaths) -> Source:
+        """RunStateError if there is no run or no plan."""
+        return cls(_header(run), _plan_file(run), Extent.of(run))
+
+    def is_current(self, run: RunPaths) -> bool:
+        """Whether the plan is still the same; the ledger may have grown."""
+        return (self.header.plan_id, self.plan) == (_header(run).plan_id, _plan_file(run))
+
+
+def standing_extent(run: RunPaths) -> Extent:
+    """That of the published catalog, of its first part, which is the first to be replaced; nothing
+    at all if there is none that can be read."""
+    part = run.catalog_rows / "part-00000.parquet"
+    try:
+        metadata = pq.read_schema(part).metadata if part.is_file() else None
+        return Extent.parse((metadata or {}).get(EXTENT_KEY))
+    except (OSError, ValueError, TypeError):
+        return Extent()
+
+
+def _plan_file(run: RunPaths) -> tuple[int, int, int]:
+    try:
+        stat = run.plan.stat()
+    except OSError as error:
+        raise RunStateError(f"{run.plan} cannot be read as a plan: {error}") from error
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _header(run: RunPaths) -> RunFile:
+    """The header of the plan that lies there: while a new one is installed, or if that was cut off,
+    run.json may still be the old one's."""
+    header = read_run(run)
+    try:
+        new = RunFile(**json.loads(read_regular(run.next_run_json)))
+        metadata = pq.read_schema(run.plan).metadata or {}
+        planned = json.loads(metadata.get(b"batchgen", b"{}"))
+    except (OSError, ValueError, TypeError):
+        return header
+    return new if new.plan_id == planned.get("plan_id") else header
