@@ -107,7 +107,6 @@ def test_a_replan_in_between_is_not_mixed_with_what_was_rendered_under_the_old_p
     assert set(frame["num_steps"]) == {9} and set(frame["plan_id"]) == {"plan-9"}
     assert set(frame["status"]) == {"pending"}
     meanwhile(monkeypatch, lambda: change_plan(lab, 10))
-    monkeypatch.setattr(catalog_module, "winners", catalog_module.winners)
     assert set(catalog.snapshot(lab.run.root)["num_steps"]) == {10}
 
 
@@ -128,8 +127,9 @@ def test_the_header_is_the_one_of_the_plan_while_a_replan_is_installed(
 
 
 def test_a_ledger_that_lost_something_does_not_take_the_catalog_back(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(catalog_module, "UNSEEN_S", 0.1)
     lab = make_lab(2)
     with lab.journal(lab.submit()) as journal:
         lab.render(journal, 0)
@@ -230,10 +230,10 @@ def test_many_collects_at_once_leave_one_whole_catalog(parts: Lab) -> None:
 def test_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "turns"
     monkeypatch.setattr(turns, "PATIENCE_S", 0.1)
+    holder = f"process {os.getpid()} on .* does not end"
     with turn_of(folder) as first:
-        with pytest.raises(RunStateError, match=f"process {os.getpid()} on .* does not end"):
-            with turn_of(folder):
-                raise AssertionError("two at once")
+        with pytest.raises(RunStateError, match=holder), turn_of(folder):
+            raise AssertionError("two at once")
         first.check()
         gone = replace(ProcessId.current(), start=1)
         write_json(folder / "000001" / "holder.json", asdict(gone))
