@@ -270,8 +270,10 @@ def announce(address_file: Path) -> None:
 
 
 def _write_address(address_file: Path, address: dict[str, object]) -> None:
+    """With its folder and the one above; a submission that is gone is not made again."""
     try:
-        address_file.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (address_file.parent.parent, address_file.parent):
+            folder.mkdir(exist_ok=True)
         write_json(address_file, address)
     except OSError as error:
         raise StorageError(f"{address_file} cannot be written: {error}") from error

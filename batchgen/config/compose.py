@@ -91,7 +91,7 @@ def recompose(
 
 def write_hydra(composed: Composed, folder: Path) -> None:
     """Write `config.yaml`, `overrides.yaml` and `hydra.yaml`, as Hydra's own launcher does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     parts: dict[str, object] = {
         "config.yaml": _literal(composed.resolved),
         "overrides.yaml": list(composed.overrides),

@@ -127,7 +127,7 @@ def begin_submission(
     number = last + 1
     folder = run.submission(number)
     try:
-        make_folder(run.submissions)
+        make_folder(run.submissions, run.root)
         folder.mkdir()
     except FileExistsError as error:
         raise RunStateError(_lost_race(run, number)) from error
@@ -220,7 +220,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
         created=time.time(),
     )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, run.root)
         write_json(path, sealed(fence))
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error

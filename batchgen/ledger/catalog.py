@@ -10,6 +10,9 @@ renamed over its predecessor. A reader sees every row exactly once at any moment
 opens several parts across those few renames may get some parts of the collect before. Parts carry
 the number of their collect, and `open_runs` reads again when they differ. (Swapping folders would
 not be better: whoever listed the old one would open files of the new one, or none.)
+
+One collect publishes at a time (`turns`), and only if the ledger as it read it is not behind what
+stands and the plan is still the one that it read; else it starts again.
 """
 
 from __future__ import annotations
@@ -29,22 +32,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.errors import StorageError
+from batchgen.errors import RunStateError, StorageError
+from batchgen.failpoints import failpoint
 from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.ledger.losses import refuse_losses
+from batchgen.ledger.losses import collected, refuse_losses
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.source import Source
 from batchgen.ledger.table import catalog_rows, catalog_schema, join
 from batchgen.ledger.timers import Timers
+from batchgen.ledger.turns import Overtaken, Turn, turn_of
 from batchgen.ledger.winners import Winners, winners
-from batchgen.media.durable import sync, sync_folder, write_bytes_atomic
+from batchgen.media.durable import make_folder, sync, sync_folder, write_bytes_atomic
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan, plan_schema
-from batchgen.runfile import RunFile, read_run
+from batchgen.runfile import RunFile
 
 PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
+TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhile
+UNSEEN_S = 60.0  # what NFS may take to show another machine's files
+TURNS = ".turns"  # beside the parts
 LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
 COLLECT_KEY = b"batchgen.collect"
 _REPEATED = (
@@ -68,6 +77,10 @@ class CatalogSummary:
     seconds: float
 
 
+class _Outdated(Exception):
+    """The run went on, or another collect did, since this one began to read."""
+
+
 @dataclass(slots=True)
 class _Totals:
     spent: Spent
@@ -84,28 +97,40 @@ class _Totals:
 def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> CatalogSummary:
     """Write the catalog of a run. `progress` gets the number of rows of each piece written.
 
-    RunStateError if the plan is not the run's, or the ledger has lost what the catalog before was
-    made from; StorageError if the folder cannot be written (the
-    catalog before stays as it was).
+    RunStateError if the plan is not the run's, or if the ledger has lost some of what the catalog
+    that stands was made from; StorageError if the folder cannot be written (the catalog before
+    stays as it was).
     """
+    for _ in range(TRIES):
+        with suppress(_Outdated, Overtaken):
+            return _collect(run, progress)
+        _wait_for_all(run)
+    raise RunStateError(f"{run.root}: the plan or the catalog changes all the time; collect later")
+
+
+def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSummary:
     began = time.perf_counter()
-    header, extent = read_run(run), Extent.of(run)  # before the journals, which may go on growing
-    check_plan(run, header)
+    source = Source.of(run)  # before the journals, which may go on growing
+    header = source.header
+    _check_plan(run, source)
     found = winners(run)
     refuse_losses(run, found)
     totals = _Totals(Spent(found.index))
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        temporary.mkdir(parents=True)
+        make_folder(temporary, run.root)
         _sweep(temporary.parent)
-        metadata = _metadata(header, extent)
+        metadata = _metadata(header, source.extent)
         parts = _write_parts(run, found, metadata, temporary, totals, progress)
-        accounts = attempt_table(run, found, totals.spent, header)
+        accounts = _parquet_bytes(attempt_table(run, found, totals.spent, header))
         totals.timers.add_loads(load_seconds(found.index))
-        _publish(temporary, run.catalog_rows)
-        write_bytes_atomic(run.catalog_runs, _parquet_bytes(accounts))
-        if header.config.get("output", {}).get("enable_timer_dump", True):
-            write_bytes_atomic(run.time_stats, totals.timers.csv(time.time()).encode())
+        sync(temporary)
+        with turn_of(temporary.with_name(TURNS)) as turn:
+            _refuse_older(run, source)
+            _publish(temporary, run.catalog_rows, turn)
+            write_bytes_atomic(run.catalog_runs, accounts)
+            if header.config.get("output", {}).get("enable_timer_dump", True):
+                write_bytes_atomic(run.time_stats, totals.timers.csv(time.time()).encode())
     except OSError as error:
         raise StorageError(f"{run.root}: the catalog cannot be written: {error}") from error
     finally:
@@ -126,14 +151,29 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
 
 def snapshot_table(run: RunPaths) -> pa.Table:
     """The catalog as it would be collected now, in memory: for a look at a run in progress."""
-    header = read_run(run)
-    check_plan(run, header)
-    found = winners(run)
-    tables = [
-        catalog_rows(join(plan, found), header.plan_id) for plan in pieces([run.plan], GROUP_ROWS)
-    ]
-    empty = catalog_schema(plan_schema(run.plan)).empty_table()
-    return pa.concat_tables(tables) if tables else empty
+    for _ in range(TRIES):
+        with suppress(_Outdated):
+            source = Source.of(run)
+            _check_plan(run, source)
+            found = winners(run)
+            plan_id = source.header.plan_id
+            tables = [
+                catalog_rows(join(plan, found), plan_id) for plan in pieces([run.plan], GROUP_ROWS)
+            ]
+            empty = catalog_schema(plan_schema(run.plan)).empty_table()
+            if source.is_current(run):
+                return pa.concat_tables(tables) if tables else empty
+    raise RunStateError(f"{run.root}: the plan changes all the time; look later")
+
+
+def _check_plan(run: RunPaths, source: Source) -> None:
+    """RunStateError if the plan is damaged; _Outdated if a new one has come meanwhile."""
+    try:
+        check_plan(run, source.header)
+    except RunStateError as error:
+        if source.is_current(run):
+            raise
+        raise _Outdated from error
 
 
 def _metadata(header: RunFile, extent: Extent) -> dict[bytes, bytes]:
@@ -198,8 +238,27 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(path)
 
 
-def _publish(temporary: Path, target: Path) -> None:
-    sync(temporary)
+def _refuse_older(run: RunPaths, source: Source) -> None:
+    """_Outdated if the plan is another one by now, or if what stands was made from more."""
+    if not source.is_current(run) or source.extent.is_before(collected(run)):
+        raise _Outdated
+
+
+def _wait_for_all(run: RunPaths) -> None:
+    """Until all that the published catalog was made from is there: another machine may have written
+    it, and this one does not see it yet. RunStateError if it does not come."""
+    deadline = time.monotonic() + UNSEEN_S
+    while (now := Extent.of(run)).is_before(stands := collected(run)):
+        if time.monotonic() > deadline:
+            raise RunStateError(
+                f"{run.catalog_rows} was made from {stands} and the run folder has {now}: some of "
+                "its ledger was lost, and the catalog stays as it is; `batchgen verify` says more"
+            )
+        time.sleep(0.5)
+
+
+def _publish(temporary: Path, target: Path, turn: Turn) -> None:
+    _set_aside(target)
     try:
         temporary.replace(target)
     except OSError as error:
@@ -207,12 +266,20 @@ def _publish(temporary: Path, target: Path) -> None:
             raise
         names = sorted(part.name for part in temporary.iterdir())
         for name in names:
+            failpoint("collect.before_part")
+            turn.check()
             (temporary / name).replace(target / name)
         for old in target.glob("part-*.parquet"):
             if old.name not in names:  # of a version that cut the plan into more parts
                 old.unlink()
         sync_folder(target)
     sync_folder(target.parent)
+
+
+def _set_aside(target: Path) -> None:
+    """What stands in the way and is no folder is not ours to delete."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        target.rename(target.with_name(f"{target.name}.not-a-folder-{uuid.uuid4().hex[:8]}"))
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

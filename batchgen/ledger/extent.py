@@ -15,7 +15,7 @@ EXTENT_KEY = b"batchgen.extent"  # in a catalog: the ledger that it was made fro
 @dataclass(frozen=True, slots=True)
 class Extent:
     """Each of these only grows: submissions begin, restarted tasks draw lines, and files of both,
-    as the journals, are only ever appended to or added."""
+    as the journals, are only ever appended to or added (but for what storage loses)."""
 
     submission: int = 0  # the last one that has an intent
     files: int = 0  # journals, and lines drawn by restarted tasks
@@ -25,7 +25,8 @@ class Extent:
     def of(cls, run: RunPaths) -> Extent:
         """As it stands; one look at each file."""
         begun = [n for n in submission_numbers(run) if run.intent(n).exists()]
-        sizes = [e.stat().st_size for block in run.journal_blocks() for e in scandir(block)]
+        files = [e for block in run.journal_blocks() for e in scandir(block)]
+        sizes = [e.stat().st_size for e in files if not e.name.startswith(".")]  # no drafts
         return cls(max(begun, default=0), len(sizes), sum(sizes))
 
     @classmethod
@@ -33,8 +34,16 @@ class Extent:
         """The inverse of `encode`; nothing at all if it was not recorded."""
         return cls(*json.loads(text)) if text else cls()
 
+    def __str__(self) -> str:
+        return f"{self.submission} submission(s) and {self.files} file(s) of {self.size} bytes"
+
     def encode(self) -> bytes:
         return json.dumps(astuple(self)).encode()
+
+    def is_before(self, other: Extent) -> bool:
+        """Whether a catalog of this is older than one of the other. A later submission decides: a
+        repair may have written off what was lost."""
+        return astuple(self) < astuple(other)
 
     def exceeds(self, other: Extent) -> bool:
         """Whether anything was added since the other."""

@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from batchgen.anchor import Anchor, gone, is_same
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint, is_armed
 from batchgen.ledger import events
@@ -44,6 +45,7 @@ class JournalWriter:
         self._counters_path = run.counters(header.attempt)
         self._reserve_path = self._counters_path.with_suffix(".reserve")
         self._descriptor = descriptor
+        self._anchor = Anchor(run)
         self._lock = threading.Lock()
         self._broken = ""
         self._open: set[int] = set()  # row_index of rows in flight
@@ -70,8 +72,8 @@ class JournalWriter:
         """
         path = run.journal(header.attempt)
         try:
-            make_folder(path.parent)
-            run.counters(header.attempt).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent, run.root)
+            make_folder(run.counters(header.attempt).parent, run.root)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(path, flags, 0o644)
         except FileExistsError as error:
@@ -80,8 +82,8 @@ class JournalWriter:
             ) from error
         except OSError as error:
             raise StorageError(f"{path}: the journal cannot be made: {error}") from error
-        writer = cls(run, header, descriptor, meter)
         try:
+            writer = cls(run, header, descriptor, meter)
             writer._append(header)
             writer._sync()
             sync_folder(path.parent)
@@ -114,6 +116,7 @@ class JournalWriter:
         run folder; this attempt was busy with it for `seconds`. It is no longer in flight."""
         with self._lock:
             now = time.time()
+            self.check_place()
             self._write(events.Saved(row_index, step, seconds, now))
             self._open.discard(row_index)
             self._save_counters(now)
@@ -128,12 +131,26 @@ class JournalWriter:
             self._open.discard(row_index)
             self._save_counters(now)
 
+    def check_place(self) -> None:
+        """StorageError unless the run folder is the one that was opened, and this journal in it:
+        its descriptor would follow a folder that is moved, while media are written by their path.
+        """
+        self._anchor.check()
+        try:
+            here = is_same(self.path, self._descriptor)
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be looked at: {error}") from error
+        if not here:
+            raise StorageError(gone(self.path))
+
     def commit(self, commit: Commit) -> None:
         """Publish or fail a row: durable when this returns. Raises StorageError if the line could
-        not be written; the journal then ends with the line before and takes no more."""
+        not be written; the journal then ends with the line before and takes no more. The same, with
+        nothing written, if the run folder went away: the row's media is somewhere else."""
         with self._lock:
             tally, _ = self._past
             failpoint("journal.before_append")
+            self.check_place()
             self._write(commit, self._write_torn if is_armed(TORN) else self._write_whole)
             tally.add(commit.row_index, commit.status)
             self._open.discard(commit.row_index)
@@ -192,6 +209,7 @@ class JournalWriter:
             self._give_room()
             os.close(self._descriptor)
             self._descriptor = -1
+            self._anchor.close()
 
     def __enter__(self) -> JournalWriter:
         return self
@@ -208,7 +226,8 @@ class JournalWriter:
 
     def _give_room(self) -> None:
         with contextlib.suppress(OSError):
-            self._reserve_path.unlink(missing_ok=True)
+            if not self._anchor.is_lost():
+                self._reserve_path.unlink(missing_ok=True)
 
     def _append(self, event: events.Event) -> None:
         with self._lock:
@@ -281,6 +300,8 @@ class JournalWriter:
         """Counters are a short cut for readers: if they cannot be written the journal still says
         all, so a full disk is not reported from here."""
         if now - self._written_t < COUNTERS_EVERY_S and not force:
+            return
+        if self._anchor.is_lost():  # another run may be at this path now
             return
         self._written_t = now
         self._counters = replace(

@@ -106,9 +106,10 @@ def refuse_losses(run: RunPaths, found: Winners | None = None) -> None:
 
 def collected(run: RunPaths) -> Extent:
     """What the catalog was made from; nothing if there is none, or it cannot be read."""
-    parts = sorted(run.catalog_rows.glob("*.parquet")) if run.catalog_rows.is_dir() else []
-    with suppress(RunStateError), reading(run.catalog_rows, "catalog"):
-        return Extent.parse((pq.read_schema(parts[0]).metadata or {}).get(EXTENT_KEY))
+    first = run.catalog_rows / "part-00000.parquet"  # it is the first to be replaced
+    with suppress(RunStateError), reading(first, "catalog"):
+        metadata = pq.read_schema(first).metadata if first.is_file() else None
+        return Extent.parse((metadata or {}).get(EXTENT_KEY))
     return Extent()
 
 

@@ -15,6 +15,8 @@ import os
 import re
 import secrets
 import shutil
+import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +45,7 @@ def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows:
     final = media_path(run, request.row_id, request.row_index, request.format, attempt, total_rows)
     temporary = final.with_name(f"{final.stem}.tmp{final.suffix}")
     try:
-        make_folder(final.parent)
+        make_folder(final.parent, run.root)
         failpoint("media.before_write")
         _encode(rendered, temporary)
         failpoint("media.after_write")
@@ -89,14 +91,37 @@ def digest_frames(frames: np.ndarray) -> str:
 
 def digest_file(path: Path) -> tuple[str, int]:
     """sha256 and bytes of a file; of a folder: sha256 over its sorted lines `name sha256`, and the
-    sum of the bytes."""
-    if path.is_dir():
-        entries = [(file.name, *digest_file(file)) for file in sorted(path.iterdir())]
-        lines = "".join(f"{name} {digest}\n" for name, digest, _ in entries)
-        return hashlib.sha256(lines.encode()).hexdigest(), sum(size for _, _, size in entries)
-    with path.open("rb") as file:
+    sum of the bytes. OSError for what is neither, and for a folder inside a folder."""
+    if not path.is_dir():
+        return _digest(path)
+    entries = [(file.name, *_digest(file)) for file in sorted(path.iterdir())]
+    lines = "".join(f"{name} {digest}\n" for name, digest, _ in entries)
+    return hashlib.sha256(lines.encode()).hexdigest(), sum(size for _, _, size in entries)
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256")
         return digest.hexdigest(), file.tell()
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading. OSError for anything but a regular file, too: whoever opens a pipe
+    or a device waits for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "rb")
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path) -> bytes:
+    """The bytes of a regular file; OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def remove(path: Path) -> None:
@@ -130,12 +155,15 @@ def write_json(path: Path, value: object) -> None:
     write_bytes_atomic(path, text.encode() + b"\n")
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, so that they too are there after a power cut."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
-        sync_folder(folder.parent)
+def make_folder(path: Path, root: Path) -> None:
+    """Make a folder below `root` and those between, so that they are there after a power cut.
+    FileNotFoundError if `root` is not there: a run folder that went away is never made again."""
+    root.stat()
+    missing = [f for f in (path, *path.parents) if f.is_relative_to(root) and not f.exists()]
+    for folder in reversed(missing):
+        if folder != root:
+            folder.mkdir(exist_ok=True)
+            sync_folder(folder.parent)
 
 
 def sync(path: Path) -> None:
@@ -145,11 +173,8 @@ def sync(path: Path) -> None:
             sync(file)
         sync_folder(path)
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open_regular(path) as opened:
+        os.fsync(opened.fileno())
 
 
 def sync_folder(path: Path) -> None:

@@ -14,7 +14,8 @@ from contextlib import suppress
 
 import numpy as np
 
-from batchgen.errors import BatchgenError, RunStateError
+from batchgen.anchor import Anchor
+from batchgen.errors import BatchgenError, RunStateError, UsageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.catalog import CatalogSummary, collect
 from batchgen.ledger.intent import Intent, last_render
@@ -40,11 +41,14 @@ def drive(
 ) -> CatalogSummary:
     """Submit `rows` (default: all that is missing), wait, submit again what is left for as long as
     `next_move` finds it worth while (on a cluster its steward does), and write the catalog. `watch`
-    sees the status now and then. KeyboardInterrupt drains the ranks and goes on to the caller."""
+    sees the status now and then. KeyboardInterrupt drains the ranks and goes on to the caller.
+    StorageError if the run folder goes away meanwhile."""
+    anchor = Anchor(run)
     try:
         started = submit(run, settings, rows)
         while started is not None:
             wait(run, watch)
+            anchor.check()
             move = next_move(run) if executor_named(settings.executor).NEEDS_DRIVER else None
             started = submit(run, move.settings, move.rows) if move else None
     except KeyboardInterrupt:
@@ -53,18 +57,28 @@ def drive(
         except BatchgenError as trouble:  # it stays an interrupt
             log.error("%s; ranks at work see the mark in the run folder and end", trouble)
         raise
+    finally:
+        anchor.close()
     write_verdicts(run)
     return collect(run)
 
 
 def wait(run: RunPaths, watch: Watch) -> None:
-    """Return when the run can gain no more rows by itself."""
-    intent = last_render(run)
+    """Return when the run can gain no more rows by itself. StorageError if the run folder goes away
+    meanwhile: its ranks then end by themselves."""
+    anchor, intent = Anchor(run), last_render(run)
     pause = executor_of(intent).POLL_S if intent else 0.0
-    while _may_be_alive(run):
+    try:
+        while _may_be_alive(run):
+            watch(read_status(run))
+            time.sleep(pause)
+            anchor.check()
         watch(read_status(run))
-        time.sleep(pause)
-    watch(read_status(run))
+    except UsageError:  # nothing can be read any more: is this why?
+        anchor.check()
+        raise
+    finally:
+        anchor.close()
 
 
 def _may_be_alive(run: RunPaths) -> bool:

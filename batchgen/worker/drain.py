@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from batchgen.anchor import Anchor
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
@@ -24,10 +25,11 @@ RESTARTS_AHEAD = 3  # a task may have been started again more than once meanwhil
 
 class Drain:
     """Whether this rank is to end: a signal came, the submission was cancelled (`cancelled`, ranks
-    may be out of reach), or others have taken its rows over (`superseded`)."""
+    may be out of reach), others have taken its rows over (`superseded`), or the run folder is not
+    the one that was opened (`lost`)."""
 
     def __init__(self, run: RunPaths, attempt: Attempt) -> None:
-        self._run, self._attempt = run, attempt
+        self._run, self._attempt, self._anchor = run, attempt, Anchor(run)
         self._looked = 0.0
         self._signalled = False
         self.reason = ""
@@ -49,6 +51,7 @@ class Drain:
             signal.signal(number, handler)
         os.close(self._heard)
         os.close(self._told)
+        self._anchor.close()
 
     def signal_within(self, seconds: float) -> str:
         """Wait for a signal, on any thread; its name, or nothing after so long or a `wake`. This
@@ -76,6 +79,8 @@ class Drain:
 
     def _found(self) -> str:
         """Nothing too if the folder cannot be looked into now: storage that fails over, say."""
+        if self._anchor.is_lost():
+            return "lost"
         try:
             if self._run.cancelled(self._attempt.submission).exists():
                 return "cancelled"

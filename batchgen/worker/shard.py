@@ -18,6 +18,7 @@ from batchgen.errors import StorageError
 from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
+from batchgen.media.durable import make_folder
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, RankInfo
@@ -76,6 +77,7 @@ def _attempt(
         start = RowStart(rank.host, states)
         with open_source(root, attempt, rank, admission, start, stop) as source:
             if stop() or source.is_over:  # a model may take minutes to load
+                journal.check_place()
                 ending.reason = _reason(drain, source)
                 return
             with clock.on("load"):
@@ -90,6 +92,7 @@ def _attempt(
             sink = RowSink(root, journal, policy, states, admission, _judge(config))
             shift = Shift(renderer, source, sink, stop, _moved(clock, watchdog), ending)
             shift.draw_all()
+            journal.check_place()
             ending.reason = _reason(drain, source)
             log.info("ended: %s", ending.reason)
 
@@ -231,7 +234,7 @@ def _run_log(root: RunPaths, output: OutputConfig, attempt: Attempt) -> Iterator
         return
     file = root.run_log(attempt)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent, root.root)
         handler = logging.FileHandler(file)
     except OSError as error:
         log.warning("there is no log of this rank: %s", error)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from batchgen.anchor import gone
 from batchgen.engine.contract import Snapshot
 from batchgen.errors import FINAL_ERRORS, PromptTooLong, SickNode, StorageError
 from batchgen.ledger.journal import JournalWriter
@@ -72,9 +73,11 @@ class RowSink:
         self._journal.start(request.row_index, request.row_id, self.alone)
 
     def finished(self, rendered: Rendered) -> None:
-        """Write and commit. Whatever keeps the media from being written is the row's own failure;
-        a journal that cannot be written is not, and ends the attempt."""
+        """Write and commit. Whatever keeps the media from being written is the row's own failure; a
+        journal that cannot be written, or a run folder that went away, is not and ends the attempt.
+        """
         began = time.perf_counter()
+        self._journal.check_place()
         try:
             media = write_media(rendered, self._run, self._policy.attempt, self._policy.total_rows)
         except Exception as error:
@@ -86,6 +89,8 @@ class RowSink:
         wrote = time.perf_counter() - began
         stats = replace(rendered.stats, stages=replace(rendered.stats.stages, write=wrote))
         commit = replace(self._commit(rendered.request, stats), score=self._score(rendered))
+        if not (self._run.root / media.path).exists():
+            raise StorageError(gone(self._run.root / media.path))
         self._journal.commit(replace(commit, media=media))
         self._admission.rendered(rendered.request, stats)
         self._states.drop(rendered.request)
@@ -151,6 +156,7 @@ class RowSink:
 
     def _media_failed(self, rendered: Rendered, error: Exception) -> None:
         """One row's failure, unless the folder is plainly full: then rendering on is waste."""
+        self._journal.check_place()
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
             self._full_in_a_row += 1

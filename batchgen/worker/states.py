@@ -47,7 +47,7 @@ class RowStates:
             "seconds": f"{snapshot.seconds:.6f}",
             "crc": str(_check_sum(snapshot.arrays)),
         }
-        make_folder(path.parent)
+        make_folder(path.parent, self._run.root)
         write_bytes_atomic(path, save(dict(snapshot.arrays), metadata))
         self._mine[request.row_index] = _identity(path)
 

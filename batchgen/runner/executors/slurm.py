@@ -67,7 +67,8 @@ class Batch:
 
     def submit(self) -> str:
         """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.folder.parent, self.folder):  # a submission that is gone is not remade
+            folder.mkdir(exist_ok=True)
         draft = self.folder / f".submission-{uuid.uuid4().hex}.sh"
         script = self.script()
         draft.write_text(script)

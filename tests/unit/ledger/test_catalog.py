@@ -292,7 +292,8 @@ def test_readers_never_meet_a_torn_catalog(
         stop.set()
         thread.join()
     assert rounds > 1
-    assert [p.name for p in lab.run.catalog_rows.parent.iterdir() if p.name.startswith(".")] == []
+    hidden = [p.name for p in lab.run.catalog_rows.parent.iterdir() if p.name.startswith(".")]
+    assert hidden == [".turns"]
 
 
 def test_open_runs_does_not_mix_two_collects(
@@ -313,31 +314,6 @@ def test_open_runs_does_not_mix_two_collects(
     assert len(catalog.open_runs(lab.run.root)) == 4
 
 
-def test_two_first_collects_at_once_both_succeed(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second to publish finds the folder of the first, which was not there a moment before."""
-    lab = make_lab(2)
-    real = Path.replace
-    first = True
-
-    def overtaken(self: Path, target: Path) -> Path:
-        nonlocal first
-        if first:
-            first = False
-            with lab.journal(lab.submit()) as journal:
-                lab.render(journal, 0)
-            assert collect(lab.run).ok == 1
-        return real(self, target)
-
-    monkeypatch.setattr(Path, "replace", overtaken)
-    assert collect(lab.run).pending == 2
-    assert pd.read_parquet(lab.run.catalog_rows)["status"].tolist() == ["pending", "pending"]
-    assert catalog.open_runs(lab.run.root)["status"].tolist() == ["ok", "pending"]
-    assert [p.name for p in lab.run.catalog_rows.iterdir()] == ["part-00000.parquet"]
-    assert collect(lab.run).ok == 1
-
-
 def test_what_collects_that_died_left_behind_is_swept_after_an_hour(
     make_lab: Callable[..., Lab],
 ) -> None:
@@ -349,7 +325,7 @@ def test_what_collects_that_died_left_behind_is_swept_after_an_hour(
         os.utime(folder / name, (time.time() - age_s,) * 2)
     collect(lab.run)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [".rows-2-busy", "rows", "runs.parquet"]
+    assert names == [".rows-2-busy", ".turns", "rows", "runs.parquet"]
 
 
 def test_many_runs_open_as_one_frame(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
@@ -532,4 +508,5 @@ def test_a_catalog_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(StorageError, match=r"the catalog cannot be written.*No space left"):
         collect(mixed.run)
     assert {p.name: p.read_bytes() for p in mixed.run.catalog_rows.iterdir()} == before
-    assert [p.name for p in mixed.run.catalog_rows.parent.iterdir()] == ["rows", "runs.parquet"]
+    names = sorted(path.name for path in mixed.run.catalog_rows.parent.iterdir())
+    assert names == [".turns", "rows", "runs.parquet"]

@@ -1,0 +1,118 @@
+"""One publisher at a time, without a lock that could stay.
+
+A turn is a numbered folder, made by exclusive mkdir; the highest number has the right. It is never
+taken away: whoever comes next makes the next number, once the holder is done or gone. So nothing
+has to be removed after a kill, and of two who find the same holder gone only one comes next.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from batchgen.errors import BatchgenError, RunStateError
+from batchgen.ledger.events import from_plain
+from batchgen.media.durable import read_regular, write_json
+from batchgen.processes import ProcessId
+
+NAMELESS_S = 5.0  # from mkdir to the holder's name, at most, for a holder that lives
+ELSEWHERE_S = 60.0  # a turn takes seconds; of a holder on another machine no more is known
+PATIENCE_S = 60.0  # with a holder that lives
+LOOK_S = 0.02
+
+
+class Overtaken(BatchgenError):
+    """Another process has taken the next turn: this one was taken for gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The right to publish."""
+
+    folder: Path
+    number: int
+
+    def check(self) -> None:
+        """Raise Overtaken once somebody else has the right."""
+        if _path(self.folder, self.number + 1).exists():
+            raise Overtaken(f"{self.folder}: turn {self.number} is over")
+
+    def end(self) -> None:
+        """Let the next one go on; forget the turns before."""
+        own = _path(self.folder, self.number)
+        with suppress(OSError):
+            _holder(own).rename(own / "done")  # takes no room on a full disk
+        for number in _numbers(self.folder):
+            if number < self.number:
+                shutil.rmtree(_path(self.folder, number), ignore_errors=True)
+
+
+@contextmanager
+def turn_of(folder: Path) -> Iterator[Turn]:
+    """Wait for a turn among those who publish in `folder`, and hold it. RunStateError if its holder
+    lives and does not come to an end; OSError if the folder cannot be written."""
+    folder.mkdir(exist_ok=True)
+    turn = _take(folder)
+    try:
+        yield turn
+    finally:
+        turn.end()
+
+
+def _take(folder: Path) -> Turn:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        last = max(_numbers(folder), default=0)
+        if last and not _is_over(_path(folder, last)):
+            if time.monotonic() > deadline:
+                raise RunStateError(f"{folder}: {_name(_path(folder, last))} does not end its turn")
+            time.sleep(LOOK_S)
+            continue
+        turn = Turn(folder, last + 1)
+        with suppress(FileExistsError, FileNotFoundError):  # somebody was quicker, or follows
+            _path(folder, turn.number).mkdir()
+            write_json(_holder(_path(folder, turn.number)), asdict(ProcessId.current()))
+            return turn
+
+
+def _is_over(turn: Path) -> bool:
+    try:
+        if (turn / "done").exists():
+            return True
+        age = time.time() - turn.stat().st_mtime
+    except FileNotFoundError:
+        return True
+    holder = _read(turn)
+    if holder is None:
+        return age > NAMELESS_S
+    alive = holder.alive()
+    return age > ELSEWHERE_S if alive is None else not alive
+
+
+def _name(turn: Path) -> str:
+    holder = _read(turn)
+    return f"process {holder.pid} on {holder.host}" if holder else "another process"
+
+
+def _read(turn: Path) -> ProcessId | None:
+    try:
+        return from_plain(ProcessId, json.loads(read_regular(_holder(turn))))
+    except (OSError, ValueError):
+        return None
+
+
+def _holder(turn: Path) -> Path:
+    return turn / "holder.json"
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}"
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]

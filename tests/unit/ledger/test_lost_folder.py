@@ -1,0 +1,200 @@
+"""A run folder that goes away under its ranks is not made again, and no row of it is published
+whose media went elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lab import Lab, render
+from shift import Shift, make_shift
+
+from batchgen.anchor import Anchor, Place
+from batchgen.errors import MediaError, StorageError
+from batchgen.ledger.events import End
+from batchgen.ledger.verify import verify
+from batchgen.media.durable import make_folder, write_media
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt, Commit
+from batchgen.tickets import announce
+
+
+def moved(root: Path) -> RunPaths:
+    """Somebody renames the folder."""
+    return RunPaths(root.rename(root.with_name("moved")))
+
+
+def deleted(root: Path) -> RunPaths | None:
+    shutil.rmtree(root)
+    return None
+
+
+def replaced_by_a_copy(root: Path) -> RunPaths:
+    """`mv run moved; cp -r moved run`."""
+    after = moved(root)
+    shutil.copytree(after.root, root)
+    return after
+
+
+def media_replaced(root: Path) -> RunPaths:
+    """As if what was mounted there is unmounted: an empty folder is left."""
+    run = RunPaths(root)
+    run.media.rename(root / "media.away")
+    run.media.mkdir()
+    return run
+
+
+def journals_replaced(root: Path) -> RunPaths:
+    """By a copy, while the descriptor of the rank stays with the other."""
+    run = RunPaths(root)
+    run.journals.rename(root / "journal.away")
+    shutil.copytree(root / "journal.away", run.journals)
+    return run
+
+
+def tree(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    "happens", [moved, deleted, replaced_by_a_copy, media_replaced, journals_replaced]
+)
+def test_a_rank_ends_when_its_folder_goes_away(
+    tmp_path: Path, happens: Callable[[Path], RunPaths | None]
+) -> None:
+    shift = make_shift(tmp_path, [5, 60, 60, 60])
+    shift.begin([0, 1, 2, 3])
+    rank = shift.start(1)
+    shift.wait_for(lambda: shift.of(Commit, 1))
+    root = shift.run.root
+    after = happens(root)
+    stood = tree(root)
+    _, said = rank.communicate(timeout=60)
+    assert rank.returncode != 0 and "is not the one that was opened" in said
+    assert tree(root) <= stood and root.exists() == bool(stood)
+    if after is None:
+        return
+    where = after.root / "journal.away" if happens is journals_replaced else after.journals
+    lost = Shift(after, shift.config)
+    if where == after.journals:
+        (end,) = lost.of(End, 1)
+        assert end.reason == "StorageError"
+        assert len(lost.of(Commit, 1)) < 4
+    if happens in (moved, replaced_by_a_copy):
+        report = verify(after)
+        assert report.is_sound and report.files >= 1, report.findings
+
+
+def test_a_row_that_was_written_before_the_move_is_not_committed_after_it(
+    make_lab: Callable[..., Lab], tmp_path: Path
+) -> None:
+    """Not even where a copy of the run took the place, so that its media was written."""
+    lab = make_lab(2)
+    lab.run.media.mkdir()
+    journal = lab.journal(lab.submit())
+    lab.render(journal, 0)
+    lines = journal.path.read_bytes()
+    after = replaced_by_a_copy(lab.run.root)
+    media = write_media(render(lab.requests[1]), lab.run, Attempt(1, 0, 0, 0), 2)
+    commit = lab.commit_of(1, Attempt(1, 0, 0, 0), media)
+    for each in (commit, replace(commit, status="failed", media=None)):
+        with pytest.raises(StorageError, match="is not the one that was opened"):
+            journal.commit(each)
+    with pytest.raises(StorageError, match="is not the one that was opened"):
+        journal.saved(1, 2, 0.5)
+    assert RunPaths(after.root).journal(Attempt(1, 0, 0, 0)).read_bytes() == lines
+    counters = lab.run.counters(Attempt(1, 0, 0, 0))
+    before = counters.read_bytes()
+    journal.end(End(reason="error"))
+    journal.close()
+    assert counters.read_bytes() == before, "they are the copy's"
+    assert not verify(after).damage
+
+
+def test_a_folder_that_comes_back_is_the_one_that_was_opened(tmp_path: Path) -> None:
+    root, link = tmp_path / "run", tmp_path / "link"
+    root.mkdir()
+    anchor = Anchor(RunPaths(root))
+    anchor.check()
+    root.rename(tmp_path / "moved")
+    assert anchor.is_lost()
+    root.mkdir()
+    assert anchor.is_lost()
+    root.rmdir()
+    root.symlink_to(tmp_path / "moved")
+    anchor.check()
+    link.symlink_to(root)
+    anchor.close()
+    shutil.rmtree(tmp_path / "moved")
+    root.unlink()
+    with pytest.raises(StorageError, match="cannot be opened"):
+        Anchor(RunPaths(root))
+
+
+def test_a_folder_made_anew_is_another_one_even_with_the_same_number(tmp_path: Path) -> None:
+    """Filesystems give the inode of a deleted folder to the next one."""
+    run = RunPaths(tmp_path / "run")
+    run.root.mkdir()
+    anchor = Anchor(run)
+    for _ in range(20):
+        run.root.rmdir()
+        run.root.mkdir()
+        assert anchor.is_lost()
+    anchor.close()
+
+
+def test_nothing_makes_a_run_folder_again(make_lab: Callable[..., Lab]) -> None:
+    """Each of what a rank writes, on its own."""
+    lab = make_lab(1)
+    run, attempt = lab.run, Attempt(1, 0, 0, 0)
+    request = lab.requests[0]
+    shutil.rmtree(run.root)
+    with pytest.raises(MediaError):
+        write_media(render(request), run, attempt, 1)
+    with pytest.raises(MediaError):
+        write_media(render(request), run, attempt, 10_000_000)
+    with pytest.raises(StorageError):
+        lab.journal(1)
+    with pytest.raises(StorageError):
+        announce(run.queue_address(attempt))
+    with pytest.raises(StorageError):
+        lab.submit()
+    with pytest.raises(FileNotFoundError):
+        make_folder(run.root / "a" / "b", run.root)
+    assert not run.root.exists()
+
+
+def test_a_place_knows_the_moved_run_from_a_copy(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "run")
+    run.root.mkdir()
+    place = Place.of(run)
+    copy, after = RunPaths(tmp_path / "copy"), RunPaths(tmp_path / "moved")
+    shutil.copytree(run.root, copy.root)
+    assert place.is_of(run) and not place.is_of(copy)
+    (tmp_path / "link").symlink_to(run.root)
+    assert place.is_of(RunPaths(tmp_path / "link"))
+    run.root.rename(after.root)
+    assert place.is_of(after) and not place.is_of(copy)
+    assert Place().is_of(copy), "an older run"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_media_that_are_unmounted_are_not_written_below_the_mount(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [5, 60, 60, 60])
+    media = shift.run.media
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(media)]).returncode != 0:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        shift.begin([0, 1, 2, 3])
+        rank = shift.start(1)
+        shift.wait_for(lambda: shift.of(Commit, 1))
+    finally:
+        subprocess.run(["umount", "-l", str(media)], check=True)
+    _, said = rank.communicate(timeout=60)
+    assert rank.returncode != 0 and "is not the one that was opened" in said
+    assert list(media.iterdir()) == []
