@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (
         lambda f: (f / TRANSFORMER).unlink(),
-        r"/transformer: has no weights; diffusion_pytorch_model\.safetensors or model\.safe",
+        r"/transformer: has no weights; diffusion_pytorch_model\.safetensors or \S+\.index\.json",
     ),
     "torn file": (
         lambda f: (f / TRANSFORMER).write_bytes((f / TRANSFORMER).read_bytes()[:1000]),
