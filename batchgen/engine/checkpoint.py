@@ -31,6 +31,16 @@ def check_part(home: Path, part: Part, files: Iterable[Path]) -> None:
     _check_tensors(home, tensor_shapes(tensors), model)
 
 
+def check_tokenizer(home: Path, part: Part) -> None:
+    """Raise WeightsError unless the tokenizer works and the text encoder knows its tokens."""
+    tokenizer, known = load_tokenizer(home), part.config["vocab_size"]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= known:
+        raise WeightsError(
+            f"{home}: has a token of number {highest}, but {part.spec_key}.vocab_size says {known}"
+        )
+
+
 def load_tokenizer(home: Path) -> Any:
     """The tokenizer of a folder; raises WeightsError if the library cannot make one that pads."""
     try:

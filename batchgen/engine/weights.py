@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from batchgen.config.checkpoint import check_checkpoint
 from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.checkpoint import check_part, load_tokenizer
+from batchgen.engine.checkpoint import check_part, check_tokenizer, load_tokenizer
 from batchgen.engine.contract import unheard
 from batchgen.engine.family import Part, family_named
 from batchgen.engine.random_weights import random_component
@@ -40,7 +40,7 @@ def check_weights(model: ModelSpec) -> None:
     files = check_checkpoint(model)
     for part in parts:
         if part.model_class is None:
-            load_tokenizer(folder / part.name)
+            check_tokenizer(folder / part.name, part)
         else:
             check_part(folder / part.name, part, files[part.name])
 

@@ -62,10 +62,9 @@ def _whole_when_planned(root: RunPaths, config: JobConfig) -> Iterator[None]:
 
 
 def _what_to_do(root: RunPaths) -> str:
-    resume = f"batchgen resume {as_typed(root.root)}"
     return (
-        f"nothing was drawn with it. Put back what was there and `{resume}`, or render finished "
-        f"rows again too: `{resume} --rerender-changed`"
+        "nothing was drawn with it: put back what was there and resume, or render finished rows "
+        f"again too: `batchgen resume {as_typed(root.root)} --rerender-changed`"
     )
 
 

@@ -128,6 +128,31 @@ def test_put_back_the_run_goes_on(job: Path, capsys: pytest.CaptureFixture[str])
     assert main(["verify", str(run.root)]) == 0
 
 
+def test_other_weights_are_checked_before_a_resume_takes_them(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _, _ = planned(job)
+    before = sorted(run.root.rglob("*"))
+    shutil.copytree(job.parent / "w", job.parent / "v")
+    (job.parent / "v" / "tokenizer" / "tokenizer_config.json").write_text("{}")
+    assert main(["resume", str(run.root), f"model.weights={job.parent / 'v'}"]) == 2
+    assert "v/tokenizer: the tokenizer has no pad_token" in capsys.readouterr().err
+    assert sorted(run.root.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["plan", "submit", "run"])
+def test_a_checkpoint_that_cannot_be_loaded_is_refused_before_a_run_is_made(
+    job: Path, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = job.parent / "w" / VAE
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    executor = ["slurm.executor=local"] if verb == "submit" else []
+    assert main([verb, str(job), *executor]) == 2
+    assert "vae: has no diffusion_pytorch_model.safetensors, only" in capsys.readouterr().err
+    outputs = job.parent / "outputs"
+    assert not outputs.exists() or not [*outputs.iterdir()]
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("mode", ["sampled", "full"])
 def test_every_file_is_held_against_the_header(job: Path, name: str, mode: str) -> None:
