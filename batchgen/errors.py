@@ -10,6 +10,7 @@ BatchgenError
     PromptTooLong       over the text encoder's limit under `model.prompt_overflow: error`
     NonFiniteOutput     NaN or infinity in the latents
     MediaError          the row's media file cannot be written
+  KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
   SickNode              row after row of an attempt failed; it ends and leaves the rest
 """
@@ -58,6 +59,11 @@ class NonFiniteOutput(RowError):
 
 class MediaError(RowError):
     """The row's media file could not be encoded or written."""
+
+
+class KeysChanged(BatchgenError):
+    """What a rank would draw with (weights, say) is not what its rows' keys were made of: nothing
+    is drawn, and no row or machine is to blame."""
 
 
 class StorageError(BatchgenError):

@@ -30,6 +30,7 @@ class RunFile:
     manifest: str
     manifest_digest: str
     key_context: dict[str, Any]
+    checkpoint: dict[str, str] = field(default_factory=dict)  # file of the weights -> digest
     config: dict[str, Any]
     overrides: list[str]
     hydra: dict[str, Any] = field(default_factory=dict)

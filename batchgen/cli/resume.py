@@ -113,13 +113,17 @@ def handle_retry(args: argparse.Namespace) -> Result:
 def _go_on(
     args: argparse.Namespace, run: RunPaths, settings: Settings, rows: np.ndarray | None
 ) -> Result:
-    from batchgen.cli.run import drive_to_end, refuse_inline, started_result
+    from batchgen.cli.run import check_tensors, drive_to_end, refuse_inline, started_result
+    from batchgen.config.build import build
+    from batchgen.config.schema import JobConfig
     from batchgen.runner.create import note_launch
     from batchgen.runner.submit import submit
 
     named = ["--rows", args.rows] if args.verb == "retry" and args.rows else []
-    note_launch(run, settings.resolved, [args.verb, *named, *args.overrides])
     try:
+        if settings.replan is not None:
+            check_tensors(build(JobConfig, settings.resolved))
+        note_launch(run, settings.resolved, [args.verb, *named, *args.overrides])
         if not args.detach:
             return drive_to_end(run, settings, rows)
         refuse_inline(settings, "--detach")

@@ -13,6 +13,7 @@ from batchgen.paths import as_typed
 if TYPE_CHECKING:
     import numpy as np
 
+    from batchgen.config.schema import JobConfig
     from batchgen.paths import RunPaths
     from batchgen.runner.submit import Settings, Submission
 
@@ -149,6 +150,14 @@ def refuse_inline(settings: Settings, verb: str) -> None:
         )
 
 
+def check_tensors(config: JobConfig) -> None:
+    """Raise WeightsError unless the job's weights can be loaded."""
+    if config.model.weights not in ("random", "embedded"):
+        from batchgen.engine.weights import check_weights  # torch: only where tensors are checked
+
+        check_weights(config.model)
+
+
 def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
     from batchgen.config.compose import compose_job
     from batchgen.runner.create import create_run, note_launch
@@ -163,10 +172,7 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
         max_array_size()  # whether Slurm answers, before anything is made
     if args.verb == "submit":
         refuse_inline(settings, "submit")
-    if composed.config.model.weights not in ("random", "embedded"):
-        from batchgen.engine.weights import check_weights  # torch: only where tensors are checked
-
-        check_weights(composed.config.model)
+    check_tensors(composed.config)
     run = create_run(composed, hash_weights=args.hash_weights)
     args.made = str(run.root)
     note_launch(run, settings.resolved, [args.verb, str(args.job), *args.overrides])

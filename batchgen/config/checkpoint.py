@@ -1,23 +1,212 @@
-"""A model's dimensions against the config.json files of its checkpoint."""
+"""A checkpoint folder against what its model needs, as far as that can be told without torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from batchgen.config.component import (
+    TOKENIZERS,
+    Component,
+    component_files,
+    index_file,
+    read_config,
+    read_json,
+    refuse_dead_link,
+    refuse_pickled,
+    refuse_pointer,
+    weight_map,
+)
+from batchgen.config.family import load_family
 from batchgen.config.schema import ModelSpec
-from batchgen.errors import WeightsError
+from batchgen.errors import WeightsError, closest
 
 # Spec field -> name in the component's config.json where they differ.
 _RENAMED = {"spatial_factor": "scale_factor_spatial", "temporal_factor": "scale_factor_temporal"}
 _NOT_STORED = ("max_tokens",)  # a choice of the pipeline, no weight depends on it
+_LAYOUT = "a folder in diffusers layout (model_index.json, transformer/, vae/, ...)"
+_HUB = "models--"  # begins the name of a model's folder in Hugging Face's cache
 
 
+def check_checkpoint(model: ModelSpec) -> dict[str, list[Path]]:
+    """The files that each component of the model is loaded from.
+
+    Raises WeightsError for the first thing in the folder that keeps them from being loaded as they
+    are meant. Reads configurations, tokenizer and the headers of safetensors files.
+    """
+    folder = model.weights_folder
+    components = load_family(model.family).COMPONENTS
+    if folder is None or not components:
+        return {}
+    _check_folder(model.weights, folder, components)
+    _check_index(folder, model.family, components)
+    files = {part.name: component_files(folder, part) for part in components}
+    for part in components:
+        _check_content(folder / part.name, part, files[part.name])
+    check_dimensions(model)
+    return files
+
+
+def _check_folder(weights: str, folder: Path, components: tuple[Component, ...]) -> None:
+    """Name the folder that was meant where it can be told."""
+    refuse_dead_link(folder)
+    if folder.is_file():
+        refuse_pickled([folder])
+        raise WeightsError(f"{folder}: is a file; model.weights takes {_LAYOUT}")
+    if not folder.is_dir():
+        near = closest(weights.rpartition("/")[2], ("random", "embedded"))
+        raise WeightsError(
+            f"{folder}: there is no such folder (model.weights){near}; legal: {_LAYOUT}, or random"
+        )
+    names = [part.name for part in components]
+    if any((folder / name).is_dir() for name in names):
+        return
+    if snapshots := _snapshots(folder):
+        raise WeightsError(
+            f"{folder}: is a folder of Hugging Face's cache; model.weights takes a snapshot in it: "
+            f"model.weights={snapshots[0]}"
+        )
+    if folder.name in names and (folder.parent / "model_index.json").is_file():
+        raise WeightsError(
+            f"{folder}: is one component of a checkpoint; model.weights takes the whole: "
+            f"model.weights={folder.parent}"
+        )
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """Snapshots below a model's folder in the hub's cache, or below a cache with several models;
+    the one that `main` names first."""
+    home = folder.parent if folder.name == "snapshots" else folder
+    models = [home] if (home / "snapshots").is_dir() else sorted(home.glob(f"{_HUB}*"))
+    found = []
+    for home in models:
+        main = home / "refs" / "main"
+        newest = main.read_text().strip() if main.is_file() else ""
+        commits = [path for path in (home / "snapshots").glob("*") if path.is_dir()]
+        found += sorted(commits, key=lambda path: (path.name != newest, path.name))
+    return found
+
+
+def _check_index(folder: Path, family: str, components: tuple[Component, ...]) -> None:
+    """Refuse a checkpoint that has more to it than the family loads. Without a model_index.json
+    its folders tell."""
+    known = {part.name for part in components}
+    file = folder / "model_index.json"
+    if file.is_file() or file.is_symlink():
+        index = read_json(file)
+        named = [key for key, value in index.items() if isinstance(value, list) and any(value)]
+    else:
+        index = {}
+        named = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if more := [name for name in named if name not in known]:
+        where = file if index else folder
+        raise WeightsError(
+            f"{where}: has a component {more[0]}, which model.family {family} does not load: its "
+            f"rows would not be this checkpoint's; loaded are {', '.join(sorted(known))}"
+        )
+    for key in ("boundary_ratio", "expand_timesteps"):
+        if index.get(key):
+            raise WeightsError(
+                f"{file}: {key} is {index[key]}, which model.family {family} does not serve"
+            )
+
+
+def _check_content(home: Path, part: Component, files: list[Path]) -> None:
+    if part.kind == "tokenizer":
+        _check_tokenizer(home, files)
+    elif part.kind == "scheduler":
+        _check_scheduler(files[0])
+    else:
+        _check_class(home, part)
+        _check_tensors(index_file(home, part), [f for f in files if f.suffix == ".safetensors"])
+
+
+def _check_class(home: Path, part: Component) -> None:
+    key = "_class_name" if part.kind == "diffusers" else "model_type"
+    kind = read_config(home).get(key, part.class_name)
+    if kind != part.class_name:
+        raise WeightsError(
+            f"{home / 'config.json'}: is a {kind}, the model needs {part.class_name}"
+        )
+
+
+def _check_tensors(index: Path, files: list[Path]) -> None:
+    """Every tensor is in one file, the one that the index names: libraries differ in whom they
+    trust."""
+    homes: dict[str, str] = {}
+    for file in files:
+        for name in _tensor_names(file):
+            if name in homes:
+                raise WeightsError(f"{file}: tensor {name} is in {homes[name]} too")
+            homes[name] = file.name
+    if index.is_file() and (named := weight_map(index)) != homes:
+        name = min(name for name in named | homes if named.get(name) != homes.get(name))
+        raise WeightsError(
+            f"{index}: says that tensor {name} is in {named.get(name)}, found in {homes.get(name)}"
+        )
+
+
+def _tensor_names(file: Path) -> list[str]:
+    from safetensors import SafetensorError, safe_open
+
+    refuse_pointer(file)
+    try:
+        with safe_open(file, framework="np") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{file}: cannot be read as safetensors: {error} (not one, or cut off)"
+        ) from error
+
+
+def _check_scheduler(file: Path) -> None:
+    """The solvers here are those of flow matching."""
+    kind = read_json(file).get("prediction_type", "flow_prediction")
+    if kind != "flow_prediction":
+        raise WeightsError(f"{file}: prediction_type is {kind!r}; legal: 'flow_prediction'")
+
+
+def _check_tokenizer(home: Path, files: list[Path]) -> None:
+    for file in files:
+        refuse_pointer(file)
+        if file.name.endswith("config.json"):
+            read_json(file)
+    whole = home / TOKENIZERS[0]
+    if whole in files:
+        _check_tokenizer_json(whole)
+    elif missing := [name for name in ("sentencepiece", "google.protobuf") if not _has(name)]:
+        table = next(file for file in files if file.name in TOKENIZERS)
+        packages = " ".join(name.removeprefix("google.") for name in missing)
+        raise WeightsError(
+            f"{table}: is read with {' and '.join(missing)}, which this environment lacks: "
+            f"`pip install {packages}`, or put the {whole.name} beside it that "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) writes"
+        )
+
+
+def _check_tokenizer_json(file: Path) -> None:
+    from tokenizers import Tokenizer
+
+    read_json(file)
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises no other class
+        raise WeightsError(f"{file}: is not a tokenizer: {error}") from error
+
+
+def _has(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package above it
+        return False
+
+
+# --------------------------------------------------------------------------------------- dimensions
 def check_dimensions(model: ModelSpec) -> None:
     """Raise WeightsError for the first dimension in which spec and checkpoint disagree, with both
-    values. A component without config.json is left to the check of its tensors."""
+    values. A component without config.json is left to the check of its files."""
     folder = model.weights_folder
     if folder is None:
         return
@@ -25,13 +214,13 @@ def check_dimensions(model: ModelSpec) -> None:
         file = folder / component / "config.json"
         if not file.is_file():
             continue
-        stored = _read(file)
+        stored = read_json(file)
         for field, wanted in _dimensions(getattr(model, component)):
             name = _RENAMED.get(field, field)
             if name in stored and stored[name] != wanted:
                 raise WeightsError(
-                    f"{file}: {name} is {stored[name]}, but model.{component}.{field} is {wanted}; "
-                    f"choose the model that fits the checkpoint, or set the key"
+                    f"{file}: {name} is {stored[name]}, but model.{component}.{field} says "
+                    f"{wanted}; choose the model that fits the checkpoint, or set the key"
                 )
 
 
@@ -40,11 +229,3 @@ def _dimensions(spec: Any) -> Iterator[tuple[str, object]]:
         if name not in _NOT_STORED:
             value = getattr(spec, name)
             yield name, list(value) if isinstance(value, tuple) else value
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{file}: is not JSON: {error}") from error
-    return content if isinstance(content, dict) else {}

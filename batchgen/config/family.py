@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
+from batchgen.config.component import Component
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, closest
 from batchgen.records import Bucket
@@ -64,6 +65,7 @@ class Family(Protocol):
 
     NUMERICS_VERSION: int  # raised by hand whenever pixels of equal requests change
     CAPABILITIES: Capabilities
+    COMPONENTS: tuple[Component, ...]  # of a checkpoint; all that can change pixels
 
     def stride(self, model: ModelSpec) -> Stride:
         """Which sizes and frame counts the model can draw."""

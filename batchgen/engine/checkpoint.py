@@ -1,8 +1,8 @@
-"""Reading checkpoint folders strictly: every error names the file and, if it is one, the tensor."""
+"""What is in a checkpoint's files against the model: errors name the file and, if it is one, the
+tensor."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,83 +12,59 @@ import accelerate  # type: ignore[import-untyped]
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
+from batchgen.config.component import read_config
 from batchgen.engine.family import Part
 from batchgen.errors import WeightsError, closest
 
-PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _SHOWN = 3  # names of tensors printed in one message
-_STEMS = ("diffusion_pytorch_model", "model")
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+_REASON = 300  # characters of a library's error
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_folder(folder: Path) -> None:
-    """Raise WeightsError unless `folder` can be a checkpoint in diffusers layout."""
-    if folder.is_file():
-        refuse_pickled([folder])
-        raise WeightsError(f"{folder}: is a file; give the folder in diffusers layout")
-    if not folder.is_dir():
-        raise WeightsError(f"{folder}: there is no such folder (model.weights)")
+def check_part(home: Path, part: Part, files: Iterable[Path]) -> None:
+    """Raise WeightsError unless the tensors in `files` are those of the model."""
+    model = _described(home / "config.json", read_config(home), part)
+    tensors = [file for file in files if file.suffix == ".safetensors"]
+    _check_tensors(home, tensor_shapes(tensors), model)
 
 
-def refuse_pickled(files: Iterable[Path]) -> None:
-    """Raise WeightsError for the first pickled file among `files`: loading it could run code."""
-    for file in files:
-        if file.suffix in PICKLED:
-            target = file.with_suffix(".safetensors")
-            raise WeightsError(
-                f"{file}: pickled weights are not loaded (they can run code); convert them once: "
-                f"batchgen weights convert {file} {target}"
-            )
-
-
-def check_part(folder: Path, part: Part) -> None:
-    """Raise WeightsError unless the part's files are there and fit the model."""
-    home = folder / part.name
-    if not home.is_dir():
-        refuse_pickled(sorted(folder.iterdir()))
-        raise WeightsError(f"{home}: there is no such folder; the model needs {part.name}")
-    if part.model_class is None:
-        _check_tokenizer(home)
-        return
-    config = read_config(home)
-    model = _described(home / "config.json", config, part)
-    _check_tensors(home, tensor_shapes(weight_files(home)), model)
-
-
-def _check_tokenizer(home: Path) -> None:
-    if not any((home / name).is_file() for name in _TOKENIZER_FILES):
+def check_tokenizer(home: Path, part: Part) -> None:
+    """Raise WeightsError unless the tokenizer works and the text encoder knows its tokens."""
+    tokenizer, known = load_tokenizer(home), part.config["vocab_size"]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= known:
         raise WeightsError(
-            f"{home}: has no tokenizer; one of {', '.join(_TOKENIZER_FILES)} is needed"
+            f"{home}: has a token of number {highest}, but {part.spec_key}.vocab_size says {known}"
         )
 
 
-def read_config(home: Path) -> dict[str, Any]:
-    """The part's config.json; raises WeightsError if it is missing or not a JSON object."""
-    path = home / "config.json"
+def load_tokenizer(home: Path) -> Any:
+    """The tokenizer of a folder; raises WeightsError if the library cannot make one that pads."""
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path}: is not a JSON object")
-    return config
+        tokenizer = AutoTokenizer.from_pretrained(home, local_files_only=True)
+        ids = tokenizer("a red circle").input_ids
+    except Exception as error:  # of many classes; a file at fault is the user's to mend
+        reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
+        raise WeightsError(f"{home}: cannot be loaded as a tokenizer: {reason}") from error
+    if tokenizer.pad_token_id is None:
+        raise WeightsError(
+            f"{home}: the tokenizer has no pad_token; tokenizer_config.json names it"
+        )
+    if not ids:
+        raise WeightsError(f"{home}: the tokenizer makes no tokens of a text")
+    return tokenizer
 
 
 def _described(path: Path, config: Mapping[str, Any], part: Part) -> nn.Module:
     """The model of a config.json, without memory. Costs and shapes of the plan come from the
     ModelSpec, so the two must agree."""
-    kind = config.get("_class_name", part.model_class.__name__)
-    if kind != part.model_class.__name__:
-        raise WeightsError(f"{path}: is a {kind}, the model needs {part.model_class.__name__}")
     try:
         model = meta_model(part.model_class, config)
     except (TypeError, ValueError) as error:
+        kind = part.model_class.__name__
         raise WeightsError(f"{path}: does not describe a {kind}: {error}") from error
     for key, promised in part.config.items():
         found = getattr(model.config, key)
@@ -97,33 +73,6 @@ def _described(path: Path, config: Mapping[str, Any], part: Part) -> nn.Module:
                 f"{path}: {key} is {found!r}, but {part.spec_key}.{key} says {promised!r}"
             )
     return model
-
-
-def weight_files(home: Path) -> list[Path]:
-    """The part's safetensors files, from its index where there is one.
-
-    Raises WeightsError for missing files, and for pickled ones with the converting command."""
-    for stem in _STEMS:
-        index = home / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards(index)
-        single = home / f"{stem}.safetensors"
-        if single.is_file():
-            return [single]
-    refuse_pickled(sorted(home.iterdir()))
-    names = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
-    raise WeightsError(f"{home}: has no weights; {names} (or an index) is needed")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{index}: has no readable weight_map: {error}") from error
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise WeightsError(f"{index.parent / missing[0]}: is missing (named by {index.name})")
-    return [index.parent / name for name in names]
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:

@@ -14,11 +14,12 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from batchgen.config.checkpoint import check_checkpoint
+from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.checkpoint import PICKLED, check_folder, check_part
+from batchgen.engine.checkpoint import check_part, check_tokenizer, load_tokenizer
 from batchgen.engine.contract import unheard
 from batchgen.engine.family import Part, family_named
 from batchgen.engine.random_weights import random_component
@@ -31,14 +32,17 @@ _INDEX = ".bin.index.json"
 def check_weights(model: ModelSpec) -> None:
     """Raise WeightsError unless the model's weights can be loaded: every file is there, is
     safetensors, holds every tensor of the model in its shape and no other, and agrees with the
-    dimensions of the ModelSpec. Reads headers only and makes no tensors."""
+    dimensions of the ModelSpec; the tokenizer works. Reads no tensors, only headers."""
     folder = model.weights_folder
     parts = family_named(model.family).parts(model, torch.float32)
     if folder is None:
         return
-    check_folder(folder)
+    files = check_checkpoint(model)
     for part in parts:
-        check_part(folder, part)
+        if part.model_class is None:
+            check_tokenizer(folder / part.name, part)
+        else:
+            check_part(folder / part.name, part, files[part.name])
 
 
 def load_components(
@@ -63,7 +67,7 @@ def load_components(
 def _load(folder: Path, part: Part) -> Any:
     home = folder / part.name
     if part.model_class is None:
-        return AutoTokenizer.from_pretrained(home, local_files_only=True)
+        return load_tokenizer(home)
     # diffusers and transformers keep sensitive modules in float32 by themselves
     module = part.model_class.from_pretrained(
         home, dtype=part.dtype, local_files_only=True, use_safetensors=True

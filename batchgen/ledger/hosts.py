@@ -28,6 +28,7 @@ import numpy as np
 
 from batchgen.errors import (
     FINAL_ERRORS,
+    KeysChanged,
     PromptTooLong,
     RunStateError,
     SickNode,
@@ -43,7 +44,10 @@ from batchgen.records import Attempt
 BAD_AFTER = 3  # rows
 BAD_AFTER_STARTS = 2  # of tasks, that came to nothing
 _FINAL = [error.__name__ for error in FINAL_ERRORS]
-_NOBODYS = [error.__name__ for error in (StorageError, OSError, RunStateError, KeyboardInterrupt)]
+_NOBODYS = [
+    error.__name__
+    for error in (StorageError, OSError, RunStateError, KeysChanged, KeyboardInterrupt)
+]
 Start = tuple[int, int, int]  # submission, task, restart: its ranks began together
 
 

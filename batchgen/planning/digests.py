@@ -1,8 +1,8 @@
 """Digests of checkpoint files: what weights and tokenizer a row is drawn with.
 
 `sampled` reads each file's safetensors header, its size and evenly spaced samples of its content:
-seconds for any checkpoint. `full` reads every byte. Digests are kept in the user's cache folder
-under path, size and modification time.
+seconds for any checkpoint. `full` reads every byte. For planning, digests are kept in the user's
+cache folder under path, size, times and inode; ranks read the files.
 """
 
 from __future__ import annotations
@@ -11,96 +11,105 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from batchgen.config.checkpoint import check_checkpoint
+from batchgen.config.component import component_files, read_json
+from batchgen.config.family import load_family
 from batchgen.config.schema import ModelSpec
-from batchgen.errors import ConfigError, WeightsError, closest
+from batchgen.errors import ConfigError, WeightsError
 
 HashMode = Literal["sampled", "full"]
-COMPONENTS = ("transformer", "text_encoder", "vae")
+Stamps = list[tuple[str, int, int, int, int]]
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 * 1024
 # Written by the tools that save a checkpoint; they say nothing about its pixels.
 _PROVENANCE_KEYS = ("transformers_version", "torch_dtype", "dtype", "architectures")
 
 
-def weights_digest(model: ModelSpec, mode: str = "sampled") -> str:
-    """Digest over every safetensors file and configuration of the model's components.
+@dataclass(frozen=True, slots=True)
+class CheckpointDigest:
+    """What the files of a checkpoint hold."""
 
-    Random weights are identified by the dimensions that they are drawn for. Raises WeightsError
-    naming the folder or file that is missing.
+    weights: str  # over every file but the tokenizer's, with how they were read
+    tokenizer: str
+    files: dict[str, str]  # each file, named below the checkpoint's folder
+
+
+def checkpoint_digest(
+    model: ModelSpec,
+    mode: str = "sampled",
+    *,
+    fresh: bool = False,
+    read: Callable[[], object] = lambda: None,
+) -> CheckpointDigest:
+    """Digests of the files that the model is loaded from, and of no others.
+
+    `fresh`: from the files, whatever the cache says; `read` is told of each. Random weights are
+    identified by the dimensions that they are drawn for. Raises WeightsError for a checkpoint that
+    cannot be loaded, naming folder or file.
     """
     if mode not in ("sampled", "full"):
         raise ConfigError(f"--hash-weights: {mode!r} is not one of sampled, full")
     folder = model.weights_folder
     if folder is None:
         dimensions = [asdict(part) for part in (model.transformer, model.vae, model.text_encoder)]
-        return "random:" + _sha(json.dumps([model.family, *dimensions], sort_keys=True).encode())
-    if not folder.is_dir():
-        near = closest(model.weights.rpartition("/")[2], ("random", "embedded"))
-        raise WeightsError(f"model.weights: no folder {folder}{near}; legal: a folder, or random")
+        drawn = _sha(json.dumps([model.family, *dimensions], sort_keys=True).encode())
+        return CheckpointDigest(f"random:{drawn}", "random", {})
     cache = _DigestCache()
-    total = hashlib.sha256(mode.encode())
-    for component in COMPONENTS:
-        for file in _component_files(folder / component):
+    weights, tokenizer = hashlib.sha256(mode.encode()), hashlib.sha256()
+    found = {}
+    for part in check_checkpoint(model).values():
+        for file in part:
             name = file.relative_to(folder).as_posix()
-            content = _config_digest(file) if file.suffix == ".json" else cache.digest(file, mode)
-            total.update(f"{name} {content}\n".encode())
+            found[name] = _digest(file, mode, None if fresh else cache)
+            read()
+            if file.parent.name == "tokenizer":
+                tokenizer.update(f"{file.name} {found[name]}\n".encode())
+            else:
+                weights.update(f"{name} {found[name]}\n".encode())
     cache.save()
-    return f"{mode}:{total.hexdigest()}"
+    return CheckpointDigest(f"{mode}:{weights.hexdigest()}", tokenizer.hexdigest(), found)
 
 
-def tokenizer_digest(model: ModelSpec) -> str:
-    """Digest over the files of the tokenizer's folder, whole; raises WeightsError when missing."""
-    if model.weights_folder is None:
-        return "random"
-    folder = model.weights_folder / "tokenizer"
-    files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
-    if not files:
-        raise WeightsError(f"{folder}: no tokenizer files")
-    total = hashlib.sha256()
-    for file in files:
-        content = (
-            _config_digest(file) if file.name.endswith("config.json") else _sha(file.read_bytes())
-        )
-        total.update(f"{file.name} {content}\n".encode())
-    return total.hexdigest()
+def _digest(file: Path, mode: str, cache: _DigestCache | None) -> str:
+    try:
+        if file.name.endswith("config.json"):
+            return _config_digest(file)
+        if file.suffix != ".safetensors":
+            return _sha(file.read_bytes())
+        return cache.digest(file, mode) if cache else _file_digest(file, mode)
+    except OSError as error:
+        raise WeightsError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _component_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component and its config.json, in order of their names."""
-    if not folder.is_dir():
-        raise WeightsError(
-            f"{folder}: no such folder; a checkpoint in diffusers layout has {_layout()}"
-        )
-    tensors = sorted(folder.glob("*.safetensors"))
-    if not tensors:
-        others = [p for ending in ("bin", "pth", "pt", "ckpt") for p in folder.glob(f"*.{ending}")]
-        found = f"; {others[0].name} must be converted first: `batchgen weights convert SRC DST`"
-        raise WeightsError(f"{folder}: no .safetensors file{found if others else ''}")
-    config = folder / "config.json"
-    return [*tensors, *([config] if config.is_file() else [])]
+def stamps(model: ModelSpec) -> Stamps:
+    """Name, size, times and inode of every file that the model is loaded from: the same as long as
+    nobody writes or replaces one."""
+    folder = model.weights_folder
+    if folder is None:
+        return []
+    parts = load_family(model.family).COMPONENTS
+    files = [file for part in parts for file in component_files(folder, part)]
+    return [(str(file), *_stamp(file)) for file in files]
 
 
-def _layout() -> str:
-    return ", ".join(f"{name}/" for name in (*COMPONENTS, "tokenizer"))
+def _stamp(file: Path) -> tuple[int, int, int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _config_digest(file: Path) -> str:
     """Digest of a JSON file without the lines that only tell which tool wrote it."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{file}: is not JSON: {error}") from error
-    if isinstance(content, dict):
-        content = {
-            key: value
-            for key, value in content.items()
-            if not key.startswith("_") and key not in _PROVENANCE_KEYS
-        }
+    content = {
+        key: value
+        for key, value in read_json(file).items()
+        if key == "_class_name" or not (key.startswith("_") or key in _PROVENANCE_KEYS)
+    }
     return _sha(json.dumps(content, sort_keys=True).encode())
 
 
@@ -127,7 +136,7 @@ def _file_digest(file: Path, mode: str) -> str:
 
 
 class _DigestCache:
-    """Digests by path, size, modification time and mode, in one JSON file of the user's cache."""
+    """Digests by path, stamp and mode, in one JSON file of the user's cache."""
 
     def __init__(self) -> None:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -139,8 +148,8 @@ class _DigestCache:
             self.entries = stored if isinstance(stored, dict) else {}
 
     def digest(self, file: Path, mode: str) -> str:
-        stat = file.stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {mode}"
+        stamp = " ".join(map(str, _stamp(file)))
+        key = f"{file.resolve()} {stamp} {mode}"
         if key not in self.entries:
             self.entries[key] = _file_digest(file, mode)
             self.changed = True

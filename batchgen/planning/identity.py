@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
-from batchgen.planning.digests import tokenizer_digest, weights_digest
+from batchgen.planning.digests import CheckpointDigest, checkpoint_digest
 from batchgen.records import Request
 
 if TYPE_CHECKING:
@@ -88,15 +87,19 @@ def key_context(config: JobConfig, hash_weights: str = "sampled") -> KeyContext:
 
     Raises WeightsError when files are missing or their dimensions are not the model's.
     """
+    return context_of(config, checkpoint_digest(config.model, hash_weights))
+
+
+def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
+    """The context of a job whose checkpoint has been read."""
     model, system = config.model, config.system
-    check_dimensions(model)
     attention = system.attention
     tiled = system.vae.tiled is True
     return KeyContext(
         family=model.family,
         numerics_version=load_family(model.family).NUMERICS_VERSION,
-        weights=weights_digest(model, hash_weights),
-        tokenizer=tokenizer_digest(model),
+        weights=checkpoint.weights,
+        tokenizer=checkpoint.tokenizer,
         dtype=model.dtype,
         max_tokens=model.text_encoder.max_tokens,
         boundary=system.sampler.boundary,

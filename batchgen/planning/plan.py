@@ -23,7 +23,8 @@ from batchgen.config.schema import JobConfig
 from batchgen.planning.columns import REQUEST_COLUMNS
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.defaults import Defaults, job_defaults
-from batchgen.planning.identity import KeyHasher, Settings, derived_seeds, key_context
+from batchgen.planning.digests import checkpoint_digest
+from batchgen.planning.identity import KeyHasher, Settings, context_of, derived_seeds
 from batchgen.planning.manifest import Manifest, check_columns, open_manifest
 from batchgen.planning.problems import Problems
 from batchgen.planning.rowids import Aliases, RowIds
@@ -81,7 +82,8 @@ def make_plan(
     defaults = job_defaults(job)
     manifest = open_manifest(Path(job.manifest))
     check_columns(manifest, job.carry_columns)
-    context = key_context(job, hash_weights)
+    checkpoint = checkpoint_digest(job.model, hash_weights)
+    context = context_of(job, checkpoint)
     costs = _Costs(CostModel(job.model, job.slurm.device, factors))
     rows = _Rows(defaults, KeyHasher(context), costs, Problems())
     draft = out.with_name(f".{out.name}.{os.getpid()}")
@@ -97,6 +99,7 @@ def make_plan(
                 unique_rows=rows.aliases.unique,
                 buckets=costs.forecasts(),
                 key_context=context,
+                checkpoint=checkpoint.files,
                 cost_s_total=sum(forecast.cost_s for forecast in costs.forecasts()),
                 manifest=job.manifest,
                 manifest_digest=manifest.digest(),

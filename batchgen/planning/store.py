@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,7 @@ class Plan:
     cost_s_total: float
     manifest: str
     manifest_digest: str
+    checkpoint: dict[str, str] = field(default_factory=dict)  # digest of each file of the weights
 
     @property
     def aliases(self) -> int:

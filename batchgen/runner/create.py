@@ -71,6 +71,7 @@ def header_of(composed: Composed, plan: Plan) -> RunFile:
         manifest=config.manifest,
         manifest_digest=plan.manifest_digest,
         key_context=plan.key_context.to_json(),
+        checkpoint=plan.checkpoint,
         config=composed.resolved,
         overrides=list(composed.overrides),
         hydra=composed.hydra,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from batchgen.errors import KeysChanged
 from batchgen.ledger.attempts import rows_of
 from batchgen.ledger.blame import read_blame
 from batchgen.ledger.hosts import rows_rendered
@@ -97,6 +98,8 @@ def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
     if settings.attempt > most:
         return f"{most} submissions in a row finished hardly any"
     ranks = _ranks(run, intent)
+    if changed := [rank.error for rank in ranks if rank.ended == KeysChanged.__name__]:
+        return changed[0]  # wherever they go, until somebody decides
     if settings.executor in ONE_MACHINE and any(rank.ended == "terminated" for rank in ranks):
         return "somebody ended the ranks"
     judged = [rank for rank in ranks if rank.host not in settings.excluded]  # others go elsewhere

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from batchgen.errors import RunStateError, StorageError
+from batchgen.errors import KeysChanged, RunStateError, StorageError
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.runner.rank import rank_from_environment
@@ -20,6 +20,7 @@ from batchgen.tickets import announce
 from batchgen.worker import work
 
 START_AGAIN = 200
+_NOBODYS = (KeysChanged, RunStateError, StorageError)  # errors that are no fault of the node
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -60,7 +61,7 @@ def _leave(run: RunPaths, submission: int, error: Exception | None) -> None:
     from batchgen.runner.recover import free_the_steward, keep_away
 
     host = rank_from_environment(0).host
-    if error is not None and not isinstance(error, StorageError | RunStateError):
+    if error is not None and not isinstance(error, _NOBODYS):
         _try(lambda: keep_away(run, submission, host))
     _try(lambda: free_the_steward(run))
 

@@ -24,6 +24,7 @@ from batchgen.processes import ProcessId
 from batchgen.records import Attempt, RankInfo
 from batchgen.runfile import read_run
 from batchgen.worker.admission import Admission
+from batchgen.worker.as_planned import as_planned
 from batchgen.worker.drain import Drain
 from batchgen.worker.ending import Ending, last_line
 from batchgen.worker.sink import Judge, RowPolicy, RowSink
@@ -80,7 +81,7 @@ def _attempt(
                 journal.check_place()
                 ending.reason = _reason(drain, source)
                 return
-            with clock.on("load"):
+            with clock.on("load"), as_planned(root, run_file, config, watchdog.kick):
                 renderer = engine.load(watchdog.kick)
             load_s = clock.read().load
             journal.phase("load", load_s)

@@ -38,6 +38,12 @@ def change_config(file: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
+def add_token(file: Path, number: int) -> None:
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["<more>"] = number
+    file.write_text(json.dumps(content))
+
+
 def pickle_transformer(folder: Path) -> None:
     tensors = load_file(folder / TRANSFORMER)
     torch.save(tensors, folder / "transformer/diffusion_pytorch_model.bin")
@@ -68,7 +74,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (
         lambda f: (f / TRANSFORMER).unlink(),
-        r"/transformer: has no weights; diffusion_pytorch_model\.safetensors or model\.safe",
+        r"/transformer: has no weights; diffusion_pytorch_model\.safetensors or \S+\.index\.json",
     ),
     "torn file": (
         lambda f: (f / TRANSFORMER).write_bytes((f / TRANSFORMER).read_bytes()[:1000]),
@@ -103,6 +109,20 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         pickle_transformer,
         r"transformer/diffusion_pytorch_model\.bin: pickled weights are not loaded.*"
         r"batchgen weights convert \S+\.bin \S+\.safetensors",
+    ),
+    "a tokenizer that cannot pad": (
+        lambda f: (f / "tokenizer/tokenizer_config.json").write_text("{}"),
+        r"/tokenizer: the tokenizer has no pad_token",
+    ),
+    "a tokenizer of a class that cannot be made of it": (
+        lambda f: change_config(
+            f / "tokenizer/tokenizer_config.json", tokenizer_class="T5Tokenizer"
+        ),
+        r"/tokenizer: cannot be loaded as a tokenizer: ",
+    ),
+    "a tokenizer of another model": (
+        lambda f: add_token(f / "tokenizer/tokenizer.json", 288),
+        r"/tokenizer: has a token of number 288, but model\.text_encoder\.vocab_size says 288",
     ),
     "no tokenizer": (
         lambda f: (f / "tokenizer/tokenizer.json").unlink(),

@@ -7,12 +7,14 @@ planning expects), and shorter on a faster device. Frames are noise of the row's
 
 from __future__ import annotations
 
+from batchgen.config.component import Component
 from batchgen.config.family import Capabilities, ComponentBytes, Stride
 from batchgen.config.schema import ModelSpec
 from batchgen.records import Bucket
 
 NUMERICS_VERSION = 1
 CAPABILITIES = Capabilities(memory_modes=("auto",))
+COMPONENTS: tuple[Component, ...] = ()
 
 _STEP_FLOPS = 2.695e8  # with one layer's launch: 10 ms
 

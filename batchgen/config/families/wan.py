@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from batchgen.config.component import Component
 from batchgen.config.family import Capabilities, ComponentBytes, Stride
 from batchgen.config.schema import ModelSpec, VaeSpec
 from batchgen.records import Bucket
 
 NUMERICS_VERSION = 1
 CAPABILITIES = Capabilities()
+COMPONENTS = (
+    Component("transformer", "diffusers", "WanTransformer3DModel"),
+    Component("text_encoder", "transformers", "umt5"),
+    Component("vae", "diffusers", "AutoencoderKLWan"),
+    Component("scheduler", "scheduler"),
+    Component("tokenizer", "tokenizer"),
+)
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _KERNEL = 27  # taps of a 3x3x3 convolution

@@ -15,7 +15,7 @@ from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.planning import digests
-from batchgen.planning.digests import tokenizer_digest, weights_digest
+from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import key_context
 
 
@@ -47,13 +47,13 @@ def write_safetensors(path: Path, body: bytes) -> None:
 def test_a_copy_has_the_same_digest_and_a_changed_tensor_another(
     model: ModelSpec, tiny_job: JobConfig
 ) -> None:
-    before = weights_digest(model)
-    assert before == weights_digest(tiny_job.model)
+    before = checkpoint_digest(model).weights
+    assert before == checkpoint_digest(tiny_job.model).weights
     file = tensors(model, "vae")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    assert weights_digest(model) != before
+    assert checkpoint_digest(model).weights != before
 
 
 @pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
@@ -61,13 +61,13 @@ def test_the_configuration_counts_but_not_the_tool_that_wrote_it(
     model: ModelSpec, component: str
 ) -> None:
     """The decoder's latent mean, for one, decides pixels and stands in config.json alone."""
-    before = weights_digest(model)
+    before = checkpoint_digest(model).weights
     file = folder(model) / component / "config.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"_diffusers_version": "9", "transformers_version": "9"}))
-    assert weights_digest(model) == before
+    assert checkpoint_digest(model).weights == before
     file.write_text(json.dumps(content | {"latents_mean": [1.0] * 8}))
-    assert weights_digest(model) != before
+    assert checkpoint_digest(model).weights != before
 
 
 def test_sampling_reads_a_part_and_full_reads_every_byte(
@@ -78,25 +78,25 @@ def test_sampling_reads_a_part_and_full_reads_every_byte(
     file = tensors(model, "vae")
     body = bytearray(os.urandom(1000))
     write_safetensors(file, bytes(body))
-    sampled, full = weights_digest(model), weights_digest(model, "full")
+    sampled, full = checkpoint_digest(model).weights, checkpoint_digest(model, "full").weights
     assert sampled != full
     body[200] ^= 1  # between two samples
     write_safetensors(file, bytes(body))
     os.utime(file, ns=(1, 1))
-    assert weights_digest(model) == sampled
-    assert weights_digest(model, "full") != full
+    assert checkpoint_digest(model).weights == sampled
+    assert checkpoint_digest(model, "full").weights != full
     body[5] ^= 1  # inside the first
     write_safetensors(file, bytes(body))
     os.utime(file, ns=(2, 2))
-    assert weights_digest(model) != sampled
+    assert checkpoint_digest(model).weights != sampled
     write_safetensors(file, bytes(body) + b"x")
-    assert weights_digest(model) != sampled
+    assert checkpoint_digest(model).weights != sampled
 
 
 def test_the_second_time_no_file_is_read_until_one_changes(
     model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = weights_digest(model)
+    first = checkpoint_digest(model).weights
     read: list[Path] = []
     original = digests._file_digest
 
@@ -105,20 +105,20 @@ def test_the_second_time_no_file_is_read_until_one_changes(
         return original(file, mode)
 
     monkeypatch.setattr(digests, "_file_digest", counted)
-    assert weights_digest(model) == first
+    assert checkpoint_digest(model).weights == first
     assert read == []
     os.utime(tensors(model, "vae"), ns=(5, 5))
-    assert weights_digest(model) == first
+    assert checkpoint_digest(model).weights == first
     assert [file.parent.name for file in read] == ["vae"]
 
 
 @pytest.mark.parametrize("content", ["", "not json", "[1]"])
 def test_a_damaged_cache_is_made_again(model: ModelSpec, tmp_path: Path, content: str) -> None:
-    first = weights_digest(model)
+    first = checkpoint_digest(model).weights
     cache = tmp_path / "cache" / "batchgen" / "digests.json"
     assert cache.is_file()
     cache.write_text(content)
-    assert weights_digest(model) == first
+    assert checkpoint_digest(model).weights == first
     assert len(json.loads(cache.read_text())) == 3
 
 
@@ -127,21 +127,74 @@ def test_a_home_that_cannot_be_written_costs_time_only(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert weights_digest(model).startswith("sampled:")
+    assert checkpoint_digest(model).weights.startswith("sampled:")
 
 
 def test_random_weights_are_identified_by_the_dimensions(tiny_job: JobConfig) -> None:
     model = replace(tiny_job.model, weights="random")
     wider = replace(model, transformer=replace(model.transformer, ffn_dim=600))
     renamed = replace(model, name="other")
-    assert weights_digest(model) == weights_digest(renamed)
-    assert weights_digest(model) != weights_digest(wider)
+    assert checkpoint_digest(model).weights == checkpoint_digest(renamed).weights
+    assert checkpoint_digest(model).weights != checkpoint_digest(wider).weights
 
 
 def test_the_tokenizer_counts(model: ModelSpec) -> None:
-    before = tokenizer_digest(model)
-    (folder(model) / "tokenizer" / "tokenizer.json").write_text("{}")
-    assert tokenizer_digest(model) != before
+    before = checkpoint_digest(model)
+    file = folder(model) / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace("Lowercase", "StripAccents"))
+    after = checkpoint_digest(model)
+    assert after.tokenizer != before.tokenizer and after.weights == before.weights
+    changed = [name for name in before.files if after.files[name] != before.files[name]]
+    assert changed == ["tokenizer/tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("_class_name", "FlowMatchEulerDiscreteScheduler"), ("flow_shift", 5.0)]
+)
+def test_the_scheduler_counts(model: ModelSpec, key: str, value: object) -> None:
+    before = checkpoint_digest(model)
+    file = folder(model) / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert checkpoint_digest(model).weights != before.weights
+
+
+def test_what_is_never_loaded_does_not_count(model: ModelSpec) -> None:
+    before = checkpoint_digest(model)
+    for name in (
+        "README.md",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "transformer/diffusion_pytorch_model.bin",
+        "text_encoder/flax_model.msgpack",
+        "text_encoder/generation_config.json",
+        "vae/model.safetensors",
+        "tokenizer/README.md",
+    ):
+        (folder(model) / name).write_bytes(b"not loaded")
+    assert checkpoint_digest(model) == before
+
+
+def test_fresh_digests_come_from_the_files(model: ModelSpec, tmp_path: Path) -> None:
+    """A cache that is wrong misleads nobody who asks for them."""
+    before = checkpoint_digest(model)
+    cache = tmp_path / "cache" / "batchgen" / "digests.json"
+    cache.write_text(json.dumps(dict.fromkeys(json.loads(cache.read_text()), "0")))
+    assert checkpoint_digest(model) != before
+    read: list[None] = []
+    assert checkpoint_digest(model, fresh=True, read=lambda: read.append(None)) == before
+    assert len(read) == len(before.files) == 9
+
+
+def test_another_file_under_the_old_size_and_time_is_read(model: ModelSpec) -> None:
+    before = checkpoint_digest(model)
+    file = tensors(model, "vae")
+    stat = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    other = file.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.replace(other, file)
+    assert checkpoint_digest(model).weights != before.weights
 
 
 def test_a_context_remembers_how_the_checkpoint_was_read(tiny_job: JobConfig) -> None:
@@ -154,26 +207,26 @@ def test_a_context_remembers_how_the_checkpoint_was_read(tiny_job: JobConfig) ->
 
 def test_a_missing_part_of_a_checkpoint_is_named(model: ModelSpec, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'fast' is not one of sampled, full"):
-        weights_digest(model, "fast")
+        checkpoint_digest(model, "fast")
     with pytest.raises(WeightsError, match="did you mean 'random'"):
-        weights_digest(replace(model, weights=str(tmp_path / "rnadom")))
+        checkpoint_digest(replace(model, weights=str(tmp_path / "rnadom")))
     shutil.rmtree(folder(model) / "tokenizer")
-    with pytest.raises(WeightsError, match="tokenizer: no tokenizer files"):
-        tokenizer_digest(model)
+    with pytest.raises(WeightsError, match="tokenizer: there is no such folder"):
+        checkpoint_digest(model)
     file = tensors(model, "transformer")
     file.rename(file.with_suffix(".bin"))
-    with pytest.raises(WeightsError, match="must be converted first: `batchgen weights convert"):
-        weights_digest(model)
+    with pytest.raises(WeightsError, match="convert them once: batchgen weights convert"):
+        checkpoint_digest(model)
     shutil.rmtree(file.parent)
-    with pytest.raises(WeightsError, match="transformer: no such folder"):
-        weights_digest(model)
+    with pytest.raises(WeightsError, match="transformer: there is no such folder"):
+        checkpoint_digest(model)
 
 
 def test_a_cut_off_safetensors_file_is_named(model: ModelSpec) -> None:
     file = tensors(model, "vae")
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(WeightsError, match="cut off"):
-        weights_digest(model)
+        checkpoint_digest(model)
 
 
 def test_a_spec_that_disagrees_with_its_checkpoint_is_refused_with_both_values(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -195,6 +196,23 @@ def test_the_last_shard_on_a_node_where_nothing_starts_goes_elsewhere(make: Make
     move = next_move(shift.run)
     assert move is not None and len(move.rows) == 10
     assert "ended there at once" in move.settings.excluded["node2"]
+
+
+def test_what_changed_behind_the_run_is_not_tried_again(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Although rows were rendered before it did; and no machine is to blame."""
+    shift = make(20, SLURM)
+    number = shift.begin(range(20))
+    shift.work(number, killed_at(15))
+    header = json.loads(shift.run.run_json.read_text())
+    header["key_context"]["numerics_version"] = 0
+    shift.run.run_json.write_text(json.dumps(header))
+    assert shift.work(number, restart=1, host="node2") != 0
+    with caplog.at_level(logging.WARNING):
+        assert next_move(shift.run) is None
+    assert "the numerics version of model.family changed since" in caplog.text
+    assert read_blame(shift.run).bad_hosts == {}
 
 
 @pytest.mark.parametrize(("overrides", "goes_on"), [((), False), ((SLURM,), True)])

@@ -78,6 +78,8 @@ def test_a_node_that_broke_after_it_had_rendered_is_avoided_too(night: Night) ->
     assert night.avoided("node2") == "", "one since its last row"
     night.fell("node2", reason="StorageError")
     assert night.avoided("node2") == "", "the run folder's fault"
+    night.fell("node2", reason="KeysChanged")
+    assert night.avoided("node2") == "", "somebody changed the weights"
     night.fell("node2")
     assert night.avoided("node2") == "node2"
 

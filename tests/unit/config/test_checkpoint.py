@@ -1,0 +1,277 @@
+"""What is wrong with a checkpoint folder is said by name before anything is made of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rig import tiny_wan_spec
+from safetensors.numpy import load_file, save_file
+
+from batchgen.config.checkpoint import check_checkpoint
+from batchgen.config.schema import ModelSpec
+from batchgen.errors import WeightsError
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n"
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+INDEX = f"{TEXT}.index.json"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ModelSpec:
+    """The embedded model, its checkpoint copied to where a test may change it."""
+    spec = tiny_wan_spec()
+    assert spec.weights_folder is not None
+    return replace(spec, weights=str(shutil.copytree(spec.weights_folder, tmp_path / "w")))
+
+
+def change(name: str, **values: object) -> Callable[[Path], object]:
+    """Change a JSON file."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return spoil
+
+
+def write(name: str, content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def rename(name: str, new: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).rename((folder / name).with_name(new))
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def dead_link(name: str) -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to("../../blobs/abc")
+
+    return spoil
+
+
+def shards(folder: Path, count: int = 2) -> dict[str, str]:
+    """Split the text encoder; returns the index's map."""
+    tensors = load_file(folder / TEXT)
+    home = {
+        name: f"model-{i % count + 1:05}-of-{count:05}.safetensors"
+        for i, name in enumerate(sorted(tensors))
+    }
+    for file in {*home.values()}:
+        part = {name: tensors[name] for name in tensors if home[name] == file}
+        save_file(part, folder / "text_encoder" / file, metadata={"format": "pt"})
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": home}))
+    return home
+
+
+def sharded(spoil: Callable[[Path, dict[str, str]], object]) -> Callable[[Path], object]:
+    """A split text encoder without the whole file, then `spoil` it and its index's map."""
+
+    def both(folder: Path) -> None:
+        home = shards(folder)
+        (folder / TEXT).unlink()
+        spoil(folder, home)
+        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": home}))
+
+    return both
+
+
+def add_twin(folder: Path, home: dict[str, str]) -> None:
+    """One tensor in both shards."""
+    name = min(home)
+    other = next(file for file in home.values() if file != home[name])
+    tensors = load_file(folder / "text_encoder" / other)
+    tensors[name] = np.zeros(1, np.float32)
+    save_file(tensors, folder / "text_encoder" / other, metadata={"format": "pt"})
+
+
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
+    # ------------------------------------------------------------------------------ tensors
+    "index and whole file": (
+        shards,
+        r"text_encoder: has both model\.safetensors and model\.safetensors\.index\.json",
+    ),
+    "a shard is missing": (
+        sharded(lambda f, home: (f / "text_encoder" / min(home.values())).unlink()),
+        r"model-00001-of-00002\.safetensors: is missing \(named by model\.safetensors\.index\.json",
+    ),
+    "a tensor twice": (sharded(add_twin), r"-of-00002\.safetensors: tensor \S+ is in model-0000"),
+    "an index that misses a tensor": (
+        sharded(lambda f, home: home.pop(min(home))),
+        r"index\.json: says that tensor \S+ is in None, found in model-0000",
+    ),
+    "an index that leads out": (
+        sharded(lambda f, home: home.update({min(home): "../vae/config.json"})),
+        r"weight_map names '\.\./vae/config\.json'; it must be a file beside it",
+    ),
+    "an index without metadata": (
+        lambda f: (shards(f), (f / TEXT).unlink(), (f / INDEX).write_text('{"weight_map": {}}')),
+        r"index\.json: has no readable weight_map",
+    ),
+    "a variant alone": (
+        rename(TRANSFORMER, "diffusion_pytorch_model.fp16.safetensors"),
+        r"has no diffusion_pytorch_model\.safetensors, only diffusion_pytorch_model\.fp16\.safe.*"
+        r"copy or link it as diffusion_pytorch_model\.safetensors",
+    ),
+    "the name of another library": (
+        rename(TRANSFORMER, "model.safetensors"),
+        r"transformer: has no diffusion_pytorch_model\.safetensors, only model\.safetensors",
+    ),
+    "tensors: pointer": (write(TRANSFORMER, POINTER), rf"{TRANSFORMER}: is a git-lfs pointer"),
+    "tensors: empty": (write(TRANSFORMER, ""), rf"{TRANSFORMER}: is empty"),
+    "tensors: cut off": (
+        lambda f: (f / TRANSFORMER).write_bytes((f / TRANSFORMER).read_bytes()[:-1]),
+        rf"{TRANSFORMER}: cannot be read as safetensors: .*cut off",
+    ),
+    "tensors: something else": (write(TRANSFORMER, "<html>" * 9), r"cannot be read as safetensors"),
+    "tensors: a dead link": (dead_link(TRANSFORMER), r"is a link to \.\./\.\./blobs/abc, where"),
+    "tensors: a folder": (
+        lambda f: ((f / TRANSFORMER).unlink(), (f / TRANSFORMER).mkdir()),
+        r"transformer: has no .*only diffusion_pytorch_model\.safetensors|has no weights",
+    ),
+    # ------------------------------------------------------------------------ configurations
+    "config is missing": (remove("vae/config.json"), r"vae/config\.json: is missing"),
+    "config: pointer": (write("vae/config.json", POINTER), r"vae/config\.json: is a git-lfs"),
+    "config: a list": (write("vae/config.json", "[1]"), r"vae/config\.json: is not a JSON object"),
+    "config: Latin-1": (
+        lambda f: (f / "vae/config.json").write_bytes(b'{"a": "\xfc"}'),
+        r"vae/config\.json: is not JSON",
+    ),
+    "config of another class": (
+        change("vae/config.json", _class_name="AutoencoderKL"),
+        r"vae/config\.json: is a AutoencoderKL, the model needs AutoencoderKLWan",
+    ),
+    "config of another text encoder": (
+        change("text_encoder/config.json", model_type="t5"),
+        r"text_encoder/config\.json: is a t5, the model needs umt5",
+    ),
+    "config that leads elsewhere": (
+        change("text_encoder/config.json", transformers_weights="other.safetensors"),
+        r"text_encoder/config\.json: transformers_weights is not served",
+    ),
+    "quantised": (
+        change("transformer/config.json", quantization_config={"quant_method": "x"}),
+        r"transformer/config\.json: quantization_config is not served",
+    ),
+    "scheduler is missing": (
+        remove("scheduler/scheduler_config.json"),
+        r"scheduler/scheduler_config\.json: is missing",
+    ),
+    "no scheduler": (
+        lambda f: shutil.rmtree(f / "scheduler"),
+        r"scheduler: there is no such folder; the model needs scheduler",
+    ),
+    "scheduler of another kind": (
+        change("scheduler/scheduler_config.json", prediction_type="epsilon"),
+        r"scheduler_config\.json: prediction_type is 'epsilon'; legal: 'flow_prediction'",
+    ),
+    # -------------------------------------------------------------------------------- tokenizer
+    "tokenizer: pointer": (
+        write("tokenizer/tokenizer.json", POINTER),
+        r"tokenizer/tokenizer\.json: is a git-lfs pointer",
+    ),
+    "tokenizer: nothing in it": (
+        write("tokenizer/tokenizer.json", "{}"),
+        r"tokenizer/tokenizer\.json: is not a tokenizer: Model missing",
+    ),
+    "tokenizer: empty": (write("tokenizer/tokenizer.json", ""), r"tokenizer\.json: is empty"),
+    "tokenizer: its settings": (
+        write("tokenizer/tokenizer_config.json", POINTER),
+        r"tokenizer/tokenizer_config\.json: is a git-lfs pointer",
+    ),
+    "tokenizer is missing": (
+        remove("tokenizer/tokenizer.json"),
+        r"tokenizer: has no tokenizer; one of tokenizer\.json, spiece\.model",
+    ),
+    # ------------------------------------------------------------------------------- the folder
+    "a second transformer": (
+        change("model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
+        r"model_index\.json: has a component transformer_2, which model\.family wan does not load",
+    ),
+    "a second transformer, no index": (
+        lambda f: (
+            (f / "model_index.json").unlink(),
+            shutil.copytree(f / "transformer", f / "transformer_2"),
+        ),
+        r"/w: has a component transformer_2, which model\.family wan does not load",
+    ),
+    "another pipeline's switch": (
+        change("model_index.json", expand_timesteps=True),
+        r"model_index\.json: expand_timesteps is True, which model\.family wan does not serve",
+    ),
+    "index: pointer": (write("model_index.json", POINTER), r"model_index\.json: is a git-lfs"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_that_cannot_be_meant_is_refused(model: ModelSpec, case: str) -> None:
+    spoil, message = CASES[case]
+    check_checkpoint(model)
+    spoil(Path(model.weights))
+    with pytest.raises(WeightsError, match=message):
+        check_checkpoint(model)
+
+
+def test_a_tokenizer_that_needs_another_package_names_it(model: ModelSpec) -> None:
+    if find_spec("sentencepiece") is not None:
+        pytest.skip("sentencepiece is installed here")
+    rename("tokenizer/tokenizer.json", "spiece.model")(Path(model.weights))
+    with pytest.raises(WeightsError, match=r"spiece\.model: is read with .*pip install sentencepi"):
+        check_checkpoint(model)
+
+
+def test_the_files_of_a_split_component_are_those_of_its_index(model: ModelSpec) -> None:
+    folder = Path(model.weights)
+    sharded(lambda f, home: None)(folder)
+    (folder / "text_encoder/model-00009-of-00009.safetensors").write_text("left over")
+    names = [file.name for file in check_checkpoint(model)["text_encoder"]]
+    assert names == [
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "config.json"
+    ]  # fmt: skip
+
+
+def test_an_empty_slot_of_the_index_is_no_component(model: ModelSpec) -> None:
+    index = json.loads((Path(model.weights) / "model_index.json").read_text())
+    assert index["transformer_2"] == [None, None]
+    assert set(check_checkpoint(model)) == {
+        "transformer", "text_encoder", "vae", "scheduler", "tokenizer"
+    }  # fmt: skip
+
+
+def at(model: ModelSpec, folder: Path) -> ModelSpec:
+    return replace(model, weights=str(folder))
+
+
+def test_the_folder_that_was_meant_is_named(model: ModelSpec, tmp_path: Path) -> None:
+    folder = Path(model.weights)
+    with pytest.raises(WeightsError, match=rf"one component of .*model\.weights={folder}$"):
+        check_checkpoint(at(model, folder / "transformer"))
+    with pytest.raises(
+        WeightsError, match=r"safetensors: is a file; model\.weights takes a folder"
+    ):
+        check_checkpoint(at(model, folder / TRANSFORMER))
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(WeightsError, match="link: is a link to gone, where there is nothing"):
+        check_checkpoint(at(model, tmp_path / "link"))
+    hub = tmp_path / "hub"
+    root = hub / "models--org--name"
+    for commit in ("aaa", "bbb"):
+        shutil.copytree(folder, root / "snapshots" / commit)
+    (root / "refs").mkdir()
+    (root / "refs" / "main").write_text("bbb")
+    for place in (root, root / "snapshots", hub):
+        with pytest.raises(WeightsError, match=rf"model\.weights={root}/snapshots/bbb$"):
+            check_checkpoint(at(model, place))
+    check_checkpoint(at(model, root / "snapshots" / "bbb"))
