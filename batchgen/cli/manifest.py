@@ -44,8 +44,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description="Make a Parquet manifest, with seeds and sweeps.",
         epilog=BUILD_EPILOG,
     )
-    build.add_argument("source", type=Path, metavar="SOURCE", help=".txt, .csv, .jsonl, .parquet")
-    build.add_argument("out", type=Path, metavar="OUT", help="the manifest to write (.parquet)")
+    build.add_argument("source", type=_path, metavar="SOURCE", help=".txt, .csv, .jsonl, .parquet")
+    build.add_argument("out", type=_path, metavar="OUT", help="the manifest to write (.parquet)")
     build.add_argument(
         "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
     )
@@ -58,7 +58,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description="Check a manifest and list every illegal value with its row number.",
         epilog=CHECK_EPILOG,
     )
-    check.add_argument("manifest", type=Path, metavar="MANIFEST", help="file or folder of parts")
+    check.add_argument("manifest", type=_path, metavar="MANIFEST", help="file or folder of parts")
     check.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the job")
     check.add_argument("--job", type=Path, help="check against this job and its model")
     check.add_argument(
@@ -100,6 +100,13 @@ def handle_check(args: argparse.Namespace) -> Result:
     report = check_manifest(args.manifest, job, limit=args.limit)
     _print(report)
     return Result(USAGE if report.problems.count else OK, _data(report))
+
+
+def _path(text: str) -> Path:
+    """A path of the command line; an empty one would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
+    return Path(text)
 
 
 def _quoted(path: Path) -> str:

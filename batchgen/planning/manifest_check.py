@@ -8,7 +8,7 @@ from pathlib import Path
 from batchgen.config.schema import JobConfig
 from batchgen.planning.columns import REQUEST_COLUMNS
 from batchgen.planning.defaults import Defaults, any_model, job_defaults
-from batchgen.planning.manifest import check_columns, open_manifest
+from batchgen.planning.manifest import check_columns, open_manifest, pandas_index_note
 from batchgen.planning.problems import Problems
 from batchgen.planning.rowids import RowIds
 from batchgen.planning.rows import resolve_rows
@@ -46,4 +46,5 @@ def _note(job: JobConfig | None, extra: list[str]) -> str:
     if job is not None:
         return f" for {job.model.name}"
     carried = f"; carry_columns must list {', '.join(extra)}" if extra else ""
+    carried += f"; {index}" if (index := pandas_index_note(extra)) else ""
     return f" (sizes and frames depend on the model: add --job to check them{carried})"

@@ -20,10 +20,17 @@ import pyarrow.parquet as pq
 
 from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
-from batchgen.planning.columns import REQUEST_COLUMNS
+from batchgen.errors import ManifestError
+from batchgen.planning.columns import REQUEST_COLUMNS, plain
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.defaults import Defaults, job_defaults
-from batchgen.planning.identity import KeyHasher, Settings, derived_seeds, key_context
+from batchgen.planning.identity import (
+    KeyHasher,
+    Settings,
+    derived_seeds,
+    key_context,
+    rate_in_key,
+)
 from batchgen.planning.manifest import Manifest, check_columns, open_manifest
 from batchgen.planning.problems import Problems
 from batchgen.planning.rowids import Aliases, RowIds
@@ -265,7 +272,7 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         rows.width.tolist(),
         rows.height.tolist(),
         rows.num_frames.tolist(),
-        rows.fps.tolist(),
+        map(rate_in_key, rows.fps.tolist()),
         rows.num_steps.tolist(),
         rows.guidance_scale.tolist(),
         repeat(None),
@@ -317,4 +324,7 @@ def _column(
     name = field.name.removeprefix(CARRY)
     if name not in batch.schema.names:
         return pa.nulls(rows, field.type)
-    return batch.column(name).cast(field.type)
+    try:
+        return plain(batch.column(name), field.type)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"carried column {name!r} does not fit {field.type}: {error}") from None
