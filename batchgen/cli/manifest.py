@@ -20,8 +20,9 @@ examples:
   batchgen manifest build prompts.txt prompts.parquet --seeds 4
   batchgen manifest build scenes.csv sweep.parquet guidance_scale=4,6 num_steps=20,50
 
-a .txt file has one prompt a line; .csv and .jsonl name request columns; other columns are kept
-and must be listed in the job's carry_columns
+a .txt file has one prompt a line, or options as the web UIs write them (--prompt "a fox" --steps 20);
+.csv, .tsv and .jsonl name request columns; other columns are kept and must be listed in the job's
+carry_columns; what is written passes `manifest check`
 """
 CHECK_EPILOG = """\
 examples:
@@ -40,11 +41,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         actions,
         "build",
         handle_build,
-        summary="make a manifest from .txt, .csv, .jsonl or Parquet",
+        summary="make a manifest from .txt, .csv, .tsv, .jsonl or Parquet",
         description="Make a Parquet manifest, with seeds and sweeps.",
         epilog=BUILD_EPILOG,
     )
-    build.add_argument("source", type=_path, metavar="SOURCE", help=".txt, .csv, .jsonl, .parquet")
+    build.add_argument(
+        "source", type=_path, metavar="SOURCE", help=".txt, .csv, .tsv, .jsonl, .parquet"
+    )
     build.add_argument("out", type=_path, metavar="OUT", help="the manifest to write (.parquet)")
     build.add_argument(
         "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
