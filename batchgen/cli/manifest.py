@@ -20,9 +20,9 @@ examples:
   batchgen manifest build prompts.txt prompts.parquet --seeds 4
   batchgen manifest build scenes.csv sweep.parquet guidance_scale=4,6 num_steps=20,50
 
-a .txt file has one prompt a line, or options as the web UIs write them (--prompt "a fox" --steps 20);
-.csv, .tsv and .jsonl name request columns; other columns are kept and must be listed in the job's
-carry_columns; what is written passes `manifest check`
+a .txt file has one prompt a line, or options as the web UIs write them (--prompt "a fox" --steps
+20); .csv, .tsv and .jsonl name request columns; other columns are kept and must be listed in the
+job's carry_columns; what is written passes `manifest check`
 """
 CHECK_EPILOG = """\
 examples:

@@ -105,4 +105,5 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
     if error.msg == "Extra data" and rest.startswith("{"):
         return f"a second object at character {error.pos + 1}; JSON lines have one object a line"
     shown = shorten(text[max(0, error.pos - 20) : error.pos + 20].strip())
-    return f"not JSON: {error.msg.lower().removesuffix(' at')} at character {error.pos + 1}, near {shown}"
+    what = error.msg.lower().removesuffix(" at")
+    return f"not JSON: {what} at character {error.pos + 1}, near {shown}"

@@ -25,6 +25,7 @@ from batchgen.planning.columns import REQUEST_COLUMNS, plain
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.defaults import Defaults, job_defaults
 from batchgen.planning.identity import (
+    KeyContext,
     KeyHasher,
     Settings,
     derived_seeds,
@@ -76,18 +77,24 @@ _WRITER_OPTIONS = {
 
 
 def make_plan(
-    job: JobConfig, out: Path, *, hash_weights: str = "sampled", factors: FactorTable = UNMEASURED
+    job: JobConfig,
+    out: Path,
+    *,
+    hash_weights: str = "sampled",
+    factors: FactorTable = UNMEASURED,
+    context: KeyContext | None = None,
 ) -> Plan:
     """Check the manifest, resolve every row and write the plan to `out` (by rename).
 
     `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
+    `context`: of the keys, where it is known already; then the checkpoint is not read.
     Raises ManifestError listing the illegal rows, ConfigError or WeightsError; then nothing is
     left at `out`.
     """
     defaults = job_defaults(job)
     manifest = open_manifest(Path(job.manifest))
     check_columns(manifest, job.carry_columns)
-    context = key_context(job, hash_weights)
+    context = context or key_context(job, hash_weights)
     costs = _Costs(CostModel(job.model, job.slurm.device, factors))
     rows = _Rows(defaults, KeyHasher(context), costs, Problems())
     draft = out.with_name(f".{out.name}.{os.getpid()}")
