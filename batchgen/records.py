@@ -38,7 +38,7 @@ class Request:
     width: int  # pixels
     height: int  # pixels
     num_frames: int
-    fps: int
+    fps: float
     num_steps: int
     guidance_scale: float
     guidance_scale_2: float | None  # low-noise expert of a two-expert model
@@ -85,6 +85,8 @@ class RowStats:
     peak_mem_gib: float = 0.0  # device memory (host resident set on a CPU)
     prompt_tokens: int = 0
     prompt_truncated: bool = False
+    negative_prompt_tokens: int = 0  # 0 where guidance is off: it is not read then
+    negative_prompt_truncated: bool = False
     determinism: Determinism = "throughput"
     attention_kernel: str = ""
     device: str = ""

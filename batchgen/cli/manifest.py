@@ -20,8 +20,9 @@ examples:
   batchgen manifest build prompts.txt prompts.parquet --seeds 4
   batchgen manifest build scenes.csv sweep.parquet guidance_scale=4,6 num_steps=20,50
 
-a .txt file has one prompt a line; .csv and .jsonl name request columns; other columns are kept
-and must be listed in the job's carry_columns
+a .txt file has one prompt a line, or options as the web UIs write them (--prompt "a fox" --steps
+20); .csv, .tsv and .jsonl name request columns; other columns are kept and must be listed in the
+job's carry_columns; what is written passes `manifest check`
 """
 CHECK_EPILOG = """\
 examples:
@@ -40,12 +41,14 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         actions,
         "build",
         handle_build,
-        summary="make a manifest from .txt, .csv, .jsonl or Parquet",
+        summary="make a manifest from .txt, .csv, .tsv, .jsonl or Parquet",
         description="Make a Parquet manifest, with seeds and sweeps.",
         epilog=BUILD_EPILOG,
     )
-    build.add_argument("source", type=Path, metavar="SOURCE", help=".txt, .csv, .jsonl, .parquet")
-    build.add_argument("out", type=Path, metavar="OUT", help="the manifest to write (.parquet)")
+    build.add_argument(
+        "source", type=_path, metavar="SOURCE", help=".txt, .csv, .tsv, .jsonl, .parquet"
+    )
+    build.add_argument("out", type=_path, metavar="OUT", help="the manifest to write (.parquet)")
     build.add_argument(
         "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
     )
@@ -58,7 +61,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description="Check a manifest and list every illegal value with its row number.",
         epilog=CHECK_EPILOG,
     )
-    check.add_argument("manifest", type=Path, metavar="MANIFEST", help="file or folder of parts")
+    check.add_argument("manifest", type=_path, metavar="MANIFEST", help="file or folder of parts")
     check.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the job")
     check.add_argument("--job", type=Path, help="check against this job and its model")
     check.add_argument(
@@ -100,6 +103,13 @@ def handle_check(args: argparse.Namespace) -> Result:
     report = check_manifest(args.manifest, job, limit=args.limit)
     _print(report)
     return Result(USAGE if report.problems.count else OK, _data(report))
+
+
+def _path(text: str) -> Path:
+    """A path of the command line; an empty one would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
+    return Path(text)
 
 
 def _quoted(path: Path) -> str:

@@ -64,12 +64,15 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_resume(args: argparse.Namespace) -> Result:
+    from batchgen.runner.manifest_news import manifest_news
     from batchgen.runner.resume import prepare_resume
 
     run = find_run(args)
     if done := _mend(run):
         return _mended(args, run, done)
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
+    if settings.replan is None and (news := manifest_news(run)):  # a replan has compared it
+        print(news, flush=True)
     return _go_on(args, run, settings, None)
 
 

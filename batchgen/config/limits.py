@@ -91,11 +91,14 @@ RANGES: dict[str, Range] = {
 }
 
 _DIMENSIONS = ("model.transformer.", "model.vae.", "model.text_encoder.", "model.sizes.")
+_PATHS = {"manifest", "model.weights", "output.root_dir"}  # empty would mean the current folder
 _NAMES = {"name", "tag"}  # they become part of a folder's name
 
 
 def check_limit(key: str, value: object) -> None:
     """Raise ConfigError when the value of a dotted job key is out of its range."""
+    if key in _PATHS and isinstance(value, str) and not value.strip():
+        raise ConfigError(f"{key}: is empty (a shell variable that is not set?); legal: a path")
     if key in _NAMES and isinstance(value, str) and value and not _FILE_NAME.fullmatch(value):
         raise ConfigError(
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "

@@ -69,7 +69,7 @@ class ModelDefaults:
     width: int
     height: int
     num_frames: int
-    fps: int
+    fps: float
     num_steps: int
     guidance_scale: float
     negative_prompt: str = ""
@@ -182,7 +182,7 @@ class SystemConfig:
 class OutputConfig:
     root_dir: str = "outputs"
     format: Literal["auto", "mp4", "gif", "png", "webp", "jpeg", "frames", "npy"] = "auto"
-    fps: int | None = None  # None: from the model
+    fps: float | None = None  # None: from the model
     quality: int = 8
     geometry: Literal["error", "round", "pad"] = "error"
     hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"
@@ -258,7 +258,7 @@ class RowDefaults:
     resolution: str | None = None
     aspect_ratio: str | None = None
     num_frames: int | None = None
-    fps: int | None = None
+    fps: float | None = None
     num_steps: int | None = None
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None

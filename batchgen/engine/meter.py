@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from time import perf_counter
 
+from batchgen.engine.prompts import EncodedRow
 from batchgen.records import Determinism, RowStats, StageSeconds
 
 
@@ -37,6 +38,15 @@ class RowMeter:
     mates: int = 0  # items in them, this row's included
     prompt_tokens: int = 0
     prompt_truncated: bool = False
+    negative_prompt_tokens: int = 0
+    negative_prompt_truncated: bool = False
+
+    def note_texts(self, row: EncodedRow) -> None:
+        """Take over what encoding the row's texts found."""
+        self.encode = row.seconds
+        self.prompt_tokens, self.prompt_truncated = row.prompt_tokens, row.prompt_truncated
+        self.negative_prompt_tokens = row.negative_prompt_tokens
+        self.negative_prompt_truncated = row.negative_prompt_truncated
 
     def stop_waiting(self) -> None:
         """Book the time since `waiting_since` as queueing."""
@@ -62,6 +72,8 @@ class RowMeter:
             peak_mem_gib=memory_gib,
             prompt_tokens=self.prompt_tokens,
             prompt_truncated=self.prompt_truncated,
+            negative_prompt_tokens=self.negative_prompt_tokens,
+            negative_prompt_truncated=self.negative_prompt_truncated,
             determinism=setting.determinism,
             attention_kernel=setting.attention_kernel,
             device=setting.device,

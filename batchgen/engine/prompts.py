@@ -44,6 +44,8 @@ class EncodedRow:
     prompt_truncated: bool
     seconds: float  # the row's share of encoding
     error: Exception | None = None
+    negative_prompt_tokens: int = 0  # 0 where the row is drawn without guidance
+    negative_prompt_truncated: bool = False
 
 
 class PromptBook:
@@ -120,15 +122,30 @@ class PromptBook:
         texts = self.family.texts(request)
         encoded = [results[text] for text in texts]
         share = sum(results[text].seconds / users[text] for text in dict.fromkeys(texts))
-        for result in encoded:
+        for number, result in enumerate(encoded):
             if isinstance(result, Failed):
-                return EncodedRow(request, (), 0, False, share, result.error)
+                error = _of_the_negative(result.error) if number else result.error
+                return EncodedRow(request, (), 0, False, share, error)
         done = [result for result in encoded if isinstance(result, EncodedText)]
         conditions = tuple(result.condition for result in done)
-        return EncodedRow(request, conditions, done[0].count, done[0].truncated, share)
+        prompt, *others = done
+        return EncodedRow(
+            request,
+            conditions,
+            prompt.count,
+            prompt.truncated,
+            share,
+            negative_prompt_tokens=sum(text.count for text in others),
+            negative_prompt_truncated=any(text.truncated for text in others),
+        )
 
     def _forget(self) -> None:
         total = sum(text.bytes for text in self._kept.values())
         while total > self.keep_bytes and self._kept:
             _, oldest = self._kept.popitem(last=False)
             total -= oldest.bytes
+
+
+def _of_the_negative(error: Exception) -> Exception:
+    """The error of a text, said of the negative prompt."""
+    return PromptTooLong(f"negative {error}") if isinstance(error, PromptTooLong) else error

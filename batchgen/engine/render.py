@@ -126,8 +126,7 @@ class Render:
         with self.clock.on("encode"):
             rows = self.replica.prompts.encode(requests, self.moved)
         for row, meter in zip(rows, meters, strict=True):
-            meter.encode = row.seconds
-            meter.prompt_tokens, meter.prompt_truncated = row.prompt_tokens, row.prompt_truncated
+            meter.note_texts(row)
             meter.waiting_since = perf_counter()
             self.pending.append((row, meter))
         self._use("transformer")

@@ -95,7 +95,7 @@ def stage_shares(frame: pd.DataFrame) -> pd.Series:
 
 
 def _rendered(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[(frame["status"] == "ok") & (frame["alias_of"] == "")]
+    return frame[(frame["status"] == "ok") & (frame["alias_of"].fillna("") == "")]
 
 
 def _catalog_of(run: RunPaths) -> pa.Table:

@@ -1,7 +1,8 @@
 """The catalog's columns: one explicit schema, so that every part of every run reads alike.
 
 Numbers of record are never null (a null int64 would read as float64 in pandas and lose large
-seeds): rows without a commit hold 0, 0.0 or "", and `status` says so. Strings are never null.
+seeds): rows without a commit hold 0, 0.0 or "", and `status` says so. Strings of record are never
+null either; what a row did not say (`tags`) or does not have (`alias_of`) is.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ def _fields(kind: pa.DataType, names: str, nullable: bool = False) -> list[pa.Fi
 # of the plan, as resolved before anything was rendered
 REQUEST = [
     *_fields(pa.int64(), "row_index"),
-    *_fields(_TEXT, "row_id row_key alias_of prompt negative_prompt"),
+    *_fields(_TEXT, "row_id row_key"),
+    *_fields(_TEXT, "alias_of", nullable=True),  # null: rendered for itself
+    *_fields(_TEXT, "prompt negative_prompt"),
     *_fields(pa.int64(), "seed"),
     *_fields(pa.int32(), "width height num_frames"),
     *_fields(_TEXT, "bucket"),
     *_fields(pa.int32(), "requested_width requested_height requested_num_frames"),
-    *_fields(pa.int32(), "fps num_steps"),
+    *_fields(pa.float64(), "fps"),
+    *_fields(pa.int32(), "num_steps"),
     *_fields(pa.float64(), "guidance_scale"),
     *_fields(pa.float64(), "guidance_scale_2", nullable=True),  # one-expert models have none
     *_fields(_TEXT, "solver"),
@@ -35,7 +39,7 @@ REQUEST = [
     *_fields(pa.float64(), "cache_ratio"),
     *_fields(pa.int32(), "cache_warmup cache_cooldown"),
     *_fields(pa.float64(), "cost_s"),  # predicted device seconds
-    *_fields(_TEXT, "tags"),
+    *_fields(_TEXT, "tags", nullable=True),  # null as in the manifest
 ]
 # what became of it
 OUTCOME = [
@@ -55,6 +59,8 @@ OUTCOME = [
     *_fields(pa.float64(), "steps_computed batch_size_mean peak_mem_gib"),
     *_fields(pa.int32(), "steps_restored prompt_tokens"),
     *_fields(pa.bool_(), "prompt_truncated"),
+    *_fields(pa.int32(), "negative_prompt_tokens"),
+    *_fields(pa.bool_(), "negative_prompt_truncated"),
     *_fields(_TEXT, "determinism attention_kernel"),
     *_fields(_TEXT, "error_type error traceback"),
     *_fields(_TEXT, "plan_id"),
@@ -70,9 +76,10 @@ _MEDIA = [
 _STATS = [
     pa.field("stages", pa.struct(_fields(pa.float64(), " ".join(STAGES), nullable=True))),
     *_fields(pa.int32(), "steps_total steps_restored prompt_tokens", nullable=True),
+    *_fields(pa.int32(), "negative_prompt_tokens", nullable=True),
     *_fields(pa.float64(), "steps_computed step_p50_s step_p95_s", nullable=True),
     *_fields(pa.float64(), "batch_size_mean peak_mem_gib", nullable=True),
-    *_fields(pa.bool_(), "prompt_truncated", nullable=True),
+    *_fields(pa.bool_(), "prompt_truncated negative_prompt_truncated", nullable=True),
     *_fields(_TEXT, "determinism attention_kernel device", nullable=True),
 ]
 COMMIT = pa.schema(

@@ -50,7 +50,7 @@ class Timers:
 
     def add(self, rows: pa.Table) -> None:
         """Catalog rows: those that are ok and were rendered for themselves count."""
-        own = pc.and_(pc.equal(rows["status"], "ok"), pc.equal(rows["alias_of"], ""))
+        own = pc.and_(pc.equal(rows["status"], "ok"), pc.is_null(rows["alias_of"]))
         for name, column in ROW_TIMERS.items():
             self._timers[name].add(rows[column].filter(own))
 

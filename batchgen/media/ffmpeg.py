@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -19,16 +20,26 @@ import numpy as np
 # one version of the encoder and a fixed thread count: equal frames, equal bytes
 BITEXACT = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1")
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_TELEVISION = (24, 30, 48, 60, 120, 240)  # a thousandth slower
 _PPM_HEADER = re.compile(rb"P6\n(\d+) (\d+)\n255\n")
 
 
-def encode(frames: np.ndarray, path: Path, *, fps: int, output: Sequence[str]) -> None:
+def encode(frames: np.ndarray, path: Path, *, fps: float, output: Sequence[str]) -> None:
     """Encode uint8 (F, H, W, 3) with the ffmpeg output options `output`; OSError with the
     encoder's own words if it fails, and with `errno` if they tell of a full or read-only disk."""
     _, height, width, _ = frames.shape
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps)]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate(fps)]
     data = np.ascontiguousarray(frames).reshape(-1).data
     _run([*source, "-i", "-", *output, str(path)], data, path)
+
+
+def rate(fps: float) -> str:
+    """A frame rate as ffmpeg takes it, a fraction where it is not whole: 23.976 and its like are
+    the rates of television, 24000/1001."""
+    nearest = round(fps * 1.001)
+    if nearest in _TELEVISION and abs(fps - nearest / 1.001) < 0.005:
+        return f"{nearest * 1000}/1001"
+    return str(Fraction(fps).limit_denominator(1001))
 
 
 def decode(path: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ REQUEST_COLUMNS: dict[str, Kind] = {
     "resolution": "text",
     "aspect_ratio": "text",
     "num_frames": "integer",
-    "fps": "integer",
+    "fps": "number",
     "num_steps": "integer",
     "guidance_scale": "number",
     "guidance_scale_2": "number",
@@ -33,9 +33,8 @@ REQUEST_COLUMNS: dict[str, Kind] = {
 }
 
 LEGAL_TYPES: dict[Kind, str] = {
-    "text": "string, large_string, or a dictionary of strings",
-    "integer": "int8 .. int64 or uint8 .. uint64 (pandas makes a column with gaps float64: "
-    "use astype('Int64') before writing)",
+    "text": "string, large_string, string_view, or a dictionary of strings",
+    "integer": "int8 .. int64, uint8 .. uint64, or floats that are whole numbers",
     "number": "float32, float64, or any integer type",
 }
 CANONICAL: dict[Kind, pa.DataType] = {
@@ -47,21 +46,53 @@ CANONICAL: dict[Kind, pa.DataType] = {
 
 def is_legal(kind: Kind, given: pa.DataType) -> bool:
     """Whether a column of this Arrow type can be read as `kind`; a column of nulls always can."""
+    given = value_type(given)
     if pa.types.is_null(given):
         return True
     if kind == "text":
         return is_text(given)
-    if kind == "integer":
-        return bool(pa.types.is_integer(given))
     return bool(pa.types.is_floating(given) or pa.types.is_integer(given))
+
+
+def value_type(given: pa.DataType) -> pa.DataType:
+    """The type of the values of a column: a dictionary (a pandas category) is how they are kept."""
+    return given.value_type if pa.types.is_dictionary(given) else given
 
 
 def is_text(given: pa.DataType) -> bool:
     """Whether a column holds strings, dictionary-encoded or not."""
-    if pa.types.is_dictionary(given):
-        given = given.value_type
+    given = value_type(given)
     return bool(
         pa.types.is_string(given)
         or pa.types.is_large_string(given)
         or pa.types.is_string_view(given)
     )
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds a column whose parts have these types, as pandas would put them
+    together: strings of every kind are strings, whole numbers of every width integers; None if
+    they do not belong together."""
+    one, other = _one_kind(one), _one_kind(other)
+    if one == other or pa.types.is_null(other):
+        return one
+    if pa.types.is_null(one):
+        return other
+    numbers = [pa.types.is_integer(t) or pa.types.is_floating(t) for t in (one, other)]
+    if not all(numbers):
+        return None
+    both_whole = pa.types.is_integer(one) and pa.types.is_integer(other)
+    return pa.int64() if both_whole else pa.float64()
+
+
+def plain(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """A column in the type `wanted`, which `common_type` gave for it; ArrowInvalid if a number
+    does not fit."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(wanted)
+
+
+def _one_kind(given: pa.DataType) -> pa.DataType:
+    given = value_type(given)
+    return pa.large_string() if is_text(given) else given

@@ -41,7 +41,7 @@ class Defaults:
     width: int
     height: int
     num_frames: int
-    fps: int
+    fps: float
     num_steps: int
     guidance_scale: float
     solver: str
@@ -110,7 +110,7 @@ def any_model() -> Defaults:
         width=1,
         height=1,
         num_frames=1,
-        fps=1,
+        fps=1.0,
         num_steps=1,
         guidance_scale=1.0,
         solver="",
@@ -138,11 +138,11 @@ def _text(job: JobConfig) -> str:
     return text
 
 
-def _fps(job: JobConfig) -> int:
+def _fps(job: JobConfig) -> float:
     by_row, by_output = job.row_defaults.fps, job.output.fps
     if by_row is not None and by_output is not None and by_row != by_output:
-        raise ConfigError(f"row_defaults.fps: {by_row}, but output.fps: {by_output}; set one")
-    return _first(by_row, _first(by_output, job.model.request_defaults.fps))
+        raise ConfigError(f"row_defaults.fps: {by_row:g}, but output.fps: {by_output:g}; set one")
+    return float(_first(by_row, _first(by_output, job.model.request_defaults.fps)))
 
 
 def _size(job: JobConfig, names: NamedSizes) -> tuple[int, int]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 # width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative
-Settings = tuple[int, int, int, int, int, float, float | None, str, float, str, int, str]
+Settings = tuple[int, int, int, float, int, float, float | None, str, float, str, int, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def settings_of(request: Request) -> Settings:
         request.width,
         request.height,
         request.num_frames,
-        request.fps,
+        rate_in_key(request.fps),
         request.num_steps,
         float(request.guidance_scale),
         request.guidance_scale_2,
@@ -149,6 +149,11 @@ def settings_of(request: Request) -> Settings:
         request.quality,
         request.negative_prompt,
     )
+
+
+def rate_in_key(fps: float) -> float:
+    """A frame rate as it enters a key: whole ones without a decimal point."""
+    return int(fps) if fps == int(fps) else fps
 
 
 class KeyHasher:

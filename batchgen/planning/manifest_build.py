@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import os
 import re
@@ -13,21 +12,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from batchgen.config.limits import MAX_SEED
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.columns import REQUEST_COLUMNS, Kind
-from batchgen.planning.manifest import open_manifest
+from batchgen.planning.cells import STORED, IllegalValue, cell_value
+from batchgen.planning.columns import REQUEST_COLUMNS
+from batchgen.planning.manifest_check import check_table
+from batchgen.planning.manifest_source import read_source
 
-SOURCES = (".txt", ".csv", ".jsonl", ".parquet")
-_STORED: dict[Kind, pa.DataType] = {
-    "text": pa.string(),
-    "integer": pa.int64(),
-    "number": pa.float64(),
-}
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -44,19 +37,23 @@ class Built:
 def build_manifest(
     source: Path, out: Path, *, seeds: int | None = None, sweeps: Mapping[str, str] | None = None
 ) -> Built:
-    """Write a Parquet manifest from `source` (.txt, .csv, .jsonl, .parquet or a folder of parts).
+    """Write a Parquet manifest from `source` (.txt, .csv, .tsv, .jsonl, Parquet).
 
     `seeds`: every row that many times, with the seeds 0, 1, ... `sweeps`: column -> values with
     commas; every row once for each combination. Given row ids get a suffix, so that they stay
-    unique; without ids a row's number is its id. Raises ManifestError.
+    unique; without ids a row's number is its id. Raises ManifestError; what is written passes
+    `manifest check`.
     """
-    if out.suffix != ".parquet":
+    if out.suffix.lower() != ".parquet":
         raise ManifestError(f"{out}: a manifest is Parquet; give it a name that ends in .parquet")
-    table = _read(source)
+    read = read_source(source)
+    table = read.table
     if len(table) == 0:
         raise ManifestError(f"{source}: no rows")
     variations = _variations(table, seeds, sweeps or {})
     expanded = _expanded(table, variations)
+    times = len(expanded) // len(table)
+    check_table(source, expanded, lambda row: read.place(row // times))
     if out.exists() and source.exists() and out.samefile(source):
         raise ManifestError(f"{out}: is the source; write to another file")
     draft = out.with_name(f".{out.name}.{os.getpid()}")
@@ -68,66 +65,6 @@ def build_manifest(
         draft.unlink(missing_ok=True)
         raise ManifestError(f"{out}: cannot be written: {error.strerror or error}") from error
     return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
-
-
-# ---------------------------------------------------------------------------------------- sources
-def _read(source: Path) -> pa.Table:
-    if not source.exists():
-        near = closest(source.name, [p.name for p in source.parent.glob("*")])
-        raise ManifestError(f"{source}: no such file{near}")
-    if source.is_dir() or source.suffix == ".parquet":
-        manifest = open_manifest(source)
-        tables = [pa.Table.from_batches([b]) for b in manifest.batches(manifest.columns)]
-        return pa.concat_tables(tables, promote_options="default")
-    readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_json_lines}
-    if source.suffix not in readers:
-        raise ManifestError(
-            f"{source}: cannot read {source.suffix or 'a file without ending'!r}; legal: "
-            f"{', '.join(SOURCES)}"
-        )
-    try:
-        return readers[source.suffix](source)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise ManifestError(f"{source}: {str(error).splitlines()[0]}") from error
-
-
-def _read_text(source: Path) -> pa.Table:
-    """One prompt a line; lines of white space alone separate and are no rows."""
-    lines = source.read_text(encoding="utf-8-sig").split("\n")
-    prompts = [line.strip() for line in lines]
-    return pa.table({"prompt": pa.array([p for p in prompts if p], pa.string())})
-
-
-def _read_csv(source: Path) -> pa.Table:
-    """Columns by their header; an empty cell is null; the type of other columns is inferred."""
-    with open(source, encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
-    if not names:
-        raise ManifestError(f"{source}: the first line must name the columns")
-    return pyarrow.csv.read_csv(
-        source,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # errors then name the row
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types={n: _STORED[REQUEST_COLUMNS[n]] for n in names if n in REQUEST_COLUMNS},
-            null_values=[""],
-            strings_can_be_null=True,
-        ),
-    )
-
-
-def _read_json_lines(source: Path) -> pa.Table:
-    schema = pa.schema([(name, _STORED[kind]) for name, kind in REQUEST_COLUMNS.items()])
-    table = pyarrow.json.read_json(
-        source,
-        parse_options=pyarrow.json.ParseOptions(
-            explicit_schema=schema, newlines_in_values=False, unexpected_field_behavior="infer"
-        ),
-    )
-    named = [
-        n for n in table.schema.names if n not in schema.names or table[n].null_count < len(table)
-    ]
-    return table.select(named)
 
 
 # --------------------------------------------------------------------------------------- variation
@@ -166,8 +103,8 @@ def _sweep(column: str, text: str) -> _Variation:
     if not words:
         raise ManifestError(f"{column}: no values; write {column}=a,b")
     try:
-        values = pa.array(words).cast(_STORED[kind])
-    except pa.ArrowInvalid:
+        values = pa.array([cell_value(column, word) for word in words], STORED[kind])
+    except IllegalValue:
         noun = {"text": "text", "integer": "integers", "number": "numbers"}[kind]
         raise ManifestError(f"{column}: {text!r} are not {noun} with commas between") from None
     short = tuple(f"-{column}{_NOT_IN_AN_ID.sub('-', word)}" for word in words)

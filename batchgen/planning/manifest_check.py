@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from batchgen.config.schema import JobConfig
 from batchgen.planning.columns import REQUEST_COLUMNS
 from batchgen.planning.defaults import Defaults, any_model, job_defaults
-from batchgen.planning.manifest import check_columns, open_manifest
+from batchgen.planning.manifest import Manifest, check_columns, open_manifest, pandas_index_note
+from batchgen.planning.parts import BATCH_ROWS, Part
 from batchgen.planning.problems import Problems
 from batchgen.planning.rowids import RowIds
 from batchgen.planning.rows import resolve_rows
@@ -42,8 +46,25 @@ def check_manifest(
     return ManifestReport(path, ids.rows, problems, _note(job, extra))
 
 
+def check_table(path: Path, table: pa.Table, place: Callable[[int], str]) -> None:
+    """Raise ManifestError if `check_manifest` would refuse these rows of `path`; `place` names a
+    row in messages."""
+    part = Part(path, table.schema, len(table), BATCH_ROWS)
+    check_columns(
+        Manifest(path, (part,)), [n for n in table.schema.names if n not in REQUEST_COLUMNS]
+    )
+    defaults, problems, ids = any_model(), Problems(), RowIds()
+    known = [name for name in table.schema.names if name in REQUEST_COLUMNS]
+    for batch in table.select(known).to_batches(max_chunksize=BATCH_ROWS):
+        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
+    if "row_id" in known:
+        ids.report_duplicates(problems, place)
+    problems.raise_if_any(path, place)
+
+
 def _note(job: JobConfig | None, extra: list[str]) -> str:
     if job is not None:
         return f" for {job.model.name}"
     carried = f"; carry_columns must list {', '.join(extra)}" if extra else ""
+    carried += f"; {index}" if (index := pandas_index_note(extra)) else ""
     return f" (sizes and frames depend on the model: add --job to check them{carried})"

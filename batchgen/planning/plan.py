@@ -20,11 +20,19 @@ import pyarrow.parquet as pq
 
 from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
-from batchgen.planning.columns import REQUEST_COLUMNS
+from batchgen.errors import ManifestError
+from batchgen.planning.columns import REQUEST_COLUMNS, plain
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.defaults import Defaults, job_defaults
 from batchgen.planning.digests import checkpoint_digest
-from batchgen.planning.identity import KeyHasher, Settings, context_of, derived_seeds
+from batchgen.planning.identity import (
+    KeyContext,
+    KeyHasher,
+    Settings,
+    context_of,
+    derived_seeds,
+    rate_in_key,
+)
 from batchgen.planning.manifest import Manifest, check_columns, open_manifest
 from batchgen.planning.problems import Problems
 from batchgen.planning.rowids import Aliases, RowIds
@@ -71,19 +79,27 @@ _WRITER_OPTIONS = {
 
 
 def make_plan(
-    job: JobConfig, out: Path, *, hash_weights: str = "sampled", factors: FactorTable = UNMEASURED
+    job: JobConfig,
+    out: Path,
+    *,
+    hash_weights: str = "sampled",
+    factors: FactorTable = UNMEASURED,
+    context: KeyContext | None = None,
 ) -> Plan:
     """Check the manifest, resolve every row and write the plan to `out` (by rename).
 
     `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
+    `context`: of the keys, where it is known already; then the checkpoint is not read.
     Raises ManifestError listing the illegal rows, ConfigError or WeightsError; then nothing is
     left at `out`.
     """
     defaults = job_defaults(job)
     manifest = open_manifest(Path(job.manifest))
     check_columns(manifest, job.carry_columns)
-    checkpoint = checkpoint_digest(job.model, hash_weights)
-    context = context_of(job, checkpoint)
+    files: dict[str, str] = {}
+    if context is None:
+        checkpoint = checkpoint_digest(job.model, hash_weights)
+        context, files = context_of(job, checkpoint), checkpoint.files
     costs = _Costs(CostModel(job.model, job.slurm.device, factors))
     rows = _Rows(defaults, KeyHasher(context), costs, Problems())
     draft = out.with_name(f".{out.name}.{os.getpid()}")
@@ -99,7 +115,7 @@ def make_plan(
                 unique_rows=rows.aliases.unique,
                 buckets=costs.forecasts(),
                 key_context=context,
-                checkpoint=checkpoint.files,
+                checkpoint=files,
                 cost_s_total=sum(forecast.cost_s for forecast in costs.forecasts()),
                 manifest=job.manifest,
                 manifest_digest=manifest.digest(),
@@ -269,7 +285,7 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         rows.width.tolist(),
         rows.height.tolist(),
         rows.num_frames.tolist(),
-        rows.fps.tolist(),
+        map(rate_in_key, rows.fps.tolist()),
         rows.num_steps.tolist(),
         rows.guidance_scale.tolist(),
         repeat(None),
@@ -321,4 +337,7 @@ def _column(
     name = field.name.removeprefix(CARRY)
     if name not in batch.schema.names:
         return pa.nulls(rows, field.type)
-    return batch.column(name).cast(field.type)
+    try:
+        return plain(batch.column(name), field.type)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(f"carried column {name!r} does not fit {field.type}: {error}") from None

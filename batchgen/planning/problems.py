@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,11 @@ from batchgen.errors import ManifestError
 
 SHOWN = 20
 _LONGEST_VALUE = 60  # characters of an offending value
+
+
+def row_place(row: int) -> str:
+    """A row as messages name it: its position in the manifest."""
+    return f"row {row}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,7 +29,11 @@ class Problem:
     reason: str
 
     def __str__(self) -> str:
-        return f"row {self.row}, {self.column} = {self.value}: {self.reason}"
+        return self.at(row_place)
+
+    def at(self, place: Callable[[int], str]) -> str:
+        """The problem in one line; `place` names its row."""
+        return f"{place(self.row)}, {self.column} = {self.value}: {self.reason}"
 
 
 @dataclass(slots=True)
@@ -35,7 +44,9 @@ class Problems:
     first: list[Problem] = field(default_factory=list)
     count: int = 0
 
-    def add(self, rows: np.ndarray, column: str, values: Sequence[object], reason: str) -> None:
+    def add(
+        self, rows: np.ndarray | Sequence[int], column: str, values: Sequence[object], reason: str
+    ) -> None:
         """Note that `values[i]` of `column` is illegal in row `rows[i]`."""
         self.count += len(rows)
         shown = [
@@ -44,17 +55,17 @@ class Problems:
         ]
         self.first = sorted(self.first + shown)[: self.keep]
 
-    def message(self, manifest: Path) -> str:
+    def message(self, manifest: Path, place: Callable[[int], str] = row_place) -> str:
         """All that is kept, one line each, under a heading with the count."""
         more = "" if self.count <= len(self.first) else f" (the first {len(self.first)} are shown)"
         noun = "value" if self.count == 1 else "values"
         lines = [f"{manifest}: {self.count} illegal {noun}{more}"]
-        return "\n".join(lines + [f"  {problem}" for problem in self.first])
+        return "\n".join(lines + [f"  {problem.at(place)}" for problem in self.first])
 
-    def raise_if_any(self, manifest: Path) -> None:
+    def raise_if_any(self, manifest: Path, place: Callable[[int], str] = row_place) -> None:
         """Raise ManifestError with the message when there is a problem."""
         if self.count:
-            raise ManifestError(self.message(manifest))
+            raise ManifestError(self.message(manifest, place))
 
 
 def shorten(value: object) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.planning.problems import Problems
+from batchgen.planning.problems import Problems, row_place
 
 
 class RowIds:
@@ -31,8 +31,10 @@ class RowIds:
         chunk = bisect_right(self._starts, row) - 1
         return str(self._chunks[chunk][row - self._starts[chunk]].as_py())
 
-    def report_duplicates(self, problems: Problems) -> None:
-        """Note every row whose id an earlier row has."""
+    def report_duplicates(
+        self, problems: Problems, place: Callable[[int], str] = row_place
+    ) -> None:
+        """Note every row whose id an earlier row has; `place` names that one."""
         ids = pa.chunked_array(self._chunks)
         if pc.count_distinct(ids).as_py() == len(ids):
             return
@@ -43,7 +45,7 @@ class RowIds:
         repeated = [row for row in rows.tolist() if first.setdefault(self.of(row), row) != row]
         for row in repeated[: problems.keep]:
             name = self.of(row)
-            problems.add(np.array([row]), "row_id", [name], f"row {first[name]} has it already")
+            problems.add(np.array([row]), "row_id", [name], f"{place(first[name])} has it already")
         problems.count += len(repeated[problems.keep :])
 
 

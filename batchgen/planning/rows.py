@@ -19,6 +19,7 @@ ROW_ID_RULE = "legal: 1 to 128 characters of A-Z a-z 0-9 . _ -"
 _ROW_ID = r"\A[A-Za-z0-9._-]{1,128}\z"
 _ROW_NUMBER_DIGITS = 8  # fixed: a manifest that grows must not rename its rows
 _INT64_MAX = 2**63 - 1
+_EXACT = {16: 2**11, 32: 2**24, 64: 2**53}  # bits of a float -> whole numbers that it tells apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ class _Batch:
             height=height,
             num_frames=frames,
             requested=requested,
-            fps=self._integers("fps", defaults.fps),
+            fps=self._numbers("fps", defaults.fps),
             num_steps=self._integers("num_steps", defaults.num_steps),
             guidance_scale=self._numbers("guidance_scale", defaults.guidance_scale),
             format=self._formats(frames),
@@ -98,14 +99,29 @@ class _Batch:
         """The column as large_string, int64 or float64; values that do not fit become null."""
         kind: Kind = REQUEST_COLUMNS[name]
         wanted = CANONICAL[kind]
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if kind == "integer" and pa.types.is_floating(column.type):
+            column = self._whole(name, column)
         if pa.types.is_uint64(column.type):
             over = pc.greater(column, pa.scalar(_INT64_MAX, pa.uint64()))
             self._report(over, name, f"legal: {REQUEST_RANGES[name]}", column)
             column = pc.if_else(pc.fill_null(over, False), pa.scalar(None, pa.uint64()), column)
-        if kind == "text" and pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
         column = column.cast(wanted)
         return self._valid_text(name, column) if kind == "text" else column
+
+    def _whole(self, name: str, column: pa.Array) -> pa.Array:
+        """Floats as the integers they stand for (pandas makes a column with gaps float64); values
+        that stand for none become null."""
+        limit = _EXACT[column.type.bit_width]
+        column = column.cast(pa.float64())
+        broken = pc.or_(pc.not_equal(column, pc.trunc(column)), pc.invert(pc.is_finite(column)))
+        vague = pc.greater(pc.abs(column), limit)
+        self._report(broken, name, f"legal: whole numbers {REQUEST_RANGES[name]}", column)
+        reason = f"a column of this type keeps whole numbers up to {limit}; write it as int64"
+        self._report(pc.and_(vague, pc.invert(broken)), name, reason, column)
+        bad = pc.fill_null(pc.or_(broken, vague), False)
+        return pc.if_else(bad, pa.scalar(None, pa.float64()), column).cast(pa.int64())
 
     def _valid_text(self, name: str, column: pa.Array) -> pa.Array:
         """Parquet does not promise UTF-8 in strings, and Arrow does not check it by itself."""

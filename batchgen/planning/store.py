@@ -31,7 +31,7 @@ PLAN_FIELDS: list[tuple[str, pa.DataType]] = [
     ("width", pa.int32()),
     ("height", pa.int32()),
     ("num_frames", pa.int32()),
-    ("fps", pa.int32()),
+    ("fps", pa.float64()),
     ("num_steps", pa.int32()),
     ("guidance_scale", pa.float64()),
     ("guidance_scale_2", pa.float64()),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from batchgen.errors import ConfigError
-from batchgen.media import formats
+from batchgen.media import ffmpeg, formats
 from batchgen.media.durable import digest_file
 
 EXACT = {"png", "frames", "npy"}  # whatever the quality
@@ -57,6 +57,50 @@ def test_equal_frames_give_equal_bytes(name: str, tmp_path: Path) -> None:
         module.write(frames, path, fps=16, quality=8)
         digests.add(digest_file(path)[0])
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_frame_rates_may_be_fractions_and_whole_ones_give_the_bytes_of_integers(
+    name: str, tmp_path: Path
+) -> None:
+    module = formats.get(name)
+    frames = clip(*shapes(name)[-2])
+    digests = {}
+    for number, fps in enumerate((24, 24.0, 23.976)):
+        path = tmp_path / str(number) / f"a{module.EXTENSION}"
+        path.parent.mkdir()
+        module.write(frames, path, fps=fps, quality=8)
+        assert module.read(path).shape == frames.shape
+        digests[number] = digest_file(path)[0]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("fps", "wanted"),
+    [
+        (24, "24"),
+        (8.0, "8"),
+        (23.976, "24000/1001"),
+        (23.98, "24000/1001"),
+        (24 / 1.001, "24000/1001"),
+        (29.97, "30000/1001"),
+        (59.94, "60000/1001"),
+        (12.5, "25/2"),
+        (23.9, "239/10"),
+    ],
+)
+def test_a_frame_rate_becomes_the_fraction_that_is_meant(fps: float, wanted: str) -> None:
+    assert ffmpeg.rate(fps) == wanted
+
+
+def test_the_fraction_stands_in_the_mp4(tmp_path: Path) -> None:
+    """Ticks a second in its media header, ticks of a frame in its table of times."""
+    path = tmp_path / "a.mp4"
+    formats.get("mp4").write(clip(3, 16, 16), path, fps=23.976, quality=8)
+    data = path.read_bytes()
+    header, times = data.index(b"mdhd"), data.index(b"stts")
+    assert int.from_bytes(data[header + 16 : header + 20]) == 24000
+    assert int.from_bytes(data[times + 16 : times + 20]) == 1001
 
 
 @pytest.mark.parametrize("name", sorted(set(ALL) - {"frames"}))

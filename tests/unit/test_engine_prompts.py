@@ -159,6 +159,20 @@ def test_a_long_prompt_is_recorded_under_the_policy_truncate() -> None:
     assert (row.prompt_tokens, row.prompt_truncated, row.error) == (13, True, None)
 
 
+def test_a_negative_prompt_that_is_cut_says_so() -> None:
+    rows = book().encode(
+        [
+            request(0, prompt="short", negative_prompt="much too long"),
+            request(1, prompt="short", negative_prompt="much too long", guidance_scale=1.0),
+        ]
+    )
+    assert [r.prompt_truncated for r in rows] == [False, False]
+    assert [r.negative_prompt_truncated for r in rows] == [True, False]
+    assert [r.negative_prompt_tokens for r in rows] == [13, 0]
+    refused = book(overflow="error").encode([request(0, prompt="a", negative_prompt="b" * 20)])
+    assert str(refused[0].error).startswith("negative prompt has 20 tokens")
+
+
 def test_an_encoder_error_fails_the_rows_of_that_text_alone() -> None:
     rows = book().encode(
         [request(0, prompt="crash"), request(1, prompt="fine"), request(2, negative_prompt="crash")]

@@ -23,7 +23,7 @@ class MediaFormat(Protocol):
 
     EXTENSION: str  # with the dot
 
-    def write(self, frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+    def write(self, frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
         """Encode to `path`, which does not exist yet; quality 0 (smallest) .. 10 (best)."""
 
     def read(self, path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from batchgen.media.formats import png
 EXTENSION = ".frames"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     """Make the folder `path` with 00000.png, 00001.png, ..."""
     path.mkdir()
     for number, frame in enumerate(frames):

@@ -18,7 +18,7 @@ _PALETTE_PIXELS = 200_000  # enough to choose 256 colours; of all pixels it take
 _TRAILER = b"\x3b"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     """Encode uint8 (F, H, W, 3); OSError if the encoder fails."""
     colours = 56 + 20 * quality
     step = math.ceil(math.sqrt(frames.size / 3 / _PALETTE_PIXELS))

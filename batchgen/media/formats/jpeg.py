@@ -12,7 +12,7 @@ from batchgen.media.still import only_frame, read_still
 EXTENSION = ".jpg"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     """Encode uint8 (1, H, W, 3); ValueError for more than one frame."""
     subsampling = 0 if quality >= 8 else 2
     image = Image.fromarray(only_frame(frames, "jpeg"))

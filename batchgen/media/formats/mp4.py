@@ -17,7 +17,7 @@ EXTENSION = ".mp4"
 THREADS = 2  # part of the bytes: x264 cuts its work by the number of threads
 
 
-def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     """Encode uint8 (F, H, W, 3); OSError if the encoder fails."""
     _, height, width, _ = frames.shape
     pixels = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"

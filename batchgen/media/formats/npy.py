@@ -9,7 +9,7 @@ import numpy as np
 EXTENSION = ".npy"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     """Write uint8 (F, H, W, 3) in NumPy's format."""
     with path.open("wb") as file:
         np.lib.format.write_array(file, np.ascontiguousarray(frames), allow_pickle=False)

@@ -13,7 +13,7 @@ EXTENSION = ".png"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     """Encode uint8 (1, H, W, 3); ValueError for more than one frame."""
     Image.fromarray(only_frame(frames, "png")).save(path, format="PNG", compress_level=6)
 

@@ -13,15 +13,16 @@ import numpy as np
 from PIL import Image
 
 EXTENSION = ".webp"
-_NOTE = re.compile(rb"batchgen num_frames=(\d+) fps=(\d+)")
+_NOTE = re.compile(rb"batchgen num_frames=(\d+) fps=([0-9.]+)")
 
 
-def write(frames: np.ndarray, path: Path, *, fps: int, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     """Encode uint8 (F, H, W, 3)."""
     images = [Image.fromarray(frame) for frame in frames]
     ends = [round(1000 * (number + 1) / fps) for number in range(len(frames))]
     durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    note = f"batchgen num_frames={len(frames)} fps={fps}".encode()
+    shown = int(fps) if fps == int(fps) else fps
+    note = f"batchgen num_frames={len(frames)} fps={shown}".encode()
     images[0].save(
         path,
         format="WEBP",
@@ -42,7 +43,7 @@ def read(path: Path) -> np.ndarray:
         note = _NOTE.search(image.info.get("xmp", b""))
         if note is None:
             raise ValueError(f"{path}: the number of frames is not noted in the file")
-        num_frames, fps = int(note[1]), int(note[2])
+        num_frames, fps = int(note[1]), float(note[2])
         shown, ends = [], []
         elapsed = 0
         for number in range(getattr(image, "n_frames", 1)):

@@ -74,7 +74,7 @@ def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: Lab)
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
     nullable = {field.name for field in ROWS if field.nullable}
-    assert nullable == {"guidance_scale_2", "score"}
+    assert nullable == {"guidance_scale_2", "score", "tags", "alias_of"}
     assert not frame[[n for n in ROWS.names if n not in nullable]].isna().any().any()
     assert frame["seed"].dtype == np.int64
     assert frame["seed"].tolist()[:3] == [2**62, 2**62 + 1, 2**62 + 2]

@@ -106,14 +106,29 @@ def test_a_sweep_over_text_makes_legal_ids(build: Build, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("p.md", "a", {}, "cannot read '.md'; legal: .txt, .csv, .jsonl, .parquet"),
+        ("p.md", "a", {}, "cannot read '.md'; legal: .txt, .csv, .tsv, .jsonl, .parquet"),
         ("p", "a", {}, "a file without ending"),
         ("p.txt", "\n \n", {}, "no rows"),
         ("p.csv", "", {}, "first line must name the columns"),
-        ("p.csv", "prompt,seed\na,1\nb,x\n", {}, "Row #3: CSV conversion error to int64"),
-        ("p.csv", "prompt,seed\na,1,2\n", {}, "Expected 2 columns, got 3"),
-        ("p.jsonl", '{"prompt": "a"}\n{"prompt": }\n', {}, "JSON parse error"),
-        ("p.jsonl", '{"prompt": "a", "seed": "x"}\n', {}, "changed from number to string"),
+        ("p.csv", "prompt,seed\na,1\nb,x\n", {}, "line 3, seed = 'x': legal: an integer"),
+        (
+            "p.csv",
+            "prompt,seed\na,1,2\n",
+            {},
+            "line 2: expected 2 columns (prompt, seed), got 3; a cell",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"prompt": }\n',
+            {},
+            "line 2: not JSON: expecting value at character 12",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "seed": "x"}\n',
+            {},
+            "line 1, seed = 'x': legal: an integer without quotes",
+        ),
         ("p.txt", "a", {"seeds": 0}, "--seeds: 0 is out of range"),
         ("p.txt", "a", {"sweeps": {"num_step": "1"}}, "did you mean 'num_steps'"),
         ("p.txt", "a", {"sweeps": {"prompt": "b"}}, "prompt: is not one of"),
@@ -139,7 +154,7 @@ def test_a_missing_source_and_a_target_that_is_the_source_are_refused(tmp_path: 
     with pytest.raises(ManifestError, match="is the source"):
         build_manifest(tmp_path / "rows.parquet", tmp_path / "rows.parquet")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(ManifestError, match="utf-8"):
+    with pytest.raises(ManifestError, match="line 1: byte 0xe9 is not UTF-8"):
         build_manifest(tmp_path / "latin.txt", tmp_path / "out.parquet")
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -128,9 +129,8 @@ def test_build_then_check_then_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_lists_every_bad_row_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("rows.csv").write_text("prompt,num_frames,num_steps\na,8,20\nb,9,0\nc,9,-1\n")
-    assert main(["manifest", "build", "rows.csv", "rows.parquet"]) == 0
-    capsys.readouterr()
+    columns = {"prompt": ["a", "b", "c"], "num_frames": [8, 9, 9], "num_steps": [20, 0, -1]}
+    pq.write_table(pa.table(columns), "rows.parquet")
     assert main(["manifest", "check", "rows.parquet", "--json"]) == 2
     data = last_json(capsys.readouterr().out)
     assert (data["rows"], data["illegal"]) == (3, 2)

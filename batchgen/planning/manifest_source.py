@@ -1,0 +1,73 @@
+"""Reading what a manifest is made from: prompts, a table, JSON lines, Parquet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from batchgen.errors import ManifestError, closest
+from batchgen.planning.cells import Source
+from batchgen.planning.columns import REQUEST_COLUMNS, plain
+from batchgen.planning.manifest import check_columns, open_manifest
+from batchgen.planning.manifest_csv import read_csv
+from batchgen.planning.manifest_json import read_json_lines
+from batchgen.planning.manifest_text import read_text
+from batchgen.planning.textfile import check_utf8
+
+_READERS: dict[str, Callable[[Path], Source]] = {
+    ".txt": read_text,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".jsonl": read_json_lines,
+}
+_PARQUET = (".parquet", ".parq", ".pq")
+SOURCES = (*_READERS, ".parquet")
+
+
+def read_source(path: Path) -> Source:
+    """The rows of a source file or of a folder of Parquet parts. Raises ManifestError naming line,
+    column and value."""
+    if not path.exists():
+        near = closest(path.name, [p.name for p in path.parent.glob("*")])
+        raise ManifestError(f"{path}: no such file{near}")
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix in _PARQUET:
+        return _read_parquet(path)
+    if suffix not in _READERS:
+        raise ManifestError(
+            f"{path}: cannot read {path.suffix or 'a file without ending'!r}; legal: "
+            f"{', '.join(SOURCES)}"
+        )
+    if not path.is_file():
+        raise ManifestError(f"{path}: not a file")
+    try:
+        check_utf8(path)
+        return _READERS[suffix](path)
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_parquet(path: Path) -> Source:
+    manifest = open_manifest(path)
+    extra = [name for name in manifest.columns if name not in REQUEST_COLUMNS]
+    check_columns(manifest, extra)
+    schema = pa.schema([(name, manifest.column_type(name)) for name in manifest.columns])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in manifest.batches(manifest.columns):
+            yield pa.record_batch([_column(path, batch, field) for field in schema], schema=schema)
+
+    return Source(path, pa.Table.from_batches(batches(), schema))
+
+
+def _column(path: Path, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    if field.name not in batch.schema.names:
+        return pa.nulls(len(batch), field.type)
+    try:
+        return plain(batch.column(field.name), field.type)
+    except pa.ArrowInvalid as error:
+        reason = re.split(r"[\n.]", str(error))[0]
+        raise ManifestError(f"{path}: column {field.name!r} is no {field.type}: {reason}") from None
