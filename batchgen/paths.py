@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from batchgen.errors import UsageError
 from batchgen.records import Attempt
 
 RUNS = "outputs"  # below the current folder, where a run is looked for by its name
@@ -175,6 +176,15 @@ def as_typed(run: Path) -> str:
     """RUN on a command line, for a shell: the name of a run in ./outputs, the path of another."""
     run = run.absolute()
     return shlex.quote(run.name if run.parent == Path(RUNS).absolute() else str(run))
+
+
+def at_home(path: str | Path) -> Path:
+    """`path` with a leading `~` or `~user` as the home folder, which shells leave alone in
+    `key=~/x`. Raises UsageError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: there is no home folder for {Path(path).parts[0]}") from error
 
 
 def parse_journal(path: Path) -> Attempt:

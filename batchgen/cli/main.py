@@ -14,6 +14,7 @@ from pathlib import Path
 
 from batchgen import __version__
 from batchgen.cli.result import INTERRUPTED, OK, USAGE, Result
+from batchgen.cli.verbs import NO_MULTIRUN
 from batchgen.errors import BatchgenError, UsageError
 from batchgen.paths import RUNS, as_typed
 
@@ -99,6 +100,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args, left_over = top.parse_known_args(argv)
     taker = next((name for name in ("overrides", "sweeps") if hasattr(args, name)), None)
     words = [word for word in left_over if "=" in word and not word.startswith("-")]
+    if {"-m", "--multirun"} & {*left_over}:
+        top.error(NO_MULTIRUN)
     if len(words) < len(left_over) or (words and taker is None):
         top.error(f"unrecognized arguments: {' '.join(left_over)}")
     if words and taker is not None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, USAGE, Result
-from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.cli.verbs import Verbs, add_verb, path_argument
 from batchgen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,9 +45,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         epilog=BUILD_EPILOG,
     )
     build.add_argument(
-        "source", type=_path, metavar="SOURCE", help=".txt, .csv, .tsv, .jsonl, .parquet"
+        "source", type=path_argument, metavar="SOURCE", help=".txt, .csv, .tsv, .jsonl, .parquet"
     )
-    build.add_argument("out", type=_path, metavar="OUT", help="the manifest to write (.parquet)")
+    build.add_argument(
+        "out", type=path_argument, metavar="OUT", help="the manifest to write (.parquet)"
+    )
     build.add_argument(
         "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
     )
@@ -61,9 +62,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description="Check a manifest and list every illegal value with its row number.",
         epilog=CHECK_EPILOG,
     )
-    check.add_argument("manifest", type=_path, metavar="MANIFEST", help="file or folder of parts")
+    check.add_argument(
+        "manifest", type=path_argument, metavar="MANIFEST", help="file or folder of parts"
+    )
     check.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the job")
-    check.add_argument("--job", type=Path, help="check against this job and its model")
+    check.add_argument("--job", type=path_argument, help="check against this job and its model")
     check.add_argument(
         "--limit", type=int, default=1000, metavar="N", help="list at most N values (default 1000)"
     )
@@ -95,25 +98,15 @@ def handle_check(args: argparse.Namespace) -> Result:
     job = None
     if args.job is not None:
         from batchgen.config.compose import compose_job
+        from batchgen.config.overrides import verbatim
 
-        manifest = f"manifest={_quoted(args.manifest)}"
+        manifest = verbatim("manifest", str(args.manifest.absolute()))
         job = compose_job(args.job, [*args.overrides, manifest]).config
     elif args.overrides:
         raise ConfigError(f"{args.overrides[0]}: overrides belong to a job; add --job JOB")
     report = check_manifest(args.manifest, job, limit=args.limit)
     _print(report)
     return Result(USAGE if report.problems.count else OK, _data(report))
-
-
-def _path(text: str) -> Path:
-    """A path of the command line; an empty one would mean the current folder."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
-    return Path(text)
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path.absolute()).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _print(report: ManifestReport) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
+from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, path_argument
 from batchgen.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--max-gpu-hours", type=float, metavar="X", help="refuse (exit 2) a forecast above X"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the plan as Parquet")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="FILE", help="keep the plan as Parquet"
+    )
     parser.add_argument(
         "--dump-config",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="write tiers, versions, commit, hardware and digests as one JSON file",
     )

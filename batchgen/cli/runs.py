@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from batchgen.errors import RunStateError, closest
-from batchgen.paths import RUNS, RunPaths
+from batchgen.paths import RUNS, RunPaths, at_home
 
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{6}$")
 
@@ -19,10 +19,10 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 
 def find_run(args: argparse.Namespace) -> RunPaths:
     """The run that `args.run` names; raises RunStateError with what there is."""
-    direct = Path(args.run)
+    direct = at_home(args.run)
     if (direct / "run.json").is_file():
         return RunPaths(direct.absolute())
-    root = Path(args.root)
+    root = at_home(args.root)
     runs = {p.parent.name: p.parent for p in root.glob("*/run.json")}
     if not runs:
         raise RunStateError(f"there is no run in {root.absolute()} and {args.run} is not one")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
-from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.cli.verbs import Verbs, add_verb, path_argument
 from batchgen.errors import UsageError
+from batchgen.paths import at_home
 
 if TYPE_CHECKING:
     from batchgen.config.schema import DeviceConfig, SlurmConfig
@@ -49,7 +50,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     init.add_argument("name", metavar="NAME", help="name of the profile: slurm=NAME")
     init.add_argument("--partition", metavar="P", help="(default: the default one, or with GPUs)")
     init.add_argument("--force", action="store_true", help="replace a profile that is there")
-    init.add_argument("--folder", type=Path, default=FOLDER, help="(default: slurm)")
+    init.add_argument("--folder", type=path_argument, default=FOLDER, help="(default: slurm)")
     check = add_verb(
         whats,
         "check",
@@ -73,11 +74,14 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 # --------------------------------------------------------------------------------------------- init
 def handle_init(args: argparse.Namespace) -> Result:
+    from batchgen.config.userfiles import packaged
     from batchgen.runner.clusterinfo import read_cluster
     from batchgen.runner.profiles import choose, profile_text
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
         raise UsageError(f"NAME {args.name!r}: letters, digits and . _ - make a file name")
+    if packaged(f"slurm/{args.name}"):
+        raise UsageError(f"NAME {args.name!r}: is a packaged profile; take another name")
     file: Path = args.folder / f"{args.name}.yaml"
     if file.exists() and not args.force:
         raise UsageError(f"{file} is there already; --force replaces it")
@@ -118,7 +122,7 @@ def handle_check(args: argparse.Namespace) -> Result:
     file = FOLDER / f"{args.profile}.yaml"
     if args.write and not file.is_file():
         raise UsageError(f"--write: there is no {file} below the current folder")
-    checked = check(slurm, Path(args.root), nodes=args.nodes, wait_s=60 * args.wait)
+    checked = check(slurm, at_home(args.root), nodes=args.nodes, wait_s=60 * args.wait)
     _print_findings(checked.findings)
     device = measured_device(slurm, checked.ranks)
     if device is not None:

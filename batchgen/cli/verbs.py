@@ -7,8 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from batchgen.cli.result import Result
+from batchgen.errors import UsageError
+from batchgen.paths import at_home
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
+NO_MULTIRUN = (
+    "there is no --multirun: a sweep is a manifest with every row once for each value: "
+    "batchgen manifest build prompts.txt sweep.parquet num_steps=2,3"
+)
 Handler = Callable[[argparse.Namespace], Result]
 
 
@@ -33,9 +39,20 @@ def add_verb(
     return parser
 
 
+def path_argument(text: str) -> Path:
+    """A path as typed; `~` is home also where the shell leaves it alone, as in `--root=~/runs`. An
+    empty one would mean the current folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
+    try:
+        return at_home(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """JOB, its overrides, and how checkpoints are hashed."""
-    parser.add_argument("job", metavar="JOB", type=Path, help="job file (YAML)")
+    parser.add_argument("job", metavar="JOB", type=path_argument, help="job file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
     parser.add_argument(
         "--hash-weights",

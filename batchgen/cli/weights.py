@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from batchgen.cli.result import OK, Result
-from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.cli.verbs import Verbs, add_verb, path_argument
 
 EPILOG = """\
 examples:
@@ -25,8 +24,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description="Rewrite pickled weights as safetensors; nothing in the pickle is executed.",
         epilog=EPILOG,
     )
-    convert.add_argument("src", metavar="SRC", type=Path, help="file or checkpoint folder")
-    convert.add_argument("dst", metavar="DST", type=Path, help="new file or folder")
+    convert.add_argument("src", metavar="SRC", type=path_argument, help="file or checkpoint folder")
+    convert.add_argument("dst", metavar="DST", type=path_argument, help="new file or folder")
 
 
 def handle_convert(args: argparse.Namespace) -> Result:

@@ -100,7 +100,9 @@ def _resolve_up_limit(job: dict[str, Any]) -> None:
     if isinstance(degree, int) and degree > cap:
         raise ConfigError(f"system.parallel.ulysses: {degree} is above {alias}: {cap}")
     if cap == 1:
-        section["ulysses"] = 1
+        _put(job, "system.parallel.ulysses", 1, alias)
+    elif not isinstance(degree, int):  # nothing splits by Ulysses yet that could be capped
+        raise ConfigError(f"{alias}: {cap} is not served yet; served: 1")
 
 
 def _cache_off(job: dict[str, Any]) -> None:

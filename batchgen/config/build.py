@@ -69,6 +69,29 @@ def leaf_keys(cls: type = JobConfig, where: str = "") -> Iterator[tuple[str, obj
             yield key, hint
 
 
+def hint_of(key: str) -> object | None:
+    """The type of a dotted key, also of an entry of a free mapping; None for what is no leaf."""
+    for leaf, hint in leaf_keys():
+        if key == leaf:
+            return hint
+        if key.startswith(f"{leaf}.") and get_origin(hint) is dict:
+            return _entry(hint, key.removeprefix(f"{leaf}.").split("."))
+    return None
+
+
+def _entry(hint: object, names: list[str]) -> object | None:
+    for _ in names:
+        if get_origin(hint) is not dict:
+            return None
+        hint = get_args(hint)[1]
+    return hint
+
+
+def takes(hint: object, kind: type) -> bool:
+    """Whether a key of type `hint` takes values of `kind` (str, int, float, bool or NoneType)."""
+    return hint is kind or (get_origin(hint) in (Union, types.UnionType) and kind in get_args(hint))
+
+
 def home_of(name: str) -> str | None:
     """The dotted key whose last part is `name`, in the tier where users set it; None if nowhere."""
     homes = [key for key, _ in leaf_keys() if key.rpartition(".")[2] == name]

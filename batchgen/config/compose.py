@@ -1,13 +1,15 @@
 """Hydra composes plain YAML; here it becomes a checked JobConfig.
 
 Groups: `model` (packaged in `conf/model`, own models in `./model`) and `slurm` (packaged, in
-`./slurm`, and in the folder `slurm` beside the job's). Overrides are checked against the schema
-before Hydra sees them, so that a misspelt key is answered with the key that was meant.
+`./slurm`, and in the folder `slurm` beside the job's). A user's files never stand in for packaged
+ones (`userfiles.py`); overrides are checked before Hydra sees them (`overrides.py`).
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,21 +20,22 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from batchgen.config.aliases import COMPOUND, canonical_key, resolve_aliases
-from batchgen.config.build import build, leaf_keys, to_mapping, unknown_key_message
+from batchgen.config.aliases import resolve_aliases
+from batchgen.config.build import build, to_mapping
 from batchgen.config.capability import check_served
+from batchgen.config.overrides import GROUPS, hydra_overrides, key_of, quoted
 from batchgen.config.schema import JobConfig
+from batchgen.config.userfiles import CONF, folder_of, register, source_of
+from batchgen.config.yamlfile import read_yaml
 from batchgen.errors import ConfigError, closest
+from batchgen.paths import at_home
 
-CONF = Path(__file__).parent / "conf"
-GROUPS = ("model", "slurm")
-_STORED = "batchgen-stored"  # name of the file that a stored configuration is composed from
+log = logging.getLogger(__name__)
+_ENTRY = "batchgen-job"  # name of the file that Hydra begins with
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +55,32 @@ def compose_job(job: Path, overrides: Sequence[str] = ()) -> Composed:
     beside the job file, then one folder up; the absolute path is recorded.
     Raises ConfigError naming key, value and legal values.
     """
-    if job.is_dir():
-        raise ConfigError(f"{job}: is a folder, not a job{_jobs_nearby(job / 'x')}")
-    if not job.is_file():
-        raise ConfigError(f"{job}: no such job file{_jobs_nearby(job)}")
-    if job.suffix != ".yaml":
-        raise ConfigError(f"{job}: a job is a file that ends in .yaml")
+    text = _job_text(job)
     folder = job.absolute().parent
-    roots = [Path.cwd(), folder, folder.parent]
-    mapping, hydra = _compose(folder, job.stem, overrides, roots)
+    if job.stem != "base" and (folder / "base.yaml").is_file():
+        log.warning(
+            "%s is not used by %s: `base` is the packaged file, every key with its default; to "
+            "start jobs from your own, give it another name",
+            folder / "base.yaml",
+            job,
+        )
+    roots = [_here(), folder, folder.parent]
+    mapping, hydra = _compose(text, str(job), job.stem, hydra_overrides(overrides), roots)
     mapping["name"] = mapping.get("name") or job.stem
     return _checked(mapping, overrides, hydra, roots)
+
+
+def _job_text(job: Path) -> str:
+    try:
+        if job.is_dir():
+            raise ConfigError(f"{job}: is a folder, not a job{_jobs_nearby(job / 'x')}")
+        if not job.is_file():
+            raise ConfigError(f"{job}: no such job file{_jobs_nearby(job)}")
+    except OSError as error:
+        raise ConfigError(f"{job}: cannot be read: {error.strerror}") from error
+    if job.suffix != ".yaml":
+        raise ConfigError(f"{job}: a job is a file that ends in .yaml")
+    return read_yaml(job)[0]
 
 
 def recompose(
@@ -76,17 +94,15 @@ def recompose(
     the current folder, then where the job's were: `hydra` (`Composed.hydra`) tells, as far as these
     folders are still there. Raises ConfigError.
     """
-    roots = [Path.cwd(), *_places(hydra or {})]
-    given = {override.key_or_group for override in _parse(overrides)}
+    roots = [_here(), *_places(hydra or {})]
+    wanted = hydra_overrides(overrides)
+    given = {key_of(text) for text in wanted}
     chosen = [group for group in GROUPS if group in given]
     kept = {key: value for key, value in resolved.items() if key not in chosen}
     defaults = [{group: "inline" if group == "slurm" else "tiny-wan"} for group in chosen]
-    with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
-        stored = {"defaults": [*defaults, "_self_"], **_literal(kept)}
-        file = Path(folder) / f"{_STORED}.yaml"
-        file.write_text(yaml.safe_dump(stored), encoding="utf-8")
-        mapping, used = _compose(Path(folder), _STORED, overrides, roots)
-    return _checked(mapping, overrides, used, [Path.cwd()])
+    text = _yaml({"defaults": [*defaults, "_self_"], **_literal(kept)})
+    mapping, used = _compose(text, "the stored configuration", "stored", wanted, roots)
+    return _checked(mapping, overrides, used, roots[:1])
 
 
 def write_hydra(composed: Composed, folder: Path) -> None:
@@ -98,35 +114,65 @@ def write_hydra(composed: Composed, folder: Path) -> None:
         "hydra.yaml": {"hydra": composed.hydra},
     }
     for name, content in parts.items():
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(_yaml(content), encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Quotes every text that begins like a number: Hydra reads 1e5 as one, plain YAML does not."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if re.match(r"[-+.\d]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _yaml(content: object) -> str:
+    """YAML that Hydra and every other reader takes for `content`."""
+    return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 # -------------------------------------------------------------------------------------- composing
 def _compose(
-    folder: Path, name: str, overrides: Sequence[str], roots: Sequence[Path]
+    text: str, label: str, name: str, overrides: Sequence[str], roots: Sequence[Path]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The composed job and Hydra's own configuration, as plain mappings."""
-    wanted = _last_of_each_group([_forced(parsed) for parsed in _parse(overrides)])
-    # The packaged folder comes first: a folder of the user's cannot shadow `base` by accident.
-    places = ",".join(_quoted(f"file://{path}") for path in (CONF, *dict.fromkeys(roots)))
+    """The composed job and Hydra's own configuration, as plain mappings.
+
+    `text`: the YAML that Hydra begins with, in a folder of its own, so that nothing lies beside it.
+    `label`: what messages call it.
+    """
+    register()
+    sources = [*(source_of(path) for path in dict.fromkeys(roots)), f"file://{CONF}"]
+    places = ",".join(quoted(source) for source in sources)
     GlobalHydra.instance().clear()  # another use of Hydra in this process is no obstacle
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
             warnings.simplefilter("error", UserWarning)
-            with initialize_config_dir(str(folder), job_name=name, version_base="1.3"):
+            Path(folder, f"{_ENTRY}.yaml").write_text(text, encoding="utf-8")
+            with initialize_config_dir(folder, job_name=name, version_base="1.3"):
                 whole = compose(
-                    name, [f"hydra.searchpath=[{places}]", *wanted], return_hydra_config=True
+                    _ENTRY, [f"hydra.searchpath=[{places}]", *overrides], return_hydra_config=True
                 )
         return _plain_parts(whole)
+    except RecursionError as error:
+        raise ConfigError(f"{label}: its defaults lead back to itself") from error
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, UserWarning) as error:
-        raise ConfigError(_explain(error, _label(folder, name))) from error
+        raise ConfigError(_explain(error, label).replace(_ENTRY, name)) from error
+
+
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current folder is gone; change to another one") from error
 
 
 def _places(hydra: Mapping[str, Any]) -> list[Path]:
     """The folders that a stored search path names and that are there."""
-    listed = [str(place).removeprefix("file://") for place in hydra.get("searchpath") or ()]
-    return [Path(place) for place in listed if Path(place).is_dir() and Path(place) != CONF]
+    listed = [folder_of(str(place)) for place in hydra.get("searchpath") or ()]
+    return [place for place in listed if place.is_dir() and place != CONF]
 
 
 def _plain_parts(whole: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -137,10 +183,6 @@ def _plain_parts(whole: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     job = OmegaConf.to_container(whole, resolve=True, throw_on_missing=True)
     assert isinstance(job, dict) and isinstance(hydra, dict)
     return {str(k): v for k, v in job.items()}, {str(k): v for k, v in hydra.items()}
-
-
-def _label(folder: Path, name: str) -> str:
-    return "the stored configuration" if name == _STORED else str(folder / f"{name}.yaml")
 
 
 def _explain(error: Exception, job: str) -> str:
@@ -157,6 +199,9 @@ def _explain(error: Exception, job: str) -> str:
         return f"{key}: required, but not set in {job} nor on the command line"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     first = lines[0].replace("'++", "'")
+    if first.startswith("Error merging override") and error.__cause__:
+        override = first.removeprefix("Error merging override ").lstrip("+")
+        return f"{override}: {str(error.__cause__).splitlines()[0]}"
     if first.startswith("Ambiguous value"):
         return f"{first}: a list is written key=[a,b], a text with commas \"key='a,b'\""
     return f"{job}: {f'{key}: ' if key else ''}{first}"
@@ -170,6 +215,7 @@ def _checked(
         config,
         manifest=str(_located(config.manifest, roots)),
         model=replace(config.model, weights=_weights(config.model.weights, roots)),
+        output=replace(config.output, root_dir=_root(config.output.root_dir)),
     )
     check_served(config)
     return Composed(config, to_mapping(config), tuple(overrides), hydra)
@@ -179,9 +225,13 @@ def _weights(weights: str, roots: Sequence[Path]) -> str:
     return weights if weights in ("random", "embedded") else str(_located(weights, roots))
 
 
+def _root(folder: str) -> str:
+    return str(at_home(folder)) if folder.startswith("~") else folder
+
+
 def _located(path: str, roots: Sequence[Path]) -> Path:
     """Where a relative path leads: the first root that has it, else the first root."""
-    given = Path(path).expanduser()
+    given = at_home(path)
     found = [root / given for root in roots if (root / given).exists()]
     return Path(os.path.abspath((found or [roots[0] / given])[0]))  # no `..` left in it
 
@@ -200,58 +250,3 @@ def _jobs_nearby(job: Path) -> str:
     names = [str(path) for path in sorted(folder.glob("*.yaml"))] if folder.is_dir() else []
     near = closest(str(job), names)
     return near or (f"; {folder} has {', '.join(names)}" if names else "")
-
-
-# -------------------------------------------------------------------------------------- overrides
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        lines = str(error).strip().splitlines()
-        raise ConfigError(
-            f"an override cannot be read: {lines[0]}; write key=value, and quote a value with "
-            "spaces, commas or =: key='a, b'"
-        ) from error
-    return parsed
-
-
-def _forced(override: Override) -> str:
-    """The override as Hydra gets it: groups as they are, values under `++` once their key is known
-    to the schema (a value may then replace one that no file mentions)."""
-    text, key = str(override.input_line), override.key_or_group
-    if key in GROUPS and not override.is_sweep_override() and not isinstance(override.value(), str):
-        raise ConfigError(f"{text}: {key} takes the name of one of its files")
-    if key in GROUPS or key.startswith("hydra"):
-        return text
-    if override.is_delete():
-        _check_key(key)
-        return text
-    value = text.partition("=")[2]
-    target = canonical_key(key, value)
-    _check_key(target)
-    return f"++{target}={value}"
-
-
-def _last_of_each_group(overrides: Sequence[str]) -> list[str]:
-    """Hydra refuses `slurm=a slurm=b`; for values the last one wins, so let it win here too."""
-    last = {text.partition("=")[0]: i for i, text in enumerate(overrides)}
-    return [
-        text
-        for i, text in enumerate(overrides)
-        if text.partition("=")[0] not in GROUPS or last[text.partition("=")[0]] == i
-    ]
-
-
-def _check_key(key: str) -> None:
-    """Raise ConfigError unless `key` is a leaf of the schema, its parent, or in a mapping."""
-    if key in COMPOUND:
-        return
-    for leaf, hint in leaf_keys():
-        inside_mapping = str(hint).startswith("dict[") and key.startswith(f"{leaf}.")
-        if key == leaf or leaf.startswith(f"{key}.") or inside_mapping:
-            return
-    raise ConfigError(unknown_key_message(key))
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -90,7 +90,7 @@ class ModelSpec:
     text_encoder: TextEncoderSpec = field(default_factory=TextEncoderSpec)
     request_defaults: ModelDefaults  # not `defaults`: Hydra owns that key in a YAML file
     prompt_overflow: Literal["truncate", "error"] = "truncate"
-    media: Literal["video", "image"] = "video"
+    media: Literal["video"] = "video"  # what the families served draw; one frame makes a png
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # "480p 16:9" -> width, height
 
     @property

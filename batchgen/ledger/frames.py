@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from batchgen.errors import RunStateError
 from batchgen.ledger.catalog import COLLECT_KEY, snapshot_table
 from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, at_home
 
 STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")
 _TRIES = 20
@@ -25,7 +25,7 @@ def open_runs(*runs: str | Path) -> pd.DataFrame:
     if not runs:
         raise RunStateError("open_runs needs at least one run folder")
     frames = []
-    for folder in map(Path, runs):
+    for folder in map(at_home, runs):
         frame: pd.DataFrame = _catalog_of(RunPaths(folder)).to_pandas()
         frame.insert(0, "run", folder.resolve().name)
         frames.append(frame)
@@ -35,7 +35,7 @@ def open_runs(*runs: str | Path) -> pd.DataFrame:
 def snapshot(run: str | Path) -> pd.DataFrame:
     """What the catalog would say now, of a run in progress too: plan and journals, never a torn
     row. RunStateError if there is no plan."""
-    frame: pd.DataFrame = snapshot_table(RunPaths(Path(run))).to_pandas()
+    frame: pd.DataFrame = snapshot_table(RunPaths(at_home(run))).to_pandas()
     return frame
 
 
@@ -59,7 +59,7 @@ def waste(run: str | Path) -> pd.Series:
 
     From `catalog/runs.parquet`; RunStateError if the run was not collected yet.
     """
-    path = RunPaths(Path(run)).catalog_runs
+    path = RunPaths(at_home(run)).catalog_runs
     if not path.is_file():
         raise RunStateError(f"{path} is not there; run `batchgen collect {run}` first")
     columns = ["lost_s", "retried_s", "fenced_s", "busy_s"]

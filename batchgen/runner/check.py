@@ -17,6 +17,7 @@ from batchgen.config.schema import SlurmConfig
 from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.runner import scheduler
 from batchgen.runner.executors.slurm import Batch, parameters
+from batchgen.runner.options import check_folder
 from batchgen.runner.probe import Environment, NodeReport, RankReport
 from batchgen.runner.scheduler import SchedulerError
 from batchgen.runner.verdicts import Clock, Finding, judge
@@ -55,6 +56,7 @@ def check(
     """
     word = secrets.token_hex(3)
     folder = root.absolute() / f"slurm-check-{word}"
+    check_folder(slurm.executor, folder)
     folder.mkdir(parents=True)
     write_json(folder / "probe.json", {"nodes": nodes, "slurm": asdict(slurm)})
     probe = _Probe(folder, f"bg-check-{word}", slurm, nodes, say)

@@ -17,6 +17,7 @@ from batchgen.planfile import digest_of
 from batchgen.planning.plan import Plan, make_plan
 from batchgen.planning.provenance import describe, package_versions
 from batchgen.runfile import RunFile
+from batchgen.runner.options import check_folder
 
 
 def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths:
@@ -27,6 +28,7 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     config = composed.config
     root = Path(config.output.root_dir).absolute()
     name = f"{config.tag or config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    check_folder(config.slurm.executor, root)
     draft = RunPaths(root / f".{name}.draft")
     draft.root.mkdir(parents=True)
     try:

@@ -14,6 +14,7 @@ from batchgen.paths import RunPaths
 from batchgen.planning.plan import make_plan, read_costs
 from batchgen.runner import scheduler
 from batchgen.runner.executors import check_profile
+from batchgen.runner.options import check_folder
 from batchgen.runner.scheduler import SchedulerError
 from batchgen.runner.submit import cut
 
@@ -39,6 +40,7 @@ def dry_run(composed: Composed) -> DryRun:
     """
     slurm = composed.config.slurm
     check_profile(slurm)
+    check_folder(slurm.executor, Path(composed.config.output.root_dir).absolute())
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
         make_plan(composed.config, plan)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from batchgen.errors import ConfigError
 
+# A backslash switches off all that begins with `%` in Slurm's file names, and is lost itself; lines
+# of a batch script end where a line ends; a script is UTF-8.
+_NO_SLURM_PATH = re.compile(r"[\\\n\r\0\ud800-\udfff]")
+_NO_SUBMITIT_PATH = re.compile(r"%[jtaA]")  # it puts numbers in their place, with no way around
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # they lead to a cluster, not to a job
 # A site's or a user's defaults: they hold where the profile says nothing.
 DEFAULTS = {
@@ -65,6 +71,22 @@ def check_extra(extra: Mapping[str, object]) -> None:
                 f"slurm.extra.{key}: {value!r} has a `?`, which cannot be joined with what arrays "
                 "of one run wait for; use `,` (all of them)"
             )
+
+
+def check_folder(executor: str, folder: Path) -> None:
+    """Raise ConfigError for a run's folder that what starts its ranks cannot take as it is."""
+    refused = {"slurm": _NO_SLURM_PATH, "local": _NO_SUBMITIT_PATH}.get(executor)
+    if refused is not None and (wrong := refused.search(str(folder))):
+        named = "a backslash" if wrong[0] == "\\" else repr(wrong[0])
+        raise ConfigError(
+            f"{folder}: slurm.executor={executor} cannot start a run below a path with {named} "
+            f"in it; put the run elsewhere: output.root_dir=<folder>"
+        )
+
+
+def as_pattern(folder: Path) -> str:
+    """A folder in a file name pattern of sbatch and srun, where `%j` would be the job's id."""
+    return str(folder).replace("%", "%%")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
 from batchgen.runner.executors import ONE_MACHINE, Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
+from batchgen.runner.options import check_folder
 from batchgen.runner.scheduler import SchedulerError, hosts_in, nodes, patiently, usable_nodes
 
 NOBODY = np.zeros(0, np.int64)
@@ -93,6 +94,7 @@ def submit(
     last = last_submission(run) if settings.last is None else settings.last
     config = build(JobConfig, settings.resolved)
     executor = executor_for(config.slurm)
+    check_folder(config.slurm.executor, run.root)
     patiently(lambda: refuse_if_alive(run), patience_s)
     if settings.replan is None:  # otherwise the plan was looked at before it is replaced
         check_plan(run, header)

@@ -58,6 +58,11 @@ class Executor(Protocol):
 
 
 ONE_MACHINE = ("inline", "local")
+# Keys of a profile that are wishes to a scheduler.
+_SCHEDULERS = (
+    "gres", "mem_gb", "partition", "account", "qos", "constraint", "exclude", "python",
+    "srun_args", "steward_partition", "steward_python", "extra",
+)  # fmt: skip
 
 
 def executor_named(name: str) -> Executor:
@@ -96,9 +101,24 @@ def check_profile(slurm: SlurmConfig) -> None:
             f"slurm.ranks_per_node: {slurm.ranks_per_node} ranks with slurm.executor=inline, which "
             "renders in this one process; legal: 1 (or slurm.executor=local)"
         )
+    _refuse_unheard(slurm)
     if slurm.executor == "slurm":
         check_extra(slurm.extra)
         _refuse_early_signal(slurm)
+
+
+def _refuse_unheard(slurm: SlurmConfig) -> None:
+    """Keys that only a scheduler hears are an error elsewhere: nothing is swallowed."""
+    unheard = {"slurm": (), "local": _SCHEDULERS, "inline": (*_SCHEDULERS, "setup")}
+    for key in unheard[slurm.executor]:
+        value, default = getattr(slurm, key), getattr(SlurmConfig(), key)
+        if value != default:
+            given = list(value) if isinstance(value, tuple) else value
+            raise ConfigError(
+                f"slurm.{key}: {given!r} means nothing to slurm.executor={slurm.executor}, which "
+                f"starts ranks on this machine; choose slurm={slurm.executor}, which leaves out "
+                "what is Slurm's, or a profile with executor: slurm"
+            )
 
 
 def _refuse_early_signal(slurm: SlurmConfig) -> None:

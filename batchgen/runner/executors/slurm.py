@@ -28,7 +28,7 @@ from batchgen.paths import BATCH_FILES, RunPaths
 from batchgen.runfile import read_run
 from batchgen.runner import scheduler
 from batchgen.runner.executors import Job
-from batchgen.runner.options import export_defaults, outside_any_job
+from batchgen.runner.options import as_pattern, export_defaults, outside_any_job
 from batchgen.runner.scheduler import STEWARD, SchedulerError, job_name, names, others, queued
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,8 @@ class Batch:
     def script(self) -> str:
         """The text that sbatch gets: submitit's, by its private way to start a command instead of
         a pickle, in this one place. All ranks of an element print into one file."""
-        output = str(self.folder / ("%A_%a.log" if self.elements > 1 else "%j.log"))
+        name = "%A_%a.log" if self.elements > 1 else "%j.log"
+        output = f"{as_pattern(self.folder)}/{name}"
         given = dict(self.parameters)
         own = {"output": output, "error": output}
         given["additional_parameters"] = {**given["additional_parameters"], **own}
