@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
 
 from batchgen.errors import RunStateError
 from batchgen.paths import RunPaths
@@ -39,14 +40,48 @@ class RunFile:
 
 def read_run(run: RunPaths) -> RunFile:
     """The header of `run`; raises RunStateError when there is none or it is of another schema."""
-    try:
-        fields = json.loads(run.run_json.read_text())
-    except FileNotFoundError:
-        raise RunStateError(f"{run.root} is not a run folder: it has no run.json") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunStateError(f"{run.run_json} is damaged: {error}") from None
+    fields = read_control(run.run_json)
+    if fields is None:
+        raise RunStateError(f"{run.root} is not a run folder: it has no run.json")
     if fields.get("schema") != SCHEMA:
         raise RunStateError(
             f"{run.run_json}: schema {fields.get('schema')!r}; this version reads {SCHEMA}"
         )
-    return RunFile(**fields)
+    return parse_header(fields, run.run_json)
+
+
+def parse_header(fields: dict[str, Any], path: Path) -> RunFile:
+    """The header in `fields`, read from `path`. Keys of later versions are ignored; RunStateError
+    if one is missing or of another kind."""
+    kinds = {name: get_origin(hint) or hint for name, hint in get_type_hints(RunFile).items()}
+    known = {name: value for name, value in fields.items() if name in kinds}
+    for name, value in known.items():
+        wanted = (int, float) if kinds[name] is float else kinds[name]
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise _damaged(path, f"{name} is {type(value).__name__}, not {kinds[name].__name__}")
+    try:
+        return RunFile(**known)
+    except TypeError as error:
+        raise _damaged(path, str(error).removeprefix("RunFile.__init__() ")) from None
+
+
+def read_control(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a small file of a run folder; None if there is no such file. RunStateError
+    with path and reason if it cannot be read or is damaged."""
+    try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise _damaged(path, "it is not a file")
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunStateError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise _damaged(path, str(error) or "it is too large") from None
+    if not isinstance(found, dict):
+        raise _damaged(path, f"it holds {type(found).__name__}, not an object")
+    return found
+
+
+def _damaged(path: Path, reason: str) -> RunStateError:
+    return RunStateError(f"{path} is damaged: {reason}")

@@ -66,11 +66,19 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_resume(args: argparse.Namespace) -> Result:
     from batchgen.runner.resume import prepare_resume
 
-    run = find_run(args)
+    run = _writable_run(args)
     if done := _mend(run):
         return _mended(args, run, done)
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
     return _go_on(args, run, settings, None)
+
+
+def _writable_run(args: argparse.Namespace) -> RunPaths:
+    from batchgen.runner.create import refuse_unwritable
+
+    run = find_run(args)
+    refuse_unwritable(run)
+    return run
 
 
 def _mend(run: RunPaths) -> str:
@@ -104,7 +112,7 @@ def handle_retry(args: argparse.Namespace) -> Result:
     from batchgen.ledger.winners import missing_rows
     from batchgen.runner.resume import prepare_resume
 
-    run = find_run(args)
+    run = _writable_run(args)
     rows = _named_rows(run, args.rows.split(",")) if args.rows else missing_rows(run).failed
     settings = prepare_resume(run, args.overrides, rerender_changed=False)
     return _go_on(args, run, settings, rows)
@@ -119,6 +127,7 @@ def _go_on(
 
     named = ["--rows", args.rows] if args.verb == "retry" and args.rows else []
     note_launch(run, settings.resolved, [args.verb, *named, *args.overrides])
+    args.at_stake = True
     try:
         if not args.detach:
             return drive_to_end(run, settings, rows)

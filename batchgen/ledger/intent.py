@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import from_plain
@@ -23,7 +24,9 @@ from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
+from batchgen.runfile import read_control
 
+T = TypeVar("T")
 SCHEMA = 1
 _FENCES = "*.accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
@@ -77,20 +80,21 @@ def submission_numbers(run: RunPaths) -> list[int]:
     """Numbers taken so far, with or without an intent, in order."""
     if not run.submissions.is_dir():
         return []
-    return sorted(int(p.name) for p in run.submissions.iterdir() if p.name.isdigit())
+    return sorted(int(p.name) for p in run.submissions.iterdir() if p.name.isdecimal())
 
 
 def read_intent(run: RunPaths, number: int) -> Intent | None:
     """The intent of a submission; None if a crash came before it was written."""
-    path = run.intent(number)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        return from_plain(Intent, json.loads(data))
-    except ValueError as error:
-        raise RunStateError(f"{path} cannot be read: {error}") from error
+    return _read(Intent, run.intent(number))
+
+
+def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
+    """The resolved configuration that a submission was begun under; RunStateError if it is none."""
+    with suppress(ValueError, TypeError, KeyError):
+        config: dict[str, Any] = json.loads(intent.config)
+        if isinstance(config["slurm"]["executor"], str):
+            return config
+    raise RunStateError(f"{run.intent(intent.number)} is damaged: its config is no configuration")
 
 
 def last_intent(run: RunPaths) -> Intent | None:
@@ -113,10 +117,15 @@ def last_render(run: RunPaths) -> Intent | None:
 
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
     """What this restart of a task wrote down; None for a first start."""
+    return _read(Fence, run.acceptance(attempt))
+
+
+def _read(kind: type[T], path: Path) -> T | None:
+    found = read_control(path)
     try:
-        return from_plain(Fence, json.loads(run.acceptance(attempt).read_bytes()))
-    except FileNotFoundError:
-        return None
+        return None if found is None else from_plain(kind, found)
+    except ValueError as error:
+        raise RunStateError(f"{path} cannot be read: {error}") from None
 
 
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from batchgen.media.durable import sync_folder, write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext, key_context
 from batchgen.planning.plan import make_plan, read_keys, read_plan
-from batchgen.runfile import RunFile, read_run
+from batchgen.runfile import RunFile, read_control, read_run
 from batchgen.runner.create import dump_hydra, header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
 from batchgen.runner.submit import Replan, Settings
@@ -109,11 +108,10 @@ def _replan(
 
 def finish_replan(run: RunPaths) -> None:
     """Bring plan and run.json together again after a crash between the two: the plan decides."""
-    try:
-        new = json.loads(run.next_run_json.read_text())
-    except FileNotFoundError:
+    new = read_control(run.next_run_json)
+    if new is None:
         return
-    if new["plan_id"] == read_plan(run.plan).plan_id:
+    if new.get("plan_id") == read_plan(run.plan).plan_id:
         os.replace(run.next_run_json, run.run_json)
     else:
         run.next_run_json.unlink()
