@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -88,11 +88,28 @@ FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # the same again however often 
 def reason_of(error: OSError) -> str:
     """`path: reason` of an error of the system; the reason alone where it names no path."""
     names = [n for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
-    reason = error.strerror or str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error)
     if not names:
         return reason
     found = next(filter(None, (obstacle(Path(os.fsdecode(name))) for name in names)), "")
     return f"{' -> '.join(map(os.fsdecode, names))}: {found or reason}"
+
+
+@contextmanager
+def naming(paths: Mapping[str, str | os.PathLike[str] | None]) -> Iterator[None]:
+    """An error of the system about one of `paths` (name of an option or a key -> path), or about
+    something in it, becomes a UsageError that says which of them it is."""
+    try:
+        yield
+    except OSError as error:
+        about = [(len(str(path)), name, path) for name, path in paths.items() if path]
+        for _, name, path in sorted(about, reverse=True):
+            if str(path) in str(error):
+                reason = reason_of(error)
+                if not error.filename:  # pyarrow's
+                    reason = f"{path}: {obstacle(Path(path)) or reason}"
+                raise UsageError(f"{name}: {reason}") from error
+        raise
 
 
 def obstacle(path: Path) -> str:

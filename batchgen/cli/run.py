@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
-from batchgen.errors import Told
+from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, folder_of
+from batchgen.errors import Told, naming
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
@@ -184,11 +184,16 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
         max_array_size()  # whether Slurm answers, before anything is made
     if args.verb == "submit":
         refuse_inline(settings, "submit")
-    if composed.config.model.weights not in ("random", "embedded"):
-        from batchgen.engine.weights import check_weights  # torch: only where tensors are checked
+    config = composed.config
+    weights = folder_of(config.model.weights)
+    with naming({"manifest": config.manifest, "model.weights": weights}):
+        if weights is not None:
+            from batchgen.engine.weights import (
+                check_weights,  # torch: only where tensors are checked
+            )
 
-        check_weights(composed.config.model)
-    run = create_run(composed, hash_weights=args.hash_weights)
+            check_weights(config.model)
+        run = create_run(composed, hash_weights=args.hash_weights)
     args.made, args.at_stake = str(run.root), True
     note_launch(run, settings.resolved, [args.verb, str(args.job), *args.overrides])
     return run, settings

@@ -35,7 +35,10 @@ def jobs_of(run: RunPaths, number: int) -> list[Job]:
     try:
         return [from_plain(Job, fields) for fields in found["jobs"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise RunStateError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+        raise RunStateError(
+            f"{path} is damaged ({type(error).__name__}: {error}); once nothing of the run is at "
+            "work, delete it"
+        ) from None
 
 
 def last_submission(run: RunPaths) -> int:
