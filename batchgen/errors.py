@@ -13,12 +13,16 @@ BatchgenError
   KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
   SickNode              row after row of an attempt failed; it ends and leaves the rest
+Told                    a signal ends this process (no Exception, as KeyboardInterrupt)
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class BatchgenError(Exception):
@@ -75,7 +79,55 @@ class SickNode(BatchgenError):
     and the rest is left for others."""
 
 
+class Told(KeyboardInterrupt):
+    """A signal told this process to end. `going_on`: what of its work goes on, and how to follow
+    it; empty where nothing does."""
+
+    def __init__(self, name: str, going_on: str = "") -> None:
+        super().__init__(name)
+        self.name, self.going_on = name, going_on
+
+
 FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # the same again however often it is tried
+
+
+def reason_of(error: OSError) -> str:
+    """`path: reason` of an error of the system; the reason alone where it names no path."""
+    names = [n for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if not names:
+        return reason
+    found = next(filter(None, (obstacle(Path(os.fsdecode(name))) for name in names)), "")
+    return f"{' -> '.join(map(os.fsdecode, names))}: {found or reason}"
+
+
+@contextmanager
+def naming(paths: Mapping[str, str | os.PathLike[str] | None]) -> Iterator[None]:
+    """An error of the system about one of `paths` (name of an option or a key -> path), or about
+    something in it, becomes a UsageError that says which of them it is."""
+    try:
+        yield
+    except OSError as error:
+        about = [(len(str(path)), name, path) for name, path in paths.items() if path]
+        for _, name, path in sorted(about, reverse=True):
+            if str(path) in str(error):
+                reason = reason_of(error)
+                if not error.filename:  # pyarrow's
+                    reason = f"{path}: {obstacle(Path(path)) or reason}"
+                raise UsageError(f"{name}: {reason}") from error
+        raise
+
+
+def obstacle(path: Path) -> str:
+    """What stands where `path` needs a folder: a link that leads nowhere, or a file; empty if
+    neither does."""
+    for each in (path, *path.parents):
+        with suppress(OSError):
+            if each.is_symlink() and not each.exists():
+                return f"{each} is a link to {os.readlink(each)}, which is not there"
+            if each != path and each.exists() and not each.is_dir():
+                return f"{each} is no folder"
+    return ""
 
 
 def closest(name: str, legal: Iterable[str]) -> str:

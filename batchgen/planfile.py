@@ -92,8 +92,9 @@ def check_plan(run: RunPaths, header: RunFile, *, whole: bool = True) -> None:
 def is_next_plan(run: RunPaths) -> bool:
     """Whether a replan was cut off after its plan came and before its run.json did."""
     try:
-        return not _difference(run.plan, read_header(run.next_run_json), whole=True)
-    except (FileNotFoundError, RunStateError):
+        new = read_header(run.next_run_json)
+        return new is not None and not _difference(run.plan, new, whole=True)
+    except RunStateError:
         return False
 
 

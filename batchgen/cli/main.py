@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batchgen import __version__
-from batchgen.cli.result import INTERRUPTED, OK, USAGE, Result
+from batchgen.cli.result import INTERRUPTED, ROWS_LEFT, USAGE, Result
+from batchgen.cli.streams import answer_signals, survive_streams
 from batchgen.cli.verbs import NO_MULTIRUN
-from batchgen.errors import BatchgenError, UsageError
+from batchgen.errors import BatchgenError, Told, UsageError, reason_of
 from batchgen.paths import RUNS, as_typed
 
 VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights", "bench", "slurm")
@@ -74,24 +75,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": "usage", "exit_code": USAGE}))
         raise
     try:
+        _refuse_lost_folder()
         result: Result = args.handler(args)
         if args.json:
             print(json.dumps(result.data, default=str))
         sys.stdout.flush()
+    except Told as told:
+        return _ended(args, INTERRUPTED, f"ended by {told.name}{told.going_on or _to_go_on(args)}")
     except KeyboardInterrupt:
         return _ended(args, INTERRUPTED, f"interrupted{_to_go_on(args)}")
     except UsageError as error:
         return _ended(args, USAGE, str(error))
     except BatchgenError as error:
-        kept = f"; the run is kept{_to_go_on(args)}" if getattr(args, "made", None) else ""
-        return _ended(args, 1, f"{error}{kept}")
-    except BrokenPipeError:  # whoever read this has seen enough: `batchgen status latest | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+        return _ended(args, ROWS_LEFT, f"{error}{_kept(args)}")
+    except OSError as error:  # a path that cannot be read or written
+        code = ROWS_LEFT if getattr(args, "at_stake", False) else USAGE
+        return _ended(args, code, f"{reason_of(error)}{_kept(args)}")
     except Exception as error:
         traceback.print_exc()
-        return _ended(args, 1, f"{type(error).__name__}: {error}")
+        return _ended(args, ROWS_LEFT, f"{type(error).__name__}: {error}")
     return result.exit_code
+
+
+def _refuse_lost_folder() -> None:
+    """Raise UsageError where the current folder is gone: no path that is typed leads anywhere."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the current folder is gone ({error.strerror}): change to one that is there"
+        ) from None
+
+
+def _kept(args: argparse.Namespace) -> str:
+    """What became of the run that `run` or `submit` made before an error."""
+    return f"; the run is kept{_to_go_on(args)}" if getattr(args, "made", None) else ""
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -133,4 +151,12 @@ def _ended(args: argparse.Namespace, code: int, message: str) -> int:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main())
+    survive_streams()
+    answer_signals()
+    try:
+        code = main()
+    except KeyboardInterrupt:  # before its verb was known
+        code = INTERRUPTED
+    finally:
+        sys.stdout.flush()
+    sys.exit(code)

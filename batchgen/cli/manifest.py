@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, USAGE, Result
 from batchgen.cli.verbs import Verbs, add_verb, path_argument
-from batchgen.errors import ConfigError
+from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
     from batchgen.planning.manifest_check import ManifestReport
@@ -84,7 +84,8 @@ def handle_build(args: argparse.Namespace) -> Result:
         if column in sweeps:
             raise ConfigError(f"{column}: is swept twice; write one sweep with all its values")
         sweeps[column] = values
-    built = build_manifest(args.source, args.out, seeds=args.seeds, sweeps=sweeps)
+    with naming({"SOURCE": args.source, "OUT": args.out}):
+        built = build_manifest(args.source, args.out, seeds=args.seeds, sweeps=sweeps)
     factor = built.rows // built.source_rows
     times = f" ({built.source_rows:,} x {factor})" if factor > 1 else ""
     print(f"{built.path}: {built.rows:,} rows{times}, columns {', '.join(built.columns)}")
@@ -104,7 +105,8 @@ def handle_check(args: argparse.Namespace) -> Result:
         job = compose_job(args.job, [*args.overrides, manifest]).config
     elif args.overrides:
         raise ConfigError(f"{args.overrides[0]}: overrides belong to a job; add --job JOB")
-    report = check_manifest(args.manifest, job, limit=args.limit)
+    with naming({"MANIFEST": args.manifest}):
+        report = check_manifest(args.manifest, job, limit=args.limit)
     _print(report)
     return Result(USAGE if report.problems.count else OK, _data(report))
 

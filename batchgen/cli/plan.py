@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, path_argument
-from batchgen.errors import ConfigError
+from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, folder_of, path_argument
+from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,18 +64,31 @@ def handle_plan(args: argparse.Namespace) -> Result:
             raise ConfigError(f"{option}: {target.parent} is not a folder")
     composed = compose_job(args.job, args.overrides)
     check_profile(composed.config.slurm)
-    with tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
+    with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
         plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)
     _print(composed, plan, predicted)
     if args.dump_config:
-        _dump(args.dump_config, composed, plan)
+        with _naming(composed, args):
+            _dump(args.dump_config, composed, plan)
     limit = args.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
             f"the forecast of {_forecast(predicted)} is above --max-gpu-hours {limit:g}"
         )
     return Result(OK, _data(composed, plan, predicted, args.out))
+
+
+def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextManager[None]:
+    config = composed.config
+    return naming(
+        {
+            "manifest": config.manifest,
+            "model.weights": folder_of(config.model.weights),
+            "--out": args.out,
+            "--dump-config": args.dump_config,
+        }
+    )
 
 
 def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Plan, Forecast]:
@@ -91,10 +105,11 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
 
 
 def _dump(target: Path, composed: Composed, plan: Plan) -> None:
+    from batchgen.media.durable import write_bytes_atomic
     from batchgen.planning.provenance import describe
 
     text = json.dumps(describe(composed, plan), indent=2, ensure_ascii=False)
-    target.write_text(text + "\n", encoding="utf-8")
+    write_bytes_atomic(target, f"{text}\n".encode())
     print(f"configuration written to {target}")
 
 

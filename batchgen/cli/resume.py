@@ -67,13 +67,21 @@ def handle_resume(args: argparse.Namespace) -> Result:
     from batchgen.runner.manifest_news import manifest_news
     from batchgen.runner.resume import prepare_resume
 
-    run = find_run(args)
+    run = _writable_run(args)
     if done := _mend(run):
         return _mended(args, run, done)
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
     if settings.replan is None and (news := manifest_news(run)):  # a replan has compared it
         print(news, flush=True)
     return _go_on(args, run, settings, None)
+
+
+def _writable_run(args: argparse.Namespace) -> RunPaths:
+    from batchgen.runner.create import refuse_unwritable
+
+    run = find_run(args)
+    refuse_unwritable(run)
+    return run
 
 
 def _mend(run: RunPaths) -> str:
@@ -107,7 +115,7 @@ def handle_retry(args: argparse.Namespace) -> Result:
     from batchgen.ledger.winners import missing_rows
     from batchgen.runner.resume import prepare_resume
 
-    run = find_run(args)
+    run = _writable_run(args)
     rows = _named_rows(run, args.rows.split(",")) if args.rows else missing_rows(run).failed
     settings = prepare_resume(run, args.overrides, rerender_changed=False)
     return _go_on(args, run, settings, rows)
@@ -123,6 +131,7 @@ def _go_on(
     from batchgen.runner.submit import submit
 
     named = ["--rows", args.rows] if args.verb == "retry" and args.rows else []
+    args.at_stake = True
     try:
         if settings.replan is not None:
             check_tensors(build(JobConfig, settings.resolved))

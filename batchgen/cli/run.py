@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
+from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, folder_of
+from batchgen.errors import Told, naming
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
@@ -68,7 +71,7 @@ def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = No
     from batchgen.cli.progress import progress_bar
     from batchgen.runner.steward import drive
 
-    with progress_bar() as watch:
+    with _going_on(run, settings.executor), progress_bar() as watch:
         summary = drive(run, settings, watch, rows)
     return summary_result(run, summary)
 
@@ -80,9 +83,27 @@ def wait_to_end(run: RunPaths) -> Result:
     from batchgen.ledger.catalog import collect
     from batchgen.runner.steward import wait
 
-    with progress_bar() as watch:
+    with _going_on(run, "slurm"), progress_bar() as watch:
         wait(run, watch)
     return summary_result(run, collect(run))
+
+
+@contextmanager
+def _going_on(run: RunPaths, executor: str) -> Iterator[None]:
+    """Says, where a signal ends this process alone, that its ranks go on and how to follow them."""
+    from batchgen.runner.jobs import last_submission
+
+    try:
+        yield
+    except Told as told:
+        if executor == "inline" or not last_submission(run):
+            raise
+        name = as_typed(run.root)
+        raise Told(
+            told.name,
+            f"; its ranks go on: see `batchgen status {name} --watch`, end them with `batchgen "
+            f"cancel {name}`; what is left then, and the catalog: `batchgen resume {name}`",
+        ) from None
 
 
 def handle_submit(args: argparse.Namespace) -> Result:
@@ -172,8 +193,10 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
         max_array_size()  # whether Slurm answers, before anything is made
     if args.verb == "submit":
         refuse_inline(settings, "submit")
-    check_tensors(composed.config)
-    run = create_run(composed, hash_weights=args.hash_weights)
-    args.made = str(run.root)
+    config = composed.config
+    with naming({"manifest": config.manifest, "model.weights": folder_of(config.model.weights)}):
+        check_tensors(config)
+        run = create_run(composed, hash_weights=args.hash_weights)
+    args.made, args.at_stake = str(run.root), True
     note_launch(run, settings.resolved, [args.verb, str(args.job), *args.overrides])
     return run, settings

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
-from batchgen.errors import RunStateError, closest
+from batchgen.errors import RunStateError, closest, reason_of
 from batchgen.paths import RUNS, RunPaths, at_home
 
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{6}$")
@@ -20,14 +22,17 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 def find_run(args: argparse.Namespace) -> RunPaths:
     """The run that `args.run` names; raises RunStateError with what there is."""
     direct = at_home(args.run)
-    if (direct / "run.json").is_file():
-        return RunPaths(direct.absolute())
+    try:
+        if _is_run(direct):
+            return RunPaths(direct.absolute())
+    except OSError as error:
+        raise RunStateError(f"RUN {args.run!r}: {error.strerror}") from None
     root = at_home(args.root)
-    runs = {p.parent.name: p.parent for p in root.glob("*/run.json")}
+    runs = _runs_in(root)
     if not runs:
         raise RunStateError(f"there is no run in {root.absolute()} and {args.run} is not one")
     if args.run == "latest":
-        newest = max(runs.values(), key=lambda p: (_stamp(p), (p / "run.json").stat().st_mtime))
+        newest = max(runs.values(), key=lambda p: (_stamp(p), os.lstat(p / "run.json").st_mtime))
         return RunPaths(newest.absolute())
     matching = sorted(name for name in runs if name.startswith(args.run))
     if len(matching) == 1:
@@ -35,6 +40,29 @@ def find_run(args: argparse.Namespace) -> RunPaths:
     if matching:
         raise RunStateError(f"{args.run!r} fits several runs: {', '.join(matching[:10])}")
     raise RunStateError(f"no run {args.run!r} in {root.absolute()}{closest(args.run, runs)}")
+
+
+def _runs_in(root: Path) -> dict[str, Path]:
+    """Runs below `root` by name; RunStateError if it cannot be looked into."""
+    try:
+        listed = list(root.iterdir()) if root.is_dir() else []
+    except OSError as error:
+        raise RunStateError(f"--root: {reason_of(error)}") from None
+    found = {}
+    for path in listed:
+        with suppress(OSError):  # somebody else's, closed to us
+            if _is_run(path) and not path.name.startswith("."):  # one that is being made
+                found[path.name] = path
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether it holds a run.json, of whatever kind."""
+    try:
+        os.lstat(folder / "run.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _stamp(folder: Path) -> str:

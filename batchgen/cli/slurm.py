@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.verbs import Verbs, add_verb, path_argument
-from batchgen.errors import UsageError
+from batchgen.errors import UsageError, naming
 from batchgen.paths import at_home
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 # --------------------------------------------------------------------------------------------- init
 def handle_init(args: argparse.Namespace) -> Result:
     from batchgen.config.userfiles import packaged
+    from batchgen.media.durable import write_bytes_atomic
     from batchgen.runner.clusterinfo import read_cluster
     from batchgen.runner.profiles import choose, profile_text
 
@@ -87,8 +88,9 @@ def handle_init(args: argparse.Namespace) -> Result:
         raise UsageError(f"{file} is there already; --force replaces it")
     info = read_cluster()
     choice = choose(info, args.partition)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(profile_text(args.name, info, choice), encoding="utf-8")
+    with naming({"--folder": file.parent}):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(file, profile_text(args.name, info, choice).encode())
     _print_choice(choice)
     print(f"\nwritten   {file}\nnext      batchgen slurm check {args.name}")
     data = {
@@ -122,7 +124,8 @@ def handle_check(args: argparse.Namespace) -> Result:
     file = FOLDER / f"{args.profile}.yaml"
     if args.write and not file.is_file():
         raise UsageError(f"--write: there is no {file} below the current folder")
-    checked = check(slurm, at_home(args.root), nodes=args.nodes, wait_s=60 * args.wait)
+    with naming({"--root": args.root}):
+        checked = check(slurm, at_home(args.root), nodes=args.nodes, wait_s=60 * args.wait)
     _print_findings(checked.findings)
     device = measured_device(slurm, checked.ranks)
     if device is not None:
@@ -161,6 +164,7 @@ def _print_findings(findings: tuple[Finding, ...]) -> None:
 
 
 def _give_figures(device: DeviceConfig, file: Path | None) -> None:
+    from batchgen.media.durable import write_bytes_atomic
     from batchgen.runner.verdicts import device_block, with_device
 
     if file is None:
@@ -168,7 +172,8 @@ def _give_figures(device: DeviceConfig, file: Path | None) -> None:
             f"\nMeasured, for the profile (--write puts it there):\n{device_block(device)}", end=""
         )
         return
-    file.write_text(with_device(file.read_text(encoding="utf-8"), device), encoding="utf-8")
+    with naming({"--write": file}):
+        write_bytes_atomic(file, with_device(file.read_text(encoding="utf-8"), device).encode())
     print(f"\nThe measured device figures are in {file}")
 
 

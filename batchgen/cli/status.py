@@ -10,6 +10,7 @@ from pathlib import Path
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
+from batchgen.cli.streams import reader_is_gone
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
@@ -71,6 +72,8 @@ def handle_status(args: argparse.Namespace) -> Result:
     asked = time.monotonic()
     while args.watch and _goes_on(run, status, view):
         _redraw(_lines(run, status, view))
+        if reader_is_gone():
+            break
         time.sleep(WATCH_S)
         if view is not None and time.monotonic() - asked > QUEUE_WATCH_S:
             view, asked = look(run), time.monotonic()

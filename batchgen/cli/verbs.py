@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,3 +61,8 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
         default="sampled",
         help="how checkpoint files enter the row keys (default: sampled)",
     )
+
+
+def folder_of(weights: str) -> str | None:
+    """The folder that `model.weights` names once composed; None where it is a word."""
+    return weights if os.path.isabs(weights) else None

@@ -6,6 +6,7 @@ import argparse
 
 from batchgen.cli.result import OK, Result
 from batchgen.cli.verbs import Verbs, add_verb, path_argument
+from batchgen.errors import naming
 
 EPILOG = """\
 examples:
@@ -31,7 +32,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_convert(args: argparse.Namespace) -> Result:
     from batchgen.engine.weights import convert_weights
 
-    written = convert_weights(args.src, args.dst)
+    with naming({"SRC": args.src, "DST": args.dst}):
+        written = convert_weights(args.src, args.dst)
     for file in written:
         print(file)
     return Result(OK, {"written": [str(file) for file in written]})

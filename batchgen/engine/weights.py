@@ -7,11 +7,13 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
@@ -85,13 +87,28 @@ def convert_weights(src: Path, dst: Path) -> list[Path]:
     and for a target that exists."""
     if not src.exists():
         raise WeightsError(f"{src}: there is no such file or folder")
-    if dst.exists():
+    if os.path.lexists(dst):
         raise WeightsError(f"{dst}: exists already; give a new name")
-    if src.is_file():
-        return [_convert_file(src, dst)]
-    if not any(path.suffix in PICKLED for path in src.rglob("*")):
+    if src.is_dir() and not any(path.suffix in PICKLED for path in src.rglob("*")):
         raise WeightsError(f"{src}: holds no {', '.join(PICKLED)} file to convert")
-    return [_convert_entry(src, path, dst) for path in sorted(src.rglob("*")) if path.is_file()]
+    if src.is_file() and (src.suffix not in PICKLED or dst.suffix != ".safetensors"):
+        kinds = ", ".join(PICKLED)
+        raise WeightsError(f"{src} -> {dst}: converts a {kinds} file to a .safetensors file")
+    draft = dst.with_name(f".{dst.name}.{os.getpid()}")
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        if src.is_file():
+            written = [_convert_file(src, draft)]
+        else:
+            files = [path for path in sorted(src.rglob("*")) if path.is_file()]
+            written = [_convert_entry(src, path, draft) for path in files]
+        os.replace(draft, dst)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):
+            draft.unlink()
+        raise
+    return [dst / path.relative_to(draft) for path in written]
 
 
 def _convert_entry(src: Path, path: Path, dst: Path) -> Path:
@@ -119,14 +136,12 @@ def _safetensors_name(name: str) -> str:
 
 
 def _convert_file(src: Path, dst: Path) -> Path:
-    if src.suffix not in PICKLED or dst.suffix != ".safetensors":
-        kinds = ", ".join(PICKLED)
-        raise WeightsError(f"{src} -> {dst}: converts a {kinds} file to a .safetensors file")
     tensors = _read_pickled(src)
     dst.parent.mkdir(parents=True, exist_ok=True)
-    temporary = dst.with_name(f".{dst.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    os.replace(temporary, dst)
+    try:
+        save_file(tensors, dst, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise WeightsError(f"{dst.parent}: {dst.name} cannot be written: {error}") from error
     return dst
 
 

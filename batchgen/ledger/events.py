@@ -166,6 +166,7 @@ _KINDS: dict[str, type[Any]] = {
     "end": End,
 }
 _NAMES = {cls: kind for kind, cls in _KINDS.items()}
+_SCALARS = (int, str, bool)
 _FIRST = ("row_index", "status", "row_key", "alone")
 
 
@@ -235,10 +236,10 @@ def from_plain(cls: type[T], plain: dict[str, Any]) -> T:
     if not isinstance(plain, dict):
         raise ValueError(f"{cls.__name__}: {type(plain).__name__} where fields are expected")
     hints = _hints(cls)  # type: ignore[arg-type]
-    known = {name: _restore(hints[name], item) for name, item in plain.items() if name in hints}
     try:
+        known = {name: _restore(hints[name], item) for name, item in plain.items() if name in hints}
         return cls(**known)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:  # absent, or of another kind
         raise ValueError(f"{cls.__name__}: {error}") from error
 
 
@@ -263,4 +264,6 @@ def _restore(hint: Any, value: Any) -> Any:
     if origin is dict:
         key, item = typing.get_args(hint)
         return {key(name): _restore(item, part) for name, part in value.items()}
+    if hint in _SCALARS and type(value) is not hint:
+        raise ValueError(f"{value!r:.60} where {hint.__name__} is expected")
     return value

@@ -25,6 +25,7 @@ from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
+from batchgen.runfile import read_control
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -82,18 +83,22 @@ def submission_numbers(run: RunPaths) -> list[int]:
     """Numbers taken so far, with or without an intent, in order; also those whose folder is gone
     but not their journals."""
     folders = run.submissions.iterdir() if run.submissions.is_dir() else ()
-    numbers = {int(p.name) for p in folders if p.name.isdigit()}
+    numbers = {int(p.name) for p in folders if p.name.isdecimal()}
     return sorted(numbers.union(map(run.block_submission, run.journal_blocks())))
 
 
 def read_intent(run: RunPaths, number: int) -> Intent | None:
     """The intent of a submission; None if a crash came before it was written."""
-    path = run.intent(number)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return _parsed(Intent, path, data)
+    return _read(Intent, run.intent(number))
+
+
+def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
+    """The resolved configuration that a submission was begun under; RunStateError if it is none."""
+    with suppress(ValueError, TypeError, KeyError):
+        config: dict[str, Any] = json.loads(intent.config)
+        if isinstance(config["slurm"]["executor"], str):
+            return config
+    raise RunStateError(f"{run.intent(intent.number)} is damaged: its config is no configuration")
 
 
 def last_intent(run: RunPaths) -> Intent | None:
@@ -116,12 +121,7 @@ def last_render(run: RunPaths) -> Intent | None:
 
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
     """What this restart of a task wrote down; None for a first start."""
-    path = run.acceptance(attempt)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    return _parsed(Fence, path, data)
+    return _read(Fence, run.acceptance(attempt))
 
 
 def sealed(value: Intent | Fence) -> dict[str, Any]:
@@ -134,13 +134,15 @@ def _seal(plain: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _parsed(cls: type[T], path: Path, data: bytes) -> T:
+def _read(kind: type[T], path: Path) -> T | None:
+    plain = read_control(path)
+    if plain is None:
+        return None
+    seal = plain.pop(_SEAL, None)
     try:
-        plain = json.loads(data)
-        seal = plain.pop(_SEAL, None)
         if seal not in (None, _seal(plain)):  # none: of a run that is older than it
             raise ValueError("its check sum is another: the file was changed")
-        return from_plain(cls, plain)
+        return from_plain(kind, plain)
     except (ValueError, TypeError, AttributeError) as error:
         raise RunStateError(f"{path} cannot be read: {error}") from error
 

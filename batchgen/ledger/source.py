@@ -43,6 +43,7 @@ def _header(run: RunPaths) -> RunFile:
     header = read_run(run)
     try:
         new = read_header(run.next_run_json)
-        return new if new.plan_id == plan_header(run.plan).get("plan_id") else header
-    except (FileNotFoundError, RunStateError):
+        planned = plan_header(run.plan).get("plan_id")
+    except RunStateError:
         return header
+    return new if new is not None and new.plan_id == planned else header

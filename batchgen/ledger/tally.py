@@ -114,13 +114,32 @@ def read_counters(path: Path) -> Counters | None:
     """The counters of a journal; None if there are none (then the whole journal is read)."""
     try:
         plain = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+    counters: Counters | None = None
     with suppress(KeyError, TypeError):  # of another version, or damaged
-        return _restored(plain)
-    with suppress(ValueError):
-        return from_plain(Counters, plain)
-    return None
+        counters = _restored(plain)
+    if counters is None:
+        with suppress(ValueError):
+            counters = from_plain(Counters, plain)
+    return counters if counters is not None and _is_sane(counters) else None
+
+
+def _is_sane(counters: Counters) -> bool:
+    """Whether all is of its kind: damaged counters are as none."""
+    process, changes, spent = counters.process, counters.changes, counters.spent
+    texts = (process.host, process.place, counters.device, counters.phase, counters.last_error,
+             counters.ended, counters.error)  # fmt: skip
+    whole = (counters.commits, process.pid, process.start, changes.ok, changes.failed,
+             changes.quarantined, *counters.open_rows, *counters.cleared)  # fmt: skip
+    figures = (counters.devices, counters.began, counters.t, counters.last_error_t,
+               *counters.recent, spent.load, spent.busy, spent.idle, spent.tail)  # fmt: skip
+    return (
+        all(type(text) is str for text in texts)
+        and all(type(number) is int for number in (counters.offset, *whole))
+        and all(type(figure) in (int, float) for figure in figures)
+        and counters.offset >= 0
+    )
 
 
 def _restored(plain: dict[str, Any]) -> Counters:

@@ -142,7 +142,8 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # not of a file that nobody has seen
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise

@@ -139,11 +139,11 @@ class _DigestCache:
     """Digests by path, stamp and mode, in one JSON file of the user's cache."""
 
     def __init__(self) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         self.file = Path(root) / "batchgen" / "digests.json"
         self.changed = False
         self.entries: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # no cache, or a damaged one: it is made again
+        with suppress(OSError, ValueError, RecursionError):  # none, or a damaged one: made again
             stored = json.loads(self.file.read_text(encoding="utf-8"))
             self.entries = stored if isinstance(stored, dict) else {}
 
@@ -157,7 +157,7 @@ class _DigestCache:
 
     def save(self) -> None:
         """Write back what is new; a home without room for a cache only costs time next time."""
-        if not self.changed:
+        if not self.changed or not self.file.is_absolute():  # a user without a home
             return
         draft = self.file.with_suffix(f".{os.getpid()}")
         with suppress(OSError):

@@ -8,6 +8,7 @@ line. Sizes are MiB, times are minutes unless the name says otherwise; None = no
 from __future__ import annotations
 
 import getpass
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -117,7 +118,10 @@ def read_cluster() -> ClusterInfo:
 
 def read_access() -> Access:
     """This user's accounts and QOS; says so where the accounting does not answer."""
-    user = getpass.getuser()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container, say: it has a number alone
+        return Access(problem=f"the user with the number {os.getuid()} has no name here")
     fields = "format=account,defaultqos,qos,maxsubmit"
     try:
         default = ask("sacctmgr", "-nP", "show", "user", user, "format=defaultaccount")

@@ -6,12 +6,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
-from batchgen.media.durable import write_json
+from batchgen.errors import ConfigError, RunStateError, obstacle
+from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
 from batchgen.planfile import digest_of
 from batchgen.planning.plan import Plan, make_plan
@@ -19,26 +21,77 @@ from batchgen.planning.provenance import describe, package_versions
 from batchgen.runfile import RunFile
 from batchgen.runner.options import check_folder
 
+LONGEST_PATH = 4095  # bytes, on Linux
+PROBE_BYTES = 4096
+LONGEST_INSIDE = 250  # of a run: media with a row id of 128 and the names of temporary files
+
 
 def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths:
     """Plan the job into `<root_dir>/<tag or name>-<time>-<id>/`.
 
-    Raises ManifestError, ConfigError or WeightsError with nothing left behind.
+    Raises ManifestError, ConfigError or WeightsError with nothing left behind, nor a folder above
+    it that was made for it.
     """
     config = composed.config
     root = Path(config.output.root_dir).absolute()
     name = f"{config.tag or config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     check_folder(config.slurm.executor, root)
     draft = RunPaths(root / f".{name}.draft")
-    draft.root.mkdir(parents=True)
+    _refuse_long(root, name)
+    made = _missing(draft.root)
     try:
-        plan = make_plan(config, draft.plan, hash_weights=hash_weights)
-        _fill(draft, composed, plan)
-        os.rename(draft.root, root / name)
+        with _refusing(root):
+            draft.root.mkdir(parents=True)
+            plan = make_plan(config, draft.plan, hash_weights=hash_weights)
+            _fill(draft, composed, plan)
+            os.rename(draft.root, root / name)
     except BaseException:
         shutil.rmtree(draft.root, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # somebody else's run is in it by now
+                folder.rmdir()
         raise
     return RunPaths(root / name)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+
+
+def _refuse_long(root: Path, name: str) -> None:
+    """The files inside must have names that the system takes, and other programs read."""
+    length = len(os.fsencode(root / name)) + LONGEST_INSIDE
+    if length > LONGEST_PATH:
+        most = LONGEST_PATH - LONGEST_INSIDE - 1 - len(os.fsencode(name))
+        raise ConfigError(
+            f"output.root_dir: {len(os.fsencode(root))} bytes with the folders above it; a run has "
+            f"paths inside of up to {LONGEST_INSIDE} more; legal: at most {most}"
+        )
+
+
+@contextmanager
+def _refusing(root: Path) -> Iterator[None]:
+    """An error of the system with a path below `root`, or with none (a full disk), is one of
+    `output.root_dir`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(
+            root
+        ):
+            raise
+        reason = obstacle(root) or error.strerror or str(error)
+        raise ConfigError(f"output.root_dir: {root}: no run can be made there: {reason}") from error
+
+
+def refuse_unwritable(run: RunPaths) -> None:
+    """Raise RunStateError where nothing can be written into a run that is to go on."""
+    try:
+        write_bytes_atomic(run.root / ".probe", bytes(PROBE_BYTES))
+        (run.root / ".probe").unlink()
+    except OSError as error:
+        raise RunStateError(f"{run.root} cannot be written: {error.strerror}") from error
 
 
 def note_launch(run: RunPaths, resolved: Mapping[str, Any], words: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from batchgen.errors import KeysChanged
 from batchgen.ledger.attempts import rows_of
 from batchgen.ledger.blame import read_blame
 from batchgen.ledger.hosts import rows_rendered
-from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.intent import Intent, config_of, last_render
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
 from batchgen.ledger.winners import winners
@@ -55,7 +54,7 @@ def next_move(run: RunPaths) -> Move | None:
         return None
     convicted = np.array([verdict.row_index for verdict in blame.convicted], np.int64)
     progress = np.isin(convicted, left).any() or _is_progress(run, found.index, intent, left)
-    config = json.loads(intent.config)
+    config = config_of(run, intent)
     settings = Settings(
         resolved=config,
         overrides=list(intent.overrides),

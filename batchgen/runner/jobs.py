@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import asdict
 from functools import cache
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import maker_of
-from batchgen.ledger.intent import Intent, last_render, submission_numbers
+from batchgen.ledger.events import from_plain
+from batchgen.ledger.intent import Intent, config_of, last_render, submission_numbers
 from batchgen.ledger.status import live_attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths, as_typed
 from batchgen.processes import ProcessId
+from batchgen.runfile import read_control
 from batchgen.runner.executors import Executor, Job, executor_named
 from batchgen.runner.scheduler import NoScheduler
 
@@ -27,14 +28,17 @@ def write_jobs(run: RunPaths, number: int, jobs: list[Job]) -> None:
 
 def jobs_of(run: RunPaths, number: int) -> list[Job]:
     """The started jobs of a submission; none when it was cut off before they were written."""
-    try:
-        written = json.loads(run.jobs(number).read_text())["jobs"]
-    except FileNotFoundError:
+    path = run.jobs(number)
+    found = read_control(path)
+    if found is None:
         return []
-    for fields in written:
-        if fields["process"] is not None:
-            fields["process"] = ProcessId(**fields["process"])
-    return [Job(**fields) for fields in written]
+    try:
+        return [from_plain(Job, fields) for fields in found["jobs"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunStateError(
+            f"{path} is damaged ({type(error).__name__}: {error}); once nothing of the run is at "
+            "work, delete it"
+        ) from None
 
 
 def last_submission(run: RunPaths) -> int:
@@ -42,9 +46,9 @@ def last_submission(run: RunPaths) -> int:
     return (submission_numbers(run) or [0])[-1]
 
 
-def executor_of(intent: Intent) -> Executor:
+def executor_of(run: RunPaths, intent: Intent) -> Executor:
     """The executor that a submission was started with."""
-    return executor_named(json.loads(intent.config)["slurm"]["executor"])
+    return executor_named(config_of(run, intent)["slurm"]["executor"])
 
 
 def is_alive(run: RunPaths) -> bool:
@@ -64,7 +68,7 @@ def is_alive(run: RunPaths) -> bool:
 
 def _renders(run: RunPaths, intent: Intent) -> bool:
     try:
-        return executor_of(intent).is_alive(run, intent.number, jobs_of(run, intent.number))
+        return executor_of(run, intent).is_alive(run, intent.number, jobs_of(run, intent.number))
     except NoScheduler as error:
         _say_once(f"{error} Going by the heartbeats in {run.root}; its queue cannot be seen")
         return bool(live_attempts(run))

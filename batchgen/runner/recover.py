@@ -3,13 +3,12 @@ cut off, and tasks on hold that a steward would wait for. All are found by the j
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.blame import read_blame
-from batchgen.ledger.intent import Intent
+from batchgen.ledger.intent import Intent, config_of
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import array_count, launch_steward
@@ -43,7 +42,7 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     if not tasks or any(task.is_steward for task in tasks):
         return []
     arrays = sorted({task.array_id for task in tasks}, key=int)
-    slurm = profile_of(json.loads(intent.config))
+    slurm = profile_of(config_of(run, intent))
     if not launch_steward(run, intent.number, slurm, arrays):
         raise SchedulerError(
             f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"

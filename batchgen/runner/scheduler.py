@@ -7,7 +7,6 @@ was rendered is in the run folder.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from batchgen.errors import BatchgenError
-from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.intent import Intent, config_of, last_render
 from batchgen.paths import RunPaths
 
 T = TypeVar("T")
@@ -81,7 +80,7 @@ class QueuedTask:
 def slurm_intent(run: RunPaths) -> Intent | None:
     """The latest submission that started tasks, if it did so on Slurm."""
     intent = last_render(run)
-    if intent is None or json.loads(intent.config)["slurm"]["executor"] != "slurm":
+    if intent is None or config_of(run, intent)["slurm"]["executor"] != "slurm":
         return None
     return intent
 

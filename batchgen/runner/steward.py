@@ -15,7 +15,7 @@ from contextlib import suppress
 import numpy as np
 
 from batchgen.anchor import Anchor
-from batchgen.errors import BatchgenError, RunStateError, UsageError
+from batchgen.errors import BatchgenError, RunStateError, Told, UsageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.catalog import CatalogSummary, collect
 from batchgen.ledger.intent import Intent, last_render
@@ -41,8 +41,9 @@ def drive(
 ) -> CatalogSummary:
     """Submit `rows` (default: all that is missing), wait, submit again what is left for as long as
     `next_move` finds it worth while (on a cluster its steward does), and write the catalog. `watch`
-    sees the status now and then. KeyboardInterrupt drains the ranks and goes on to the caller.
-    StorageError if the run folder goes away meanwhile."""
+    sees the status now and then. KeyboardInterrupt drains the ranks and goes on to the caller; a
+    signal from elsewhere (Told) leaves them at work. StorageError if the run folder goes away
+    meanwhile."""
     anchor = Anchor(run)
     try:
         started = submit(run, settings, rows)
@@ -51,6 +52,8 @@ def drive(
             anchor.check()
             move = next_move(run) if executor_named(settings.executor).NEEDS_DRIVER else None
             started = submit(run, move.settings, move.rows) if move else None
+    except Told:
+        raise
     except KeyboardInterrupt:
         try:
             cancel(run)
@@ -67,7 +70,7 @@ def wait(run: RunPaths, watch: Watch) -> None:
     """Return when the run can gain no more rows by itself. StorageError if the run folder goes away
     meanwhile: its ranks then end by themselves."""
     anchor, intent = Anchor(run), last_render(run)
-    pause = executor_of(intent).POLL_S if intent else 0.0
+    pause = executor_of(run, intent).POLL_S if intent else 0.0
     try:
         while _may_be_alive(run):
             watch(read_status(run))
@@ -153,7 +156,7 @@ def cancel(run: RunPaths) -> int | None:
         if not is_alive(run):
             return len(met)
         met |= _ranks(run)
-        executor = executor_of(intent)
+        executor = executor_of(run, intent)
         if time.monotonic() > deadline:
             executor.kill(run, intent.number, jobs_of(run, intent.number))
             return len(met)
@@ -169,7 +172,7 @@ def _tell_to_end(run: RunPaths, intent: Intent) -> bool:
         mark.unlink()
         return False
     with suppress(NoScheduler):  # the ranks find the mark
-        executor_of(intent).drain(run, intent.number, jobs_of(run, intent.number))
+        executor_of(run, intent).drain(run, intent.number, jobs_of(run, intent.number))
     return True
 
 

@@ -31,7 +31,7 @@ class Drain:
     def __init__(self, run: RunPaths, attempt: Attempt) -> None:
         self._run, self._attempt, self._anchor = run, attempt, Anchor(run)
         self._looked = 0.0
-        self._signalled = False
+        self._signalled = self._terminated = False
         self.reason = ""
 
     def __enter__(self) -> Drain:
@@ -52,6 +52,9 @@ class Drain:
         os.close(self._heard)
         os.close(self._told)
         self._anchor.close()
+        whose = self._before.get(signal.SIGTERM)
+        if self._terminated and callable(whose):  # this rank is in the process of a command
+            whose(signal.SIGTERM, None)
 
     def signal_within(self, seconds: float) -> str:
         """Wait for a signal, on any thread; its name, or nothing after so long or a `wake`. This
@@ -67,6 +70,7 @@ class Drain:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True
+        self._terminated |= number == signal.SIGTERM
         self.reason = self.reason or SIGNALS[signal.Signals(number)]
 
     def __call__(self) -> bool:

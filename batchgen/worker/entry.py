@@ -6,12 +6,10 @@ to a rank happens while its journal is open.
 
 from __future__ import annotations
 
-import json
-
 from batchgen.config.build import build
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
-from batchgen.ledger.intent import read_intent
+from batchgen.ledger.intent import config_of, read_intent
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankInfo
 from batchgen.worker.watchdog import Watchdog
@@ -39,4 +37,4 @@ def _settings(root: RunPaths, submission: int) -> JobConfig:
     intent = read_intent(root, submission)
     if intent is None:
         raise RunStateError(f"{root.intent(submission)} is missing")
-    return build(JobConfig, json.loads(intent.config))
+    return build(JobConfig, config_of(root, intent))
