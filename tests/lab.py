@@ -7,6 +7,7 @@ worker would, so that tests can kill it anywhere.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -98,14 +99,15 @@ class Lab:
     run: RunPaths
     requests: list[Request]
 
-    def submit(self, rows: Sequence[int] | None = None, shard: int = 0) -> int:
-        """Begin a submission of `rows` (all) as one shard."""
+    def submit(self, rows: Sequence[int] | None = None, shard: int = 0, **slurm: str | int) -> int:
+        """Begin a submission of `rows` (all) as one shard, under these settings of a profile."""
         from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 
         index = np.arange(len(self.requests)) if rows is None else np.array(rows, np.int64)
         shards = np.full(len(index), shard, np.int32)
         chosen = SubmissionRows(index, shards, np.arange(len(index)))
-        return begin_submission(self.run, chosen, SubmissionInfo())
+        config = json.dumps({"slurm": slurm}) if slurm else ""
+        return begin_submission(self.run, chosen, SubmissionInfo(config=config))
 
     def journal(
         self,
@@ -115,10 +117,14 @@ class Lab:
         replica: int = 0,
         host: str = "n1",
         meter: Meter = RankSeconds,
+        card: str = "",
     ) -> JournalWriter:
         attempt = Attempt(submission, task, restart, replica)
         header = AttemptHeader(attempt=attempt, host=host, device="cpu")
-        return JournalWriter.open(self.run, header, meter)
+        journal = JournalWriter.open(self.run, header, meter)
+        if card:
+            journal.device("NVIDIA H100", card)
+        return journal
 
     def render(self, journal: JournalWriter, row: int) -> Commit:
         """Start a row, write its media, commit it."""
@@ -178,9 +184,10 @@ def die(
     alone: bool = False,
     restart: int = 0,
     task: int = 0,
+    card: str = "",
 ) -> JournalWriter:
     """An attempt that starts some rows and is never heard of again."""
-    journal = lab.journal(submission, task, restart, host=host)
+    journal = lab.journal(submission, task, restart, host=host, card=card)
     for row in rows:
         journal.start(row, f"row{row:04d}", alone)
     journal.close()

@@ -52,6 +52,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def device_id(device: torch.device) -> str:
+    """Tells a card from others of its host, whatever number it has for this process; empty for a
+    CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
 def run_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
     """Precision of transformer and text encoder: the model's own; float32 on a CPU, where half
     precision is slow and parity is checked to the bit."""

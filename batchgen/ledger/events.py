@@ -48,6 +48,7 @@ class AttemptHeader:
     host: str = ""
     job_id: str = ""
     device: str = ""  # of older journals, and as `scan` reads it from the `Device` line
+    device_id: str = ""  # the same
     devices: int = 1  # devices of this replica: its wall time x devices is what it costs
     versions: tuple[tuple[str, str], ...] = ()
     process: ProcessId = field(default_factory=ProcessId.current)
@@ -60,6 +61,7 @@ class Device:
 
     name: str
     t: float
+    id: str = ""  # tells it from others of that name on the same host; empty where there is one
 
 
 @dataclass(frozen=True, slots=True)

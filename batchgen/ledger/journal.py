@@ -90,11 +90,11 @@ class JournalWriter:
         writer._keep_room()
         return writer
 
-    def device(self, name: str) -> None:
-        """Note what this attempt renders on."""
+    def device(self, name: str, id_: str = "") -> None:
+        """Note what this attempt renders on; `id_` tells it from others of that name there."""
         with self._lock:
             now = time.time()
-            self._write(events.Device(name, now))
+            self._write(events.Device(name, now, id_))
             self._counters = replace(self._counters, device=name)
             self._save_counters(now, force=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from batchgen.ledger.blame import Verdict
 from batchgen.ledger.events import AttemptHeader, End, Void
 from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.table import parse_commits
+from batchgen.ledger.winners import winners
 from batchgen.media.durable import remove
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit
@@ -70,6 +74,24 @@ def quarantine_rows(run: RunPaths, verdicts: Sequence[Verdict], *, last: int | N
             journal.commit(commit)
         journal.end(End(reason="quarantined"))
     return number
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedRows:
+    """The first quarantined rows of a run."""
+
+    rows: list[tuple[str, str]]  # row_id, reason
+    more: int
+
+
+def first_quarantined(run: RunPaths, most: int) -> QuarantinedRows:
+    """Who is quarantined and why, from the journals alone."""
+    found = winners(run)
+    rows = np.flatnonzero((found.status == STATUS_CODES["quarantined"]) & ~found.plan.alias)
+    names = _names(run, rows[:most])
+    reasons = parse_commits(found.index, found.line[rows[:most]])["error"].to_pylist()
+    row_ids = [names[row][0] for row in rows[:most].tolist()]
+    return QuarantinedRows(list(zip(row_ids, reasons, strict=True)), more=max(0, len(rows) - most))
 
 
 def _info(run: RunPaths, kind: str) -> SubmissionInfo:

@@ -70,7 +70,7 @@ def _attempt(
         with clock.on("load"):
             engine = _choose(config, rank)
         watchdog.kick()
-        journal.device(engine.device)
+        journal.device(engine.device, engine.device_id)
         states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
         admission = Admission(until, share_left=states.share_left)
         start = RowStart(rank.host, states)

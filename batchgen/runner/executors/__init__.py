@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from batchgen.config.schema import SlurmConfig
+from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
@@ -55,9 +55,6 @@ class Executor(Protocol):
 
     def kill(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
         """End what did not drain in time."""
-
-
-ONE_MACHINE = ("inline", "local")
 
 
 def executor_named(name: str) -> Executor:
