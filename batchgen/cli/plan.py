@@ -90,8 +90,10 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
 
 def _dump(target: Path, composed: Composed, plan: Plan) -> None:
     from batchgen.planning.provenance import describe
+    from batchgen.runner.create import header_of
 
-    text = json.dumps(describe(composed, plan), indent=2, ensure_ascii=False)
+    dump = describe(header_of(composed, plan), composed.resolved, composed.overrides)
+    text = json.dumps(dump, indent=2, ensure_ascii=False)
     target.write_text(text + "\n", encoding="utf-8")
     print(f"configuration written to {target}")
 

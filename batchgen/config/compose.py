@@ -89,13 +89,15 @@ def recompose(
     return _checked(mapping, overrides, used, [Path.cwd()])
 
 
-def write_hydra(composed: Composed, folder: Path) -> None:
+def write_hydra(
+    resolved: Mapping[str, Any], overrides: Sequence[str], hydra: Mapping[str, Any], folder: Path
+) -> None:
     """Write `config.yaml`, `overrides.yaml` and `hydra.yaml`, as Hydra's own launcher does."""
     folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, object] = {
-        "config.yaml": _literal(composed.resolved),
-        "overrides.yaml": list(composed.overrides),
-        "hydra.yaml": {"hydra": composed.hydra},
+        "config.yaml": _literal(resolved),
+        "overrides.yaml": list(overrides),
+        "hydra.yaml": {"hydra": dict(hydra)},
     }
     for name, content in parts.items():
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

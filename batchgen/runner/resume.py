@@ -19,7 +19,7 @@ from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext, key_context
 from batchgen.planning.plan import make_plan, read_keys, read_plan
 from batchgen.runfile import RunFile, read_run
-from batchgen.runner.create import dump_hydra, header_of
+from batchgen.runner.create import header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
 from batchgen.runner.submit import Replan, Settings
 
@@ -102,7 +102,6 @@ def _replan(
         os.replace(draft, run.plan)
         failpoint("replan.after_plan")
         finish_replan(run)
-        dump_hydra(run, composed)
 
     return Replan(draft, install)
 

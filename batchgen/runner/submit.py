@@ -24,6 +24,7 @@ from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
+from batchgen.runner.create import write_configuration
 from batchgen.runner.executors import Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
 from batchgen.runner.scheduler import SchedulerError, hosts_in, nodes, patiently, usable_nodes
@@ -109,6 +110,7 @@ def submit(
     install = settings.replan.install if settings.replan else _nothing
     number = begin_submission(run, shards, info, last=last, under_lock=install)
     failpoint("submit.after_intent")
+    write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
     jobs: list[Job] = []
