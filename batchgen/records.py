@@ -101,6 +101,7 @@ class RankSeconds:
     denoise: float = 0.0
     idle: float = 0.0  # waiting for rows, for the writer, for other ranks; work followed
     tail: float = 0.0  # the same after its last work (or since it could render)
+    open: float = 0.0  # part of encode and denoise: on rows that no line has closed yet
 
     @property
     def busy(self) -> float:

@@ -125,6 +125,7 @@ class Render:
             self._use("text_encoder")
         with self.clock.on("encode"):
             rows = self.replica.prompts.encode(requests, self.moved)
+        self.clock.share({row.request.row_index: row.seconds for row in rows})
         for row, meter in zip(rows, meters, strict=True):
             meter.encode = row.seconds
             meter.prompt_tokens, meter.prompt_truncated = row.prompt_tokens, row.prompt_truncated
@@ -198,7 +199,9 @@ class Render:
     # --------------------------------------------------------------------------------------- tick
     def _tick(self) -> None:
         with self.clock.on("denoise"):
+            flying = [*self.flight.rows]
             outcome = self.flight.tick()
+        self.clock.share({row.request.row_index: row.meter.busy for row in flying})
         for state, error in outcome.failed:
             self.lane.put(Broken(state.request, state.meter, error))
         for state in outcome.done:

@@ -138,6 +138,7 @@ class End:
     move_s: float = 0.0
     idle_s: float = 0.0
     tail_s: float = 0.0
+    lost_s: float = 0.0  # of busy: on rows that this attempt has left without a line
     encode_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0

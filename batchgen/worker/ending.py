@@ -41,6 +41,7 @@ class Ending:
             busy_s=spent.busy,
             idle_s=spent.idle,
             tail_s=spent.tail,
+            lost_s=spent.open,
             encode_s=spent.encode,
             denoise_s=spent.denoise,
             decode_s=total("decode_s"),

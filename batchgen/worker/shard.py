@@ -63,7 +63,7 @@ def _attempt(
     policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
     stop, clock = _stop(drain, watchdog), Clock()
     with (
-        JournalWriter.open(root, _header(attempt, rank, run_file.versions), clock.read) as journal,
+        JournalWriter.open(root, _header(attempt, rank, run_file.versions), clock) as journal,
         last_line(journal, clock) as ending,
         _heartbeat(journal, drain, beat_seconds(slurm)),
     ):

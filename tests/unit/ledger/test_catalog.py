@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lab import Lab
+from lab import Lab, Told
 
 from batchgen import catalog
 from batchgen.errors import RunStateError
@@ -173,8 +173,8 @@ print(len(frame), seed, meta[b"batchgen.overrides"].decode())
 def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
     began = time.time() - 5.0
     header = AttemptHeader(attempt=Attempt(mixed.submit([2, 3]), 0, 0, 0), t=began)
-    spent = RankSeconds(load=1.0, encode=0.5, denoise=3.5)
-    killed = JournalWriter.open(mixed.run, header, lambda: spent)
+    spent = RankSeconds(load=1.0, encode=0.5, denoise=3.5, open=2.9)
+    killed = JournalWriter.open(mixed.run, header, Told(spent))
     killed.phase("load", 1.0)
     mixed.render(killed, 3)
     killed.start(2, "row0002")
