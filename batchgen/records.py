@@ -82,7 +82,8 @@ class RowStats:
     step_p50_s: float = 0.0
     step_p95_s: float = 0.0
     batch_size_mean: float = 0.0  # items per forward, mean over the row's forwards
-    peak_mem_gib: float = 0.0  # device memory (host resident set on a CPU)
+    peak_mem_gib: float | None = None  # device memory; None on a CPU
+    host_rss_gib: float = 0.0  # resident set of the process, the largest so far
     prompt_tokens: int = 0
     prompt_truncated: bool = False
     determinism: Determinism = "throughput"

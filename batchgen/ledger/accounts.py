@@ -48,7 +48,7 @@ _CLOCK = ("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "idle_s", "tail
 WALL_PARTS = (*_PHASES, "move_s", "busy_s", "idle_s", "tail_s")
 BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
 _MEASURED = (  # of the last line
-    *("decode_s", "peak_mem_gib", "forwards", "items"),
+    *("decode_s", "host_rss_gib", "forwards", "items"),
     *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
 )
 
@@ -161,6 +161,7 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
         **phases,
         **{name: getattr(end, name) if end else 0 for name in _MEASURED},
         **{name: getattr(end, name) if end else "" for name in ("self_test", "error")},
+        "peak_mem_gib": end.peak_mem_gib if end else None,
         "exit_reason": end.reason if end else "killed",
     }
 

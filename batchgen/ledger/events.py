@@ -149,7 +149,8 @@ class End:
     component_moves: int = 0
     device_syncs: int = 0
     windows: int = 0
-    peak_mem_gib: float = 0.0
+    peak_mem_gib: float | None = None
+    host_rss_gib: float = 0.0
     self_test: str = ""
     error: str = ""
     t: float = field(default_factory=time.time)
