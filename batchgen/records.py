@@ -82,7 +82,8 @@ class RowStats:
     step_p50_s: float = 0.0
     step_p95_s: float = 0.0
     batch_size_mean: float = 0.0  # items per forward, mean over the row's forwards
-    peak_mem_gib: float = 0.0  # device memory (host resident set on a CPU)
+    peak_mem_gib: float | None = None  # device memory; None on a CPU
+    host_rss_gib: float = 0.0  # resident set of the process, the largest so far
     prompt_tokens: int = 0
     prompt_truncated: bool = False
     negative_prompt_tokens: int = 0  # 0 where guidance is off: it is not read then
@@ -103,6 +104,7 @@ class RankSeconds:
     denoise: float = 0.0
     idle: float = 0.0  # waiting for rows, for the writer, for other ranks; work followed
     tail: float = 0.0  # the same after its last work (or since it could render)
+    open: float = 0.0  # part of encode and denoise: on rows that no line has closed yet
 
     @property
     def busy(self) -> float:

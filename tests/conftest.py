@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
+
+_SIGNALS = (
+    *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD, signal.SIGALRM),
+)
+
+
+def pytest_configure() -> None:
+    """Signals as a terminal has them, for the tests and whatever they start: a shell that starts
+    the suite in the background, `nohup` and some CI runners ignore or block some."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

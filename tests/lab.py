@@ -7,6 +7,7 @@ worker would, so that tests can kill it anywhere.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
-from batchgen.ledger.journal import JournalWriter, Meter, raw_lines
+from batchgen.ledger.journal import JournalWriter, Meter, Unmetered, raw_lines
 from batchgen.media.durable import write_json, write_media
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.planfile import digest_of
@@ -96,20 +97,31 @@ def read_journal(path: Path, limit: int | None = None) -> Journal:
 
 
 @dataclass
+class Told(Unmetered):
+    """A meter that says what it is told to."""
+
+    spent: RankSeconds
+
+    def read(self) -> RankSeconds:
+        return self.spent
+
+
+@dataclass
 class Lab:
     """A run folder and the few moves that the tests make in it."""
 
     run: RunPaths
     requests: list[Request]
 
-    def submit(self, rows: Sequence[int] | None = None, shard: int = 0) -> int:
-        """Begin a submission of `rows` (all) as one shard."""
+    def submit(self, rows: Sequence[int] | None = None, shard: int = 0, **slurm: str | int) -> int:
+        """Begin a submission of `rows` (all) as one shard, under these settings of a profile."""
         from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 
         index = np.arange(len(self.requests)) if rows is None else np.array(rows, np.int64)
         shards = np.full(len(index), shard, np.int32)
         chosen = SubmissionRows(index, shards, np.arange(len(index)))
-        return begin_submission(self.run, chosen, SubmissionInfo())
+        config = json.dumps({"slurm": slurm}) if slurm else ""
+        return begin_submission(self.run, chosen, SubmissionInfo(config=config))
 
     def install_plan(self, table: pa.Table) -> None:
         """Another plan, with the header that says so."""
@@ -125,11 +137,15 @@ class Lab:
         restart: int = 0,
         replica: int = 0,
         host: str = "n1",
-        meter: Meter = RankSeconds,
+        meter: Meter | None = None,
+        card: str = "",
     ) -> JournalWriter:
         attempt = Attempt(submission, task, restart, replica)
         header = AttemptHeader(attempt=attempt, host=host, device="cpu")
-        return JournalWriter.open(self.run, header, meter)
+        journal = JournalWriter.open(self.run, header, meter)
+        if card:
+            journal.device("NVIDIA H100", card)
+        return journal
 
     def render(self, journal: JournalWriter, row: int) -> Commit:
         """Start a row, write its media, commit it."""
@@ -189,9 +205,10 @@ def die(
     alone: bool = False,
     restart: int = 0,
     task: int = 0,
+    card: str = "",
 ) -> JournalWriter:
     """An attempt that starts some rows and is never heard of again."""
-    journal = lab.journal(submission, task, restart, host=host)
+    journal = lab.journal(submission, task, restart, host=host, card=card)
     for row in rows:
         journal.start(row, f"row{row:04d}", alone)
     journal.close()

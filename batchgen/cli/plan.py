@@ -107,8 +107,10 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
 def _dump(target: Path, composed: Composed, plan: Plan) -> None:
     from batchgen.media.durable import write_bytes_atomic
     from batchgen.planning.provenance import describe
+    from batchgen.runner.create import header_of
 
-    text = json.dumps(describe(composed, plan), indent=2, ensure_ascii=False)
+    dump = describe(header_of(composed, plan), composed.resolved, composed.overrides)
+    text = json.dumps(dump, indent=2, ensure_ascii=False)
     write_bytes_atomic(target, f"{text}\n".encode())
     print(f"configuration written to {target}")
 

@@ -6,6 +6,7 @@ import argparse
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from batchgen.cli.collect import SHOWN_FAILURES
 from batchgen.cli.result import Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
@@ -23,6 +24,7 @@ examples:
   batchgen resume latest                             what is missing or failed
   batchgen resume latest slurm.ranks_per_node=4      on other nodes
   batchgen resume latest output.quality=10 --rerender-changed
+  batchgen resume latest --quarantined               the rows too that killed their process
 """
 RETRY_EPILOG = """\
 examples:
@@ -60,6 +62,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="render again the finished rows whose key the new settings change",
     )
+    resume.add_argument(
+        "--quarantined",
+        action="store_true",
+        help="take along the quarantined rows: those whose process died again and again",
+    )
     retry.add_argument("--rows", help="row ids, separated by commas")
 
 
@@ -73,6 +80,9 @@ def handle_resume(args: argparse.Namespace) -> Result:
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
     if settings.replan is None and (news := manifest_news(run)):  # a replan has compared it
         print(news, flush=True)
+    if args.quarantined:
+        return _go_on(args, run, settings, _quarantined_too(run, settings))
+    _tell_quarantined(run)
     return _go_on(args, run, settings, None)
 
 
@@ -82,6 +92,32 @@ def _writable_run(args: argparse.Namespace) -> RunPaths:
     run = find_run(args)
     refuse_unwritable(run)
     return run
+
+
+def _quarantined_too(run: RunPaths, settings: Settings) -> np.ndarray:
+    """What a resume renders and the rows that it leaves alone unless it is asked."""
+    import numpy as np
+
+    from batchgen.ledger.winners import missing_rows
+
+    missing = missing_rows(run, settings.replan.plan if settings.replan else None)
+    return np.union1d(missing.all, missing.quarantined)
+
+
+def _tell_quarantined(run: RunPaths) -> None:
+    """Name the rows that stay behind, and how they are taken along."""
+    from batchgen.ledger.repair import first_quarantined
+    from batchgen.ledger.status import read_status
+
+    if not read_status(run).quarantined:
+        return
+    told = first_quarantined(run, SHOWN_FAILURES)
+    for row_id, reason in told.rows:
+        print(f"left     {row_id} is quarantined: {reason}")
+    if told.more:
+        print(f"left     ... and {told.more} more are quarantined")
+    if told.rows:
+        print(f"take     batchgen resume {as_typed(run.root)} --quarantined", flush=True)
 
 
 def _mend(run: RunPaths) -> str:
@@ -130,12 +166,11 @@ def _go_on(
     from batchgen.runner.create import note_launch
     from batchgen.runner.submit import submit
 
-    named = ["--rows", args.rows] if args.verb == "retry" and args.rows else []
     args.at_stake = True
     try:
         if settings.replan is not None:
             check_tensors(build(JobConfig, settings.resolved))
-        note_launch(run, settings.resolved, [args.verb, *named, *args.overrides])
+        note_launch(run, settings.resolved, [args.verb, *_options(args), *args.overrides])
         if not args.detach:
             return drive_to_end(run, settings, rows)
         refuse_inline(settings, "--detach")
@@ -143,6 +178,14 @@ def _go_on(
     finally:
         if settings.replan is not None:  # a draft that was not installed
             settings.replan.plan.unlink(missing_ok=True)
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    """Those that say which rows are rendered."""
+    if args.verb == "retry":
+        return ["--rows", args.rows] if args.rows else []
+    given = {"--rerender-changed": args.rerender_changed, "--quarantined": args.quarantined}
+    return [option for option, is_given in given.items() if is_given]
 
 
 def _named_rows(run: RunPaths, row_ids: list[str]) -> np.ndarray:

@@ -105,13 +105,15 @@ def recompose(
     return _checked(mapping, overrides, used, roots[:1])
 
 
-def write_hydra(composed: Composed, folder: Path) -> None:
+def write_hydra(
+    resolved: Mapping[str, Any], overrides: Sequence[str], hydra: Mapping[str, Any], folder: Path
+) -> None:
     """Write `config.yaml`, `overrides.yaml` and `hydra.yaml`, as Hydra's own launcher does."""
     folder.mkdir(exist_ok=True)
     parts: dict[str, object] = {
-        "config.yaml": _literal(composed.resolved),
-        "overrides.yaml": list(composed.overrides),
-        "hydra.yaml": {"hydra": composed.hydra},
+        "config.yaml": _literal(resolved),
+        "overrides.yaml": list(overrides),
+        "hydra.yaml": {"hydra": dict(hydra)},
     }
     for name, content in parts.items():
         (folder / name).write_text(_yaml(content), encoding="utf-8")

@@ -205,6 +205,9 @@ class DeviceConfig:
     nic_gbs: float = 1.0
 
 
+ONE_MACHINE = ("inline", "local")  # executors
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmConfig:
     """One cluster profile: how tasks start and what one node has.

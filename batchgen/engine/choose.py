@@ -16,6 +16,7 @@ class EngineChoice:
     device: str  # as the catalog names it
     layout: str  # kind of device and precision: two of the same compute alike
     load: Callable[[Callable[[], object]], Renderer]  # told of each component that is loaded
+    device_id: str = ""  # tells it from others of that name on the same host
 
 
 def choose_engine(
@@ -37,6 +38,7 @@ def choose_engine(
 
         return EngineChoice("cpu", "none", lambda moved: NullEngine(system, host))
     from batchgen.engine.device import (
+        device_id,
         device_name,
         device_of_rank,
         pick_device,
@@ -53,4 +55,5 @@ def choose_engine(
         device_name(where),
         f"{where.type} {run_dtype(model, where)}".replace("torch.", ""),
         lambda moved: Engine.load(model, system, device, moved=moved),
+        device_id(where),
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from time import perf_counter
 from typing import Literal
 
 from batchgen.records import RankSeconds
 
 Account = Literal["load", "move", "encode", "denoise"]
+_BUSY = ("encode", "denoise")
 _WAITS = "tail"  # as long as no work has followed; then it was `idle`
 
 
@@ -22,6 +23,8 @@ class Clock:
         self._lock = threading.Lock()
         self._booked = asdict(RankSeconds())
         self._account, self._since = _WAITS, perf_counter()
+        self._rows: dict[int, float] = {}  # busy seconds by row_index, until a line closes it
+        self._unshared = 0.0  # busy seconds that no row was told to have
 
     @contextmanager
     def on(self, account: Account) -> Iterator[None]:
@@ -39,11 +42,25 @@ class Clock:
             self._settle()
             self._fold()
 
+    def share(self, rows: Mapping[int, float]) -> None:
+        """All busy seconds up to now went to rows: `rows` has what each of them took in all, by
+        row_index."""
+        with self._lock:
+            self._settle()
+            self._rows.update(rows)
+            self._unshared = 0.0
+
+    def close(self, row_index: int) -> float:
+        """A line says what became of a row; its busy seconds."""
+        with self._lock:
+            return self._rows.pop(row_index, 0.0)
+
     def read(self) -> RankSeconds:
         """So far, what it stands on now included."""
         with self._lock:
             self._settle()
-            return RankSeconds(**self._booked)
+            spent = RankSeconds(**self._booked)
+            return replace(spent, open=sum(self._rows.values(), self._unshared))
 
     def _turn(self, account: str) -> str:
         with self._lock:
@@ -56,6 +73,8 @@ class Clock:
     def _settle(self) -> None:
         now = perf_counter()
         self._booked[self._account] += now - self._since
+        if self._account in _BUSY:
+            self._unshared += now - self._since
         self._since = now
 
     def _fold(self) -> None:

@@ -97,8 +97,9 @@ class EngineReport:
     unique_texts_encoded: int = 0
     text_encoder_calls: int = 0
     component_moves: int = 0
-    device_syncs: int = 0  # explicit waits for an accelerator
-    peak_mem_gib: float = 0.0
+    device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing
+    peak_mem_gib: float | None = None  # of the device; None on a CPU
+    host_rss_gib: float = 0.0
     self_test: SelfTest = "not needed"
     pack_sizes: tuple[tuple[str, int], ...] = ()  # (bucket, items per forward) as found
 

@@ -1,10 +1,9 @@
-"""The device a replica runs on: choice, name, precision, memory, kernels."""
+"""The device a replica runs on: choice, name, precision, memory."""
 
 from __future__ import annotations
 
-import os
 import resource
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
@@ -13,7 +12,6 @@ from batchgen.errors import ConfigError
 
 _GIB = 1024**3
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}
 
 
 def pick_device(name: str) -> torch.device:
@@ -52,6 +50,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def device_id(device: torch.device) -> str:
+    """Tells a card from others of its host, whatever number it has for this process; empty for a
+    CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else ""
+
+
 def run_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
     """Precision of transformer and text encoder: the model's own; float32 on a CPU, where half
     precision is slow and parity is checked to the bit."""
@@ -69,33 +73,21 @@ def prepare(device: torch.device, system: SystemConfig) -> None:
         torch.backends.cudnn.deterministic = True
 
 
-def memory_gib(device: torch.device) -> float:
-    """Peak device memory since `reset_peak`; on a CPU the resident set of the process now."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _GIB
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if _HAS_STATM else 0
-    return pages * os.sysconf("SC_PAGE_SIZE") / _GIB if pages else peak_host_gib()
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a replica uses."""
+
+    peak_device_gib: float | None  # most that tensors held since `reset_peak`; None on a CPU
+    host_rss_gib: float  # largest resident set of the process so far
 
 
-def peak_host_gib() -> float:
-    """Largest resident set of this process so far (kilobytes on Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
+def memory(device: torch.device) -> Memory:
+    """As it is now."""
+    peak = torch.cuda.max_memory_allocated(device) / _GIB if device.type == "cuda" else None
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return Memory(peak, kilobytes * 1024 / _GIB)
 
 
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def sdpa_kernel(heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Which kernel torch's scaled_dot_product_attention picks for these dimensions; torch tells
-    it by a private function alone, and without that the name is plain `sdpa`."""
-    choose = getattr(torch, "_fused_sdp_choice", None)
-    if choose is None:
-        return "sdpa"
-    query = torch.zeros(1, heads, 8, head_dim, dtype=dtype, device=device)
-    choice = _KERNELS.get(int(choose(query, query, query)), "unknown")
-    return f"sdpa-cpu-{choice}" if device.type == "cpu" else f"sdpa-{choice}"
-
-
-_HAS_STATM = Path("/proc/self/statm").exists()

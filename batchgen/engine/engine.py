@@ -98,6 +98,6 @@ class Engine:
         one. Exceptions of source and sink come out of here, after the background thread has ended.
         """
         devices.reset_peak(self.device)
-        setting = Setting(self.device_name, self.family.attention_kernel(), self.system.determinism)
+        setting = Setting(self.device_name, self.system.determinism)
         with torch.no_grad():
             return Render(self.replica, source, sink, stop, moved, setting, clock or Clock()).run()

@@ -101,9 +101,6 @@ class Family(Protocol):
     def random_item(self, bucket: Bucket, seed: int) -> Item:
         """An item of noise with a random condition, for the device's self-test."""
 
-    def attention_kernel(self) -> str:
-        """Name of the attention kernel that self-attention runs on this device."""
-
 
 class FamilyModule(Protocol):
     """A file of `families/`."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from batchgen.engine.contract import Sink
-from batchgen.engine.device import memory_gib
+from batchgen.engine.device import memory
 from batchgen.engine.family import Family
 from batchgen.engine.inflight import RowState
 from batchgen.engine.isolation import Failed, attempt
@@ -65,7 +65,7 @@ class Finisher:
         if isinstance(frames, Failed):
             self._fail(request, meter, frames.error)
             return
-        stats = meter.stats(self.setting, memory_gib(self.device))
+        stats = meter.stats(self.setting, memory(self.device))
         self.finished += 1
         begin = perf_counter()
         self.sink.finished(Rendered(request, frames, stats))
@@ -98,7 +98,7 @@ class Finisher:
         return frames
 
     def _fail(self, request: Request, meter: RowMeter, error: Exception) -> None:
-        stats = meter.stats(self.setting, memory_gib(self.device))
+        stats = meter.stats(self.setting, memory(self.device))
         self.failed += 1
         begin = perf_counter()
         self.sink.failed(request, error, stats)

@@ -17,6 +17,7 @@ from torch import Tensor
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.family import Condition, Family, Item
 from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.kernels import KernelWatch
 from batchgen.engine.meter import RowMeter
 from batchgen.engine.packs import Packer
 from batchgen.engine.snapshot import fits, unpack
@@ -60,6 +61,7 @@ class Flight:
         self.family = family
         self.packer = packer
         self.device = device
+        self.kernels = KernelWatch(device)
         self.rows: list[RowState] = []
         self.ticks = 0
         self.forwards = 0
@@ -105,6 +107,7 @@ class Flight:
                 velocities[id(row), branch] = result
                 row.meter.forwards += 1
                 row.meter.mates += len(pack)
+                row.meter.attention_kernel = self.kernels.name(row.request.bucket)
                 self._charge(row, branch, seconds / len(pack))
         outcome = Outcome([], [])
         for row in self.rows:
@@ -157,11 +160,12 @@ class Flight:
 
     def _timed(self, items: list[Item]) -> list[Tensor]:
         bucket = items[0].request.bucket
-        measuring = self.packer.measuring(bucket, len(items))
+        watched = self.kernels.name(bucket) != ""  # to watch takes time
+        measuring = watched and self.packer.measuring(bucket, len(items))
         if measuring:
             self._wait()
         begin = perf_counter()
-        velocities = self.family.forward(items)
+        velocities = self.kernels.run(bucket, lambda: self.family.forward(items))
         self.forwards += 1
         self.items += len(items)
         if measuring:

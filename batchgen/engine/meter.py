@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from time import perf_counter
 
+from batchgen.engine.device import Memory
 from batchgen.engine.prompts import EncodedRow
 from batchgen.records import Determinism, RowStats, StageSeconds
 
@@ -18,7 +19,6 @@ class Setting:
     """What is the same for all rows of a render."""
 
     device: str
-    attention_kernel: str
     determinism: Determinism
 
 
@@ -40,6 +40,7 @@ class RowMeter:
     prompt_truncated: bool = False
     negative_prompt_tokens: int = 0
     negative_prompt_truncated: bool = False
+    attention_kernel: str = ""  # that ran in its forwards
 
     def note_texts(self, row: EncodedRow) -> None:
         """Take over what encoding the row's texts found."""
@@ -57,7 +58,7 @@ class RowMeter:
         """Seconds of encoding and denoising."""
         return self.encode + sum(self.ticks)
 
-    def stats(self, setting: Setting, memory_gib: float) -> RowStats:
+    def stats(self, setting: Setting, memory: Memory) -> RowStats:
         """The row's record so far."""
         ordered = sorted(self.ticks)
         cuts = quantiles(ordered, n=20) if len(ordered) > 1 else ordered * 19
@@ -69,12 +70,13 @@ class RowMeter:
             step_p50_s=cuts[9] if cuts else 0.0,
             step_p95_s=cuts[18] if cuts else 0.0,
             batch_size_mean=self.mates / self.forwards if self.forwards else 0.0,
-            peak_mem_gib=memory_gib,
+            peak_mem_gib=memory.peak_device_gib,
+            host_rss_gib=memory.host_rss_gib,
             prompt_tokens=self.prompt_tokens,
             prompt_truncated=self.prompt_truncated,
             negative_prompt_tokens=self.negative_prompt_tokens,
             negative_prompt_truncated=self.negative_prompt_truncated,
             determinism=setting.determinism,
-            attention_kernel=setting.attention_kernel,
+            attention_kernel=self.attention_kernel,
             device=setting.device,
         )

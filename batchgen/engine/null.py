@@ -111,6 +111,7 @@ class _Render:
             except Exception as error:
                 row.error, done = error, True
         row.seconds = self.clock.read().busy - before
+        self.clock.share({request.row_index: row.seconds})
         if done:
             return row
         self.abandoned += 1

@@ -15,7 +15,7 @@ import torch
 
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source
-from batchgen.engine.device import memory_gib, peak_host_gib
+from batchgen.engine.device import memory
 from batchgen.engine.finish import Broken, Denoised, Finisher
 from batchgen.engine.inflight import Flight, RowState
 from batchgen.engine.isolation import Failed, attempt
@@ -125,6 +125,7 @@ class Render:
             self._use("text_encoder")
         with self.clock.on("encode"):
             rows = self.replica.prompts.encode(requests, self.moved)
+        self.clock.share({row.request.row_index: row.seconds for row in rows})
         for row, meter in zip(rows, meters, strict=True):
             meter.note_texts(row)
             meter.waiting_since = perf_counter()
@@ -197,7 +198,9 @@ class Render:
     # --------------------------------------------------------------------------------------- tick
     def _tick(self) -> None:
         with self.clock.on("denoise"):
+            flying = [*self.flight.rows]
             outcome = self.flight.tick()
+        self.clock.share({row.request.row_index: row.meter.busy for row in flying})
         for state, error in outcome.failed:
             self.lane.put(Broken(state.request, state.meter, error))
         for state in outcome.done:
@@ -225,7 +228,7 @@ class Render:
     ) -> EngineReport:
         unique, calls, moves = (a - b for a, b in zip(self._counters(), before, strict=True))
         done, flight, now = self.finisher, self.flight, self.clock.read()
-        cuda = self.replica.device.type == "cuda"
+        used = memory(self.replica.device)
         return EngineReport(
             rows_finished=done.finished,
             rows_failed=done.failed,
@@ -245,8 +248,9 @@ class Render:
             unique_texts_encoded=unique,
             text_encoder_calls=calls,
             component_moves=moves,
-            device_syncs=flight.syncs + done.syncs if cuda else 0,
-            peak_mem_gib=memory_gib(self.replica.device) if cuda else peak_host_gib(),
+            device_syncs=flight.syncs + done.syncs,
+            peak_mem_gib=used.peak_device_gib,
+            host_rss_gib=used.host_rss_gib,
             self_test=self.replica.packer.self_test,
             pack_sizes=self.replica.packer.sizes,
         )

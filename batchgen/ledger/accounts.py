@@ -15,7 +15,8 @@ retried  its share in tries that failed, and in commits that did not win: failed
          another attempt overruled or that came after the attempt was fenced off (fenced: the
          latter alone)
 saved    its share in rows that were kept as they stood for another attempt to go on with
-lost     its share in rows that were dropped in flight: what of busy is in none of the above
+lost     its share in rows that were dropped in flight: what it had spent, at its last sign, on rows
+         that no line of it has closed
 The attempt measures them by one clock (`engine.clock`) and writes them into its lines and counters.
 Of an attempt that was killed the last of these signs counts, and the wall time ends there too: what
 it did after that is not known. The wall time is by the time of day in the first and the last sign.
@@ -43,11 +44,11 @@ from batchgen.runfile import RunFile
 _CHUNK = 50_000
 _BUSY = ("encode", "denoise")
 _PHASES = ("load_s", "compile_s", "warmup_s", "other_s")
-_CLOCK = ("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "idle_s", "tail_s")
+_CLOCK = ("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "idle_s", "tail_s", "lost_s")
 WALL_PARTS = (*_PHASES, "move_s", "busy_s", "idle_s", "tail_s")
 BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
 _MEASURED = (  # of the last line
-    *("decode_s", "peak_mem_gib", "forwards", "items"),
+    *("decode_s", "host_rss_gib", "forwards", "items"),
     *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
 )
 
@@ -91,8 +92,7 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         row = _identity(run, facts) | _work(facts, counters)
         row |= _rows_and_seconds(found.index, facts, lines, won, spent)
         row |= _configuration(intents[submission], header)
-        known = row["useful_s"] + row["retried_s"] + row["saved_s"]
-        rows.append(row | {"lost_s": max(0.0, row["busy_s"] - known)})
+        rows.append(row)
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
@@ -109,7 +109,9 @@ def _clock(facts: JournalFacts, counters: Counters | None) -> dict[str, float]:
     spent = facts.spent or RankSeconds()
     if counters is not None and counters.t >= facts.last_t:
         spent = counters.spent
-    return {name: getattr(spent, name.removesuffix("_s")) for name in _CLOCK}
+    return {name: getattr(spent, name.removesuffix("_s")) for name in _CLOCK[:-1]} | {
+        "lost_s": spent.open
+    }
 
 
 def _last_sign(facts: JournalFacts, counters: Counters | None) -> float:
@@ -159,6 +161,7 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
         **phases,
         **{name: getattr(end, name) if end else 0 for name in _MEASURED},
         **{name: getattr(end, name) if end else "" for name in ("self_test", "error")},
+        "peak_mem_gib": end.peak_mem_gib if end else None,
         "exit_reason": end.reason if end else "killed",
     }
 

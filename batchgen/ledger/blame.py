@@ -2,25 +2,29 @@
 
 A death is an attempt without a last line that is not alive any more. The rows that it had in flight
 are suspects as long as they are missing: they are rendered again after all others and alone, so
-that the next death has one row to blame. A row is convicted by a death while it was alone if there
-was another such death, or an earlier death in another place. Whatever was committed for a row
-(rendered, failed, or a verdict) closes its history: only later deaths count. So a row that survives
-alone is never convicted, and a retry of a quarantined row begins anew. An attempt that was told to
-end and killed before it could leaves suspects too, but is evidence against nobody.
+that the next death has one row to blame. A row is convicted once it has killed alone on two
+devices; where the run has one device, once it has done so `row_retries` + 1 times. Whatever was
+committed for a row (rendered, failed, or a verdict) closes its history: only later deaths count. So
+a row that survives alone is never convicted, and a retry of a quarantined row begins anew. An
+attempt that was told to end and killed before it could leaves suspects too, but is evidence against
+nobody.
 
 Which machines are bad, and which failed rows are so by themselves: `hosts`.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.ledger.deaths import Death, find_deaths, host_of
+from batchgen.config.schema import ONE_MACHINE, SlurmConfig
+from batchgen.ledger.deaths import Death, find_deaths, host_of, place_of
 from batchgen.ledger.hosts import bad_hosts, rows_at_fault
+from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.winners import Winners, winners
@@ -47,6 +51,12 @@ class Blame:
     bad_hosts: dict[str, str]  # host -> reason
     _found: Winners
     _at_fault: np.ndarray  # rows that failed on two hosts
+    _telling: tuple[Death, ...]  # by which one row came closer to a verdict
+
+    def told_by(self, submission: int) -> bool:
+        """Whether a death of that submission brought a row closer to its verdict: so many may be
+        needed that a run without other progress goes on for them."""
+        return any(death.attempt.submission == submission for death in self._telling)
 
     def rows_failed_on(self, hosts: Iterable[str]) -> np.ndarray:
         """Rows that failed, whatever the error, and the commit that says so came from `hosts`:
@@ -69,13 +79,15 @@ def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = 
     live = set() if all_gone else {status.attempt for status in live_attempts(run)}
     deaths = find_deaths(run, found.index, live)
     histories = _histories(found, deaths)
-    convicted = tuple(filter(None, (_judge(row, past) for row, past in histories.items())))
+    law = _Law(run, found.index)
+    convicted = tuple(filter(None, (law.judge(row, past) for row, past in histories.items())))
     guilty = {verdict.row_index for verdict in convicted}
     suspects = np.array(sorted(histories.keys() - guilty), np.int64)
     open_cases = [d for d in deaths if not d.signalled and guilty.isdisjoint(d.rows)]
     at_fault = rows_at_fault(found)
     bad = bad_hosts(found.index, open_cases, {*at_fault.tolist()})
-    return Blame(deaths, suspects, convicted, bad, found, at_fault)
+    telling = tuple(death for past in histories.values() for death in law.telling(past))
+    return Blame(deaths, suspects, convicted, bad, found, at_fault, telling)
 
 
 def _histories(found: Winners, deaths: Sequence[Death]) -> dict[int, list[Death]]:
@@ -109,14 +121,55 @@ def _last_commits(index: CommitIndex, rows: np.ndarray) -> dict[int, tuple[int, 
     return last
 
 
-def _judge(row: int, past: Sequence[Death]) -> Verdict | None:
-    """The rule for one row; None = not convicted."""
-    past = [death for death in past if not death.signalled]
-    alone = [number for number, death in enumerate(past) if death.alone]
-    if not alone:
-        return None
-    elsewhere = any(past[i].place != past[j].place for j in alone for i in range(j))
-    if len(alone) < 2 and not elsewhere:
-        return None
-    told = ", ".join(str(death) for death in past)
-    return Verdict(row, f"its process died again when it was alone: {told}", past[alone[-1]].host)
+class _Law:
+    """The rule for one row, and what it needs to know of the run."""
+
+    def __init__(self, run: RunPaths, index: CommitIndex) -> None:
+        self._run = run
+        self._devices = {place_of(facts) for facts in index.journals if place_of(facts)[1]}
+        self._profiles: dict[int, SlurmConfig] = {}
+
+    def judge(self, row: int, past: Sequence[Death]) -> Verdict | None:
+        """None = not convicted."""
+        past = [death for death in past if not death.signalled]
+        alone = [death for death in past if death.alone]
+        if len({death.place for death in alone}) > 1:
+            where = "on another device"
+        elif self._is_enough(alone):
+            where = "on the only device of the run"
+        else:
+            return None
+        told = ", ".join(str(death) for death in past)
+        reason = f"its process died again when it was alone, {where}: {told}"
+        return Verdict(row, reason, alone[-1].host)
+
+    def telling(self, past: Sequence[Death]) -> Sequence[Death]:
+        """The deaths of one row alone that a verdict takes at most: on two devices, or as many as
+        are needed on one."""
+        alone = [death for death in past if death.alone and not death.signalled]
+        return alone[: max(2, self._needed(alone[-1]))] if alone else []
+
+    def _is_enough(self, alone: Sequence[Death]) -> bool:
+        """Whether the only device that these deaths could be on has seen enough of them."""
+        forced = [death for death in alone if self._choice(death) <= {death.place}]
+        return bool(forced) and len(forced) >= self._needed(forced[-1])
+
+    def _choice(self, death: Death) -> set[tuple[str, str]]:
+        """The devices that the run had when it happened: those it has been seen on, but of one
+        machine where it was not a cluster's."""
+        if self._profile(death).executor in ONE_MACHINE:
+            return {place for place in self._devices if place[0] == death.host}
+        return self._devices
+
+    def _needed(self, death: Death) -> int:
+        return self._profile(death).row_retries + 1
+
+    def _profile(self, death: Death) -> SlurmConfig:
+        """What its submission ran under; the defaults where that was not recorded."""
+        number = death.attempt.submission
+        if number not in self._profiles:
+            intent = read_intent(self._run, number)
+            slurm = json.loads(intent.config)["slurm"] if intent and intent.config else {}
+            known = {key: slurm[key] for key in ("executor", "row_retries") if key in slurm}
+            self._profiles[number] = SlurmConfig(**known)
+        return self._profiles[number]

@@ -21,14 +21,14 @@ class Death:
 
     attempt: Attempt
     host: str
-    device: str
+    device: str  # what tells it from others of that host
     rows: tuple[int, ...]  # row_index of the rows in flight
     alone: bool  # the one row was rendered alone, as a suspect
     signalled: bool  # it was told to end before: neither its rows nor its machine are behind it
 
     @property
     def place(self) -> tuple[str, str]:
-        """Where it was."""
+        """The device it was on."""
         return self.host, self.device
 
     def __str__(self) -> str:
@@ -51,10 +51,10 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
             continue
         alone = facts.alone in facts.open_rows
         rows = (facts.alone,) if alone else () if facts.alone >= 0 else sorted(facts.open_rows)
-        device = facts.header.device if facts.header else ""
+        host, device = place_of(facts)
         death = Death(
             attempt=attempt,
-            host=host_of(facts),
+            host=host,
             device=device,
             rows=tuple(rows),
             alone=alone,
@@ -73,6 +73,13 @@ def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:
         return True
     counters = read_counters(run.counters(facts.journal.attempt))
     return counters is not None and counters.t > fenced + FENCE_MARGIN_S
+
+
+def place_of(facts: JournalFacts) -> tuple[str, str]:
+    """The device that an attempt was on: its host and what tells it from others there; the latter
+    is empty as long as the attempt has not found out."""
+    header = facts.header
+    return host_of(facts), (header.device_id or header.device) if header else ""
 
 
 def host_of(facts: JournalFacts) -> str:

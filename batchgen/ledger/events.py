@@ -48,6 +48,7 @@ class AttemptHeader:
     host: str = ""
     job_id: str = ""
     device: str = ""  # of older journals, and as `scan` reads it from the `Device` line
+    device_id: str = ""  # the same
     devices: int = 1  # devices of this replica: its wall time x devices is what it costs
     versions: tuple[tuple[str, str], ...] = ()
     process: ProcessId = field(default_factory=ProcessId.current)
@@ -60,6 +61,7 @@ class Device:
 
     name: str
     t: float
+    id: str = ""  # tells it from others of that name on the same host; empty where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class End:
     move_s: float = 0.0
     idle_s: float = 0.0
     tail_s: float = 0.0
+    lost_s: float = 0.0  # of busy: on rows that this attempt has left without a line
     encode_s: float = 0.0
     denoise_s: float = 0.0
     decode_s: float = 0.0
@@ -146,7 +149,8 @@ class End:
     component_moves: int = 0
     device_syncs: int = 0
     windows: int = 0
-    peak_mem_gib: float = 0.0
+    peak_mem_gib: float | None = None
+    host_rss_gib: float = 0.0
     self_test: str = ""
     error: str = ""
     t: float = field(default_factory=time.time)

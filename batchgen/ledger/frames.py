@@ -40,14 +40,16 @@ def snapshot(run: str | Path) -> pd.DataFrame:
 
 
 def throughput_by_bucket(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per width, height, num_frames and num_steps: rendered rows, busy seconds (encode, denoise and
-    decode shares), rows per device hour and frames per device second."""
+    """Per width, height, num_frames and num_steps: rendered rows, what they took of a device
+    (`device_s`: their shares of encoding, denoising and decoding), and rows per hour and frames per
+    second of that. Loading, waiting and lost work are not in it, so a run as a whole is slower;
+    what was decoded behind the steps of other rows is, so it may be faster too."""
     own = _rendered(frame)
-    own = own.assign(busy_s=own[["encode_s", "denoise_s", "decode_s"]].sum(axis=1))
+    own = own.assign(device_s=own[["encode_s", "denoise_s", "decode_s"]].sum(axis=1))
     keys = ["width", "height", "num_frames", "num_steps"]
-    out = own.groupby(keys).agg(rows=("row_id", "size"), busy_s=("busy_s", "sum")).reset_index()
-    out["rows_per_hour"] = out["rows"] / out["busy_s"] * 3600
-    out["frames_per_s"] = out["rows"] * out["num_frames"] / out["busy_s"]
+    out = own.groupby(keys).agg(rows=("row_id", "size"), device_s=("device_s", "sum")).reset_index()
+    out["rows_per_device_hour"] = out["rows"] / out["device_s"] * 3600
+    out["frames_per_device_s"] = out["rows"] * out["num_frames"] / out["device_s"]
     return out
 
 

@@ -12,10 +12,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from batchgen.anchor import Anchor, gone, is_same
 from batchgen.errors import RunStateError, StorageError
@@ -29,7 +30,34 @@ from batchgen.records import Commit, RankSeconds
 
 COUNTERS_EVERY_S = 2.0  # readers follow the journal from where the counters end
 TORN = "journal.torn"  # failpoint
-Meter = Callable[[], RankSeconds]  # what this attempt has spent so far
+
+
+class Meter(Protocol):
+    """What this attempt has spent so far."""
+
+    def read(self) -> RankSeconds:
+        """All of it."""
+
+    def share(self, rows: Mapping[int, float]) -> None:
+        """Take back what `close` gave."""
+
+    def close(self, row_index: int) -> float:
+        """A line closes a row: what it took is open no more. Returns it."""
+
+
+class Unmetered:
+    """The meter of who measures nothing."""
+
+    def read(self) -> RankSeconds:
+        return RankSeconds()
+
+    def share(self, rows: Mapping[int, float]) -> None:
+        return
+
+    def close(self, row_index: int) -> float:
+        return 0.0
+
+
 RECENT = 64  # commit times kept for the rate
 RESERVE_BYTES = 2 * 4096  # of the disk, kept for the last line and the counters after it
 
@@ -62,7 +90,7 @@ class JournalWriter:
 
     @classmethod
     def open(
-        cls, run: RunPaths, header: events.AttemptHeader, meter: Meter = RankSeconds
+        cls, run: RunPaths, header: events.AttemptHeader, meter: Meter | None = None
     ) -> JournalWriter:
         """Make the journal of `header.attempt` (with O_EXCL) and write its first line durably.
         `meter` is read for every line and heartbeat: so much is known of an attempt that is killed.
@@ -83,7 +111,7 @@ class JournalWriter:
         except OSError as error:
             raise StorageError(f"{path}: the journal cannot be made: {error}") from error
         try:
-            writer = cls(run, header, descriptor, meter)
+            writer = cls(run, header, descriptor, meter or Unmetered())
             writer._append(header)
             writer._sync()
             sync_folder(path.parent)
@@ -93,11 +121,11 @@ class JournalWriter:
         writer._keep_room()
         return writer
 
-    def device(self, name: str) -> None:
-        """Note what this attempt renders on."""
+    def device(self, name: str, id_: str = "") -> None:
+        """Note what this attempt renders on; `id_` tells it from others of that name there."""
         with self._lock:
             now = time.time()
-            self._write(events.Device(name, now))
+            self._write(events.Device(name, now, id_))
             self._counters = replace(self._counters, device=name)
             self._save_counters(now, force=True)
 
@@ -117,8 +145,8 @@ class JournalWriter:
         with self._lock:
             now = time.time()
             self.check_place()
-            self._write(events.Saved(row_index, step, seconds, now))
-            self._open.discard(row_index)
+            with self._closing(row_index):
+                self._write(events.Saved(row_index, step, seconds, now))
             self._save_counters(now)
         self._sync()
 
@@ -127,8 +155,8 @@ class JournalWriter:
         Until it starts again it is not in flight. Not synced, like `start`."""
         with self._lock:
             now = time.time()
-            self._write(events.Tried(row_index, seconds, type(error).__name__, now))
-            self._open.discard(row_index)
+            with self._closing(row_index):
+                self._write(events.Tried(row_index, seconds, type(error).__name__, now))
             self._save_counters(now)
 
     def check_place(self) -> None:
@@ -151,9 +179,9 @@ class JournalWriter:
             tally, _ = self._past
             failpoint("journal.before_append")
             self.check_place()
-            self._write(commit, self._write_torn if is_armed(TORN) else self._write_whole)
+            with self._closing(commit.row_index):
+                self._write(commit, self._write_torn if is_armed(TORN) else self._write_whole)
             tally.add(commit.row_index, commit.status)
-            self._open.discard(commit.row_index)
             self._count(commit)
         self._sync()
         failpoint("journal.after_append")
@@ -234,11 +262,22 @@ class JournalWriter:
             self._write(event)
             self._save_counters(time.time(), force=True)
 
+    @contextlib.contextmanager
+    def _closing(self, row_index: int) -> Iterator[None]:
+        """The line in the block closes a row, if it can be written."""
+        seconds = self._meter.close(row_index)
+        try:
+            yield
+        except BaseException:
+            self._meter.share({row_index: seconds})
+            raise
+        self._open.discard(row_index)
+
     def _write(self, event: events.Event, write: Callable[[bytes], int] | None = None) -> None:
         """One line in one write. A line that got in only in part is cut off again."""
         if self._broken:
             raise StorageError(self._broken)
-        line = events.encode_line(event, self._meter())
+        line = events.encode_line(event, self._meter.read())
         offset = self._counters.offset
         try:
             written = (write or self._write_whole)(line)
@@ -309,7 +348,7 @@ class JournalWriter:
             t=now,
             synced=self._synced,
             open_rows=tuple(self._open),
-            spent=self._meter(),
+            spent=self._meter.read(),
         )
         temporary = self._counters_path.with_suffix(".tmp")
         with contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.losses import catalog_column
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.table import commit_column, parse_commits
-from batchgen.ledger.winners import Winners
+from batchgen.ledger.winners import Winners, winners
 from batchgen.media.durable import remove
 from batchgen.paths import RunPaths
 from batchgen.planfile import reading
@@ -79,6 +80,24 @@ def quarantine_rows(run: RunPaths, verdicts: Sequence[Verdict], *, last: int | N
             journal.commit(commit)
         journal.end(End(reason="quarantined"))
     return number
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedRows:
+    """The first quarantined rows of a run."""
+
+    rows: list[tuple[str, str]]  # row_id, reason
+    more: int
+
+
+def first_quarantined(run: RunPaths, most: int) -> QuarantinedRows:
+    """Who is quarantined and why, from the journals alone."""
+    found = winners(run)
+    rows = np.flatnonzero((found.status == STATUS_CODES["quarantined"]) & ~found.plan.alias)
+    names = _names(run, rows[:most])
+    reasons = parse_commits(found.index, found.line[rows[:most]])["error"].to_pylist()
+    row_ids = [names[row][0] for row in rows[:most].tolist()]
+    return QuarantinedRows(list(zip(row_ids, reasons, strict=True)), more=max(0, len(rows) - most))
 
 
 def _info(run: RunPaths, kind: str) -> SubmissionInfo:

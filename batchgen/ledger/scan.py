@@ -180,7 +180,7 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         facts.header = event
     elif isinstance(event, Device):
         if facts.header is not None:
-            facts.header = replace(facts.header, device=event.name)
+            facts.header = replace(facts.header, device=event.name, device_id=event.id)
     elif isinstance(event, Phase):
         facts.phases.append(event)
     elif isinstance(event, End):

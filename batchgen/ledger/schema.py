@@ -56,7 +56,9 @@ OUTCOME = [
     *_fields(pa.float64(), "queue_s encode_s denoise_s decode_s d2h_s write_s latency_s"),
     *_fields(pa.float64(), "step_p50_s step_p95_s"),
     *_fields(pa.int32(), "steps_total"),
-    *_fields(pa.float64(), "steps_computed batch_size_mean peak_mem_gib"),
+    *_fields(pa.float64(), "steps_computed batch_size_mean"),
+    *_fields(pa.float64(), "peak_mem_gib", nullable=True),  # of the device; null on a CPU
+    *_fields(pa.float64(), "host_rss_gib"),
     *_fields(pa.int32(), "steps_restored prompt_tokens"),
     *_fields(pa.bool_(), "prompt_truncated"),
     *_fields(pa.int32(), "negative_prompt_tokens"),
@@ -78,7 +80,7 @@ _STATS = [
     *_fields(pa.int32(), "steps_total steps_restored prompt_tokens", nullable=True),
     *_fields(pa.int32(), "negative_prompt_tokens", nullable=True),
     *_fields(pa.float64(), "steps_computed step_p50_s step_p95_s", nullable=True),
-    *_fields(pa.float64(), "batch_size_mean peak_mem_gib", nullable=True),
+    *_fields(pa.float64(), "batch_size_mean peak_mem_gib host_rss_gib", nullable=True),
     *_fields(pa.bool_(), "prompt_truncated negative_prompt_truncated", nullable=True),
     *_fields(_TEXT, "determinism attention_kernel device", nullable=True),
 ]
@@ -115,7 +117,8 @@ RUNS = pa.schema(
         *_fields(pa.int64(), "rows_ok rows_failed rows_wasted rows_saved rows_lost"),
         *_fields(pa.int64(), "forwards items unique_texts_encoded text_encoder_calls"),
         *_fields(pa.int64(), "component_moves device_syncs windows"),
-        *_fields(pa.float64(), "peak_mem_gib"),
+        *_fields(pa.float64(), "peak_mem_gib", nullable=True),
+        *_fields(pa.float64(), "host_rss_gib"),
         *_fields(_TEXT, "exit_reason self_test error"),
         *_fields(_TEXT, "versions config overrides"),  # JSON
     ]

@@ -6,12 +6,12 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from batchgen.config.compose import Composed
-from batchgen.planning.store import Plan
+from batchgen.runfile import RunFile
 
 SCHEMA = 1
 PACKAGES = (
@@ -20,25 +20,31 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe(composed: Composed, plan: Plan) -> dict[str, Any]:
-    """The three tiers, the job's own keys, versions, commit, hardware, digests: plain JSON."""
-    config = composed.resolved
+def describe(
+    header: RunFile,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    submissions: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The three tiers, the job's own keys, versions, commit, hardware, digests: plain JSON.
+    `config` is resolved; the configuration of each of `submissions` is in its intent."""
     return {
         "schema": SCHEMA,
         "tier_1_model": config["model"],
         "tier_2_system": {"system": config["system"], "output": config["output"]},
         "tier_3_rows": {
             "row_defaults": config["row_defaults"],
-            "manifest": plan.manifest,
-            "manifest_digest": plan.manifest_digest,
-            "rows": plan.rows,
-            "unique_rows": plan.unique_rows,
+            "manifest": header.manifest,
+            "manifest_digest": header.manifest_digest,
+            "rows": header.rows,
+            "unique_rows": header.unique_rows,
         },
         "job": {key: config[key] for key in ("name", "tag", "seed", "locked", "carry_columns")},
         "slurm": config["slurm"],
-        "overrides": list(composed.overrides),
-        "plan_id": plan.plan_id,
-        "digests": plan.key_context.to_json(),
+        "overrides": list(overrides),
+        "submissions": list(submissions),
+        "plan_id": header.plan_id,
+        "digests": header.key_context,
         "versions": package_versions(),
         "git_commit": git_commit(),
         "hardware": hardware(),

@@ -8,11 +8,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
 from batchgen.errors import ConfigError, RunStateError, obstacle
+from batchgen.ledger.intent import read_intent, submission_numbers
 from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
 from batchgen.planfile import digest_of
@@ -106,9 +108,9 @@ def note_launch(run: RunPaths, resolved: Mapping[str, Any], words: Sequence[str]
 def _fill(draft: RunPaths, composed: Composed, plan: Plan) -> None:
     for folder in (draft.media, draft.journals, draft.counters_dir, draft.submissions, draft.logs):
         folder.mkdir()
-    dump_hydra(draft, composed)
-    write_json(draft.dump_config, describe(composed, plan))
-    write_json(draft.run_json, header_of(composed, plan).to_json())
+    header = header_of(composed, plan)
+    write_configuration(draft, header, composed.resolved, composed.overrides)
+    write_json(draft.run_json, header.to_json())
 
 
 def header_of(composed: Composed, plan: Plan) -> RunFile:
@@ -135,12 +137,20 @@ def header_of(composed: Composed, plan: Plan) -> RunFile:
     )
 
 
-def dump_hydra(run: RunPaths, composed: Composed) -> None:
-    """Write `.hydra/` where `output.hydra_dump_mode` wants it; `off` leaves it to run.json."""
-    match composed.config.output.hydra_dump_mode:
-        case "default":
-            write_hydra(composed, run.hydra)
-        case "video_dir":
-            write_hydra(composed, run.media / ".hydra")
-        case "off":
-            return
+def write_configuration(
+    run: RunPaths, header: RunFile, config: Mapping[str, Any], overrides: Sequence[str]
+) -> None:
+    """Say what the run is from now on: `dump_config.json`, and `.hydra/` where
+    `output.hydra_dump_mode` of `config` (resolved) wants it; `off` leaves that to run.json."""
+    submissions = [
+        {"number": intent.number, "created": intent.created, "overrides": list(intent.overrides)}
+        for intent in map(partial(read_intent, run), submission_numbers(run))
+        if intent is not None and intent.kind == "render"
+    ]
+    write_json(run.dump_config, describe(header, config, overrides, submissions))
+    folders = {"default": run.hydra, "video_dir": run.media / ".hydra"}
+    wanted = folders.pop(config["output"]["hydra_dump_mode"], None)
+    if wanted is not None:
+        write_hydra(config, overrides, header.hydra, wanted)
+    for other in folders.values():  # of settings before
+        shutil.rmtree(other, ignore_errors=True)

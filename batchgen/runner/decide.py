@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from batchgen.config.schema import ONE_MACHINE
 from batchgen.errors import KeysChanged
 from batchgen.ledger.attempts import rows_of
 from batchgen.ledger.blame import read_blame
@@ -18,7 +19,6 @@ from batchgen.ledger.status import AttemptStatus, read_status
 from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_costs
-from batchgen.runner.executors import ONE_MACHINE
 from batchgen.runner.jobs import last_submission
 from batchgen.runner.submit import Settings
 
@@ -36,8 +36,8 @@ class Move:
 
 def next_move(run: RunPaths) -> Move | None:
     """What to submit after the latest submission; None when nothing is left, somebody cancelled it,
-    all its ranks met the same error at once, or `max_attempts` of them in a row came to little. To
-    have found a row that kills its process is something: the others are then rid of it.
+    all its ranks met the same error at once, or `max_attempts` of them in a row came to little. A
+    death by one row alone is something: the others are rid of that row once it is convicted.
 
     Only rows of that submission are taken: those that it did not finish, one way or the other, and
     those that failed on a bad host (`ledger.hosts`). Such hosts are excluded from here on.
@@ -52,8 +52,7 @@ def next_move(run: RunPaths) -> Move | None:
     left = np.union1d(left, np.intersect1d(rows, blame.rows_failed_on(blame.bad_hosts)))
     if len(left) == 0:
         return None
-    convicted = np.array([verdict.row_index for verdict in blame.convicted], np.int64)
-    progress = np.isin(convicted, left).any() or _is_progress(run, found.index, intent, left)
+    progress = blame.told_by(intent.number) or _is_progress(run, found.index, intent, left)
     config = config_of(run, intent)
     settings = Settings(
         resolved=config,

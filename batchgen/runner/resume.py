@@ -19,7 +19,7 @@ from batchgen.planfile import check_plan, is_next_plan
 from batchgen.planning.identity import KeyContext, key_context
 from batchgen.planning.plan import make_plan, read_keys
 from batchgen.runfile import RunFile, read_run
-from batchgen.runner.create import dump_hydra, header_of
+from batchgen.runner.create import header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
 from batchgen.runner.submit import Replan, Settings
 
@@ -104,7 +104,6 @@ def _replan(
         failpoint("replan.after_plan")
         write_json(run.run_json, new.to_json())  # not by rename: another resume may tidy up now
         run.next_run_json.unlink(missing_ok=True)
-        dump_hydra(run, composed)
 
     return Replan(draft, install)
 

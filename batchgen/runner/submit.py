@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from batchgen.config.build import build
-from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.config.schema import ONE_MACHINE, JobConfig, SlurmConfig
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
@@ -27,7 +27,8 @@ from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
 from batchgen.runfile import read_run
-from batchgen.runner.executors import ONE_MACHINE, Job, executor_for
+from batchgen.runner.create import write_configuration
+from batchgen.runner.executors import Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
 from batchgen.runner.options import check_folder
 from batchgen.runner.scheduler import SchedulerError, hosts_in, nodes, patiently, usable_nodes
@@ -116,6 +117,7 @@ def submit(
     install = settings.replan.install if settings.replan else _nothing
     number = begin_submission(run, shards, info, last=last, under_lock=install)
     failpoint("submit.after_intent")
+    write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
     jobs: list[Job] = []

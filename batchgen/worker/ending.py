@@ -41,6 +41,7 @@ class Ending:
             busy_s=spent.busy,
             idle_s=spent.idle,
             tail_s=spent.tail,
+            lost_s=spent.open,
             encode_s=spent.encode,
             denoise_s=spent.denoise,
             decode_s=total("decode_s"),
@@ -51,7 +52,10 @@ class Ending:
             component_moves=int(total("component_moves")),
             device_syncs=int(total("device_syncs")),
             windows=int(total("windows")),
-            peak_mem_gib=max((r.peak_mem_gib for r in self.reports), default=0.0),
+            peak_mem_gib=max(
+                (r.peak_mem_gib for r in self.reports if r.peak_mem_gib), default=None
+            ),
+            host_rss_gib=max((r.host_rss_gib for r in self.reports), default=0.0),
             self_test=self.reports[0].self_test if self.reports else "",
         )
 

@@ -65,14 +65,14 @@ def _attempt(
     policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
     stop, clock = _stop(drain, watchdog), Clock()
     with (
-        JournalWriter.open(root, _header(attempt, rank, run_file.versions), clock.read) as journal,
+        JournalWriter.open(root, _header(attempt, rank, run_file.versions), clock) as journal,
         last_line(journal, clock) as ending,
         _heartbeat(journal, drain, beat_seconds(slurm)),
     ):
         with clock.on("load"):
             engine = _choose(config, rank)
         watchdog.kick()
-        journal.device(engine.device)
+        journal.device(engine.device, engine.device_id)
         states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
         admission = Admission(until, share_left=states.share_left)
         start = RowStart(rank.host, states)

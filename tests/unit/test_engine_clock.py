@@ -41,8 +41,8 @@ def test_blocks_interrupt_each_other_and_the_rest_is_waiting(
     with clock.on("denoise"):
         passes(6)
         now = clock.read()
-    assert now == RankSeconds(load=1, idle=2, encode=8, move=4, denoise=6)
-    assert (now.busy, now.waiting, sum(astuple(now))) == (14, 2, 21)
+    assert now == RankSeconds(load=1, idle=2, encode=8, move=4, denoise=6, open=14)
+    assert (now.busy, now.waiting, sum(astuple(now))) == (14, 2, 21 + 14)
 
 
 def test_waiting_is_a_tail_until_work_follows(passes: Callable[[float], None]) -> None:
@@ -68,3 +68,23 @@ def test_an_error_in_a_block_ends_it(passes: Callable[[float], None]) -> None:
         raise ValueError("no")
     passes(2)
     assert clock.read() == RankSeconds(load=1, tail=2)
+
+
+def test_busy_seconds_are_open_until_a_line_closes_their_row(
+    passes: Callable[[float], None],
+) -> None:
+    clock = Clock()
+    with clock.on("encode"):
+        passes(1)
+    clock.share({0: 0.5, 1: 0.5})
+    with clock.on("denoise"):
+        passes(4)
+        assert clock.read().open == 5, "of whichever row"
+    clock.share({0: 2.5})  # row 1 took none of it, and half a second is nobody's
+    passes(8)
+    assert clock.read().open == 3
+    assert clock.close(0) == 2.5
+    assert clock.close(0) == 0
+    assert clock.read().open == 0.5
+    clock.share({0: 2.5})  # the line could not be written
+    assert clock.read().open == 3

@@ -237,8 +237,11 @@ def test_a_row_that_takes_its_node_down_takes_two(tmp_path: Path) -> None:
     assert rendered == {0, 2, 3}
     status = read_status(shift.run)
     assert (status.ok, status.left, status.suspects, status.state) == (3, 1, 1, "stopped")
+    assert read_blame(shift.run).convicted == ()
+    shift.begin([], alone=[1])
+    assert shift.work(2, env, host="node2") == -signal.SIGKILL
     blame = read_blame(shift.run)
-    assert [(v.row_index, v.host) for v in blame.convicted] == [(1, "node1")]
+    assert [(v.row_index, v.host) for v in blame.convicted] == [(1, "node2")]
 
 
 def test_a_rank_that_is_killed_in_a_long_step_after_a_signal_tells_of_it(tmp_path: Path) -> None:

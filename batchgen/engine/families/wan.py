@@ -18,7 +18,6 @@ from transformers import UMT5EncoderModel
 
 from batchgen.config.families import wan as dimensions
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.device import sdpa_kernel
 from batchgen.engine.family import Condition, Item, Part, Tokens
 from batchgen.engine.noise import seeded_noise
 from batchgen.engine.solver import Schedule, schedule
@@ -169,15 +168,6 @@ class Wan:
             latents=seeded_noise(self.latent_shape(bucket), seed).to(self.device),
             timestep=float(999 - 137 * seed % 999),
             condition=(states.to(self.device, self.transformer.dtype),),
-        )
-
-    def attention_kernel(self) -> str:
-        config = self.transformer.config
-        return sdpa_kernel(
-            config.num_attention_heads,
-            config.attention_head_dim,
-            self.transformer.dtype,
-            self.device,
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from batchgen.config.schema import SlurmConfig
+from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
@@ -57,7 +57,6 @@ class Executor(Protocol):
         """End what did not drain in time."""
 
 
-ONE_MACHINE = ("inline", "local")
 # Keys of a profile that are wishes to a scheduler.
 _SCHEDULERS = (
     "gres", "mem_gb", "partition", "account", "qos", "constraint", "exclude", "python",

@@ -305,7 +305,8 @@ def test_a_stored_configuration_finds_the_profiles_beside_its_job(
 
 def test_the_three_hydra_files_are_written(job: Job, tmp_path: Path) -> None:
     composed = compose_job(job(), ["seed=5", "output.format=gif"])
-    write_hydra(composed, tmp_path / ".hydra")
+    parts = (composed.resolved, composed.overrides, composed.hydra)
+    write_hydra(*parts, tmp_path / ".hydra")
     stored = {
         name: yaml.safe_load((tmp_path / ".hydra" / f"{name}.yaml").read_text(encoding="utf-8"))
         for name in ("config", "overrides", "hydra")

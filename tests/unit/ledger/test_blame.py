@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -258,30 +258,64 @@ def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., Lab])
 # convictions
 
 
+@pytest.mark.parametrize("executor", ["local", "slurm"])
 @pytest.mark.parametrize(
-    ("deaths", "guilty"),
+    ("deaths", "local", "cluster"),
     [
-        ([("n1", False)], False),
-        ([("n1", False), ("n2", False), ("n3", False)], False),
-        ([("n1", True)], False),
-        ([("n1", False), ("n1", True)], False),
-        ([("n1", True), ("n2", False)], False),
-        ([("n1", False), ("n2", True)], True),
-        ([("n1", False), ("n1", True), ("n1", True)], True),
-        ([("n1", True), ("n2", True)], True),
+        ("n1", False, False),
+        ("n1 n2 n3", False, False),
+        ("n1!", False, False),
+        ("n1 n1!", False, False),
+        ("n1! n2", False, False),
+        ("n1 n2!", False, False),
+        ("n1! n2!", True, True),
+        ("n1 n2! n3!", True, True),
+        ("n1! n2 n1! n2!", True, True),
+        ("n1 n1! n1!", True, True),
+        ("n1! n1!", True, True),
+        ("n2 n1! n1!", True, False),
+        ("n1! n2 n1! n1!", True, False),
     ],
 )
-def test_only_a_row_that_kills_alone_and_again_is_convicted(
-    deaths: Sequence[tuple[str, bool]], guilty: bool, make_lab: Callable[..., Lab]
+def test_a_row_that_kills_alone_on_two_devices_is_convicted(
+    deaths: str, local: bool, cluster: bool, executor: str, make_lab: Callable[..., Lab]
 ) -> None:
-    """Alone in another place than before, or twice alone."""
-    lab = make_lab(3)
-    for host, alone in deaths:
-        mates = [] if alone else [2]
-        die(lab, lab.submit([0, 1, 2]), *mates, 0, host=host, alone=alone)
-    assert (0 in convicted(lab)) == guilty
-    assert (0 in suspects(lab)) != guilty
+    """`!`: alone. Twice on one device is enough where the run had no other."""
+    lab, guilty = make_lab(3), local if executor == "local" else cluster
+    for host in deaths.split():
+        number = lab.submit([0, 1, 2], executor=executor, row_retries=1)
+        alone = host.endswith("!")
+        die(lab, number, *([] if alone else [2]), 0, host=host.rstrip("!"), alone=alone)
+    assert (0 in convicted(lab), 0 in suspects(lab)) == (guilty, not guilty)
     assert 2 not in convicted(lab)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_one_device_takes_as_many_deaths_alone_as_the_row_has_tries(
+    retries: int, make_lab: Callable[..., Lab]
+) -> None:
+    lab = make_lab(1)
+    die(lab, lab.submit(executor="local", row_retries=retries), 0)
+    for _ in range(retries + 1):
+        assert convicted(lab) == []
+        number = lab.submit(executor="local", row_retries=retries)
+        die(lab, number, 0, alone=True)
+        assert blame(lab).told_by(number)
+    (verdict,) = blame(lab).convicted
+    assert "when it was alone, on the only device of the run: s1t0r0p0" in verdict.reason
+
+
+def test_cards_of_one_machine_are_devices_of_their_own(make_lab: Callable[..., Lab]) -> None:
+    """Their names are the same, and so may be the numbers that processes have for them."""
+    lab = make_lab(2)
+    lab.journal(lab.submit(), card="GPU-b").close()  # it has been seen
+    for _ in range(3):
+        die(lab, number := lab.submit(), 0, alone=True, card="GPU-a")
+    assert (suspects(lab), convicted(lab)) == ([0], [])
+    assert not blame(lab).told_by(number), "it tells nothing new"
+    die(lab, lab.submit(), 0, alone=True, card="GPU-b")
+    (verdict,) = blame(lab).convicted
+    assert "when it was alone, on another device: " in verdict.reason
 
 
 def preempted(lab: Lab, submission: int, row: int, host: str, alone: bool) -> None:
@@ -323,19 +357,19 @@ def test_a_row_that_was_killed_after_a_signal_is_not_withheld(make_lab: Callable
 def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab(1)
     number = lab.submit()
-    die(lab, number, 0, host="n1")
+    die(lab, number, 0, host="n1", alone=True)
     accept_restart(lab.run, Attempt(number, 0, 1, 0))
     die(lab, number, 0, host="n2", alone=True, restart=1)
     (verdict,) = blame(lab).convicted
     assert verdict.reason == (
-        "its process died again when it was alone: "
-        "s1t0r0p0 on n1 (rows in flight: 1), s1t0r1p0 on n2 (alone)"
+        "its process died again when it was alone, on another device: "
+        "s1t0r0p0 on n1 (alone), s1t0r1p0 on n2 (alone)"
     )
     assert verdict.host == "n2"
 
 
 def killer(lab: Lab, row: int = 0) -> None:
-    die(lab, lab.submit([row]), row, host="n1")
+    die(lab, lab.submit([row]), row, host="n1", alone=True)
     die(lab, lab.submit([row]), row, host="n2", alone=True)
 
 

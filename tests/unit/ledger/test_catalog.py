@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lab import Lab
+from lab import Lab, Told
 
 from batchgen import catalog
 from batchgen.errors import RunStateError
@@ -74,7 +74,7 @@ def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: Lab)
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
     nullable = {field.name for field in ROWS if field.nullable}
-    assert nullable == {"guidance_scale_2", "score", "tags", "alias_of"}
+    assert nullable == {"guidance_scale_2", "score", "tags", "alias_of", "peak_mem_gib"}
     assert not frame[[n for n in ROWS.names if n not in nullable]].isna().any().any()
     assert frame["seed"].dtype == np.int64
     assert frame["seed"].tolist()[:3] == [2**62, 2**62 + 1, 2**62 + 2]
@@ -173,15 +173,16 @@ print(len(frame), seed, meta[b"batchgen.overrides"].decode())
 def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
     began = time.time() - 5.0
     header = AttemptHeader(attempt=Attempt(mixed.submit([2, 3]), 0, 0, 0), t=began)
-    spent = RankSeconds(load=1.0, encode=0.5, denoise=3.5)
-    killed = JournalWriter.open(mixed.run, header, lambda: spent)
+    spent = RankSeconds(load=1.0, encode=0.5, denoise=3.5, open=2.9)
+    killed = JournalWriter.open(mixed.run, header, Told(spent))
     killed.phase("load", 1.0)
     mixed.render(killed, 3)
     killed.start(2, "row0002")
     killed.close()  # no last line
     collect(mixed.run)
     runs = pd.read_parquet(mixed.run.catalog_runs)
-    assert not runs.isna().any().any()
+    assert runs["peak_mem_gib"].isna().all(), "of no device"
+    assert not runs.drop(columns="peak_mem_gib").isna().any().any()
     first, second = runs.iloc[0], runs.iloc[1]
     assert (first["attempt"], first["exit_reason"], first["load_s"]) == ("s1t0r0p0", "done", 2.0)
     assert (first["rows_ok"], first["rows_failed"], first["rows_lost"]) == (2, 1, 0)
@@ -450,7 +451,8 @@ def test_summaries(mixed: Lab) -> None:
     frame = catalog.open_runs(mixed.run.root)
     buckets = catalog.throughput_by_bucket(frame)
     assert buckets[["width", "height", "num_frames", "rows"]].values.tolist() == [[16, 8, 1, 2]]
-    assert buckets["rows_per_hour"].tolist() == pytest.approx([2 / 2.6 * 3600])
+    assert buckets["device_s"].tolist() == pytest.approx([2.6])
+    assert buckets["rows_per_device_hour"].tolist() == pytest.approx([2 / 2.6 * 3600])
     bad = catalog.failures(frame)
     assert bad[["run", "row_id", "error", "same_error"]].values.tolist() == [
         ["demo-1", "row0002", "boom", 1]

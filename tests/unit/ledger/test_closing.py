@@ -68,6 +68,7 @@ class Rank:
         for _ in range(step, until):
             with self.clock.on("denoise"):
                 time.sleep(STEP_S)
+            self.clock.share({row: self.clock.read().busy - before})
             self.journal.beat()
         return self.clock.read().busy - before
 
@@ -88,14 +89,15 @@ class Rank:
     def last_line(self, reason: str) -> None:
         spent = self.clock.read()
         seconds = {"idle_s": spent.idle, "tail_s": spent.tail, "denoise_s": spent.denoise}
-        self.journal.end(End(reason=reason, busy_s=spent.busy, load_s=spent.load, **seconds))
+        seconds |= {"busy_s": spent.busy, "load_s": spent.load, "lost_s": spent.open}
+        self.journal.end(End(reason=reason, **seconds))
 
 
 def main(root: str, submission: str, restart: str, fate: str, at: str, *rows: str) -> None:
     journal_module.COUNTERS_EVERY_S = 0.0  # a heartbeat at every step
     lab, clock = Lab(RunPaths(Path(root)), [make_request(row) for row in range(4)]), Clock()
     header = AttemptHeader(attempt=Attempt(int(submission), 0, int(restart), 0))
-    with JournalWriter.open(lab.run, header, clock.read) as journal:
+    with JournalWriter.open(lab.run, header, clock) as journal:
         Rank(lab, journal, clock).work([int(row) for row in rows], fate, int(at))
 
 

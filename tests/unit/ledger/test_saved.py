@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from lab import STAGES, Lab
+from lab import STAGES, Lab, Told
 
 from batchgen import catalog
 from batchgen.errors import RunStateError
@@ -164,7 +164,7 @@ def test_a_try_that_failed_is_retried_time(make_lab: Callable[..., Lab]) -> None
     assert closes(run)
 
 
-def test_lost_is_what_is_in_no_row(make_lab: Callable[..., Lab]) -> None:
+def test_lost_is_what_rows_without_a_line_took(make_lab: Callable[..., Lab]) -> None:
     """Of what an attempt told in its last line."""
     lab = make_lab(3)
     with lab.journal(lab.submit()) as journal:
@@ -172,7 +172,7 @@ def test_lost_is_what_is_in_no_row(make_lab: Callable[..., Lab]) -> None:
         journal.start(1, "row0001")
         journal.saved(1, 2, 0.5)
         journal.start(2, "row0002")
-        journal.end(End(reason="terminated", busy_s=ROW_S + 0.5 + 4.5))
+        journal.end(End(reason="terminated", busy_s=ROW_S + 0.5 + 4.5, lost_s=4.5))
     (run,) = (row for _, row in runs(lab).iterrows())
     assert (run["rows_lost"], run["lost_s"]) == (1, pytest.approx(4.5))
     assert closes(run)
@@ -184,13 +184,14 @@ def test_of_a_killed_attempt_the_last_sign_counts(
 ) -> None:
     """A line, or the heartbeat after it; whatever it was doing then."""
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if by == "line" else 0.0)
-    lab, spent = make_lab(2), RankSeconds(load=1.0)
-    journal = lab.journal(lab.submit(), meter=lambda: spent)
+    lab, meter = make_lab(2), Told(RankSeconds(load=1.0))
+    journal = lab.journal(lab.submit(), meter=meter)
     journal.start(0, "row0000")
-    spent = RankSeconds(load=1.0, move=0.25, encode=0.5, denoise=2.0, idle=3.0, tail=0.5)
+    spent = {"load": 1.0, "move": 0.25, "encode": 0.5, "idle": 3.0, "tail": 0.5}
+    meter.spent = RankSeconds(**spent, denoise=2.0, open=2.0)
     journal.saved(0, 2, 0.5)
     if by == "heartbeat":
-        spent = replace(spent, denoise=7.0, idle=4.0)
+        meter.spent = replace(meter.spent, denoise=7.0, idle=4.0, open=7.0)
         journal.beat()
     (run,) = (row for _, row in runs(lab).iterrows())
     assert run["exit_reason"] == "killed"
@@ -207,7 +208,7 @@ def test_a_row_that_was_encoded_and_dropped_before_it_began_is_lost(
     lab = make_lab(1)
     with lab.journal(lab.submit()) as journal:
         lab.render(journal, 0)
-        journal.end(End(reason="drained", busy_s=ROW_S + 0.75, encode_s=0.75))
+        journal.end(End(reason="drained", busy_s=ROW_S + 0.75, encode_s=0.75, lost_s=0.75))
     (run,) = (row for _, row in runs(lab).iterrows())
     assert (run["rows_lost"], run["lost_s"]) == (0, pytest.approx(0.75))
     assert closes(run)
@@ -241,7 +242,7 @@ def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
     with lab.journal(number) as journal:
         lab.render(journal, 2)
         journal.start(3, "row0003")
-        journal.end(End(reason="terminated", busy_s=ROW_S + 0.8))
+        journal.end(End(reason="terminated", busy_s=ROW_S + 0.8, lost_s=0.8))
     assert runs(lab)["fenced_s"].tolist() == pytest.approx([ROW_S, 0.0])
     wasted = catalog.waste(lab.run.root)
     assert wasted["lost"] == pytest.approx(0.8, abs=SOON_S)

@@ -113,19 +113,20 @@ def test_progress_is_measured_by_what_was_started(make: Make) -> None:
     assert next_move(shift.run) is None
 
 
-def test_a_conviction_is_progress(tmp_path: Path) -> None:
+def test_what_leads_to_a_conviction_is_progress(tmp_path: Path) -> None:
     """The innocent row that died with the convicted one is still to be rendered."""
     shift = make_shift(tmp_path, [200] * 2, SLURM, "slurm.max_attempts=2", model="null-engine")
     shift.work(shift.begin(range(2)), killed_at(1))
-    first = next_move(shift.run)
-    assert first is not None and first.settings.attempt == 2
-    everyone = np.ones(2, bool)
+    move = next_move(shift.run)
+    assert move is not None and move.settings.attempt == 2
     assert read_blame(shift.run, all_gone=True).suspects.tolist() == [0, 1]
-    number = begin(shift, first, np.zeros(2, np.int32), everyone)
-    shift.work(number, killed_at(0), host="node2")
+    for host in ("node2", "node3"):
+        assert read_blame(shift.run, all_gone=True).convicted == ()
+        number = begin(shift, move, np.zeros(2, np.int32), np.ones(2, bool))
+        shift.work(number, killed_at(0), host=host)
+        move = next_move(shift.run)
+        assert move is not None and move.settings.attempt == 1 and len(move.rows) == 2
     assert [v.row_index for v in read_blame(shift.run, all_gone=True).convicted] == [0]
-    second = next_move(shift.run)
-    assert second is not None and second.settings.attempt == 1 and len(second.rows) == 2
 
 
 def test_a_chain_that_stops_leaves_no_verdict_unsaid(tmp_path: Path) -> None:
