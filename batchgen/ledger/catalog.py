@@ -36,7 +36,7 @@ from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.ledger.losses import collected, refuse_losses
+from batchgen.ledger.losses import UNSEEN_S, collected, refuse_losses
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.source import Source
@@ -52,7 +52,6 @@ from batchgen.runfile import RunFile
 PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
 TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhile
-UNSEEN_S = 60.0  # what NFS may take to show another machine's files
 TURNS = ".turns"  # beside the parts
 LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
 COLLECT_KEY = b"batchgen.collect"

@@ -10,6 +10,7 @@ need be known of the past, and what a repair has accepted is not told again.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from batchgen.planfile import reading
 from batchgen.records import Attempt
 
 SHOWN = 3
+UNSEEN_S = 60.0  # what NFS may take to show another machine's files
 GROUP_ROWS = 50_000
 
 
@@ -53,6 +55,13 @@ def find_losses(run: RunPaths) -> list[Loss]:
     accepted = set(intent.lost) if intent else set()
     lost = [loss for loss in _submissions(run) if loss.path not in accepted]
     return [*lost, *_journals(run, _known_lengths(run))]
+
+
+def wait_for_unseen(run: RunPaths) -> None:
+    """Give what seems lost the time to come: another machine may have written it just now."""
+    deadline = time.monotonic() + UNSEEN_S
+    while time.monotonic() < deadline and find_losses(run):
+        time.sleep(1.0)
 
 
 def lost_submissions(run: RunPaths) -> tuple[str, ...]:

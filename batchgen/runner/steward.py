@@ -19,6 +19,7 @@ from batchgen.errors import BatchgenError, RunStateError, Told, UsageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.catalog import CatalogSummary, collect
 from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.losses import wait_for_unseen
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.media.durable import write_bytes_atomic
 from batchgen.paths import RunPaths
@@ -97,6 +98,7 @@ def follow_up(run: RunPaths, number: int) -> int:
     its exit status: 1 if it ends the run with rows left or failed. Harmless when somebody else went
     on meanwhile, or an earlier start of this job was killed halfway."""
     failpoint("steward")
+    wait_for_unseen(run)
     try:
         if patiently(lambda: _others_go_on(run, number), SCHEDULER_PATIENCE_S):
             log.info("the run is at work again")
