@@ -86,6 +86,7 @@ def handle_verify(args: argparse.Namespace) -> Result:
         deleted = f", {report.deleted} deleted" if report.deleted else ""
         print(f"repaired: {done}{deleted}, {report.voided} damaged rows to render again")
     if report.left:
+        print(f"left     {report.rows - report.ok} of {report.rows} rows")
         print(*go_on_lines(run, True, []))
     sound = report.is_sound and not report.left
     return Result(OK if sound else ROWS_LEFT, {"run": str(run.root), **asdict(report)})

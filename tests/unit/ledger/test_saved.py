@@ -289,7 +289,7 @@ def test_submissions_of_older_runs_are_read(make_lab: Callable[..., Lab]) -> Non
     assert (shard.rows.tolist(), shard.suspects.tolist()) == ([4, 3, 2, 1, 0], [])
     intent = json.loads(lab.run.intent(number).read_text())
     assert (intent["attempt"], intent["excluded"]) == (2, {"n1": "sick"})
-    for name in ("attempt", "excluded", "suspects", "sha256"):
+    for name in ("attempt", "excluded", "suspects", "lost", "sha256"):
         del intent[name]
     lab.run.intent(number).write_text(json.dumps(intent))
     old = read_intent(lab.run, number)
