@@ -41,7 +41,13 @@ from batchgen.ledger.journal import raw_lines, whole_length
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
 from batchgen.ledger.winners import choose, read_plan_rows
-from batchgen.media.durable import make_folder, sync_folder, write_bytes_atomic, write_json
+from batchgen.media.durable import (
+    make_folder,
+    read_regular,
+    sync_folder,
+    write_bytes_atomic,
+    write_json,
+)
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
@@ -211,14 +217,14 @@ class _Past:
         alone: set[int] = set()  # the row of the last start line, if nothing else was in flight
         signalled = False
         for _, line in raw_lines(path, limit):
+            if not is_whole(line):
+                continue
             if start := START.match(line):
                 row = int(start[1])
                 alone = {row} if start[2] == b"true" else set()
                 if alone:
                     open_rows.clear()  # whatever was begun before is in flight no more
                 open_rows.add(row)
-            elif not is_whole(line):
-                continue
             elif head := HEAD.match(line):
                 row, status = int(head[2]), head[3].decode()
                 open_rows.discard(row)
@@ -306,7 +312,7 @@ def _maker_file(run: RunPaths, number: int) -> Path:
 def maker_of(run: RunPaths, number: int) -> ProcessId | None:
     """The process that took a submission's number; None if it did not get to say so."""
     try:
-        return from_plain(ProcessId, json.loads(_maker_file(run, number).read_bytes()))
+        return from_plain(ProcessId, json.loads(read_regular(_maker_file(run, number))))
     except (OSError, ValueError):
         return None
 

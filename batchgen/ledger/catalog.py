@@ -38,7 +38,7 @@ from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.extent import Extent
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
-from batchgen.ledger.source import EXTENT_KEY, Source, standing_extent
+from batchgen.ledger.source import COLLECT_KEY, EXTENT_KEY, Source, standing_extent
 from batchgen.ledger.table import catalog_rows, catalog_schema, join
 from batchgen.ledger.timers import Timers
 from batchgen.ledger.turns import Overtaken, Turn, turn_of
@@ -53,7 +53,6 @@ TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhi
 UNSEEN_S = 60.0  # what NFS may take to show another machine's files
 TURNS = ".turns"  # beside the parts
 LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
-COLLECT_KEY = b"batchgen.collect"
 _REPEATED = (
     *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
     *("determinism", "attention_kernel", "negative_prompt", "error_type", "tags", "prompt"),

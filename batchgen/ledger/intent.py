@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from pathlib import Path
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import from_plain
 from batchgen.ledger.tally import Counts, Tally
+from batchgen.media.durable import read_regular
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
 SCHEMA = 1
-_FENCES = "*.accept.json"
+_FENCES = ".accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
 
@@ -84,12 +86,10 @@ def read_intent(run: RunPaths, number: int) -> Intent | None:
     """The intent of a submission; None if a crash came before it was written."""
     path = run.intent(number)
     try:
-        data = path.read_bytes()
+        return from_plain(Intent, json.loads(read_regular(path)))
     except FileNotFoundError:
         return None
-    try:
-        return from_plain(Intent, json.loads(data))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RunStateError(f"{path} cannot be read: {error}") from error
 
 
@@ -114,24 +114,33 @@ def last_render(run: RunPaths) -> Intent | None:
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
     """What this restart of a task wrote down; None for a first start."""
     try:
-        return from_plain(Fence, json.loads(run.acceptance(attempt).read_bytes()))
+        return from_plain(Fence, json.loads(read_regular(run.acceptance(attempt))))
     except FileNotFoundError:
         return None
 
 
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
-    """Every journal of the run in the order of attempts."""
+    """Every journal of the run in the order of attempts. RunStateError for what has the name of one
+    and is no file, or no folder of them: nobody opens a pipe."""
     found = []
-    for path in _files(run, "*.jsonl"):
+    for path in _files(run, ".jsonl"):
         with suppress(ValueError):  # somebody's copy: no attempt writes it
             found.append((parse_journal(path), path))
     return sorted(found, key=lambda item: seniority(item[0]))
 
 
-def _files(run: RunPaths, pattern: str, submission: int | None = None) -> Iterator[Path]:
+def _files(run: RunPaths, ending: str, submission: int | None = None) -> Iterator[Path]:
     """Journals or acceptances, of one submission or all."""
     for block in run.journal_blocks(submission):
-        yield from block.glob(pattern)
+        if not block.is_dir():
+            raise RunStateError(f"{block} is not a folder")
+        with os.scandir(block) as entries:
+            for entry in entries:
+                if not entry.name.endswith(ending):
+                    continue
+                if not entry.is_file():
+                    raise RunStateError(f"{entry.path} is not a regular file")
+                yield Path(entry.path)
 
 
 def seniority(attempt: Attempt) -> tuple[int, int, int, int]:

@@ -13,6 +13,7 @@ from batchgen.media.durable import read_regular
 from batchgen.paths import RunPaths
 from batchgen.runfile import RunFile, read_run
 
+COLLECT_KEY = b"batchgen.collect"  # a number of its own, in every part
 EXTENT_KEY = b"batchgen.extent"  # of the ledger that the catalog was made from
 
 

@@ -268,10 +268,10 @@ def _follow(
     for _, line in raw_lines(journal.path, journal.limit, counters.offset):
         if not line.endswith(b"\n"):
             break
+        if not is_whole(line):
+            continue
         if start := START.match(line):
             in_flight.add(int(start[1]))
-        elif not is_whole(line):
-            continue
         elif head := HEAD.match(line):
             if tally is None:
                 tally = tally_for(run, intent, journal.attempt)

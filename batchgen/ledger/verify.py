@@ -127,6 +127,7 @@ def _read_ledger(run: RunPaths, found: Winners) -> _Ledger:
     ledger = _Ledger()
     owners: dict[str, _Published] = {}
     collected = Collected(run)
+    ledger.findings += collected.first
     for plan in pieces([run.plan], GROUP_ROWS):
         table = catalog_rows(join(plan, found), "")
         ledger.findings += collected.compare(table)
@@ -173,6 +174,8 @@ def _check_file(run: RunPaths, item: _Published) -> Finding | None:
         return _finding("outside", item, "is not inside the run's media folder")
     if not path.exists():
         return _finding("missing", item, "does not exist")
+    if not (path.is_file() or path.is_dir()):
+        return _finding("undecodable", item, "is not a regular file")
     try:
         digest, size = digest_file(path)
         if size != item.bytes:
@@ -227,7 +230,7 @@ def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
     named = {run.root / item.path for item in after.media}  # one may have been published meanwhile
     deleted = delete_files([path for path in waste if path not in named])
     delete_files([path for f in rows.values() if _is_ours(run, path := run.root / f.path)])
-    if run.catalog_rows.exists():
+    if run.catalog_rows.exists() or run.catalog_rows.is_symlink():
         collect(run)
     return replace(
         report,

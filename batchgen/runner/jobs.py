@@ -11,7 +11,7 @@ from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.intent import Intent, last_render, submission_numbers
 from batchgen.ledger.status import live_attempts
-from batchgen.media.durable import write_json
+from batchgen.media.durable import read_regular, write_json
 from batchgen.paths import RunPaths, as_typed
 from batchgen.processes import ProcessId
 from batchgen.runner.executors import Executor, Job, executor_named
@@ -28,7 +28,7 @@ def write_jobs(run: RunPaths, number: int, jobs: list[Job]) -> None:
 def jobs_of(run: RunPaths, number: int) -> list[Job]:
     """The started jobs of a submission; none when it was cut off before they were written."""
     try:
-        written = json.loads(run.jobs(number).read_text())["jobs"]
+        written = json.loads(read_regular(run.jobs(number)))["jobs"]
     except FileNotFoundError:
         return []
     for fields in written:
