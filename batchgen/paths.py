@@ -159,6 +159,12 @@ def as_typed(run: Path) -> str:
     return shlex.quote(run.name if run.parent == Path(RUNS).absolute() else str(run))
 
 
+def block_submission(block: Path) -> int:
+    """The submission of a folder of `RunPaths.journal_blocks`."""
+    match = _BLOCK_NAME.fullmatch(block.name)
+    return int(match[1]) if match else 0
+
+
 def parse_journal(path: Path) -> Attempt:
     """The attempt that writes `path`; raises ValueError for any other file."""
     match, block = _JOURNAL_NAME.fullmatch(path.name), _BLOCK_NAME.fullmatch(path.parent.name)

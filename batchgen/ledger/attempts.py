@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.anchor import Place
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.events import (
@@ -131,7 +132,8 @@ def begin_submission(
         raise StorageError(f"{folder} cannot be made: {error}") from error
     failpoint("submission.after_mkdir")
     try:
-        write_json(_maker_file(run, number), to_plain(ProcessId.current(info.host)))
+        maker = to_plain(ProcessId.current(info.host))
+        write_json(_maker_file(run, number), {**maker, "run": to_plain(Place.of(run))})
         sync_folder(run.submissions)
         under_lock()
         _write_shards(run.shards(number), rows)
@@ -266,6 +268,7 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
         attempt=info.attempt,
         excluded=info.excluded,
         suspects=() if rows.alone is None else tuple(rows.row_index[rows.alone].tolist()),
+        place=Place.of(run),
     )
 
 
@@ -310,9 +313,12 @@ def _maker_file(run: RunPaths, number: int) -> Path:
 
 
 def maker_of(run: RunPaths, number: int) -> ProcessId | None:
-    """The process that took a submission's number; None if it did not get to say so."""
+    """The process that took a submission's number; None if it did not get to say so, or did it in
+    the folder that this one is a copy of."""
     try:
-        return from_plain(ProcessId, json.loads(read_regular(_maker_file(run, number))))
+        maker = json.loads(read_regular(_maker_file(run, number)))
+        own = from_plain(Place, maker.get("run", {})).is_of(run)
+        return from_plain(ProcessId, maker) if own else None
     except (OSError, ValueError):
         return None
 

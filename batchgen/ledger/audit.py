@@ -17,7 +17,7 @@ from batchgen.paths import RunPaths
 
 Kind = Literal[
     "missing", "size", "sha256", "undecodable", "frames", "outside", "duplicate",
-    "journal", "catalog", "stale", "orphan", "temporary",
+    "journal", "intent", "catalog", "stale", "orphan", "temporary",
 ]  # fmt: skip
 WASTE: tuple[Kind, ...] = ("orphan", "temporary")
 HARMLESS: tuple[Kind, ...] = (*WASTE, "stale")

@@ -12,21 +12,24 @@ import json
 import math
 import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from batchgen.anchor import Place
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import from_plain
 from batchgen.ledger.tally import Counts, Tally
 from batchgen.media.durable import read_regular
-from batchgen.paths import RunPaths, parse_journal
+from batchgen.paths import RunPaths, as_typed, block_submission, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
 SCHEMA = 1
+UNSEEN_S = 5.0  # from a submission's first journals to the time when its intent is seen elsewhere
 _FENCES = ".accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
@@ -51,6 +54,7 @@ class Intent:
     attempt: int = 1  # this many submissions in a row, this one too, without progress before it
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
     suspects: tuple[int, ...] = ()  # rows to be rendered alone
+    place: Place = field(default_factory=Place)  # of the run folder: its jobs are not of a copy
     schema: int = SCHEMA
 
 
@@ -109,6 +113,36 @@ def last_render(run: RunPaths) -> Intent | None:
         if intent is not None and intent.kind == "render":
             return intent
     return None
+
+
+def own_render(run: RunPaths) -> Intent | None:
+    """`last_render`, unless it is of the folder that this one is a copy of: then nothing that it
+    started is at work here."""
+    intent = last_render(run)
+    return intent if intent is not None and intent.place.is_of(run) else None
+
+
+def lost_intent(run: RunPaths) -> int:
+    """The last submission that has journals, if its intent is gone and no later one stands in for
+    it; else 0. What counts of the ledger is unknown then."""
+    number = max((block_submission(path) for path in run.journal_blocks()), default=0)
+    later = [n for n in submission_numbers(run) if n >= number]
+    return 0 if any(run.intent(n).exists() for n in later) else number
+
+
+def refuse_lost_intent(run: RunPaths) -> None:
+    """RunStateError if the ledger has no answer to how far the run is. Of a submission that another
+    machine has just begun the journals may be seen first: then look again."""
+    while number := lost_intent(run):
+        begun = max(path.stat().st_mtime for path in run.journal_blocks(number))
+        if 0 <= time.time() - begun < UNSEEN_S:
+            time.sleep(0.5)
+            continue
+        raise RunStateError(
+            f"{run.intent(number)} is gone, though submission {number} has journals: what counts "
+            f"of them is unknown; put it back, or `batchgen verify {as_typed(run.root)} --repair` "
+            "takes them as they are"
+        )
 
 
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:

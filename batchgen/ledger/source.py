@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.extent import Extent
+from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.media.durable import read_regular
 from batchgen.paths import RunPaths
 from batchgen.runfile import RunFile, read_run
@@ -27,7 +28,8 @@ class Source:
 
     @classmethod
     def of(cls, run: RunPaths) -> Source:
-        """RunStateError if there is no run or no plan."""
+        """RunStateError if there is no run or no plan, or if the ledger has no answer."""
+        refuse_lost_intent(run)
         return cls(_header(run), _plan_file(run), Extent.of(run))
 
     def is_current(self, run: RunPaths) -> bool:

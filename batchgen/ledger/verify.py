@@ -24,6 +24,7 @@ from pathlib import Path
 from batchgen.errors import RunStateError
 from batchgen.ledger.audit import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.ledger.catalog import GROUP_ROWS, collect
+from batchgen.ledger.intent import lost_intent
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.repair import delete_files, void_rows
 from batchgen.ledger.scan import index_commits
@@ -108,6 +109,7 @@ def verify(
     found = winners(run, index_commits(run))
     ledger = _read_ledger(run, found)
     ledger.findings += _bad_lines(run, found)
+    ledger.findings += _lost_intent(run)
     ledger.findings += _check_media(run, ledger.media, progress)
     busy = {status.attempt.tag for status in live}
     ledger.findings += _unnamed(run, listed, {item.path for item in ledger.media}, busy)
@@ -152,6 +154,13 @@ def _bad_lines(run: RunPaths, found: Winners) -> Iterator[Finding]:
         path = facts.journal.path.relative_to(run.root).as_posix()
         for offset in facts.bad_lines:
             yield Finding("journal", path, f"the line at byte {offset} is damaged")
+
+
+def _lost_intent(run: RunPaths) -> Iterator[Finding]:
+    """A repair's own submission stands in for it."""
+    if number := lost_intent(run):
+        path = run.intent(number).relative_to(run.root).as_posix()
+        yield Finding("intent", path, "is gone: what counts of the journals is unknown")
 
 
 def _check_media(
@@ -222,10 +231,11 @@ def _unnamed(
 def _repair(run: RunPaths, report: VerifyReport) -> VerifyReport:
     """Deal with all findings but damaged journal lines, which nobody may rewrite."""
     mended = tuple(f for f in report.findings if f.kind != "journal")
-    rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog")}
+    rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog", "intent")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
     waste = [run.root / f.path for f in mended if f.kind in WASTE]
-    submission = void_rows(run, damaged) if damaged or waste else 0
+    lost = any(f.kind == "intent" for f in mended)
+    submission = void_rows(run, damaged) if damaged or waste or lost else 0
     after = _read_ledger(run, winners(run))
     named = {run.root / item.path for item in after.media}  # one may have been published meanwhile
     deleted = delete_files([path for path in waste if path not in named])
