@@ -36,6 +36,7 @@ from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.extent import Extent
+from batchgen.ledger.leftovers import sweep
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.source import COLLECT_KEY, EXTENT_KEY, Source, standing_extent
@@ -52,7 +53,6 @@ GROUP_ROWS = 50_000  # rows in memory at a time
 TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhile
 UNSEEN_S = 60.0  # what NFS may take to show another machine's files
 TURNS = ".turns"  # beside the parts
-LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
 _REPEATED = (
     *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
     *("determinism", "attention_kernel", "negative_prompt", "error_type", "tags", "prompt"),
@@ -114,7 +114,7 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         make_folder(temporary, run.root)
-        _sweep(temporary.parent)
+        sweep(run)
         metadata = _metadata(header, source.extent)
         parts = _write_parts(run, found, metadata, temporary, totals, progress)
         accounts = _parquet_bytes(attempt_table(run, found, totals.spent, header))
@@ -212,13 +212,6 @@ def _part_writer(folder: Path, number: int, schema: pa.Schema) -> pq.ParquetWrit
         compression_level=1,
         use_dictionary=repeated,
     )
-
-
-def _sweep(folder: Path) -> None:
-    for path in folder.glob(".rows-*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFTOVER_S:
-                shutil.rmtree(path)
 
 
 def _refuse_older(run: RunPaths, source: Source) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
+from batchgen.ledger.leftovers import sweep_drafts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import Plan, make_plan
@@ -28,6 +29,7 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     name = f"{config.tag or config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     draft = RunPaths(root / f".{name}.draft")
     draft.root.mkdir(parents=True)
+    sweep_drafts(root)
     try:
         plan = make_plan(config, draft.plan, hash_weights=hash_weights)
         _fill(draft, composed, plan)

@@ -13,6 +13,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.intent import refuse_lost_intent
+from batchgen.ledger.leftovers import sweep
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.winners import winners
 from batchgen.media.durable import sync_folder, write_json
@@ -42,6 +43,7 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     last = last_submission(run)
     refuse_lost_intent(run)
     refuse_if_alive(run)
+    sweep(run)
     finish_replan(run)
     header = read_run(run)
     composed = recompose(header.config, overrides, header.hydra)
