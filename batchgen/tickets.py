@@ -284,7 +284,7 @@ def _wait_for(address_file: Path, patience_s: float, stop: Callable[[], bool]) -
     start = time.monotonic()
     while not stop():
         found: dict[str, Any] = (
-            json.loads(address_file.read_text()) if address_file.exists() else {}
+            json.loads(address_file.read_text()) if address_file.is_file() else {}
         )
         if "port" in found:
             return found

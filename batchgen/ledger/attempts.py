@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.anchor import Place
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.events import (
@@ -44,7 +45,13 @@ from batchgen.ledger.losses import highest_number, lost_submissions, refuse_loss
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
 from batchgen.ledger.winners import choose, read_plan_rows
-from batchgen.media.durable import make_folder, sync_folder, write_bytes_atomic, write_json
+from batchgen.media.durable import (
+    make_folder,
+    read_regular,
+    sync_folder,
+    write_bytes_atomic,
+    write_json,
+)
 from batchgen.paths import RunPaths
 from batchgen.planfile import reading
 from batchgen.processes import ProcessId
@@ -135,7 +142,8 @@ def begin_submission(
         raise StorageError(f"{folder} cannot be made: {error}") from error
     failpoint("submission.after_mkdir")
     try:
-        write_json(_maker_file(run, number), to_plain(ProcessId.current(info.host)))
+        maker = to_plain(ProcessId.current(info.host))
+        write_json(_maker_file(run, number), {**maker, "run": to_plain(Place.of(run))})
         sync_folder(run.submissions)
         under_lock()
         _write_shards(run.shards(number), rows)
@@ -241,14 +249,14 @@ class _Past:
         alone: set[int] = set()  # the row of the last start line, if nothing else was in flight
         signalled = False
         for _, line in raw_lines(path, limit):
+            if not is_whole(line):
+                continue
             if start := START.match(line):
                 row = int(start[1])
                 alone = {row} if start[2] == b"true" else set()
                 if alone:
                     open_rows.clear()  # whatever was begun before is in flight no more
                 open_rows.add(row)
-            elif not is_whole(line):
-                continue
             elif head := HEAD.match(line):
                 row, status = int(head[2]), head[3].decode()
                 open_rows.discard(row)
@@ -291,6 +299,7 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
         excluded=info.excluded,
         suspects=() if rows.alone is None else tuple(rows.row_index[rows.alone].tolist()),
         lost=lost_submissions(run),
+        place=Place.of(run),
     )
 
 
@@ -336,9 +345,12 @@ def _maker_file(run: RunPaths, number: int) -> Path:
 
 
 def maker_of(run: RunPaths, number: int) -> ProcessId | None:
-    """The process that took a submission's number; None if it did not get to say so."""
+    """The process that took a submission's number; None if it did not get to say so, or did it in
+    the folder that this one is a copy of."""
     try:
-        return from_plain(ProcessId, json.loads(_maker_file(run, number).read_bytes()))
+        maker = json.loads(read_regular(_maker_file(run, number)))
+        own = from_plain(Place, maker.get("run", {})).is_of(run)
+        return from_plain(ProcessId, maker) if own else None
     except (OSError, ValueError):
         return None
 

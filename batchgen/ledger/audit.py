@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.pieces import pieces
+from batchgen.ledger.pieces import parts_of, pieces
+from batchgen.ledger.source import COLLECT_KEY
 from batchgen.paths import RunPaths
 
 Kind = Literal[
@@ -39,11 +42,21 @@ class Collected:
         """`gone`: row_index of rows whose lines were lost since (`losses.rows_gone`)."""
         self._run, self._gone = run, gone
         self._folder = run.catalog_rows.relative_to(run.root).as_posix()
-        parts = sorted(run.catalog_rows.glob("*.parquet")) if run.catalog_rows.is_dir() else []
-        self._parts = parts
         self._rows: pa.Table | None = None  # read and not yet compared
-        self._pieces = pieces(parts, 10_000, _COLUMNS)
         self._broken = False
+        self._parts: list[Path] = []
+        self.first: list[Finding] = []  # what is wrong before any row is looked at
+        try:
+            self._parts = parts_of(run.catalog_rows)
+            if len({_collect_of(part) for part in self._parts}) > 1:
+                self.first = [self._damage("has parts of different collects: collect again")]
+        except (OSError, ValueError, RunStateError) as error:
+            self._broken = True
+            self.first = [self._damage(str(error))]
+        self._pieces = pieces(self._parts, 10_000, _COLUMNS)
+
+    def _damage(self, detail: str) -> Finding:
+        return Finding("catalog", self._folder, detail)
 
     def compare(self, expected: pa.Table) -> list[Finding]:
         """Differences from the next rows as the journals have them; none without a catalog."""
@@ -101,3 +114,9 @@ class Collected:
             there = old["media_path"] == "" or (self._run.root / old["media_path"]).exists()
             kind: Kind = "stale" if there and old["row_id"] == new["row_id"] else "catalog"
             yield Finding(kind, self._folder, detail, row_index, new["row_id"])
+
+
+def _collect_of(part: Path) -> bytes:
+    """Which collect a part is of."""
+    number: bytes = (pq.read_schema(part).metadata or {}).get(COLLECT_KEY, b"")
+    return number

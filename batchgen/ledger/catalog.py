@@ -36,10 +36,11 @@ from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.extent import EXTENT_KEY, Extent
+from batchgen.ledger.leftovers import sweep
 from batchgen.ledger.losses import UNSEEN_S, collected, refuse_losses
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
-from batchgen.ledger.source import Source
+from batchgen.ledger.source import COLLECT_KEY, Source
 from batchgen.ledger.table import catalog_rows, catalog_schema, join
 from batchgen.ledger.timers import Timers
 from batchgen.ledger.turns import Overtaken, Turn, turn_of
@@ -53,8 +54,6 @@ PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
 TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhile
 TURNS = ".turns"  # beside the parts
-LEFTOVER_S = 3600.0  # a hidden folder this old is of a collect that died
-COLLECT_KEY = b"batchgen.collect"
 _REPEATED = (
     *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
     *("determinism", "attention_kernel", "negative_prompt", "error_type", "tags", "prompt"),
@@ -118,7 +117,7 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
         make_folder(temporary, run.root)
-        _sweep(temporary.parent)
+        sweep(run)
         metadata = _metadata(header, source.extent)
         parts = _write_parts(run, found, metadata, temporary, totals, progress)
         accounts = _parquet_bytes(attempt_table(run, found, totals.spent, header))
@@ -228,13 +227,6 @@ def _part_writer(folder: Path, number: int, schema: pa.Schema) -> pq.ParquetWrit
         compression_level=1,
         use_dictionary=repeated,
     )
-
-
-def _sweep(folder: Path) -> None:
-    for path in folder.glob(".rows-*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFTOVER_S:
-                shutil.rmtree(path)
 
 
 def _refuse_older(run: RunPaths, source: Source) -> None:

@@ -25,8 +25,9 @@ class Extent:
     def of(cls, run: RunPaths) -> Extent:
         """As it stands; one look at each file."""
         begun = [n for n in submission_numbers(run) if run.intent(n).exists()]
-        files = [e for block in run.journal_blocks() for e in scandir(block)]
-        sizes = [e.stat().st_size for e in files if not e.name.startswith(".")]  # no drafts
+        blocks = [block for block in run.journal_blocks() if block.is_dir()]
+        found = [e for block in blocks for e in scandir(block) if e.is_file()]
+        sizes = [e.stat().st_size for e in found if not e.name.startswith(".")]  # no drafts
         return cls(max(begun, default=0), len(sizes), sum(sizes))
 
     @classmethod

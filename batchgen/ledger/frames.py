@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.catalog import COLLECT_KEY, snapshot_table
+from batchgen.ledger.catalog import snapshot_table
 from batchgen.ledger.extent import EXTENT_KEY, Extent
+from batchgen.ledger.pieces import parts_of
+from batchgen.ledger.source import COLLECT_KEY
 from batchgen.paths import RunPaths, at_home
 
 STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")
@@ -104,7 +106,7 @@ def _catalog_of(run: RunPaths) -> pa.Table:
     """All parts of one collect; read again if a collect publishes in between."""
     folder = run.catalog_rows
     for _ in range(_TRIES):
-        parts = sorted(folder.glob("*.parquet")) if folder.is_dir() else []
+        parts = parts_of(folder)
         if not parts or Extent.of(run).exceeds(_extent_of(parts[0])):
             return snapshot_table(run)
         tables = [pq.read_table(part) for part in parts]

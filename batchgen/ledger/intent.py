@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from batchgen.anchor import Place
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import from_plain, to_plain
 from batchgen.ledger.tally import Counts, Tally
-from batchgen.paths import RunPaths, parse_journal
+from batchgen.paths import RunPaths, as_typed, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 from batchgen.runfile import read_control
@@ -30,7 +33,8 @@ from batchgen.runfile import read_control
 T = TypeVar("T")
 SCHEMA = 1
 _SEAL = "sha256"
-_FENCES = "*.accept.json"
+UNSEEN_S = 5.0  # from a submission's first journals to the time when its intent is seen elsewhere
+_FENCES = ".accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
 
@@ -55,6 +59,7 @@ class Intent:
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
     suspects: tuple[int, ...] = ()  # rows to be rendered alone
     lost: tuple[str, ...] = ()  # files of submissions that were gone by then, in the run folder
+    place: Place = field(default_factory=Place)  # of the run folder: its jobs are not of a copy
     schema: int = SCHEMA
 
 
@@ -119,6 +124,36 @@ def last_render(run: RunPaths) -> Intent | None:
     return None
 
 
+def own_render(run: RunPaths) -> Intent | None:
+    """`last_render`, unless it is of the folder that this one is a copy of: then nothing that it
+    started is at work here."""
+    intent = last_render(run)
+    return intent if intent is not None and intent.place.is_of(run) else None
+
+
+def lost_intent(run: RunPaths) -> int:
+    """The last submission that has journals, if its intent is gone and no later one stands in for
+    it; else 0. What counts of the ledger is unknown then."""
+    number = max((run.block_submission(path) for path in run.journal_blocks()), default=0)
+    later = [n for n in submission_numbers(run) if n >= number]
+    return 0 if any(run.intent(n).exists() for n in later) else number
+
+
+def refuse_lost_intent(run: RunPaths) -> None:
+    """RunStateError if the ledger has no answer to how far the run is. Of a submission that another
+    machine has just begun the journals may be seen first: then look again."""
+    while number := lost_intent(run):
+        begun = max(path.stat().st_mtime for path in run.journal_blocks(number))
+        if 0 <= time.time() - begun < UNSEEN_S:
+            time.sleep(0.5)
+            continue
+        raise RunStateError(
+            f"{run.intent(number)} is gone, though submission {number} has journals: what counts "
+            f"of them is unknown; put it back, or `batchgen verify {as_typed(run.root)} --repair` "
+            "takes them as they are"
+        )
+
+
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
     """What this restart of a task wrote down; None for a first start."""
     return _read(Fence, run.acceptance(attempt))
@@ -148,18 +183,27 @@ def _read(kind: type[T], path: Path) -> T | None:
 
 
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
-    """Every journal of the run in the order of attempts."""
+    """Every journal of the run in the order of attempts. RunStateError for what has the name of one
+    and is no file, or no folder of them: nobody opens a pipe."""
     found = []
-    for path in _files(run, "*.jsonl"):
+    for path in _files(run, ".jsonl"):
         with suppress(ValueError):  # somebody's copy: no attempt writes it
             found.append((parse_journal(path), path))
     return sorted(found, key=lambda item: seniority(item[0]))
 
 
-def _files(run: RunPaths, pattern: str, submission: int | None = None) -> Iterator[Path]:
+def _files(run: RunPaths, ending: str, submission: int | None = None) -> Iterator[Path]:
     """Journals or acceptances, of one submission or all."""
     for block in run.journal_blocks(submission):
-        yield from block.glob(pattern)
+        if not block.is_dir():
+            raise RunStateError(f"{block} is not a folder")
+        with os.scandir(block) as entries:
+            for entry in entries:
+                if not entry.name.endswith(ending):
+                    continue
+                if not entry.is_file():
+                    raise RunStateError(f"{entry.path} is not a regular file")
+                yield Path(entry.path)
 
 
 def seniority(attempt: Attempt) -> tuple[int, int, int, int]:

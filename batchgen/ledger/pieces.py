@@ -8,7 +8,21 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.errors import RunStateError
 from batchgen.planfile import reading
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The Parquet parts of a published folder, in order; none without a folder. RunStateError for
+    what is no folder, or no file where a part should be."""
+    if not folder.exists() and not folder.is_symlink():
+        return []
+    if not folder.is_dir():
+        raise RunStateError(f"{folder} is not a folder; collect again")
+    parts = sorted(folder.glob("*.parquet"))
+    if strange := next((part for part in parts if not part.is_file()), None):
+        raise RunStateError(f"{strange} is not a regular file")
+    return parts
 
 
 def pieces(

@@ -131,8 +131,7 @@ def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) 
 
 
 def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> JournalFacts:
-    """The inner loop of resume and collect: microseconds a line count here. Start lines promise
-    nothing, so their check sums are left to `verify`."""
+    """The inner loop of resume and collect: microseconds a line count here."""
     facts = JournalFacts(journal)
     limit = float("inf") if journal.limit is None else journal.limit
     open_rows, saved = facts.open_rows, facts.saved
@@ -141,17 +140,17 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
     with journal.path.open("rb") as file:
         for line in file:
             size = len(line)
-            if start := match_start(line):
+            if not line.endswith(b"\n"):
+                facts.torn_bytes = size
+                break
+            if not is_whole(line):  # start lines too: one may be grown together with a commit
+                facts.bad_lines.append(offset)
+            elif start := match_start(line):
                 open_rows.add(int(start[1]))
                 facts.starts += 1
                 if facts.starts == 1:
                     facts.first_start_t = time_of(line)
                 last, begun = line, start
-            elif not line.endswith(b"\n"):
-                facts.torn_bytes = size
-                break
-            elif not is_whole(line):
-                facts.bad_lines.append(offset)
             else:
                 last = line
                 if head := match_head(line):

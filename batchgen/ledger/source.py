@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.extent import Extent
+from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.paths import RunPaths
 from batchgen.planfile import plan_header
 from batchgen.runfile import RunFile, read_header, read_run
+
+COLLECT_KEY = b"batchgen.collect"  # a number of its own, in every part
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class Source:
 
     @classmethod
     def of(cls, run: RunPaths) -> Source:
-        """RunStateError if there is no run or no plan."""
+        """RunStateError if there is no run or no plan, or if the ledger has no answer."""
+        refuse_lost_intent(run)
         return cls(_header(run), _plan_file(run), Extent.of(run))
 
     def is_current(self, run: RunPaths) -> bool:

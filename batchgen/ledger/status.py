@@ -28,6 +28,8 @@ from batchgen.ledger.intent import (
     Intent,
     accepted_journals,
     last_intent,
+    read_intent,
+    refuse_lost_intent,
     suspects_of,
     tally_for,
 )
@@ -99,9 +101,11 @@ class RunStatus:
 
 
 def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
-    """Status of a run from its folder alone; RunStateError if it is not a run folder."""
+    """Status of a run from its folder alone; RunStateError if it is not a run folder, or if its
+    ledger does not say how far it is."""
     now = time.time() if now is None else now
     header = read_run(run)
+    refuse_lost_intent(run)
     intent = last_intent(run)
     views = [_View(run, intent, journal) for journal in accepted_journals(run)]
     attempts = tuple(view.status(now) for view in views)
@@ -174,7 +178,7 @@ class _View:
     """A journal's counters, brought up to date with the lines after them."""
 
     def __init__(self, run: RunPaths, intent: Intent | None, journal: AcceptedJournal) -> None:
-        self.journal = journal
+        self.run, self.journal = run, journal
         counters = read_counters(run.counters(journal.attempt))
         current = intent is not None and journal.attempt.submission == intent.number
         if counters is None:
@@ -197,6 +201,8 @@ class _View:
         counters = self.counters
         age = max(0.0, now - counters.t)
         life = "ended" if counters.ended else _life(counters.process, age)
+        if life == "running" and _is_of_another(self.run, self.journal.attempt.submission):
+            life = "dead"
         wall = max(0.0, (now if life == "running" else counters.t) - counters.began)
         return AttemptStatus(
             attempt=self.journal.attempt,
@@ -228,6 +234,12 @@ def _life(process: ProcessId, age_s: float) -> Life:
     """Of an attempt that has not said that it ended; `age_s`: since its heartbeat."""
     alive = process.alive()
     return "running" if alive or (alive is None and age_s < STALE_S) else "dead"
+
+
+def _is_of_another(run: RunPaths, submission: int) -> bool:
+    """Whether the submission was begun in the folder that this one is a copy of."""
+    intent = read_intent(run, submission)
+    return intent is not None and not intent.place.is_of(run)
 
 
 def _length(journal: AcceptedJournal) -> int:
@@ -268,10 +280,10 @@ def _follow(
     for _, line in raw_lines(journal.path, journal.limit, counters.offset):
         if not line.endswith(b"\n"):
             break
+        if not is_whole(line):
+            continue
         if start := START.match(line):
             in_flight.add(int(start[1]))
-        elif not is_whole(line):
-            continue
         elif head := HEAD.match(line):
             if tally is None:
                 tally = tally_for(run, intent, journal.attempt)

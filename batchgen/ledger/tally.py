@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.ledger.events import End, from_plain
+from batchgen.media.durable import read_regular
 from batchgen.processes import ProcessId
 from batchgen.records import RankSeconds
 
@@ -113,7 +114,7 @@ class Counters:
 def read_counters(path: Path) -> Counters | None:
     """The counters of a journal; None if there are none (then the whole journal is read)."""
     try:
-        plain = json.loads(path.read_bytes())
+        plain = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return None
     counters: Counters | None = None

@@ -153,6 +153,7 @@ def _read_ledger(run: RunPaths, found: Winners, gone: Collection[int] = ()) -> _
     ledger = _Ledger()
     owners: dict[str, _Published] = {}
     collected = Collected(run, gone)
+    ledger.findings += collected.first
     for plan in pieces([run.plan], GROUP_ROWS):
         table = catalog_rows(join(plan, found), "")
         ledger.findings += collected.compare(table)
@@ -199,6 +200,8 @@ def _check_file(run: RunPaths, item: _Published) -> Finding | None:
         return _finding("outside", item, "is not inside the run's media folder")
     if not path.exists():
         return _finding("missing", item, "does not exist")
+    if not (path.is_file() or path.is_dir()):
+        return _finding("undecodable", item, "is not a regular file")
     try:
         digest, size = digest_file(path)
         if size != item.bytes:
@@ -274,7 +277,7 @@ def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
         deleted = delete_files([path for path in waste if path not in claimed])
     files = [path for f in rows.values() if _is_ours(run, path := run.root / f.path)]
     moved = set_aside(run, [*waste, *files])
-    if run.catalog_rows.exists():
+    if run.catalog_rows.exists() or run.catalog_rows.is_symlink():
         collect(run)
     return replace(
         report,

@@ -15,6 +15,7 @@ from typing import Any
 from batchgen.config.compose import Composed, write_hydra
 from batchgen.errors import ConfigError, RunStateError, obstacle
 from batchgen.ledger.intent import read_intent, submission_numbers
+from batchgen.ledger.leftovers import sweep_drafts
 from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
 from batchgen.planfile import digest_of
@@ -40,6 +41,7 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     check_folder(config.slurm.executor, root)
     draft = RunPaths(root / f".{name}.draft")
     _refuse_long(root, name)
+    sweep_drafts(root)
     made = _missing(draft.root)
     try:
         with _refusing(root):

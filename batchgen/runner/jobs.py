@@ -9,7 +9,7 @@ from functools import cache
 from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.events import from_plain
-from batchgen.ledger.intent import Intent, config_of, last_render, submission_numbers
+from batchgen.ledger.intent import Intent, config_of, own_render, submission_numbers
 from batchgen.ledger.status import live_attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths, as_typed
@@ -57,7 +57,7 @@ def is_alive(run: RunPaths) -> bool:
     Raises SchedulerError where Slurm has to be asked and does not answer. Where its commands are
     missing the heartbeats of ranks decide: what waits in the queue is not seen then.
     """
-    number, render = last_submission(run), last_render(run)
+    number, render = last_submission(run), own_render(run)
     if render is not None and _renders(run, render):
         return True
     if number == 0 or run.jobs(number).exists():

@@ -11,6 +11,8 @@ from batchgen.config.compose import Composed, recompose
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
+from batchgen.ledger.intent import refuse_lost_intent
+from batchgen.ledger.leftovers import sweep
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.winners import winners
 from batchgen.media.durable import sync_folder, write_json
@@ -39,7 +41,9 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     `rerender_changed`: then the run is replanned and just those rows lose their result.
     """
     last = last_submission(run)
+    refuse_lost_intent(run)
     refuse_if_alive(run)
+    sweep(run)
     finish_replan(run)
     header = read_run(run)
     composed = recompose(header.config, overrides, header.hydra)

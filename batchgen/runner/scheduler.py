@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from batchgen.anchor import Place
 from batchgen.errors import BatchgenError
-from batchgen.ledger.intent import Intent, config_of, last_render
+from batchgen.ledger.intent import Intent, config_of, own_render, read_intent
 from batchgen.paths import RunPaths
 
 T = TypeVar("T")
@@ -78,8 +79,9 @@ class QueuedTask:
 
 
 def slurm_intent(run: RunPaths) -> Intent | None:
-    """The latest submission that started tasks, if it did so on Slurm."""
-    intent = last_render(run)
+    """The latest submission that started tasks, if it did so on Slurm and not in the folder that
+    this one is a copy of."""
+    intent = own_render(run)
     if intent is None or config_of(run, intent)["slurm"]["executor"] != "slurm":
         return None
     return intent
@@ -88,7 +90,15 @@ def slurm_intent(run: RunPaths) -> Intent | None:
 def job_name(run: RunPaths, submission: int, *, steward: bool = False) -> str:
     """Name of a submission's arrays (all of them), or of its steward; unique to the run."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", run.root.name)
-    return f"bg-{plain}-s{submission}" + (STEWARD if steward else "")
+    return f"bg-{plain}{_copy_mark(run)}-s{submission}" + (STEWARD if steward else "")
+
+
+def _copy_mark(run: RunPaths) -> str:
+    """What tells the jobs of a copied run folder from those of the original."""
+    first = read_intent(run, 1)
+    if first is None or first.place.is_of(run):
+        return ""
+    return f"-{Place.of(run).inode:x}"
 
 
 def names(run: RunPaths, submission: int) -> list[str]:

@@ -18,7 +18,7 @@ from batchgen.anchor import Anchor
 from batchgen.errors import BatchgenError, RunStateError, Told, UsageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.catalog import CatalogSummary, collect
-from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.intent import Intent, last_render, own_render
 from batchgen.ledger.losses import wait_for_unseen
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.media.durable import write_bytes_atomic
@@ -150,7 +150,7 @@ def cancel(run: RunPaths) -> int | None:
     in the submission's folder, those that are still starting too, and without Slurm's help."""
     met, told = _ranks(run), 0
     deadline = time.monotonic() + DRAIN_S
-    while (intent := last_render(run)) is not None:
+    while (intent := own_render(run)) is not None:
         if intent.number != told:  # a steward may have submitted another one meanwhile
             if not _tell_to_end(run, intent):
                 return len(met) if told else None

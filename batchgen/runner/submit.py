@@ -17,6 +17,7 @@ from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.blame import Blame, read_blame
+from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.losses import refuse_losses
 from batchgen.ledger.repair import quarantine_rows
 from batchgen.ledger.scan import index_commits
@@ -91,6 +92,7 @@ def submit(
     is alive, or when another process has begun one since the settings were checked.
     """
     header = read_run(run)
+    refuse_lost_intent(run)
     settings = settings or Settings(header.config, header.overrides)
     last = last_submission(run) if settings.last is None else settings.last
     config = build(JobConfig, settings.resolved)

@@ -55,7 +55,7 @@ class RowStates:
         """What the row goes on from, or None; never an error."""
         path = self._path(request)
         try:
-            if not path.exists():
+            if not path.is_file():
                 return None
             self._mine[request.row_index] = _identity(path)
             snapshot = self._read(path, request)
@@ -69,7 +69,7 @@ class RowStates:
         """What is left to do of the row, from the head of its file alone; 1.0 without one."""
         path = self._path(request)
         try:
-            if not path.exists():
+            if not path.is_file():
                 return 1.0
             step = self._step_of(path, request)
         except Exception:  # `load` says why
@@ -92,7 +92,7 @@ class RowStates:
     def _is_overtaken(self, path: Path, request: Request, step: int) -> bool:
         """Whether a file that was neither met nor made here goes as far."""
         try:
-            other = path.exists() and _identity(path) != self._mine.get(request.row_index)
+            other = path.is_file() and _identity(path) != self._mine.get(request.row_index)
             return other and self._step_of(path, request) >= step
         except Exception:  # damaged or out of reach: no reason not to keep this one
             return False

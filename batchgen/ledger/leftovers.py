@@ -1,0 +1,55 @@
+"""What was killed while it wrote leaves drafts behind. Readers pass over them; here they go."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from batchgen.media.durable import remove
+from batchgen.paths import RunPaths
+
+LEFTOVER_S = 3600.0  # a draft that nobody has written to for so long is of a process that died
+DRAFT_RUN_S = 24 * LEFTOVER_S  # of a whole run: to read a large checkpoint takes hours
+_DRAFTS = (
+    ".plan-*.parquet", ".*.tmp", "catalog/.rows-*", "catalog/.*.tmp", "journal/*/.*.tmp",
+    "submissions/*/.*.tmp", "submissions/*/queues/*/.*.tmp", "submissions/*/slurm/*/.submission-*",
+    "counters/*/*.tmp", "state/rows/**/.*.tmp",
+)  # fmt: skip
+
+
+def sweep(run: RunPaths) -> None:
+    """Delete old drafts in a run folder, and the room that dead attempts kept on the disk; never an
+    error. Drafts of media are told, and deleted, by `verify`."""
+    for pattern in _DRAFTS:
+        for path in run.root.glob(pattern):
+            _remove_if_old(path, path, LEFTOVER_S)
+    for path in run.counters_dir.glob("*/*.reserve"):
+        heartbeat = path.with_suffix(".json")
+        _remove_if_old(path, heartbeat if heartbeat.exists() else path, LEFTOVER_S)
+
+
+def sweep_drafts(root: Path) -> None:
+    """Delete run folders in `root` that were never finished; never an error."""
+    for path in root.glob(".*.draft"):
+        with suppress(OSError):
+            newest = max(_with_its_files(path), key=lambda file: file.stat().st_mtime)
+            _remove_if_old(path, newest, DRAFT_RUN_S)
+
+
+def _with_its_files(folder: Path) -> Iterator[Path]:
+    yield folder
+    yield from folder.iterdir()
+
+
+def _remove_if_old(path: Path, sign: Path, age_s: float) -> None:
+    """`sign`: whose time says when it was last written to."""
+    with suppress(OSError):
+        if time.time() - sign.lstat().st_mtime <= age_s:
+            return
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            remove(path)

@@ -1,0 +1,52 @@
+"""A start line that has grown together with the line after it says nothing, and is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from lab import Lab
+
+from batchgen.ledger.attempts import accept_restart
+from batchgen.ledger.events import START
+from batchgen.ledger.intent import read_fence
+from batchgen.ledger.scan import index_commits
+from batchgen.ledger.status import read_status
+from batchgen.ledger.verify import verify
+from batchgen.records import Attempt
+
+
+@pytest.fixture
+def grown(make_lab: Callable[..., Lab]) -> Lab:
+    """Three rows committed; the start line of the second lost its end, and the newline with it."""
+    lab = make_lab(3)
+    with lab.journal(lab.submit()) as journal:
+        for row in range(3):
+            lab.render(journal, row)
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    (place,) = [n for n, line in enumerate(lines) if (m := START.match(line)) and m[1] == b"1"]
+    lines[place] = lines[place][:40]
+    journal.path.write_bytes(b"".join(lines))
+    assert START.match(lines[place] + lines[place + 1]), "it looks like a start line"
+    lab.run.counters(Attempt(1, 0, 0, 0)).unlink()
+    return lab
+
+
+def test_scan_and_verify_name_it(grown: Lab) -> None:
+    (facts,) = index_commits(grown.run).journals
+    assert (facts.starts, facts.open_rows, len(facts.bad_lines)) == (2, set(), 1)
+    (damage,) = verify(grown.run).damage
+    assert damage.kind == "journal" and f"byte {facts.bad_lines[0]}" in damage.detail
+
+
+def test_status_says_what_the_scan_says(grown: Lab) -> None:
+    status = read_status(grown.run)
+    assert (status.ok, status.left) == (2, 1)
+    assert status.attempts[0].started == 2, "the row is not in flight"
+
+
+def test_a_restart_has_no_suspect_by_it(grown: Lab) -> None:
+    again = Attempt(1, 0, 1, 0)
+    assert accept_restart(grown.run, again) == {0: "ok", 2: "ok"}
+    fence = read_fence(grown.run, again)
+    assert fence is not None and (fence.suspects, fence.withheld) == ((), ())

@@ -1,0 +1,91 @@
+"""Drafts of processes that were killed go when they are old; those of processes at work stay."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from lab import Lab
+from shift import make_shift
+
+from batchgen.ledger import leftovers
+from batchgen.ledger.catalog import collect
+from batchgen.paths import RunPaths
+from batchgen.runner.resume import prepare_resume
+
+NAMES = [
+    ".plan-123.parquet", ".run.json.0a1b2c.tmp", "catalog/.runs.parquet.0a.tmp",
+    "catalog/.rows-1-0a/part-00000.parquet", "journal/0001/.0-r1.accept.json.0a.tmp",
+    "submissions/0001/.intent.json.0a.tmp", "submissions/0001/queues/0/.0-r0.json.0a.tmp",
+    "submissions/0001/slurm/0/.submission-0a.sh", "counters/0001/9-r0-0.tmp",
+    "counters/0001/9-r0-0.reserve", "state/rows/00/.7.safetensors.0a.tmp",
+]  # fmt: skip
+DRAFTS = [name.removesuffix("/part-00000.parquet") for name in NAMES]
+
+
+def leave(run: RunPaths, age_s: float) -> None:
+    for name in NAMES:
+        path = run.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half a")
+    for name in DRAFTS:
+        make_old(run.root / name, age_s)
+
+
+def make_old(path: Path, age_s: float) -> None:
+    then = time.time() - age_s
+    os.utime(path, (then, then))
+
+
+def there(run: RunPaths) -> list[str]:
+    return [name for name in DRAFTS if (run.root / name).exists()]
+
+
+@pytest.mark.parametrize(("age_s", "stay"), [(3500, DRAFTS), (3700, [])], ids=["new", "old"])
+def test_a_collect_sweeps_what_is_old(
+    make_lab: Callable[..., Lab], age_s: float, stay: list[str]
+) -> None:
+    lab = make_lab(1)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 0)
+    before = {path for path in lab.run.root.rglob("*") if path.is_file()}
+    leave(lab.run, age_s)
+    assert collect(lab.run).ok == 1
+    assert there(lab.run) == stay
+    assert all(path.exists() for path in before)
+
+
+def test_the_room_that_an_attempt_at_work_keeps_stays(make_lab: Callable[..., Lab]) -> None:
+    """It was written when the attempt began; the heartbeat beside it is new."""
+    lab = make_lab(1)
+    journal = lab.journal(lab.submit())
+    (reserve,) = lab.run.counters_dir.glob("*/*.reserve")
+    make_old(reserve, 7 * leftovers.LEFTOVER_S)
+    collect(lab.run)
+    assert reserve.exists()
+    make_old(reserve.with_suffix(".json"), 2 * leftovers.LEFTOVER_S)
+    collect(lab.run)
+    assert not reserve.exists()
+    journal.close()
+
+
+def test_a_resume_sweeps_and_a_new_run_sweeps_unfinished_ones(tmp_path: Path) -> None:
+    shift = make_shift(tmp_path, [1])
+    leave(shift.run, 3700)
+    (shift.run.root / "journal" / "0001" / ".0-r1.accept.json.0a.tmp").parent.rename(
+        tmp_path / "no-journals"
+    )
+    prepare_resume(shift.run, [], rerender_changed=False)
+    assert there(shift.run) == []
+    root = shift.run.root.parent
+    for name, draft_s, plan_s in (("dead", 90_000, 90_000), ("busy", 90_000, 60)):
+        draft = root / f".{name}.draft"
+        draft.mkdir()
+        (draft / "plan.parquet").touch()
+        make_old(draft / "plan.parquet", plan_s)
+        make_old(draft, draft_s)
+    make_shift(tmp_path, [1])
+    assert [path.name for path in root.glob(".*")] == [".busy.draft"]

@@ -1,0 +1,86 @@
+"""A submission whose intent is gone: every verb says the same, and a repair goes on from there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+from lab import Lab
+
+from batchgen import catalog
+from batchgen.errors import RunStateError
+from batchgen.ledger import intent as intent_module
+from batchgen.ledger.catalog import collect
+from batchgen.ledger.events import End
+from batchgen.ledger.status import read_status
+from batchgen.ledger.verify import verify
+from batchgen.paths import RunPaths
+from batchgen.runner.resume import prepare_resume
+from batchgen.runner.submit import submit
+
+
+@pytest.fixture
+def lost(make_lab: Callable[..., Lab]) -> Lab:
+    """Two submissions of a row each; nothing is at work."""
+    lab = make_lab(3)
+    for number, row in ((1, 0), (2, 1)):
+        assert lab.submit([row]) == number
+        with lab.journal(number) as journal:
+            lab.render(journal, row)
+            journal.end(End(reason="done"))
+    return lab
+
+
+def age(run: RunPaths) -> None:
+    """Nothing was begun just now."""
+    long_ago = time.time() - 2 * intent_module.UNSEEN_S
+    for block in run.journal_blocks():
+        os.utime(block, (long_ago, long_ago))
+
+
+@pytest.mark.parametrize("numbers", [[2], [1, 2]])
+def test_every_verb_names_it_and_a_repair_draws_the_line_anew(
+    lost: Lab, numbers: list[int]
+) -> None:
+    run = lost.run
+    for number in numbers:
+        run.intent(number).unlink()
+    age(run)
+    for verb in (
+        read_status,
+        collect,
+        submit,
+        lambda run: catalog.snapshot(run.root),
+        lambda run: prepare_resume(run, [], rerender_changed=False),
+    ):
+        with pytest.raises(RunStateError, match=r"submissions/0002/intent\.json is gone"):
+            verb(run)
+    (damage,) = verify(run).damage
+    assert (damage.kind, damage.path) == ("lost", "submissions/0002/intent.json")
+    report = verify(run, repair=True)
+    assert (report.is_sound, report.voided, report.submission) == (True, 0, 3)
+    assert collect(run).ok == read_status(run).ok == 2
+    assert verify(run).findings == ()
+
+
+def test_an_earlier_one_is_not_needed(lost: Lab) -> None:
+    """All that it said is in the later one."""
+    lost.run.intent(1).unlink()
+    assert collect(lost.run).ok == read_status(lost.run).ok == 2
+    assert verify(lost.run).is_sound
+
+
+def test_one_that_comes_late_is_waited_for(lost: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine has begun it: here the journals are seen first."""
+    path = lost.run.intent(2)
+    hidden = path.rename(path.with_name("hidden"))
+    monkeypatch.setattr(intent_module.time, "sleep", lambda seconds: hidden.rename(path))
+    assert read_status(lost.run).ok == 2
+
+
+def test_a_submission_that_was_cut_off_is_no_fault(lost: Lab) -> None:
+    """A crash between the folder and its intent."""
+    lost.run.submission(3).mkdir()
+    assert collect(lost.run).ok == read_status(lost.run).ok == 2
