@@ -59,7 +59,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
         "--hash-weights",
         choices=("sampled", "full"),
         default="sampled",
-        help="how checkpoint files enter the row keys (default: sampled)",
+        help="how checkpoint files enter the row keys, and are checked by ranks (default: sampled)",
     )
 
 

@@ -26,7 +26,8 @@ from batchgen.errors import WeightsError, closest
 # Spec field -> name in the component's config.json where they differ.
 _RENAMED = {"spatial_factor": "scale_factor_spatial", "temporal_factor": "scale_factor_temporal"}
 _NOT_STORED = ("max_tokens",)  # a choice of the pipeline, no weight depends on it
-_LAYOUT = "a folder in diffusers layout (model_index.json, transformer/, vae/, ...)"
+_PIPELINE = "model_index.json"
+_LAYOUT = f"a folder in diffusers layout ({_PIPELINE}, transformer/, vae/, ...)"
 _HUB = "models--"  # begins the name of a model's folder in Hugging Face's cache
 
 
@@ -40,6 +41,16 @@ def check_checkpoint(model: ModelSpec) -> dict[str, list[Path]]:
     components = load_family(model.family).COMPONENTS
     if folder is None or not components:
         return {}
+    try:
+        return _checked(model, folder, components)
+    except OSError as error:
+        place = error.filename or folder
+        raise WeightsError(f"{place}: cannot be read: {error.strerror} (model.weights)") from error
+
+
+def _checked(
+    model: ModelSpec, folder: Path, components: tuple[Component, ...]
+) -> dict[str, list[Path]]:
     _check_folder(model.weights, folder, components)
     _check_index(folder, model.family, components)
     files = {part.name: component_files(folder, part) for part in components}
@@ -54,7 +65,9 @@ def _check_folder(weights: str, folder: Path, components: tuple[Component, ...])
     refuse_dead_link(folder)
     if folder.is_file():
         refuse_pickled([folder])
-        raise WeightsError(f"{folder}: is a file; model.weights takes {_LAYOUT}")
+        whole = folder.parents[1] if len(folder.parents) > 1 else folder.parent
+        meant = f": model.weights={whole}" if (whole / _PIPELINE).is_file() else ""
+        raise WeightsError(f"{folder}: is a file; model.weights takes {_LAYOUT}{meant}")
     if not folder.is_dir():
         near = closest(weights.rpartition("/")[2], ("random", "embedded"))
         raise WeightsError(
@@ -68,10 +81,15 @@ def _check_folder(weights: str, folder: Path, components: tuple[Component, ...])
             f"{folder}: is a folder of Hugging Face's cache; model.weights takes a snapshot in it: "
             f"model.weights={snapshots[0]}"
         )
-    if folder.name in names and (folder.parent / "model_index.json").is_file():
+    if folder.name in names and (folder.parent / _PIPELINE).is_file():
         raise WeightsError(
             f"{folder}: is one component of a checkpoint; model.weights takes the whole: "
             f"model.weights={folder.parent}"
+        )
+    if inside := sorted(folder.glob(f"*/{_PIPELINE}")):
+        raise WeightsError(
+            f"{folder}: holds checkpoints; model.weights takes one: "
+            f"model.weights={inside[0].parent}"
         )
 
 
@@ -93,7 +111,7 @@ def _check_index(folder: Path, family: str, components: tuple[Component, ...]) -
     """Refuse a checkpoint that has more to it than the family loads. Without a model_index.json
     its folders tell."""
     known = {part.name for part in components}
-    file = folder / "model_index.json"
+    file = folder / _PIPELINE
     if file.is_file() or file.is_symlink():
         index = read_json(file)
         named = [key for key, value in index.items() if isinstance(value, list) and any(value)]
@@ -171,8 +189,8 @@ def _check_scheduler(file: Path) -> None:
 def _check_tokenizer(home: Path, files: list[Path]) -> None:
     for file in files:
         refuse_pointer(file)
-        if file.name.endswith("config.json"):
-            read_json(file)
+        if file.name.endswith("config.json") and read_json(file).get("fast_tokenizer_files"):
+            raise WeightsError(f"{file}: fast_tokenizer_files is not served")
     whole = home / TOKENIZERS[0]
     if whole in files:
         _check_tokenizer_json(whole)

@@ -23,6 +23,7 @@ _TOKENIZER_FILES = (
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # Keys of a config.json by which the libraries would load other files, or otherwise.
 _STEERING = ("transformers_weights", "quantization_config")
+_ADAPTER = "adapter_config.json"  # transformers would load it where peft is installed
 _LFS = b"version https://git-lfs"
 
 
@@ -49,6 +50,8 @@ def component_files(folder: Path, component: Component) -> list[Path]:
         return _tokenizer_files(home)
     if component.kind == "scheduler":
         return [_present(home / "scheduler_config.json")]
+    if component.kind == "transformers" and (home / _ADAPTER).exists():
+        raise WeightsError(f"{home / _ADAPTER}: an adapter in the folder is not served")
     return [*weight_files(home, component), _present(home / "config.json")]
 
 

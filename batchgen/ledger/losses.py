@@ -43,6 +43,7 @@ class Loss:
 
     path: str  # relative to the run folder
     detail: str
+    needed: bool = True  # to say what counts; of an earlier submission the later ones say it too
 
     def __str__(self) -> str:
         return f"{self.path} {self.detail}"
@@ -100,7 +101,7 @@ def _told(found: Winners) -> np.ndarray:
 def refuse_losses(run: RunPaths, found: Winners | None = None) -> None:
     """Raise RunStateError if the ledger has lost files, or rows of `found`: they would be rendered
     again, or be taken from the catalog, without a word."""
-    told = [str(loss) for loss in find_losses(run)]
+    told = [str(loss) for loss in find_losses(run) if loss.needed]
     if not told and found is not None and len(gone := rows_gone(run, found)):
         catalog = run.catalog_rows.relative_to(run.root)
         told = [f"{catalog} has {len(gone)} ok rows whose lines are gone from the journals"]
@@ -191,14 +192,16 @@ def _submissions(run: RunPaths) -> Iterator[Loss]:
     """Numbers have no gaps. A folder without intent is what a crash leaves, unless ranks were
     started from it."""
     begun = set(map(run.block_submission, run.journal_blocks()))
+    last = last_intent(run)
     for number in range(1, highest_number(run) + 1):
         intent, shards = run.intent(number), run.shards(number)
+        needed = last is None or number >= last.number
         was_begun = number in begun or run.jobs(number).exists() or not intent.parent.exists()
         if intent.exists():
             if not shards.exists():
-                yield Loss(_relative(run, shards), "is gone")
+                yield Loss(_relative(run, shards), "is gone", needed)
         elif was_begun:
-            yield Loss(_relative(run, intent), "is gone")
+            yield Loss(_relative(run, intent), "is gone", needed)
 
 
 def _relative(run: RunPaths, path: Path) -> str:

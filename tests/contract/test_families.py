@@ -9,6 +9,7 @@ import pytest
 import torch
 from rig import request, small_spec
 
+from batchgen.config.family import load_family
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.edges import pack_equals_solo, run_item_by_item
 from batchgen.engine.family import Family, family_named, family_names
@@ -37,6 +38,22 @@ def test_parts_are_folders_of_a_checkpoint() -> None:
         assert len({part.name for part in parts}) == len(parts)
         assert {"transformer", "vae"} <= {part.name for part in parts}
         assert all(part.spec_key.startswith("model.") for part in parts)
+
+
+def test_what_is_checked_is_what_is_loaded() -> None:
+    """The components that planning names are the parts, of the classes that are loaded."""
+    for name, spec in SPECS.items():
+        known = {part.name: part for part in load_family(name).COMPONENTS}
+        parts = family_named(name).parts(spec, torch.bfloat16)
+        assert {part.name for part in parts} == known.keys() - {"scheduler"}
+        for part in parts:
+            component = known[part.name]
+            if component.kind == "diffusers":
+                assert component.class_name == part.model_class.__name__
+            elif component.kind == "transformers":
+                assert component.class_name == part.model_class.config_class.model_type
+            else:
+                assert (component.kind, part.model_class) == ("tokenizer", None)
 
 
 @torch.no_grad()

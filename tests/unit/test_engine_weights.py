@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,12 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(folder: Path) -> None
     gone.unlink()
     with pytest.raises(WeightsError, match=re.escape(f"{gone}: is missing")):
         check_weights(small_spec(str(folder)))
+
+
+def test_a_second_expert_is_not_left_out_in_silence(two_expert_folder: Path) -> None:
+    spec = replace(tiny_wan_spec(), weights=str(two_expert_folder))
+    with pytest.raises(WeightsError, match=r"model_index\.json: has a component transformer_2"):
+        check_weights(spec)
 
 
 def test_embedded_and_random_weights_pass() -> None:

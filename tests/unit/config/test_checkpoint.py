@@ -177,6 +177,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         change("scheduler/scheduler_config.json", prediction_type="epsilon"),
         r"scheduler_config\.json: prediction_type is 'epsilon'; legal: 'flow_prediction'",
     ),
+    "an adapter": (
+        write("text_encoder/adapter_config.json", "{}"),
+        r"adapter_config\.json: an adapter in the folder is not served",
+    ),
     # -------------------------------------------------------------------------------- tokenizer
     "tokenizer: pointer": (
         write("tokenizer/tokenizer.json", POINTER),
@@ -190,6 +194,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer: its settings": (
         write("tokenizer/tokenizer_config.json", POINTER),
         r"tokenizer/tokenizer_config\.json: is a git-lfs pointer",
+    ),
+    "tokenizer of several versions": (
+        change("tokenizer/tokenizer_config.json", fast_tokenizer_files=["tokenizer.5.json"]),
+        r"tokenizer_config\.json: fast_tokenizer_files is not served",
     ),
     "tokenizer is missing": (
         remove("tokenizer/tokenizer.json"),
@@ -258,10 +266,12 @@ def test_the_folder_that_was_meant_is_named(model: ModelSpec, tmp_path: Path) ->
     folder = Path(model.weights)
     with pytest.raises(WeightsError, match=rf"one component of .*model\.weights={folder}$"):
         check_checkpoint(at(model, folder / "transformer"))
-    with pytest.raises(
-        WeightsError, match=r"safetensors: is a file; model\.weights takes a folder"
-    ):
+    with pytest.raises(WeightsError, match=rf"safetensors: is a file; .*model\.weights={folder}$"):
         check_checkpoint(at(model, folder / TRANSFORMER))
+    with pytest.raises(WeightsError, match=rf"holds checkpoints; .*model\.weights={folder}$"):
+        check_checkpoint(at(model, folder.parent))
+    with pytest.raises(WeightsError, match=r"xxx: cannot be read: File name too long"):
+        check_checkpoint(at(model, tmp_path / ("x" * 300)))
     (tmp_path / "link").symlink_to("gone")
     with pytest.raises(WeightsError, match="link: is a link to gone, where there is nothing"):
         check_checkpoint(at(model, tmp_path / "link"))
