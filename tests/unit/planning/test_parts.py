@@ -271,3 +271,11 @@ def test_a_frame_rate_may_be_a_fraction_and_whole_ones_keep_their_keys(
     other = put(tmp_path / "c.parquet", "a")
     job = replace(job, manifest=str(other))
     assert read_requests(make_plan(job, tmp_path / "plan.parquet").path)[0].fps == 12.5
+
+
+def test_carried_text_that_is_not_utf8_is_refused(tmp_path: Path, job_over: JobOver) -> None:
+    raw = pa.array([b"caf\xe9"], pa.binary())
+    mine = pa.Array.from_buffers(pa.string(), 1, raw.buffers())
+    path = put(tmp_path / "x.parquet", "a", mine=mine)
+    with pytest.raises(ManifestError, match="carried column 'mine' does not fit"):
+        make_plan(job_over(path, carry_columns=["mine"]), tmp_path / "plan.parquet")
