@@ -234,7 +234,7 @@ def _root(folder: str) -> str:
 def _located(path: str, roots: Sequence[Path]) -> Path:
     """Where a relative path leads: the first root that has it, else the first root."""
     given = at_home(path)
-    found = [root / given for root in roots if (root / given).exists()]
+    found = [root / given for root in roots if os.path.lexists(root / given)]
     return Path(os.path.abspath((found or [roots[0] / given])[0]))  # no `..` left in it
 
 

@@ -56,6 +56,8 @@ def build_manifest(
     check_table(source, expanded, lambda row: read.place(row // times))
     if out.exists() and source.exists() and out.samefile(source):
         raise ManifestError(f"{out}: is the source; write to another file")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ManifestError(f"{out}: would become a part of the source {source}; write elsewhere")
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import ManifestError, closest
+from batchgen.planning.cells import IllegalValue, cell_value
 from batchgen.planning.columns import CANONICAL, REQUEST_COLUMNS
 
 BATCH_ROWS = 32768
@@ -188,13 +189,12 @@ def _kind(name: str, keys: Sequence[dict[str, str | None]]) -> pa.DataType:
 
 
 def _value(file: Path, name: str, text: str | None, kind: pa.DataType) -> pa.Scalar:
-    try:
+    if text is None or name not in REQUEST_COLUMNS:
         return pa.scalar(text, pa.large_string()).cast(kind)
-    except pa.ArrowInvalid:
-        noun = "an integer" if pa.types.is_integer(kind) else "a number"
-        raise ManifestError(
-            f"{file}: the folder's name sets {name} = {text!r}, which is not {noun}"
-        ) from None
+    try:
+        return pa.scalar(cell_value(name, text), kind)
+    except IllegalValue as error:
+        raise ManifestError(f"{file}: the folder's name sets {name} = {text!r}; {error}") from None
 
 
 def _near(path: Path) -> str:

@@ -338,6 +338,8 @@ def _column(
     if name not in batch.schema.names:
         return pa.nulls(rows, field.type)
     try:
-        return plain(batch.column(name), field.type)
+        column = plain(batch.column(name), field.type)
+        column.validate(full=True)  # Parquet does not promise UTF-8
+        return column
     except pa.ArrowInvalid as error:
         raise ManifestError(f"carried column {name!r} does not fit {field.type}: {error}") from None

@@ -59,4 +59,7 @@ def _command(header: RunFile) -> str:
     name = header.hydra.get("job", {}).get("config_name") or header.name
     job = Path(*folders[:1], f"{name}.yaml")
     known = shlex.quote(str(job)) if job.is_file() else "JOB"
-    return " ".join(["batchgen run", known, *map(shlex.quote, header.overrides)])
+    # a relative path was meant from where it was typed
+    here = f"manifest={header.manifest}"
+    words = [here if text.startswith("manifest=") else text for text in header.overrides]
+    return " ".join(["batchgen run", known, *map(shlex.quote, words)])

@@ -128,12 +128,16 @@ def test_any_unicode_renders_and_truncation_is_recorded(bench) -> None:
         "cjk": "红色的圆圈 赤い丸",
         "long": "a red circle " * 7700,
     }
-    done = bench([{"row_id": k, "prompt": v} for k, v in prompts.items()]).run()
+    rows = [{"row_id": k, "prompt": v} for k, v in prompts.items()]
+    rows[0]["negative_prompt"] = "a blurred ring " * 100
+    done = bench(rows).run("row_defaults.guidance_scale=3")
     assert done.code == 0, done.err
     frame = rows_of(done.run).set_index("row_id")
     assert dict(frame.prompt) == prompts
     assert frame.prompt_truncated["long"] and not frame.prompt_truncated["cjk"]
     assert frame.prompt_tokens["long"] > 1000
+    assert frame.negative_prompt_truncated.to_dict() == {k: k == "emoji" for k in prompts}
+    assert frame.negative_prompt_tokens["emoji"] > 100
 
 
 def test_a_directory_of_parts_and_equal_rows_rendered_once(bench, tmp_path) -> None:

@@ -108,6 +108,15 @@ def test_what_the_engine_measured_is_there(mixed: Lab) -> None:
     assert (mixed.run.root / row["media_path"]).stat().st_size == row["media_bytes"]
 
 
+def test_what_a_row_does_not_say_is_null(mixed: Lab) -> None:
+    """Not an empty text: a tag may be one."""
+    collect(mixed.run)
+    frame = pd.read_parquet(mixed.run.catalog_rows)
+    assert frame["tags"].isna().all()
+    assert frame["alias_of"].notna().tolist() == [False] * 4 + [True, True]
+    assert frame["fps"].dtype == np.float64
+
+
 def test_a_failed_row_says_why(mixed: Lab) -> None:
     collect(mixed.run)
     row = pd.read_parquet(mixed.run.catalog_rows).iloc[2]

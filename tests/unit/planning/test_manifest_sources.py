@@ -284,6 +284,8 @@ def test_parts_of_several_kinds_become_one_table(tmp_path: Path) -> None:
     table = pq.read_table(built.path).to_pydict()
     assert table["seed"] == [1, None, 5, 6]
     assert table["shot"] == ["x", "y", "x", "y"]
+    with pytest.raises(ManifestError, match="would become a part of the source"):
+        build_manifest(tmp_path / "parts", tmp_path / "parts" / "all.parquet")
 
 
 def test_parquet_that_check_refuses_is_not_copied(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_null_a_missing_key_and_a_name_with_zeros_in_folder_names(
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("num_steps=two", "the folder's name sets num_steps = 'two', which is not an integer"),
+        ("num_steps=two", "the folder's name sets num_steps = 'two'; legal: an integer"),
         ("seed=5", "column 'seed' is in the file and in its folder's name"),
         ("fps=8/fps=9", "column 'fps' is set twice by its folders' names"),
     ],
@@ -89,6 +89,19 @@ def test_a_column_of_folder_names_that_nobody_reads_is_refused(
     put(tmp_path / "hive" / "day=2024-05-01" / "a.parquet", "a")
     with pytest.raises(ManifestError, match="column 'day' is read by nobody"):
         make_plan(job_over(tmp_path / "hive"), tmp_path / "plan.parquet")
+
+
+def test_folder_names_may_be_whole_floats_and_hold_every_column_but_one(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"prompt": ["a", "b"], "seed": [1.0, 2.0], "tags": ["x", "y"]})
+    frame.to_parquet(tmp_path / "hive", partition_cols=["seed", "prompt"])
+    built = build_manifest(tmp_path / "hive", tmp_path / "flat.parquet")
+    assert pq.read_table(built.path).to_pydict() == {
+        "tags": ["x", "y"],
+        "seed": [1, 2],
+        "prompt": ["a", "b"],
+    }
+    job_rows = [batch.num_rows for batch in open_manifest(tmp_path / "hive").batches(["prompt"])]
+    assert job_rows == [1, 1]
 
 
 def test_other_folder_names_are_another_manifest(tmp_path: Path) -> None:
@@ -271,3 +284,11 @@ def test_a_frame_rate_may_be_a_fraction_and_whole_ones_keep_their_keys(
     other = put(tmp_path / "c.parquet", "a")
     job = replace(job, manifest=str(other))
     assert read_requests(make_plan(job, tmp_path / "plan.parquet").path)[0].fps == 12.5
+
+
+def test_carried_text_that_is_not_utf8_is_refused(tmp_path: Path, job_over: JobOver) -> None:
+    raw = pa.array([b"caf\xe9"], pa.binary())
+    mine = pa.Array.from_buffers(pa.string(), 1, raw.buffers())
+    path = put(tmp_path / "x.parquet", "a", mine=mine)
+    with pytest.raises(ManifestError, match="carried column 'mine' does not fit"):
+        make_plan(job_over(path, carry_columns=["mine"]), tmp_path / "plan.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,45 @@ def test_check_lists_every_bad_row_and_exits_with_2(capsys: pytest.CaptureFixtur
     assert "row 0, num_frames = 8: legal: 4n+1" in text
     assert main(["manifest", "check", "rows.parquet", "--job", DEMO, "output.geometry=round"]) == 2
     assert "2 illegal values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", ["manifest", "model.weights", "output.root_dir"])
+@pytest.mark.parametrize("value", ["", "' '"])
+def test_an_empty_path_of_a_job_is_not_the_current_folder(
+    capsys: pytest.CaptureFixture[str], key: str, value: str
+) -> None:
+    """As a shell makes it of a variable that is not set."""
+    pq.write_table(pa.table({"prompt": ["a"]}), "rows.parquet")
+    assert main(["plan", DEMO, f"{key}={value}"]) == 2
+    assert f"{key}: is empty (a shell variable that is not set?)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv", [("check", ""), ("build", "", "out.parquet"), ("build", "rows.parquet", " ")]
+)
+def test_an_empty_path_of_a_command_is_not_the_current_folder(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
+) -> None:
+    pq.write_table(pa.table({"prompt": ["a"]}), "rows.parquet")
+    assert exit_code(["manifest", *argv]) == 2
+    assert "is empty (a shell variable that is not set?)" in capsys.readouterr().err
+
+
+def test_a_manifest_that_is_a_dead_link_is_called_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Beside the job too, where relative paths are looked for."""
+    for folder in (Path.cwd(), tmp_path):
+        (folder / f"{folder.name}.parquet").symlink_to("/gone.parquet")
+        job = Path(shutil.copy(DEMO, tmp_path / "job.yaml"))
+        assert main(["plan", str(job), f"manifest={folder.name}.parquet"]) == 2
+        said = capsys.readouterr().err
+        assert f"{folder.name}.parquet: a link to /gone.parquet, which is not there" in said
+
+
+def exit_code(argv: list[str]) -> int:
+    """Of a command line that may not even parse."""
+    try:
+        return main(argv)
+    except SystemExit as ended:
+        return int(ended.code or 0)
