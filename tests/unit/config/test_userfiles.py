@@ -59,6 +59,23 @@ def test_files_for_hydra_itself_beside_a_job_are_not_its(folder: Path) -> None:
     assert compose_job(folder / "mine.yaml").hydra["launcher"] == before["launcher"]
 
 
+@pytest.mark.parametrize(
+    "hydra", ["sweeper: {params: {seed: '1,2'}}", "mode: MULTIRUN", "searchpath: [file:///x]"]
+)
+def test_what_steers_hydra_itself_is_no_part_of_a_job(folder: Path, hydra: str) -> None:
+    (folder / "mine.yaml").write_text(f"{HEAD}hydra: {{{hydra}}}\n")
+    assert f"mine.yaml: hydra.{hydra.split(':')[0]}: is not for jobs" in refusal(
+        folder / "mine.yaml"
+    )
+
+
+def test_the_record_names_the_job_and_its_folder(folder: Path) -> None:
+    hydra = compose_job(folder / "mine.yaml").hydra
+    assert hydra["job"]["config_name"] == hydra["job"]["name"] == "mine"
+    main = [s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "main"]
+    assert main == [str(folder)]
+
+
 @pytest.mark.parametrize(("group", "name"), [("model", "tiny-wan"), ("slurm", "local")])
 def test_a_model_or_profile_with_a_packaged_name_is_refused_by_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch, group: str, name: str
