@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from batchgen.config.aliases import resolve_aliases
 from batchgen.config.build import build, to_mapping
 from batchgen.config.capability import check_served
+from batchgen.config.limits import check_limit
 from batchgen.config.overrides import (
     GROUPS,
     hydra_overrides,
@@ -228,7 +229,7 @@ def _checked(
     config = build(JobConfig, resolve_aliases(mapping))
     config = replace(
         config,
-        manifest=str(_located(config.manifest, roots)),
+        manifest=_located("manifest", config.manifest, roots),
         model=replace(config.model, weights=_weights(config.model.weights, roots)),
         output=replace(config.output, root_dir=_root(config.output.root_dir)),
     )
@@ -237,18 +238,22 @@ def _checked(
 
 
 def _weights(weights: str, roots: Sequence[Path]) -> str:
-    return weights if weights in ("random", "embedded") else str(_located(weights, roots))
+    if weights in ("random", "embedded"):
+        return weights
+    return _located("model.weights", weights, roots)
 
 
 def _root(folder: str) -> str:
     return str(at_home(folder)) if folder.startswith("~") else folder
 
 
-def _located(path: str, roots: Sequence[Path]) -> Path:
+def _located(key: str, path: str, roots: Sequence[Path]) -> str:
     """Where a relative path leads: the first root that has it, else the first root."""
     given = at_home(path)
     found = [root / given for root in roots if (root / given).exists()]
-    return Path(os.path.abspath((found or [roots[0] / given])[0]))  # no `..` left in it
+    located = os.path.abspath((found or [roots[0] / given])[0])  # no `..` left in it
+    check_limit(key, located)
+    return located
 
 
 def _literal(value: Any) -> Any:

@@ -13,6 +13,7 @@ MAX_FPS = 240
 MAX_SIDE = 16384  # pixels; beyond any model, small enough that products fit in int64
 MAX_FRAMES = 65536
 MAX_GUIDANCE = 1000.0
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps other bytes of a command line
 _FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -97,6 +98,8 @@ _NAMES = {"name", "tag"}  # they become part of a folder's name
 
 def check_limit(key: str, value: object) -> None:
     """Raise ConfigError when the value of a dotted job key is out of its range."""
+    if isinstance(value, str) and _NOT_UTF8.search(value):
+        raise ConfigError(f"{key}: {value!r} is not UTF-8; rename what it names, or convert it")
     if key in _NAMES and isinstance(value, str) and value and not _FILE_NAME.fullmatch(value):
         raise ConfigError(
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "

@@ -73,7 +73,8 @@ def _made(text: str) -> tuple[str, ...]:
         return (_hydras(text, key),)
     if sign == "~":
         return _without(text, key, value)
-    typed, parsed = (value or "").strip(), _parsed(text)
+    typed = (value or "").strip()
+    parsed = _parsed(f"{key}={typed}")
     if key in GROUPS:
         return (f"{key}={_group(text, key, typed, parsed)}",)
     key = canonical_key(key, typed)

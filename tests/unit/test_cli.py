@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.cli.main import main
+from batchgen.cli.main import _parse, main
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
@@ -57,3 +57,8 @@ def test_a_home_folder_is_one_in_every_argument(
         main(["plan", "~nobody-here/job.yaml"])
     assert "there is no home folder for ~nobody-here" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "m.parquet"}
+
+
+def test_overrides_may_stand_behind_options() -> None:
+    args = _parse(["plan", "job.yaml", "--json", "~tag", "+seed=1", "row_defaults.num_steps=2"])
+    assert args.overrides == ["~tag", "+seed=1", "row_defaults.num_steps=2"]

@@ -26,7 +26,7 @@ def value_of(job: Path, *overrides: str, key: str = "") -> object:
     assert recompose(composed.resolved, [], composed.hydra).config == composed.config
     assert composed.overrides == overrides
     value: object = composed.resolved
-    for part in (key or overrides[-1].partition("=")[0].lstrip("+~")).split("."):
+    for part in (key or overrides[-1].partition("=")[0].strip("+~ ")).split("."):
         assert isinstance(value, dict)
         value = value[part]
     return value
@@ -59,6 +59,7 @@ def value_of(job: Path, *overrides: str, key: str = "") -> object:
         ("tag=", ""),
         ("+tag=x", "x"),
         ("++row_defaults.num_steps=3", 3),
+        ("row_defaults.num_steps = 3", 3),
         ("row_defaults.num_steps=1_000", 1000),
     ],
 )
@@ -129,6 +130,8 @@ def test_a_minus_goes_back_to_the_default(job: Path) -> None:
         ("~manifest", "manifest: required"),
         ("manifest=", "manifest: is empty"),
         ("output.root_dir=", "output.root_dir: is empty"),
+        ("row_defaults.negative_prompt=gr\udcfcn", "'gr\\udcfcn' is not UTF-8"),
+        ("manifest=gr\udcfcn.parquet", "is not UTF-8"),
         ("num_steps", "write key=value"),
         ("=3", "write key=value"),
         ("system.parallel.up_limit=2", "up_limit: 2 is not served yet; served: 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,8 @@ def test_what_cannot_be_read_is_named(folder: Path) -> None:
     (folder / "slurm" / "dead.yaml").symlink_to("/no/such/file")
     job = folder / "mine.yaml"
     assert refusal(job, "slurm=dir").endswith("dir.yaml: cannot be read: Is a directory")
+    os.mkfifo(folder / "slurm" / "pipe.yaml")
+    assert refusal(job, "slurm=pipe").endswith("pipe.yaml: is no plain file")
     assert "dead.yaml: cannot be read: No such file" in refusal(job, "slurm=dead")
     assert "cannot be read: File name too long" in refusal(folder / ("x" * 300 + ".yaml"))
 

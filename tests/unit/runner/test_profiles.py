@@ -252,3 +252,18 @@ def test_a_wish_to_slurm_that_nobody_hears_is_refused(executor: str, override: s
 def test_what_a_local_run_uses_is_taken() -> None:
     used = ("slurm.setup=[module load x]", "slurm.gpus_per_node=2", "slurm.timeout_min=9")
     check_profile(profile("local", *used, "slurm.watchdog_s=5", "slurm.max_attempts=1"))
+
+
+def test_a_line_break_cannot_reach_the_head_of_a_script() -> None:
+    for override in ("slurm.account=a\n#SBATCH --wrap=x", "slurm.extra.comment=a\nb"):
+        with pytest.raises(ConfigError, match="has a line break, which sbatch does not take"):
+            check_profile(profile("devcluster", override))
+
+
+def test_a_new_profile_gets_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["slurm", "init", "local"]) == 2
+    assert "'local': is a packaged profile; take another name" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
