@@ -181,10 +181,15 @@ def as_typed(run: Path) -> str:
 def at_home(path: str | Path) -> Path:
     """`path` with a leading `~` or `~user` as the home folder, which shells leave alone in
     `key=~/x`. Raises UsageError where there is none."""
+    if not str(path).startswith("~"):
+        return Path(path)  # also ./~, which a Path forgets
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{path}: there is no home folder for {Path(path).parts[0]}") from error
+        raise UsageError(
+            f"{path}: there is no home folder for {Path(path).parts[0]} (a folder of that name: "
+            f"./{path})"
+        ) from error
 
 
 def parse_journal(path: Path) -> Attempt:

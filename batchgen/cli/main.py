@@ -117,7 +117,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     top = parser()
     args, left_over = top.parse_known_args(argv)
     taker = next((name for name in ("overrides", "sweeps") if hasattr(args, name)), None)
-    words = [word for word in left_over if "=" in word and not word.startswith("-")]
+    words = [word for word in left_over if "=" in word or word.startswith("~")]
+    words = [word for word in words if not word.startswith("-")]
     if {"-m", "--multirun"} & {*left_over}:
         top.error(NO_MULTIRUN)
     if len(words) < len(left_over) or (words and taker is None):

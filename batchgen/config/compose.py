@@ -27,7 +27,14 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from batchgen.config.aliases import resolve_aliases
 from batchgen.config.build import build, to_mapping
 from batchgen.config.capability import check_served
-from batchgen.config.overrides import GROUPS, hydra_overrides, key_of, quoted
+from batchgen.config.limits import check_limit
+from batchgen.config.overrides import (
+    GROUPS,
+    hydra_overrides,
+    key_of,
+    quoted,
+    refuse_hydras_own,
+)
 from batchgen.config.schema import JobConfig
 from batchgen.config.userfiles import CONF, folder_of, register, source_of
 from batchgen.config.yamlfile import read_yaml
@@ -66,6 +73,7 @@ def compose_job(job: Path, overrides: Sequence[str] = ()) -> Composed:
         )
     roots = [_here(), folder, folder.parent]
     mapping, hydra = _compose(text, str(job), job.stem, hydra_overrides(overrides), roots)
+    _note_job(hydra, job)
     mapping["name"] = mapping.get("name") or job.stem
     return _checked(mapping, overrides, hydra, roots)
 
@@ -80,7 +88,17 @@ def _job_text(job: Path) -> str:
         raise ConfigError(f"{job}: cannot be read: {error.strerror}") from error
     if job.suffix != ".yaml":
         raise ConfigError(f"{job}: a job is a file that ends in .yaml")
-    return read_yaml(job)[0]
+    text, content = read_yaml(job)
+    refuse_hydras_own(job, content)
+    return text
+
+
+def _note_job(hydra: dict[str, Any], job: Path) -> None:
+    """The record names the job's own file, not the copy that Hydra was given."""
+    hydra["job"]["config_name"] = job.stem
+    for source in hydra["runtime"]["config_sources"]:
+        if source["provider"] == "main":
+            source["path"] = str(job.absolute().parent)
 
 
 def recompose(
@@ -204,8 +222,6 @@ def _explain(error: Exception, job: str) -> str:
     if first.startswith("Error merging override") and error.__cause__:
         override = first.removeprefix("Error merging override ").lstrip("+")
         return f"{override}: {str(error.__cause__).splitlines()[0]}"
-    if first.startswith("Ambiguous value"):
-        return f"{first}: a list is written key=[a,b], a text with commas \"key='a,b'\""
     return f"{job}: {f'{key}: ' if key else ''}{first}"
 
 
@@ -215,7 +231,7 @@ def _checked(
     config = build(JobConfig, resolve_aliases(mapping))
     config = replace(
         config,
-        manifest=str(_located(config.manifest, roots)),
+        manifest=_located("manifest", config.manifest, roots),
         model=replace(config.model, weights=_weights(config.model.weights, roots)),
         output=replace(config.output, root_dir=_root(config.output.root_dir)),
     )
@@ -224,18 +240,22 @@ def _checked(
 
 
 def _weights(weights: str, roots: Sequence[Path]) -> str:
-    return weights if weights in ("random", "embedded") else str(_located(weights, roots))
+    if weights in ("random", "embedded"):
+        return weights
+    return _located("model.weights", weights, roots)
 
 
 def _root(folder: str) -> str:
     return str(at_home(folder)) if folder.startswith("~") else folder
 
 
-def _located(path: str, roots: Sequence[Path]) -> Path:
+def _located(key: str, path: str, roots: Sequence[Path]) -> str:
     """Where a relative path leads: the first root that has it, else the first root."""
     given = at_home(path)
     found = [root / given for root in roots if os.path.lexists(root / given)]
-    return Path(os.path.abspath((found or [roots[0] / given])[0]))  # no `..` left in it
+    located = os.path.abspath((found or [roots[0] / given])[0])  # no `..` left in it
+    check_limit(key, located)
+    return located
 
 
 def _literal(value: Any) -> Any:

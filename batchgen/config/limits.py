@@ -13,6 +13,7 @@ MAX_FPS = 240
 MAX_SIDE = 16384  # pixels; beyond any model, small enough that products fit in int64
 MAX_FRAMES = 65536
 MAX_GUIDANCE = 1000.0
+_NOT_UTF8 = re.compile(r"[\ud800-\udfff]")  # how Python keeps other bytes of a command line
 _FILE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -99,6 +100,8 @@ def check_limit(key: str, value: object) -> None:
     """Raise ConfigError when the value of a dotted job key is out of its range."""
     if key in _PATHS and isinstance(value, str) and not value.strip():
         raise ConfigError(f"{key}: is empty (a shell variable that is not set?); legal: a path")
+    if isinstance(value, str) and _NOT_UTF8.search(value):
+        raise ConfigError(f"{key}: {value!r} is not UTF-8; rename what it names, or convert it")
     if key in _NAMES and isinstance(value, str) and value and not _FILE_NAME.fullmatch(value):
         raise ConfigError(
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "

@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,6 +24,7 @@ from hydra.core.override_parser.types import (
     Sweep,
 )
 from hydra.errors import HydraException
+from omegaconf import Container, OmegaConf
 
 from batchgen.config.aliases import COMPOUND, canonical_key
 from batchgen.config.build import hint_of, leaf_keys, takes, unknown_key_message
@@ -71,7 +73,8 @@ def _made(text: str) -> tuple[str, ...]:
         return (_hydras(text, key),)
     if sign == "~":
         return _without(text, key, value)
-    typed, parsed = (value or "").strip(), _parsed(text)
+    typed = (value or "").strip()
+    parsed = _parsed(f"{key}={typed}")
     if key in GROUPS:
         return (f"{key}={_group(text, key, typed, parsed)}",)
     key = canonical_key(key, typed)
@@ -90,12 +93,16 @@ def _parsed(text: str) -> Override | None:
     return parsed
 
 
+def refuse_hydras_own(job: Path, content: Container) -> None:
+    """Raise ConfigError for what would steer Hydra itself from a job file: nothing is swallowed."""
+    for key in _HYDRAS_OWN:
+        if OmegaConf.select(content, key) is not None:
+            raise ConfigError(f"{job}: {key}: {_NOT_FOR_JOBS}")
+
+
 def _hydras(text: str, key: str) -> str:
     if key.startswith(_HYDRAS_OWN):
-        raise ConfigError(
-            f"{text}: is not for jobs: a sweep is a manifest ({_SWEEP}), and own models and "
-            "profiles are looked for in model/ and slurm/ of the current folder and of the job's"
-        )
+        raise ConfigError(f"{text}: {_NOT_FOR_JOBS}")
     if _parsed(text) is None:
         raise ConfigError(f"{text}: an override cannot be read; write key=value")
     return text
@@ -174,7 +181,11 @@ def _check_key(key: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------- answers
-_SWEEP = "batchgen manifest build prompts.txt sweep.parquet num_steps=2,3"
+_NOT_FOR_JOBS = (
+    "is not for jobs: a sweep is a manifest (batchgen manifest build prompts.txt sweep.parquet "
+    "num_steps=2,3), and own models and profiles are looked for in model/ and slurm/ of the "
+    "current folder and of the job's"
+)
 
 
 def _sweep_answer(text: str, key: str, typed: str, parsed: Override) -> str:

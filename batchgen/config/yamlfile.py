@@ -38,6 +38,8 @@ def read_yaml(path: Path) -> tuple[str, Container]:
 
 
 def _text(path: Path) -> str:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ConfigError(f"{path}: is no plain file")  # a pipe would be waited for
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 
@@ -242,4 +243,4 @@ def _device(gpu: Gpus | None) -> str:
 
 def _quoted(text: str | None) -> str:
     """A YAML word: names such as `no`, `1` or `null` stay names."""
-    return "null" if text is None else '"' + text.replace('"', '\\"') + '"'
+    return "null" if text is None else json.dumps(text, ensure_ascii=False)

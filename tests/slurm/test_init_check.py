@@ -56,6 +56,16 @@ def test_check_tells_figures_and_cleans_up(desk: Bench) -> None:
     assert "# preempted by the partition" in text
 
 
+def test_check_of_a_folder_of_many_characters(desk: Bench) -> None:
+    root = "it's q\"x #h $(x) `y` %j%% %A ü节;& [1]"
+    done = desk.call("slurm", "check", "mine", "--root", root)
+    assert done.code == 0 and "fail" not in done.out, done.out + done.err
+    assert not list((desk.folder / root).iterdir())
+    refused = desk.call("slurm", "check", "mine", "--root", "back\\slash")
+    assert refused.code == 2 and "a backslash" in refused.err
+    assert not (desk.folder / "back\\slash").exists()
+
+
 def test_check_of_a_profile_that_does_not_work(desk: Bench) -> None:
     """Each says what is wrong, in Slurm's own words where it has some."""
     lost = desk.call(

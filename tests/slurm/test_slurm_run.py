@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +76,30 @@ def test_resume_on_three_nodes_then_two_renders_nothing_twice(
     for number, nodes in ((2, 3), (3, 2)):
         hosts = set(runs[runs.submission == number].host)
         assert len(hosts) == nodes
+
+
+def test_a_path_reaches_slurm_as_it_is(cluster: Cluster, job_bench: Make) -> None:
+    """Scripts, logs and the steward, also as it submits what killed ranks have left. A backslash
+    is refused before anything is made: Slurm drops it."""
+    bench = job_bench(rows(12, 0.5))
+    root = bench.folder / "it's q\"x #h $(x) `y` %j%% %A_%a ü节;& [1]"
+    run = Campaign.submit(cluster, bench, *NULL, "slurm.nodes=1", f"output.root_dir={root}")
+    run.until(lambda: run.rendering(commits=1))
+    for pid in run.ranks():
+        os.kill(pid, signal.SIGKILL)
+    run.wait()
+    run.audit("a path of many characters")
+    assert [path.name for path in root.iterdir()] == [run.run.root.name]
+    assert {path.name for path in bench.folder.iterdir() if path.is_dir()} == {"slurm", root.name}
+    tasks, *_ = (p for p in run.run.printed(1) if p.parent.name != "steward")
+    assert "Killed" in tasks.read_text()
+    stewards = [p.read_text() for p in run.run.printed(2) if p.parent.name == "steward"]
+    assert len(stewards) == 1 and "catalog: 12 of 12 rows ok" in stewards[0]
+    shown = bench.call("logs", str(run.run.root))
+    assert shown.code == 0 and "steward" in shown.out
+    refused = bench.call("submit", str(bench.job), *NULL, "output.root_dir=back\\slash")
+    assert refused.code == 2 and "a path with a backslash in it" in refused.err
+    assert not (bench.folder / "back\\slash").exists()
 
 
 def test_changed_keys_are_refused_by_name(cluster: Cluster, job_bench: Make) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from batchgen.cli.main import _parse, main
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
@@ -21,3 +26,39 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     )
     os.close(writer)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("flag", ["--multirun", "-m"])
+def test_a_multirun_is_answered_with_the_sweep_of_a_manifest(
+    capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "job.yaml", flag, "row_defaults.num_steps=2,4"])
+    assert ended.value.code == 2
+    assert "batchgen manifest build prompts.txt sweep.parquet num_steps=" in capsys.readouterr().err
+
+
+def test_a_home_folder_is_one_in_every_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shells leave `--root=~/x` alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a\n")
+    assert main(["manifest", "build", "~/prompts.txt", "~/m.parquet"]) == 0
+    assert main(["manifest", "check", "~/m.parquet"]) == 0
+    capsys.readouterr()
+    for argv in (["latest", "--root=~/runs"], ["~/runs/x"]):
+        assert main(["status", *argv]) == 2
+    assert f"there is no run in {tmp_path}/runs" in capsys.readouterr().err
+    assert main(["plan", "~/job.yaml"]) == 2
+    assert f"{tmp_path}/job.yaml: no such job file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", "~nobody-here/job.yaml"])
+    assert "there is no home folder for ~nobody-here" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.txt", "m.parquet"}
+
+
+def test_overrides_may_stand_behind_options() -> None:
+    args = _parse(["plan", "job.yaml", "--json", "~tag", "+seed=1", "row_defaults.num_steps=2"])
+    assert args.overrides == ["~tag", "+seed=1", "row_defaults.num_steps=2"]

@@ -103,6 +103,7 @@ def check_profile(slurm: SlurmConfig) -> None:
     _refuse_unheard(slurm)
     if slurm.executor == "slurm":
         check_extra(slurm.extra)
+        _refuse_line_breaks(slurm)
         _refuse_early_signal(slurm)
 
 
@@ -114,10 +115,19 @@ def _refuse_unheard(slurm: SlurmConfig) -> None:
         if value != default:
             given = list(value) if isinstance(value, tuple) else value
             raise ConfigError(
-                f"slurm.{key}: {given!r} means nothing to slurm.executor={slurm.executor}, which "
-                f"starts ranks on this machine; choose slurm={slurm.executor}, which leaves out "
-                "what is Slurm's, or a profile with executor: slurm"
+                f"slurm.{key}: {given!r} is for Slurm and means nothing to slurm.executor="
+                f"{slurm.executor}; leave it out (slurm={slurm.executor} has none of these keys), "
+                "or choose a profile with executor: slurm"
             )
+
+
+def _refuse_line_breaks(slurm: SlurmConfig) -> None:
+    """What stands in a line of a batch script cannot go on in the next one."""
+    wishes = {f"slurm.{key}": getattr(slurm, key) for key in _SCHEDULERS}
+    wishes |= {f"slurm.extra.{key}": value for key, value in slurm.extra.items()}
+    for key, value in wishes.items():
+        if isinstance(value, str) and len(value.splitlines()) > 1:
+            raise ConfigError(f"{key}: {value!r} has a line break, which sbatch does not take")
 
 
 def _refuse_early_signal(slurm: SlurmConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from batchgen.paths import RunPaths
 from batchgen.runner.check import probe_batch
 from batchgen.runner.executors import check_profile
 from batchgen.runner.executors.slurm import after, array_count, steward_batch, task_batches
+from batchgen.runner.options import check_folder
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.stem for path in (ROOT / "slurm").glob("*.yaml"))
@@ -177,3 +179,91 @@ def test_ranks_get_the_environment_of_their_batch_script(tmp_path: Path) -> None
 def test_there_is_no_array_without_shards(shards: int, window: int, arrays: int) -> None:
     slurm = profile("devcluster", "slurm.nodes=8")
     assert array_count(shards, window, slurm) == arrays
+
+
+# ------------------------------------------------------------------------------------------- paths
+def test_what_slurm_would_replace_in_a_path_is_escaped(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "%j-100% it's #1 $(x)")
+    folder = str(run.root).replace("%", "%%")
+    slurm = profile("devcluster")
+    batches = (*task_batches(run, 1, 3, slurm, 1000), steward_batch(run, 1, slurm, rows=9))
+    for batch, name in zip(batches, ("%A_%a.log", "%j.log"), strict=True):
+        path = f"{folder}/{batch.folder.relative_to(run.root)}/{name}"
+        script = batch.script()
+        for option in ("output", "error"):
+            assert f"#SBATCH --{option}={shlex.quote(path)}\n" in script
+            assert shlex.quote(f"--{option}={path}") in script.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("executor", "name", "said"),
+    [
+        ("slurm", "back\\slash", "with a backslash in it"),
+        ("slurm", "new\nline", "with '\\n' in it"),
+        ("slurm", "no utf-8 \udcfc", "with '\\udcfc' in it"),
+        ("local", "%j-done", "with '%j' in it"),
+        ("local", "100%a", "with '%a' in it"),
+    ],
+)
+def test_a_path_that_cannot_be_told_is_refused(executor: str, name: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_folder(executor, Path("/data") / name)
+    assert said in str(caught.value)
+
+
+def test_other_paths_are_taken() -> None:
+    for executor in ("slurm", "local", "inline"):
+        check_folder(executor, Path('/it\'s a "#" $(x) `y` 100% ü节;&*?[1]{x}~\t'))
+    check_folder("inline", Path("/%j/back\\slash"))
+    check_folder("slurm", Path("/%j"))
+
+
+def test_a_run_is_refused_before_its_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in ([], ["--dry-run"]):
+        argv = ["submit", str(ROOT / "jobs" / "demo.yaml"), *options]
+        assert main([*argv, f"output.root_dir={tmp_path}/%j/x"]) == 2
+        assert "cannot start a run below a path with '%j' in it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------- keys of Slurm, elsewhere
+@pytest.mark.parametrize(
+    ("executor", "override"),
+    [
+        ("local", "slurm.partition=gpu"),
+        ("local", "slurm.mem_gb=4"),
+        ("local", "slurm.extra={reservation: week12}"),
+        ("local", "slurm.srun_args=[--label]"),
+        ("inline", "slurm.exclude=n1"),
+        ("inline", "slurm.setup=[module load cuda]"),
+    ],
+)
+def test_a_wish_to_slurm_that_nobody_hears_is_refused(executor: str, override: str) -> None:
+    slurm = profile(executor, override)
+    with pytest.raises(ConfigError) as caught:
+        check_profile(slurm)
+    key = override.partition("=")[0]
+    assert str(caught.value).startswith(f"{key}: ")
+    assert f"means nothing to slurm.executor={executor}" in str(caught.value)
+
+
+def test_what_a_local_run_uses_is_taken() -> None:
+    used = ("slurm.setup=[module load x]", "slurm.gpus_per_node=2", "slurm.timeout_min=9")
+    check_profile(profile("local", *used, "slurm.watchdog_s=5", "slurm.max_attempts=1"))
+
+
+def test_a_line_break_cannot_reach_the_head_of_a_script() -> None:
+    for override in ("slurm.account=a\n#SBATCH --wrap=x", "slurm.extra.comment=a\nb"):
+        with pytest.raises(ConfigError, match="has a line break, which sbatch does not take"):
+            check_profile(profile("devcluster", override))
+
+
+def test_a_new_profile_gets_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["slurm", "init", "local"]) == 2
+    assert "'local': is a packaged profile; take another name" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
