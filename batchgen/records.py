@@ -24,6 +24,11 @@ class Bucket:
     def __str__(self) -> str:
         return f"{self.width}x{self.height}x{self.num_frames}"
 
+    @classmethod
+    def parse(cls, text: str) -> Bucket:
+        """The inverse of `str`."""
+        return cls(*map(int, text.split("x")))
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -47,6 +52,7 @@ class Request:
     format: str  # media format: a module of batchgen/media/formats
     quality: int  # 0 (smallest file) .. 10 (best)
     cost_s: float = 0.0  # predicted device seconds
+    media_size: str | None = None  # a bucket that the media are cut to, where that was padded
 
     @property
     def bucket(self) -> Bucket:

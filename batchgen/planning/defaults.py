@@ -167,14 +167,14 @@ def _size(job: JobConfig, names: NamedSizes) -> tuple[int, int]:
 def _on_grid(
     job: JobConfig, name: str, value: int, step: int, offset: int, limit: int, rule: str
 ) -> int:
-    """`value` if the model can draw it, moved to the grid if `output.geometry` says so."""
+    """`value` if the model can draw it, or what `output.geometry` makes of it for each row."""
     policy: Policy = job.output.geometry
     moved = int(snap(np.array([value]), step, offset, policy)[0])
     if off_grid(np.array([moved]), step, offset, limit)[0]:
         own = getattr(job.row_defaults, name) is None
         tier = "model.request_defaults" if own else "row_defaults"
         raise ConfigError(f"{tier}.{name}: {value} is not a size of {job.model.name}; {rule}")
-    return moved
+    return value
 
 
 def _check_lists(job: JobConfig) -> None:

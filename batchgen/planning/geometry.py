@@ -15,8 +15,9 @@ Policy = Literal["error", "round", "pad"]
 
 def snap(values: np.ndarray, step: int, offset: int, policy: Policy) -> np.ndarray:
     """Values `offset + k * step` (k >= 0, at least one step where the offset is 0) for int64
-    `values`: the nearest (`round`, ties up) or the next above (`pad`). A model's upper limit is
-    left to `off_grid`: a size far beyond it is a mistake, not a matter of rounding."""
+    `values`: the nearest (`round`, ties up) or the next above (`pad`, whose media are cut to what
+    was asked for once they are drawn: `media.cut`). A model's upper limit is left to `off_grid`: a
+    size far beyond it is a mistake, not a matter of rounding."""
     if policy == "error":
         return values
     up = step - 1 if policy == "pad" else step // 2

@@ -21,8 +21,9 @@ from batchgen.records import Request
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-# width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative
-Settings = tuple[int, int, int, float, int, float, float | None, str, float, str, int, str]
+# width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative;
+# and what the media are cut to, where they are
+Settings = tuple[int | float | str | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +149,7 @@ def settings_of(request: Request) -> Settings:
         request.format,
         request.quality,
         request.negative_prompt,
+        *([] if request.media_size is None else [request.media_size]),
     )
 
 

@@ -219,6 +219,7 @@ class _Rows:
             "requested_width": pa.array(width, mask=width == rows.width),
             "requested_height": pa.array(height, mask=height == rows.height),
             "requested_num_frames": pa.array(frames, mask=frames == rows.num_frames),
+            "media_size": rows.media_size,
         }
         arrays = [_column(columns, batch, field, n) for field in schema]
         return pa.Table.from_arrays(arrays, schema=schema)
@@ -281,7 +282,7 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
     """What enters each row's key beside seed and prompt (the order of `identity.Settings`)."""
     negative = rows.negative_prompt.dictionary_encode()
     texts = negative.dictionary.to_pylist()
-    return zip(
+    whole = zip(
         rows.width.tolist(),
         rows.height.tolist(),
         rows.num_frames.tolist(),
@@ -296,6 +297,8 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         map(texts.__getitem__, negative.indices.to_pylist()),
         strict=False,
     )
+    cuts = rows.media_size.to_pylist()
+    return (row if cut is None else (*row, cut) for row, cut in zip(whole, cuts, strict=True))
 
 
 def _all_seeds(rows: ResolvedRows, job_seed: int) -> np.ndarray:

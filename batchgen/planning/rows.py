@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ from batchgen.planning.columns import CANONICAL, REQUEST_COLUMNS, Kind
 from batchgen.planning.defaults import CLIP_FORMAT, SINGLE_FRAME_FORMATS, STILL_FORMAT, Defaults
 from batchgen.planning.geometry import frames_rule, off_grid, side_rule, snap
 from batchgen.planning.problems import Problems
+from batchgen.records import Bucket
 
 ROW_ID_RULE = "legal: 1 to 128 characters of A-Z a-z 0-9 . _ -"
 _ROW_ID = r"\A[A-Za-z0-9._-]{1,128}\z"
@@ -35,6 +38,7 @@ class ResolvedRows:
     height: np.ndarray
     num_frames: np.ndarray
     requested: tuple[np.ndarray, np.ndarray, np.ndarray]  # width, height, frames before geometry
+    media_size: pa.Array  # text, null where the media are as large as what is drawn
     fps: np.ndarray
     num_steps: np.ndarray
     guidance_scale: np.ndarray
@@ -87,6 +91,7 @@ class _Batch:
             height=height,
             num_frames=frames,
             requested=requested,
+            media_size=self._media_sizes(requested, (width, height, frames)),
             fps=self._numbers("fps", defaults.fps),
             num_steps=self._integers("num_steps", defaults.num_steps),
             guidance_scale=self._numbers("guidance_scale", defaults.guidance_scale),
@@ -288,6 +293,16 @@ class _Batch:
         in_range = (values >= bounds.low) & (values <= bounds.high)  # the rest is reported already
         self._report(off_grid(moved, *grid) & in_range, name, rule, pa.array(values))
         return moved
+
+    def _media_sizes(
+        self, requested: Sequence[np.ndarray], drawn: Sequence[np.ndarray]
+    ) -> pa.Array:
+        """What padded rows are cut to once they are drawn."""
+        padded = np.any([a != b for a, b in zip(requested, drawn, strict=True)], axis=0)
+        if self.defaults.geometry != "pad" or not padded.any():
+            return pa.nulls(self.rows, pa.string())
+        sizes = zip(*(values.tolist() for values in requested), strict=True)
+        return pa.array(map(str, itertools.starmap(Bucket, sizes)), pa.string(), mask=~padded)
 
     def _formats(self, frames: np.ndarray) -> pa.Array:
         """The media format of every row; `auto` is a still for one frame, else a clip."""

@@ -45,6 +45,7 @@ PLAN_FIELDS: list[tuple[str, pa.DataType]] = [
     ("requested_width", pa.int32()),  # null where the geometry was used as requested
     ("requested_height", pa.int32()),
     ("requested_num_frames", pa.int32()),
+    ("media_size", pa.string()),  # what padded media are cut to; null where they are not
 ]
 
 
@@ -180,5 +181,9 @@ def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
 
 
 def _requests(table: pa.Table) -> list[Request]:
-    columns = [table[field.name].to_pylist() for field in fields(Request)]
+    there = set(table.column_names)  # older plans have no media_size
+    columns = [
+        table[field.name].to_pylist() if field.name in there else [None] * len(table)
+        for field in fields(Request)
+    ]
     return [Request(*values) for values in zip(*columns, strict=True)]

@@ -17,9 +17,10 @@ from batchgen.anchor import gone
 from batchgen.engine.contract import Snapshot
 from batchgen.errors import FINAL_ERRORS, PromptTooLong, SickNode, StorageError
 from batchgen.ledger.journal import JournalWriter
+from batchgen.media.cut import cut_to
 from batchgen.media.durable import write_media
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt, Commit, Rendered, Request, RowStats
+from batchgen.records import Attempt, Bucket, Commit, Rendered, Request, RowStats
 from batchgen.worker.admission import Admission
 from batchgen.worker.states import RowStates
 
@@ -78,6 +79,8 @@ class RowSink:
         """
         began = time.perf_counter()
         self._journal.check_place()
+        if (size := rendered.request.media_size) is not None:
+            rendered = replace(rendered, frames=cut_to(rendered.frames, Bucket.parse(size)))
         try:
             media = write_media(rendered, self._run, self._policy.attempt, self._policy.total_rows)
         except Exception as error:

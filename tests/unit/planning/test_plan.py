@@ -111,6 +111,8 @@ def test_geometry_moves_sizes_to_the_grid_and_records_the_request(
     plan = plan_of(columns, output__geometry=policy)
     used = [(r.width, r.height, r.num_frames) for r in read_requests(plan.path)]
     assert used == sizes
+    cuts = [r.media_size for r in read_requests(plan.path)]
+    assert cuts == (["103x3x8", "112x64x2"] if policy == "pad" else [None, None])
     names = ["requested_width", "requested_height", "requested_num_frames"]
     requested = pq.read_table(plan.path, columns=names).to_pydict()
     assert requested == {
@@ -118,6 +120,27 @@ def test_geometry_moves_sizes_to_the_grid_and_records_the_request(
         "requested_height": [3, None],
         "requested_num_frames": [8, 2],
     }
+
+
+@pytest.mark.parametrize("policy", ["round", "pad"])
+def test_a_jobs_own_size_is_recorded_as_requested_too(
+    plan_of: Callable[..., Plan], policy: str
+) -> None:
+    plan = plan_of({"prompt": ["a"]}, output__geometry=policy, row_defaults__width=103)
+    (row,) = pq.read_table(plan.path).to_pylist()
+    assert (row["requested_width"], row["requested_height"]) == (103, None)
+    assert row["width"] == (112 if policy == "pad" else 96)
+
+
+def test_a_cut_is_in_the_row_key(plan_of: Callable[..., Plan]) -> None:
+    """Rows that are drawn alike are not alike once they are cut; uncut ones are as ever."""
+    columns = {"prompt": ["a"] * 3, "seed": [1] * 3, "width": [100, 112, 112]}
+    padded = read_requests(plan_of(columns, output__geometry="pad").path)
+    assert [r.width for r in padded] == [112] * 3
+    assert padded[0].row_key != padded[1].row_key == padded[2].row_key
+    plan = plan_of({"prompt": ["a"], "seed": [1], "width": [112]})
+    assert read_requests(plan.path)[0].row_key == padded[1].row_key
+    assert row_key(plan.key_context, padded[0]) == padded[0].row_key
 
 
 def test_sizes_far_off_are_refused_even_when_rounding(plan_of: Callable[..., Plan]) -> None:

@@ -1,0 +1,15 @@
+"""What is left of a padded picture or clip: the size that was asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from batchgen.records import Bucket
+
+
+def cut_to(frames: np.ndarray, size: Bucket) -> np.ndarray:
+    """The middle of each frame and the first frames, of uint8 (frames, height, width, 3)."""
+    _, height, width, _ = frames.shape
+    top, left = (height - size.height) // 2, (width - size.width) // 2
+    cut = frames[: size.num_frames, top : top + size.height, left : left + size.width]
+    return np.ascontiguousarray(cut)
