@@ -6,6 +6,7 @@ Counts are in manifest rows: a row that is rendered once for three equal manifes
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -112,7 +113,8 @@ class Counters:
 def read_counters(path: Path) -> Counters | None:
     """The counters of a journal; None if there are none (then the whole journal is read)."""
     try:
-        plain = json.loads(path.read_bytes())
+        with open(path, "rb", opener=_open_at_once) as file:
+            plain = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return None
     counters: Counters | None = None
@@ -122,6 +124,10 @@ def read_counters(path: Path) -> Counters | None:
         with suppress(ValueError):
             counters = from_plain(Counters, plain)
     return counters if counters is not None and _is_sane(counters) else None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would be waited for
 
 
 def _is_sane(counters: Counters) -> bool:
