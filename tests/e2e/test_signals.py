@@ -53,7 +53,7 @@ def test_ranks_go_on_without_the_driver(number: signal.Signals, bench: Benches) 
 
 @pytest.mark.parametrize("number", BOTH)
 def test_a_rank_in_the_driver_saves_its_rows(number: signal.Signals, bench: Benches) -> None:
-    made = bench(5)
+    made = bench(3)
     process, run = start(made, "inline")
     process.send_signal(number)
     os.kill(process.pid, signal.SIGTERM)  # the next of those that a session's end brings
@@ -63,7 +63,7 @@ def test_a_rank_in_the_driver_saves_its_rows(number: signal.Signals, bench: Benc
     (attempt,) = read_status(run).attempts
     assert attempt.ended == "terminated"
     assert main(["resume", str(run.root)]) == 0
-    assert len(published(run)) == 5
+    assert len(published(run)) == 3
 
 
 def test_a_closed_terminal_leaves_no_draft(bench: Benches) -> None:
