@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, folder_of, path_argument
+from batchgen.cli.verbs import (
+    Verbs,
+    add_job_arguments,
+    add_verb,
+    folder_of,
+    path_argument,
+    refuse_special,
+)
 from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
@@ -62,6 +69,8 @@ def handle_plan(args: argparse.Namespace) -> Result:
     for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
         if target is not None and not target.absolute().parent.is_dir():
             raise ConfigError(f"{option}: {target.parent} is not a folder")
+    if args.out is not None:
+        refuse_special("--out", args.out)
     composed = compose_job(args.job, args.overrides)
     check_profile(composed.config.slurm)
     with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
@@ -87,7 +96,9 @@ def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextMana
             "model.weights": folder_of(config.model.weights),
             "--out": args.out,
             "--dump-config": args.dump_config,
-        }
+            "TMPDIR": None if args.out else tempfile.gettempdir(),
+        },
+        written="--out" if args.out else "TMPDIR",
     )
 
 
@@ -111,7 +122,10 @@ def _dump(target: Path, composed: Composed, plan: Plan) -> None:
 
     dump = describe(header_of(composed, plan), composed.resolved, composed.overrides)
     text = json.dumps(dump, indent=2, ensure_ascii=False)
-    write_bytes_atomic(target, f"{text}\n".encode())
+    if target.exists() and not target.is_file():  # /dev/stdout, say
+        target.write_text(f"{text}\n", encoding="utf-8")
+    else:
+        write_bytes_atomic(target, f"{text}\n".encode())
     print(f"configuration written to {target}")
 
 
