@@ -6,7 +6,6 @@ Counts are in manifest rows: a row that is rendered once for three equal manifes
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -125,10 +124,6 @@ def read_counters(path: Path) -> Counters | None:
         with suppress(ValueError):
             counters = from_plain(Counters, plain)
     return counters if counters is not None and _is_sane(counters) else None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would be waited for
 
 
 def _is_sane(counters: Counters) -> bool:
