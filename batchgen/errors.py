@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,28 +95,50 @@ FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # the same again however often 
 def reason_of(error: OSError) -> str:
     """`path: reason` of an error of the system; the reason alone where it names no path."""
     names = [n for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = plain_reason(error)
     if not names:
         return reason
     found = next(filter(None, (obstacle(Path(os.fsdecode(name))) for name in names)), "")
-    return f"{' -> '.join(map(os.fsdecode, names))}: {found or reason}"
+    return f"{' -> '.join(_shown(os.fsdecode(name)) for name in names)}: {found or reason}"
+
+
+def plain_reason(error: OSError) -> str:
+    """Why, without the path."""
+    reason = error.strerror or str(error)
+    within = re.search(r"\[errno (\d+)\]", reason)  # pyarrow's, in a sentence of its own
+    return os.strerror(int(within[1])) if within else reason
+
+
+def _shown(path: str) -> str:
+    """A path that is too long for the system is too long to be read too."""
+    return path if len(path) < 300 else f"{path[:100]} ... {path[-100:]}"
 
 
 @contextmanager
-def naming(paths: Mapping[str, str | os.PathLike[str] | None]) -> Iterator[None]:
+def naming(paths: Mapping[str, str | os.PathLike[str] | None], written: str = "") -> Iterator[None]:
     """An error of the system about one of `paths` (name of an option or a key -> path), or about
-    something in it, becomes a UsageError that says which of them it is."""
+    something in it, becomes a UsageError that says which of them it is. One without a path, as a
+    full disk gives, is about `written`."""
     try:
         yield
     except OSError as error:
-        about = [(len(str(path)), name, path) for name, path in paths.items() if path]
-        for _, name, path in sorted(about, reverse=True):
-            if str(path) in str(error):
+        about = sorted(((name, path) for name, path in paths.items() if path), key=_longest)
+        for name, path in about:
+            if str(path) in str(error) or (name == written and _may_be_of(error, Path(path))):
                 reason = reason_of(error)
-                if not error.filename:  # pyarrow's
-                    reason = f"{path}: {obstacle(Path(path)) or reason}"
+                if not error.filename or str(path) not in str(error):  # pyarrow's; of its draft
+                    reason = f"{_shown(str(path))}: {obstacle(Path(path)) or plain_reason(error)}"
                 raise UsageError(f"{name}: {reason}") from error
         raise
+
+
+def _may_be_of(error: OSError, path: Path) -> bool:
+    """Whether an error names no file, or a draft beside `path`."""
+    return error.filename is None or Path(os.fsdecode(error.filename)).parent == path.parent
+
+
+def _longest(named: tuple[str, object]) -> int:
+    return -len(str(named[1]))
 
 
 def obstacle(path: Path) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, USAGE, Result
-from batchgen.cli.verbs import Verbs, add_verb, path_argument
+from batchgen.cli.verbs import Verbs, add_verb, path_argument, refuse_special
 from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def handle_build(args: argparse.Namespace) -> Result:
         if column in sweeps:
             raise ConfigError(f"{column}: is swept twice; write one sweep with all its values")
         sweeps[column] = values
+    refuse_special("OUT", args.out)
     with naming({"SOURCE": args.source, "OUT": args.out}):
         built = build_manifest(args.source, args.out, seeds=args.seeds, sweeps=sweeps)
     factor = built.rows // built.source_rows

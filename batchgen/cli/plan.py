@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, folder_of, path_argument
+from batchgen.cli.verbs import (
+    Verbs,
+    add_job_arguments,
+    add_verb,
+    folder_of,
+    path_argument,
+    refuse_special,
+)
 from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
     from batchgen.config.compose import Composed
     from batchgen.planning.forecast import Forecast
     from batchgen.planning.plan import Plan
+    from batchgen.runfile import RunFile
 
 EPILOG = """\
 examples:
@@ -57,20 +65,24 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
     from batchgen.config.compose import compose_job
+    from batchgen.runner.create import header_of
     from batchgen.runner.executors import check_profile
 
     for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
         if target is not None and not target.absolute().parent.is_dir():
             raise ConfigError(f"{option}: {target.parent} is not a folder")
+    if args.out is not None:
+        refuse_special("--out", args.out)
     composed = compose_job(args.job, args.overrides)
     check_profile(composed.config.slurm)
     with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
         plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)
+        header = header_of(composed, plan)
     _print(composed, plan, predicted)
     if args.dump_config:
         with _naming(composed, args):
-            _dump(args.dump_config, composed, plan)
+            _dump(args.dump_config, composed, header)
     limit = args.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
@@ -87,7 +99,9 @@ def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextMana
             "model.weights": folder_of(config.model.weights),
             "--out": args.out,
             "--dump-config": args.dump_config,
-        }
+            "TMPDIR": None if args.out else tempfile.gettempdir(),
+        },
+        written="--out" if args.out else "TMPDIR",
     )
 
 
@@ -104,14 +118,16 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
     return plan, forecast(config, plan, read_costs(out), calibration)
 
 
-def _dump(target: Path, composed: Composed, plan: Plan) -> None:
+def _dump(target: Path, composed: Composed, header: RunFile) -> None:
     from batchgen.media.durable import write_bytes_atomic
     from batchgen.planning.provenance import describe
-    from batchgen.runner.create import header_of
 
-    dump = describe(header_of(composed, plan), composed.resolved, composed.overrides)
+    dump = describe(header, composed.resolved, composed.overrides)
     text = json.dumps(dump, indent=2, ensure_ascii=False)
-    write_bytes_atomic(target, f"{text}\n".encode())
+    if target.exists() and not target.is_file():  # /dev/stdout, say
+        target.write_text(f"{text}\n", encoding="utf-8")
+    else:
+        write_bytes_atomic(target, f"{text}\n".encode())
     print(f"configuration written to {target}")
 
 

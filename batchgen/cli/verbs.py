@@ -66,3 +66,9 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 def folder_of(weights: str) -> str | None:
     """The folder that `model.weights` names once composed; None where it is a word."""
     return weights if os.path.isabs(weights) else None
+
+
+def refuse_special(option: str, path: Path) -> None:
+    """Raise UsageError where a file would take the place of a device, a pipe or a folder."""
+    if os.path.exists(path) and not os.path.isfile(path):  # what cannot be looked at is told later
+        raise UsageError(f"{option}: {path} is there and is not a plain file: it is not replaced")

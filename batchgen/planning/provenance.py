@@ -69,7 +69,8 @@ def git_commit() -> str | None:
     commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
     if commit is None:
         return None
-    changed = _output(["git", "-C", str(folder), "status", "--porcelain", "-uno"])
+    look = ["git", "--no-optional-locks", "-C", str(folder)]  # writes nothing into the checkout
+    changed = _output([*look, "status", "--porcelain", "-uno"])
     return f"{commit}-dirty" if changed else commit
 
 

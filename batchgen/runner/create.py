@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
-from batchgen.errors import ConfigError, RunStateError, obstacle
+from batchgen.errors import ConfigError, RunStateError, obstacle, plain_reason
 from batchgen.ledger.intent import read_intent, submission_numbers
 from batchgen.ledger.leftovers import sweep_drafts
 from batchgen.media.durable import write_bytes_atomic, write_json
@@ -76,16 +76,16 @@ def _refuse_long(root: Path, name: str) -> None:
 
 @contextmanager
 def _refusing(root: Path) -> Iterator[None]:
-    """An error of the system with a path below `root`, or with none (a full disk), is one of
-    `output.root_dir`."""
+    """An error of the system with a path below or above `root`, or with none (a full disk), is one
+    of `output.root_dir`."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(
-            root
-        ):
-            raise
-        reason = obstacle(root) or error.strerror or str(error)
+        if error.filename is not None:
+            path = Path(os.fsdecode(error.filename))
+            if not path.is_relative_to(root) and not root.is_relative_to(path):
+                raise
+        reason = obstacle(root) or plain_reason(error)
         raise ConfigError(f"output.root_dir: {root}: no run can be made there: {reason}") from error
 
 
@@ -93,7 +93,7 @@ def refuse_unwritable(run: RunPaths) -> None:
     """Raise RunStateError where nothing can be written into a run that is to go on."""
     try:
         write_bytes_atomic(run.root / ".probe", bytes(PROBE_BYTES))
-        (run.root / ".probe").unlink()
+        (run.root / ".probe").unlink(missing_ok=True)
     except OSError as error:
         raise RunStateError(f"{run.root} cannot be written: {error.strerror}") from error
 

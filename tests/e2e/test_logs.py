@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchgen.config.compose import compose_job
+from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.runner import create
@@ -83,7 +84,7 @@ def test_two_starts_in_one_second_never_share_a_folder(
     assert len({*roots}) == 5
     monkeypatch.setattr(create.secrets, "token_hex", lambda size: roots[0].name[-6:])
     before = (roots[0] / "run.json").read_bytes()
-    with pytest.raises(OSError, match="not empty"):
+    with pytest.raises(ConfigError, match="not empty"):
         create.create_run(composed)
     assert (roots[0] / "run.json").read_bytes() == before
     assert sorted(roots[0].parent.iterdir()) == sorted(roots)

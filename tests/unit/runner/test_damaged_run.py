@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,9 +70,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
 
 
 @pytest.fixture
-def run(finished: RunPaths, tmp_path: Path) -> RunPaths:
-    """A copy of it to be damaged."""
-    return RunPaths(Path(shutil.copytree(finished.root, tmp_path / finished.root.name)))
+def run(finished: RunPaths, tmp_path: Path) -> Iterator[RunPaths]:
+    """It, to be damaged: a copy elsewhere would not have its jobs."""
+    whole = shutil.copytree(finished.root, tmp_path / "whole")
+    yield finished
+    shutil.rmtree(finished.root)
+    shutil.move(whole, finished.root)
 
 
 def file_of(run: RunPaths, name: str) -> Path:
