@@ -10,7 +10,6 @@ plan of a run that is older than the digest is held against its plan id alone.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.paths import RunPaths
+from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile, read_header
 
 HEADER = b"batchgen"  # key of the plan's own header in the file's metadata
@@ -70,12 +70,6 @@ def plan_schema(path: Path) -> pa.Schema:
         return open_parquet(path).schema_arrow
 
 
-def digest_of(path: Path) -> str:
-    """sha256 (hex) of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_plan(run: RunPaths, header: RunFile, *, whole: bool = True) -> None:
     """Raise RunStateError unless plan.parquet is the one that `header` was written for. Not
     `whole`: by its size and id alone."""
@@ -105,7 +99,7 @@ def _difference(path: Path, header: RunFile, whole: bool) -> str:
             if (size := path.stat().st_size) != header.plan_bytes:
                 return f"it has {size} bytes, planned were {header.plan_bytes}"
             if whole:
-                digest = digest_of(path)
+                digest, _ = digest_regular(path)
                 same = digest == header.plan_sha256
                 return "" if same else f"its sha256 is {digest}, planned was {header.plan_sha256}"
     found = plan_header(path).get("plan_id")

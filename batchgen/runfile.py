@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from batchgen.errors import RunStateError
 from batchgen.paths import RunPaths
+from batchgen.regular import damaged, read_control
 
 SCHEMA = 1
 
@@ -62,30 +62,8 @@ def read_header(path: Path) -> RunFile | None:
     for name, value in known.items():
         wanted = (int, float) if kinds[name] is float else kinds[name]
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise _damaged(path, f"{name} is {type(value).__name__}, not {kinds[name].__name__}")
+            raise damaged(path, f"{name} is {type(value).__name__}, not {kinds[name].__name__}")
     try:
         return RunFile(**known)
     except TypeError as error:
-        raise _damaged(path, str(error).removeprefix("RunFile.__init__() ")) from None
-
-
-def read_control(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a small file of a run folder; None if there is no such file. RunStateError
-    with path and reason if it cannot be read or is damaged."""
-    try:
-        if not path.is_file() and path.exists():  # a pipe would be waited for
-            raise _damaged(path, "it is not a file")
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RunStateError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise _damaged(path, str(error) or "it is too large") from None
-    if not isinstance(found, dict):
-        raise _damaged(path, f"it holds {type(found).__name__}, not an object")
-    return found
-
-
-def _damaged(path: Path, reason: str) -> RunStateError:
-    return RunStateError(f"{path} is damaged: {reason}")
+        raise damaged(path, str(error).removeprefix("RunFile.__init__() ")) from None

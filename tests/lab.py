@@ -24,7 +24,6 @@ from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
 from batchgen.ledger.journal import JournalWriter, Meter, Unmetered, raw_lines
 from batchgen.media.durable import write_json, write_media
 from batchgen.paths import RunPaths, parse_journal
-from batchgen.planfile import digest_of
 from batchgen.records import (
     Attempt,
     Commit,
@@ -35,6 +34,7 @@ from batchgen.records import (
     RowStats,
     StageSeconds,
 )
+from batchgen.regular import digest_regular
 from batchgen.runfile import read_run
 
 STAGES = StageSeconds(queue=0.5, encode=0.1, denoise=1.0, decode=0.2, d2h=0.01, write=0.02)
@@ -126,8 +126,8 @@ class Lab:
     def install_plan(self, table: pa.Table) -> None:
         """Another plan, with the header that says so."""
         pq.write_table(table, self.run.plan)
-        size = self.run.plan.stat().st_size
-        new = replace(read_run(self.run), plan_sha256=digest_of(self.run.plan), plan_bytes=size)
+        digest, size = digest_regular(self.run.plan)
+        new = replace(read_run(self.run), plan_sha256=digest, plan_bytes=size)
         write_json(self.run.run_json, new.to_json())
 
     def journal(

@@ -13,7 +13,8 @@ from batchgen.runfile import RunFile
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
-    {"records", "errors", "paths", "runfile", "planfile", "failpoints", "processes", "anchor"},
+    {"records", "errors", "paths", "regular", "runfile", "planfile"}
+    | {"failpoints", "processes", "anchor"},
     {"config"},
     {"planning", "media", "ledger"},
     {"engine"},

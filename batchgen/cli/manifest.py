@@ -11,7 +11,7 @@ from batchgen.cli.verbs import Verbs, add_verb, path_argument, refuse_special
 from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
-    from batchgen.planning.manifest_check import ManifestReport
+    from batchgen.planning.manifests.check import ManifestReport
 
 BUILD_EPILOG = """\
 examples:
@@ -74,7 +74,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def handle_build(args: argparse.Namespace) -> Result:
     """Write the manifest and say what is in it."""
-    from batchgen.planning.manifest_build import build_manifest
+    from batchgen.planning.manifests.build import build_manifest
 
     sweeps: dict[str, str] = {}
     for text in args.sweeps:
@@ -95,7 +95,7 @@ def handle_build(args: argparse.Namespace) -> Result:
 
 def handle_check(args: argparse.Namespace) -> Result:
     """Exit code 2 when a row is illegal."""
-    from batchgen.planning.manifest_check import check_manifest
+    from batchgen.planning.manifests.check import check_manifest
 
     job = None
     if args.job is not None:

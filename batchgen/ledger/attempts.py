@@ -6,10 +6,9 @@ each journal has one writer, and a later attempt notes how much of each earlier 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,7 +46,6 @@ from batchgen.ledger.tally import Counts
 from batchgen.ledger.winners import choose, read_plan_rows
 from batchgen.media.durable import (
     make_folder,
-    read_regular,
     sync_folder,
     write_bytes_atomic,
     write_json,
@@ -56,6 +54,7 @@ from batchgen.paths import RunPaths
 from batchgen.planfile import reading
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
+from batchgen.regular import read_control
 from batchgen.runfile import read_run
 
 HALF_BEGUN_S = 5.0  # from mkdir to intent.json, at most, for a maker that lives
@@ -347,12 +346,11 @@ def _maker_file(run: RunPaths, number: int) -> Path:
 def maker_of(run: RunPaths, number: int) -> ProcessId | None:
     """The process that took a submission's number; None if it did not get to say so, or did it in
     the folder that this one is a copy of."""
-    try:
-        maker = json.loads(read_regular(_maker_file(run, number)))
-        own = from_plain(Place, maker.get("run", {})).is_of(run)
-        return from_plain(ProcessId, maker) if own else None
-    except (OSError, ValueError):
-        return None
+    with suppress(RunStateError, ValueError):
+        maker = read_control(_maker_file(run, number))
+        if maker and from_plain(Place, maker.get("run", {})).is_of(run):
+            return from_plain(ProcessId, maker)
+    return None
 
 
 def _refuse_half_begun(run: RunPaths, number: int) -> None:

@@ -28,7 +28,7 @@ from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, as_typed, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
-from batchgen.runfile import read_control
+from batchgen.regular import read_control
 
 T = TypeVar("T")
 SCHEMA = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -50,9 +49,5 @@ def _with_its_files(folder: Path) -> Iterator[Path]:
 def _remove_if_old(path: Path, sign: Path, age_s: float) -> None:
     """`sign`: whose time says when it was last written to."""
     with suppress(OSError):
-        if time.time() - sign.lstat().st_mtime <= age_s:
-            return
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if time.time() - sign.lstat().st_mtime > age_s:
             remove(path)

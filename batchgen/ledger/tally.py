@@ -5,17 +5,17 @@ Counts are in manifest rows: a row that is rendered once for three equal manifes
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from batchgen.errors import RunStateError
 from batchgen.ledger.events import End, from_plain
-from batchgen.media.durable import read_regular
 from batchgen.processes import ProcessId
 from batchgen.records import RankSeconds
+from batchgen.regular import read_control
 
 MISSING = "missing"
 FINAL = ("ok", "failed", "quarantined")
@@ -113,11 +113,11 @@ class Counters:
 
 def read_counters(path: Path) -> Counters | None:
     """The counters of a journal; None if there are none (then the whole journal is read)."""
-    try:
-        plain = json.loads(read_regular(path))
-    except (OSError, ValueError, RecursionError):
+    plain, counters = None, None
+    with suppress(RunStateError):
+        plain = read_control(path)
+    if plain is None:
         return None
-    counters: Counters | None = None
     with suppress(KeyError, TypeError):  # of another version, or damaged
         counters = _restored(plain)
     if counters is None:

@@ -7,7 +7,6 @@ has to be removed after a kill, and of two who find the same holder gone only on
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from pathlib import Path
 
 from batchgen.errors import BatchgenError, RunStateError
 from batchgen.ledger.events import from_plain
-from batchgen.media.durable import read_regular, write_json
+from batchgen.media.durable import write_json
 from batchgen.processes import ProcessId
+from batchgen.regular import read_control
 
 NAMELESS_S = 5.0  # from mkdir to the holder's name, at most, for a holder that lives
 ELSEWHERE_S = 60.0  # a turn takes seconds; of a holder on another machine no more is known
@@ -100,10 +100,10 @@ def _name(turn: Path) -> str:
 
 
 def _read(turn: Path) -> ProcessId | None:
-    try:
-        return from_plain(ProcessId, json.loads(read_regular(_holder(turn))))
-    except (OSError, ValueError):
-        return None
+    with suppress(RunStateError, ValueError):
+        if named := read_control(_holder(turn)):
+            return from_plain(ProcessId, named)
+    return None
 
 
 def _holder(turn: Path) -> Path:

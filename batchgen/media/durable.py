@@ -15,8 +15,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +23,7 @@ from batchgen.failpoints import failpoint
 from batchgen.media import formats
 from batchgen.paths import RunPaths, media_fan_out
 from batchgen.records import Attempt, Media, Rendered
+from batchgen.regular import digest_regular, open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,35 +92,10 @@ def digest_file(path: Path) -> tuple[str, int]:
     """sha256 and bytes of a file; of a folder: sha256 over its sorted lines `name sha256`, and the
     sum of the bytes. OSError for what is neither, and for a folder inside a folder."""
     if not path.is_dir():
-        return _digest(path)
-    entries = [(file.name, *_digest(file)) for file in sorted(path.iterdir())]
+        return digest_regular(path)
+    entries = [(file.name, *digest_regular(file)) for file in sorted(path.iterdir())]
     lines = "".join(f"{name} {digest}\n" for name, digest, _ in entries)
     return hashlib.sha256(lines.encode()).hexdigest(), sum(size for _, _, size in entries)
-
-
-def _digest(path: Path) -> tuple[str, int]:
-    with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return digest.hexdigest(), file.tell()
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading. OSError for anything but a regular file, too: whoever opens a pipe
-    or a device waits for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return os.fdopen(descriptor, "rb")
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    except OSError:
-        os.close(descriptor)
-        raise
-
-
-def read_regular(path: Path) -> bytes:
-    """The bytes of a regular file; OSError as `open_regular`."""
-    with open_regular(path) as file:
-        return file.read()
 
 
 def remove(path: Path) -> None:

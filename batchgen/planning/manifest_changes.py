@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from batchgen.config.schema import JobConfig
 from batchgen.planning.identity import KeyContext
-from batchgen.planning.manifest import open_manifest
+from batchgen.planning.manifests.manifest import open_manifest
 from batchgen.planning.plan import make_plan
 from batchgen.planning.store import CARRY, ROW_GROUP
 

@@ -21,9 +21,7 @@ import pyarrow.parquet as pq
 from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ManifestError
-from batchgen.planning.columns import REQUEST_COLUMNS, plain
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
-from batchgen.planning.defaults import Defaults, job_defaults
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
     KeyContext,
@@ -33,10 +31,12 @@ from batchgen.planning.identity import (
     derived_seeds,
     rate_in_key,
 )
-from batchgen.planning.manifest import Manifest, check_columns, open_manifest
-from batchgen.planning.problems import Problems
-from batchgen.planning.rowids import Aliases, RowIds
-from batchgen.planning.rows import ResolvedRows, resolve_rows
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS, plain
+from batchgen.planning.manifests.defaults import Defaults, job_defaults
+from batchgen.planning.manifests.manifest import Manifest, check_columns, open_manifest
+from batchgen.planning.manifests.problems import Problems
+from batchgen.planning.manifests.rowids import Aliases, RowIds
+from batchgen.planning.manifests.rows import ResolvedRows, resolve_rows
 from batchgen.planning.store import (
     CARRY,
     ROW_GROUP,

@@ -18,9 +18,9 @@ from batchgen.ledger.intent import read_intent, submission_numbers
 from batchgen.ledger.leftovers import sweep_drafts
 from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
-from batchgen.planfile import digest_of
 from batchgen.planning.plan import Plan, make_plan
 from batchgen.planning.provenance import describe, package_versions
+from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile
 from batchgen.runner.options import check_folder
 
@@ -118,6 +118,7 @@ def _fill(draft: RunPaths, composed: Composed, plan: Plan) -> None:
 def header_of(composed: Composed, plan: Plan) -> RunFile:
     """The content of run.json, for the plan as it lies at `plan.path` now."""
     config = composed.config
+    plan_sha256, plan_bytes = digest_regular(plan.path)
     return RunFile(
         name=config.name,
         tag=config.tag,
@@ -125,8 +126,8 @@ def header_of(composed: Composed, plan: Plan) -> RunFile:
         rows=plan.rows,
         unique_rows=plan.unique_rows,
         plan_id=plan.plan_id,
-        plan_sha256=digest_of(plan.path),
-        plan_bytes=plan.path.stat().st_size,
+        plan_sha256=plan_sha256,
+        plan_bytes=plan_bytes,
         manifest=config.manifest,
         manifest_digest=plan.manifest_digest,
         key_context=plan.key_context.to_json(),

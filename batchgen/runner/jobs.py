@@ -14,7 +14,7 @@ from batchgen.ledger.status import live_attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths, as_typed
 from batchgen.processes import ProcessId
-from batchgen.runfile import read_control
+from batchgen.regular import read_control
 from batchgen.runner.executors import Executor, Job, executor_named
 from batchgen.runner.scheduler import NoScheduler
 

@@ -15,8 +15,8 @@ from lab import Lab, make_request
 from batchgen.ledger import attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
-from batchgen.planfile import digest_of
 from batchgen.records import Request
+from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile
 
 
@@ -70,7 +70,7 @@ def make_lab(tmp_path: Path) -> Callable[..., Lab]:
             rows=rows,
             unique_rows=rows - len(aliases),
             plan_id="plan-" + root.name,
-            plan_sha256=digest_of(run.plan),
+            plan_sha256=digest_regular(run.plan)[0],
             plan_bytes=run.plan.stat().st_size,
             manifest="/nowhere/manifest.parquet",
             manifest_digest="0" * 64,

@@ -31,8 +31,8 @@ from batchgen.ledger.turns import Overtaken, turn_of
 from batchgen.ledger.winners import Winners
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
-from batchgen.planfile import digest_of
 from batchgen.processes import ProcessId
+from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile, read_run
 
 
@@ -83,7 +83,7 @@ def test_an_older_collect_that_comes_last_starts_again(
 
 def header_for(lab: Lab, plan: Path, plan_id: str) -> RunFile:
     """The run's header with another plan."""
-    size, digest = plan.stat().st_size, digest_of(plan)
+    size, digest = plan.stat().st_size, digest_regular(plan)[0]
     return replace(read_run(lab.run), plan_id=plan_id, plan_bytes=size, plan_sha256=digest)
 
 

@@ -18,8 +18,8 @@ from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submi
 from batchgen.ledger.events import AttemptHeader, Start, encode_line
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
-from batchgen.planfile import digest_of
 from batchgen.records import Attempt, Commit, Media, RowStats
+from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile
 
 MEASURE = """
@@ -57,7 +57,7 @@ def make_run(root: Path, rows: int, shards: int) -> RunPaths:
         rows=rows,
         unique_rows=rows,
         plan_id="p",
-        plan_sha256=digest_of(run.plan),
+        plan_sha256=digest_regular(run.plan)[0],
         plan_bytes=run.plan.stat().st_size,
         manifest="m",
         manifest_digest="d",

@@ -20,9 +20,10 @@ from batchgen.ledger.events import End
 from batchgen.ledger.intent import read_intent
 from batchgen.ledger.status import read_status
 from batchgen.ledger.verify import verify
-from batchgen.media.durable import digest_file, read_regular, remove, sync
+from batchgen.media.durable import digest_file, remove, sync
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
+from batchgen.regular import open_regular
 from batchgen.runner.jobs import jobs_of
 from batchgen.tickets import QueueLost, TicketClient
 from batchgen.worker.states import RowStates
@@ -184,8 +185,9 @@ def test_reading_and_syncing(tmp_path: Path, make: Make, monkeypatch: pytest.Mon
         with pytest.raises(OSError, match=r"not a regular file|No such|such device"):
             call(folder)
     with pytest.raises(OSError):
-        read_regular(folder / "1.png")
-    assert read_regular(folder / "0.png") == b"x"
+        open_regular(folder / "1.png")
+    with open_regular(folder / "0.png") as file:
+        assert file.read() == b"x"
 
 
 def test_parts_of_two_collects_are_damage(

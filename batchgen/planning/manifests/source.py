@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.cells import Source
-from batchgen.planning.columns import REQUEST_COLUMNS, plain
-from batchgen.planning.manifest import check_columns, open_manifest
-from batchgen.planning.manifest_csv import read_csv
-from batchgen.planning.manifest_json import read_json_lines
-from batchgen.planning.manifest_text import read_text
-from batchgen.planning.textfile import check_utf8
+from batchgen.planning.manifests.cells import Source
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS, plain
+from batchgen.planning.manifests.from_csv import read_csv
+from batchgen.planning.manifests.from_json import read_json_lines
+from batchgen.planning.manifests.from_text import read_text
+from batchgen.planning.manifests.manifest import check_columns, open_manifest
+from batchgen.planning.manifests.textfile import check_utf8
 
 _READERS: dict[str, Callable[[Path], Source]] = {
     ".txt": read_text,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.planning.problems import Problems, row_place
+from batchgen.planning.manifests.problems import Problems, row_place
 
 
 class RowIds:

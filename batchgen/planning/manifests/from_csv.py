@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TextIO
 
 from batchgen.errors import ManifestError
-from batchgen.planning.cells import Gathered, IllegalValue, Source, cell_value, check_name, guessed
+from batchgen.planning.manifests.cells import (
+    Gathered,
+    IllegalValue,
+    Source,
+    cell_value,
+    check_name,
+    guessed,
+)
 
 _DELIMITERS = (",", ";", "\t", "|")
 _EXCEL_HINT = re.compile(r'"?sep=(.)"?\s*')  # a first line by which Excel is told the delimiter

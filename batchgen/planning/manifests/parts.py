@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.cells import IllegalValue, cell_value
-from batchgen.planning.columns import CANONICAL, REQUEST_COLUMNS
+from batchgen.planning.manifests.cells import IllegalValue, cell_value
+from batchgen.planning.manifests.columns import CANONICAL, REQUEST_COLUMNS
 
 BATCH_ROWS = 32768
 _BATCH_BYTES = 256 * 2**20  # a batch of very long prompts has fewer rows

@@ -9,13 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchgen.config.schema import JobConfig
-from batchgen.planning.columns import REQUEST_COLUMNS
-from batchgen.planning.defaults import Defaults, any_model, job_defaults
-from batchgen.planning.manifest import Manifest, check_columns, open_manifest, pandas_index_note
-from batchgen.planning.parts import BATCH_ROWS, Part
-from batchgen.planning.problems import Problems
-from batchgen.planning.rowids import RowIds
-from batchgen.planning.rows import resolve_rows
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
+from batchgen.planning.manifests.defaults import Defaults, any_model, job_defaults
+from batchgen.planning.manifests.manifest import (
+    Manifest,
+    check_columns,
+    open_manifest,
+    pandas_index_note,
+)
+from batchgen.planning.manifests.parts import BATCH_ROWS, Part
+from batchgen.planning.manifests.problems import Problems
+from batchgen.planning.manifests.rowids import RowIds
+from batchgen.planning.manifests.rows import resolve_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest
 
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
-from batchgen.planning.manifest_check import check_manifest
+from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_requests
 
 Write = Callable[..., Path]

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.errors import ManifestError
-from batchgen.planning.columns import REQUEST_COLUMNS, Kind
-from batchgen.planning.problems import Problems, shorten
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS, Kind
+from batchgen.planning.manifests.problems import Problems, shorten
 
 STORED: dict[Kind, pa.DataType] = {
     "text": pa.string(),

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.cells import Gathered, IllegalValue, Source, cell_value
-from batchgen.planning.columns import REQUEST_COLUMNS
+from batchgen.planning.manifests.cells import Gathered, IllegalValue, Source, cell_value
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 
 # what the web UIs call columns
 _OTHER_NAMES = {"steps": "num_steps", "cfg_scale": "guidance_scale"}

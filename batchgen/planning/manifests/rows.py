@@ -12,10 +12,15 @@ import pyarrow.compute as pc
 
 from batchgen.config.aliases import NO_CACHE
 from batchgen.config.limits import REQUEST_RANGES
-from batchgen.planning.columns import CANONICAL, REQUEST_COLUMNS, Kind
-from batchgen.planning.defaults import CLIP_FORMAT, SINGLE_FRAME_FORMATS, STILL_FORMAT, Defaults
-from batchgen.planning.geometry import frames_rule, off_grid, side_rule, snap
-from batchgen.planning.problems import Problems
+from batchgen.planning.manifests.columns import CANONICAL, REQUEST_COLUMNS, Kind
+from batchgen.planning.manifests.defaults import (
+    CLIP_FORMAT,
+    SINGLE_FRAME_FORMATS,
+    STILL_FORMAT,
+    Defaults,
+)
+from batchgen.planning.manifests.geometry import frames_rule, off_grid, side_rule, snap
+from batchgen.planning.manifests.problems import Problems
 from batchgen.records import Bucket
 
 ROW_ID_RULE = "legal: 1 to 128 characters of A-Z a-z 0-9 . _ -"

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.errors import ManifestError
-from batchgen.planning.manifest_build import build_manifest
-from batchgen.planning.manifest_check import check_manifest
+from batchgen.planning.manifests.build import build_manifest
+from batchgen.planning.manifests.check import check_manifest
 
 Build = Callable[..., dict[str, list[object]]]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from batchgen.errors import ManifestError
-from batchgen.planning.cells import Gathered, IllegalValue, Source, check_name, json_value
-from batchgen.planning.columns import REQUEST_COLUMNS
-from batchgen.planning.problems import shorten
+from batchgen.planning.manifests.cells import Gathered, IllegalValue, Source, check_name, json_value
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
+from batchgen.planning.manifests.problems import shorten
 
 
 def read_json_lines(path: Path) -> Source:

@@ -11,11 +11,11 @@ import pytest
 
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ManifestError
-from batchgen.planning.manifest_build import build_manifest
-from batchgen.planning.manifest_check import check_manifest
+from batchgen.planning.manifests.build import build_manifest
+from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_requests
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 Build = Callable[..., dict[str, list[object]]]
 
 

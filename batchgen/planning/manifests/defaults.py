@@ -12,8 +12,8 @@ from batchgen.config.family import Stride, load_family
 from batchgen.config.limits import MAX_FRAMES, MAX_SIDE
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, closest
-from batchgen.planning.columns import REQUEST_COLUMNS
-from batchgen.planning.geometry import (
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
+from batchgen.planning.manifests.geometry import (
     NamedSizes,
     Policy,
     frames_rule,

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from batchgen.config.build import home_of
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.columns import LEGAL_TYPES, REQUEST_COLUMNS, common_type, is_legal
-from batchgen.planning.parts import Part, open_parts
+from batchgen.planning.manifests.columns import LEGAL_TYPES, REQUEST_COLUMNS, common_type, is_legal
+from batchgen.planning.manifests.parts import Part, open_parts
 
 _PANDAS_INDEX = "__index_level_"  # what pandas calls an index without a name
 

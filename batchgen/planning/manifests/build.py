@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from batchgen.config.limits import MAX_SEED
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.cells import STORED, IllegalValue, cell_value
-from batchgen.planning.columns import REQUEST_COLUMNS
-from batchgen.planning.manifest_check import check_table
-from batchgen.planning.manifest_source import read_source
+from batchgen.planning.manifests.cells import STORED, IllegalValue, cell_value
+from batchgen.planning.manifests.check import check_table
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
+from batchgen.planning.manifests.source import read_source
 
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9._-]+")
 
