@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError
-
-# Spec field -> name in the component's config.json where they differ.
-_RENAMED = {"spatial_factor": "scale_factor_spatial", "temporal_factor": "scale_factor_temporal"}
-_NOT_STORED = ("max_tokens",)  # a choice of the pipeline, no weight depends on it
+from batchgen.families.dims import stored_fields
+from batchgen.families.family import Component, family_spec
 
 
 def check_dimensions(model: ModelSpec) -> None:
@@ -21,28 +18,26 @@ def check_dimensions(model: ModelSpec) -> None:
     folder = model.weights_folder
     if folder is None:
         return
-    for component in ("transformer", "vae", "text_encoder"):
-        file = folder / component / "config.json"
-        if not file.is_file():
+    for component in family_spec(model.family).COMPONENTS:
+        file = config_file(folder, component)
+        if component.kind == "tokenizer" or not file.is_file():
             continue
-        stored = _read(file)
-        for field, wanted in _dimensions(getattr(model, component)):
-            name = _RENAMED.get(field, field)
+        stored = read_json(file)
+        for field, name, wanted in stored_fields(getattr(model.dims, component.dims)):
             if name in stored and stored[name] != wanted:
                 raise WeightsError(
-                    f"{file}: {name} is {stored[name]}, but model.{component}.{field} is {wanted}; "
-                    f"choose the model that fits the checkpoint, or set the key"
+                    f"{file}: {name} is {stored[name]}, but model.{component.dims}.{field} is "
+                    f"{wanted}; choose the model that fits the checkpoint, or set the key"
                 )
 
 
-def _dimensions(spec: Any) -> Iterator[tuple[str, object]]:
-    for name in spec.__slots__:
-        if name not in _NOT_STORED:
-            value = getattr(spec, name)
-            yield name, list(value) if isinstance(value, tuple) else value
+def config_file(folder: Path, component: Component) -> Path:
+    """Where the checkpoint in `folder` describes a component."""
+    name = "scheduler_config.json" if component.kind == "scheduler" else "config.json"
+    return folder / component.name / name
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

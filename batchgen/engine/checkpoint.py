@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from batchgen.engine.family import Part
+from batchgen.engine.parts import Part
 from batchgen.errors import WeightsError, closest
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")

@@ -13,7 +13,6 @@ from batchgen.errors import ConfigError
 
 _GIB = 1024**3
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-_KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}
 
 
 def pick_device(name: str) -> torch.device:
@@ -85,17 +84,6 @@ def peak_host_gib() -> float:
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def sdpa_kernel(heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Which kernel torch's scaled_dot_product_attention picks for these dimensions; torch tells
-    it by a private function alone, and without that the name is plain `sdpa`."""
-    choose = getattr(torch, "_fused_sdp_choice", None)
-    if choose is None:
-        return "sdpa"
-    query = torch.zeros(1, heads, 8, head_dim, dtype=dtype, device=device)
-    choice = _KERNELS.get(int(choose(query, query, query)), "unknown")
-    return f"sdpa-cpu-{choice}" if device.type == "cpu" else f"sdpa-{choice}"
 
 
 _HAS_STATM = Path("/proc/self/statm").exists()

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from batchgen.engine.checkpoint import meta_model
-from batchgen.engine.family import Part
+from batchgen.engine.parts import Part
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
 BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes

@@ -11,16 +11,21 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from batchgen.config.checkpoint import config_file
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError, closest
+from batchgen.families.family import Component, family_spec
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 HashMode = Literal["sampled", "full"]
-COMPONENTS = ("transformer", "text_encoder", "vae")
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 * 1024
 # Written by the tools that save a checkpoint; they say nothing about its pixels.
@@ -37,15 +42,16 @@ def weights_digest(model: ModelSpec, mode: str = "sampled") -> str:
         raise ConfigError(f"--hash-weights: {mode!r} is not one of sampled, full")
     folder = model.weights_folder
     if folder is None:
-        dimensions = [asdict(part) for part in (model.transformer, model.vae, model.text_encoder)]
+        dimensions = asdict(model.dims).values()
         return "random:" + _sha(json.dumps([model.family, *dimensions], sort_keys=True).encode())
     if not folder.is_dir():
         near = closest(model.weights.rpartition("/")[2], ("random", "embedded"))
         raise WeightsError(f"model.weights: no folder {folder}{near}; legal: a folder, or random")
     cache = _DigestCache()
     total = hashlib.sha256(mode.encode())
-    for component in COMPONENTS:
-        for file in _component_files(folder / component):
+    components = family_spec(model.family).COMPONENTS
+    for component in components:
+        for file in _component_files(folder, component, components):
             name = file.relative_to(folder).as_posix()
             content = _config_digest(file) if file.suffix == ".json" else cache.digest(file, mode)
             total.update(f"{name} {content}\n".encode())
@@ -57,36 +63,46 @@ def tokenizer_digest(model: ModelSpec) -> str:
     """Digest over the files of the tokenizer's folder, whole; raises WeightsError when missing."""
     if model.weights_folder is None:
         return "random"
-    folder = model.weights_folder / "tokenizer"
+    total = hashlib.sha256()
+    for component in family_spec(model.family).COMPONENTS:
+        if component.kind == "tokenizer":
+            _add_tokenizer(total, model.weights_folder / component.name)
+    return total.hexdigest()
+
+
+def _add_tokenizer(total: _Hash, folder: Path) -> None:
     files = sorted(path for path in folder.glob("*") if path.is_file()) if folder.is_dir() else []
     if not files:
         raise WeightsError(f"{folder}: no tokenizer files")
-    total = hashlib.sha256()
     for file in files:
         content = (
             _config_digest(file) if file.name.endswith("config.json") else _sha(file.read_bytes())
         )
         total.update(f"{file.name} {content}\n".encode())
-    return total.hexdigest()
 
 
-def _component_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component and its config.json, in order of their names."""
+def _component_files(
+    checkpoint: Path, component: Component, components: Sequence[Component]
+) -> list[Path]:
+    """The safetensors files of a component and its config.json, in order of their names; of a
+    scheduler its configuration; a tokenizer has a digest of its own."""
+    folder = checkpoint / component.name
+    if component.kind == "tokenizer":
+        return []
     if not folder.is_dir():
+        layout = ", ".join(f"{part.name}/" for part in components)
         raise WeightsError(
-            f"{folder}: no such folder; a checkpoint in diffusers layout has {_layout()}"
+            f"{folder}: no such folder; a checkpoint in diffusers layout has {layout}"
         )
+    config = config_file(checkpoint, component)
+    if component.kind == "scheduler":
+        return [config]
     tensors = sorted(folder.glob("*.safetensors"))
     if not tensors:
         others = [p for ending in ("bin", "pth", "pt", "ckpt") for p in folder.glob(f"*.{ending}")]
         found = f"; {others[0].name} must be converted first: `batchgen weights convert SRC DST`"
         raise WeightsError(f"{folder}: no .safetensors file{found if others else ''}")
-    config = folder / "config.json"
     return [*tensors, *([config] if config.is_file() else [])]
-
-
-def _layout() -> str:
-    return ", ".join(f"{name}/" for name in (*COMPONENTS, "tokenizer"))
 
 
 def _config_digest(file: Path) -> str:

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from batchgen.config.family import Stride
 from batchgen.config.schema import ModelSpec
+from batchgen.families.family import Stride
 
 Policy = Literal["error", "round", "pad"]
 

@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from batchgen.config.checkpoint import check_dimensions
-from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
+from batchgen.families.family import family_spec
 from batchgen.planning.digests import tokenizer_digest, weights_digest
 from batchgen.records import Request
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-# width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative
-Settings = tuple[int, int, int, int, int, float, float | None, str, float, str, int, str]
+# width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative,
+# true_cfg_scale
+Settings = tuple[int, int, int, int, int, float, float | None, str, float, str, int, str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +85,20 @@ def key_context(config: JobConfig, hash_weights: str = "sampled") -> KeyContext:
     Raises WeightsError when files are missing or their dimensions are not the model's.
     """
     model, system = config.model, config.system
+    family = family_spec(model.family)
     check_dimensions(model)
     attention = system.attention
     tiled = system.vae.tiled is True
     return KeyContext(
         family=model.family,
-        numerics_version=load_family(model.family).NUMERICS_VERSION,
+        numerics_version=family.NUMERICS_VERSION,
         weights=weights_digest(model, hash_weights),
         tokenizer=tokenizer_digest(model),
         dtype=model.dtype,
-        max_tokens=model.text_encoder.max_tokens,
-        boundary=system.sampler.boundary,
+        max_tokens=family.max_tokens(model),
+        boundary=family.boundary(model)
+        if system.sampler.boundary is None
+        else system.sampler.boundary,
         store_dtype=system.memory.store_dtype,
         tiled_vae=f"{system.vae.tile} {system.vae.stride}" if tiled else "off",
         attention="exact" if attention in _EXACT_ATTENTION else attention,
@@ -123,6 +127,7 @@ def settings_of(request: Request) -> Settings:
         request.format,
         request.quality,
         request.negative_prompt,
+        float(request.true_cfg_scale),
     )
 
 
@@ -157,7 +162,9 @@ class KeyHasher:
 
     def _prefix(self, settings: Settings) -> _Hash:
         prefix = self._context.copy()
-        prefix.update(json.dumps(settings).encode() + b"\0")
+        # true_cfg_scale came later: at one, where it does nothing, keys are what they were
+        used = settings if settings[-1] != 1.0 else settings[:-1]
+        prefix.update(json.dumps(used).encode() + b"\0")
         return prefix
 
 

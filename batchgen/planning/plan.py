@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
+from batchgen.families.family import family_spec
 from batchgen.planning.columns import REQUEST_COLUMNS
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.defaults import Defaults, job_defaults
@@ -59,7 +59,8 @@ __all__ = [
 
 _FEW_VALUES = (
     "alias_of", "negative_prompt", "width", "height", "num_frames", "fps", "num_steps",
-    "guidance_scale", "solver", "sigma_shift", "format", "quality", "cost_s", "bucket", "tags",
+    "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver", "sigma_shift", "format",
+    "quality", "cost_s", "bucket", "tags",
 )  # fmt: skip
 _WRITER_OPTIONS = {
     "compression": "zstd",
@@ -188,7 +189,8 @@ class _Rows:
             "fps": rows.fps,
             "num_steps": rows.num_steps,
             "guidance_scale": rows.guidance_scale,
-            "guidance_scale_2": pa.nulls(n),
+            "guidance_scale_2": rows.guidance_scale_2,
+            "true_cfg_scale": rows.true_cfg_scale,
             "solver": pa.repeat(defaults.solver, n),
             "sigma_shift": pa.repeat(defaults.sigma_shift, n),
             "format": rows.format,
@@ -215,7 +217,7 @@ class _Costs:
 
     def __init__(self, model: CostModel) -> None:
         self._model = model
-        self._family = load_family(model.model.family)
+        self._family = family_spec(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._rows: Counter[Bucket] = Counter()
         self._evaluations: Counter[Bucket] = Counter()
@@ -230,7 +232,7 @@ class _Costs:
                 self._seconds[bucket] = self._model.bucket(bucket)
         seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
         rendered = ~is_alias
-        evaluations = rows.num_steps * np.where(rows.guidance_scale != 1.0, 2, 1) * rendered
+        evaluations = rows.num_steps * self._family.branches(self._model.model, rows) * rendered
         counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
         sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
         for bucket, count, total in zip(buckets, counts, sums, strict=True):
@@ -268,12 +270,13 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         rows.fps.tolist(),
         rows.num_steps.tolist(),
         rows.guidance_scale.tolist(),
-        repeat(None),
+        rows.guidance_scale_2.to_pylist(),
         repeat(defaults.solver),
         repeat(defaults.sigma_shift),
         rows.format.to_pylist(),
         repeat(defaults.quality),
         map(texts.__getitem__, negative.indices.to_pylist()),
+        rows.true_cfg_scale.tolist(),
         strict=False,
     )
 

@@ -38,6 +38,7 @@ PLAN_FIELDS: list[tuple[str, pa.DataType]] = [
     ("num_steps", pa.int32()),
     ("guidance_scale", pa.float64()),
     ("guidance_scale_2", pa.float64()),
+    ("true_cfg_scale", pa.float64()),
     ("solver", pa.string()),
     ("sigma_shift", pa.float64()),
     ("format", pa.string()),
@@ -174,7 +175,8 @@ def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
 
 
 def _requests(table: pa.Table) -> list[Request]:
-    columns = [table[field.name].to_pylist() for field in fields(Request)]
+    names = [field.name for field in fields(Request) if field.name in table.column_names]
+    columns = [table[name].to_pylist() for name in names]  # an older plan may lack the last ones
     return [Request(*values) for values in zip(*columns, strict=True)]
 
 

@@ -1,0 +1,29 @@
+"""Dimensions of a component as a dataclass whose fields are named as in its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import field, fields
+from typing import Any
+
+_STORED = "stored"
+
+
+def stored(default: Any, name: str | None) -> Any:
+    """A field that config.json calls `name`; None: it is not stored there, since no weight depends
+    on it."""
+    return field(default=default, metadata={_STORED: name})
+
+
+def stored_fields(dims: Any) -> Iterator[tuple[str, str, object]]:
+    """(field, its name in config.json, its value as JSON has it) of a component's dimensions."""
+    for spec in fields(dims):
+        name = spec.metadata.get(_STORED, spec.name)
+        if name is not None:
+            value = getattr(dims, spec.name)
+            yield spec.name, name, list(value) if isinstance(value, tuple) else value
+
+
+def stored_dims(dims: Any) -> dict[str, Any]:
+    """The part of a component's config.json that its dimensions decide."""
+    return {name: value for _, name, value in stored_fields(dims)}
