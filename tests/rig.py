@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from batchgen.engine.engine import Engine
 from batchgen.engine.random_weights import byte_tokenizer
 from batchgen.families.encoders import T5Dims
 from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
+from batchgen.families.wan22 import spec as wan22
 from batchgen.numerics.solver import reference_scheduler
 from batchgen.records import Rendered, Request, RowStats
 
@@ -98,6 +99,12 @@ def tiny_wan_spec() -> ModelSpec:
         ),
         request_defaults=DEFAULTS,
     )
+
+
+def two_experts(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    """The same with a second expert, as Wan2.2 has one."""
+    parts = {f.name: getattr(spec.dims, f.name) for f in fields(spec.dims)}
+    return replace(spec, family="wan22", dims=wan22.Dims(**parts), **changes)
 
 
 def save_small(folder: Path) -> Path:
@@ -258,6 +265,7 @@ class Twin:
             num_frames=row.num_frames,
             num_inference_steps=row.num_steps,
             guidance_scale=row.guidance_scale,
+            guidance_scale_2=row.guidance_scale_2,
             generator=torch.Generator().manual_seed(row.seed),
             max_sequence_length=self.max_tokens,
             output_type=output,

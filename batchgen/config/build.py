@@ -52,6 +52,13 @@ def _with_dims(mapping: Mapping[str, object], where: str) -> Mapping[str, object
         return mapping  # the check of types says so
     kind = family_spec(family).Dims
     own = {field.name for field in fields(kind)}
+    known = own | {field.name for field in fields(ModelSpec)}
+    elsewhere = {
+        key.removeprefix(_join(where, "")).partition(".")[0] for key, _ in _dims_keys(where)
+    }
+    for key in mapping:
+        if key not in known and key in elsewhere:
+            raise ConfigError(f"{_join(where, key)}: models of family {family} have no {key}")
     dims: object = build(kind, {key: mapping[key] for key in mapping if key in own}, where)
     return {**{key: mapping[key] for key in mapping if key not in own}, "dims": dims}
 

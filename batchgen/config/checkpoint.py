@@ -18,17 +18,27 @@ def check_dimensions(model: ModelSpec) -> None:
     folder = model.weights_folder
     if folder is None:
         return
-    for component in family_spec(model.family).COMPONENTS:
+    family = family_spec(model.family)
+    index = folder / "model_index.json"
+    for name, stored in family.settings(read_json(index) if index.is_file() else {}).items():
+        if stored != getattr(model.dims, name):
+            raise _differs(index, name, stored, f"model.{name}", getattr(model.dims, name))
+    for component in family.COMPONENTS:
         file = config_file(folder, component)
         if component.kind == "tokenizer" or not file.is_file():
             continue
-        stored = read_json(file)
+        content = read_json(file)
         for field, name, wanted in stored_fields(getattr(model.dims, component.dims)):
-            if name in stored and stored[name] != wanted:
-                raise WeightsError(
-                    f"{file}: {name} is {stored[name]}, but model.{component.dims}.{field} is "
-                    f"{wanted}; choose the model that fits the checkpoint, or set the key"
-                )
+            if name in content and content[name] != wanted:
+                key = f"model.{component.dims}.{field}"
+                raise _differs(file, name, content[name], key, wanted)
+
+
+def _differs(file: Path, name: str, stored: object, key: str, wanted: object) -> WeightsError:
+    return WeightsError(
+        f"{file}: {name} is {stored}, but {key} is {wanted}; choose the model that fits the "
+        "checkpoint, or set the key"
+    )
 
 
 def config_file(folder: Path, component: Component) -> Path:

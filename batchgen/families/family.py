@@ -119,6 +119,9 @@ class FamilySpec(Protocol):
     def serves(self, index: Mapping[str, Any]) -> bool:
         """Whether a checkpoint with this model_index.json is of the family."""
 
+    def settings(self, index: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of `Dims` that a checkpoint's model_index.json decides."""
+
     def defaults(self, dims: Any) -> ModelDefaults:
         """Values of a request where no preset gives them."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from rig import request, small_spec, system
+from rig import request, small_spec, system, two_experts
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import meta_model
@@ -28,8 +28,12 @@ from batchgen.numerics.solver import SOLVERS
 from batchgen.records import Bucket, Request
 
 # A new family adds its small spec here, and a bucket of 16 tokens or more with a larger one.
-SPECS: dict[str, ModelSpec] = {"wan": small_spec("random")}
-BUCKETS = {"wan": (Bucket(64, 32, 5), Bucket(64, 64, 5))}
+SPECS: dict[str, ModelSpec] = {
+    "wan": small_spec("random"),
+    "wan22": two_experts(small_spec("random")),
+}
+CLIPS = (Bucket(64, 32, 5), Bucket(64, 64, 5))
+BUCKETS = {"wan": CLIPS, "wan22": CLIPS}
 CPU = torch.device("cpu")
 
 

@@ -35,6 +35,10 @@ def serves(index: Mapping[str, Any]) -> bool:
     return False
 
 
+def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
 def defaults(dims: Dims) -> ModelDefaults:
     return ModelDefaults(width=16, height=16, num_frames=1, fps=8, num_steps=10, guidance_scale=1.0)
 

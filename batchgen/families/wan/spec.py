@@ -123,6 +123,10 @@ def serves(index: Mapping[str, Any]) -> bool:
     )
 
 
+def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
 def defaults(dims: Dims) -> ModelDefaults:
     """Wan2.1's at 480p."""
     return ModelDefaults(

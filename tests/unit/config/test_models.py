@@ -13,7 +13,9 @@ import pytest
 from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import CONF, compose_job
 from batchgen.config.schema import ModelSpec
+from batchgen.errors import ConfigError
 from batchgen.families.family import component_bytes, family_spec
+from batchgen.numerics.solver import schedule
 from batchgen.records import Bucket
 
 ROOT = Path(__file__).parents[3]
@@ -108,3 +110,27 @@ def test_costs_grow_with_every_dimension_of_a_bucket(models: dict[str, ModelSpec
     half, whole = component_bytes(model), component_bytes(replace(model, dtype="float32"))
     vae = 4 * family.parameters(model, "vae")  # in float32 whatever the rest is in
     assert whole.total - vae == 2 * (half.total - vae)
+
+
+def test_steps_of_the_first_expert_of_wan22(models: dict[str, ModelSpec]) -> None:
+    """The published settings: 26 of 40 steps are of high noise."""
+    model = models["wan2.2-t2v-a14b"]
+    own = model.request_defaults
+    assert (own.num_steps, own.sigma_shift, model.dims.boundary) == (40, 12.0, 0.875)
+    assert (own.guidance_scale, own.guidance_scale_2) == (4.0, 3.0)
+    steps = schedule(own.solver, own.sigma_shift, own.num_steps).timesteps
+    assert sum(float(t) >= 1000 * model.dims.boundary for t in steps) == 26
+    sizes = {name: size for name, _, size in component_bytes(model).parts}
+    assert sizes["transformer"] == sizes["transformer_2"]
+    assert component_bytes(model).largest == sizes["transformer"]
+
+
+def test_keys_of_one_family_are_refused_in_another() -> None:
+    job = ROOT / "jobs" / "demo.yaml"
+    with pytest.raises(
+        ConfigError, match=r"model\.boundary: models of family wan have no boundary"
+    ):
+        compose_job(job, ["model.boundary=0.5"])
+    assert compose_job(job, ["model=wan2.2-t2v-a14b", "model.boundary=0.5"])
+    with pytest.raises(ConfigError, match=r"system\.sampler\.boundary: 0\.5 is not served"):
+        compose_job(job, ["system.sampler.boundary=0.5"])
