@@ -53,9 +53,7 @@ def _with_dims(mapping: Mapping[str, object], where: str) -> Mapping[str, object
     kind = family_spec(family).Dims
     own = {field.name for field in fields(kind)}
     known = own | {field.name for field in fields(ModelSpec)}
-    elsewhere = {
-        key.removeprefix(_join(where, "")).partition(".")[0] for key, _ in _dims_keys(where)
-    }
+    elsewhere = {f.name for name in family_names() for f in fields(family_spec(name).Dims)}
     for key in mapping:
         if key not in known and key in elsewhere:
             raise ConfigError(f"{_join(where, key)}: models of family {family} have no {key}")

@@ -20,7 +20,7 @@ from batchgen.errors import WeightsError, closest
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 _SHOWN = 3  # names of tensors printed in one message
 _STEMS = ("diffusion_pytorch_model", "model")
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model")
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json")
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -41,6 +41,8 @@ def side_rule(stride: Stride) -> str:
 def frames_rule(stride: Stride) -> str:
     """Legal frame counts, for messages."""
     step = stride.frames
+    if stride.max_frames == 1:
+        return "legal: 1 (the model draws images)"
     return f"legal: {step}n+1 (1, {step + 1}, {2 * step + 1}, ...) up to {stride.max_frames}"
 
 

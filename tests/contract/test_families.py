@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from flux_rig import flux_spec
 from rig import request, small_spec, system, two_experts
 
 from batchgen.config.schema import ModelSpec
@@ -31,9 +32,10 @@ from batchgen.records import Bucket, Request
 SPECS: dict[str, ModelSpec] = {
     "wan": small_spec("random"),
     "wan22": two_experts(small_spec("random")),
+    "flux": flux_spec("random"),
 }
 CLIPS = (Bucket(64, 32, 5), Bucket(64, 64, 5))
-BUCKETS = {"wan": CLIPS, "wan22": CLIPS}
+BUCKETS = {"wan": CLIPS, "wan22": CLIPS, "flux": (Bucket(64, 64, 1), Bucket(96, 64, 1))}
 CPU = torch.device("cpu")
 
 
