@@ -11,6 +11,8 @@ from batchgen.errors import WeightsError
 from batchgen.families.dims import stored_fields
 from batchgen.families.family import Component, family_spec
 
+INDEX = "model_index.json"
+
 
 def check_dimensions(model: ModelSpec) -> None:
     """Raise WeightsError for the first dimension in which spec and checkpoint disagree, with both
@@ -19,7 +21,7 @@ def check_dimensions(model: ModelSpec) -> None:
     if folder is None:
         return
     family = family_spec(model.family)
-    index = folder / "model_index.json"
+    index = folder / INDEX
     for name, stored in family.settings(read_json(index) if index.is_file() else {}).items():
         if stored != getattr(model.dims, name):
             raise _differs(index, name, stored, f"model.{name}", getattr(model.dims, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 _STORED = "stored"
 
@@ -13,6 +13,14 @@ def stored(default: Any, name: str | None) -> Any:
     """A field that config.json calls `name`; None: it is not stored there, since no weight depends
     on it."""
     return field(default=default, metadata={_STORED: name})
+
+
+def stored_names(dims: type, component: str) -> Iterator[tuple[str, str]]:
+    """(field, its name in config.json) of a component of a family's `Dims`."""
+    for spec in fields(get_type_hints(dims)[component]):
+        name = spec.metadata.get(_STORED, spec.name)
+        if name is not None:
+            yield spec.name, name
 
 
 def stored_fields(dims: Any) -> Iterator[tuple[str, str, object]]:

@@ -112,6 +112,7 @@ class FamilySpec(Protocol):
     NUMERICS_VERSION: int  # raised by hand whenever pixels of equal requests change
     COMPONENTS: tuple[Component, ...]
     Dims: type  # dataclass of the model's dimensions: a field a component, and what else it takes
+    PIPELINE: str  # of diffusers: what model_index.json calls itself; "" for none
     OWN_ENGINE: bool  # `model.py` holds an engine (`FamilyEngine`), not a model for the common one
 
     def capabilities(self, model: ModelSpec) -> Capabilities: ...
@@ -122,8 +123,8 @@ class FamilySpec(Protocol):
     def settings(self, index: Mapping[str, Any]) -> Mapping[str, Any]:
         """The fields of `Dims` that a checkpoint's model_index.json decides."""
 
-    def defaults(self, dims: Any) -> ModelDefaults:
-        """Values of a request where no preset gives them."""
+    def defaults(self, dims: Any, scheduler: Mapping[str, Any]) -> ModelDefaults:
+        """Values of a request where no preset gives them; `scheduler`: the checkpoint's own."""
 
     def stride(self, model: ModelSpec) -> Stride:
         """Which sizes and frame counts the model can draw."""

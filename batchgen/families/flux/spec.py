@@ -21,6 +21,7 @@ from batchgen.families.family import Capabilities, Component, Scales, Stride
 from batchgen.records import Bucket
 
 NUMERICS_VERSION = 1
+PIPELINE = "FluxPipeline"
 OWN_ENGINE = False
 COMPONENTS = (
     Component(
@@ -178,14 +179,14 @@ def capabilities(model: ModelSpec) -> Capabilities:
 
 
 def serves(index: Mapping[str, Any]) -> bool:
-    return bool(index.get("_class_name") == "FluxPipeline")
+    return bool(index.get("_class_name") == PIPELINE)
 
 
 def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def defaults(dims: Dims) -> ModelDefaults:
+def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
     """dev's or schnell's, whichever it is."""
     guided = dims.transformer.guidance_embeds
     return ModelDefaults(

@@ -16,6 +16,7 @@ from batchgen.families.family import Capabilities, Component, Scales, Stride
 from batchgen.records import Bucket
 
 NUMERICS_VERSION = 1
+PIPELINE = ""
 OWN_ENGINE = True
 COMPONENTS: tuple[Component, ...] = ()
 
@@ -39,7 +40,7 @@ def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def defaults(dims: Dims) -> ModelDefaults:
+def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
     return ModelDefaults(width=16, height=16, num_frames=1, fps=8, num_steps=10, guidance_scale=1.0)
 
 

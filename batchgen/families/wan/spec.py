@@ -18,9 +18,10 @@ from batchgen.errors import ConfigError
 from batchgen.families.dims import stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import Capabilities, Component, Scales, Stride
-from batchgen.records import Bucket
+from batchgen.records import Bucket, Solver
 
 NUMERICS_VERSION = 1
+PIPELINE = "WanPipeline"
 OWN_ENGINE = False
 
 TOKENIZER = Component(
@@ -46,6 +47,11 @@ VAE = Component(
 )
 COMPONENTS = (TRANSFORMER, TEXT_ENCODER, VAE, TOKENIZER)
 
+_SOLVERS: dict[str, Solver] = {
+    "UniPCMultistepScheduler": "unipc",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "DPMSolverMultistepScheduler": "dpm++",
+}
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _KERNEL = 27  # taps of a 3x3x3 convolution
 
@@ -117,7 +123,7 @@ def serves(index: Mapping[str, Any]) -> bool:
     """A Wan with one transformer; TI2V spreads its timesteps over the frames and is another."""
     second = (index.get("transformer_2") or [None])[0]
     return (
-        index.get("_class_name") == "WanPipeline"
+        index.get("_class_name") == PIPELINE
         and second is None
         and not index.get("expand_timesteps")
     )
@@ -127,11 +133,27 @@ def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def defaults(dims: Dims) -> ModelDefaults:
+def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
     """Wan2.1's at 480p."""
     return ModelDefaults(
-        width=832, height=480, num_frames=81, fps=16, num_steps=50, guidance_scale=5.0
+        width=832,
+        height=480,
+        num_frames=81,
+        fps=16,
+        num_steps=50,
+        guidance_scale=5.0,
+        solver=solver_of(scheduler),
+        sigma_shift=shift_of(scheduler, 3.0),
     )
+
+
+def solver_of(scheduler: Mapping[str, Any]) -> Solver:
+    """The solver that a scheduler_config.json names."""
+    return _SOLVERS.get(str(scheduler.get("_class_name")), "unipc")
+
+
+def shift_of(scheduler: Mapping[str, Any], otherwise: float) -> float:
+    return float(scheduler.get("flow_shift") or scheduler.get("shift") or otherwise)
 
 
 def branches(model: ModelSpec, row: Scales) -> Any:

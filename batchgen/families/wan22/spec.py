@@ -27,6 +27,7 @@ __all__ = [
     "COMPONENTS",
     "NUMERICS_VERSION",
     "OWN_ENGINE",
+    "PIPELINE",
     "Dims",
     "activation_bytes",
     "boundary",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 NUMERICS_VERSION = 1
+PIPELINE = wan.PIPELINE
 OWN_ENGINE = False
 COMPONENTS = (
     wan.TRANSFORMER,
@@ -70,7 +72,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
 def serves(index: Mapping[str, Any]) -> bool:
     """A Wan with a second transformer."""
     second = (index.get("transformer_2") or [None])[0]
-    return index.get("_class_name") == "WanPipeline" and second is not None
+    return index.get("_class_name") == PIPELINE and second is not None
 
 
 def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -78,7 +80,7 @@ def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"boundary": index["boundary_ratio"]} if index.get("boundary_ratio") else {}
 
 
-def defaults(dims: Dims) -> ModelDefaults:
+def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
     """As published with the model; the low-noise expert is guided less."""
     return ModelDefaults(
         width=1280,
@@ -88,7 +90,8 @@ def defaults(dims: Dims) -> ModelDefaults:
         num_steps=40,
         guidance_scale=4.0,
         guidance_scale_2=3.0,
-        sigma_shift=12.0,
+        solver=wan.solver_of(scheduler),
+        sigma_shift=wan.shift_of(scheduler, 12.0),
     )
 
 
