@@ -104,10 +104,10 @@ def save_flux(folder: Path, spec: ModelSpec) -> Path:
 class FluxTwin:
     """diffusers' FluxPipeline over the folder: the plain twin of the engine."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, dtype: torch.dtype = torch.float32) -> None:
         self.max_tokens = spec.dims.text_encoder_2.max_tokens
         self.pipeline = FluxPipeline.from_pretrained(
-            spec.weights_folder, dtype=torch.float32, local_files_only=True
+            spec.weights_folder, dtype=dtype, local_files_only=True
         )
         self.pipeline.tokenizer_max_length = spec.dims.text_encoder.max_position_embeddings
         self.pipeline.set_progress_bar_config(disable=True)

@@ -12,6 +12,7 @@ from flux_rig import FluxTwin, flux_spec, save_flux
 from rig import Keeper, ListSource, draw, request, spy_on, system
 
 from batchgen.config.schema import ModelSpec
+from batchgen.engine import device as devices
 from batchgen.engine.engine import Engine
 from batchgen.records import Request
 
@@ -130,3 +131,25 @@ def test_a_wide_model_packs_bit_equal(one_thread: None) -> None:
         alone.latents |= single.latents
         alone.frames |= single.frames
     assert_equal(together, alone)
+
+
+def test_in_half_precision_the_state_is_in_it_too(
+    spec: ModelSpec, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: noise, latents between steps and timesteps are rounded as the pipeline
+    rounds them. Alone, since products in bfloat16 depend on the batch on a CPU."""
+    monkeypatch.setattr(devices, "run_dtype", lambda model, device: torch.bfloat16)
+    engine = Engine.load(spec, system(batch={"token_budget": 1, "max_rows_in_flight": 1}), "cpu")
+    assert engine.family.state_dtype == torch.bfloat16
+    twin = FluxTwin(spec, torch.bfloat16)
+    order = rows(kind == "dev")[:6]
+    drawn = draw(engine, order)
+    assert drawn.errors == {}
+    for row in order:
+        assert torch.equal(drawn.latents[row.row_id], twin.latents(row)), row
+        assert np.array_equal(drawn.frames[row.row_id], twin.frames(row)), row
+    first, again, asked = Keeper(), Keeper(), iter(range(10**6))
+    engine.render(ListSource(order[4:5]), first, stop=lambda: next(asked) >= 2)
+    assert first.states["row-4"].step == 2
+    engine.render(ListSource(order[4:5], first.states), again)
+    assert np.array_equal(again.frames["row-4"], drawn.frames["row-4"])
