@@ -31,7 +31,7 @@ def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
     `where` is the dotted key of the mapping inside the job, for messages. Raises ConfigError for
     an unknown or missing key, a wrong type, an illegal value.
     """
-    if cls is ModelSpec and "dims" not in mapping:
+    if cls is ModelSpec:
         mapping = _with_dims(mapping, where)
     hints = _hints(cast(Any, cls))
     for key in mapping:
@@ -47,9 +47,11 @@ def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
 
 def _with_dims(mapping: Mapping[str, object], where: str) -> Mapping[str, object]:
     """The keys of a model with those that its family declares made into the family's `Dims`."""
-    family = mapping.get("family")
-    if not isinstance(family, str):
-        return mapping  # the check of types says so
+    if "dims" in mapping:
+        raise ConfigError(unknown_key_message(_join(where, "dims")))
+    if "family" not in mapping:
+        raise ConfigError(f"{_join(where, 'family')}: required, but not set")
+    family = str(_convert(str, mapping["family"], _join(where, "family")))
     kind = family_spec(family).Dims
     own = {field.name for field in fields(kind)}
     known = own | {field.name for field in fields(ModelSpec)}

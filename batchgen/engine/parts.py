@@ -21,7 +21,8 @@ class Part:
     model_class: Any  # of diffusers or transformers; None: a tokenizer
     dtype: torch.dtype  # precision it runs in
     config: dict[str, Any]  # dimensions that the ModelSpec promises (keys as in config.json)
-    spec_key: str = ""  # where the ModelSpec keeps them, for messages
+    extras: dict[str, Any]  # what else random weights need, beside the dimensions
+    spec_key: str  # where the ModelSpec keeps them, for messages
 
 
 def parts(model: ModelSpec, dtype: torch.dtype) -> tuple[Part, ...]:
@@ -32,6 +33,7 @@ def parts(model: ModelSpec, dtype: torch.dtype) -> tuple[Part, ...]:
             model_class=_class(component.loads) if component.kind == "model" else None,
             dtype=torch.float32 if component.float32 else dtype,
             config=stored_dims(getattr(model.dims, component.dims)),
+            extras=getattr(model.dims, component.dims).random_extras(),
             spec_key=f"model.{component.dims}",
         )
         for component in family_spec(model.family).COMPONENTS

@@ -35,7 +35,7 @@ def render(
     director = Director(replica, flight, lane, source, sink, stop)
     with lane:
         script = director.script()
-        while not (orders := replica.team.share(script)).over:
+        while not (orders := replica.team.share(next(script))).over:
             director.heed(flight.apply(orders))
     return _report(director, finisher, before, spent, perf_counter() - begin)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Protocol
 
 from batchgen.engine.orders import Orders
@@ -11,13 +10,14 @@ from batchgen.engine.orders import Orders
 class Team(Protocol):
     """How orders reach every rank of a replica."""
 
-    def share(self, script: Iterator[Orders] | None) -> Orders:
-        """The leader's next orders, on every rank; the others have no script."""
+    def share(self, orders: Orders | None) -> Orders:
+        """The leader's orders, on every rank; the others bring none."""
 
 
 class Alone:
     """A replica of one rank."""
 
-    def share(self, script: Iterator[Orders] | None) -> Orders:
-        assert script is not None
-        return next(script)
+    def share(self, orders: Orders | None) -> Orders:
+        """The orders themselves."""
+        assert orders is not None
+        return orders

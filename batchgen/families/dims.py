@@ -9,6 +9,16 @@ from typing import Any, get_type_hints
 _STORED = "stored"
 
 
+class ComponentDims:
+    """Dimensions of a component."""
+
+    __slots__ = ()
+
+    def random_extras(self) -> dict[str, Any]:
+        """What else of its config.json random weights need."""
+        return {}
+
+
 def stored(default: Any, name: str | None) -> Any:
     """A field that config.json calls `name`; None: it is not stored there, since no weight depends
     on it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchgen.families.dims import stored
+from batchgen.families.dims import ComponentDims, stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class T5Dims:
+class T5Dims(ComponentDims):
     """The encoder of a T5 or UMT5, as in its transformers config."""
 
     vocab_size: int = 256384
@@ -36,7 +36,7 @@ def t5_parameters(text: T5Dims) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClipDims:
+class ClipDims(ComponentDims):
     """The text half of a CLIP, as in its transformers config."""
 
     vocab_size: int = 49408

@@ -70,7 +70,7 @@ _SETTINGS = {
     "weights": "model.weights",
     "tokenizer": "the tokenizer of model.weights",
     "dtype": "model.dtype",
-    "max_tokens": "model.text_encoder.max_tokens",
+    "max_tokens": "max_tokens of the model's text encoder",
     "boundary": "system.sampler.boundary",
     "store_dtype": "system.memory.store_dtype",
     "tiled_vae": "system.vae.tiled",

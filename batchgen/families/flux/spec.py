@@ -15,6 +15,7 @@ from typing import Any
 from batchgen.config.limits import MAX_SIDE
 from batchgen.config.schema import ModelDefaults, ModelSpec
 from batchgen.errors import ConfigError
+from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
 from batchgen.families.encoders import clip_parameters as clip_weights
 from batchgen.families.family import Capabilities, Component, Scales, Stride
@@ -70,7 +71,7 @@ _TAPS = 9  # of a 3x3 convolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FluxTransformer:
+class FluxTransformer(ComponentDims):
     """Dimensions of the diffusion transformer, as in its diffusers config."""
 
     num_layers: int  # blocks with a stream each for text and image
@@ -90,7 +91,7 @@ class FluxTransformer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FluxVae:
+class FluxVae(ComponentDims):
     """Dimensions of the image autoencoder, as in its diffusers config."""
 
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -119,7 +120,7 @@ class FluxT5(T5Dims):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FluxScheduler:
+class FluxScheduler(ComponentDims):
     """What of its scheduler_config.json decides the sigmas."""
 
     shift: float = 3.0  # unless it shifts dynamically: a row's sigma_shift is this by default

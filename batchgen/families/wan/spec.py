@@ -15,7 +15,7 @@ from typing import Any
 
 from batchgen.config.schema import ModelDefaults, ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.dims import stored
+from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import Capabilities, Component, Scales, Stride
 from batchgen.records import Bucket, Solver
@@ -57,7 +57,7 @@ _KERNEL = 27  # taps of a 3x3x3 convolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WanTransformer:
+class WanTransformer(ComponentDims):
     """Dimensions of the diffusion transformer, as in its diffusers config."""
 
     num_layers: int
@@ -80,7 +80,7 @@ class WanTransformer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WanVae:
+class WanVae(ComponentDims):
     """Dimensions of the video autoencoder, as in its diffusers config."""
 
     base_dim: int = 96
@@ -90,6 +90,12 @@ class WanVae:
     temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled as in diffusers
     spatial_factor: int = stored(8, "scale_factor_spatial")  # pixels per latent cell
     temporal_factor: int = stored(4, "scale_factor_temporal")  # frames per latent frame, but one
+
+    def random_extras(self) -> dict[str, Any]:
+        """diffusers' statistics of latents are for 16 channels."""
+        if self.z_dim == 16:
+            return {}
+        return {"latents_mean": [0.0] * self.z_dim, "latents_std": [1.0] * self.z_dim}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

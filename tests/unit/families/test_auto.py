@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from flux_rig import flux_spec, save_flux
 from rig import small_spec, tiny_wan_spec, two_experts
 
+from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import compose_job, recompose
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.planning.digests import weights_digest
+from batchgen.planning.identity import key_context
 
 JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
 SIZE = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
@@ -62,6 +65,36 @@ def test_what_is_set_wins_and_what_was_found_is_stored(small_folder: Path) -> No
     assert composed.config.model.request_defaults.num_steps == 7
     assert composed.resolved["model"]["family"] == "wan"
     assert recompose(composed.resolved).config == composed.config
+
+
+def test_a_boundary_that_is_not_the_checkpoints_is_refused(two_expert_folder: Path) -> None:
+    """It can be moved on purpose: system.sampler.boundary is in the row key."""
+    model = auto(two_expert_folder)
+    check_dimensions(model)
+    with pytest.raises(WeightsError, match=r"boundary is 0\.875, but model\.boundary is 0\.9"):
+        check_dimensions(replace(model, dims=replace(model.dims, boundary=0.9)))
+    given = ["model=auto", f"model.weights={two_expert_folder}"]
+    for more, boundary in (([], 0.875), (["system.sampler.boundary=0.5"], 0.5)):
+        assert key_context(compose_job(JOB, [*given, *more]).config).boundary == boundary
+
+
+def test_a_model_of_no_family_or_with_keys_of_the_inside_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    job = tmp_path / "job.yaml"
+    job.write_text("defaults: [base, {model: mine}, _self_]\nmanifest: m.parquet\n")
+    plain = {"name": "mine", "weights": "random", "transformer": {"num_layers": 1}}
+    cases: list[tuple[dict[str, object], str]] = [
+        ({}, "model.family: required, but not set"),
+        ({"family": 3}, "model.family: 3 is not a string"),
+        ({"family": "wann"}, "model.family: 'wann' is not one of flux, null, wan, wan22"),
+        ({"family": "wan", "dims": {}}, "model.dims: unknown key"),
+        ({"family": "wan"}, "model.transformer.num_attention_heads: required"),
+    ]
+    for extra, message in cases:
+        (tmp_path / "model" / "mine.yaml").write_text(json.dumps(plain | extra))
+        with pytest.raises(ConfigError) as caught:
+            compose_job(job)
+        assert message in str(caught.value)
 
 
 def test_what_nobody_serves_is_refused_with_what_is(
