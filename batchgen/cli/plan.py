@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from batchgen.config.compose import Composed
     from batchgen.planning.forecast import Forecast
     from batchgen.planning.plan import Plan
+    from batchgen.runfile import RunFile
 
 EPILOG = """\
 examples:
@@ -64,6 +65,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
     from batchgen.config.compose import compose_job
+    from batchgen.runner.create import header_of
     from batchgen.runner.executors import check_profile
 
     for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
@@ -76,10 +78,11 @@ def handle_plan(args: argparse.Namespace) -> Result:
     with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
         plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)
+        header = header_of(composed, plan)
     _print(composed, plan, predicted)
     if args.dump_config:
         with _naming(composed, args):
-            _dump(args.dump_config, composed, plan)
+            _dump(args.dump_config, composed, header)
     limit = args.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
@@ -115,12 +118,11 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
     return plan, forecast(config, plan, read_costs(out), calibration)
 
 
-def _dump(target: Path, composed: Composed, plan: Plan) -> None:
+def _dump(target: Path, composed: Composed, header: RunFile) -> None:
     from batchgen.media.durable import write_bytes_atomic
     from batchgen.planning.provenance import describe
-    from batchgen.runner.create import header_of
 
-    dump = describe(header_of(composed, plan), composed.resolved, composed.overrides)
+    dump = describe(header, composed.resolved, composed.overrides)
     text = json.dumps(dump, indent=2, ensure_ascii=False)
     if target.exists() and not target.is_file():  # /dev/stdout, say
         target.write_text(f"{text}\n", encoding="utf-8")

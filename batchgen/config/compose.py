@@ -39,7 +39,7 @@ from batchgen.config.overrides import (
 from batchgen.config.schema import JobConfig
 from batchgen.config.userfiles import CONF, folder_of, register, source_of
 from batchgen.config.yamlfile import read_yaml
-from batchgen.errors import ConfigError, closest
+from batchgen.errors import ConfigError, closest, naming
 from batchgen.paths import at_home
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,8 @@ def _compose(
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
             warnings.simplefilter("error", UserWarning)
-            Path(folder, f"{_ENTRY}.yaml").write_text(text, encoding="utf-8")
+            with naming({"TMPDIR": tempfile.gettempdir()}, written="TMPDIR"):
+                Path(folder, f"{_ENTRY}.yaml").write_text(text, encoding="utf-8")
             with initialize_config_dir(folder, job_name=name, version_base="1.3"):
                 whole = compose(
                     _ENTRY, [f"hydra.searchpath=[{places}]", *overrides], return_hydra_config=True

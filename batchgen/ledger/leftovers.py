@@ -33,7 +33,10 @@ def sweep(run: RunPaths) -> None:
 
 def sweep_drafts(root: Path) -> None:
     """Delete run folders in `root` that were never finished; never an error."""
-    for path in root.glob(".*.draft"):
+    drafts: list[Path] = []
+    with suppress(OSError):  # of what is no folder, say
+        drafts = list(root.glob(".*.draft"))
+    for path in drafts:
         with suppress(OSError):
             newest = max(_with_its_files(path), key=lambda file: file.stat().st_mtime)
             _remove_if_old(path, newest, DRAFT_RUN_S)

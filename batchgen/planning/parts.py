@@ -63,8 +63,10 @@ def open_parts(path: Path) -> tuple[Part, ...]:
     Raises ManifestError for a missing path, a folder without parts, a link that leads nowhere, a
     file that is not Parquet or is cut off.
     """
-    if not os.path.lexists(path):
-        raise ManifestError(f"{path}: no such manifest{_near(path)}")
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestError(f"{path}: no such manifest{_near(path)}") from None
     _check_file(path)
     if not path.is_dir():
         return (_open_part(path, {}),)

@@ -114,7 +114,7 @@ def test_a_state_that_cannot_be_reached_is_passed_over(
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
     with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
-        patch.setattr(Path, "exists", refuse)
+        patch.setattr(Path, "is_file", refuse)
         assert mine.load(ROW) is None
         assert mine.share_left(ROW) == 1.0
     assert "row row-5000 starts anew" in caplog.text
