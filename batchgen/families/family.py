@@ -72,6 +72,10 @@ class Component:
     stacks: tuple[str, ...] = ()  # its lists of blocks, in the order of the forward
 
     @property
+    def library(self) -> str:
+        return self.loads.partition(".")[0]
+
+    @property
     def class_name(self) -> str:
         return self.loads.rpartition(".")[2]
 
