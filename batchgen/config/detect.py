@@ -70,11 +70,12 @@ def _family(index: Mapping[str, Any], folder: Path) -> tuple[str, FamilySpec]:
 def _check_classes(spec: FamilySpec, index: Mapping[str, Any], folder: Path) -> None:
     for component in spec.COMPONENTS:
         entry = index.get(component.name)
-        found = entry[-1] if isinstance(entry, list) and entry else None
-        if component.kind == "model" and found != component.class_name:
+        wanted = [component.library, component.class_name]
+        if component.kind == "model" and entry != wanted:
+            found = ".".join(map(str, entry)) if isinstance(entry, list) else "not there"
             raise WeightsError(
                 f"{folder / INDEX}: {component.name} is {found}, but {spec.PIPELINE} is served "
-                f"with {component.class_name}"
+                f"with {component.loads}"
             )
 
 

@@ -8,12 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from flux_rig import FluxTwin, flux_spec, save_flux
 from rig import Keeper, ListSource, draw, request, spy_on, system
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine import device as devices
 from batchgen.engine.engine import Engine
+from batchgen.families.flux.model import dynamic_shift
+from batchgen.families.flux.spec import FluxScheduler
 from batchgen.records import Request
 
 
@@ -117,6 +120,13 @@ def test_rows_that_were_stopped_go_on_bit_equal(
     assert set(again.frames) == {row.row_id for row in left}
     for keeper in (first, again):
         assert_equal(keeper, twin)
+
+
+@pytest.mark.parametrize("tokens", [16, 256, 1024, 4096, 4032])
+def test_the_dynamic_shift_is_the_pipelines(tokens: int) -> None:
+    for scheduler in (FluxScheduler(), FluxScheduler(base_shift=0.3, max_shift=0.9)):
+        theirs = calculate_shift(tokens, 256, 4096, scheduler.base_shift, scheduler.max_shift)
+        assert dynamic_shift(scheduler, tokens) == theirs
 
 
 def test_a_wide_model_packs_bit_equal(one_thread: None) -> None:

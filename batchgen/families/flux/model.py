@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from batchgen.config.schema import ModelSpec, SystemConfig
@@ -45,15 +44,17 @@ def flux_schedule(
     where it does not shift by the number of image tokens."""
     config = stored_dims(replace(scheduler, shift=shift))
     source = FlowMatchEulerDiscreteScheduler(**config)
-    mu = calculate_shift(
-        image_tokens,
-        scheduler.base_image_seq_len,
-        scheduler.max_image_seq_len,
-        scheduler.base_shift,
-        scheduler.max_shift,
-    )
+    mu = dynamic_shift(scheduler, image_tokens)
     source.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
     return table("euler", source.sigmas, source.timesteps)
+
+
+def dynamic_shift(scheduler: light.FluxScheduler, image_tokens: int) -> float:
+    """The scheduler's mu: linear in the image tokens, in FluxPipeline's order of operations."""
+    tokens = scheduler.max_image_seq_len - scheduler.base_image_seq_len
+    slope = (scheduler.max_shift - scheduler.base_shift) / tokens
+    start = scheduler.base_shift - slope * scheduler.base_image_seq_len
+    return image_tokens * slope + start
 
 
 class Flux:
