@@ -20,7 +20,9 @@ _LATER = ("image", "lora")
 def check_served(config: JobConfig) -> None:
     """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
     served = served_by(config.model)
-    for key, value, legal in _settings(config, served):
+    media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
+    settings = _settings(config, served)
+    for key, value, legal in (("model.media", config.model.media, media), *settings):
         if value not in legal:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")

@@ -34,7 +34,7 @@ def detect(model: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     defaults = _merged(asdict(spec.defaults(typed, stored)), given.get("request_defaults") or {})
     named = given["name"] if given.get("name") not in (None, AUTO) else folder.name
     found = {"name": named, "family": name, "request_defaults": defaults}
-    return {**given, **dims, **found}
+    return {"media": spec.MEDIA, **given, **dims, **found}
 
 
 def checkpoint_folder(model: Mapping[str, Any]) -> Path:

@@ -41,7 +41,7 @@ class ModelSpec:
     dims: Any  # the family's `Dims`; its fields are keys of the model, beside these
     request_defaults: ModelDefaults  # not `defaults`: Hydra owns that key in a YAML file
     prompt_overflow: Literal["truncate", "error"] = "truncate"
-    media: Literal["video"] = "video"  # what the families served draw; one frame makes a png
+    media: Literal["video", "image"] = "video"  # what the family draws
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # "480p 16:9" -> width, height
 
     @property

@@ -118,6 +118,7 @@ class FamilySpec(Protocol):
     COMPONENTS: tuple[Component, ...]
     Dims: type  # dataclass of the model's dimensions: a field a component, and what else it takes
     PIPELINE: str  # of diffusers: what model_index.json calls itself; "" for none
+    MEDIA: Literal["video", "image"]  # what it draws
     OWN_ENGINE: bool  # `model.py` holds an engine (`FamilyEngine`), not a model for the common one
 
     def capabilities(self, model: ModelSpec) -> Capabilities: ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from batchgen.config.limits import MAX_SIDE
 from batchgen.config.schema import ModelDefaults, ModelSpec
@@ -23,6 +23,7 @@ from batchgen.records import Bucket
 
 NUMERICS_VERSION = 1
 PIPELINE = "FluxPipeline"
+MEDIA: Literal["video", "image"] = "image"
 OWN_ENGINE = False
 COMPONENTS = (
     Component(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from batchgen.config.schema import ModelDefaults, ModelSpec
 from batchgen.families.family import Capabilities, Component, Scales, Stride
@@ -17,6 +17,7 @@ from batchgen.records import Bucket
 
 NUMERICS_VERSION = 1
 PIPELINE = ""
+MEDIA: Literal["video", "image"] = "video"
 OWN_ENGINE = True
 COMPONENTS: tuple[Component, ...] = ()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from batchgen.config.schema import ModelDefaults, ModelSpec
 from batchgen.errors import ConfigError
@@ -22,6 +22,7 @@ from batchgen.records import Bucket, Solver
 
 NUMERICS_VERSION = 1
 PIPELINE = "WanPipeline"
+MEDIA: Literal["video", "image"] = "video"
 OWN_ENGINE = False
 
 TOKENIZER = Component(

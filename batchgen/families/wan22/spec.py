@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from batchgen.config.schema import ModelDefaults, ModelSpec
 from batchgen.families.family import Capabilities
@@ -25,6 +25,7 @@ from batchgen.families.wan.spec import (
 
 __all__ = [
     "COMPONENTS",
+    "MEDIA",
     "NUMERICS_VERSION",
     "OWN_ENGINE",
     "PIPELINE",
@@ -48,6 +49,7 @@ __all__ = [
 
 NUMERICS_VERSION = 1
 PIPELINE = wan.PIPELINE
+MEDIA: Literal["video", "image"] = "video"
 OWN_ENGINE = False
 COMPONENTS = (
     wan.TRANSFORMER,

@@ -15,7 +15,7 @@ from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import compose_job, recompose
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
-from batchgen.planning.digests import weights_digest
+from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import key_context
 
 JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
@@ -36,7 +36,7 @@ def test_a_wan_is_found_with_its_dimensions(small_folder: Path) -> None:
     small = small_spec(str(small_folder))
     assert (model.family, model.dims, model.name) == ("wan", small.dims, small_folder.name)
     assert model.request_defaults.sigma_shift == 3.0
-    assert weights_digest(model) == weights_digest(small)
+    assert checkpoint_digest(model).weights == checkpoint_digest(small).weights
     tiny = auto("embedded", "model.text_encoder.max_tokens=32")
     assert tiny.dims == tiny_wan_spec().dims
 
@@ -71,7 +71,7 @@ def test_a_boundary_that_is_not_the_checkpoints_is_refused(two_expert_folder: Pa
     """It can be moved on purpose: system.sampler.boundary is in the row key."""
     model = auto(two_expert_folder)
     check_dimensions(model)
-    with pytest.raises(WeightsError, match=r"boundary is 0\.875, but model\.boundary is 0\.9"):
+    with pytest.raises(WeightsError, match=r"boundary is 0\.875, but model\.boundary says 0\.9"):
         check_dimensions(replace(model, dims=replace(model.dims, boundary=0.9)))
     given = ["model=auto", f"model.weights={two_expert_folder}"]
     for more, boundary in (([], 0.875), (["system.sampler.boundary=0.5"], 0.5)):
