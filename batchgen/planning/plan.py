@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ManifestError
+from batchgen.families.family import family_spec
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
@@ -29,6 +29,7 @@ from batchgen.planning.identity import (
     Settings,
     context_of,
     derived_seeds,
+    more_settings,
     rate_in_key,
 )
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS, plain
@@ -68,7 +69,8 @@ __all__ = [
 
 _FEW_VALUES = (
     "alias_of", "negative_prompt", "width", "height", "num_frames", "fps", "num_steps",
-    "guidance_scale", "solver", "sigma_shift", "format", "quality", "cost_s", "bucket", "tags",
+    "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver", "sigma_shift", "format",
+    "quality", "cost_s", "bucket", "tags",
 )  # fmt: skip
 _WRITER_OPTIONS = {
     "compression": "zstd",
@@ -208,7 +210,8 @@ class _Rows:
             "fps": rows.fps,
             "num_steps": rows.num_steps,
             "guidance_scale": rows.guidance_scale,
-            "guidance_scale_2": pa.nulls(n),
+            "guidance_scale_2": rows.guidance_scale_2,
+            "true_cfg_scale": rows.true_cfg_scale,
             "solver": pa.repeat(defaults.solver, n),
             "sigma_shift": pa.repeat(defaults.sigma_shift, n),
             "format": rows.format,
@@ -236,7 +239,7 @@ class _Costs:
 
     def __init__(self, model: CostModel) -> None:
         self._model = model
-        self._family = load_family(model.model.family)
+        self._family = family_spec(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._rows: Counter[Bucket] = Counter()
         self._evaluations: Counter[Bucket] = Counter()
@@ -251,7 +254,7 @@ class _Costs:
                 self._seconds[bucket] = self._model.bucket(bucket)
         seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
         rendered = ~is_alias
-        evaluations = rows.num_steps * np.where(rows.guidance_scale != 1.0, 2, 1) * rendered
+        evaluations = rows.num_steps * self._family.branches(self._model.model, rows) * rendered
         counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
         sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
         for bucket, count, total in zip(buckets, counts, sums, strict=True):
@@ -289,7 +292,7 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         map(rate_in_key, rows.fps.tolist()),
         rows.num_steps.tolist(),
         rows.guidance_scale.tolist(),
-        repeat(None),
+        rows.guidance_scale_2.to_pylist(),
         repeat(defaults.solver),
         repeat(defaults.sigma_shift),
         rows.format.to_pylist(),
@@ -297,8 +300,8 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         map(texts.__getitem__, negative.indices.to_pylist()),
         strict=False,
     )
-    cuts = rows.media_size.to_pylist()
-    return (row if cut is None else (*row, cut) for row, cut in zip(whole, cuts, strict=True))
+    rest = map(more_settings, rows.true_cfg_scale.tolist(), rows.media_size.to_pylist())
+    return ((*row, *more) for row, more in zip(whole, rest, strict=True))
 
 
 def _all_seeds(rows: ResolvedRows, job_seed: int) -> np.ndarray:

@@ -22,6 +22,7 @@ REQUEST_COLUMNS: dict[str, Kind] = {
     "num_steps": "integer",
     "guidance_scale": "number",
     "guidance_scale_2": "number",
+    "true_cfg_scale": "number",
     "cache_strategy": "text",
     "cache_ratio": "number",
     "cache_warmup": "integer",
