@@ -20,7 +20,7 @@ from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import Capabilities, Component, Scales, Stride
 from batchgen.records import Bucket, Solver
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2  # since 2: no guidance at scales below 1, as in the pipeline
 PIPELINE = "WanPipeline"
 MEDIA: Literal["video", "image"] = "video"
 OWN_ENGINE = False
