@@ -48,6 +48,7 @@ from batchgen.ledger.winners import choose, read_plan_rows
 from batchgen.media.durable import (
     make_folder,
     read_regular,
+    sync,
     sync_folder,
     write_bytes_atomic,
     write_json,
@@ -217,7 +218,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
         if earlier is not None and other.restart < earlier[0]:
             accepted[name] = earlier[1].accepted.get(name, 0)
         else:
-            accepted[name] = whole_length(path)
+            accepted[name] = _durable_length(path)
         past.add(path, accepted[name])
     path = run.acceptance(attempt)
     fence = Fence(
@@ -277,8 +278,10 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
     accepted = {}
     for journal in accepted_journals(run):
         name = journal.path.relative_to(run.journals).as_posix()
-        whole = whole_length(journal.path)
-        accepted[name] = whole if journal.limit is None else min(journal.limit, whole)
+        if journal.limit is None:
+            accepted[name] = _durable_length(journal.path)
+        else:
+            accepted[name] = min(journal.limit, whole_length(journal.path))
     status = choose(_up_to(index_commits(run), run, accepted), plan).status
     copies = plan.copies
     return Intent(
@@ -301,6 +304,17 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
         lost=lost_submissions(run),
         place=Place.of(run),
     )
+
+
+def _durable_length(path: Path) -> int:
+    """Whole lines of a journal, on the disk: a dead writer may have left some unsynced, and what
+    is accepted must not be lost to a power cut."""
+    length = whole_length(path)
+    try:
+        sync(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be synced: {error}") from error
+    return length
 
 
 def _up_to(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> CommitIndex:
