@@ -13,6 +13,10 @@ from batchgen.paths import RunPaths
 SCHEMA = 1
 
 
+class Damaged(RunStateError):
+    """A file of a run that is not as it was written."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFile:
     """Header of a run folder. `config` is the resolved configuration as Hydra composed it and
@@ -87,5 +91,5 @@ def read_control(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _damaged(path: Path, reason: str) -> RunStateError:
-    return RunStateError(f"{path} is damaged: {reason}")
+def _damaged(path: Path, reason: str) -> Damaged:
+    return Damaged(f"{path} is damaged: {reason}")

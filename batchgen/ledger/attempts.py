@@ -40,7 +40,7 @@ from batchgen.ledger.intent import (
     sealed,
     submission_numbers,
 )
-from batchgen.ledger.journal import raw_lines, whole_length
+from batchgen.ledger.journal import durable_length, raw_lines, whole_length
 from batchgen.ledger.losses import highest_number, lost_submissions, refuse_losses
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
@@ -48,7 +48,6 @@ from batchgen.ledger.winners import choose, read_plan_rows
 from batchgen.media.durable import (
     make_folder,
     read_regular,
-    sync,
     sync_folder,
     write_bytes_atomic,
     write_json,
@@ -218,7 +217,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
         if earlier is not None and other.restart < earlier[0]:
             accepted[name] = earlier[1].accepted.get(name, 0)
         else:
-            accepted[name] = _durable_length(path)
+            accepted[name] = durable_length(path)
         past.add(path, accepted[name])
     path = run.acceptance(attempt)
     fence = Fence(
@@ -279,7 +278,7 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
     for journal in accepted_journals(run):
         name = journal.path.relative_to(run.journals).as_posix()
         if journal.limit is None:
-            accepted[name] = _durable_length(journal.path)
+            accepted[name] = durable_length(journal.path)
         else:
             accepted[name] = min(journal.limit, whole_length(journal.path))
     status = choose(_up_to(index_commits(run), run, accepted), plan).status
@@ -304,17 +303,6 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
         lost=lost_submissions(run),
         place=Place.of(run),
     )
-
-
-def _durable_length(path: Path) -> int:
-    """Whole lines of a journal, on the disk: a dead writer may have left some unsynced, and what
-    is accepted must not be lost to a power cut."""
-    length = whole_length(path)
-    try:
-        sync(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be synced: {error}") from error
-    return length
 
 
 def _up_to(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> CommitIndex:

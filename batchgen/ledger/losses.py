@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.ledger.intent import fences, last_intent, read_intent, submission_numbers
+from batchgen.ledger.intent import (
+    damaged_records,
+    fences,
+    last_intent,
+    read_intent,
+    submission_numbers,
+)
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
 from batchgen.ledger.tally import read_counters
@@ -51,7 +57,9 @@ class Loss:
 
 def find_losses(run: RunPaths) -> list[Loss]:
     """Lost files, from names and sizes. Evidence is read before what it speaks of, so that ranks
-    may go on writing meanwhile."""
+    may go on writing meanwhile. While a record cannot be read nothing else is known."""
+    if damaged := damaged_records(run):
+        return [Loss(_relative(run, path), "is damaged") for path in damaged]
     intent = last_intent(run)
     accepted = set(intent.lost) if intent else set()
     stands, is_settled = collected(run), may_come_s(run) == 0
