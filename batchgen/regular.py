@@ -19,6 +19,10 @@ class NotRegular(OSError):
     """A pipe, a device or a folder, where a file was expected."""
 
 
+class Damaged(RunStateError):
+    """A file of a run that is not as it was written."""
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading. NotRegular for anything but a regular file, other OSErrors as
     `open`."""
@@ -58,6 +62,6 @@ def read_control(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def damaged(path: Path, reason: str) -> RunStateError:
+def damaged(path: Path, reason: str) -> Damaged:
     """The error for a file that does not say what it should."""
-    return RunStateError(f"{path} is damaged: {reason}")
+    return Damaged(f"{path} is damaged: {reason}")
