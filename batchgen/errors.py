@@ -110,12 +110,17 @@ def naming(paths: Mapping[str, str | os.PathLike[str] | None]) -> Iterator[None]
     except OSError as error:
         about = [(len(str(path)), name, path) for name, path in paths.items() if path]
         for _, name, path in sorted(about, reverse=True):
-            if str(path) in str(error):
+            if str(path) in str(error) or _draft_of(Path(path)) in str(error):
                 reason = reason_of(error)
                 if not error.filename:  # pyarrow's
                     reason = f"{path}: {obstacle(Path(path)) or reason}"
                 raise UsageError(f"{name}: {reason}") from error
         raise
+
+
+def _draft_of(path: Path) -> str:
+    """How the name begins under which a file is written before it is renamed to `path`."""
+    return str(path.parent / f".{path.name}.")
 
 
 def obstacle(path: Path) -> str:

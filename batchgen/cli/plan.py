@@ -57,6 +57,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
     from batchgen.config.compose import compose_job
+    from batchgen.runner.create import check_place
     from batchgen.runner.executors import check_profile
 
     for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
@@ -64,12 +65,12 @@ def handle_plan(args: argparse.Namespace) -> Result:
             raise ConfigError(f"{option}: {target.parent} is not a folder")
     composed = compose_job(args.job, args.overrides)
     check_profile(composed.config.slurm)
+    check_place(composed.config)
     with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
         plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)
-    _print(composed, plan, predicted)
-    if args.dump_config:
-        with _naming(composed, args):
+        _print(composed, plan, predicted)
+        if args.dump_config:
             _dump(args.dump_config, composed, plan)
     limit = args.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:

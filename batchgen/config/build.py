@@ -92,6 +92,11 @@ def takes(hint: object, kind: type) -> bool:
     return hint is kind or (get_origin(hint) in (Union, types.UnionType) and kind in get_args(hint))
 
 
+def takes_text(hint: object) -> bool:
+    """Whether a key of type `hint` takes text, and no numbers beside it."""
+    return takes(hint, str) and not takes(hint, int) and not takes(hint, float)
+
+
 def home_of(name: str) -> str | None:
     """The dotted key whose last part is `name`, in the tier where users set it; None if nowhere."""
     homes = [key for key, _ in leaf_keys() if key.rpartition(".")[2] == name]

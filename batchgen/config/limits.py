@@ -107,8 +107,6 @@ def check_limit(key: str, value: object) -> None:
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "
             "A-Z a-z 0-9 . _ -"
         )
-    if key in _PATHS and value == "":
-        raise ConfigError(f"{key}: is empty; it takes a path (an unset variable of the shell?)")
     bounds = _ABOVE_ZERO if key.startswith(_DIMENSIONS) else RANGES.get(key)
     if bounds is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return

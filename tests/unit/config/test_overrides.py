@@ -169,6 +169,7 @@ def test_the_hydra_files_keep_texts_that_look_like_numbers(job: Path, tmp_path: 
     """Hydra reads 1e5 as a number where plain YAML does not."""
     from omegaconf import OmegaConf
 
-    write_hydra(compose_job(job, ["tag=1e5", "slurm.account=007"]), tmp_path / "h")
+    made = compose_job(job, ["tag=1e5", "slurm.account=007"])
+    write_hydra(made.resolved, made.overrides, made.hydra, tmp_path / "h")
     stored = OmegaConf.load(tmp_path / "h" / "config.yaml")
     assert (stored.tag, stored.slurm.account) == ("1e5", "007")
