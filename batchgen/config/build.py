@@ -118,6 +118,11 @@ def takes(hint: object, kind: type) -> bool:
     return hint is kind or (get_origin(hint) in (Union, types.UnionType) and kind in get_args(hint))
 
 
+def takes_text(hint: object) -> bool:
+    """Whether a key of type `hint` takes text, and no numbers beside it."""
+    return takes(hint, str) and not takes(hint, int) and not takes(hint, float)
+
+
 def _dims_keys(where: str) -> Iterator[tuple[str, object]]:
     """Keys that some family declares; which ones a model takes is known when it is built."""
     found: dict[str, object] = {}

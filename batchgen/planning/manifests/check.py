@@ -27,7 +27,7 @@ from batchgen.planning.manifests.rows import resolve_rows
 class ManifestReport:
     """What a check found."""
 
-    path: Path
+    manifest: Manifest
     rows: int
     problems: Problems
     note: str  # what was not judged, for people
@@ -47,8 +47,8 @@ def check_manifest(
     for batch in manifest.batches(known):
         ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
     if "row_id" in known:
-        ids.report_duplicates(problems)
-    return ManifestReport(path, ids.rows, problems, _note(job, extra))
+        ids.report_duplicates(problems, manifest.place)
+    return ManifestReport(manifest, ids.rows, problems, _note(job, extra))
 
 
 def check_table(path: Path, table: pa.Table, place: Callable[[int], str]) -> None:
