@@ -15,18 +15,13 @@ from typing import Any
 from batchgen.errors import RunStateError
 
 
-class NotRegular(OSError):
-    """A pipe, a device or a folder, where a file was expected."""
-
-
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading. NotRegular for anything but a regular file, other OSErrors as
-    `open`."""
+    """Open a file for reading. OSError for anything but a regular file, too."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return os.fdopen(descriptor, "rb")
-        raise NotRegular(errno.EINVAL, "is not a regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     except OSError:
         os.close(descriptor)
         raise
@@ -47,8 +42,6 @@ def read_control(path: Path) -> dict[str, Any] | None:
             found = json.loads(file.read())
     except FileNotFoundError:
         return None
-    except NotRegular:
-        raise damaged(path, "it is not a file") from None
     except OSError as error:
         raise RunStateError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, MemoryError) as error:

@@ -33,7 +33,7 @@ from batchgen.regular import read_control
 T = TypeVar("T")
 SCHEMA = 1
 _SEAL = "sha256"
-UNSEEN_S = 5.0  # from a submission's first journals to the time when its intent is seen elsewhere
+INTENT_UNSEEN_S = 5.0  # a submission's journals may be seen so long before its intent
 _FENCES = ".accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
@@ -132,9 +132,10 @@ def own_render(run: RunPaths) -> Intent | None:
 
 
 def lost_intent(run: RunPaths) -> int:
-    """The last submission that has journals, if its intent is gone and no later one stands in for
-    it; else 0. What counts of the ledger is unknown then."""
-    number = max((run.block_submission(path) for path in run.journal_blocks()), default=0)
+    """The last submission that has a folder of journals, if its intent is gone and no later one
+    stands in for it; else 0. What counts of the ledger is unknown then."""
+    blocks = [block for block in run.journal_blocks() if block.is_dir()]
+    number = max(map(run.block_submission, blocks), default=0)
     later = [n for n in submission_numbers(run) if n >= number]
     return 0 if any(run.intent(n).exists() for n in later) else number
 
@@ -144,7 +145,7 @@ def refuse_lost_intent(run: RunPaths) -> None:
     machine has just begun the journals may be seen first: then look again."""
     while number := lost_intent(run):
         begun = max(path.stat().st_mtime for path in run.journal_blocks(number))
-        if 0 <= time.time() - begun < UNSEEN_S:
+        if 0 <= time.time() - begun < INTENT_UNSEEN_S:
             time.sleep(0.5)
             continue
         raise RunStateError(
