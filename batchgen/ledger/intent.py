@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +97,11 @@ def read_intent(run: RunPaths, number: int) -> Intent | None:
     return _read(Intent, run.intent(number))
 
 
+def intents(run: RunPaths, numbers: Iterable[int]) -> Iterator[Intent]:
+    """Those of these submissions that there are, each read when it is asked for."""
+    return filter(None, (read_intent(run, number) for number in numbers))
+
+
 def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
     """The resolved configuration that a submission was begun under; RunStateError if it is none."""
     with suppress(ValueError, TypeError, KeyError):
@@ -108,20 +113,13 @@ def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
 
 def last_intent(run: RunPaths) -> Intent | None:
     """The intent of the last submission that has one."""
-    for number in reversed(submission_numbers(run)):
-        intent = read_intent(run, number)
-        if intent is not None:
-            return intent
-    return None
+    return next(intents(run, reversed(submission_numbers(run))), None)
 
 
 def last_render(run: RunPaths) -> Intent | None:
     """The intent of the last submission that started tasks (repairs and verdicts start none)."""
-    for number in reversed(submission_numbers(run)):
-        intent = read_intent(run, number)
-        if intent is not None and intent.kind == "render":
-            return intent
-    return None
+    latest_first = intents(run, reversed(submission_numbers(run)))
+    return next((intent for intent in latest_first if intent.kind == "render"), None)
 
 
 def own_render(run: RunPaths) -> Intent | None:
@@ -270,7 +268,7 @@ def fence_times(run: RunPaths, submission: int) -> FenceTimes:
             if fence is not None and fence.created:
                 restarts[task].append((restart, fence.created))
     later = [n for n in submission_numbers(run) if n > submission]
-    intent = next(filter(None, (read_intent(run, n) for n in later)), None)
+    intent = next(intents(run, later), None)
     return FenceTimes(restarts, intent.created if intent else math.inf)
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.ledger.intent import fences, last_intent, read_intent, submission_numbers
+from batchgen.ledger.intent import fences, intents, last_intent, submission_numbers
 from batchgen.ledger.pieces import parts_of, pieces
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
 from batchgen.ledger.tally import read_counters
@@ -137,8 +137,8 @@ def highest_number(run: RunPaths) -> int:
 
 
 def _repaired_since(run: RunPaths, number: int) -> bool:
-    later = (read_intent(run, n) for n in submission_numbers(run) if n > number)
-    return any(intent is not None and intent.kind == "repair" for intent in later)
+    later = [n for n in submission_numbers(run) if n > number]
+    return any(intent.kind == "repair" for intent in intents(run, later))
 
 
 def _known_lengths(run: RunPaths) -> dict[str, tuple[int, str]]:
