@@ -56,6 +56,11 @@ def _opened(path: Path, mtime_ns: int, size: int, inode: int) -> pq.ParquetFile:
     return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
 
 
+def read_table(path: Path, columns: list[str], filters: list[Any] | None = None) -> pa.Table:
+    """Columns of the rows that `filters` choose; page check sums and `reading` as above."""
+    return pq.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
+
+
 def plan_header(path: Path) -> dict[str, Any]:
     """The plan's own header; empty if the file is Parquet but no plan."""
     with reading(path):

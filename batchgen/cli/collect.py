@@ -126,21 +126,6 @@ def go_on_lines(run: RunPaths, left: bool, quarantined: Sequence[str]) -> list[s
     return lines
 
 
-def first_row_ids(run: RunPaths) -> list[str]:
-    """Row ids of the first quarantined rows, without a catalog."""
-    import pyarrow.dataset as ds
-
-    from batchgen.ledger.winners import missing_rows
-    from batchgen.planfile import reading
-
-    rows = missing_rows(run).quarantined[:SHOWN_FAILURES].tolist()
-    chosen = ds.field("row_index").isin(rows)
-    with reading(run.plan):
-        found = ds.dataset(run.plan).to_table(columns=["row_id"], filter=chosen)
-        ids: list[str] = found[0].to_pylist()
-    return ids
-
-
 def _first_rows(run: RunPaths, status: str) -> list[dict[str, str]]:
     import pyarrow.dataset as ds
 

@@ -15,7 +15,7 @@ from batchgen.cli.verbs import (
     Verbs,
     add_job_arguments,
     add_verb,
-    folder_of,
+    inputs_of,
     path_argument,
     refuse_special,
 )
@@ -93,11 +93,9 @@ def handle_plan(args: argparse.Namespace) -> Result:
 
 
 def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextManager[None]:
-    config = composed.config
     return naming(
         {
-            "manifest": config.manifest,
-            "model.weights": folder_of(config.model.weights),
+            **inputs_of(composed.config),
             "--out": args.out,
             "--dump-config": args.dump_config,
             "TMPDIR": None if args.out else tempfile.gettempdir(),

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, folder_of
+from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, inputs_of
 from batchgen.errors import Told, naming
 from batchgen.paths import as_typed
 
@@ -145,7 +145,8 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
 
 def _nothing_started(run: RunPaths) -> Result:
     """Why there was nothing to render; exit code 0 only if every row is ok."""
-    from batchgen.cli.collect import first_row_ids, go_on_lines
+    from batchgen.cli.collect import SHOWN_FAILURES, go_on_lines
+    from batchgen.ledger.repair import first_quarantined
     from batchgen.ledger.status import read_status
 
     status, data = read_status(run), {"run": str(run.root), "rows": 0}
@@ -155,7 +156,8 @@ def _nothing_started(run: RunPaths) -> Result:
     others = {"failed": status.failed, "quarantined": status.quarantined, "left": status.left}
     counts = ", ".join(f"{count} {name}" for name, count in others.items() if count)
     print(f"nothing to render; {status.ok} of {status.rows} rows ok, {counts}")
-    again = first_row_ids(run) if status.quarantined else []
+    quarantined = first_quarantined(run, SHOWN_FAILURES).rows if status.quarantined else []
+    again = [row_id for row_id, _ in quarantined]
     print("\n".join(go_on_lines(run, status.left + status.failed > 0, again)))
     return Result(ROWS_LEFT, data)
 
@@ -193,9 +195,8 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
         max_array_size()  # whether Slurm answers, before anything is made
     if args.verb == "submit":
         refuse_inline(settings, "submit")
-    config = composed.config
-    with naming({"manifest": config.manifest, "model.weights": folder_of(config.model.weights)}):
-        check_tensors(config)
+    with naming(inputs_of(composed.config)):
+        check_tensors(composed.config)
         run = create_run(composed, hash_weights=args.hash_weights)
     args.made, args.at_stake = str(run.root), True
     note_launch(run, settings.resolved, [args.verb, str(args.job), *args.overrides])

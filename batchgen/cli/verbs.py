@@ -6,10 +6,14 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from batchgen.cli.result import Result
 from batchgen.errors import UsageError
 from batchgen.paths import at_home
+
+if TYPE_CHECKING:
+    from batchgen.config.schema import JobConfig
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
 NO_MULTIRUN = (
@@ -63,9 +67,13 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def folder_of(weights: str) -> str | None:
-    """The folder that `model.weights` names once composed; None where it is a word."""
-    return weights if os.path.isabs(weights) else None
+def inputs_of(config: JobConfig) -> dict[str, str | None]:
+    """Key -> path of what a composed job is made from; None where it is a word, as `random`."""
+    weights = config.model.weights
+    return {
+        "manifest": config.manifest,
+        "model.weights": weights if os.path.isabs(weights) else None,
+    }
 
 
 def refuse_special(option: str, path: Path) -> None:

@@ -51,7 +51,7 @@ from batchgen.media.durable import (
     write_json,
 )
 from batchgen.paths import RunPaths
-from batchgen.planfile import reading
+from batchgen.planfile import read_table, reading
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 from batchgen.regular import read_control
@@ -171,8 +171,7 @@ def rows_of(run: RunPaths, submission: int, tasks: Collection[int] | None = None
     """row_index (int64) of all rows that a submission was to render, or those of some tasks;
     RunStateError if they cannot be read."""
     with _reading_shards(run, submission) as path:
-        columns = ["row_index", "shard"]
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        table = read_table(path, ["row_index", "shard"])
         rows = _plan_rows(run, table)
         return rows if tasks is None else rows[np.isin(table["shard"].to_numpy(), [*tasks])]
 

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from batchgen.regular import Damaged, read_control
 T = TypeVar("T")
 SCHEMA = 1
 _SEAL = "sha256"
-UNSEEN_S = 5.0  # from a submission's first journals to the time when its intent is seen elsewhere
+INTENT_UNSEEN_S = 5.0  # a submission's journals may be seen so long before its intent
 _FENCES = ".accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
@@ -97,6 +97,11 @@ def read_intent(run: RunPaths, number: int) -> Intent | None:
     return _read(Intent, run.intent(number))
 
 
+def intents(run: RunPaths, numbers: Iterable[int]) -> Iterator[Intent]:
+    """Those of these submissions that there are, each read when it is asked for."""
+    return filter(None, (read_intent(run, number) for number in numbers))
+
+
 def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
     """The resolved configuration that a submission was begun under; RunStateError if it is none."""
     with suppress(ValueError, TypeError, KeyError):
@@ -108,20 +113,13 @@ def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
 
 def last_intent(run: RunPaths) -> Intent | None:
     """The intent of the last submission that has one."""
-    for number in reversed(submission_numbers(run)):
-        intent = read_intent(run, number)
-        if intent is not None:
-            return intent
-    return None
+    return next(intents(run, reversed(submission_numbers(run))), None)
 
 
 def last_render(run: RunPaths) -> Intent | None:
     """The intent of the last submission that started tasks (repairs and verdicts start none)."""
-    for number in reversed(submission_numbers(run)):
-        intent = read_intent(run, number)
-        if intent is not None and intent.kind == "render":
-            return intent
-    return None
+    latest_first = intents(run, reversed(submission_numbers(run)))
+    return next((intent for intent in latest_first if intent.kind == "render"), None)
 
 
 def own_render(run: RunPaths) -> Intent | None:
@@ -132,9 +130,10 @@ def own_render(run: RunPaths) -> Intent | None:
 
 
 def lost_intent(run: RunPaths) -> int:
-    """The last submission that has journals, if its intent is gone and no later one stands in for
-    it; else 0. What counts of the ledger is unknown then."""
-    number = max((run.block_submission(path) for path in run.journal_blocks()), default=0)
+    """The last submission that has a folder of journals, if its intent is gone and no later one
+    stands in for it; else 0. What counts of the ledger is unknown then."""
+    blocks = [block for block in run.journal_blocks() if block.is_dir()]
+    number = max(map(run.block_submission, blocks), default=0)
     later = [n for n in submission_numbers(run) if n >= number]
     return 0 if any(run.intent(n).exists() for n in later) else number
 
@@ -144,7 +143,7 @@ def refuse_lost_intent(run: RunPaths) -> None:
     machine has just begun the journals may be seen first: then look again."""
     while number := lost_intent(run):
         begun = max(path.stat().st_mtime for path in run.journal_blocks(number))
-        if 0 <= time.time() - begun < UNSEEN_S:
+        if 0 <= time.time() - begun < INTENT_UNSEEN_S:
             time.sleep(0.5)
             continue
         raise RunStateError(
@@ -307,7 +306,7 @@ def fence_times(run: RunPaths, submission: int) -> FenceTimes:
             if fence is not None and fence.created:
                 restarts[task].append((restart, fence.created))
     later = [n for n in submission_numbers(run) if n > submission]
-    intent = next(filter(None, (read_intent(run, n) for n in later)), None)
+    intent = next(intents(run, later), None)
     return FenceTimes(restarts, intent.created if intent else math.inf)
 
 

@@ -29,6 +29,8 @@ from batchgen.paths import RunPaths
 from batchgen.records import Commit, RankSeconds
 
 COUNTERS_EVERY_S = 2.0  # readers follow the journal from where the counters end
+RECENT = 64  # commit times kept for the rate
+RESERVE_BYTES = 2 * 4096  # of the disk, kept for the last line and the counters after it
 TORN = "journal.torn"  # failpoint
 
 
@@ -56,10 +58,6 @@ class Unmetered:
 
     def close(self, row_index: int) -> float:
         return 0.0
-
-
-RECENT = 64  # commit times kept for the rate
-RESERVE_BYTES = 2 * 4096  # of the disk, kept for the last line and the counters after it
 
 
 class JournalWriter:

@@ -26,8 +26,8 @@ from batchgen.ledger.extent import EXTENT_KEY, Extent
 from batchgen.ledger.intent import (
     damaged_records,
     fences,
+    intents,
     last_intent,
-    read_intent,
     submission_numbers,
 )
 from batchgen.ledger.pieces import parts_of, pieces
@@ -169,8 +169,8 @@ def highest_number(run: RunPaths) -> int:
 
 
 def _repaired_since(run: RunPaths, number: int) -> bool:
-    later = (read_intent(run, n) for n in submission_numbers(run) if n > number)
-    return any(intent is not None and intent.kind == "repair" for intent in later)
+    later = [n for n in submission_numbers(run) if n > number]
+    return any(intent.kind == "repair" for intent in intents(run, later))
 
 
 def _known_lengths(run: RunPaths) -> dict[str, tuple[int, str]]:

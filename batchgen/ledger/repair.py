@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
@@ -27,7 +26,7 @@ from batchgen.ledger.table import commit_column, parse_commits
 from batchgen.ledger.winners import Winners, winners
 from batchgen.media.durable import remove
 from batchgen.paths import RunPaths
-from batchgen.planfile import reading
+from batchgen.planfile import read_table, reading
 from batchgen.records import Attempt, Commit
 
 QUARANTINED = "KilledItsProcess"  # error_type of such a row
@@ -113,9 +112,7 @@ def _names(run: RunPaths, rows: np.ndarray) -> dict[int, tuple[str, str]]:
     columns = ["row_index", "row_id", "row_key"]
     chosen = [("row_index", "in", rows.tolist())]
     with reading(run.plan):
-        table = pq.read_table(
-            run.plan, columns=columns, filters=chosen, page_checksum_verification=True
-        )
+        table = read_table(run.plan, columns, chosen)
         index, ids, keys = (table[name].to_pylist() for name in columns)
     names = dict(zip(index, zip(ids, keys, strict=True), strict=True))
     if unknown := [row for row in rows.tolist() if row not in names]:

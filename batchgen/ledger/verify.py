@@ -40,7 +40,7 @@ from batchgen.media.durable import digest_file, is_temporary
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.records import Attempt
-from batchgen.runfile import read_run
+from batchgen.runfile import RunFile, read_run
 
 _TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
 _STAYS: tuple[Kind, ...] = ("journal", "unchecked")  # after a repair too
@@ -134,9 +134,7 @@ def verify(
     busy = {status.attempt.tag for status in live}
     ledger.findings += _unnamed(run, listed, {item.path for item in ledger.media}, busy)
     ledger.findings += _without_journal(run, ledger.findings)
-    if not header.plan_bytes:
-        detail = "the run is older than digests of plans: a change of the file would not be seen"
-        ledger.findings.append(Finding("unchecked", run.plan.name, detail))
+    ledger.findings += _unchecked(run, header)
     report = VerifyReport(
         rows=len(found.status),
         ok=ledger.ok,
@@ -246,7 +244,7 @@ def _unnamed(
 
 
 def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
-    """Journals that are gone without any other trace: an attempt has one before it has media."""
+    """Journals that are gone and nothing else tells of: an attempt has one before its media."""
     known = {finding.path for finding in findings if finding.kind == "lost"}
     lost: dict[str, Finding] = {}
     for finding in findings:
@@ -257,6 +255,13 @@ def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
             if path not in known and not journal.exists():
                 lost.setdefault(path, Finding("lost", path, f"is gone; it began {finding.path}"))
     return [*lost.values()]
+
+
+def _unchecked(run: RunPaths, header: RunFile) -> list[Finding]:
+    if header.plan_bytes:
+        return []
+    detail = "the run is older than digests of plans: a change of the file would not be seen"
+    return [Finding("unchecked", run.plan.name, detail)]
 
 
 def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:

@@ -8,14 +8,13 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, RunStateError, obstacle, plain_reason
-from batchgen.ledger.intent import read_intent, submission_numbers
+from batchgen.ledger.intent import intents, submission_numbers
 from batchgen.ledger.leftovers import sweep_drafts
 from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
@@ -167,8 +166,8 @@ def write_configuration(
     `output.hydra_dump_mode` of `config` (resolved) wants it; `off` leaves that to run.json."""
     submissions = [
         {"number": intent.number, "created": intent.created, "overrides": list(intent.overrides)}
-        for intent in map(partial(read_intent, run), submission_numbers(run))
-        if intent is not None and intent.kind == "render"
+        for intent in intents(run, submission_numbers(run))
+        if intent.kind == "render"
     ]
     write_json(run.dump_config, describe(header, config, overrides, submissions))
     folders = {"default": run.hydra, "video_dir": run.media / ".hydra"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from batchgen.planning.manifests.manifest import (
     pandas_index_note,
 )
 from batchgen.planning.manifests.parts import BATCH_ROWS, Part
-from batchgen.planning.manifests.problems import Problems
+from batchgen.planning.manifests.problems import Problems, row_place
 from batchgen.planning.manifests.rowids import RowIds
 from batchgen.planning.manifests.rows import resolve_rows
 
@@ -42,13 +42,10 @@ def check_manifest(
     extra = [name for name in manifest.columns if name not in REQUEST_COLUMNS]
     defaults: Defaults = any_model() if job is None else job_defaults(job)
     check_columns(manifest, extra if job is None else job.carry_columns)
-    problems, ids = Problems(keep=limit), RowIds()
+    problems = Problems(keep=limit)
     known = [name for name in REQUEST_COLUMNS if name in manifest.columns]
-    for batch in manifest.batches(known):
-        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
-    if "row_id" in known:
-        ids.report_duplicates(problems, manifest.place)
-    return ManifestReport(manifest, ids.rows, problems, _note(job, extra))
+    rows = _check_rows(manifest.batches(known), defaults, problems, manifest.place)
+    return ManifestReport(manifest, rows, problems, _note(job, extra))
 
 
 def check_table(path: Path, table: pa.Table, place: Callable[[int], str]) -> None:
@@ -58,13 +55,26 @@ def check_table(path: Path, table: pa.Table, place: Callable[[int], str]) -> Non
     check_columns(
         Manifest(path, (part,)), [n for n in table.schema.names if n not in REQUEST_COLUMNS]
     )
-    defaults, problems, ids = any_model(), Problems(), RowIds()
     known = [name for name in table.schema.names if name in REQUEST_COLUMNS]
-    for batch in table.select(known).to_batches(max_chunksize=BATCH_ROWS):
-        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
-    if "row_id" in known:
-        ids.report_duplicates(problems, place)
+    batches, problems = table.select(known).to_batches(max_chunksize=BATCH_ROWS), Problems()
+    _check_rows(batches, any_model(), problems, place)
     problems.raise_if_any(path, place)
+
+
+def _check_rows(
+    batches: Iterable[pa.RecordBatch],
+    defaults: Defaults,
+    problems: Problems,
+    place: Callable[[int], str] = row_place,
+) -> int:
+    """Note what is wrong with any row; returns how many there are."""
+    ids, given = RowIds(), False
+    for batch in batches:
+        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
+        given |= "row_id" in batch.schema.names
+    if given:  # the others are numbers
+        ids.report_duplicates(problems, place)
+    return ids.rows
 
 
 def _note(job: JobConfig | None, extra: list[str]) -> str:

@@ -158,6 +158,7 @@ def test_what_a_restart_accepted_is_known(make_lab: Callable[..., Lab]) -> None:
 def test_a_lost_record_of_a_submission_is_told_and_mended(lab: Lab, path: str) -> None:
     target = lab.run.submissions / path
     shutil.rmtree(target) if target.is_dir() else target.unlink()
+    lab.age()
     lost = [f.path for f in verify(lab.run).damage if f.kind == "lost"]
     assert lost and all(name.startswith(f"submissions/{path[:4]}") for name in lost)
     if path.startswith("0001"):  # all that counts of it is in the later one

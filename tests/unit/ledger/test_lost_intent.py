@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +14,6 @@ from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import End
 from batchgen.ledger.status import read_status
 from batchgen.ledger.verify import verify
-from batchgen.paths import RunPaths
 from batchgen.runner.resume import prepare_resume
 from batchgen.runner.submit import submit
 
@@ -33,13 +30,6 @@ def lost(make_lab: Callable[..., Lab]) -> Lab:
     return lab
 
 
-def age(run: RunPaths) -> None:
-    """Nothing was begun just now."""
-    long_ago = time.time() - 2 * intent_module.UNSEEN_S
-    for block in run.journal_blocks():
-        os.utime(block, (long_ago, long_ago))
-
-
 @pytest.mark.parametrize("numbers", [[2], [1, 2]])
 def test_every_verb_names_it_and_a_repair_draws_the_line_anew(
     lost: Lab, numbers: list[int]
@@ -47,7 +37,7 @@ def test_every_verb_names_it_and_a_repair_draws_the_line_anew(
     run = lost.run
     for number in numbers:
         run.intent(number).unlink()
-    age(run)
+    lost.age()
     for verb in (
         read_status,
         collect,
