@@ -98,12 +98,14 @@ def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
 
 
 def _told(found: Winners) -> np.ndarray:
-    """Of which rows some line says that they are ok, or that they are no more; of a fenced-off
-    attempt too: that is waste, but not lost."""
+    """Of which rows some line says that they are ok under the plan's key (a journal may be another
+    run's), or that they are no more; of a fenced-off attempt too: that is waste, but not lost."""
     index, rows = found.index, len(found.status)
-    lines = np.isin(index.status, [STATUS_CODES["ok"], STATUS_CODES["void"]])
+    inside = index.row_index < rows
+    own = index.key == found.plan.key[np.where(inside, index.row_index, 0)] if rows else inside
+    ok = (index.status == STATUS_CODES["ok"]) & own
     told = np.zeros(rows, bool)
-    told[index.row_index[lines & (index.row_index < rows)]] = True
+    told[index.row_index[inside & (ok | (index.status == STATUS_CODES["void"]))]] = True
     every: np.ndarray = told[found.plan.original]
     return every
 
