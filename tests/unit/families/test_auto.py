@@ -85,7 +85,7 @@ def test_a_model_of_no_family_or_with_keys_of_the_inside_is_refused(tmp_path: Pa
     plain = {"name": "mine", "weights": "random", "transformer": {"num_layers": 1}}
     cases: list[tuple[dict[str, object], str]] = [
         ({}, "model.family: required, but not set"),
-        ({"family": 3}, "model.family: 3 is not a string"),
+        ({"family": 3}, "model.family: '3' is not one of"),
         ({"family": "wann"}, "model.family: 'wann' is not one of flux, null, wan, wan22"),
         ({"family": "wan", "dims": {}}, "model.dims: unknown key"),
         ({"family": "wan"}, "model.transformer.num_attention_heads: required"),
