@@ -134,7 +134,8 @@ def own_render(run: RunPaths) -> Intent | None:
 def lost_intent(run: RunPaths) -> int:
     """The last submission that has journals, if its intent is gone and no later one stands in for
     it; else 0. What counts of the ledger is unknown then."""
-    number = max((run.block_submission(path) for path in run.journal_blocks()), default=0)
+    blocks = [path for path in run.journal_blocks() if path.is_dir()]
+    number = max(map(run.block_submission, blocks), default=0)
     later = [n for n in submission_numbers(run) if n >= number]
     return 0 if any(run.intent(n).exists() for n in later) else number
 

@@ -30,7 +30,7 @@ from batchgen.ledger.intent import (
     read_intent,
     submission_numbers,
 )
-from batchgen.ledger.pieces import pieces
+from batchgen.ledger.pieces import parts_of, pieces
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
 from batchgen.ledger.tally import read_counters
 from batchgen.ledger.winners import Winners, choose
@@ -159,7 +159,7 @@ def _first_part(run: RunPaths) -> Path:
 
 def catalog_column(run: RunPaths, name: str) -> pa.ChunkedArray:
     """A column of the catalog, of strings; RunStateError if it cannot be read."""
-    parts = sorted(run.catalog_rows.glob("*.parquet"))
+    parts = parts_of(run.catalog_rows)
     with reading(run.catalog_rows, "catalog"):
         tables = [table[name].cast(pa.string()) for table in pieces(parts, GROUP_ROWS, [name])]
         return pa.chunked_array([chunk for column in tables for chunk in column.chunks], "string")
