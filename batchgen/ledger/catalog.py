@@ -127,6 +127,7 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
         with turn_of(temporary.with_name(TURNS)) as turn:
             _refuse_older(run, source)
             _publish(temporary, run.catalog_rows, turn)
+            _clear(run.catalog_runs, run.time_stats)
             write_bytes_atomic(run.catalog_runs, accounts)
             if header.config.get("output", {}).get("enable_timer_dump", True):
                 write_bytes_atomic(run.time_stats, totals.timers.csv(time.time()).encode())
@@ -259,7 +260,8 @@ def _wait_for_all(run: RunPaths) -> None:
 
 
 def _publish(temporary: Path, target: Path, turn: Turn) -> None:
-    _set_aside(target)
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        _set_aside(target, "folder")
     try:
         temporary.replace(target)
     except OSError as error:
@@ -269,6 +271,7 @@ def _publish(temporary: Path, target: Path, turn: Turn) -> None:
         for name in names:
             failpoint("collect.before_part")
             turn.check()
+            _clear(target / name)
             (temporary / name).replace(target / name)
         for old in target.glob("part-*.parquet"):
             if old.name not in names:  # of a version that cut the plan into more parts
@@ -277,10 +280,16 @@ def _publish(temporary: Path, target: Path, turn: Turn) -> None:
     sync_folder(target.parent)
 
 
-def _set_aside(target: Path) -> None:
-    """What stands in the way and is no folder is not ours to delete."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        target.rename(target.with_name(f"{target.name}.not-a-folder-{uuid.uuid4().hex[:8]}"))
+def _clear(*files: Path) -> None:
+    """Folders where files are to come: no rename replaces one."""
+    for path in files:
+        if path.is_dir() and not path.is_symlink():
+            _set_aside(path, "file")
+
+
+def _set_aside(path: Path, wanted: str) -> None:
+    """What stands in the way is not ours to delete."""
+    path.rename(path.with_name(f"{path.name}.not-a-{wanted}-{uuid.uuid4().hex[:8]}"))
 
 
 def _parquet_bytes(table: pa.Table) -> bytes:

@@ -14,7 +14,7 @@ from batchgen.ledger.status import live_attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths, as_typed
 from batchgen.processes import ProcessId
-from batchgen.regular import read_control
+from batchgen.regular import Damaged, read_control
 from batchgen.runner.executors import Executor, Job, executor_named
 from batchgen.runner.scheduler import NoScheduler
 
@@ -28,17 +28,15 @@ def write_jobs(run: RunPaths, number: int, jobs: list[Job]) -> None:
 
 def jobs_of(run: RunPaths, number: int) -> list[Job]:
     """The started jobs of a submission; none when it was cut off before they were written."""
-    path = run.jobs(number)
-    found = read_control(path)
-    if found is None:
-        return []
+    path, way = run.jobs(number), "once nothing of the run is at work, delete it"
     try:
-        return [from_plain(Job, fields) for fields in found["jobs"]]
+        found = read_control(path)
+        return [from_plain(Job, fields) for fields in found["jobs"]] if found is not None else []
+    except Damaged as error:
+        raise Damaged(f"{error}; {way}") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise RunStateError(
-            f"{path} is damaged ({type(error).__name__}: {error}); once nothing of the run is at "
-            "work, delete it"
-        ) from None
+        reason = f"{type(error).__name__}: {error}"
+        raise Damaged(f"{path} is damaged ({reason}); {way}") from None
 
 
 def last_submission(run: RunPaths) -> int:
