@@ -26,7 +26,12 @@ class Damaged(RunStateError):
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading. NotRegular for anything but a regular file, other OSErrors as
     `open`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotRegular(errno.EINVAL, "is not a regular file", str(path)) from error
+        raise
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return os.fdopen(descriptor, "rb")
