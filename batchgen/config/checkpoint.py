@@ -237,8 +237,8 @@ def check_dimensions(model: ModelSpec) -> None:
             name = _RENAMED.get(field, field)
             if name in stored and stored[name] != wanted:
                 raise WeightsError(
-                    f"{file}: {name} is {stored[name]}, but model.{component}.{field} says "
-                    f"{wanted}; choose the model that fits the checkpoint, or set the key"
+                    f"{file}: {name} is {stored[name]!r}, but model.{component}.{field} says "
+                    f"{wanted!r}; choose the model that fits the checkpoint, or set the key"
                 )
 
 
