@@ -77,12 +77,20 @@ def answer_signals() -> None:
             signal.signal(number, _end)
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+class _End:
     """A rank in this process has put its own answer to SIGTERM there, and saves its rows: it passes
     the signal on here when it has."""
-    if signal.getsignal(signal.SIGTERM) not in (_end, signal.SIG_IGN):
-        signal.raise_signal(signal.SIGTERM)
-        return
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)  # the next one, usual after these, changes nothing
-    raise Told(signal.Signals(number).name)
+
+    first = 0  # the signal that came, whatever is passed on
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
+        if signal.getsignal(signal.SIGTERM) not in (self, signal.SIG_IGN):
+            signal.raise_signal(signal.SIGTERM)
+            return
+        for each in ENDING:
+            signal.signal(each, signal.SIG_IGN)  # the next one, usual after these, changes nothing
+        raise Told(signal.Signals(self.first).name)
+
+
+_end = _End()

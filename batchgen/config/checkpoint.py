@@ -244,6 +244,6 @@ def check_dimensions(model: ModelSpec) -> None:
 
 def _differs(file: Path, name: str, stored: object, key: str, wanted: object) -> WeightsError:
     return WeightsError(
-        f"{file}: {name} is {stored}, but {key} says {wanted}; choose the model that fits the "
+        f"{file}: {name} is {stored!r}, but {key} says {wanted!r}; choose the model that fits the "
         "checkpoint, or set the key"
     )

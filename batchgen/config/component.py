@@ -125,8 +125,11 @@ def _present(file: Path) -> Path:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether it is a file, or a link to one; raises WeightsError for a link to nothing."""
+    """Whether it is a file, or a link to one; raises WeightsError for a link to nothing, and for
+    what is no file."""
     refuse_dead_link(path)
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path}: is no plain file")
     return path.is_file()
 
 

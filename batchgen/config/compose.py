@@ -212,6 +212,8 @@ def _explain(error: Exception, job: str) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         missing = (error.missing_cfg_file or "").strip("/")
         group, _, wanted = missing.rpartition("/")
+        if missing.partition("/")[0] in GROUPS:
+            group, _, wanted = missing.partition("/")
         listed = ", ".join(sorted(error.options))
         return f"{group}: {wanted!r} is not one of {listed}{closest(wanted, error.options)}"
     if "`_self_`" in str(error):

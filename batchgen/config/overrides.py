@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import get_origin
+from typing import get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import (
@@ -37,6 +37,7 @@ _HYDRAS_OWN = ("hydra.searchpath", "hydra.sweep", "hydra.sweeper", "hydra.mode",
 _PROSE = tuple(
     f"row_defaults.{name}" for name in ("negative_prompt", "cache_params", "image", "lora", "tags")
 )
+_TEXTS = re.compile(r"\[[^\[\]{}()'\"\\$]+\]")  # a list of plain words
 _SHOWN_VALUES = 20  # of a range
 
 
@@ -144,6 +145,9 @@ def _value(text: str, key: str, typed: str, parsed: Override | None) -> str:
     value = parsed.value()
     if get_origin(hint) is tuple and isinstance(value, str) and "${" not in value:
         raise ConfigError(f"{key}: {typed!r} is not a list; write {_listed(key, typed)}")
+    if get_origin(hint) is tuple and takes_text(get_args(hint)[0]) and _TEXTS.fullmatch(typed):
+        words = [word.strip() for word in typed[1:-1].split(",")]
+        return f"[{','.join(quoted(word) if word != 'null' else word for word in words)}]"
     if not takes_text(hint) or isinstance(value, str):
         return typed
     if value is None:

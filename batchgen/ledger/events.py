@@ -229,6 +229,13 @@ def from_plain(cls: type[T], plain: dict[str, Any]) -> T:
     if not isinstance(plain, dict):
         raise ValueError(f"{cls.__name__}: {type(plain).__name__} where fields are expected")
     hints = _hints(cls)  # type: ignore[arg-type]
+    absent = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.name not in plain and field.default is field.default_factory
+    ]
+    if absent:
+        raise ValueError(f"{cls.__name__}: has no {', '.join(absent)}")
     try:
         known = {name: _restore(hints[name], item) for name, item in plain.items() if name in hints}
         return cls(**known)

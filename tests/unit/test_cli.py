@@ -281,3 +281,26 @@ def test_a_home_folder_is_one_in_every_argument(
 def test_overrides_may_stand_behind_options() -> None:
     args = _parse(["plan", "job.yaml", "--json", "~tag", "+seed=1", "row_defaults.num_steps=2"])
     assert args.overrides == ["~tag", "+seed=1", "row_defaults.num_steps=2"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_the_signal_that_came_is_named_when_a_rank_has_passed_it_on(
+    name: str, tmp_path: Path
+) -> None:
+    code = (
+        "import os, signal\n"
+        "from batchgen.cli.streams import answer_signals\n"
+        "from batchgen.errors import Told\n"
+        "from batchgen.paths import RunPaths\n"
+        "from batchgen.records import Attempt\n"
+        "from batchgen.worker.drain import Drain\n"
+        "from pathlib import Path\n"
+        "answer_signals()\n"
+        "try:\n"
+        f"    with Drain(RunPaths(Path({str(tmp_path)!r})), Attempt(1, 0, 0, 0)):\n"
+        f"        os.kill(os.getpid(), signal.{name})\n"
+        "except Told as told:\n"
+        "    print(told.name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"{name}\n", "")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from batchgen.errors import ManifestError
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS, Kind
-from batchgen.planning.manifests.problems import Problems, shorten
+from batchgen.planning.manifests.problems import Problems
 
 STORED: dict[Kind, pa.DataType] = {
     "text": pa.string(),
@@ -99,7 +99,9 @@ class Gathered:
         except (pa.ArrowException, OverflowError, UnicodeEncodeError):
             bad = _first_misfit(values, kind)
             reason = "cannot be stored beside the values above it"
-            self._problems.add([first + bad], name, [shorten(values[bad])], reason)
+            if isinstance(value := values[bad], str) and re.search("[\ud800-\udfff]", value):
+                reason = "is not text: it holds one half of a pair of surrogates"
+            self._problems.add([first + bad], name, [value], reason)
             return pa.nulls(len(values))
 
 

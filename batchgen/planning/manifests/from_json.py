@@ -79,7 +79,7 @@ def _object(path: Path, line: int, text: str) -> Mapping[str, object]:
     try:
         value = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{where}: {_syntax(text, error)}") from None
+        raise ManifestError(f"{where}: {_syntax(line, text, error)}") from None
     except RecursionError:
         raise ManifestError(f"{where}: nested too deeply") from None
     except ValueError as error:  # an integer of thousands of digits, a key twice
@@ -99,12 +99,14 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _syntax(text: str, error: json.JSONDecodeError) -> str:
+def _syntax(line: int, text: str, error: json.JSONDecodeError) -> str:
     rest = text[error.pos :].strip()
     if error.msg == "Extra data" and rest == ",":
         return "a comma after the object; objects of JSON lines stand alone on their lines"
     if error.msg == "Extra data" and rest.startswith("{"):
         return f"a second object at character {error.pos + 1}; JSON lines have one object a line"
+    if text.strip() in ("{", "[") and line == 1:
+        return "an object over several lines; JSON lines have one object a line: jq -c . makes them"
     shown = shorten(text[max(0, error.pos - 20) : error.pos + 20].strip())
     what = error.msg.lower().removesuffix(" at")
     return f"not JSON: {what} at character {error.pos + 1}, near {shown}"

@@ -32,12 +32,17 @@ def check_utf8(path: Path) -> None:
 def _check_wide(path: Path, line: bytes) -> None:
     """UTF-16 and UTF-32, by their mark or by the zero bytes between letters."""
     name = next((name for mark, name in _MARKS.items() if line.startswith(mark)), None)
-    if name is None and line[1:2] == b"\0":
+    if name is None and _every_other(line[1::2]):
         name = "UTF-16LE"
-    if name is None and line[:1] == b"\0":
+    if name is None and _every_other(line[::2]):
         name = "UTF-16BE"
     if name:
         raise ManifestError(f"{path}, line 1: is {name}, not UTF-8; {_convert(path, name)}")
+
+
+def _every_other(half: bytes) -> bool:
+    """Whether the bytes at odd or even places are zero where a line begins, as of Latin letters."""
+    return half.startswith(b"\0") and half[:_AROUND].count(0) > len(half[:_AROUND]) // 2
 
 
 def _narrow(path: Path, number: int, line: bytes, start: int) -> str:

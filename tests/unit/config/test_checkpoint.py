@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,6 +130,17 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         rename(TRANSFORMER, "model.safetensors"),
         r"transformer: has no diffusion_pytorch_model\.safetensors, only model\.safetensors",
     ),
+    "a tokenizer that is a pipe": (
+        lambda f: (
+            (f / "tokenizer" / "tokenizer.json").unlink(),
+            os.mkfifo(f / "tokenizer" / "tokenizer.json"),
+        ),
+        r"tokenizer/tokenizer\.json: is no plain file",
+    ),
+    "a number in quotes": (
+        change("transformer/config.json", num_layers="6"),
+        r"num_layers is '6', but model\.transformer\.num_layers says 6",
+    ),
     "tensors: pointer": (write(TRANSFORMER, POINTER), rf"{TRANSFORMER}: is a git-lfs pointer"),
     "tensors: empty": (write(TRANSFORMER, ""), rf"{TRANSFORMER}: is empty"),
     "tensors: cut off": (
@@ -139,7 +151,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensors: a dead link": (dead_link(TRANSFORMER), r"is a link to \.\./\.\./blobs/abc, where"),
     "tensors: a folder": (
         lambda f: ((f / TRANSFORMER).unlink(), (f / TRANSFORMER).mkdir()),
-        r"transformer: has no .*only diffusion_pytorch_model\.safetensors|has no weights",
+        rf"{TRANSFORMER}: is no plain file",
     ),
     # ------------------------------------------------------------------------ configurations
     "config is missing": (remove("vae/config.json"), r"vae/config\.json: is missing"),

@@ -128,3 +128,13 @@ def test_keys_of_a_later_version_are_ignored(run: RunPaths) -> None:
     fields = json.loads(run.run_json.read_bytes())
     run.run_json.write_text(json.dumps(fields | {"added_later": 1}))
     assert main(["status", str(run.root)]) == 0
+
+
+def test_absent_fields_are_named_in_plain_words(
+    run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.intent(1).write_text("{}")
+    assert main(["status", str(run.root)]) == 2
+    said = capsys.readouterr().err
+    assert f"{run.intent(1)} cannot be read: Intent: has no number, kind, created" in said
+    assert "__init__" not in said

@@ -177,7 +177,11 @@ def test_json_lines_may_begin_with_a_mark_and_whole_floats_are_integers(build: B
         ('{"prompt": "a"},\n{"prompt": "b"},\n', "line 1: a comma after the object"),
         ('[{"prompt": "a"},\n{"prompt": "b"}]\n', "line 1: a JSON array"),
         ('{"prompt": "a"}{"prompt": "b"}\n', "line 1: a second object at character 16"),
-        ('{\n"prompt": "a"\n}\n', "line 1: not JSON"),
+        (
+            '{\n"prompt": "a"\n}\n',
+            "line 1: an object over several lines; JSON lines have one object a line: jq",
+        ),
+        ('{"prompt": "\\ud800"}\n', "line 1, prompt = '\\ud800': is not text: it holds one half"),
         ('{"prompt": "a"}\n"b"\n', "line 2: 'b' is not an object"),
         ('{"prompt": "a"}\n{"prompt": "b\n', "line 2: not JSON: unterminated string"),
         ('{"prompt": "a", "seed": 1, "seed": 2}\n', "line 1: column 'seed' appears more than once"),
@@ -203,6 +207,10 @@ def test_json_that_is_no_manifest_is_refused(
 
 
 # --------------------------------------------------------------------------------------- encodings
+def test_a_stray_zero_byte_is_not_called_utf16(refused: Callable[..., str]) -> None:
+    assert "line 1, prompt = 'a\\x00b': holds a NUL" in refused("t.txt", "a\0b\nc\n")
+
+
 @pytest.mark.parametrize("name", ["t.txt", "t.csv", "t.jsonl"])
 @pytest.mark.parametrize(
     ("encoding", "message"),
