@@ -124,7 +124,8 @@ def naming(paths: Mapping[str, str | os.PathLike[str] | None], written: str = ""
     except OSError as error:
         about = sorted(((name, path) for name, path in paths.items() if path), key=_longest)
         for name, path in about:
-            if str(path) in str(error) or (name == written and _may_be_of(error, Path(path))):
+            named = str(path) in str(error) or _draft_of(Path(path)) in str(error)
+            if named or (name == written and error.filename is None):
                 reason = reason_of(error)
                 if not error.filename or str(path) not in str(error):  # pyarrow's; of its draft
                     reason = f"{_shown(str(path))}: {obstacle(Path(path)) or plain_reason(error)}"
@@ -132,9 +133,9 @@ def naming(paths: Mapping[str, str | os.PathLike[str] | None], written: str = ""
         raise
 
 
-def _may_be_of(error: OSError, path: Path) -> bool:
-    """Whether an error names no file, or a draft beside `path`."""
-    return error.filename is None or Path(os.fsdecode(error.filename)).parent == path.parent
+def _draft_of(path: Path) -> str:
+    """How the name begins under which a file is written before it is renamed to `path`."""
+    return str(path.parent / f".{path.name}.")
 
 
 def _longest(named: tuple[str, object]) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -52,16 +53,12 @@ class Request:
     format: str  # media format: a module of batchgen/media/formats
     quality: int  # 0 (smallest file) .. 10 (best)
     cost_s: float = 0.0  # predicted device seconds
+    true_cfg_scale: float = 1.0  # guidance by a second branch of models that embed guidance_scale
     media_size: str | None = None  # a bucket that the media are cut to, where that was padded
 
     @property
     def bucket(self) -> Bucket:
         return Bucket(self.width, self.height, self.num_frames)
-
-    @property
-    def uses_guidance(self) -> bool:
-        """Classifier-free guidance is off if and only if the scale is exactly 1."""
-        return self.guidance_scale != 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +116,43 @@ class RankSeconds:
     @property
     def waiting(self) -> float:
         return self.idle + self.tail
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounters:
+    """What an engine counts while it renders. The last line of a journal and the catalog have these
+    fields because they stand here."""
+
+    forwards: int = 0
+    items: int = 0  # branches of rows over all forwards
+    unique_texts_encoded: int = 0
+    text_encoder_calls: int = 0
+    component_moves: int = 0  # onto the device
+    expert_swaps: int = 0  # of them: one expert in the place of another, between two steps
+    device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing
+    windows: int = 0
+    decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
+    peak_mem_gib: float | None = None  # of the device; None on a CPU
+    host_rss_gib: float = 0.0
+    self_test: str = ""  # passed, failed, not needed
+
+
+def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
+    """Of several renders by one engine: sums, but for the highest peaks and the first self-test."""
+    parts = list(runs)
+    if not parts:
+        return EngineCounters()
+    sums = {
+        spec.name: sum(getattr(part, spec.name) for part in parts)
+        for spec in fields(EngineCounters)
+        if spec.name not in ("peak_mem_gib", "host_rss_gib", "self_test")
+    }
+    return EngineCounters(
+        **sums,
+        peak_mem_gib=max((p.peak_mem_gib for p in parts if p.peak_mem_gib), default=None),
+        host_rss_gib=max(part.host_rss_gib for part in parts),
+        self_test=parts[0].self_test,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,13 +15,22 @@ from typing import Any
 from batchgen.errors import RunStateError
 
 
+class NotRegular(OSError):
+    """A pipe, a device or a folder, where a file was expected."""
+
+
+class Damaged(RunStateError):
+    """A file of a run that is not as it was written."""
+
+
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading. OSError for anything but a regular file, too."""
+    """Open a file for reading. NotRegular for anything but a regular file, other OSErrors as
+    `open`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return os.fdopen(descriptor, "rb")
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        raise NotRegular(errno.EINVAL, "is not a regular file", str(path))
     except OSError:
         os.close(descriptor)
         raise
@@ -42,6 +51,8 @@ def read_control(path: Path) -> dict[str, Any] | None:
             found = json.loads(file.read())
     except FileNotFoundError:
         return None
+    except NotRegular:
+        raise damaged(path, "it is not a file") from None
     except OSError as error:
         raise RunStateError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, MemoryError) as error:
@@ -51,6 +62,6 @@ def read_control(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def damaged(path: Path, reason: str) -> RunStateError:
+def damaged(path: Path, reason: str) -> Damaged:
     """The error for a file that does not say what it should."""
-    return RunStateError(f"{path} is damaged: {reason}")
+    return Damaged(f"{path} is damaged: {reason}")

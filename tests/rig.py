@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from batchgen.config.schema import (
     ModelDefaults,
     ModelSpec,
     SystemConfig,
-    TextEncoderSpec,
-    TransformerSpec,
-    VaeSpec,
 )
 from batchgen.engine.contract import EngineReport, Snapshot
 from batchgen.engine.engine import Engine
 from batchgen.engine.random_weights import byte_tokenizer
-from batchgen.engine.solver import reference_scheduler
+from batchgen.families.encoders import T5Dims
+from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
+from batchgen.families.wan22 import spec as wan22
+from batchgen.numerics.solver import reference_scheduler
 from batchgen.records import Rendered, Request, RowStats
 
 MAX_TOKENS = 16
@@ -41,24 +41,26 @@ def small_spec(weights: str = "random", **changes: Any) -> ModelSpec:
         "family": "wan",
         "weights": weights,
         "dtype": "float32",
-        "transformer": TransformerSpec(
-            num_layers=2,
-            num_attention_heads=4,
-            attention_head_dim=32,
-            ffn_dim=512,
-            text_dim=32,
-            freq_dim=64,
-            rope_max_seq_len=64,
-        ),
-        "vae": VaeSpec(base_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1),
-        "text_encoder": TextEncoderSpec(
-            vocab_size=288,
-            d_model=32,
-            d_kv=8,
-            d_ff=64,
-            num_layers=2,
-            num_heads=4,
-            max_tokens=MAX_TOKENS,
+        "dims": Dims(
+            transformer=WanTransformer(
+                num_layers=2,
+                num_attention_heads=4,
+                attention_head_dim=32,
+                ffn_dim=512,
+                text_dim=32,
+                freq_dim=64,
+                rope_max_seq_len=64,
+            ),
+            vae=WanVae(base_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1),
+            text_encoder=T5Dims(
+                vocab_size=288,
+                d_model=32,
+                d_kv=8,
+                d_ff=64,
+                num_layers=2,
+                num_heads=4,
+                max_tokens=MAX_TOKENS,
+            ),
         ),
         "request_defaults": DEFAULTS,
     }
@@ -72,23 +74,37 @@ def tiny_wan_spec() -> ModelSpec:
         family="wan",
         weights="embedded",
         dtype="float32",
-        transformer=TransformerSpec(
-            num_layers=6,
-            num_attention_heads=6,
-            attention_head_dim=32,
-            ffn_dim=576,
-            in_channels=8,
-            out_channels=8,
-            text_dim=128,
-            freq_dim=64,
-            rope_max_seq_len=64,
-        ),
-        vae=VaeSpec(base_dim=16, z_dim=8, num_res_blocks=1),
-        text_encoder=TextEncoderSpec(
-            vocab_size=95, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, max_tokens=32
+        dims=Dims(
+            transformer=WanTransformer(
+                num_layers=6,
+                num_attention_heads=6,
+                attention_head_dim=32,
+                ffn_dim=576,
+                in_channels=8,
+                out_channels=8,
+                text_dim=128,
+                freq_dim=64,
+                rope_max_seq_len=64,
+            ),
+            vae=WanVae(base_dim=16, z_dim=8, num_res_blocks=1),
+            text_encoder=T5Dims(
+                vocab_size=95,
+                d_model=128,
+                d_kv=32,
+                d_ff=256,
+                num_layers=2,
+                num_heads=4,
+                max_tokens=32,
+            ),
         ),
         request_defaults=DEFAULTS,
     )
+
+
+def two_experts(spec: ModelSpec, **changes: Any) -> ModelSpec:
+    """The same with a second expert, as Wan2.2 has one."""
+    parts = {f.name: getattr(spec.dims, f.name) for f in fields(spec.dims)}
+    return replace(spec, family="wan22", dims=wan22.Dims(**parts), **changes)
 
 
 def save_small(folder: Path) -> Path:
@@ -233,7 +249,7 @@ class Twin:
     """diffusers' WanPipeline over the same folder: the plain twin of the engine."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.max_tokens = spec.text_encoder.max_tokens
+        self.max_tokens = spec.dims.text_encoder.max_tokens
         self.pipeline = WanPipeline.from_pretrained(
             spec.weights_folder, dtype=torch.float32, local_files_only=True
         )
@@ -249,6 +265,7 @@ class Twin:
             num_frames=row.num_frames,
             num_inference_steps=row.num_steps,
             guidance_scale=row.guidance_scale,
+            guidance_scale_2=row.guidance_scale_2,
             generator=torch.Generator().manual_seed(row.seed),
             max_sequence_length=self.max_tokens,
             output_type=output,

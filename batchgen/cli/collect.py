@@ -63,6 +63,7 @@ def handle_collect(args: argparse.Namespace) -> Result:
 def handle_verify(args: argparse.Namespace) -> Result:
     """Exit code 0 if nothing published is damaged and, after a repair, no row is left."""
     from batchgen.ledger.audit import HARMLESS
+    from batchgen.ledger.repair import set_records_aside
     from batchgen.ledger.verify import verify
     from batchgen.runner.jobs import refuse_if_alive
 
@@ -70,6 +71,8 @@ def handle_verify(args: argparse.Namespace) -> Result:
     if args.purge and not args.repair:
         raise UsageError("--purge needs --repair")
     if args.repair:
+        for path in set_records_aside(run):
+            print(f"damaged     {path} was moved to {run.orphans}")
         refuse_if_alive(run)  # ranks that are still loading would be fenced off
     report = verify(run, repair=args.repair, purge=args.purge)
     found = sorted((*report.findings, *report.mended), key=lambda f: f.kind in HARMLESS)

@@ -12,6 +12,7 @@ from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
     from batchgen.planning.manifests.check import ManifestReport
+    from batchgen.planning.manifests.problems import Problem
 
 BUILD_EPILOG = """\
 examples:
@@ -114,15 +115,20 @@ def handle_check(args: argparse.Namespace) -> Result:
 
 def _print(report: ManifestReport) -> None:
     if report.problems.count:
-        print(report.problems.message(report.path))
+        print(report.problems.message(report.manifest.path, report.manifest.place))
         return
-    print(f"{report.path}: {report.rows:,} rows, all legal{report.note}")
+    print(f"{report.manifest.path}: {report.rows:,} rows, all legal{report.note}")
 
 
 def _data(report: ManifestReport) -> dict[str, object]:
     return {
-        "manifest": str(report.path),
+        "manifest": str(report.manifest.path),
         "rows": report.rows,
         "illegal": report.problems.count,
-        "problems": [asdict(problem) for problem in report.problems.first],
+        "problems": [_problem(report, problem) for problem in report.problems.first],
     }
+
+
+def _problem(report: ManifestReport, problem: Problem) -> dict[str, object]:
+    file, number = report.manifest.where(problem.row)
+    return asdict(problem) | {"file": str(file), "row_in_file": number}

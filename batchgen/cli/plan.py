@@ -65,7 +65,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
     from batchgen.config.compose import compose_job
-    from batchgen.runner.create import header_of
+    from batchgen.runner.create import check_place, header_of
     from batchgen.runner.executors import check_profile
 
     for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
@@ -75,6 +75,7 @@ def handle_plan(args: argparse.Namespace) -> Result:
         refuse_special("--out", args.out)
     composed = compose_job(args.job, args.overrides)
     check_profile(composed.config.slurm)
+    check_place(composed.config)
     with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
         plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)

@@ -14,8 +14,9 @@ from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from batchgen.config.limits import check_limit
-from batchgen.config.schema import JobConfig
+from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError, closest
+from batchgen.families.family import family_names, family_spec
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
     `where` is the dotted key of the mapping inside the job, for messages. Raises ConfigError for
     an unknown or missing key, a wrong type, an illegal value.
     """
+    if cls is ModelSpec:
+        mapping = _with_dims(mapping, where)
     hints = _hints(cast(Any, cls))
     for key in mapping:
         if key not in hints:
@@ -42,10 +45,30 @@ def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
     return cls(**values)
 
 
+def _with_dims(mapping: Mapping[str, object], where: str) -> Mapping[str, object]:
+    """The keys of a model with those that its family declares made into the family's `Dims`."""
+    if "dims" in mapping:
+        raise ConfigError(unknown_key_message(_join(where, "dims")))
+    if "family" not in mapping:
+        raise ConfigError(f"{_join(where, 'family')}: required, but not set")
+    family = str(_convert(str, mapping["family"], _join(where, "family")))
+    kind = family_spec(family).Dims
+    own = {field.name for field in fields(kind)}
+    known = own | {field.name for field in fields(ModelSpec)}
+    elsewhere = {f.name for name in family_names() for f in fields(family_spec(name).Dims)}
+    for key in mapping:
+        if key not in known and key in elsewhere:
+            raise ConfigError(f"{_join(where, key)}: models of family {family} have no {key}")
+    dims: object = build(kind, {key: mapping[key] for key in mapping if key in own}, where)
+    return {**{key: mapping[key] for key in mapping if key not in own}, "dims": dims}
+
+
 def to_mapping(config: object) -> dict[str, Any]:
     """The inverse of `build`: nested plain mappings and lists, every key present."""
     plain = _plain(asdict(config))  # type: ignore[call-overload]
     assert isinstance(plain, dict)
+    if isinstance(config, JobConfig):
+        plain["model"] |= plain["model"].pop("dims")
     return plain
 
 
@@ -61,6 +84,9 @@ def _plain(value: object) -> object:
 def leaf_keys(cls: type = JobConfig, where: str = "") -> Iterator[tuple[str, object]]:
     """Every dotted key of a schema class with its type; a free mapping counts as one leaf."""
     for name, hint in _hints(cls).items():
+        if cls is ModelSpec and name == "dims":
+            yield from _dims_keys(where)
+            continue
         key = _join(where, name)
         if is_dataclass(hint):
             assert isinstance(hint, type)
@@ -90,6 +116,19 @@ def _entry(hint: object, names: list[str]) -> object | None:
 def takes(hint: object, kind: type) -> bool:
     """Whether a key of type `hint` takes values of `kind` (str, int, float, bool or NoneType)."""
     return hint is kind or (get_origin(hint) in (Union, types.UnionType) and kind in get_args(hint))
+
+
+def takes_text(hint: object) -> bool:
+    """Whether a key of type `hint` takes text, and no numbers beside it."""
+    return takes(hint, str) and not takes(hint, int) and not takes(hint, float)
+
+
+def _dims_keys(where: str) -> Iterator[tuple[str, object]]:
+    """Keys that some family declares; which ones a model takes is known when it is built."""
+    found: dict[str, object] = {}
+    for family in family_names():
+        found |= dict(leaf_keys(family_spec(family).Dims, where))
+    yield from found.items()
 
 
 def home_of(name: str) -> str | None:
@@ -148,6 +187,8 @@ def _convert(hint: Any, value: object, where: str) -> object:
     """`value` as the type `hint`, checked; raises ConfigError."""
     if is_dataclass(hint):
         return _convert_section(hint, value, where)
+    if hint is Any:
+        return value  # checked where it was made
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         converted = _convert_union(hint, value, where)

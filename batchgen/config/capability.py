@@ -5,34 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from batchgen.config.family import Capabilities, load_family
 from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, MemoryConfig, ModelSpec
 from batchgen.errors import ConfigError
+from batchgen.families.family import Capabilities, family_spec
 
 _COMPILE = CompileConfig()
 _CACHE = CacheConfig()
 _MEMORY = MemoryConfig()
+# Request columns that not every model reads.
+_OPTIONAL = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+_LATER = ("image", "lora")
 
 
 def check_served(config: JobConfig) -> None:
     """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
-    served = load_family(config.model.family).CAPABILITIES
-    for key, value, legal in _settings(config, served):
+    served = served_by(config.model)
+    media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
+    settings = _settings(config, served)
+    for key, value, legal in (("model.media", config.model.media, media), *settings):
         if value not in legal:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
-    _check_shape(config.model)
     _check_ranks(config)
 
 
-def _check_shape(model: ModelSpec) -> None:
-    """Lists of dimensions have the lengths that the family's layers take."""
-    for key, values, length in (
-        ("transformer.patch_size", model.transformer.patch_size, 3),
-        ("vae.temperal_downsample", model.vae.temperal_downsample, len(model.vae.dim_mult) - 1),
-    ):
-        if len(values) != length:
-            raise ConfigError(f"model.{key}: {list(values)} must have {length} entries")
+def served_by(model: ModelSpec) -> Capabilities:
+    """What the model's family can do with it."""
+    return family_spec(model.family).capabilities(model)
 
 
 def _check_ranks(config: JobConfig) -> None:
@@ -89,7 +88,11 @@ def _system(
         yield "system.cache.audit_every", cache.audit_every, (_CACHE.audit_every,)
         yield "system.cache.min_psnr_db", cache.min_psnr_db, (_CACHE.min_psnr_db,)
         yield "system.cache.calibrate", cache.calibrate, (_CACHE.calibrate,)
-    if served.experts == 1:
+    yield "system.sampler.solver", system.sampler.solver, (None, *served.solvers)
+    yield "model.request_defaults.solver", config.model.request_defaults.solver, served.solvers
+    if not served.sigma_shift:
+        yield "system.sampler.sigma_shift", system.sampler.sigma_shift, (None,)
+    if not served.boundary:
         yield "system.sampler.boundary", system.sampler.boundary, (None,)
 
 
@@ -104,16 +107,11 @@ def _row_defaults(
 
 def unserved_columns(served: Capabilities) -> tuple[str, ...]:
     """Request columns that must be null for a family (`cache_strategy` may also say none)."""
-    columns: list[str] = []
-    if served.experts == 1:
-        columns.append("guidance_scale_2")
+    caches = ("cache_ratio", "cache_warmup", "cache_cooldown", "cache_params")
+    columns = [name for name in _OPTIONAL if name not in served.columns]
     if served.cache_strategies == ("none",):
-        columns += ["cache_ratio", "cache_warmup", "cache_cooldown", "cache_params"]
-    if not served.image_input:
-        columns.append("image")
-    if not served.lora:
-        columns.append("lora")
-    return tuple(columns)
+        columns += caches
+    return (*columns, *(name for name in _LATER if name not in served.columns))
 
 
 def _shown(value: object) -> str:

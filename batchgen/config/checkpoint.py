@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from batchgen.config.component import (
+    SPELLED,
     TOKENIZERS,
-    Component,
     component_files,
+    config_file,
     index_file,
     read_config,
     read_json,
@@ -19,15 +18,13 @@ from batchgen.config.component import (
     refuse_pointer,
     weight_map,
 )
-from batchgen.config.family import load_family
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError, closest
+from batchgen.families.dims import stored_fields
+from batchgen.families.family import Component, FamilySpec, family_spec
 
-# Spec field -> name in the component's config.json where they differ.
-_RENAMED = {"spatial_factor": "scale_factor_spatial", "temporal_factor": "scale_factor_temporal"}
-_NOT_STORED = ("max_tokens",)  # a choice of the pipeline, no weight depends on it
-_PIPELINE = "model_index.json"
-_LAYOUT = f"a folder in diffusers layout ({_PIPELINE}, transformer/, vae/, ...)"
+INDEX = "model_index.json"
+_LAYOUT = f"a folder in diffusers layout ({INDEX}, transformer/, vae/, ...)"
 _HUB = "models--"  # begins the name of a model's folder in Hugging Face's cache
 
 
@@ -38,21 +35,21 @@ def check_checkpoint(model: ModelSpec) -> dict[str, list[Path]]:
     are meant. Reads configurations, tokenizer and the headers of safetensors files.
     """
     folder = model.weights_folder
-    components = load_family(model.family).COMPONENTS
+    family = family_spec(model.family)
+    components = family.COMPONENTS
     if folder is None or not components:
         return {}
     try:
-        return _checked(model, folder, components)
+        return _checked(model, folder, family)
     except OSError as error:
         place = error.filename or folder
         raise WeightsError(f"{place}: cannot be read: {error.strerror} (model.weights)") from error
 
 
-def _checked(
-    model: ModelSpec, folder: Path, components: tuple[Component, ...]
-) -> dict[str, list[Path]]:
+def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, list[Path]]:
+    components = family.COMPONENTS
     _check_folder(model.weights, folder, components)
-    _check_index(folder, model.family, components)
+    _check_index(folder, model.family, family)
     files = {part.name: component_files(folder, part) for part in components}
     for part in components:
         _check_content(folder / part.name, part, files[part.name])
@@ -66,7 +63,7 @@ def _check_folder(weights: str, folder: Path, components: tuple[Component, ...])
     if folder.is_file():
         refuse_pickled([folder])
         whole = folder.parents[1] if len(folder.parents) > 1 else folder.parent
-        meant = f": model.weights={whole}" if (whole / _PIPELINE).is_file() else ""
+        meant = f": model.weights={whole}" if (whole / INDEX).is_file() else ""
         raise WeightsError(f"{folder}: is a file; model.weights takes {_LAYOUT}{meant}")
     if not folder.is_dir():
         near = closest(weights.rpartition("/")[2], ("random", "embedded"))
@@ -81,12 +78,12 @@ def _check_folder(weights: str, folder: Path, components: tuple[Component, ...])
             f"{folder}: is a folder of Hugging Face's cache; model.weights takes a snapshot in it: "
             f"model.weights={snapshots[0]}"
         )
-    if folder.name in names and (folder.parent / _PIPELINE).is_file():
+    if folder.name in names and (folder.parent / INDEX).is_file():
         raise WeightsError(
             f"{folder}: is one component of a checkpoint; model.weights takes the whole: "
             f"model.weights={folder.parent}"
         )
-    if inside := sorted(folder.glob(f"*/{_PIPELINE}")):
+    if inside := sorted(folder.glob(f"*/{INDEX}")):
         raise WeightsError(
             f"{folder}: holds checkpoints; model.weights takes one: "
             f"model.weights={inside[0].parent}"
@@ -107,27 +104,27 @@ def _snapshots(folder: Path) -> list[Path]:
     return found
 
 
-def _check_index(folder: Path, family: str, components: tuple[Component, ...]) -> None:
+def _check_index(folder: Path, name: str, family: FamilySpec) -> None:
     """Refuse a checkpoint that has more to it than the family loads. Without a model_index.json
     its folders tell."""
-    known = {part.name for part in components}
-    file = folder / _PIPELINE
+    known = {part.name for part in family.COMPONENTS}
+    file = folder / INDEX
     if file.is_file() or file.is_symlink():
         index = read_json(file)
         named = [key for key, value in index.items() if isinstance(value, list) and any(value)]
     else:
         index = {}
         named = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    if more := [name for name in named if name not in known]:
+    if more := [part for part in named if part not in known]:
         where = file if index else folder
         raise WeightsError(
-            f"{where}: has a component {more[0]}, which model.family {family} does not load: its "
+            f"{where}: has a component {more[0]}, which model.family {name} does not load: its "
             f"rows would not be this checkpoint's; loaded are {', '.join(sorted(known))}"
         )
     for key in ("boundary_ratio", "expand_timesteps"):
-        if index.get(key):
+        if index.get(key) and not family.settings({key: index[key]}):
             raise WeightsError(
-                f"{file}: {key} is {index[key]}, which model.family {family} does not serve"
+                f"{file}: {key} is {index[key]}, which model.family {name} does not serve"
             )
 
 
@@ -142,12 +139,11 @@ def _check_content(home: Path, part: Component, files: list[Path]) -> None:
 
 
 def _check_class(home: Path, part: Component) -> None:
-    key = "_class_name" if part.kind == "diffusers" else "model_type"
-    kind = read_config(home).get(key, part.class_name)
-    if kind != part.class_name:
-        raise WeightsError(
-            f"{home / 'config.json'}: is a {kind}, the model needs {part.class_name}"
-        )
+    key = "model_type" if part.model_type else "_class_name"
+    wanted = part.model_type or part.class_name
+    kind = read_config(home).get(key, wanted)
+    if kind != wanted:
+        raise WeightsError(f"{home / 'config.json'}: is a {kind}, the model needs {wanted}")
 
 
 def _check_tensors(index: Path, files: list[Path]) -> None:
@@ -194,7 +190,9 @@ def _check_tokenizer(home: Path, files: list[Path]) -> None:
     whole = home / TOKENIZERS[0]
     if whole in files:
         _check_tokenizer_json(whole)
-    elif missing := [name for name in ("sentencepiece", "google.protobuf") if not _has(name)]:
+    elif (home / SPELLED[0]) not in files and (
+        missing := [name for name in ("sentencepiece", "google.protobuf") if not _has(name)]
+    ):
         table = next(file for file in files if file.name in TOKENIZERS)
         packages = " ".join(name.removeprefix("google.") for name in missing)
         raise WeightsError(
@@ -228,22 +226,24 @@ def check_dimensions(model: ModelSpec) -> None:
     folder = model.weights_folder
     if folder is None:
         return
-    for component in ("transformer", "vae", "text_encoder"):
-        file = folder / component / "config.json"
-        if not file.is_file():
+    family = family_spec(model.family)
+    index = folder / INDEX
+    for name, stored in family.settings(read_json(index) if index.is_file() else {}).items():
+        if stored != getattr(model.dims, name):
+            raise _differs(index, name, stored, f"model.{name}", getattr(model.dims, name))
+    for component in family.COMPONENTS:
+        file = config_file(folder, component)
+        if component.kind == "tokenizer" or not component.dims or not file.is_file():
             continue
-        stored = read_json(file)
-        for field, wanted in _dimensions(getattr(model, component)):
-            name = _RENAMED.get(field, field)
-            if name in stored and stored[name] != wanted:
-                raise WeightsError(
-                    f"{file}: {name} is {stored[name]}, but model.{component}.{field} says "
-                    f"{wanted}; choose the model that fits the checkpoint, or set the key"
-                )
+        content = read_json(file)
+        for field, name, wanted in stored_fields(getattr(model.dims, component.dims)):
+            if name in content and content[name] != wanted:
+                key = f"model.{component.dims}.{field}"
+                raise _differs(file, name, content[name], key, wanted)
 
 
-def _dimensions(spec: Any) -> Iterator[tuple[str, object]]:
-    for name in spec.__slots__:
-        if name not in _NOT_STORED:
-            value = getattr(spec, name)
-            yield name, list(value) if isinstance(value, tuple) else value
+def _differs(file: Path, name: str, stored: object, key: str, wanted: object) -> WeightsError:
+    return WeightsError(
+        f"{file}: {name} is {stored}, but {key} says {wanted}; choose the model that fits the "
+        "checkpoint, or set the key"
+    )

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from batchgen.errors import WeightsError
+from batchgen.families.family import Component
 
 PICKLED = (".pth", ".pt", ".bin", ".ckpt")
 TOKENIZERS = ("tokenizer.json", "spiece.model", "tokenizer.model")  # one of them is needed
+SPELLED = ("vocab.json", "merges.txt")  # or both of these: as CLIP's is published
 # Whether the tables beside tokenizer.json are read depends on the version of transformers.
 _TOKENIZER_FILES = (
     *TOKENIZERS, "added_tokens.json", "config.json", "merges.txt", "special_tokens_map.json",
@@ -25,15 +26,6 @@ _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _STEERING = ("transformers_weights", "quantization_config")
 _ADAPTER = "adapter_config.json"  # transformers would load it where peft is installed
 _LFS = b"version https://git-lfs"
-
-
-@dataclass(frozen=True, slots=True)
-class Component:
-    """One folder of a checkpoint in diffusers layout."""
-
-    name: str  # of the folder, and in model_index.json
-    kind: Literal["diffusers", "transformers", "tokenizer", "scheduler"]
-    class_name: str = ""  # of a model: as its config.json calls it (`_class_name`, `model_type`)
 
 
 def component_files(folder: Path, component: Component) -> list[Path]:
@@ -49,17 +41,23 @@ def component_files(folder: Path, component: Component) -> list[Path]:
     if component.kind == "tokenizer":
         return _tokenizer_files(home)
     if component.kind == "scheduler":
-        return [_present(home / "scheduler_config.json")]
-    if component.kind == "transformers" and (home / _ADAPTER).exists():
+        return [_present(config_file(folder, component))]
+    if component.library == "transformers" and (home / _ADAPTER).exists():
         raise WeightsError(f"{home / _ADAPTER}: an adapter in the folder is not served")
-    return [*weight_files(home, component), _present(home / "config.json")]
+    return [*weight_files(home, component), _present(config_file(folder, component))]
+
+
+def config_file(folder: Path, component: Component) -> Path:
+    """Where the checkpoint in `folder` describes a component."""
+    name = "scheduler_config.json" if component.kind == "scheduler" else "config.json"
+    return folder / component.name / name
 
 
 def weight_files(home: Path, component: Component) -> list[Path]:
     """The component's safetensors files, those of its index where there is one.
 
     Raises WeightsError for missing files, and for pickled ones with the converting command."""
-    single = home / f"{_STEMS[component.kind]}.safetensors"
+    single = home / f"{_STEMS[component.library]}.safetensors"
     index = index_file(home, component)
     if _is_there(single) and _is_there(index):
         raise WeightsError(
@@ -90,7 +88,7 @@ def _refuse_other_names(home: Path, name: str, others: Sequence[Path]) -> None:
 
 def index_file(home: Path, component: Component) -> Path:
     """Where the component's index is if its weights are in several files."""
-    return home / f"{_STEMS[component.kind]}.safetensors.index.json"
+    return home / f"{_STEMS[component.library]}.safetensors.index.json"
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -114,7 +112,8 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _tokenizer_files(home: Path) -> list[Path]:
-    if not any(_is_there(home / name) for name in TOKENIZERS):
+    spelled = all([_is_there(home / name) for name in SPELLED])
+    if not spelled and not any(_is_there(home / name) for name in TOKENIZERS):
         raise WeightsError(f"{home}: has no tokenizer; one of {', '.join(TOKENIZERS)} is needed")
     return [home / name for name in sorted(_TOKENIZER_FILES) if _is_there(home / name)]
 

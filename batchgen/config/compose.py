@@ -27,6 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from batchgen.config.aliases import resolve_aliases
 from batchgen.config.build import build, to_mapping
 from batchgen.config.capability import check_served
+from batchgen.config.detect import AUTO, checkpoint_folder, detect
 from batchgen.config.limits import check_limit
 from batchgen.config.overrides import (
     GROUPS,
@@ -229,7 +230,10 @@ def _explain(error: Exception, job: str) -> str:
 def _checked(
     mapping: dict[str, Any], overrides: Sequence[str], hydra: dict[str, Any], roots: Sequence[Path]
 ) -> Composed:
-    config = build(JobConfig, resolve_aliases(mapping))
+    mapping = resolve_aliases(mapping)
+    if "model" in mapping:
+        mapping["model"] = _detected(mapping["model"], roots)
+    config = build(JobConfig, mapping)
     config = replace(
         config,
         manifest=_located("manifest", config.manifest, roots),
@@ -238,6 +242,14 @@ def _checked(
     )
     check_served(config)
     return Composed(config, to_mapping(config), tuple(overrides), hydra)
+
+
+def _detected(model: Any, roots: Sequence[Path]) -> Any:
+    """The model with what its checkpoint says, if it is to be found out."""
+    if not isinstance(model, Mapping) or model.get("family") != AUTO:
+        return model
+    given = {**model, "weights": _weights(str(model.get("weights")), roots)}
+    return detect(given, checkpoint_folder(given))
 
 
 def _weights(weights: str, roots: Sequence[Path]) -> str:

@@ -52,6 +52,7 @@ REQUEST_RANGES: dict[str, Range] = {
     "num_steps": Range(1, MAX_STEPS),
     "guidance_scale": Range(0.0, MAX_GUIDANCE),
     "guidance_scale_2": Range(0.0, MAX_GUIDANCE),
+    "true_cfg_scale": Range(0.0, MAX_GUIDANCE),
     "cache_ratio": Range(0.0, 1.0),
     "cache_warmup": Range(0, MAX_STEPS),
     "cache_cooldown": Range(0, MAX_STEPS),
@@ -62,7 +63,7 @@ RANGES: dict[str, Range] = {
     **{f"row_defaults.{name}": bounds for name, bounds in REQUEST_RANGES.items()},
     **{f"model.request_defaults.{name}": bounds for name, bounds in REQUEST_RANGES.items()},
     "model.request_defaults.sigma_shift": _ABOVE_ZERO,
-    "model.text_encoder.max_tokens": _POSITIVE,
+    "model.boundary": Range(0, 1),
     **{f"system.parallel.{axis}": _POSITIVE for axis in ("dp", "cfg", "ulysses", "ring")},
     "system.memory.vram_limit": Range(0),
     "system.memory.prefetch": Range(0),
@@ -91,7 +92,6 @@ RANGES: dict[str, Range] = {
     },
 }
 
-_DIMENSIONS = ("model.transformer.", "model.vae.", "model.text_encoder.", "model.sizes.")
 _PATHS = {"manifest", "model.weights", "output.root_dir"}  # empty would mean the current folder
 _NAMES = {"name", "tag"}  # they become part of a folder's name
 
@@ -107,8 +107,17 @@ def check_limit(key: str, value: object) -> None:
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "
             "A-Z a-z 0-9 . _ -"
         )
-    bounds = _ABOVE_ZERO if key.startswith(_DIMENSIONS) else RANGES.get(key)
+    bounds = _ABOVE_ZERO if _is_dimension(key) else RANGES.get(key)
     if bounds is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not bounds.holds(value):
         raise ConfigError(f"{key}: {value!r} is out of range; legal: {bounds}")
+
+
+def _is_dimension(key: str) -> bool:
+    """Of a component (`model.vae.base_dim`) or a named size."""
+    return (
+        key.startswith("model.")
+        and key.count(".") >= 2
+        and not key.startswith("model.request_defaults.")
+    )

@@ -27,7 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import Container, OmegaConf
 
 from batchgen.config.aliases import COMPOUND, canonical_key
-from batchgen.config.build import hint_of, leaf_keys, takes, unknown_key_message
+from batchgen.config.build import hint_of, leaf_keys, takes, takes_text, unknown_key_message
 from batchgen.errors import ConfigError
 
 GROUPS = ("model", "slurm")
@@ -144,7 +144,7 @@ def _value(text: str, key: str, typed: str, parsed: Override | None) -> str:
     value = parsed.value()
     if get_origin(hint) is tuple and isinstance(value, str) and "${" not in value:
         raise ConfigError(f"{key}: {typed!r} is not a list; write {_listed(key, typed)}")
-    if not _is_text(hint) or isinstance(value, str):
+    if not takes_text(hint) or isinstance(value, str):
         return typed
     if value is None:
         if takes(hint, type(None)):
@@ -154,15 +154,11 @@ def _value(text: str, key: str, typed: str, parsed: Override | None) -> str:
     return typed if isinstance(value, bool) and takes(hint, bool) else quoted(typed)
 
 
-def _is_text(hint: object) -> bool:
-    return takes(hint, str) and not takes(hint, int) and not takes(hint, float)
-
-
 def _commas(text: str, key: str, typed: str, parsed: Override) -> str:
     """The text `a,b` where commas are part of a text; an answer where Hydra would sweep."""
     hint = hint_of(key)
     simple = _is_simple(parsed)
-    if _is_text(hint) and not (key.startswith("row_defaults.") and key not in _PROSE):
+    if takes_text(hint) and not (key.startswith("row_defaults.") and key not in _PROSE):
         if simple:
             return quoted(typed)
         word = shell_word(f"{key}={quoted(typed)}")

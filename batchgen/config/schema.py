@@ -6,62 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Auto = Literal["auto"]
 DType = Literal["bfloat16", "float16", "float32"]
 
 
 # ---------------------------------------------------------------------------- model: static tier
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransformerSpec:
-    """Dimensions of the diffusion transformer, as in its diffusers config."""
-
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    ffn_dim: int
-    in_channels: int = 16
-    out_channels: int = 16
-    text_dim: int = 4096
-    freq_dim: int = 256
-    patch_size: tuple[int, ...] = (1, 2, 2)
-    cross_attn_norm: bool = True
-    qk_norm: str = "rms_norm_across_heads"
-    rope_max_seq_len: int = 1024
-    eps: float = 1e-6
-
-    @property
-    def width(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VaeSpec:
-    """Dimensions of the video autoencoder, as in its diffusers config."""
-
-    base_dim: int = 96
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled as in diffusers
-    spatial_factor: int = 8  # pixels per latent cell
-    temporal_factor: int = 4  # frames per latent frame, after the first
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextEncoderSpec:
-    """Dimensions of the UMT5 text encoder, as in its transformers config."""
-
-    vocab_size: int = 256384
-    d_model: int = 4096
-    d_kv: int = 64
-    d_ff: int = 10240
-    num_layers: int = 24
-    num_heads: int = 64
-    max_tokens: int = 512
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDefaults:
     """Values of a request that neither the row nor the job sets."""
@@ -72,6 +23,8 @@ class ModelDefaults:
     fps: float
     num_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None = None  # of a second expert; None: guidance_scale
+    true_cfg_scale: float = 1.0
     negative_prompt: str = ""
     solver: Literal["unipc", "euler", "dpm++"] = "unipc"
     sigma_shift: float = 3.0
@@ -82,15 +35,13 @@ class ModelSpec:
     """One model: its family (code), dimensions, weights, and defaults of a request."""
 
     name: str
-    family: str  # a module of batchgen/engine/families
+    family: str  # a folder of batchgen/families
     weights: str  # folder in diffusers layout, `random`, or `embedded` (shipped in the package)
     dtype: DType = "bfloat16"  # computed in float32 on a CPU
-    transformer: TransformerSpec
-    vae: VaeSpec = field(default_factory=VaeSpec)
-    text_encoder: TextEncoderSpec = field(default_factory=TextEncoderSpec)
+    dims: Any  # the family's `Dims`; its fields are keys of the model, beside these
     request_defaults: ModelDefaults  # not `defaults`: Hydra owns that key in a YAML file
     prompt_overflow: Literal["truncate", "error"] = "truncate"
-    media: Literal["video"] = "video"  # what the families served draw; one frame makes a png
+    media: Literal["video", "image"] = "video"  # what the family draws
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # "480p 16:9" -> width, height
 
     @property
@@ -265,6 +216,7 @@ class RowDefaults:
     num_steps: int | None = None
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
+    true_cfg_scale: float | None = None
     cache_strategy: str | None = None
     cache_ratio: float | None = None
     cache_warmup: int | None = None

@@ -63,7 +63,7 @@ class UserFolder(ConfigSource):  # type: ignore[misc]
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = self._file(config_path)
-        text, config = read_yaml(file)
+        text, config = read_yaml(file, os.path.dirname(config_path).replace("/", "."))
         return ConfigResult(
             provider=self.provider,
             path=source_of(Path(self.path)),

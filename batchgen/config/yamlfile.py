@@ -11,21 +11,24 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from batchgen.config.yamltext import as_written
 from batchgen.errors import ConfigError
 
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _MERGE = "tag:yaml.org,2002:merge"  # `<<`, which may stand twice
 
 
-def read_yaml(path: Path) -> tuple[str, Container]:
-    """The text of a YAML file and what it says. Raises ConfigError with line and column for one
-    that cannot be read, is not UTF-8, is not YAML, holds a key twice, or is no mapping."""
+def read_yaml(path: Path, group: str = "") -> tuple[str, Container]:
+    """The text of a YAML file and what it says; at keys that take text, as it is written there.
+    `group`: the key at which the file stands in a job. Raises ConfigError with line and column
+    for one that cannot be read, is not UTF-8, is not YAML, holds a key twice, or is no mapping."""
     text = _text(path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_doubled_keys(path, root)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{path}: {_place(root.start_mark)}: not a mapping; write key: value")
+        text = as_written(text, root, group)
         return text, OmegaConf.load(io.StringIO(text))
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"{path}: {_unreadable(text, error)}") from error

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from batchgen.config.component import read_config
-from batchgen.engine.family import Part
+from batchgen.engine.parts import Part
 from batchgen.errors import WeightsError, closest
 
 _SHOWN = 3  # names of tensors printed in one message

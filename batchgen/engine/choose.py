@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.contract import Renderer
+from batchgen.families.family import family_code, family_spec
+
+
+class FamilyEngine(Protocol):
+    """`model.py` of a family with an engine of its own."""
+
+    def renderer(self, system: SystemConfig, host: str) -> Renderer: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +36,14 @@ def choose_engine(
     asked: str = "",
     ranks: int = 1,
 ) -> EngineChoice:
-    """The engine for one rank of a node with that many. Family `null` needs no torch; every other
-    one is torch's.
+    """The engine for one rank of a node with that many. A family with an engine of its own needs no
+    torch; every other one is torch's.
 
     Raises ConfigError for a device that is not there; if devices were `asked` for (in words), the
     CPU is none."""
-    if model.family == "null":
-        from batchgen.engine.null import NullEngine
-
-        return EngineChoice("cpu", "none", lambda moved: NullEngine(system, host))
+    if family_spec(model.family).OWN_ENGINE:
+        own = cast(FamilyEngine, family_code(model.family))
+        return EngineChoice("cpu", "none", lambda moved: own.renderer(system, host))
     from batchgen.engine.device import (
         device_id,
         device_name,

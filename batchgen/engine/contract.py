@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchgen.engine.clock import Clock
-from batchgen.records import Rendered, Request, RowStats
+from batchgen.records import EngineCounters, Rendered, Request, RowStats
 
 if TYPE_CHECKING:
     import numpy as np
 
-SelfTest = Literal["passed", "failed", "not needed"]
+SelfTest = Literal["passed", "failed", "not needed"]  # as in `EngineCounters.self_test`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,32 +75,22 @@ class Renderer(Protocol):
         a row finished. Exceptions of source and sink come out of here."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReport(EngineCounters):
     """Counters and busy seconds of one `render`."""
 
     rows_finished: int = 0
     rows_failed: int = 0
     rows_abandoned: int = 0  # in flight or waiting when `stop` said so
     rows_saved: int = 0  # handed to the sink as they stood: in flight, or still to be decoded
-    windows: int = 0
+    ticks: int = 0
     wall_s: float = 0.0
     encode_s: float = 0.0
     denoise_s: float = 0.0
-    decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     deliver_s: float = 0.0  # inside the sink's finished and failed
     move_s: float = 0.0  # components on their way to the device and from it
     idle_s: float = 0.0  # the calling thread did none of encode, denoise, move
-    ticks: int = 0
-    forwards: int = 0
-    items: int = 0  # branches of rows over all forwards
-    unique_texts_encoded: int = 0
-    text_encoder_calls: int = 0
-    component_moves: int = 0
-    device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing
-    peak_mem_gib: float | None = None  # of the device; None on a CPU
-    host_rss_gib: float = 0.0
-    self_test: SelfTest = "not needed"
+    self_test: str = "not needed"
     pack_sizes: tuple[tuple[str, int], ...] = ()  # (bucket, items per forward) as found
 
 

@@ -10,11 +10,11 @@ import torch
 
 from batchgen.engine.contract import Sink
 from batchgen.engine.device import memory
-from batchgen.engine.family import Family
-from batchgen.engine.inflight import RowState
+from batchgen.engine.flight import RowState
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.errors import NonFiniteOutput
+from batchgen.families.family import FamilyModel
 from batchgen.records import Rendered, Request
 
 
@@ -38,7 +38,9 @@ class Broken:
 class Finisher:
     """Turns denoised rows into delivered ones, one at a time."""
 
-    def __init__(self, family: Family, sink: Sink, device: torch.device, setting: Setting) -> None:
+    def __init__(
+        self, family: FamilyModel, sink: Sink, device: torch.device, setting: Setting
+    ) -> None:
         self.family = family
         self.sink = sink
         self.device = device

@@ -18,8 +18,6 @@ from typing import Literal, TypeVar
 import torch
 
 from batchgen.engine.contract import SelfTest
-from batchgen.engine.edges import pack_equals_solo
-from batchgen.engine.family import Family
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.records import Bucket, Determinism
 
@@ -27,7 +25,9 @@ CPU_TOKENS = 512
 ACCELERATOR_TOKENS = 65_536  # where the sweep ends at the latest
 GAIN = 0.95  # an item must get this much cheaper for the pack to double
 SAMPLES = 2  # forwards measured per size: the first one of a shape may compile or tune
-PROBE_ITEMS = 5  # kernels differ for 1, 2 and 3 rows of a product and agree from 4 on
+# Kernels differ for products of few rows and agree from 16 on: a probe has more items than three,
+# and as many as make 16 rows.
+PROBE_ITEMS, PROBE_ROWS = 5, 16
 
 T = TypeVar("T")
 
@@ -60,13 +60,15 @@ class Packer:
 
     def __init__(
         self,
-        family: Family,
+        tokens: Callable[[Bucket], int],
         device: torch.device,
         token_budget: int | Literal["auto"],
         determinism: Determinism,
-        equal: Callable[[Family, Bucket, int], bool] = pack_equals_solo,
+        *,
+        equal: Callable[[Bucket, int], bool],
     ) -> None:
-        self.family = family
+        """`tokens`: of one item of a bucket. `equal`: the self-test with so many items."""
+        self.tokens = tokens
         self.strict = determinism == "strict"
         self.sweeps = token_budget == "auto" and device.type != "cpu"
         auto = CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
@@ -75,10 +77,6 @@ class Packer:
         self._equal = equal
         self._limits: dict[Bucket, int] = {}
         self._sweeps: dict[Bucket, _Sweep] = {}
-
-    def tokens(self, bucket: Bucket) -> int:
-        """Tokens of one item."""
-        return self.family.tokens_per_item(bucket)
 
     def limit(self, bucket: Bucket) -> int:
         """Most items of a forward: the budget, or one where strict mode's self-test failed."""
@@ -131,7 +129,8 @@ class Packer:
     def _tested(self, bucket: Bucket, limit: int) -> int:
         if not self.strict or limit == 1:
             return limit
-        passed = attempt(lambda: self._equal(self.family, bucket, min(limit, PROBE_ITEMS)))
+        items = min(limit, max(PROBE_ITEMS, -(-PROBE_ROWS // self.tokens(bucket))))
+        passed = attempt(lambda: self._equal(bucket, items))
         if isinstance(passed, Failed):
             return 1  # the model cannot run this bucket: let each of its rows say so
         if self.self_test != "failed":

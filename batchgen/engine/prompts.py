@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import Literal
 
 from batchgen.engine.contract import unheard
-from batchgen.engine.family import Condition, Family
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.errors import PromptTooLong
+from batchgen.families.family import Condition, FamilyModel
 from batchgen.records import Request
 
 KEEP_BYTES = 256 * 1024**2  # embeddings kept for later windows
@@ -53,7 +53,7 @@ class PromptBook:
 
     def __init__(
         self,
-        family: Family,
+        family: FamilyModel,
         overflow: Literal["truncate", "error"],
         keep_bytes: int = KEEP_BYTES,
     ) -> None:

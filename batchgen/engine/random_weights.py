@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from batchgen.engine.checkpoint import meta_model
-from batchgen.engine.family import Part
+from batchgen.engine.parts import Part
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
 BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes
@@ -29,10 +29,7 @@ def random_module(part: Part) -> nn.Module:
     """The part with random weights that depend on its name and dimensions alone. Parameters are
     made one by one in the precision they run in, so a model of real size needs no second copy."""
     assert part.model_class is not None
-    config = dict(part.config)
-    if config.get("z_dim", 16) != 16:  # diffusers' latent statistics are for 16 channels
-        config |= {"latents_mean": [0.0] * config["z_dim"], "latents_std": [1.0] * config["z_dim"]}
-    module = meta_model(part.model_class, config)
+    module = meta_model(part.model_class, part.config | part.extras)
     sensitive = _sensitive(module, part.dtype)
     for name, empty in dict(module.named_parameters()).items():
         keeps = any(key in name.split(".") for key in sensitive)

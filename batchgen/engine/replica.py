@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from batchgen.config.schema import SystemConfig
-from batchgen.engine.family import Family
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
 from batchgen.engine.prompts import PromptBook
+from batchgen.engine.team import Team
+from batchgen.families.family import FamilyModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,9 +19,10 @@ class Replica:
     """The family's modules with their places, the texts encoded so far, the sizes of packs."""
 
     system: SystemConfig
-    family: Family
+    family: FamilyModel
     device: torch.device
     residency: Residency
     prompts: PromptBook
     packer: Packer
+    team: Team
     overlap: bool  # decode and deliver on a background thread

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from batchgen.engine.contract import Snapshot
-from batchgen.engine.solver import History
+from batchgen.numerics.solver import History
 
 log = logging.getLogger(__name__)
 LATENTS, SAMPLE, OUTPUT = "latents", "sample", "output."
@@ -21,7 +21,7 @@ def pack(step: int, latents: Tensor, history: History, seconds: float) -> Snapsh
     tensors |= {f"{OUTPUT}{age}": output for age, output in enumerate(history.outputs)}
     if history.sample is not None:
         tensors[SAMPLE] = history.sample
-    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+    arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
     return Snapshot(step, seconds, arrays)
 
 

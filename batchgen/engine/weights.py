@@ -23,7 +23,7 @@ from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import check_part, check_tokenizer, load_tokenizer
 from batchgen.engine.contract import unheard
-from batchgen.engine.family import Part, family_named
+from batchgen.engine.parts import Part, parts
 from batchgen.engine.random_weights import random_component
 from batchgen.errors import WeightsError
 
@@ -36,11 +36,11 @@ def check_weights(model: ModelSpec) -> None:
     safetensors, holds every tensor of the model in its shape and no other, and agrees with the
     dimensions of the ModelSpec; the tokenizer works. Reads no tensors, only headers."""
     folder = model.weights_folder
-    parts = family_named(model.family).parts(model, torch.float32)
+    wanted = parts(model, torch.float32)
     if folder is None:
         return
     files = check_checkpoint(model)
-    for part in parts:
+    for part in wanted:
         if part.model_class is None:
             check_tokenizer(folder / part.name, part)
         else:
@@ -57,10 +57,9 @@ def load_components(
     check_weights(model)
     for logging in (transformers_logging, diffusers_logging):
         logging.disable_progress_bar()  # stderr belongs to the run's own progress
-    parts = family_named(model.family).parts(model, dtype)
     folder = model.weights_folder
     components = {}
-    for part in parts:
+    for part in parts(model, dtype):
         components[part.name] = random_component(part) if folder is None else _load(folder, part)
         moved()
     return components

@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 
 from batchgen.ledger.intent import Intent, read_intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts
-from batchgen.ledger.schema import RUNS
+from batchgen.ledger.schema import COUNTERS, RUNS
 from batchgen.ledger.table import commit_column, parse_commits
 from batchgen.ledger.tally import Counters, read_counters
 from batchgen.ledger.winners import Winners
@@ -47,10 +47,6 @@ _PHASES = ("load_s", "compile_s", "warmup_s", "other_s")
 _CLOCK = ("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "idle_s", "tail_s", "lost_s")
 WALL_PARTS = (*_PHASES, "move_s", "busy_s", "idle_s", "tail_s")
 BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
-_MEASURED = (  # of the last line
-    *("decode_s", "host_rss_gib", "forwards", "items"),
-    *("unique_texts_encoded", "text_encoder_calls", "component_moves", "device_syncs", "windows"),
-)
 
 
 class Spent:
@@ -159,9 +155,8 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
         "wall_s": max(0.0, ended - began),
         **clock,
         **phases,
-        **{name: getattr(end, name) if end else 0 for name in _MEASURED},
-        **{name: getattr(end, name) if end else "" for name in ("self_test", "error")},
-        "peak_mem_gib": end.peak_mem_gib if end else None,
+        **{c.name: getattr(end, c.name) if end else c.default for c in COUNTERS},
+        "error": end.error if end else "",
         "exit_reason": end.reason if end else "killed",
     }
 

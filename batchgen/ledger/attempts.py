@@ -39,7 +39,7 @@ from batchgen.ledger.intent import (
     sealed,
     submission_numbers,
 )
-from batchgen.ledger.journal import raw_lines, whole_length
+from batchgen.ledger.journal import durable_length, raw_lines, whole_length
 from batchgen.ledger.losses import highest_number, lost_submissions, refuse_losses
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
@@ -220,7 +220,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
         if earlier is not None and other.restart < earlier[0]:
             accepted[name] = earlier[1].accepted.get(name, 0)
         else:
-            accepted[name] = whole_length(path)
+            accepted[name] = durable_length(path)
         past.add(path, accepted[name])
     path = run.acceptance(attempt)
     fence = Fence(
@@ -280,8 +280,10 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
     accepted = {}
     for journal in accepted_journals(run):
         name = journal.path.relative_to(run.journals).as_posix()
-        whole = whole_length(journal.path)
-        accepted[name] = whole if journal.limit is None else min(journal.limit, whole)
+        if journal.limit is None:
+            accepted[name] = durable_length(journal.path)
+        else:
+            accepted[name] = min(journal.limit, whole_length(journal.path))
     status = choose(_up_to(index_commits(run), run, accepted), plan).status
     copies = plan.copies
     return Intent(

@@ -37,7 +37,7 @@ from batchgen.failpoints import failpoint
 from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.extent import EXTENT_KEY, Extent
 from batchgen.ledger.leftovers import sweep
-from batchgen.ledger.losses import UNSEEN_S, collected, refuse_losses
+from batchgen.ledger.losses import collected, may_come_s, refuse_losses
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.source import COLLECT_KEY, Source
@@ -46,7 +46,7 @@ from batchgen.ledger.timers import Timers
 from batchgen.ledger.turns import Overtaken, Turn, turn_of
 from batchgen.ledger.winners import Winners, winners
 from batchgen.media.durable import make_folder, sync, sync_folder, write_bytes_atomic
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
 from batchgen.runfile import RunFile
 
@@ -123,6 +123,7 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
         accounts = _parquet_bytes(attempt_table(run, found, totals.spent, header))
         totals.timers.add_loads(load_seconds(found.index))
         sync(temporary)
+        _sync_journals(found)
         with turn_of(temporary.with_name(TURNS)) as turn:
             _refuse_older(run, source)
             _publish(temporary, run.catalog_rows, turn)
@@ -229,6 +230,14 @@ def _part_writer(folder: Path, number: int, schema: pa.Schema) -> pq.ParquetWrit
     )
 
 
+def _sync_journals(found: Winners) -> None:
+    """What the catalog says that it was made from must not be lost to a power cut. Ranks sync some
+    lines only; an intent has synced the journals before it, and the last line of one does."""
+    for facts in found.index.journals:
+        if facts.journal.limit is None and facts.end is None:
+            sync(facts.journal.path)
+
+
 def _refuse_older(run: RunPaths, source: Source) -> None:
     """_Outdated if the plan is another one by now, or if what stands was made from more."""
     if not source.is_current(run) or source.extent.is_before(collected(run)):
@@ -238,12 +247,13 @@ def _refuse_older(run: RunPaths, source: Source) -> None:
 def _wait_for_all(run: RunPaths) -> None:
     """Until all that the published catalog was made from is there: another machine may have written
     it, and this one does not see it yet. RunStateError if it does not come."""
-    deadline = time.monotonic() + UNSEEN_S
+    deadline = time.monotonic() + may_come_s(run)
     while (now := Extent.of(run)).is_before(stands := collected(run)):
         if time.monotonic() > deadline:
             raise RunStateError(
                 f"{run.catalog_rows} was made from {stands} and the run folder has {now}: some of "
-                "its ledger was lost, and the catalog stays as it is; `batchgen verify` says more"
+                "its ledger was lost, and the catalog stays as it is. Put it back from a copy, or "
+                f"accept the loss: `batchgen verify {as_typed(run.root)} --repair`"
             )
         time.sleep(0.5)
 

@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Commit, RankSeconds
+from batchgen.records import Attempt, Commit, EngineCounters, RankSeconds
 
 T = TypeVar("T")
 HEAD = re.compile(
@@ -125,7 +125,7 @@ class Void:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class End:
+class End(EngineCounters):
     """Last line of an attempt that ended by itself, with its ledger of device seconds.
 
     busy = encode + denoise; decoding runs behind. Seconds are those of `records.RankSeconds`, also
@@ -141,17 +141,6 @@ class End:
     lost_s: float = 0.0  # of busy: on rows that this attempt has left without a line
     encode_s: float = 0.0
     denoise_s: float = 0.0
-    decode_s: float = 0.0
-    forwards: int = 0
-    items: int = 0
-    unique_texts_encoded: int = 0
-    text_encoder_calls: int = 0
-    component_moves: int = 0
-    device_syncs: int = 0
-    windows: int = 0
-    peak_mem_gib: float | None = None
-    host_rss_gib: float = 0.0
-    self_test: str = ""
     error: str = ""
     t: float = field(default_factory=time.time)
 

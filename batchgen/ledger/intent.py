@@ -28,7 +28,7 @@ from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, as_typed, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
-from batchgen.regular import read_control
+from batchgen.regular import Damaged, read_control
 
 T = TypeVar("T")
 SCHEMA = 1
@@ -169,16 +169,54 @@ def _seal(plain: dict[str, Any]) -> str:
 
 
 def _read(kind: type[T], path: Path) -> T | None:
-    plain = read_control(path)
+    """Damaged, with the way on, if it is not as it was written."""
+    way = _way_on(path.parents[2])
+    try:
+        plain = read_control(path)
+    except Damaged as error:
+        raise Damaged(f"{error}; {way}") from None
     if plain is None:
         return None
     seal = plain.pop(_SEAL, None)
+    if seal not in (None, _seal(plain)):  # none: of a run that is older than it
+        raise Damaged(f"{path} cannot be read: its check sum is another: it was changed; {way}")
     try:
-        if seal not in (None, _seal(plain)):  # none: of a run that is older than it
-            raise ValueError("its check sum is another: the file was changed")
         return from_plain(kind, plain)
     except (ValueError, TypeError, AttributeError) as error:
-        raise RunStateError(f"{path} cannot be read: {error}") from error
+        if seal is None:
+            raise Damaged(f"{path} cannot be read: {error}; {way}") from error
+        raise RunStateError(f"{path} cannot be read by this version: {error}") from error
+
+
+def _way_on(root: Path) -> str:
+    repair = f"`batchgen verify {as_typed(root)} --repair`"
+    return f"put it back from a copy, or {repair} goes on without it"
+
+
+def damaged_records(run: RunPaths) -> list[Path]:
+    """Intents and lines drawn by restarts that are not as they were written, and what has the name
+    of one, or of a journal, and is no file."""
+    intents = (run.intent(number) for number in submission_numbers(run))
+    damaged = [path for path in intents if _is_damaged(Intent, path)]
+    for block in run.journal_blocks():
+        if not block.is_dir():
+            damaged.append(block)
+            continue
+        for path in sorted(block.iterdir()):
+            is_fence = path.name.endswith(_FENCES)
+            if not (is_fence or path.name.endswith(".jsonl")):
+                continue
+            if not path.is_file() or (is_fence and _is_damaged(Fence, path)):
+                damaged.append(path)
+    return damaged
+
+
+def _is_damaged(kind: type[Intent | Fence], path: Path) -> bool:
+    try:
+        _read(kind, path)
+    except Damaged:
+        return True
+    return False
 
 
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
@@ -195,13 +233,13 @@ def _files(run: RunPaths, ending: str, submission: int | None = None) -> Iterato
     """Journals or acceptances, of one submission or all."""
     for block in run.journal_blocks(submission):
         if not block.is_dir():
-            raise RunStateError(f"{block} is not a folder")
+            raise Damaged(f"{block} is not a folder; {_way_on(run.root)}")
         with os.scandir(block) as entries:
             for entry in entries:
                 if not entry.name.endswith(ending):
                     continue
                 if not entry.is_file():
-                    raise RunStateError(f"{entry.path} is not a regular file")
+                    raise Damaged(f"{entry.path} is not a regular file; {_way_on(run.root)}")
                 yield Path(entry.path)
 
 

@@ -24,7 +24,7 @@ from batchgen.failpoints import failpoint, is_armed
 from batchgen.ledger import events
 from batchgen.ledger.intent import read_intent, suspects_of, tally_for
 from batchgen.ledger.tally import Counters, Tally
-from batchgen.media.durable import make_folder, sync_folder
+from batchgen.media.durable import make_folder, sync, sync_folder
 from batchgen.paths import RunPaths
 from batchgen.records import Commit, RankSeconds
 
@@ -378,3 +378,14 @@ def whole_length(path: Path) -> int:
                 return begin + place + 1
             end = begin
     return 0
+
+
+def durable_length(path: Path) -> int:
+    """Whole lines of a journal, on the disk: a dead writer may have left some unsynced, and what
+    is accepted must not be lost to a power cut."""
+    length = whole_length(path)
+    try:
+        sync(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be synced: {error}") from error
+    return length

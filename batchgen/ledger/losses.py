@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.ledger.intent import fences, intents, last_intent, submission_numbers
+from batchgen.ledger.intent import (
+    damaged_records,
+    fences,
+    intents,
+    last_intent,
+    submission_numbers,
+)
 from batchgen.ledger.pieces import parts_of, pieces
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
 from batchgen.ledger.tally import read_counters
@@ -51,17 +57,21 @@ class Loss:
 
 def find_losses(run: RunPaths) -> list[Loss]:
     """Lost files, from names and sizes. Evidence is read before what it speaks of, so that ranks
-    may go on writing meanwhile."""
+    may go on writing meanwhile. While a record cannot be read nothing else is known."""
+    if damaged := damaged_records(run):
+        return [Loss(_relative(run, path), "is damaged") for path in damaged]
     intent = last_intent(run)
     accepted = set(intent.lost) if intent else set()
+    stands, is_settled = collected(run), may_come_s(run) == 0
     lost = [loss for loss in _submissions(run) if loss.path not in accepted]
-    return [*lost, *_journals(run, _known_lengths(run))]
+    lost += _journals(run, _known_lengths(run))
+    return lost or (_less_than(run, stands) if is_settled else [])
 
 
 def wait_for_unseen(run: RunPaths) -> None:
     """Give what seems lost the time to come: another machine may have written it just now."""
     deadline = time.monotonic() + UNSEEN_S
-    while time.monotonic() < deadline and find_losses(run):
+    while time.monotonic() < deadline and any(loss.needed for loss in find_losses(run)):
         time.sleep(1.0)
 
 
@@ -88,12 +98,14 @@ def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
 
 
 def _told(found: Winners) -> np.ndarray:
-    """Of which rows some line says that they are ok, or that they are no more; of a fenced-off
-    attempt too: that is waste, but not lost."""
+    """Of which rows some line says that they are ok under the plan's key (a journal may be another
+    run's), or that they are no more; of a fenced-off attempt too: that is waste, but not lost."""
     index, rows = found.index, len(found.status)
-    lines = np.isin(index.status, [STATUS_CODES["ok"], STATUS_CODES["void"]])
+    inside = index.row_index < rows
+    own = index.key == found.plan.key[np.where(inside, index.row_index, 0)] if rows else inside
+    ok = (index.status == STATUS_CODES["ok"]) & own
     told = np.zeros(rows, bool)
-    told[index.row_index[lines & (index.row_index < rows)]] = True
+    told[index.row_index[inside & (ok | (index.status == STATUS_CODES["void"]))]] = True
     every: np.ndarray = told[found.plan.original]
     return every
 
@@ -116,11 +128,33 @@ def refuse_losses(run: RunPaths, found: Winners | None = None) -> None:
 
 def collected(run: RunPaths) -> Extent:
     """What the catalog was made from; nothing if there is none, or it cannot be read."""
-    first = run.catalog_rows / "part-00000.parquet"  # it is the first to be replaced
+    first = _first_part(run)
     with suppress(RunStateError), reading(first, "catalog"):
         metadata = pq.read_schema(first).metadata if first.is_file() else None
         return Extent.parse((metadata or {}).get(EXTENT_KEY))
     return Extent()
+
+
+def may_come_s(run: RunPaths) -> float:
+    """How long some of what the catalog was made from may go unseen here."""
+    with suppress(OSError):
+        age = time.time() - _first_part(run).stat().st_mtime
+        return min(max(UNSEEN_S - age, 0.0), UNSEEN_S)
+    return 0.0
+
+
+def _less_than(run: RunPaths, stands: Extent) -> list[Loss]:
+    """Whether the ledger is less than what the catalog was made from. No row that counts needs
+    what is gone, or it would be told by its name."""
+    now = Extent.of(run)
+    if now.submission != stands.submission or not now.is_before(stands):
+        return []
+    detail = f"has {now}; {_relative(run, run.catalog_rows)} was made from {stands}"
+    return [Loss(_relative(run, run.journals), detail, needed=False)]
+
+
+def _first_part(run: RunPaths) -> Path:
+    return run.catalog_rows / "part-00000.parquet"  # it is the first to be replaced
 
 
 def catalog_column(run: RunPaths, name: str) -> pa.ChunkedArray:

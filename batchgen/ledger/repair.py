@@ -18,7 +18,7 @@ from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.blame import Verdict
 from batchgen.ledger.events import AttemptHeader, End, Void
-from batchgen.ledger.intent import last_intent
+from batchgen.ledger.intent import damaged_records, last_intent
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.losses import catalog_column
 from batchgen.ledger.scan import STATUS_CODES
@@ -145,7 +145,7 @@ def delete_files(paths: Iterable[Path]) -> int:
 
 
 def set_aside(run: RunPaths, paths: Iterable[Path]) -> int:
-    """Move media that are there to `orphans/`, under their path in the run and never over others;
+    """Move files that are there to `orphans/`, under their path in the run and never over others;
     returns how many. StorageError if one cannot be moved."""
     count = 0
     for path in paths:
@@ -159,6 +159,14 @@ def set_aside(run: RunPaths, paths: Iterable[Path]) -> int:
             raise StorageError(f"{path} cannot be moved to {target}: {error}") from error
         count += 1
     return count
+
+
+def set_records_aside(run: RunPaths) -> list[Path]:
+    """Move damaged records of submissions to `orphans/`: the run goes on as if they were lost.
+    Returns where they were."""
+    damaged = damaged_records(run)
+    set_aside(run, damaged)
+    return damaged
 
 
 def _free(path: Path) -> Path:

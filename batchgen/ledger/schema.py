@@ -7,7 +7,11 @@ null either; what a row did not say (`tags`) or does not have (`alias_of`) is.
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pyarrow as pa
+
+from batchgen.records import EngineCounters
 
 _TEXT = pa.large_string()  # 32-bit offsets overflow at 2 GiB of prompts in one piece
 STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
@@ -31,6 +35,7 @@ REQUEST = [
     *_fields(pa.int32(), "num_steps"),
     *_fields(pa.float64(), "guidance_scale"),
     *_fields(pa.float64(), "guidance_scale_2", nullable=True),  # one-expert models have none
+    *_fields(pa.float64(), "true_cfg_scale"),
     *_fields(_TEXT, "solver"),
     *_fields(pa.float64(), "sigma_shift"),
     *_fields(_TEXT, "format"),
@@ -105,6 +110,13 @@ COMMIT_PATHS = {
 # device time was spent once, on the row that was rendered: an alias shows none of it
 ALIAS_ZERO = tuple(f"{name}_s" for name in (*STAGES, "latency"))
 
+COUNTERS = fields(EngineCounters)
+_COUNTED: dict[type, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: _TEXT,
+    type(None): pa.float64(),  # measured on some devices only
+}
 RUNS = pa.schema(
     [
         *_fields(_TEXT, "run attempt"),
@@ -113,13 +125,13 @@ RUNS = pa.schema(
         *_fields(pa.int32(), "devices"),
         *_fields(pa.float64(), "started ended wall_s load_s compile_s warmup_s other_s move_s"),
         *_fields(pa.float64(), "busy_s idle_s useful_s retried_s fenced_s saved_s lost_s tail_s"),
-        *_fields(pa.float64(), "encode_s denoise_s decode_s write_s"),
+        *_fields(pa.float64(), "encode_s denoise_s write_s"),
         *_fields(pa.int64(), "rows_ok rows_failed rows_wasted rows_saved rows_lost"),
-        *_fields(pa.int64(), "forwards items unique_texts_encoded text_encoder_calls"),
-        *_fields(pa.int64(), "component_moves device_syncs windows"),
-        *_fields(pa.float64(), "peak_mem_gib", nullable=True),
-        *_fields(pa.float64(), "host_rss_gib"),
-        *_fields(_TEXT, "exit_reason self_test error"),
+        *(
+            pa.field(c.name, _COUNTED[type(c.default)], nullable=c.default is None)
+            for c in COUNTERS
+        ),
+        *_fields(_TEXT, "exit_reason error"),
         *_fields(_TEXT, "versions config overrides"),  # JSON
     ]
 )

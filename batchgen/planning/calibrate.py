@@ -108,9 +108,8 @@ def _same_model(run: RunPaths, model: ModelSpec) -> bool:
     try:
         stored: dict[str, Any] = json.loads(run.run_json.read_text(encoding="utf-8"))["config"]
         other = stored["model"]
-        parts = ("transformer", "vae", "text_encoder")
-        mine = json.loads(json.dumps({part: asdict(getattr(model, part)) for part in parts}))
-        return all(other[part] == mine[part] for part in parts)
+        mine = json.loads(json.dumps(asdict(model.dims)))
+        return other["family"] == model.family and all(other[key] == mine[key] for key in mine)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

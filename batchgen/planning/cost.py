@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from batchgen.config.family import load_family
 from batchgen.config.schema import DeviceConfig, ModelSpec
+from batchgen.families.family import family_spec
 from batchgen.records import Bucket
 
 _TRANSFORMER_EFFICIENCY = 0.55
@@ -69,9 +69,9 @@ class CostModel:
 
     def bucket(self, bucket: Bucket) -> BucketSeconds:
         """Seconds of one forward, one text and one decode in a bucket."""
-        family = load_family(self.model.family)
+        family = family_spec(self.model.family)
         peak = self.device.matmul_tflops * 1e12
-        layers = self.model.transformer.num_layers
+        layers = family.layers(self.model)
         forward = family.forward_flops(self.model, bucket) / (_TRANSFORMER_EFFICIENCY * peak)
         decode = family.decode_flops(self.model, bucket) / (_DECODER_EFFICIENCY * peak)
         encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)

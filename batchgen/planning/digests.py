@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from batchgen.config.checkpoint import check_checkpoint
 from batchgen.config.component import component_files, read_json
-from batchgen.config.family import load_family
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
+from batchgen.families.family import family_spec
 
 HashMode = Literal["sampled", "full"]
 Stamps = list[tuple[str, int, int, int, int]]
@@ -57,19 +57,22 @@ def checkpoint_digest(
         raise ConfigError(f"--hash-weights: {mode!r} is not one of sampled, full")
     folder = model.weights_folder
     if folder is None:
-        dimensions = [asdict(part) for part in (model.transformer, model.vae, model.text_encoder)]
+        dimensions = asdict(model.dims).values()
         drawn = _sha(json.dumps([model.family, *dimensions], sort_keys=True).encode())
         return CheckpointDigest(f"random:{drawn}", "random", {})
     cache = _DigestCache()
     weights, tokenizer = hashlib.sha256(mode.encode()), hashlib.sha256()
     found = {}
-    for part in check_checkpoint(model).values():
-        for file in part:
+    components = family_spec(model.family).COMPONENTS
+    tokenizers = {part.name for part in components if part.kind == "tokenizer"}
+    for part, files in check_checkpoint(model).items():
+        for file in files:
             name = file.relative_to(folder).as_posix()
             found[name] = _digest(file, mode, None if fresh else cache)
             read()
-            if file.parent.name == "tokenizer":
-                tokenizer.update(f"{file.name} {found[name]}\n".encode())
+            if part in tokenizers:  # a second one is told from the first by its folder
+                label = file.name if part == "tokenizer" else name
+                tokenizer.update(f"{label} {found[name]}\n".encode())
             else:
                 weights.update(f"{name} {found[name]}\n".encode())
     cache.save()
@@ -93,7 +96,7 @@ def stamps(model: ModelSpec) -> Stamps:
     folder = model.weights_folder
     if folder is None:
         return []
-    parts = load_family(model.family).COMPONENTS
+    parts = family_spec(model.family).COMPONENTS
     files = [file for part in parts for file in component_files(folder, part)]
     return [(str(file), *_stamp(file)) for file in files]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.families.family import component_bytes
 from batchgen.planning.calibrate import Calibration
 from batchgen.planning.layout import GIB, Layout, choose_layout
 from batchgen.planning.shards import cut_shards
@@ -77,8 +77,7 @@ def start_up_seconds(job: JobConfig) -> float:
     better than the estimate."""
     if job.slurm.start_up_s is not None:
         return job.slurm.start_up_s
-    weights = load_family(job.model.family).weight_bytes(job.model)
-    return _IMPORT_S + weights.total / _LOAD_BYTES_PER_S
+    return _IMPORT_S + component_bytes(job.model).total / _LOAD_BYTES_PER_S
 
 
 def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float) -> int:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
+from batchgen.families.family import family_spec
 from batchgen.planning.digests import CheckpointDigest, checkpoint_digest
 from batchgen.records import Request
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 # width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative;
-# and what the media are cut to, where they are
+# then `more_settings`
 Settings = tuple[int | float | str | None, ...]
 
 
@@ -74,7 +74,7 @@ _SETTINGS = {
     "weights": "model.weights",
     "tokenizer": "the tokenizer of model.weights",
     "dtype": "model.dtype",
-    "max_tokens": "model.text_encoder.max_tokens",
+    "max_tokens": "max_tokens of the model's text encoder",
     "boundary": "system.sampler.boundary",
     "store_dtype": "system.memory.store_dtype",
     "tiled_vae": "system.vae.tiled",
@@ -94,16 +94,19 @@ def key_context(config: JobConfig, hash_weights: str = "sampled") -> KeyContext:
 def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
     """The context of a job whose checkpoint has been read."""
     model, system = config.model, config.system
+    family = family_spec(model.family)
     attention = system.attention
     tiled = system.vae.tiled is True
     return KeyContext(
         family=model.family,
-        numerics_version=load_family(model.family).NUMERICS_VERSION,
+        numerics_version=family.NUMERICS_VERSION,
         weights=checkpoint.weights,
         tokenizer=checkpoint.tokenizer,
         dtype=model.dtype,
-        max_tokens=model.text_encoder.max_tokens,
-        boundary=system.sampler.boundary,
+        max_tokens=family.max_tokens(model),
+        boundary=family.boundary(model)
+        if system.sampler.boundary is None
+        else system.sampler.boundary,
         store_dtype=system.memory.store_dtype,
         tiled_vae=f"{system.vae.tile} {system.vae.stride}" if tiled else "off",
         attention="exact" if attention in _EXACT_ATTENTION else attention,
@@ -149,8 +152,14 @@ def settings_of(request: Request) -> Settings:
         request.format,
         request.quality,
         request.negative_prompt,
-        *([] if request.media_size is None else [request.media_size]),
+        *more_settings(request.true_cfg_scale, request.media_size),
     )
+
+
+def more_settings(true_cfg_scale: float, media_size: str | None) -> Settings:
+    """What enters a key only where it is used: most keys are without."""
+    scale = [] if true_cfg_scale == 1.0 else [float(true_cfg_scale)]
+    return (*scale, *([] if media_size is None else [media_size]))
 
 
 def rate_in_key(fps: float) -> float:
@@ -189,7 +198,9 @@ class KeyHasher:
 
     def _prefix(self, settings: Settings) -> _Hash:
         prefix = self._context.copy()
-        prefix.update(json.dumps(settings).encode() + b"\0")
+        # true_cfg_scale came later: at one, where it does nothing, keys are what they were
+        used = settings if settings[-1] != 1.0 else settings[:-1]
+        prefix.update(json.dumps(used).encode() + b"\0")
         return prefix
 
 

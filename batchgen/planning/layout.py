@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchgen.config.family import ComponentBytes, load_family
 from batchgen.config.schema import JobConfig
+from batchgen.families.family import ComponentBytes, component_bytes, family_spec
 from batchgen.records import Bucket
 
 GIB = 1024**3
@@ -34,8 +34,8 @@ class Layout:
 
 def choose_layout(job: JobConfig, bucket: Bucket) -> Layout:
     """The layout for a job whose most demanding shape is `bucket`."""
-    family, model, slurm = load_family(job.model.family), job.model, job.slurm
-    weights = family.weight_bytes(model)
+    family, model, slurm = family_spec(job.model.family), job.model, job.slurm
+    weights = component_bytes(model)
     activations = family.activation_bytes(model, bucket)
     room = slurm.device.memory_gib * GIB * _USABLE
     memory = _residency(job.system.memory.mode, weights, activations, room)

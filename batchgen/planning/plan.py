@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.config.family import load_family
 from batchgen.config.schema import JobConfig
-from batchgen.errors import ManifestError
+from batchgen.families.family import family_spec
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
@@ -29,9 +28,10 @@ from batchgen.planning.identity import (
     Settings,
     context_of,
     derived_seeds,
+    more_settings,
     rate_in_key,
 )
-from batchgen.planning.manifests.columns import REQUEST_COLUMNS, plain
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults, job_defaults
 from batchgen.planning.manifests.manifest import Manifest, check_columns, open_manifest
 from batchgen.planning.manifests.problems import Problems
@@ -68,7 +68,8 @@ __all__ = [
 
 _FEW_VALUES = (
     "alias_of", "negative_prompt", "width", "height", "num_frames", "fps", "num_steps",
-    "guidance_scale", "solver", "sigma_shift", "format", "quality", "cost_s", "bucket", "tags",
+    "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver", "sigma_shift", "format",
+    "quality", "cost_s", "bucket", "tags",
 )  # fmt: skip
 _WRITER_OPTIONS = {
     "compression": "zstd",
@@ -101,12 +102,12 @@ def make_plan(
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
     costs = _Costs(CostModel(job.model, job.slurm.device, factors))
-    rows = _Rows(defaults, KeyHasher(context), costs, Problems())
+    rows = _Rows(manifest, defaults, KeyHasher(context), costs)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:
         with pq.ParquetWriter(draft, schema, **_WRITER_OPTIONS) as writer:
-            for table in _regrouped(rows.tables(manifest, schema)):
+            for table in _regrouped(rows.tables(schema)):
                 writer.write_table(table, row_group_size=ROW_GROUP)
             plan = Plan(
                 path=out,
@@ -153,12 +154,13 @@ class _Rows:
     """The rows of a manifest on their way into the plan, batch by batch."""
 
     def __init__(
-        self, defaults: Defaults, hasher: KeyHasher, costs: _Costs, problems: Problems
+        self, manifest: Manifest, defaults: Defaults, hasher: KeyHasher, costs: _Costs
     ) -> None:
+        self.manifest = manifest
         self.defaults = defaults
         self.hasher = hasher
         self.costs = costs
-        self.problems = problems
+        self.problems = Problems()
         self.ids = RowIds()
         self.aliases = Aliases()
         self._plan_hash = hashlib.sha256()
@@ -168,9 +170,10 @@ class _Rows:
         """sha256 over the keys of all rows so far."""
         return self._plan_hash.hexdigest()
 
-    def tables(self, manifest: Manifest, schema: pa.Schema) -> Iterator[pa.Table]:
+    def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The plan's rows. After the first illegal row the rest is only checked; when all is
         read, raises ManifestError listing the illegal rows."""
+        manifest = self.manifest
         known = set(manifest.columns)
         wanted = [*REQUEST_COLUMNS, *(f.name.removeprefix(CARRY) for f in schema if _is_carried(f))]
         for batch in manifest.batches([name for name in wanted if name in known]):
@@ -179,8 +182,8 @@ class _Rows:
             if not self.problems.count:
                 yield self._table(rows, batch, schema)
         if "row_id" in known:
-            self.ids.report_duplicates(self.problems)
-        self.problems.raise_if_any(manifest.path)
+            self.ids.report_duplicates(self.problems, manifest.place)
+        self.problems.raise_if_any(manifest.path, manifest.place)
 
     def _table(self, rows: ResolvedRows, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         defaults, n = self.defaults, len(rows)
@@ -208,7 +211,8 @@ class _Rows:
             "fps": rows.fps,
             "num_steps": rows.num_steps,
             "guidance_scale": rows.guidance_scale,
-            "guidance_scale_2": pa.nulls(n),
+            "guidance_scale_2": rows.guidance_scale_2,
+            "true_cfg_scale": rows.true_cfg_scale,
             "solver": pa.repeat(defaults.solver, n),
             "sigma_shift": pa.repeat(defaults.sigma_shift, n),
             "format": rows.format,
@@ -221,7 +225,15 @@ class _Rows:
             "requested_num_frames": pa.array(frames, mask=frames == rows.num_frames),
             "media_size": rows.media_size,
         }
-        arrays = [_column(columns, batch, field, n) for field in schema]
+        arrays = []
+        for field in schema:
+            if _is_carried(field):
+                carried = field.with_name(field.name.removeprefix(CARRY))
+                arrays.append(self.manifest.extra_column(batch, rows.first_row, carried))
+            else:
+                values = columns[field.name]
+                array = values if isinstance(values, pa.Array) else pa.array(values)
+                arrays.append(array.cast(field.type))
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _alias_names(self, originals: np.ndarray, is_alias: np.ndarray) -> pa.Array:
@@ -236,7 +248,7 @@ class _Costs:
 
     def __init__(self, model: CostModel) -> None:
         self._model = model
-        self._family = load_family(model.model.family)
+        self._family = family_spec(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._rows: Counter[Bucket] = Counter()
         self._evaluations: Counter[Bucket] = Counter()
@@ -251,7 +263,7 @@ class _Costs:
                 self._seconds[bucket] = self._model.bucket(bucket)
         seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
         rendered = ~is_alias
-        evaluations = rows.num_steps * np.where(rows.guidance_scale != 1.0, 2, 1) * rendered
+        evaluations = rows.num_steps * self._family.branches(self._model.model, rows) * rendered
         counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
         sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
         for bucket, count, total in zip(buckets, counts, sums, strict=True):
@@ -289,7 +301,7 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         map(rate_in_key, rows.fps.tolist()),
         rows.num_steps.tolist(),
         rows.guidance_scale.tolist(),
-        repeat(None),
+        rows.guidance_scale_2.to_pylist(),
         repeat(defaults.solver),
         repeat(defaults.sigma_shift),
         rows.format.to_pylist(),
@@ -297,8 +309,8 @@ def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
         map(texts.__getitem__, negative.indices.to_pylist()),
         strict=False,
     )
-    cuts = rows.media_size.to_pylist()
-    return (row if cut is None else (*row, cut) for row, cut in zip(whole, cuts, strict=True))
+    rest = map(more_settings, rows.true_cfg_scale.tolist(), rows.media_size.to_pylist())
+    return ((*row, *more) for row, more in zip(whole, rest, strict=True))
 
 
 def _all_seeds(rows: ResolvedRows, job_seed: int) -> np.ndarray:
@@ -327,22 +339,3 @@ def _hex_strings(packed: bytes, rows: int) -> pa.Array:
 
 def _is_carried(field: pa.Field) -> bool:
     return bool(field.name.startswith(CARRY))
-
-
-def _column(
-    columns: dict[str, object], batch: pa.RecordBatch, field: pa.Field, rows: int
-) -> pa.Array:
-    """A plan column in its type; a carried one from the manifest's batch (nulls if it lacks it)."""
-    if not _is_carried(field):
-        values = columns[field.name]
-        array = values if isinstance(values, pa.Array) else pa.array(values)
-        return array.cast(field.type)
-    name = field.name.removeprefix(CARRY)
-    if name not in batch.schema.names:
-        return pa.nulls(rows, field.type)
-    try:
-        column = plain(batch.column(name), field.type)
-        column.validate(full=True)  # Parquet does not promise UTF-8
-        return column
-    except pa.ArrowInvalid as error:
-        raise ManifestError(f"carried column {name!r} does not fit {field.type}: {error}") from None

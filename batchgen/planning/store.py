@@ -35,6 +35,7 @@ PLAN_FIELDS: list[tuple[str, pa.DataType]] = [
     ("num_steps", pa.int32()),
     ("guidance_scale", pa.float64()),
     ("guidance_scale_2", pa.float64()),
+    ("true_cfg_scale", pa.float64()),
     ("solver", pa.string()),
     ("sigma_shift", pa.float64()),
     ("format", pa.string()),
@@ -181,9 +182,10 @@ def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
 
 
 def _requests(table: pa.Table) -> list[Request]:
-    there = set(table.column_names)  # older plans have no media_size
     columns = [
-        table[field.name].to_pylist() if field.name in there else [None] * len(table)
+        table[field.name].to_pylist()
+        if field.name in table.column_names
+        else [field.default] * len(table)  # an older plan may lack the last ones
         for field in fields(Request)
     ]
     return [Request(*values) for values in zip(*columns, strict=True)]

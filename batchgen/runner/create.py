@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
+from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, RunStateError, obstacle, plain_reason
 from batchgen.ledger.intent import intents, submission_numbers
 from batchgen.ledger.leftovers import sweep_drafts
@@ -35,11 +36,8 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     it that was made for it.
     """
     config = composed.config
-    root = Path(config.output.root_dir).absolute()
-    name = f"{config.tag or config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    check_folder(config.slurm.executor, root)
+    root, name = _place(config)
     draft = RunPaths(root / f".{name}.draft")
-    _refuse_long(root, name)
     sweep_drafts(root)
     made = _missing(draft.root)
     try:
@@ -55,6 +53,29 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
                 folder.rmdir()
         raise
     return RunPaths(root / name)
+
+
+def check_place(config: JobConfig) -> None:
+    """Raise ConfigError where `create_run` could make no run, and make nothing."""
+    root, _ = _place(config)
+    there = next(each for each in (root, *root.parents) if os.path.lexists(each))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _no_run(root, f"{there} cannot be written")
+
+
+def _place(config: JobConfig) -> tuple[Path, str]:
+    """The folder of a new run and its name there, if they suit what will read them."""
+    root = Path(config.output.root_dir).absolute()
+    name = f"{config.tag or config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    check_folder(config.slurm.executor, root)
+    _refuse_long(root, name)
+    if reason := obstacle(root) or obstacle(root / name):
+        raise _no_run(root, reason)
+    return root, name
+
+
+def _no_run(root: Path, reason: str) -> ConfigError:
+    return ConfigError(f"output.root_dir: {root}: no run can be made there: {reason}")
 
 
 def _missing(folder: Path) -> list[Path]:
@@ -84,8 +105,7 @@ def _refusing(root: Path) -> Iterator[None]:
             path = Path(os.fsdecode(error.filename))
             if not path.is_relative_to(root) and not root.is_relative_to(path):
                 raise
-        reason = obstacle(root) or plain_reason(error)
-        raise ConfigError(f"output.root_dir: {root}: no run can be made there: {reason}") from error
+        raise _no_run(root, obstacle(root) or plain_reason(error)) from error
 
 
 def refuse_unwritable(run: RunPaths) -> None:

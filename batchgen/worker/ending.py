@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport
 from batchgen.errors import StorageError
 from batchgen.ledger.events import End
 from batchgen.ledger.journal import JournalWriter
+from batchgen.records import add_counters
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,6 @@ class Ending:
         self.reports.append(report)
 
     def line(self) -> End:
-        def total(name: str) -> float:
-            return float(sum(getattr(report, name) for report in self.reports))
-
         spent = self.clock.read()
         return End(
             reason=self.reason,
@@ -44,19 +42,7 @@ class Ending:
             lost_s=spent.open,
             encode_s=spent.encode,
             denoise_s=spent.denoise,
-            decode_s=total("decode_s"),
-            forwards=int(total("forwards")),
-            items=int(total("items")),
-            unique_texts_encoded=int(total("unique_texts_encoded")),
-            text_encoder_calls=int(total("text_encoder_calls")),
-            component_moves=int(total("component_moves")),
-            device_syncs=int(total("device_syncs")),
-            windows=int(total("windows")),
-            peak_mem_gib=max(
-                (r.peak_mem_gib for r in self.reports if r.peak_mem_gib), default=None
-            ),
-            host_rss_gib=max((r.host_rss_gib for r in self.reports), default=0.0),
-            self_test=self.reports[0].self_test if self.reports else "",
+            **asdict(add_counters(self.reports)),
         )
 
 

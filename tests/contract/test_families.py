@@ -1,145 +1,257 @@
-"""What every file of batchgen/engine/families must keep. The folder is the registry."""
+"""What every folder of batchgen/families must keep. The folder is the registry."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from rig import request, small_spec
+from flux_rig import flux_spec
+from rig import request, small_spec, system, two_experts
 
-from batchgen.config.family import load_family
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.edges import pack_equals_solo, run_item_by_item
-from batchgen.engine.family import Family, family_named, family_names
+from batchgen.engine.checkpoint import meta_model
+from batchgen.engine.memory.plan import plan_memory
+from batchgen.engine.parts import parts
+from batchgen.engine.selftest import pack_equals_solo
 from batchgen.engine.weights import load_components
-from batchgen.records import Bucket
+from batchgen.families.family import (
+    FamilySpec,
+    Item,
+    component_bytes,
+    family_code,
+    family_names,
+    family_spec,
+)
+from batchgen.numerics.edges import is_edge, make_batch_invariant
+from batchgen.numerics.solver import SOLVERS
+from batchgen.records import Bucket, Request
 
-SPECS: dict[str, ModelSpec] = {"wan": small_spec("random")}
-BUCKET = Bucket(32, 32, 5)
+# A new family adds its small spec here, and a bucket of 16 tokens or more with a larger one.
+SPECS: dict[str, ModelSpec] = {
+    "wan": small_spec("random"),
+    "wan22": two_experts(small_spec("random")),
+    "flux": flux_spec("random"),
+}
+CLIPS = (Bucket(64, 32, 5), Bucket(64, 64, 5))
+BUCKETS = {"wan": CLIPS, "wan22": CLIPS, "flux": (Bucket(64, 64, 1), Bucket(96, 64, 1))}
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=family_names())
-def family(request: pytest.FixtureRequest, one_thread: None) -> Family:
-    spec = SPECS[request.param]  # a new family adds its small spec here
-    components = load_components(spec, torch.float32)
-    return family_named(request.param).build(spec, components, torch.device("cpu"))
+@dataclass(frozen=True)
+class Loaded:
+    """A family at work, as the contract sees it."""
+
+    spec: FamilySpec
+    model: ModelSpec
+    family: Any  # FamilyModel
+    bucket: Bucket
+    larger: Bucket
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        return plan_memory(self.model, system().memory, CPU).experts
+
+    def items(self, count: int, expert: str = "") -> list[Item]:
+        expert = expert or self.experts[0]
+        return [self.family.random_item(self.bucket, seed, expert) for seed in range(count)]
+
+    def row(self, **changes: Any) -> Request:
+        size = {"width": self.bucket.width, "height": self.bucket.height}
+        own = self.model.request_defaults
+        defaults = {"num_frames": self.bucket.num_frames, "solver": own.solver}
+        return request(0, **(size | defaults | changes))
+
+
+@pytest.fixture(scope="module", params=sorted(SPECS))
+def loaded(request: pytest.FixtureRequest, one_thread: None) -> Loaded:
+    name = request.param
+    model, (bucket, larger) = SPECS[name], BUCKETS[name]
+    family = family_code(name).build(model, system(), load_components(model, torch.float32), CPU)
+    found = Loaded(family_spec(name), model, family, bucket, larger)
+    for expert in found.experts:
+        make_batch_invariant(family.modules[expert])
+    return found
 
 
 def test_the_folder_is_the_registry() -> None:
-    assert "wan" in family_names()
-    assert set(SPECS) == set(family_names())
+    own = {name for name in family_names() if family_spec(name).OWN_ENGINE}
+    assert own == {"null"}
+    assert set(SPECS) == set(BUCKETS) == set(family_names()) - own
 
 
-def test_parts_are_folders_of_a_checkpoint() -> None:
-    for name, spec in SPECS.items():
-        parts = family_named(name).parts(spec, torch.bfloat16)
-        assert len({part.name for part in parts}) == len(parts)
-        assert {"transformer", "vae"} <= {part.name for part in parts}
-        assert all(part.spec_key.startswith("model.") for part in parts)
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_components_are_folders_of_a_checkpoint(name: str) -> None:
+    model, spec = SPECS[name], family_spec(name)
+    found = parts(model, torch.bfloat16)
+    assert len({part.name for part in found}) == len(found)
+    assert {"transformer", "vae"} <= {part.name for part in found}
+    assert all(part.spec_key.startswith("model.") for part in found)
+    names = {part.name for part in spec.COMPONENTS if part.kind == "model"}
+    assert names == {name for name, _, _ in component_bytes(model).parts}
+    assert set(model.dims.__dataclass_fields__) >= {
+        part.dims for part in spec.COMPONENTS if part.dims
+    }
+
+
+def test_every_module_is_a_component_and_the_stacks_hold_its_blocks(loaded: Loaded) -> None:
+    components = {part.name: part for part in loaded.spec.COMPONENTS if part.kind == "model"}
+    assert set(loaded.family.modules) == set(components)
+    for expert in loaded.experts:
+        stacks = [
+            loaded.family.modules[expert].get_submodule(name) for name in components[expert].stacks
+        ]
+        assert all(isinstance(stack, torch.nn.ModuleList) for stack in stacks)
+        assert sum(len(stack) for stack in stacks) == loaded.spec.layers(loaded.model)
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_predicted_weights_are_those_of_the_components(name: str) -> None:
+    """The small models' biases and norms weigh more than those of real ones."""
+    for part in parts(SPECS[name], torch.float32):
+        if part.model_class is not None:
+            counted = sum(p.numel() for p in meta_model(part.model_class, part.config).parameters())
+            predicted = family_spec(name).parameters(SPECS[name], part.name)
+            assert predicted == pytest.approx(counted, rel=0.3), part.name
 
 
 def test_what_is_checked_is_what_is_loaded() -> None:
     """The components that planning names are the parts, of the classes that are loaded."""
-    for name, spec in SPECS.items():
-        known = {part.name: part for part in load_family(name).COMPONENTS}
-        parts = family_named(name).parts(spec, torch.bfloat16)
-        assert {part.name for part in parts} == known.keys() - {"scheduler"}
-        for part in parts:
+    for name, model in SPECS.items():
+        known = {part.name: part for part in family_spec(name).COMPONENTS}
+        loaded = parts(model, torch.bfloat16)
+        assert {part.name for part in loaded} == known.keys() - {"scheduler"}
+        for part in loaded:
             component = known[part.name]
-            if component.kind == "diffusers":
-                assert component.class_name == part.model_class.__name__
-            elif component.kind == "transformers":
-                assert component.class_name == part.model_class.config_class.model_type
+            if component.kind == "tokenizer":
+                assert part.model_class is None
+            elif component.library == "transformers":
+                assert component.model_type == part.model_class.config_class.model_type
             else:
-                assert (component.kind, part.model_class) == ("tokenizer", None)
+                assert component.class_name == part.model_class.__name__
 
 
 @torch.no_grad()
-def test_a_text_becomes_a_condition(family: Family) -> None:
+def test_a_text_becomes_a_condition(loaded: Loaded) -> None:
+    family = loaded.family
     tokens = family.tokenize("a red circle")
     assert tokens.count > 0
     assert not tokens.truncated
     first, second = family.encode(tokens), family.encode(tokens)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert family.tokenize("x" * 10_000).truncated
+    assert family.max_tokens == loaded.spec.max_tokens(loaded.model)
 
 
-def test_texts_follow_guidance(family: Family) -> None:
-    """The prompt comes first; guidance of exactly one needs no second branch."""
-    row = request(0, prompt="p", negative_prompt="n")
-    assert family.texts(row)[0] == "p"
-    assert family.texts(replace(row, guidance_scale=1.0)) == ("p",)
+def test_texts_are_as_many_as_the_branches_that_were_planned(loaded: Loaded) -> None:
+    """The prompt comes first; without guidance there is no second branch."""
+    for scale in (0.0, 0.5, 1.0, 1.5, 4.0):
+        for true_cfg in (1.0, 2.0):
+            row = loaded.row(
+                prompt="p", negative_prompt="n", guidance_scale=scale, true_cfg_scale=true_cfg
+            )
+            texts = loaded.family.texts(row)
+            assert texts in (("p",), ("p", "n"))
+            assert len(texts) == loaded.spec.branches(loaded.model, row)
 
 
-def test_latents_come_from_the_seed_alone(family: Family) -> None:
-    row = request(0, seed=7)
+def test_latents_come_from_the_seed_alone(loaded: Loaded) -> None:
+    family, row = loaded.family, loaded.row(seed=7)
     other = replace(row, row_index=5, row_id="other", prompt="other", num_steps=9)
     assert torch.equal(family.initial_latents(row), family.initial_latents(other))
     assert not torch.equal(
         family.initial_latents(row), family.initial_latents(replace(row, seed=8))
     )
-    assert family.initial_latents(row).dtype == torch.float32
+    assert family.state_dtype == family.initial_latents(row).dtype == torch.float32
 
 
 @torch.no_grad()
-def test_velocities_have_the_shape_of_their_latents(family: Family) -> None:
-    items = [family.random_item(BUCKET, seed) for seed in range(3)]
-    velocities = family.forward(items)
-    assert [v.shape for v in velocities] == [item.latents.shape for item in items]
+def test_velocities_have_the_shape_of_their_latents(loaded: Loaded) -> None:
+    for expert in loaded.experts:
+        items = loaded.items(3, expert)
+        assert {loaded.family.expert(i.request, i.timestep) for i in items} == {expert}
+        velocities = loaded.family.forward(items)
+        assert [v.shape for v in velocities] == [item.latents.shape for item in items]
 
 
-@pytest.mark.parametrize("items", [2, 3, 5, 8])
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
 @torch.no_grad()
-def test_a_pack_equals_each_item_alone_once_the_edges_are_invariant(
-    family: Any, items: int
+def test_a_pack_equals_each_item_alone(loaded: Loaded, count: int) -> None:
+    """To the bit where this machine's kernels allow it; else the engine goes one by one."""
+    for expert in loaded.experts:
+        pack = loaded.items(count, expert)
+        alone = [loaded.family.forward([item])[0] for item in pack]
+        together = loaded.family.forward(pack)
+        for ours, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours, single, atol=1e-5, rtol=0)
+        equal = all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+        assert pack_equals_solo(loaded.family, loaded.bucket, count, expert) == equal
+        print(f"pack of {count} equals each alone to the bit: {equal}")
+
+
+@torch.no_grad()
+def test_every_module_that_sees_a_vector_per_item_does_not_depend_on_the_batch(
+    loaded: Loaded,
 ) -> None:
-    run_item_by_item(family.edges)
-    pack = [family.random_item(BUCKET, seed) for seed in range(items)]
-    alone = [family.forward([item])[0] for item in pack]
-    for together, single in zip(family.forward(pack), alone, strict=True):
-        torch.testing.assert_close(together, single, atol=1e-5, rtol=0)  # on any machine
-    if not pack_equals_solo(family, BUCKET, items):
-        pytest.skip("kernels of this machine depend on the batch: strict mode packs nothing here")
-
-
-@torch.no_grad()
-def test_the_edges_themselves_do_not_depend_on_the_batch(family: Family) -> None:
     """Each edge, called as the forward calls it, gives a pack's items the bits each has alone."""
-    run_item_by_item(family.edges)
     seen: dict[torch.nn.Module, torch.Tensor] = {}
-    hooks = [
-        edge.register_forward_pre_hook(lambda module, args: seen.update({module: args[0]}))
-        for edge in family.edges
-    ]
-    family.forward([family.random_item(BUCKET, seed) for seed in range(4)])
-    for hook in hooks:
-        hook.remove()
-    assert set(seen) == set(family.edges)
-    for edge, inputs in seen.items():
+    for expert in loaded.experts:
+        hooks = [
+            module.register_forward_pre_hook(lambda module, args: seen.update({module: args[0]}))
+            for module in loaded.family.modules[expert].modules()
+            if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d))
+        ]
+        loaded.family.forward(loaded.items(4, expert))
+        for hook in hooks:
+            hook.remove()
+    edges = {module: x for module, x in seen.items() if is_edge(module, x)}
+    assert len(edges) >= 3 * len(loaded.experts)
+    for edge, inputs in edges.items():
         assert inputs.shape[0] == 4
         alone = torch.cat([edge(x) for x in inputs.split(1)])
         assert torch.equal(edge(inputs), alone)
 
 
 @torch.no_grad()
-def test_decoding_gives_uint8_frames_of_the_bucket(family: Family) -> None:
-    latents = family.random_item(BUCKET, 1).latents
-    frames = family.decode(latents, BUCKET)
+def test_decoding_gives_uint8_frames_of_the_bucket(loaded: Loaded) -> None:
+    family, bucket = loaded.family, loaded.bucket
+    latents = loaded.items(1)[0].latents
+    frames = family.decode(latents, bucket)
     assert frames.dtype == torch.uint8
-    assert tuple(frames.shape) == (BUCKET.num_frames, BUCKET.height, BUCKET.width, 3)
-    assert torch.equal(frames, family.decode(latents, BUCKET))
+    assert tuple(frames.shape) == (bucket.num_frames, bucket.height, bucket.width, 3)
+    assert torch.equal(frames, family.decode(latents, bucket))
 
 
-def test_token_counts_grow_with_the_bucket(family: Family) -> None:
-    assert 0 < family.tokens_per_item(BUCKET) < family.tokens_per_item(Bucket(64, 64, 5))
+def test_what_shares_a_forward_is_of_one_size(loaded: Loaded) -> None:
+    row = loaded.row()
+    larger = replace(row, width=loaded.larger.width, height=loaded.larger.height)
+    assert loaded.family.group(row) == loaded.family.group(replace(row, num_steps=9, seed=5))
+    assert loaded.family.group(row) != loaded.family.group(larger)
 
 
-def test_the_schedule_has_the_steps_of_the_request(family: Family) -> None:
-    row = request(0, num_steps=7)
-    schedule = family.schedule(row)
+def test_costs_grow_with_the_bucket(loaded: Loaded) -> None:
+    for ask in (
+        loaded.spec.tokens,
+        loaded.spec.forward_flops,
+        loaded.spec.decode_flops,
+        loaded.spec.activation_bytes,
+    ):
+        assert 0 < ask(loaded.model, loaded.bucket) < ask(loaded.model, loaded.larger)
+
+
+def test_the_schedule_has_the_steps_of_the_request(loaded: Loaded) -> None:
+    row = loaded.row(num_steps=7)
+    schedule = loaded.family.schedule(row)
     assert len(schedule) == 7
     assert all(a > b for a, b in zip(schedule.timesteps, schedule.timesteps[1:], strict=False))
-    assert isinstance(family.guidance(row, float(schedule.timesteps[0])), float)
-    assert isinstance(family.phase(row, float(schedule.timesteps[0])), int)
+    experts = [loaded.family.expert(row, float(t)) for t in schedule.timesteps]
+    assert list(dict.fromkeys(experts)) == [e for e in loaded.experts if e in experts]  # one-way
+    ones = [torch.ones(loaded.items(1)[0].latents.shape)]
+    assert torch.equal(loaded.family.combine(row, 500.0, ones), ones[0])
+
+
+def test_capabilities_name_solvers_that_exist(loaded: Loaded) -> None:
+    served = loaded.spec.capabilities(loaded.model)
+    assert set(served.solvers) <= set(SOLVERS)
+    assert loaded.model.request_defaults.solver in served.solvers

@@ -98,7 +98,7 @@ def test_rows_stopped_at_any_step_go_on_bit_equal_with_other_mates(
     second = draw(load(), [*reversed(rows()), *mates(2)], saved)
     assert_equal(second, undisturbed)
     for row in rows():
-        stats, branches = second.stats[row.row_id], 2 if row.uses_guidance else 1
+        stats, branches = second.stats[row.row_id], 2 if row.guidance_scale > 1 else 1
         assert (stats.steps_restored, stats.steps_total) == (step, STEPS * branches)
         assert stats.steps_computed == (STEPS - step) * branches
 
@@ -180,7 +180,7 @@ def test_rows_that_wait_to_be_decoded_are_saved_before_and_then_only_decoded(
     second = draw(load_by_parts(), [*mates(1), *rows()], on_disk(tmp_path, keeper.states))
     assert_equal(second, undisturbed)
     for row in rows():
-        stats, branches = second.stats[row.row_id], 2 if row.uses_guidance else 1
+        stats, branches = second.stats[row.row_id], 2 if row.guidance_scale > 1 else 1
         assert stats.steps_restored == min(ticks, STEPS)
         assert stats.steps_computed == (STEPS - min(ticks, STEPS)) * branches
 

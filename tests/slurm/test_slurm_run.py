@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from harness import Bench, rows_of
@@ -55,6 +56,12 @@ def test_pending_running_and_finished_are_told(cluster: Cluster, job_bench: Make
     run.audit("undisturbed")
 
 
+def most_hosts_at_once(runs: pd.DataFrame) -> int:
+    """Slurm may take another node for the next element, while the one before is being cleaned."""
+    at_work = (runs[(runs.started <= t) & (t < runs.ended)] for t in runs.started)
+    return max(part.host.nunique() for part in at_work)
+
+
 def test_resume_on_three_nodes_then_two_renders_nothing_twice(
     cluster: Cluster, job_bench: Make
 ) -> None:
@@ -74,8 +81,7 @@ def test_resume_on_three_nodes_then_two_renders_nothing_twice(
     assert runs.rows_ok.sum() == 90 and runs.rows_wasted.sum() == 0
     assert runs.retried_s.sum() == 0  # nothing that was finished was computed again
     for number, nodes in ((2, 3), (3, 2)):
-        hosts = set(runs[runs.submission == number].host)
-        assert len(hosts) == nodes
+        assert most_hosts_at_once(runs[runs.submission == number]) == nodes
 
 
 def test_a_path_reaches_slurm_as_it_is(cluster: Cluster, job_bench: Make) -> None:

@@ -47,7 +47,7 @@ def test_an_odd_number_of_tokens_is_drawn_as_diffusers_draws_it(odd_token_folder
     model = replace(tiny_wan_spec(), weights=str(odd_token_folder))
     engine = Engine.load(model, system())
     row = request(0, prompt="a red circle moving left", num_steps=3, **ODD_SIZE)
-    assert engine.family.tokens_per_item(row.bucket) == 27
+    assert engine.replica.packer.tokens(row.bucket) == 27
     keeper = Keeper()
     engine.render(ListSource([row, request(1, **ODD_SIZE)]), keeper)
     assert not keeper.errors

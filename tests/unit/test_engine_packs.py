@@ -8,30 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchgen.engine.edges import run_item_by_item
 from batchgen.engine.packs import Packer, even_chunks
+from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.records import Bucket
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL, LARGE = Bucket(32, 32, 5), Bucket(640, 480, 81)
 
 
-class Sized:
-    """A family by its token counts alone."""
-
-    def tokens_per_item(self, bucket: Bucket) -> int:
-        return {SMALL: 8, LARGE: 25_200}[bucket]
+def tokens(bucket: Bucket) -> int:
+    return {SMALL: 8, LARGE: 25_200}[bucket]
 
 
 def packer(
     device: torch.device = CPU, budget: Any = "auto", strict: bool = False, equal: bool = True
 ) -> Packer:
     return Packer(
-        Sized(),  # type: ignore[arg-type]
+        tokens,
         device,
         budget,
         "strict" if strict else "throughput",
-        equal=lambda family, bucket, items: equal,
+        equal=lambda bucket, items: equal,
     )
 
 
@@ -112,7 +109,7 @@ def test_chunks_are_few_full_and_even(count: int, size: int) -> None:
     assert max(lengths) - min(lengths) <= 1
 
 
-class Nosy(nn.Module):
+class Nosy(nn.Linear):
     """Its result depends on the batch size, as some kernels' last bits do."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,10 +117,19 @@ class Nosy(nn.Module):
 
 
 def test_an_edge_sees_one_item_at_a_time() -> None:
-    module, x = Nosy(), torch.arange(6.0).view(3, 2)
-    plain = module(x)
-    run_item_by_item([module])
-    run_item_by_item([module])
+    """A Linear is one where it sees a vector per item, and none where it sees tokens."""
+    module, x = Nosy(2, 2, bias=False), torch.arange(6.0).view(3, 2)
+    plain, names = module(x), list(module.state_dict())
+    make_batch_invariant(nn.Sequential(module))
+    make_batch_invariant(nn.Sequential(module))
     assert torch.equal(plain, x + 3)
     assert torch.equal(module(x), x + 1)
-    assert list(module.state_dict()) == []
+    assert torch.equal(module(x.view(3, 1, 2)), x.view(3, 1, 2) + 3)
+    assert list(module.state_dict()) == names
+
+
+def test_a_patch_convolution_is_an_edge_and_one_of_single_cells_is_none() -> None:
+    convolutions = [nn.Conv2d(4, 4, 2, 2), nn.Conv2d(4, 4, 1)]
+    make_batch_invariant(nn.ModuleList(convolutions))
+    x = torch.zeros(2, 4, 8, 8)
+    assert [is_edge(module, x) for module in convolutions] == [True, False]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from rig import MAX_TOKENS, Twin, request, small_spec
+from rig import MAX_TOKENS, Twin, request, small_spec, system
 
-from batchgen.engine.family import Family, Tokens, family_named
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.weights import load_components
 from batchgen.errors import PromptTooLong
+from batchgen.families.family import FamilyModel, Tokens, family_code
 
 TEXTS = [
     "",
@@ -31,10 +31,10 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def wan(small_folder: Path) -> Family:
+def wan(small_folder: Path) -> FamilyModel:
     spec = small_spec(str(small_folder))
     components = load_components(spec, torch.float32)
-    return family_named("wan").build(spec, components, torch.device("cpu"))
+    return family_code("wan").build(spec, system(), components, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_conditions_equal_the_pipelines_embeddings(wan: Any, twin: Twin, text: s
     assert torch.equal(wan._padded(wan.encode(tokens)), theirs)
 
 
-def test_tokens_are_counted_before_the_cut(wan: Family) -> None:
+def test_tokens_are_counted_before_the_cut(wan: FamilyModel) -> None:
     """The end-of-text token counts; one byte is one token of this tokenizer."""
     counts = {text: wan.tokenize(text) for text in TEXTS}
     assert counts[""].count == 1
@@ -67,7 +67,7 @@ def test_tokens_are_counted_before_the_cut(wan: Family) -> None:
     ["a red circle " * 7700, "\u7ea2\u8272" * 50_000, "\U0001f534" * 100_000, "x" * 100_000],
     ids=["words", "cjk", "emoji", "one word"],
 )
-def test_a_prompt_of_100k_characters_is_quick(wan: Family, text: str) -> None:
+def test_a_prompt_of_100k_characters_is_quick(wan: FamilyModel, text: str) -> None:
     begin = time.perf_counter()
     tokens = wan.tokenize(text)
     assert time.perf_counter() - begin < 3.0
@@ -84,7 +84,7 @@ class Counting:
         self.encoded: list[str] = []
 
     def texts(self, row: Any) -> tuple[str, ...]:
-        return (row.prompt, row.negative_prompt) if row.uses_guidance else (row.prompt,)
+        return (row.prompt, row.negative_prompt) if row.guidance_scale > 1 else (row.prompt,)
 
     def tokenize(self, text: str) -> Tokens:
         self.encoded.append(text)

@@ -19,8 +19,8 @@ from batchgen.engine.choose import choose_engine
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport
 from batchgen.engine.engine import Engine
-from batchgen.engine.family import Item
 from batchgen.errors import NonFiniteOutput, PromptTooLong
+from batchgen.families.family import Item
 from batchgen.records import Rendered, Request, RowStats
 
 

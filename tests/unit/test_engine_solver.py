@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from batchgen.engine.solver import SOLVERS, History, reference_scheduler, schedule, step
 from batchgen.errors import ConfigError
+from batchgen.numerics.solver import SOLVERS, History, reference_scheduler, schedule, step
 from batchgen.records import Solver
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

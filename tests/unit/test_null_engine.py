@@ -11,8 +11,8 @@ from shift import make_shift, row
 
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.contract import Snapshot
-from batchgen.engine.null import NullEngine, pace_of
 from batchgen.errors import ConfigError
+from batchgen.families.null.model import NullEngine, pace_of
 from batchgen.ledger.events import End
 from batchgen.records import Commit, Rendered, Request, RowStats
 

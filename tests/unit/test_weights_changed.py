@@ -228,7 +228,7 @@ def test_a_machine_without_the_folder_may_be_the_one_to_blame(job: Path) -> None
 def test_other_numerics_are_found_too(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that was upgraded in between, say."""
     run, _, config = planned(job)
-    monkeypatch.setattr("batchgen.config.families.wan.NUMERICS_VERSION", 0)
+    monkeypatch.setattr("batchgen.families.wan.spec.NUMERICS_VERSION", 0)
     told = r"the numerics version of model\.family changed since this run was planned; nothing"
     with (
         pytest.raises(KeysChanged, match=told),

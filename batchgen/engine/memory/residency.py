@@ -1,54 +1,39 @@
-"""Which components are on the device.
-
-`resident`: all, from the start. `model`: one at a time, moved in when its stage begins and out when
-another one's does; the engine then goes window by window, so each moves at most once per window.
-Where a component is does not change what it computes."""
+"""Which components are on the device. Where a component is does not change what it computes."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from batchgen.config.schema import MemoryConfig
-
-RESERVE = 0.25  # share of an accelerator's memory left to activations
-
-Mode = Literal["resident", "model"]
-
-
-def plan_mode(memory: MemoryConfig, modules: dict[str, nn.Module], device: torch.device) -> Mode:
-    """`auto` is resident on a CPU and where all weights leave the reserve free, else model."""
-    if memory.mode != "auto":
-        return "model" if memory.mode == "model" else "resident"
-    if device.type == "cpu":
-        return "resident"
-    free, total = torch.cuda.mem_get_info(device)
-    if memory.vram_limit is not None:
-        free = min(free, int(memory.vram_limit * 1024**3))
-    weights = sum(module_bytes(module) for module in modules.values())
-    return "resident" if weights + RESERVE * total <= free else "model"
-
-
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of parameters and buffers."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(t.numel() * t.element_size() for t in tensors)
+from batchgen.engine.memory.plan import MemoryPlan, Mode
 
 
 class Residency:
     """Moves components between host and device, and counts."""
 
-    def __init__(self, modules: dict[str, nn.Module], device: torch.device, mode: Mode) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], device: torch.device, plan: MemoryPlan
+    ) -> None:
         self.modules = modules
         self.device = device
-        self.mode = mode
+        self.plan = plan
         self.moves = 0  # of a component onto the device
         self._inside: set[str] = set()
-        if mode == "resident":
+        if plan.mode == "resident":
             for module in modules.values():
                 module.to(device)
+
+    @property
+    def mode(self) -> Mode:
+        return self.plan.mode
+
+    @property
+    def expert(self) -> str:
+        """One that is on the device."""
+        inside = (name for name in self.plan.experts if name in self._inside)
+        return next(inside, self.plan.experts[0])
 
     def use(self, *names: str) -> None:
         """Bring these components to the device; in mode `model` the others leave it first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -43,11 +43,7 @@ class Source:
 
     path: Path
     table: pa.Table
-    lines: Sequence[int] | None = None  # of each row, counted from 1; None: rows have no lines
-
-    def place(self, row: int) -> str:
-        """A row as a message names it."""
-        return f"row {row}" if self.lines is None else f"line {self.lines[row]}"
+    place: Callable[[int], str]  # a row as a message names it
 
 
 class Gathered:
@@ -80,9 +76,13 @@ class Gathered:
         """All rows; raises ManifestError listing the illegal values."""
         self._flush()
         lines = self._lines
-        self._problems.raise_if_any(self._path, lambda row: f"line {lines[row]}")
+
+        def place(row: int) -> str:
+            return f"line {lines[row]}"
+
+        self._problems.raise_if_any(self._path, place)
         table = pa.concat_tables(self._pieces, promote_options="permissive")
-        return Source(self._path, table, lines)
+        return Source(self._path, table, place)
 
     def _flush(self) -> None:
         first = len(self._lines) - len(self._rows)

@@ -27,7 +27,7 @@ from batchgen.planning.manifests.rows import resolve_rows
 class ManifestReport:
     """What a check found."""
 
-    path: Path
+    manifest: Manifest
     rows: int
     problems: Problems
     note: str  # what was not judged, for people
@@ -44,8 +44,8 @@ def check_manifest(
     check_columns(manifest, extra if job is None else job.carry_columns)
     problems = Problems(keep=limit)
     known = [name for name in REQUEST_COLUMNS if name in manifest.columns]
-    rows = _check_rows(manifest.batches(known), defaults, problems)
-    return ManifestReport(path, rows, problems, _note(job, extra))
+    rows = _check_rows(manifest.batches(known), defaults, problems, manifest.place)
+    return ManifestReport(manifest, rows, problems, _note(job, extra))
 
 
 def check_table(path: Path, table: pa.Table, place: Callable[[int], str]) -> None:

@@ -22,6 +22,7 @@ REQUEST_COLUMNS: dict[str, Kind] = {
     "num_steps": "integer",
     "guidance_scale": "number",
     "guidance_scale_2": "number",
+    "true_cfg_scale": "number",
     "cache_strategy": "text",
     "cache_ratio": "number",
     "cache_warmup": "integer",
@@ -87,10 +88,25 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 def plain(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     """A column in the type `wanted`, which `common_type` gave for it; ArrowInvalid if a number
-    does not fit."""
+    does not fit or a text is not UTF-8, which Parquet does not promise."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.cast(wanted)
+    column = column.cast(wanted)
+    column.validate(full=True)
+    return column
+
+
+def first_misfit(column: pa.Array, wanted: pa.DataType) -> int:
+    """The position of the first value for which `plain` fails."""
+    start, end = 0, len(column)
+    while end - start > 1:
+        middle = (start + end) // 2
+        try:
+            plain(column[start:middle], wanted)
+            start = middle
+        except pa.ArrowInvalid:
+            end = middle
+    return start
 
 
 def _one_kind(given: pa.DataType) -> pa.DataType:

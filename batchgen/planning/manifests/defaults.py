@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from batchgen.config.capability import unserved_columns
-from batchgen.config.family import Stride, load_family
+from batchgen.config.capability import served_by, unserved_columns
 from batchgen.config.limits import MAX_FRAMES, MAX_SIDE
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, closest
+from batchgen.families.family import Stride, family_spec
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.geometry import (
     NamedSizes,
@@ -44,6 +44,8 @@ class Defaults:
     fps: float
     num_steps: int
     guidance_scale: float
+    guidance_scale_2: float | None
+    true_cfg_scale: float
     solver: str
     sigma_shift: float
     format: str
@@ -62,8 +64,7 @@ def job_defaults(job: JobConfig) -> Defaults:
     Raises ConfigError for a default that the model cannot draw or two that contradict each other.
     """
     rows, model = job.row_defaults, job.model.request_defaults
-    family = load_family(job.model.family)
-    stride = family.stride(job.model)
+    stride = family_spec(job.model.family).stride(job.model)
     names = named_sizes(job.model, rows.resolution, rows.aspect_ratio)
     _check_lists(job)
     width, height = _size(job, names)
@@ -88,6 +89,10 @@ def job_defaults(job: JobConfig) -> Defaults:
         fps=_fps(job),
         num_steps=_first(rows.num_steps, model.num_steps),
         guidance_scale=float(_first(rows.guidance_scale, model.guidance_scale)),
+        guidance_scale_2=model.guidance_scale_2
+        if rows.guidance_scale_2 is None
+        else rows.guidance_scale_2,
+        true_cfg_scale=float(_first(rows.true_cfg_scale, model.true_cfg_scale)),
         solver=sampler.solver or model.solver,
         sigma_shift=float(_first(sampler.sigma_shift, model.sigma_shift)),
         format=job.output.format,
@@ -97,7 +102,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         stride=stride,
         geometry=job.output.geometry,
         locked=job.locked,
-        unserved=unserved_columns(family.CAPABILITIES),
+        unserved=unserved_columns(served_by(job.model)),
     )
 
 
@@ -113,6 +118,8 @@ def any_model() -> Defaults:
         fps=1.0,
         num_steps=1,
         guidance_scale=1.0,
+        guidance_scale_2=None,
+        true_cfg_scale=1.0,
         solver="",
         sigma_shift=1.0,
         format="frames",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from batchgen.errors import ManifestError
@@ -31,7 +32,7 @@ def read_json_lines(path: Path) -> Source:
         for name in source.table.schema.names
         if name in REQUEST_COLUMNS and source.table[name].null_count == len(source.table)
     ]
-    return Source(path, source.table.drop_columns(never), source.lines)
+    return replace(source, table=source.table.drop_columns(never))
 
 
 def _value(

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from batchgen.config.family import Stride
 from batchgen.config.schema import ModelSpec
+from batchgen.families.family import Stride
 
 Policy = Literal["error", "round", "pad"]
 
@@ -42,6 +42,8 @@ def side_rule(stride: Stride) -> str:
 def frames_rule(stride: Stride) -> str:
     """Legal frame counts, for messages."""
     step = stride.frames
+    if stride.max_frames == 1:
+        return "legal: 1 (the model draws images)"
     return f"legal: {step}n+1 (1, {step + 1}, {2 * step + 1}, ...) up to {stride.max_frames}"
 
 

@@ -12,8 +12,16 @@ import pyarrow as pa
 
 from batchgen.config.build import home_of
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.manifests.columns import LEGAL_TYPES, REQUEST_COLUMNS, common_type, is_legal
+from batchgen.planning.manifests.columns import (
+    LEGAL_TYPES,
+    REQUEST_COLUMNS,
+    common_type,
+    first_misfit,
+    is_legal,
+    plain,
+)
 from batchgen.planning.manifests.parts import Part, open_parts
+from batchgen.planning.manifests.problems import row_place
 
 _PANDAS_INDEX = "__index_level_"  # what pandas calls an index without a name
 
@@ -34,6 +42,21 @@ class Manifest:
         """Names of the columns of all parts, in order of appearance."""
         return list(dict.fromkeys(name for part in self.parts for name in part.schema.names))
 
+    def where(self, row: int) -> tuple[Path, int]:
+        """The file that holds a row, and the row's number in it."""
+        for part in self.parts:
+            if row < part.rows:
+                return part.path, row
+            row -= part.rows
+        raise IndexError("a row behind the last part")
+
+    def place(self, row: int) -> str:
+        """A row as messages name it: below a folder with its file and its number in there."""
+        file, number = self.where(row)
+        if file == self.path:
+            return row_place(row)
+        return f"{file.relative_to(self.path)}, {row_place(number)}"
+
     def column_type(self, name: str) -> pa.DataType:
         """The Arrow type that holds a column of all parts. Raises ManifestError if none does."""
         found = seen = pa.null()
@@ -49,6 +72,23 @@ class Manifest:
             seen = given if pa.types.is_null(found) else seen
             found = both
         return found
+
+    def extra_column(self, batch: pa.RecordBatch, first_row: int, field: pa.Field) -> pa.Array:
+        """A column to carry or copy, of the rows from `first_row` on; nulls where their part
+        lacks it. Raises ManifestError naming the first row whose value is no `field.type`."""
+        name, wanted = field.name, field.type
+        if name not in batch.schema.names:
+            return pa.nulls(len(batch), wanted)
+        column = batch.column(name)
+        try:
+            return plain(column, wanted)
+        except pa.ArrowInvalid as error:
+            row = first_row + first_misfit(column, wanted)
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ManifestError(
+                f"{self.path}: {self.place(row)}: column {name!r} does not fit {wanted}, "
+                f"the type that all its values have in common: {reason}"
+            ) from None
 
     def digest(self) -> str:
         """sha256 over the bytes of all parts in order, and what their folders' names say."""

@@ -54,7 +54,8 @@ class Part:
                         batch = batch.append_column(name, pa.repeat(fixed[name], len(batch)))
                     yield batch
         except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{self.path}: damaged Parquet data: {_line(error)}") from error
+            reason = _system(error) or f"damaged Parquet data: {_line(error)}"
+            raise ManifestError(f"{self.path}: {reason}") from error
 
 
 def open_parts(path: Path) -> tuple[Part, ...]:
@@ -150,6 +151,8 @@ def _open_part(path: Path, fixed: dict[str, pa.Scalar]) -> Part:
     except (pa.ArrowException, OSError) as error:
         if path.stat().st_size == 0:
             raise ManifestError(f"{path}: the file is empty") from error
+        if reason := _system(error):
+            raise ManifestError(f"{path}: {reason}") from error
         raise ManifestError(
             f"{path}: not a Parquet file, or cut off ({_line(error)}); make a manifest from .txt, "
             ".csv or .jsonl with `batchgen manifest build SOURCE OUT.parquet`"
@@ -204,6 +207,12 @@ def _near(path: Path) -> str:
         return closest(str(path), [str(p) for p in path.parent.iterdir()])
     except OSError:
         return ""
+
+
+def _system(error: Exception) -> str:
+    """What the system says about a file; empty where it is Arrow that cannot make sense of it."""
+    number = error.errno if isinstance(error, OSError) else None
+    return f"cannot be read: {os.strerror(number)}" if number else ""
 
 
 def _line(error: Exception) -> str:

@@ -47,6 +47,8 @@ class ResolvedRows:
     fps: np.ndarray
     num_steps: np.ndarray
     guidance_scale: np.ndarray
+    guidance_scale_2: pa.Array  # float64, null where guidance_scale counts
+    true_cfg_scale: np.ndarray
     format: pa.Array
     tags: pa.Array
 
@@ -100,6 +102,8 @@ class _Batch:
             fps=self._numbers("fps", defaults.fps),
             num_steps=self._integers("num_steps", defaults.num_steps),
             guidance_scale=self._numbers("guidance_scale", defaults.guidance_scale),
+            guidance_scale_2=self._optional("guidance_scale_2", defaults.guidance_scale_2),
+            true_cfg_scale=self._numbers("true_cfg_scale", defaults.true_cfg_scale),
             format=self._formats(frames),
             tags=self._get("tags") if defaults.tags is None else self._texts("tags", defaults.tags),
         )
@@ -167,6 +171,10 @@ class _Batch:
 
     def _numbers(self, name: str, default: float) -> np.ndarray:
         return self._numpy(pc.fill_null(self._get(name), default))
+
+    def _optional(self, name: str, default: float | None) -> pa.Array:
+        column = self._get(name)
+        return column if default is None else pc.fill_null(column, default)
 
     @staticmethod
     def _numpy(column: pa.Array) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 
 from batchgen.errors import ManifestError, closest
 from batchgen.planning.manifests.cells import Source
-from batchgen.planning.manifests.columns import REQUEST_COLUMNS, plain
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.from_csv import read_csv
 from batchgen.planning.manifests.from_json import read_json_lines
 from batchgen.planning.manifests.from_text import read_text
@@ -57,17 +56,10 @@ def _read_parquet(path: Path) -> Source:
     schema = pa.schema([(name, manifest.column_type(name)) for name in manifest.columns])
 
     def batches() -> Iterator[pa.RecordBatch]:
+        done = 0
         for batch in manifest.batches(manifest.columns):
-            yield pa.record_batch([_column(path, batch, field) for field in schema], schema=schema)
+            columns = [manifest.extra_column(batch, done, field) for field in schema]
+            yield pa.record_batch(columns, schema=schema)
+            done += len(batch)
 
-    return Source(path, pa.Table.from_batches(batches(), schema))
-
-
-def _column(path: Path, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
-    if field.name not in batch.schema.names:
-        return pa.nulls(len(batch), field.type)
-    try:
-        return plain(batch.column(field.name), field.type)
-    except pa.ArrowInvalid as error:
-        reason = re.split(r"[\n.]", str(error))[0]
-        raise ManifestError(f"{path}: column {field.name!r} is no {field.type}: {reason}") from None
+    return Source(path, pa.Table.from_batches(batches(), schema), manifest.place)

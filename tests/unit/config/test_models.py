@@ -12,13 +12,14 @@ import pytest
 
 from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import CONF, compose_job
-from batchgen.config.families import wan
-from batchgen.config.family import load_family
 from batchgen.config.schema import ModelSpec
+from batchgen.errors import ConfigError
+from batchgen.families.family import component_bytes, family_spec
+from batchgen.numerics.solver import schedule
 from batchgen.records import Bucket
 
 ROOT = Path(__file__).parents[3]
-NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "auto")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_a_model_is_named_like_its_file_and_can_draw_its_own_defaults(
 ) -> None:
     model = models[name]
     assert model.name == name
-    stride = load_family(model.family).stride(model)
+    stride = family_spec(model.family).stride(model)
     own = model.request_defaults
     for width, height in [*model.sizes.values(), (own.width, own.height)]:
         assert width % stride.pixels == height % stride.pixels == 0
@@ -51,12 +52,13 @@ def test_the_embedded_model_has_the_dimensions_of_its_checkpoint(
 
 def test_published_dimensions_of_wan(models: dict[str, ModelSpec]) -> None:
     small, large = models["wan2.1-t2v-1.3b"], models["wan2.1-t2v-14b"]
-    assert (small.transformer.width, small.transformer.num_layers) == (1536, 30)
-    assert (large.transformer.width, large.transformer.num_layers) == (5120, 40)
-    assert wan.transformer_parameters(small) == pytest.approx(1.42e9, rel=0.02)
-    assert wan.transformer_parameters(large) == pytest.approx(14.3e9, rel=0.02)
-    assert wan.text_encoder_parameters(small) == pytest.approx(5.68e9, rel=0.02)
-    assert wan.vae_parameters(small.vae) == pytest.approx(127e6, rel=0.1)
+    wan = family_spec("wan")
+    assert (small.dims.transformer.width, small.dims.transformer.num_layers) == (1536, 30)
+    assert (large.dims.transformer.width, large.dims.transformer.num_layers) == (5120, 40)
+    assert wan.parameters(small, "transformer") == pytest.approx(1.42e9, rel=0.02)
+    assert wan.parameters(large, "transformer") == pytest.approx(14.3e9, rel=0.02)
+    assert wan.parameters(small, "text_encoder") == pytest.approx(5.68e9, rel=0.02)
+    assert wan.parameters(small, "vae") == pytest.approx(127e6, rel=0.1)
     for model in (small, large):
         assert (model.request_defaults.num_steps, model.request_defaults.guidance_scale) == (
             50,
@@ -76,7 +78,7 @@ def test_published_dimensions_of_wan(models: dict[str, ModelSpec]) -> None:
 def test_tokens_and_flops_of_a_forward(
     models: dict[str, ModelSpec], name: str, bucket: Bucket, tokens: int, tflop: float
 ) -> None:
-    family = load_family("wan")
+    family = family_spec("wan")
     assert family.tokens(models[name], bucket) == tokens
     assert family.forward_flops(models[name], bucket) / 1e12 == pytest.approx(tflop, rel=1e-3)
 
@@ -93,17 +95,42 @@ def test_predicted_bytes_are_those_of_the_real_tensors(
     header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
     header.pop("__metadata__", None)
     counted = 4 * sum(prod(tensor["shape"]) for tensor in header.values())
-    predicted = getattr(load_family("wan").weight_bytes(model), component)
-    assert predicted == pytest.approx(counted, rel=0.15)
+    predicted = {name: size for name, _, size in component_bytes(model).parts}
+    assert predicted[component] == pytest.approx(counted, rel=0.15)
 
 
 def test_costs_grow_with_every_dimension_of_a_bucket(models: dict[str, ModelSpec]) -> None:
-    model, family = models["wan2.1-t2v-1.3b"], load_family("wan")
+    model, family = models["wan2.1-t2v-1.3b"], family_spec("wan")
     base = Bucket(832, 480, 49)
     for larger in (Bucket(848, 480, 49), Bucket(832, 496, 49), Bucket(832, 480, 53)):
         assert family.tokens(model, larger) > family.tokens(model, base)
         assert family.forward_flops(model, larger) > family.forward_flops(model, base)
         assert family.decode_flops(model, larger) > family.decode_flops(model, base)
         assert family.activation_bytes(model, larger) > family.activation_bytes(model, base)
-    half = replace(model, dtype="float32")
-    assert family.weight_bytes(half).total == 2 * family.weight_bytes(model).total
+    half, whole = component_bytes(model), component_bytes(replace(model, dtype="float32"))
+    vae = 4 * family.parameters(model, "vae")  # in float32 whatever the rest is in
+    assert whole.total - vae == 2 * (half.total - vae)
+
+
+def test_steps_of_the_first_expert_of_wan22(models: dict[str, ModelSpec]) -> None:
+    """The published settings: 26 of 40 steps are of high noise."""
+    model = models["wan2.2-t2v-a14b"]
+    own = model.request_defaults
+    assert (own.num_steps, own.sigma_shift, model.dims.boundary) == (40, 12.0, 0.875)
+    assert (own.guidance_scale, own.guidance_scale_2) == (4.0, 3.0)
+    steps = schedule(own.solver, own.sigma_shift, own.num_steps).timesteps
+    assert sum(float(t) >= 1000 * model.dims.boundary for t in steps) == 26
+    sizes = {name: size for name, _, size in component_bytes(model).parts}
+    assert sizes["transformer"] == sizes["transformer_2"]
+    assert component_bytes(model).largest == sizes["transformer"]
+
+
+def test_keys_of_one_family_are_refused_in_another() -> None:
+    job = ROOT / "jobs" / "demo.yaml"
+    with pytest.raises(
+        ConfigError, match=r"model\.boundary: models of family wan have no boundary"
+    ):
+        compose_job(job, ["model.boundary=0.5"])
+    assert compose_job(job, ["model=wan2.2-t2v-a14b", "model.boundary=0.5"])
+    with pytest.raises(ConfigError, match=r"system\.sampler\.boundary: 0\.5 is not served"):
+        compose_job(job, ["system.sampler.boundary=0.5"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,14 @@ from batchgen.cli.main import main
 from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.catalog import collect
-from batchgen.ledger.events import End
+from batchgen.ledger.events import End, decode_line, encode_line
 from batchgen.ledger.intent import submission_numbers
 from batchgen.ledger.losses import find_losses
 from batchgen.ledger.verify import verify
 from batchgen.ledger.winners import missing_rows
 from batchgen.media.durable import write_media
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt
+from batchgen.records import Attempt, Commit, RankSeconds
 
 FIRST, SECOND = "journal/0001/0-r0-0.jsonl", "journal/0002/0-r0-0.jsonl"
 
@@ -129,6 +130,19 @@ def test_what_only_the_catalog_knows_is_lost_too(lab: Lab) -> None:
     with pytest.raises(RunStateError, match="catalog/rows has 1 ok rows whose lines are gone"):
         collect(lab.run)
     mend(lab)
+
+
+def test_a_journal_of_another_run_does_not_hide_what_is_lost(lab: Lab) -> None:
+    """It has lines of the same rows, and is no shorter than what it stands for."""
+    collect(lab.run)
+    path = lab.run.root / SECOND
+    lines = [decode_line(line) for line in path.read_bytes().splitlines(keepends=True)]
+    others = [replace(e, row_key="f" * 64) if isinstance(e, Commit) else e for e in lines]
+    path.write_bytes(b"".join(encode_line(event, RankSeconds()) for event in others))
+    assert {f.row_index for f in verify(lab.run).damage if f.kind == "lost"} == {2, 3}
+    with pytest.raises(RunStateError, match="2 ok rows whose lines are gone"):
+        collect(lab.run)
+    mend(lab, purge=True)
 
 
 def test_what_only_media_know_is_lost_too(lab: Lab) -> None:

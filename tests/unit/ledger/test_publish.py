@@ -23,7 +23,7 @@ from lab import Lab
 from batchgen import catalog
 from batchgen.errors import RunStateError
 from batchgen.ledger import catalog as catalog_module
-from batchgen.ledger import turns
+from batchgen.ledger import losses, turns
 from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import End
 from batchgen.ledger.repair import void_rows
@@ -136,7 +136,7 @@ def test_the_header_is_the_one_of_the_plan_while_a_replan_is_installed(
 def test_a_ledger_that_lost_something_does_not_take_the_catalog_back(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog_module, "UNSEEN_S", 0.1)
+    monkeypatch.setattr(losses, "UNSEEN_S", 0.1)
     lab = make_lab(2)
     with lab.journal(lab.submit()) as journal:
         lab.render(journal, 0)

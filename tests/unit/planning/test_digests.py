@@ -8,6 +8,7 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,12 @@ def model(tiny_job: JobConfig, tmp_path: Path) -> ModelSpec:
     assert source is not None
     shutil.copytree(source, tmp_path / "weights")
     return replace(tiny_job.model, weights=str(tmp_path / "weights"))
+
+
+def changed(model: ModelSpec, component: str, **dims: Any) -> ModelSpec:
+    """The model with other dimensions of a component."""
+    part = replace(getattr(model.dims, component), **dims)
+    return replace(model, dims=replace(model.dims, **{component: part}))
 
 
 def folder(model: ModelSpec) -> Path:
@@ -132,7 +139,7 @@ def test_a_home_that_cannot_be_written_costs_time_only(
 
 def test_random_weights_are_identified_by_the_dimensions(tiny_job: JobConfig) -> None:
     model = replace(tiny_job.model, weights="random")
-    wider = replace(model, transformer=replace(model.transformer, ffn_dim=600))
+    wider = changed(model, "transformer", ffn_dim=600)
     renamed = replace(model, name="other")
     assert checkpoint_digest(model).weights == checkpoint_digest(renamed).weights
     assert checkpoint_digest(model).weights != checkpoint_digest(wider).weights
@@ -233,13 +240,13 @@ def test_a_spec_that_disagrees_with_its_checkpoint_is_refused_with_both_values(
     model: ModelSpec, tiny_job: JobConfig
 ) -> None:
     check_dimensions(model)
-    wrong = replace(model, transformer=replace(model.transformer, num_layers=7))
+    wrong = changed(model, "transformer", num_layers=7)
     with pytest.raises(WeightsError, match=r"num_layers is 6, but model\.transformer\.num_layers"):
         key_context(replace(tiny_job, model=wrong))
-    wrong = replace(model, vae=replace(model.vae, spatial_factor=16))
+    wrong = changed(model, "vae", spatial_factor=16)
     with pytest.raises(WeightsError, match="scale_factor_spatial is 8"):
         check_dimensions(wrong)
-    wrong = replace(model, text_encoder=replace(model.text_encoder, vocab_size=96))
+    wrong = changed(model, "text_encoder", vocab_size=96)
     with pytest.raises(WeightsError, match=r"vocab_size is \d+, but model.text_encoder.vocab_size"):
         check_dimensions(wrong)
     (folder(model) / "vae" / "config.json").write_text("{")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rights import linux, without_rights
 
 from batchgen.cli.main import main
 
@@ -183,3 +184,79 @@ def exit_code(argv: list[str]) -> int:
         return main(argv)
     except SystemExit as ended:
         return int(ended.code or 0)
+
+
+def test_plan_refuses_the_places_where_no_run_can_be_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the words of `run`, which looks there once it makes the folder."""
+    Path("file").touch()
+    Path("link").symlink_to("/gone/x")
+    far = "/".join(["d" * 200] * 20)
+    for root, executor in (
+        ("file", "inline"),
+        ("file/x", "inline"),
+        ("link/x", "inline"),
+        (f"{tmp_path}/{far}", "inline"),
+        ("a%jb", "local"),
+        ("a\\b", "slurm"),
+    ):
+        words = [DEMO, f"output.root_dir={root}", f"slurm={executor}"]
+        said = []
+        for verb in ("plan", "run"):
+            assert main([verb, *words]) == 2
+            said.append(capsys.readouterr().err.partition(": ")[2])
+        assert said[0] == said[1]
+        assert said[0].count("\n") == 1
+    assert {path.name for path in Path().iterdir()} == {"file", "link"}
+    assert main(["plan", DEMO, "output.root_dir=new/folder"]) == 0
+    assert not Path("new").exists()
+
+
+@linux
+def test_what_may_not_be_read_or_written_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    job = tmp_path / "mine.yaml"
+    job.write_text(Path(DEMO).read_text())
+    rows = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"prompt": ["a"]}), rows)
+    (tmp_path / "parts").mkdir()
+    shutil.copy(rows, tmp_path / "parts")
+    (tmp_path / "text.csv").write_text("prompt\na\n")
+    weights = tmp_path / "weights"
+    shutil.copytree(ROOT / "batchgen" / "tiny" / "weights", weights)
+    model = weights / "vae" / "diffusion_pytorch_model.safetensors"
+    denied = "Permission denied"
+    cases = [
+        (shut, ["plan", DEMO, f"output.root_dir={shut}/x"], f"root_dir: {shut}/x: ", "written"),
+        (shut, ["run", DEMO, f"output.root_dir={shut}/x"], f"root_dir: {shut}/x: ", denied),
+        (job, ["plan", str(job)], str(job), denied),
+        (rows, ["plan", DEMO, f"manifest={rows}"], str(rows), denied),
+        (rows, ["manifest", "check", str(rows)], str(rows), denied),
+        (tmp_path / "parts", ["manifest", "check", f"{tmp_path}/parts"], "parts", denied),
+        (tmp_path / "text.csv", ["manifest", "build", "../text.csv", "o.parquet"], "csv", denied),
+        (shut, ["manifest", "build", "../text.csv", f"{shut}/o.parquet"], "o.parquet", denied),
+        (model, ["plan", DEMO, f"model.weights={weights}"], str(model), denied),
+        (weights / "vae", ["plan", DEMO, f"model.weights={weights}"], f"{weights}/vae", denied),
+        (shut, ["plan", DEMO, "--out", f"{shut}/p.parquet"], "--out", denied),
+        (shut, ["plan", DEMO, "--dump-config", f"{shut}/c.json"], "--dump-config", denied),
+    ]
+    faults = []
+    for closed, words, place, reason in cases:
+        mode = closed.stat().st_mode
+        closed.chmod(0o555 if closed == shut else 0)
+        code = without_rights(lambda words=words: main(words))
+        closed.chmod(mode)
+        said = capsys.readouterr().err
+        if code != 2 or place not in said or reason not in said or said.count("\n") != 1:
+            faults.append((words, code, said))
+    assert not faults, "\n".join(map(str, faults))
+    assert not list(shut.iterdir()) and not list(Path().iterdir())
+
+
+def test_the_configuration_is_dumped_without_keeping_the_plan() -> None:
+    assert main(["plan", DEMO, "--dump-config", "config.json"]) == 0
+    assert json.loads(Path("config.json").read_text())["tier_3_rows"]["rows"] == 16

@@ -158,7 +158,7 @@ def test_a_missing_source_and_a_target_that_is_the_source_are_refused(tmp_path: 
         build_manifest(tmp_path / "latin.txt", tmp_path / "out.parquet")
 
 
-@pytest.mark.parametrize("name", ["demo", "wan_sample"])
+@pytest.mark.parametrize("name", ["demo", "wan_sample", "image_sample"])
 def test_the_shipped_manifests_are_what_their_sources_build(name: str, tmp_path: Path) -> None:
     built = build_manifest(ROOT / "manifests" / f"{name}.csv", tmp_path / "out.parquet")
     shipped = pq.read_table(ROOT / "manifests" / f"{name}.parquet")

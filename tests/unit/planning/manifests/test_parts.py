@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchgen.cli.main import main
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ManifestError
 from batchgen.planning.identity import row_key
@@ -232,7 +234,9 @@ def test_a_carried_number_that_no_common_type_holds_is_refused(
 ) -> None:
     put(tmp_path / "mixed" / "a.parquet", "a", mine=pa.array([2**60 + 1]))
     put(tmp_path / "mixed" / "b.parquet", "b", mine=pa.array([0.5]))
-    with pytest.raises(ManifestError, match="carried column 'mine' does not fit double"):
+    with pytest.raises(
+        ManifestError, match=r"a\.parquet, row 0: column 'mine' does not fit double"
+    ):
         make_plan(job_over(tmp_path / "mixed", carry_columns=["mine"]), tmp_path / "plan.parquet")
     assert not (tmp_path / "plan.parquet").exists()
 
@@ -290,5 +294,45 @@ def test_carried_text_that_is_not_utf8_is_refused(tmp_path: Path, job_over: JobO
     raw = pa.array([b"caf\xe9"], pa.binary())
     mine = pa.Array.from_buffers(pa.string(), 1, raw.buffers())
     path = put(tmp_path / "x.parquet", "a", mine=mine)
-    with pytest.raises(ManifestError, match="carried column 'mine' does not fit"):
+    with pytest.raises(ManifestError, match=r"x\.parquet: row 0: column 'mine' does not fit"):
         make_plan(job_over(path, carry_columns=["mine"]), tmp_path / "plan.parquet")
+
+
+def test_rows_of_a_folder_are_named_by_file_and_their_number_in_it(
+    tmp_path: Path, job_over: JobOver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "parts"
+    put(folder / "a.parquet", *("abc"), row_id=["r0", "r1", "r2"], seed=[1, 2, 3])
+    put(folder / "empty.parquet", row_id=pa.array([], pa.string()))
+    put(folder / "shot=2" / "b.parquet", *("de"), row_id=["r3", "r1"], seed=[4, -5])
+    expected = [
+        "  shot=2/b.parquet, row 1, row_id = 'r1': a.parquet, row 1 has it already",
+        "  shot=2/b.parquet, row 1, seed = -5: legal: >= 0 and <= 9223372036854775807",
+    ]
+    with pytest.raises(ManifestError) as planned:
+        make_plan(job_over(folder, carry_columns=["shot"]), tmp_path / "plan.parquet")
+    with pytest.raises(ManifestError) as built:
+        build_manifest(folder, tmp_path / "flat.parquet", seeds=None)
+    for message in (str(planned.value), str(built.value)):
+        assert message.splitlines() == [f"{folder}: 2 illegal values", *expected]
+    assert main(["manifest", "check", str(folder), "--json"]) == 2
+    problems = json.loads(capsys.readouterr().out.splitlines()[-1])["problems"]
+    assert [(p["row"], p["file"], p["row_in_file"]) for p in problems] == [
+        (4, str(folder / "shot=2" / "b.parquet"), 1)
+    ] * 2
+
+
+def test_the_first_carried_value_that_does_not_fit_is_named(
+    tmp_path: Path, job_over: JobOver
+) -> None:
+    values = [1, 2, 2**60 + 1, 4, 2**60 + 3]
+    put(tmp_path / "mixed" / "a.parquet", "a", mine=pa.array([0.5]))
+    put(tmp_path / "mixed" / "b.parquet", *("bcdef"), mine=pa.array(values))
+    with pytest.raises(
+        ManifestError, match=r"b\.parquet, row 2: column 'mine' does not fit double"
+    ):
+        make_plan(job_over(tmp_path / "mixed", carry_columns=["mine"]), tmp_path / "plan.parquet")
+    with pytest.raises(
+        ManifestError, match=r"b\.parquet, row 2: column 'mine' does not fit double"
+    ):
+        build_manifest(tmp_path / "mixed", tmp_path / "flat.parquet")

@@ -7,16 +7,59 @@ planning expects), and shorter on a faster device. Frames are noise of the row's
 
 from __future__ import annotations
 
-from batchgen.config.component import Component
-from batchgen.config.family import Capabilities, ComponentBytes, Stride
-from batchgen.config.schema import ModelSpec
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.families.family import Capabilities, Component, Scales, Stride
 from batchgen.records import Bucket
 
 NUMERICS_VERSION = 1
-CAPABILITIES = Capabilities(memory_modes=("auto",))
+PIPELINE = ""
+MEDIA: Literal["video", "image"] = "video"
+OWN_ENGINE = True
 COMPONENTS: tuple[Component, ...] = ()
 
 _STEP_FLOPS = 2.695e8  # with one layer's launch: 10 ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dims:
+    """Nothing has a size."""
+
+
+def capabilities(model: ModelSpec) -> Capabilities:
+    return Capabilities(memory_modes=("auto",))
+
+
+def serves(index: Mapping[str, Any]) -> bool:
+    return False
+
+
+def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
+def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
+    return ModelDefaults(width=16, height=16, num_frames=1, fps=8, num_steps=10, guidance_scale=1.0)
+
+
+def branches(model: ModelSpec, row: Scales) -> Any:
+    """As a guided video model has them, so that a trial of the runner looks like one."""
+    return 1 + (row.guidance_scale > 1.0)
+
+
+def boundary(model: ModelSpec) -> float | None:
+    return None
+
+
+def max_tokens(model: ModelSpec) -> int:
+    return 512
+
+
+def layers(model: ModelSpec) -> int:
+    return 1
 
 
 def stride(model: ModelSpec) -> Stride:
@@ -42,8 +85,8 @@ def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
     return 0.0
 
 
-def weight_bytes(model: ModelSpec) -> ComponentBytes:
-    return ComponentBytes(transformer=0, text_encoder=0, vae=0)
+def parameters(model: ModelSpec, component: str) -> int:
+    return 0
 
 
 def activation_bytes(model: ModelSpec, bucket: Bucket) -> int:

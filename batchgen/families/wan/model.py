@@ -1,88 +1,57 @@
 """Wan 2.1 text-to-video (and tiny-wan): WanTransformer3DModel, AutoencoderKLWan, UMT5.
 
-Equal seed and settings give what diffusers' WanPipeline gives. Frames are rounded to uint8 as its
-`output_type="pil"` does: (x / 2 + 0.5) clamped to 0..1, times 255, rounded to even.
+Equal seed and settings give what diffusers' WanPipeline gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
-from transformers import UMT5EncoderModel
 
-from batchgen.config.families import wan as dimensions
-from batchgen.config.schema import ModelSpec
-from batchgen.engine.family import Condition, Item, Part, Tokens
-from batchgen.engine.noise import seeded_noise
-from batchgen.engine.solver import Schedule, schedule
+from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.wan import spec as light
+from batchgen.numerics.guidance import classifier_free
+from batchgen.numerics.noise import seeded_noise
+from batchgen.numerics.pixels import to_frames
+from batchgen.numerics.solver import Schedule, schedule
 from batchgen.records import Bucket, Request
 
 
-def parts(spec: ModelSpec, dtype: torch.dtype) -> tuple[Part, ...]:
-    """Folders of a Wan checkpoint. The autoencoder runs in float32 whatever the transformer runs
-    in, as its makers advise: in bfloat16 it bands visibly."""
-    transformer = {
-        k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec.transformer).items()
-    }
-    vae = {
-        "base_dim": spec.vae.base_dim,
-        "z_dim": spec.vae.z_dim,
-        "dim_mult": list(spec.vae.dim_mult),
-        "num_res_blocks": spec.vae.num_res_blocks,
-        "temperal_downsample": list(spec.vae.temperal_downsample),
-        "scale_factor_spatial": spec.vae.spatial_factor,
-        "scale_factor_temporal": spec.vae.temporal_factor,
-    }
-    text = asdict(spec.text_encoder)
-    del text["max_tokens"]  # a property of the pipeline's call, not of the encoder
-    return (
-        Part("tokenizer", None, dtype, {"vocab_size": text["vocab_size"]}, "model.text_encoder"),
-        Part("text_encoder", UMT5EncoderModel, dtype, text, "model.text_encoder"),
-        Part("transformer", WanTransformer3DModel, dtype, transformer, "model.transformer"),
-        Part("vae", AutoencoderKLWan, torch.float32, vae, "model.vae"),
-    )
-
-
-def build(spec: ModelSpec, components: dict[str, Any], device: torch.device) -> Wan:
+def build(
+    spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
+) -> Wan:
     """A Wan from its loaded components."""
     return Wan(spec, components, device)
 
 
 class Wan:
-    """See `batchgen.engine.family.Family`."""
+    """See `batchgen.families.family.FamilyModel`."""
 
-    def __init__(self, spec: ModelSpec, components: dict[str, Any], device: torch.device) -> None:
+    experts: tuple[str, ...] = ("transformer",)
+    state_dtype = torch.float32
+
+    def __init__(
+        self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
+    ) -> None:
         self.spec = spec  # the checkpoint agrees with it
         self.device = device
-        self.max_tokens = spec.text_encoder.max_tokens
+        self.max_tokens = light.max_tokens(spec)
         self.tokenizer = components["tokenizer"]
         self.text_encoder: nn.Module = components["text_encoder"]
         self.transformer: Any = components["transformer"]
         self.vae: Any = components["vae"]
-        self.modules: dict[str, nn.Module] = {
-            "text_encoder": self.text_encoder,
-            "transformer": self.transformer,
-            "vae": self.vae,
-        }
-        embedder = self.transformer.condition_embedder
-        self.edges: tuple[nn.Module, ...] = (
-            self.transformer.patch_embedding,
-            embedder.time_embedder,
-            embedder.time_proj,
-        )
+        names = ("text_encoder", *self.experts, "vae")
+        self.modules: dict[str, nn.Module] = {name: components[name] for name in names}
 
     # ------------------------------------------------------------------------------------- texts
     def texts(self, request: Request) -> tuple[str, ...]:
         """The prompt; with guidance also the negative prompt."""
-        if request.uses_guidance:
-            return request.prompt, request.negative_prompt
-        return (request.prompt,)
+        return (request.prompt, request.negative_prompt)[: light.branches(self.spec, request)]
 
     def tokenize(self, text: str) -> Tokens:
         """WanPipeline's cleaning and tokenisation, padded and cut to `max_tokens`."""
@@ -115,10 +84,8 @@ class Wan:
     # ----------------------------------------------------------------------------------- denoise
     def latent_shape(self, bucket: Bucket) -> tuple[int, ...]:
         """(1, channels, latent frames, rows, columns)."""
-        return (1, self.spec.transformer.in_channels, *dimensions.latent_shape(self.spec, bucket))
-
-    def tokens_per_item(self, bucket: Bucket) -> int:
-        return dimensions.tokens(self.spec, bucket)
+        channels = light.dims(self.spec).transformer.in_channels
+        return (1, channels, *light.latent_shape(self.spec, bucket))
 
     def initial_latents(self, request: Request) -> Tensor:
         return seeded_noise(self.latent_shape(request.bucket), request.seed)
@@ -126,24 +93,28 @@ class Wan:
     def schedule(self, request: Request) -> Schedule:
         return schedule(request.solver, request.sigma_shift, request.num_steps)
 
-    def phase(self, request: Request, timestep: float) -> int:
-        return 0
+    def group(self, request: Request) -> Hashable:
+        return request.bucket
 
-    def guidance(self, request: Request, timestep: float) -> float:
-        return request.guidance_scale
+    def expert(self, request: Request, timestep: float) -> str:
+        return "transformer"
 
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """One transformer forward; timesteps are per item, so rows at different steps share it."""
-        latents = torch.cat([item.latents for item in items]).to(self.transformer.dtype)
+        transformer: Any = self.modules[self.expert(items[0].request, items[0].timestep)]
+        latents = torch.cat([item.latents for item in items]).to(transformer.dtype)
         times = torch.tensor([item.timestep for item in items], dtype=torch.float32)
         states = torch.cat([self._padded(item.condition) for item in items])
-        velocity = self.transformer(
+        velocity = transformer(
             hidden_states=latents,
             timestep=times.to(self.device, non_blocking=True),
             encoder_hidden_states=states,
             return_dict=False,
         )[0]
         return list(velocity.split(1))
+
+    def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
+        return classifier_free(velocities, request.guidance_scale)
 
     # ------------------------------------------------------------------------------------ decode
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
@@ -154,39 +125,16 @@ class Wan:
         inverse = 1.0 / torch.tensor(config.latents_std).view(like).to(
             latents.device, latents.dtype
         )
-        video = self.vae.decode(latents / inverse + mean, return_dict=False)[0][0]
-        pixels = (video * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 3, 0)
-        return (pixels.float() * 255).round().to(torch.uint8).contiguous()
+        return to_frames(self.vae.decode(latents / inverse + mean, return_dict=False)[0][0])
 
     # ------------------------------------------------------------------------------------ probes
-    def random_item(self, bucket: Bucket, seed: int) -> Item:
+    def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
         """Noise, one of many timesteps, and a random condition of full length."""
         width = self.transformer.config.text_dim
         states = seeded_noise((1, self.max_tokens, width), seed + 1)
         return Item(
-            request=_PROBE,
+            request=probe_request(bucket),
             latents=seeded_noise(self.latent_shape(bucket), seed).to(self.device),
             timestep=float(999 - 137 * seed % 999),
             condition=(states.to(self.device, self.transformer.dtype),),
         )
-
-
-_PROBE = Request(
-    row_index=-1,
-    row_id="self-test",
-    row_key="",
-    prompt="",
-    negative_prompt="",
-    seed=0,
-    width=0,
-    height=0,
-    num_frames=1,
-    fps=1,
-    num_steps=1,
-    guidance_scale=1.0,
-    guidance_scale_2=None,
-    solver="euler",
-    sigma_shift=1.0,
-    format="npy",
-    quality=8,
-)

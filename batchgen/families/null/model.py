@@ -37,6 +37,11 @@ class _Row:
     error: Exception | None = None
 
 
+def renderer(system: SystemConfig, host: str) -> NullEngine:
+    """The family's engine for a rank on `host`."""
+    return NullEngine(system, host)
+
+
 class NullEngine:
     """See `batchgen.engine.contract.Renderer`; one row in flight."""
 
@@ -154,7 +159,7 @@ class _Render:
     def _stats(self, row: _Row) -> RowStats:
         computed = row.step - row.restored
         step_s = row.seconds / computed if computed else 0.0
-        branches = 2 if row.request.uses_guidance else 1
+        branches = 1 + (row.request.guidance_scale > 1.0)
         return RowStats(
             stages=StageSeconds(denoise=row.seconds),
             steps_total=row.request.num_steps * branches,

@@ -87,10 +87,15 @@ def schedule(solver: Solver, shift: float, steps: int) -> Schedule:
     with warnings.catch_warnings():  # DPM-Solver++ gives numpy a tensor in a deprecated way
         warnings.simplefilter("ignore", DeprecationWarning)
         scheduler.set_timesteps(steps)
-    sigmas = scheduler.sigmas
+    return table(solver, scheduler.sigmas, scheduler.timesteps)
+
+
+def table(solver: Solver, sigmas: Tensor, timesteps: Tensor) -> Schedule:
+    """The coefficients of `solver` over the sigmas (one more than steps) of any scheduler."""
     make = {"unipc": _unipc, "euler": _euler, "dpm++": _dpmpp}[solver]
+    steps = len(timesteps)
     coefs = tuple(make(sigmas, i, steps) for i in range(steps))
-    return Schedule(solver, scheduler.timesteps.float(), coefs)
+    return Schedule(solver, timesteps.float(), coefs)
 
 
 def reference_scheduler(

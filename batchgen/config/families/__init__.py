@@ -1,1 +1,0 @@
-"""One light module per model family: sizes, FLOPs, bytes and capabilities, without torch."""

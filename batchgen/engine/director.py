@@ -1,0 +1,275 @@
+"""The director of a replica: who joins, what shares a forward, what is moved and decoded.
+
+Texts are encoded window by window. With all components resident the next window is encoded as soon
+as the last row of this one has joined, so rows in flight are refilled without a pause; with one
+component at a time a window is encoded, denoised and decoded to its end before the next begins.
+Where a model has two experts and one fits, all rows of a window are drawn by the first up to its
+last step, then the experts are swapped, once.
+
+Only the leader of a replica has a director. It does nothing itself but talk to source, sink and
+decoder: its script of orders is what the ranks do, and it reads the flight to see what came of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import partial
+from time import perf_counter
+from typing import Literal
+
+import torch
+
+from batchgen.engine.contract import Sink, Source
+from batchgen.engine.finish import Broken, Denoised
+from batchgen.engine.flight import Flight, Outcome, RowState
+from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.lane import Lane
+from batchgen.engine.meter import RowMeter
+from batchgen.engine.orders import Join, Orders, Slot
+from batchgen.engine.packs import Packer
+from batchgen.engine.prompts import EncodedRow
+from batchgen.engine.replica import Replica
+from batchgen.engine.snapshot import pack
+from batchgen.families.family import Stage
+from batchgen.numerics.solver import History
+from batchgen.records import Bucket
+
+AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
+AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
+
+
+class Director:
+    """The script of one render."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        flight: Flight,
+        lane: Lane[Denoised | Broken],
+        source: Source,
+        sink: Sink,
+        stop: Callable[[], bool],
+    ) -> None:
+        self.replica = replica
+        self.flight = flight
+        self.lane = lane
+        self.source = source
+        self.sink = sink
+        self.stop = stop
+        self.denoised: deque[Denoised] = deque()  # waits for the window's end in mode `model`
+        self.expert: str | None = None  # the one on the device, if it is an expert's turn
+        self.exhausted = False
+        self.stopping = False  # `stop` has said so
+        self.taken = 0  # rows so far
+        self.windows = 0
+        self.swaps = 0
+        self.abandoned = 0
+        self.saved = 0
+
+    @property
+    def resident(self) -> bool:
+        return self.replica.residency.mode == "resident"
+
+    def script(self) -> Iterator[Orders]:
+        """Orders until the source is empty or `stop` is true. What came of each has been told to
+        `heed` before the next is asked for."""
+        while not self._stops():
+            self.lane.check()
+            if self._wants_window():
+                yield from self._open_window()
+            yield from self._admit()
+            if self.flight.rows:
+                yield from self._tick()
+            elif self.exhausted and not self.flight.waiting:
+                break
+        else:
+            self.abandoned = len(self.flight.rows) + len(self.flight.waiting)
+            self._save()
+        yield from self._decode_window()
+        yield Orders(over=True)
+
+    def heed(self, outcome: Outcome) -> None:
+        """What came of the orders."""
+        for request, meter, error in outcome.failed:
+            self.lane.put(Broken(request, meter, error))
+        for state in outcome.done:
+            self._leave(state)
+
+    def _stops(self) -> bool:
+        self.stopping = self.stopping or self.stop()
+        return self.stopping
+
+    def _save(self) -> None:
+        """Before anything slow: whoever stops a render may not wait for its end."""
+        for state in [*self.flight.rows.values(), *(job.state for job in self.denoised)]:
+            if state.step > 0:
+                history = History() if state.done else state.history  # of use to further steps
+                snapshot = pack(state.step, state.latents, history, state.meter.busy)
+                self.sink.saved(state.request, snapshot)
+                self.saved += 1
+
+    # ----------------------------------------------------------------------------------- windows
+    def _wants_window(self) -> bool:
+        if self.exhausted or self.flight.waiting:
+            return False
+        return self.resident or not self.flight.rows
+
+    def _open_window(self) -> Iterator[Orders]:
+        """Take and encode the next rows, when the window before is decoded."""
+        yield from self._decode_window()
+        if self.stopping:
+            return
+        size = self.replica.system.batch.window
+        room = AUTO_WINDOW[self.replica.residency.mode] if size == "auto" else size
+        requests = self.source.take(room)
+        if not requests:
+            self.exhausted = True
+            return
+        self.windows += 1
+        window = tuple(enumerate(requests, self.taken))
+        self.taken += len(requests)
+        use: tuple[str, ...] = ()
+        if self.replica.prompts.needs_encoder(requests):
+            use = self._use("encode")
+        yield Orders(use=use, encode=window)
+        yield Orders(use=self._use("denoise", self.replica.residency.plan.experts[0]))
+
+    def _use(self, stage: Stage, expert: str | None = None) -> tuple[str, ...]:
+        """The components that orders name for a stage, and for a step the expert."""
+        self.expert = expert
+        if self.resident:
+            return ()
+        return (expert,) if expert else self.replica.residency.plan.components(stage)
+
+    def _decode_window(self) -> Iterator[Orders]:
+        """In mode `model`: bring the autoencoder in once and finish what the window denoised. It
+        may take long: told to stop meanwhile, save what is not on its way to the decoder."""
+        if not self.denoised:
+            return
+        yield Orders(use=self._use("decode"))
+        while self.denoised:
+            if not self.stopping and self._stops():
+                self._save()
+            self.lane.put(self.denoised.popleft())
+        self.lane.drain()
+
+    # ----------------------------------------------------------------------------------- joining
+    def _admit(self) -> Iterator[Orders]:
+        """Let waiting rows join while there is room, mates of a bucket in flight first."""
+        left = dict(self.flight.waiting)
+        if not left:
+            return
+        room, drop, joins = self._room(self._moving().values()), list[int](), list[Join]()
+        while left:
+            number = room.next(left)
+            row, meter = left[number]
+            branches = len(self.replica.family.texts(row.request))
+            if not room.takes(row.request.bucket, branches):
+                break
+            del left[number]
+            self.sink.started(row.request)
+            found = None if row.error else attempt(partial(self.source.restore, row.request))
+            if isinstance(found, Failed):
+                meter.stop_waiting()
+                self.lane.put(Broken(row.request, meter, found.error))
+                drop.append(number)
+                continue
+            joins.append(Join(number, found))
+            if row.error is None:
+                room.add(row.request.bucket, branches)
+        if drop or joins:
+            yield Orders(drop=tuple(drop), joins=tuple(joins))
+
+    def _room(self, rows: Iterable[RowState]) -> Room:
+        room = Room(self.replica.packer, self.replica.system.batch.max_rows_in_flight)
+        for row in rows:
+            room.add(row.request.bucket, len(row.branches))
+        return room
+
+    # --------------------------------------------------------------------------------------- tick
+    def _tick(self) -> Iterator[Orders]:
+        """One step of the rows whose turn it is. When nobody needs the expert on the device any
+        more, and nobody is left to join, the other takes its place."""
+        moving = self._moving()
+        if not moving and not self.flight.waiting:
+            needed = {self._expert(row) for row in self.flight.rows.values()}
+            first = next(name for name in self.replica.residency.plan.experts if name in needed)
+            self.swaps += self.expert is not None
+            yield Orders(use=self._use("denoise", first))
+            moving = self._moving()
+        if moving:
+            yield Orders(packs=tuple(self._packs(moving)))
+
+    def _moving(self) -> dict[int, RowState]:
+        """The rows that the next tick moves, in order of joining: those whose expert is on the
+        device, as many as may share a tick."""
+        moving: dict[int, RowState] = {}
+        room = self._room(())
+        for number, row in self.flight.rows.items():
+            bucket, branches = row.request.bucket, len(row.branches)
+            drawable = self.resident or self._expert(row) == self.expert
+            if drawable and room.takes(bucket, branches):
+                room.add(bucket, branches)
+                moving[number] = row
+        return moving
+
+    def _expert(self, row: RowState) -> str:
+        return self.replica.family.expert(row.request, row.timestep)
+
+    def _packs(self, moving: dict[int, RowState]) -> Iterator[tuple[Slot, ...]]:
+        """(row, branch) items that share a forward."""
+        groups: dict[tuple[Hashable, str], list[Slot]] = {}
+        for number, row in moving.items():
+            key = self.replica.family.group(row.request), self._expert(row)
+            slots = [(number, branch) for branch in range(len(row.branches))]
+            groups.setdefault(key, []).extend(slots)
+        for members in groups.values():
+            bucket = moving[members[0][0]].request.bucket
+            yield from map(tuple, self.replica.packer.chunks(bucket, members))
+
+    def _leave(self, state: RowState) -> None:
+        state.meter.waiting_since = perf_counter()
+        ready = None
+        if self.replica.device.type == "cuda":
+            ready = torch.cuda.Event()
+            ready.record()
+        job = Denoised(state, ready)
+        if self.resident:
+            self.lane.put(job)
+        else:
+            self.denoised.append(job)
+
+
+class Room:
+    """How many rows share a tick: by count where it is given, else while one tick of all is about
+    one forward. One row always has room."""
+
+    def __init__(self, packer: Packer, most: int | Literal["auto"]) -> None:
+        self.packer = packer
+        self.most = most
+        self.rows = 0
+        self.tokens = 0
+        self.buckets: set[Bucket] = set()
+
+    def takes(self, bucket: Bucket, branches: int) -> bool:
+        """Whether there is room for one more row."""
+        if self.rows == 0:
+            return True
+        if self.most != "auto":
+            return self.rows < self.most
+        tokens = self.packer.tokens(bucket) * branches
+        return self.rows < AUTO_ROWS and tokens <= self.packer.token_budget - self.tokens
+
+    def add(self, bucket: Bucket, branches: int) -> None:
+        """The row has joined."""
+        self.rows += 1
+        self.tokens += self.packer.tokens(bucket) * branches
+        self.buckets.add(bucket)
+
+    def next(self, waiting: Mapping[int, tuple[EncodedRow, RowMeter]]) -> int:
+        """The number of the row to join next."""
+        for number, (row, _) in waiting.items():
+            if row.error is not None or row.request.bucket in self.buckets:
+                return number
+        return next(iter(waiting))

@@ -1,0 +1,201 @@
+"""Rows in flight: rows at different steps, guidances and solvers share forwards, tick by tick.
+
+Every rank of a replica keeps the same flight and applies the same orders. A tick runs one forward
+per pack, combines each row's branches as its family does, and moves each row one solver step.
+Nothing of a row depends on who shares its forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from torch import Tensor
+
+from batchgen.engine.clock import Clock
+from batchgen.engine.forwards import Forwards
+from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.meter import RowMeter
+from batchgen.engine.orders import Join, Orders, Slot
+from batchgen.engine.prompts import EncodedRow
+from batchgen.engine.replica import Replica
+from batchgen.engine.snapshot import fits, unpack
+from batchgen.families.family import Condition, Item
+from batchgen.numerics.solver import History, Schedule, step
+from batchgen.records import Request
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """What belongs to one branch of a row (with or without the prompt) between two ticks."""
+
+    condition: Condition
+
+
+@dataclass(slots=True, eq=False)
+class RowState:
+    """All that is known of a row between two ticks."""
+
+    request: Request
+    schedule: Schedule
+    branches: tuple[Branch, ...]  # with the prompt, then without it
+    latents: Tensor  # (1, ...) in the family's `state_dtype`
+    meter: RowMeter
+    history: History = field(default_factory=History)
+    step: int = 0
+
+    @property
+    def timestep(self) -> float:
+        return float(self.schedule.timesteps[self.step])
+
+    @property
+    def done(self) -> bool:
+        return self.step == len(self.schedule)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """Rows that left as orders were applied."""
+
+    done: list[RowState] = field(default_factory=list)
+    failed: list[tuple[Request, RowMeter, Exception]] = field(default_factory=list)
+
+
+class Flight:
+    """The rows in flight of one replica, on one of its ranks."""
+
+    def __init__(self, replica: Replica, clock: Clock, moved: Callable[[], object]) -> None:
+        self.replica = replica
+        self.family = replica.family
+        self.forwards = Forwards(replica.family, replica.packer, replica.device)
+        self.clock = clock
+        self.moved = moved
+        self.waiting: dict[int, tuple[EncodedRow, RowMeter]] = {}  # encoded, not joined yet
+        self.rows: dict[int, RowState] = {}  # in order of joining
+        self.ticks = 0
+
+    def apply(self, orders: Orders) -> Outcome:
+        """Do what the orders say; rows that finished or failed leave."""
+        outcome = Outcome()
+        if orders.use:
+            self._use(orders.use)
+        if orders.encode:
+            self._encode(orders.encode)
+        for number in orders.drop:
+            del self.waiting[number]
+        for join in orders.joins:
+            self._join(join, outcome)
+        if orders.packs:
+            flying = [*self.rows.values()]
+            with self.clock.on("denoise"):
+                self._tick(orders.packs, outcome)
+            self.clock.share({row.request.row_index: row.meter.busy for row in flying})
+        return outcome
+
+    def _use(self, components: tuple[str, ...]) -> None:
+        """No row's seconds: they are moved for a window, however many rows that has."""
+        with self.clock.on("move"):
+            self.replica.residency.use(*components)
+
+    def _encode(self, window: Sequence[tuple[int, Request]]) -> None:
+        requests = [request for _, request in window]
+        meters = [RowMeter() for _ in requests]
+        with self.clock.on("encode"):
+            rows = self.replica.prompts.encode(requests, self.moved)
+        self.clock.share({row.request.row_index: row.seconds for row in rows})
+        for (number, _), row, meter in zip(window, rows, meters, strict=True):
+            meter.note_texts(row)
+            meter.waiting_since = perf_counter()
+            self.waiting[number] = row, meter
+
+    # ------------------------------------------------------------------------------------ joining
+    def _join(self, join: Join, outcome: Outcome) -> None:
+        row, meter = self.waiting.pop(join.number)
+        meter.stop_waiting()
+        state = (
+            Failed(row.error, 0.0) if row.error else attempt(lambda: self._open(row, meter, join))
+        )
+        if isinstance(state, Failed):
+            outcome.failed.append((row.request, meter, state.error))
+        elif state.done:
+            outcome.done.append(state)
+        else:
+            self.rows[join.number] = state
+
+    def _open(self, row: EncodedRow, meter: RowMeter, join: Join) -> RowState:
+        """The row before its first step, or where its snapshot left it; may raise for this row
+        alone."""
+        request, device = row.request, self.replica.device
+        schedule = self.family.schedule(request)
+        branches = tuple(Branch(condition) for condition in row.conditions)
+        meter.steps_total = len(schedule) * len(branches)
+        latents = self.family.initial_latents(request).to(self.family.state_dtype)
+        if join.snapshot is None or not fits(join.snapshot, latents):
+            return RowState(request, schedule, branches, latents.to(device), meter)
+        meter.restored = join.snapshot.step
+        latents, history = unpack(join.snapshot, device)
+        latents = latents.to(self.family.state_dtype)
+        return RowState(request, schedule, branches, latents, meter, history, join.snapshot.step)
+
+    # --------------------------------------------------------------------------------------- tick
+    def _tick(self, packs: Sequence[Sequence[Slot]], outcome: Outcome) -> None:
+        """Move every row of the packs one step."""
+        begin = perf_counter()
+        velocities: dict[Slot, Tensor | Failed] = {}
+        in_forwards = 0.0
+        for pack in packs:
+            before = perf_counter()
+            results = self.forwards.run([self._item(slot) for slot in pack])
+            seconds = perf_counter() - before
+            in_forwards += seconds
+            velocities |= dict(zip(pack, results, strict=True))
+            self._charge(pack, seconds)
+        numbers = list(dict.fromkeys(number for pack in packs for number, _ in pack))
+        moving = [(number, self.rows[number]) for number in self.rows if number in set(numbers)]
+        for number, row in moving:
+            branches = [velocities[number, branch] for branch in range(len(row.branches))]
+            self._advance(number, row, branches, outcome)
+        total = perf_counter() - begin
+        for _, row in moving:
+            row.meter.ticks[-1] += (total - in_forwards) / len(moving)
+        self.ticks += 1
+
+    def _item(self, slot: Slot) -> Item:
+        row, branch = self.rows[slot[0]], slot[1]
+        return Item(row.request, row.latents, row.timestep, row.branches[branch].condition)
+
+    def _charge(self, pack: Sequence[Slot], seconds: float) -> None:
+        """Branches of one tick add up to one entry."""
+        for number, branch in pack:
+            meter = self.rows[number].meter
+            meter.forwards += 1
+            meter.mates += len(pack)
+            meter.attention_kernel = self.forwards.kernels.name(self.rows[number].request.bucket)
+            if branch == 0:
+                meter.ticks.append(seconds / len(pack))
+            else:
+                meter.ticks[-1] += seconds / len(pack)
+
+    def _advance(
+        self, number: int, row: RowState, branches: list[Tensor | Failed], outcome: Outcome
+    ) -> None:
+        failed = next((result for result in branches if isinstance(result, Failed)), None)
+        moved = failed or attempt(
+            lambda: self._step(row, [v for v in branches if isinstance(v, Tensor)])
+        )
+        if isinstance(moved, Failed):
+            outcome.failed.append((row.request, row.meter, moved.error))
+        elif row.done:
+            outcome.done.append(row)
+        else:
+            return
+        del self.rows[number]
+
+    def _step(self, row: RowState, velocities: list[Tensor]) -> None:
+        """Guidance, then one solver step."""
+        velocity = self.family.combine(row.request, row.timestep, velocities)
+        coefs = row.schedule.coefs[row.step]
+        latents, row.history = step(coefs, row.latents.float(), velocity, row.history)
+        row.latents = latents.to(self.family.state_dtype)
+        row.step += 1

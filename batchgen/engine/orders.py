@@ -1,0 +1,32 @@
+"""What the ranks of a replica are told to do next: frozen messages, made by the director alone.
+
+Rows are named by their number in the render, in the order they were taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchgen.engine.contract import Snapshot
+from batchgen.records import Request
+
+Slot = tuple[int, int]  # number of the row, its branch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Join:
+    """An encoded row joins the rows in flight, from its first step or where a snapshot left it."""
+
+    number: int
+    snapshot: Snapshot | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Orders:
+    """To be done in the order of the fields; what is empty is not done."""
+
+    use: tuple[str, ...] = ()  # components that have to be on the device
+    encode: tuple[tuple[int, Request], ...] = ()  # a window of rows
+    drop: tuple[int, ...] = ()  # encoded rows that will not join
+    joins: tuple[Join, ...] = ()
+    packs: tuple[tuple[Slot, ...], ...] = ()  # one forward each; together every branch of each row
+    over: bool = False  # the render ends

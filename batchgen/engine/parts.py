@@ -1,0 +1,46 @@
+"""What a checkpoint of a model consists of, with the classes that load it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from batchgen.config.schema import ModelSpec
+from batchgen.families.dims import stored_dims
+from batchgen.families.family import family_spec
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One folder of a checkpoint in diffusers layout."""
+
+    name: str  # folder and component name, e.g. `transformer`
+    model_class: Any  # of diffusers or transformers; None: a tokenizer
+    dtype: torch.dtype  # precision it runs in
+    config: dict[str, Any]  # dimensions that the ModelSpec promises (keys as in config.json)
+    extras: dict[str, Any]  # what else random weights need, beside the dimensions
+    spec_key: str  # where the ModelSpec keeps them, for messages
+
+
+def parts(model: ModelSpec, dtype: torch.dtype) -> tuple[Part, ...]:
+    """The parts to load; the scheduler is made from the model's dimensions."""
+    return tuple(
+        Part(
+            name=component.name,
+            model_class=_class(component.loads) if component.kind == "model" else None,
+            dtype=torch.float32 if component.float32 else dtype,
+            config=stored_dims(getattr(model.dims, component.dims)),
+            extras=getattr(model.dims, component.dims).random_extras(),
+            spec_key=f"model.{component.dims}",
+        )
+        for component in family_spec(model.family).COMPONENTS
+        if component.kind != "scheduler"
+    )
+
+
+def _class(path: str) -> Any:
+    library, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(library), name)

@@ -1,0 +1,64 @@
+"""Text encoders that several families have: dimensions, FLOPs, weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchgen.families.dims import ComponentDims, stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class T5Dims(ComponentDims):
+    """The encoder of a T5 or UMT5, as in its transformers config."""
+
+    vocab_size: int = 256384
+    d_model: int = 4096
+    d_kv: int = 64
+    d_ff: int = 10240
+    num_layers: int = 24
+    num_heads: int = 64
+    max_tokens: int = stored(512, None)  # a choice of the pipeline's call
+
+
+def t5_flops(text: T5Dims) -> float:
+    """FLOPs for one text, padded to its maximum length."""
+    inner = text.num_heads * text.d_kv
+    per_token = 2 * (4 * text.d_model * inner + 3 * text.d_model * text.d_ff)
+    attention = 4 * text.max_tokens * inner
+    return float(text.num_layers * text.max_tokens * (per_token + attention))
+
+
+def t5_parameters(text: T5Dims) -> int:
+    """Weights with the embedding table, the gated feed-forward counted."""
+    inner = text.num_heads * text.d_kv
+    block = 4 * text.d_model * inner + 3 * text.d_model * text.d_ff
+    return text.num_layers * block + text.vocab_size * text.d_model
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipDims(ComponentDims):
+    """The text half of a CLIP, as in its transformers config."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    eos_token_id: int = 2  # where the pooled state is taken; 2 stands for the highest id in a text
+
+
+def clip_flops(text: ClipDims) -> float:
+    """FLOPs for one text, padded to the maximum."""
+    d, n = text.hidden_size, text.max_position_embeddings
+    linear = 2 * n * (4 * d * d + 2 * d * text.intermediate_size)
+    return float(text.num_hidden_layers * (linear + 4 * n * n * d))
+
+
+def clip_parameters(text: ClipDims) -> int:
+    """Weights with the embedding tables."""
+    d = text.hidden_size
+    block = 4 * d * d + 2 * d * text.intermediate_size
+    tables = (text.vocab_size + text.max_position_embeddings) * d
+    return text.num_hidden_layers * block + tables

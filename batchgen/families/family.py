@@ -1,0 +1,303 @@
+"""What a model family is, and how one is found: by the name of its folder.
+
+`families/<name>/spec.py` answers what planning and loading ask, without torch (`FamilySpec`).
+`families/<name>/model.py` computes: `build` makes a `FamilyModel` of loaded components. The engine
+knows the rest: packing, ticks, windows, the solver's step.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+
+from batchgen.config.schema import ModelDefaults, ModelSpec, SystemConfig
+from batchgen.errors import ConfigError, closest
+from batchgen.records import Bucket, Request
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from batchgen.numerics.solver import Schedule
+
+FAMILIES = Path(__file__).parent
+Stage = Literal["encode", "denoise", "decode"]
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+# ------------------------------------------------------------------------------------ without torch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What the engine can do with a model today: every other legal setting is refused."""
+
+    cfg: tuple[int, ...] = (1,)
+    ulysses: tuple[int, ...] = (1,)
+    ring: tuple[int, ...] = (1,)
+    memory_modes: tuple[str, ...] = ("auto", "resident", "model")
+    store_dtypes: tuple[str, ...] = ("same",)
+    attention: tuple[str, ...] = ("auto", "sdpa")
+    compile_modes: tuple[str, ...] = ("off",)
+    tiled_vae: bool = False
+    cache_strategies: tuple[str, ...] = ("none",)
+    solvers: tuple[str, ...] = ("unipc", "euler", "dpm++")
+    sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the size of the row
+    boundary: bool = False  # where a second expert takes over can be set
+    columns: tuple[str, ...] = ("guidance_scale",)  # of the request columns that few models read
+
+
+@dataclass(frozen=True, slots=True)
+class Stride:
+    """Legal sizes: width and height are multiples of `pixels`, frames are 1 + k x `frames`."""
+
+    pixels: int
+    frames: int
+    max_side: int  # pixels
+    max_frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One folder of a checkpoint in diffusers layout."""
+
+    name: str  # the folder
+    kind: Literal["model", "tokenizer", "scheduler"] = "model"
+    loads: str  # what loads it: `library.Class`
+    model_type: str = ""  # of a transformers model: what its config.json says it is
+    stage: Stage  # when it has to be on the device
+    dims: str = ""  # the field of the family's dims that describes it; experts share one
+    float32: bool = False  # runs in float32 whatever the model's dtype
+    stacks: tuple[str, ...] = ()  # its lists of blocks, in the order of the forward
+
+    @property
+    def library(self) -> str:
+        return self.loads.partition(".")[0]
+
+    @property
+    def class_name(self) -> str:
+        return self.loads.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentBytes:
+    """Bytes of weights as loaded: (component, stage, bytes)."""
+
+    parts: tuple[tuple[str, Stage, int], ...]
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, _, size in self.parts)
+
+    @property
+    def largest(self) -> int:
+        """Of what must be on the device at once: the encoders together, one expert at a time."""
+        denoise = [size for _, stage, size in self.parts if stage == "denoise"]
+        ends = [
+            sum(size for _, stage, size in self.parts if stage == end)
+            for end in ("encode", "decode")
+        ]
+        return max([0, *denoise, *ends])
+
+
+class Scales(Protocol):
+    """The guidance of a row, or of many as arrays."""
+
+    @property
+    def guidance_scale(self) -> Any: ...
+    @property
+    def true_cfg_scale(self) -> Any: ...
+
+
+class FamilySpec(Protocol):
+    """`spec.py`: the light side of a family; FLOPs count a multiply-add as two."""
+
+    NUMERICS_VERSION: int  # raised by hand whenever pixels of equal requests change
+    COMPONENTS: tuple[Component, ...]
+    Dims: type  # dataclass of the model's dimensions: a field a component, and what else it takes
+    PIPELINE: str  # of diffusers: what model_index.json calls itself; "" for none
+    MEDIA: Literal["video", "image"]  # what it draws
+    OWN_ENGINE: bool  # `model.py` holds an engine (`FamilyEngine`), not a model for the common one
+
+    def capabilities(self, model: ModelSpec) -> Capabilities: ...
+
+    def serves(self, index: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint with this model_index.json is of the family."""
+
+    def settings(self, index: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The fields of `Dims` that a checkpoint's model_index.json decides."""
+
+    def defaults(self, dims: Any, scheduler: Mapping[str, Any]) -> ModelDefaults:
+        """Values of a request where no preset gives them; `scheduler`: the checkpoint's own."""
+
+    def stride(self, model: ModelSpec) -> Stride:
+        """Which sizes and frame counts the model can draw."""
+
+    def tokens(self, model: ModelSpec, bucket: Bucket) -> int:
+        """Tokens of one item of one forward: the cost unit of packing."""
+
+    def layers(self, model: ModelSpec) -> int:
+        """Blocks of one forward: each launches its kernels."""
+
+    def branches(self, model: ModelSpec, row: Scales) -> Any:
+        """Forwards of one step: 2 where the row is guided. Elementwise if `row` holds arrays."""
+
+    def boundary(self, model: ModelSpec) -> float | None:
+        """Share of the training timesteps from which on the first of two experts draws."""
+
+    def max_tokens(self, model: ModelSpec) -> int:
+        """Of one text; what is longer is cut."""
+
+    def forward_flops(self, model: ModelSpec, bucket: Bucket) -> float:
+        """FLOPs of the transformer for one item: one row, one branch, one step."""
+
+    def encode_flops(self, model: ModelSpec) -> float:
+        """FLOPs of the text encoders for one text."""
+
+    def decode_flops(self, model: ModelSpec, bucket: Bucket) -> float:
+        """FLOPs of the decoder for one row."""
+
+    def parameters(self, model: ModelSpec, component: str) -> int:
+        """Weights of a component of kind `model`."""
+
+    def activation_bytes(self, model: ModelSpec, bucket: Bucket) -> int:
+        """Peak bytes beside the weights for one item: the larger of forward and decode."""
+
+
+def component_bytes(model: ModelSpec) -> ComponentBytes:
+    """Bytes of each component in the precision it runs in on an accelerator."""
+    spec = family_spec(model.family)
+    return ComponentBytes(
+        tuple(
+            (
+                part.name,
+                part.stage,
+                spec.parameters(model, part.name) * (4 if part.float32 else _BYTES[model.dtype]),
+            )
+            for part in spec.COMPONENTS
+            if part.kind == "model"
+        )
+    )
+
+
+def family_names() -> list[str]:
+    """All families: the folders beside this file."""
+    return sorted(path.parent.name for path in FAMILIES.glob("*/spec.py"))
+
+
+@cache
+def family_spec(name: str) -> FamilySpec:
+    """`spec.py` of a family; raises ConfigError naming those there are."""
+    known = family_names()
+    if name not in known:
+        listed = ", ".join(known)
+        raise ConfigError(f"model.family: {name!r} is not one of {listed}{closest(name, known)}")
+    return cast(FamilySpec, importlib.import_module(f"batchgen.families.{name}.spec"))
+
+
+# --------------------------------------------------------------------------------------- with torch
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """A cleaned and tokenised text."""
+
+    inputs: tuple[Tensor, ...]  # what the family's text encoders take
+    count: int  # tokens before truncation, with the end-of-text token
+    truncated: bool
+
+
+Condition: TypeAlias = "tuple[Tensor, ...]"  # what the transformer is told of a branch's texts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One branch (with or without the prompt) of one row in one forward."""
+
+    request: Request
+    latents: Tensor  # first dimension 1
+    timestep: float
+    condition: Condition
+
+
+class FamilyModel(Protocol):
+    """One model, loaded. All items of one forward share `group` and `expert`."""
+
+    modules: Mapping[str, nn.Module]  # movable components by name
+    max_tokens: int  # of one text
+    state_dtype: torch.dtype  # of latents between two steps
+
+    def texts(self, request: Request) -> tuple[str, ...]:
+        """The texts to encode, one per guidance branch, the prompt first."""
+
+    def tokenize(self, text: str) -> Tokens:
+        """Clean and tokenise one text as the family's diffusers pipeline does."""
+
+    def encode(self, tokens: Tokens) -> Condition:
+        """Run the text encoder(s) over one text."""
+
+    def initial_latents(self, request: Request) -> Tensor:
+        """Noise (1, ...) from the row's seed alone, on the host."""
+
+    def schedule(self, request: Request) -> Schedule:
+        """Timesteps and solver coefficients of the row."""
+
+    def group(self, request: Request) -> Hashable:
+        """Items of different groups cannot share a forward."""
+
+    def expert(self, request: Request, timestep: float) -> str:
+        """The component that draws the step."""
+
+    def forward(self, items: Sequence[Item]) -> list[Tensor]:
+        """Velocities of the items, each shaped as its latents."""
+
+    def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
+        """One velocity from those of the row's branches, in the pipeline's order of operations."""
+
+    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
+        """Denoised latents of one row -> uint8 (frames, height, width, 3) on the device."""
+
+    def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
+        """An item of noise with a random condition, for the device's self-test."""
+
+
+class FamilyCode(Protocol):
+    """`model.py`."""
+
+    def build(
+        self,
+        spec: ModelSpec,
+        system: SystemConfig,
+        components: Mapping[str, Any],
+        device: torch.device,
+    ) -> FamilyModel:
+        """The family at work on its loaded components."""
+
+
+def family_code(name: str) -> FamilyCode:
+    """`model.py` of a family; raises ConfigError naming those there are."""
+    family_spec(name)
+    return cast(FamilyCode, importlib.import_module(f"batchgen.families.{name}.model"))
+
+
+def probe_request(bucket: Bucket) -> Request:
+    """A request of no row, for items of noise."""
+    return Request(
+        row_index=-1,
+        row_id="self-test",
+        row_key="",
+        prompt="",
+        negative_prompt="",
+        seed=0,
+        width=bucket.width,
+        height=bucket.height,
+        num_frames=bucket.num_frames,
+        fps=1,
+        num_steps=1,
+        guidance_scale=1.0,
+        guidance_scale_2=None,
+        solver="euler",
+        sigma_shift=1.0,
+        format="npy",
+        quality=8,
+    )

@@ -1,0 +1,181 @@
+"""FLUX.1 dev and schnell: FluxTransformer2DModel, AutoencoderKL, CLIP and T5.
+
+Equal seed and settings give what diffusers' FluxPipeline gives. Latents are drawn as an image and
+kept as the transformer takes them: packed 2x2 to (1, tokens, channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
+
+from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.dims import stored_dims
+from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.flux import spec as light
+from batchgen.numerics.guidance import classifier_free
+from batchgen.numerics.noise import seeded_noise
+from batchgen.numerics.pixels import to_frames
+from batchgen.numerics.solver import Schedule, table
+from batchgen.records import Bucket, Request
+
+MODULES = ("text_encoder", "text_encoder_2", "transformer", "vae")
+
+
+def build(
+    spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
+) -> Flux:
+    """A FLUX.1 from its loaded components."""
+    return Flux(spec, components, device)
+
+
+@lru_cache(maxsize=512)
+def flux_schedule(
+    scheduler: light.FluxScheduler, shift: float, image_tokens: int, steps: int
+) -> Schedule:
+    """The checkpoint's scheduler over `steps` steps, set as FluxPipeline sets it; `shift` counts
+    where it does not shift by the number of image tokens."""
+    config = stored_dims(replace(scheduler, shift=shift))
+    source = FlowMatchEulerDiscreteScheduler(**config)
+    mu = dynamic_shift(scheduler, image_tokens)
+    source.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    return table("euler", source.sigmas, source.timesteps)
+
+
+def dynamic_shift(scheduler: light.FluxScheduler, image_tokens: int) -> float:
+    """The scheduler's mu: linear in the image tokens, in FluxPipeline's order of operations."""
+    tokens = scheduler.max_image_seq_len - scheduler.base_image_seq_len
+    slope = (scheduler.max_shift - scheduler.base_shift) / tokens
+    start = scheduler.base_shift - slope * scheduler.base_image_seq_len
+    return image_tokens * slope + start
+
+
+class Flux:
+    """See `batchgen.families.family.FamilyModel`."""
+
+    def __init__(
+        self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
+    ) -> None:
+        self.spec = spec  # the checkpoint agrees with it
+        self.dims = light.dims(spec)
+        self.device = device
+        self.max_tokens = light.max_tokens(spec)
+        self.tokenizers = components["tokenizer"], components["tokenizer_2"]
+        self.clip: nn.Module = components["text_encoder"]
+        self.t5: nn.Module = components["text_encoder_2"]
+        self.transformer: Any = components["transformer"]
+        self.vae: Any = components["vae"]
+        self.modules: dict[str, nn.Module] = {name: components[name] for name in MODULES}
+        self.dtype: torch.dtype = self.transformer.dtype
+        self.state_dtype = self.dtype  # the pipeline keeps latents in the model's precision
+
+    # ------------------------------------------------------------------------------------- texts
+    def texts(self, request: Request) -> tuple[str, ...]:
+        """The prompt; with true_cfg_scale also the negative prompt."""
+        return (request.prompt, request.negative_prompt)[: light.branches(self.spec, request)]
+
+    def tokenize(self, text: str) -> Tokens:
+        """For CLIP and for T5, padded and cut to what each takes; T5's tokens are counted."""
+        clip, t5 = self.tokenizers
+        count = len(t5(text, add_special_tokens=True, verbose=False).input_ids)
+        inputs = tuple(
+            tokenizer(
+                [text], padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer, most in (
+                (clip, self.dims.text_encoder.max_position_embeddings),
+                (t5, self.max_tokens),
+            )
+        )
+        return Tokens(inputs, count, count > self.max_tokens)
+
+    def encode(self, tokens: Tokens) -> Condition:
+        """T5's states (1, max_tokens, width) and CLIP's pooled one (1, width). No attention mask is
+        used: padding is attended to."""
+        clip_ids, t5_ids = (ids.to(self.device) for ids in tokens.inputs)
+        states = self.t5(t5_ids, output_hidden_states=False)[0]
+        pooled = self.clip(clip_ids, output_hidden_states=False).pooler_output
+        return states.to(self.dtype), pooled.to(self.dtype)
+
+    # ----------------------------------------------------------------------------------- denoise
+    def initial_latents(self, request: Request) -> Tensor:
+        """Drawn as (1, channels, rows, columns), then packed 2x2."""
+        height, width = light.cells(self.spec, request.bucket)
+        channels = self.dims.transformer.in_channels // 4
+        noise = seeded_noise((1, channels, 2 * height, 2 * width), request.seed)
+        packed = noise.view(1, channels, height, 2, width, 2).permute(0, 2, 4, 1, 3, 5)
+        return packed.reshape(1, height * width, 4 * channels).to(self.dtype)
+
+    def schedule(self, request: Request) -> Schedule:
+        tokens = light.image_tokens(self.spec, request.bucket)
+        return flux_schedule(self.dims.scheduler, request.sigma_shift, tokens, request.num_steps)
+
+    def group(self, request: Request) -> Hashable:
+        """Positions of the image are one input for all items of a forward."""
+        return request.bucket
+
+    def expert(self, request: Request, timestep: float) -> str:
+        return "transformer"
+
+    def forward(self, items: Sequence[Item]) -> list[Tensor]:
+        """One transformer forward; timestep and guidance are per item."""
+        times = torch.tensor([item.timestep for item in items]).to(self.dtype)
+        guidance = None
+        if self.dims.transformer.guidance_embeds:
+            guidance = torch.tensor([item.request.guidance_scale for item in items]).float()
+            guidance = guidance.to(self.device, non_blocking=True)
+        velocity = self.transformer(
+            hidden_states=torch.cat([item.latents for item in items]),
+            timestep=times.to(self.device, non_blocking=True) / 1000,
+            guidance=guidance,
+            encoder_hidden_states=torch.cat([item.condition[0] for item in items]),
+            pooled_projections=torch.cat([item.condition[1] for item in items]),
+            txt_ids=torch.zeros(self.max_tokens, 3, device=self.device, dtype=self.dtype),
+            img_ids=self._positions(items[0].request.bucket),
+            return_dict=False,
+        )[0]
+        return list(velocity.split(1))
+
+    def _positions(self, bucket: Bucket) -> Tensor:
+        """(image tokens, 3): 0, row, column."""
+        height, width = light.cells(self.spec, bucket)
+        ids = torch.zeros(height, width, 3)
+        ids[..., 1] = torch.arange(height)[:, None]
+        ids[..., 2] = torch.arange(width)[None, :]
+        return ids.view(-1, 3).to(self.device, self.dtype, non_blocking=True)
+
+    def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
+        return classifier_free(velocities, request.true_cfg_scale)
+
+    # ------------------------------------------------------------------------------------ decode
+    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
+        height, width = light.cells(self.spec, bucket)
+        channels = latents.shape[2] // 4
+        image = latents.view(1, height, width, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        image = image.reshape(1, channels, 2 * height, 2 * width)
+        config = self.vae.config
+        pixels = self.vae.decode(
+            (image / config.scaling_factor) + config.shift_factor, return_dict=False
+        )[0]
+        return to_frames(pixels[0].unsqueeze(1))
+
+    # ------------------------------------------------------------------------------------ probes
+    def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
+        """Noise, one of many timesteps and guidances, and random conditions."""
+        spec = self.dims.transformer
+        states = seeded_noise((1, self.max_tokens, spec.joint_attention_dim), seed + 1)
+        pooled = seeded_noise((1, spec.pooled_projection_dim), seed + 2)
+        request = replace(probe_request(bucket), seed=seed, guidance_scale=1.0 + seed)
+        return Item(
+            request=request,
+            latents=self.initial_latents(request).to(self.device),
+            timestep=float(999 - 137 * seed % 999),
+            condition=(states.to(self.device, self.dtype), pooled.to(self.device, self.dtype)),
+        )

@@ -1,0 +1,350 @@
+"""FLUX.1 text-to-image, dev and schnell: geometry, FLOPs and bytes from the dimensions alone.
+
+Text and image attend to each other as one sequence of N tokens of width d. A double block takes
+24Nd^2 for projections and feed-forwards of both streams, a single block 24Nd^2 as well, either
+4N^2d for attention; modulation is once per item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+from batchgen.config.limits import MAX_SIDE
+from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.errors import ConfigError
+from batchgen.families.dims import ComponentDims
+from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
+from batchgen.families.encoders import clip_parameters as clip_weights
+from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.records import Bucket
+
+NUMERICS_VERSION = 1
+PIPELINE = "FluxPipeline"
+MEDIA: Literal["video", "image"] = "image"
+OWN_ENGINE = False
+COMPONENTS = (
+    Component(
+        name="transformer",
+        loads="diffusers.FluxTransformer2DModel",
+        stage="denoise",
+        dims="transformer",
+        stacks=("transformer_blocks", "single_transformer_blocks"),
+    ),
+    Component(
+        name="text_encoder",
+        loads="transformers.CLIPTextModel",
+        model_type="clip_text_model",
+        stage="encode",
+        dims="text_encoder",
+    ),
+    Component(
+        name="text_encoder_2",
+        loads="transformers.T5EncoderModel",
+        model_type="t5",
+        stage="encode",
+        dims="text_encoder_2",
+    ),
+    Component(name="vae", loads="diffusers.AutoencoderKL", stage="decode", dims="vae"),
+    Component(
+        name="tokenizer",
+        kind="tokenizer",
+        loads="transformers.AutoTokenizer",
+        stage="encode",
+        dims="text_encoder",
+    ),
+    Component(
+        name="tokenizer_2",
+        kind="tokenizer",
+        loads="transformers.AutoTokenizer",
+        stage="encode",
+        dims="text_encoder_2",
+    ),
+    Component(
+        name="scheduler",
+        kind="scheduler",
+        loads="diffusers.FlowMatchEulerDiscreteScheduler",
+        stage="denoise",
+        dims="scheduler",
+    ),
+)
+
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_TIME = 256  # channels of a sinusoidal embedding
+_TAPS = 9  # of a 3x3 convolution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxTransformer(ComponentDims):
+    """Dimensions of the diffusion transformer, as in its diffusers config."""
+
+    num_layers: int  # blocks with a stream each for text and image
+    num_single_layers: int  # blocks with one stream for both
+    num_attention_heads: int
+    attention_head_dim: int
+    guidance_embeds: bool  # dev: guidance_scale is an input; schnell is distilled without
+    in_channels: int = 64
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    patch_size: int = 1
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxVae(ComponentDims):
+    """Dimensions of the image autoencoder, as in its diffusers config."""
+
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 16
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.3611
+    shift_factor: float = 0.1159
+    use_quant_conv: bool = False
+    use_post_quant_conv: bool = False
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent cell."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxT5(T5Dims):
+    """T5 v1.1."""
+
+    vocab_size: int = 32128
+    feed_forward_proj: str = "gated-gelu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FluxScheduler(ComponentDims):
+    """What of its scheduler_config.json decides the sigmas."""
+
+    shift: float = 3.0  # unless it shifts dynamically: a row's sigma_shift is this by default
+    use_dynamic_shifting: bool = True  # by the row's image tokens
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    num_train_timesteps: int = 1000
+    shift_terminal: float | None = None
+    time_shift_type: str = "exponential"
+    invert_sigmas: bool = False
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    stochastic_sampling: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dims:
+    """Dimensions of a FLUX.1."""
+
+    transformer: FluxTransformer
+    vae: FluxVae = field(default_factory=FluxVae)
+    text_encoder: ClipDims = field(default_factory=ClipDims)
+    text_encoder_2: FluxT5 = field(default_factory=FluxT5)
+    scheduler: FluxScheduler = field(default_factory=FluxScheduler)
+
+    def __post_init__(self) -> None:
+        """Lists have the lengths that the layers take, and steps draw no noise."""
+        levels = len(self.vae.block_out_channels)
+        for key, values, length in (
+            ("transformer.axes_dims_rope", self.transformer.axes_dims_rope, 3),
+            ("vae.down_block_types", self.vae.down_block_types, levels),
+            ("vae.up_block_types", self.vae.up_block_types, levels),
+        ):
+            if len(values) != length:
+                raise ConfigError(f"model.{key}: {list(values)} must have {length} entries")
+        if self.scheduler.stochastic_sampling:
+            raise ConfigError("model.scheduler.stochastic_sampling: true is not served yet")
+
+
+def dims(model: ModelSpec) -> Dims:
+    assert isinstance(model.dims, Dims)
+    return model.dims
+
+
+def capabilities(model: ModelSpec) -> Capabilities:
+    """dev is told the guidance scale; schnell has none, and a shift that does not follow the size
+    of the row."""
+    guided = dims(model).transformer.guidance_embeds
+    return Capabilities(
+        solvers=("euler",),
+        sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
+        columns=("guidance_scale", "true_cfg_scale") if guided else ("true_cfg_scale",),
+    )
+
+
+def serves(index: Mapping[str, Any]) -> bool:
+    return bool(index.get("_class_name") == PIPELINE)
+
+
+def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
+def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
+    """dev's or schnell's, whichever it is."""
+    guided = dims.transformer.guidance_embeds
+    return ModelDefaults(
+        width=1024,
+        height=1024,
+        num_frames=1,
+        fps=1,
+        num_steps=28 if guided else 4,
+        guidance_scale=3.5 if guided else 0.0,
+        solver="euler",
+        sigma_shift=1.0 if dims.scheduler.use_dynamic_shifting else dims.scheduler.shift,
+    )
+
+
+def branches(model: ModelSpec, row: Scales) -> Any:
+    """guidance_scale is an input of the one branch; true_cfg_scale adds the negative prompt's."""
+    return 1 + (row.true_cfg_scale > 1.0)
+
+
+def boundary(model: ModelSpec) -> float | None:
+    return None
+
+
+def max_tokens(model: ModelSpec) -> int:
+    """Of T5; CLIP always cuts at its 77."""
+    return dims(model).text_encoder_2.max_tokens
+
+
+def layers(model: ModelSpec) -> int:
+    return dims(model).transformer.num_layers + dims(model).transformer.num_single_layers
+
+
+def stride(model: ModelSpec) -> Stride:
+    """Latent cells in pairs, one frame."""
+    return Stride(2 * dims(model).vae.factor, 1, MAX_SIDE, 1)
+
+
+def cells(model: ModelSpec, bucket: Bucket) -> tuple[int, int]:
+    """Rows and columns of image tokens: each is 2x2 latent cells."""
+    side = 2 * dims(model).vae.factor
+    return bucket.height // side, bucket.width // side
+
+
+def image_tokens(model: ModelSpec, bucket: Bucket) -> int:
+    height, width = cells(model, bucket)
+    return height * width
+
+
+def tokens(model: ModelSpec, bucket: Bucket) -> int:
+    """Image and text, which attend to each other."""
+    return image_tokens(model, bucket) + max_tokens(model)
+
+
+def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of one item of one forward (module docstring)."""
+    spec, text = dims(model).transformer, max_tokens(model)
+    n, d = float(tokens(model, bucket)), spec.width
+    blocks = layers(model) * (24 * n * d * d + 4 * n * n * d)
+    doors = 2 * d * (2 * spec.in_channels * (n - text) + spec.joint_attention_dim * text)
+    return blocks + doors + 2 * _once_per_item(spec)
+
+
+def _once_per_item(spec: FluxTransformer) -> int:
+    """Weights that see one vector per item: modulation of every block and of the output, embeddings
+    of timestep, guidance and pooled text."""
+    d = spec.width
+    embedders = (1 + spec.guidance_embeds) * (_TIME * d + d * d)
+    pooled = spec.pooled_projection_dim * d + d * d
+    blocks = (12 * spec.num_layers + 3 * spec.num_single_layers) * d * d
+    return blocks + 2 * d * d + embedders + pooled
+
+
+def encode_flops(model: ModelSpec) -> float:
+    """FLOPs of CLIP and T5 for one text."""
+    return clip_flops(dims(model).text_encoder) + t5_flops(dims(model).text_encoder_2)
+
+
+def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of the decoder's convolutions and of its one attention, from latents to pixels."""
+    vae = dims(model).vae
+    size = float((bucket.height // vae.factor) * (bucket.width // vae.factor))
+    top = vae.block_out_channels[-1]
+    total = size * _conv(vae.latent_channels, top) + 4 * size * top * size
+    total += size * 2 * _middle(top)
+    for stage, (before, after) in enumerate(_levels(vae)):
+        total += size * 2 * _resnets(before, after, vae.layers_per_block + 1)
+        if stage < len(vae.block_out_channels) - 1:
+            size *= 4
+            total += size * _conv(after, after)
+    return total + size * _conv(vae.block_out_channels[0], 3)
+
+
+def _conv(inputs: int, outputs: int) -> float:
+    """FLOPs of a 3x3 convolution for one cell."""
+    return 2.0 * _TAPS * inputs * outputs
+
+
+def _levels(vae: FluxVae) -> list[tuple[int, int]]:
+    """(channels in, channels out) of the decoder's levels, from latents to pixels."""
+    channels = list(reversed(vae.block_out_channels))
+    return list(pairwise([channels[0], *channels]))
+
+
+def _middle(channels: int) -> int:
+    """Weights between encoder and decoder: two residual blocks and an attention."""
+    return 4 * _TAPS * channels**2 + 4 * channels**2
+
+
+def _resnets(before: int, after: int, count: int) -> int:
+    """Weights of `count` residual blocks, the first of which changes the width."""
+    shortcut = before * after if before != after else 0
+    return _TAPS * before * after + (2 * count - 1) * _TAPS * after**2 + shortcut
+
+
+def parameters(model: ModelSpec, component: str) -> int:
+    """Weights of a component, without biases and norms."""
+    if component == "text_encoder":
+        return clip_weights(dims(model).text_encoder)
+    if component == "text_encoder_2":
+        return t5_parameters(dims(model).text_encoder_2)
+    return vae_parameters(model) if component == "vae" else transformer_parameters(model)
+
+
+def transformer_parameters(model: ModelSpec) -> int:
+    """24 d^2 for the two streams of a double block, 12 d^2 for the one of a single block, and what
+    sees one vector per item."""
+    spec = dims(model).transformer
+    d = spec.width
+    blocks = (24 * spec.num_layers + 12 * spec.num_single_layers) * d * d
+    doors = d * (2 * spec.in_channels + spec.joint_attention_dim)
+    return blocks + doors + _once_per_item(spec)
+
+
+def vae_parameters(model: ModelSpec) -> int:
+    """Weights of both halves of the autoencoder."""
+    vae = dims(model).vae
+    top, low, count = vae.block_out_channels[-1], vae.block_out_channels[0], vae.layers_per_block
+    total = 2 * _middle(top) + _TAPS * top * 3 * vae.latent_channels + 2 * _TAPS * low * 3
+    for before, after in _levels(vae):
+        total += _resnets(before, after, count + 1)
+    for before, after in pairwise([low, *vae.block_out_channels]):
+        total += _resnets(before, after, count)
+    samplers = sum(c * c for c in vae.block_out_channels[1:])  # the decoder's, but at the end
+    samplers += sum(c * c for c in vae.block_out_channels[:-1])  # the encoder's
+    return total + _TAPS * samplers
+
+
+def activation_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    """The forward keeps about 20 widths per token; the decoder about 4 maps of its second level at
+    full resolution."""
+    size, vae = _BYTES[model.dtype], dims(model).vae
+    forward = tokens(model, bucket) * size * 20 * dims(model).transformer.width
+    widest = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
+    return max(forward, 4 * size * bucket.width * bucket.height * widest)

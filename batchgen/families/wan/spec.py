@@ -1,0 +1,297 @@
+"""Wan text-to-video: geometry, FLOPs and bytes from the dimensions alone.
+
+With N video tokens, T text tokens, width d, feed-forward width f and L blocks, one forward takes
+L x (8Nd^2 + 4Nd^2 + 4Td^2 + 4Ndf + 4N^2d + 4NTd): self projections, cross projections of the
+video and of the text, feed-forward, self attention, cross attention. The 1.3B model at
+832x480x81 comes to 283 TFLOP, the 14B model at 1280x720x81 to 6523 TFLOP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.errors import ConfigError
+from batchgen.families.dims import ComponentDims, stored
+from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
+from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.records import Bucket, Solver
+
+NUMERICS_VERSION = 2  # since 2: no guidance at scales below 1, as in the pipeline
+PIPELINE = "WanPipeline"
+MEDIA: Literal["video", "image"] = "video"
+OWN_ENGINE = False
+
+TOKENIZER = Component(
+    name="tokenizer",
+    kind="tokenizer",
+    loads="transformers.AutoTokenizer",
+    stage="encode",
+    dims="text_encoder",
+)
+TEXT_ENCODER = Component(
+    name="text_encoder",
+    loads="transformers.UMT5EncoderModel",
+    model_type="umt5",
+    stage="encode",
+    dims="text_encoder",
+)
+TRANSFORMER = Component(
+    name="transformer",
+    loads="diffusers.WanTransformer3DModel",
+    stage="denoise",
+    dims="transformer",
+    stacks=("blocks",),
+)
+# in float32 whatever the transformer runs in, as its makers advise: in bfloat16 it bands visibly
+VAE = Component(
+    name="vae", loads="diffusers.AutoencoderKLWan", stage="decode", dims="vae", float32=True
+)
+SCHEDULER = Component(
+    name="scheduler",
+    kind="scheduler",
+    loads="diffusers.UniPCMultistepScheduler",  # or another of flow matching: a row names its own
+    stage="denoise",
+)
+COMPONENTS = (TRANSFORMER, TEXT_ENCODER, VAE, SCHEDULER, TOKENIZER)
+
+_SOLVERS: dict[str, Solver] = {
+    "UniPCMultistepScheduler": "unipc",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "DPMSolverMultistepScheduler": "dpm++",
+}
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+_KERNEL = 27  # taps of a 3x3x3 convolution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanTransformer(ComponentDims):
+    """Dimensions of the diffusion transformer, as in its diffusers config."""
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    ffn_dim: int
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    patch_size: tuple[int, ...] = (1, 2, 2)
+    cross_attn_norm: bool = True
+    qk_norm: str = "rms_norm_across_heads"
+    rope_max_seq_len: int = 1024
+    eps: float = 1e-6
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanVae(ComponentDims):
+    """Dimensions of the video autoencoder, as in its diffusers config."""
+
+    base_dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled as in diffusers
+    spatial_factor: int = stored(8, "scale_factor_spatial")  # pixels per latent cell
+    temporal_factor: int = stored(4, "scale_factor_temporal")  # frames per latent frame, but one
+
+    def random_extras(self) -> dict[str, Any]:
+        """diffusers' statistics of latents are for 16 channels."""
+        if self.z_dim == 16:
+            return {}
+        return {"latents_mean": [0.0] * self.z_dim, "latents_std": [1.0] * self.z_dim}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dims:
+    """Dimensions of a Wan."""
+
+    transformer: WanTransformer
+    vae: WanVae = field(default_factory=WanVae)
+    text_encoder: T5Dims = field(default_factory=T5Dims)
+
+    def __post_init__(self) -> None:
+        """Lists have the lengths that the layers take."""
+        for key, values, length in (
+            ("transformer.patch_size", self.transformer.patch_size, 3),
+            ("vae.temperal_downsample", self.vae.temperal_downsample, len(self.vae.dim_mult) - 1),
+        ):
+            if len(values) != length:
+                raise ConfigError(f"model.{key}: {list(values)} must have {length} entries")
+
+
+def dims(model: ModelSpec) -> Dims:
+    assert isinstance(model.dims, Dims)
+    return model.dims
+
+
+def capabilities(model: ModelSpec) -> Capabilities:
+    return Capabilities()
+
+
+def serves(index: Mapping[str, Any]) -> bool:
+    """A Wan with one transformer; TI2V spreads its timesteps over the frames and is another."""
+    second = (index.get("transformer_2") or [None])[0]
+    return (
+        index.get("_class_name") == PIPELINE
+        and second is None
+        and not index.get("expand_timesteps")
+    )
+
+
+def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
+
+
+def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
+    """Wan2.1's at 480p."""
+    return ModelDefaults(
+        width=832,
+        height=480,
+        num_frames=81,
+        fps=16,
+        num_steps=50,
+        guidance_scale=5.0,
+        solver=solver_of(scheduler),
+        sigma_shift=shift_of(scheduler, 3.0),
+    )
+
+
+def solver_of(scheduler: Mapping[str, Any]) -> Solver:
+    """The solver that a scheduler_config.json names."""
+    return _SOLVERS.get(str(scheduler.get("_class_name")), "unipc")
+
+
+def shift_of(scheduler: Mapping[str, Any], otherwise: float) -> float:
+    return float(scheduler.get("flow_shift") or scheduler.get("shift") or otherwise)
+
+
+def branches(model: ModelSpec, row: Scales) -> Any:
+    """Classifier-free guidance is on above one, as in WanPipeline."""
+    return 1 + (row.guidance_scale > 1.0)
+
+
+def boundary(model: ModelSpec) -> float | None:
+    return None
+
+
+def max_tokens(model: ModelSpec) -> int:
+    return dims(model).text_encoder.max_tokens
+
+
+def layers(model: ModelSpec) -> int:
+    return dims(model).transformer.num_layers
+
+
+def stride(model: ModelSpec) -> Stride:
+    """Latent cells times the patch; the rotary table bounds each axis of the token grid."""
+    transformer, vae = dims(model).transformer, dims(model).vae
+    frames, height, width = transformer.patch_size
+    pixels = vae.spatial_factor * max(height, width)
+    limit = transformer.rope_max_seq_len
+    longest = 1 + (limit * frames - 1) * vae.temporal_factor
+    return Stride(pixels, vae.temporal_factor * frames, limit * pixels, longest)
+
+
+def latent_shape(model: ModelSpec, bucket: Bucket) -> tuple[int, int, int]:
+    """Latent frames, height, width of a bucket."""
+    factor = dims(model).vae.spatial_factor
+    frames = 1 + (bucket.num_frames - 1) // dims(model).vae.temporal_factor
+    return frames, bucket.height // factor, bucket.width // factor
+
+
+def tokens(model: ModelSpec, bucket: Bucket) -> int:
+    """Video tokens of one item: latent cells divided by the patch."""
+    latents = latent_shape(model, bucket)
+    frames, height, width = (
+        -(-cells // patch)
+        for cells, patch in zip(latents, dims(model).transformer.patch_size, strict=True)
+    )
+    return frames * height * width
+
+
+def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of one item of one forward (module docstring)."""
+    n, t = float(tokens(model, bucket)), float(dims(model).text_encoder.max_tokens)
+    d, f = dims(model).transformer.width, dims(model).transformer.ffn_dim
+    linear = 12 * n * d * d + 4 * t * d * d + 4 * n * d * f
+    attention = 4 * n * n * d + 4 * n * t * d
+    return dims(model).transformer.num_layers * (linear + attention)
+
+
+def encode_flops(model: ModelSpec) -> float:
+    """FLOPs of UMT5's encoder for one text, padded to its maximum length."""
+    return t5_flops(dims(model).text_encoder)
+
+
+def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of the decoder's convolutions for one row, stage by stage from latents to pixels."""
+    vae = dims(model).vae
+    frames, height, width = latent_shape(model, bucket)
+    channels = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
+    grows_in_time = list(reversed(vae.temperal_downsample))
+    cells = float(frames * height * width)
+    total = cells * _conv(vae.z_dim, channels[0]) + 4 * cells * _conv(channels[0], channels[0])
+    for stage, (before, after) in enumerate(pairwise(channels)):
+        inputs = before // 2 if stage else before  # up-sampling halves the channels
+        total += cells * (_conv(inputs, after) + (2 * vae.num_res_blocks + 1) * _conv(after, after))
+        if stage == len(channels) - 2:
+            break
+        if grows_in_time[stage]:
+            total += cells * 2 * 3 * after * 2 * after
+            frames = 1 + (frames - 1) * 2
+        height, width = height * 2, width * 2
+        cells = float(frames * height * width)
+        total += cells * 2 * 9 * after * (after // 2)
+    return total + cells * _conv(channels[-1], 3)
+
+
+def _conv(inputs: int, outputs: int) -> float:
+    return 2.0 * _KERNEL * inputs * outputs
+
+
+def parameters(model: ModelSpec, component: str) -> int:
+    """Weights of a component."""
+    if component == "text_encoder":
+        return t5_parameters(dims(model).text_encoder)
+    return vae_parameters(dims(model).vae) if component == "vae" else transformer_parameters(model)
+
+
+def transformer_parameters(model: ModelSpec) -> int:
+    """Weights of the blocks and the embeddings; biases and norms are below one percent."""
+    spec = dims(model).transformer
+    d = spec.width
+    patch = spec.patch_size[0] * spec.patch_size[1] * spec.patch_size[2]
+    blocks = spec.num_layers * (8 * d * d + 2 * d * spec.ffn_dim)
+    text = spec.text_dim * d + d * d
+    time = spec.freq_dim * d + d * d + 6 * d * d
+    return blocks + text + time + patch * d * (spec.in_channels + spec.out_channels)
+
+
+def vae_parameters(vae: WanVae) -> int:
+    """Weights of the autoencoder: residual blocks of both halves (encoder about 3/4 of decoder)."""
+    channels = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
+    total = 4 * _KERNEL * channels[0] ** 2 + _KERNEL * vae.z_dim * channels[0]
+    for stage, (before, after) in enumerate(pairwise(channels)):
+        inputs = before // 2 if stage else before
+        total += _KERNEL * (inputs * after + (2 * vae.num_res_blocks + 1) * after * after)
+    return total * 7 // 4
+
+
+def activation_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    """The forward keeps about 12 widths and 2 feed-forward widths per token; the decoder about 6
+    maps of its widest full-resolution stage for the four frames it makes at a time."""
+    size = _BYTES[model.dtype]
+    n = tokens(model, bucket)
+    forward = n * size * (12 * dims(model).transformer.width + 2 * dims(model).transformer.ffn_dim)
+    at_once = min(bucket.num_frames, dims(model).vae.temporal_factor)
+    decode = 6 * size * at_once * bucket.width * bucket.height * dims(model).vae.base_dim
+    video = 3 * 4 * bucket.width * bucket.height * bucket.num_frames
+    return max(forward, decode + video)

@@ -1,0 +1,68 @@
+"""Wan2.2 text-to-video A14B: what differs from a Wan with one expert.
+
+Equal seed and settings give what diffusers' WanPipeline gives: whether a row is guided is decided
+by `guidance_scale`, the scale of the first expert, alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.family import Item
+from batchgen.families.wan.model import Wan
+from batchgen.families.wan22 import spec as light
+from batchgen.numerics.guidance import classifier_free
+from batchgen.records import Bucket, Request
+
+TIMESTEPS = 1000  # of training
+
+
+def build(
+    spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
+) -> Wan22:
+    """The model from its loaded components."""
+    return Wan22(spec, system, components, device)
+
+
+class Wan22(Wan):
+    """See `batchgen.families.family.FamilyModel`."""
+
+    experts = ("transformer", "transformer_2")
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        system: SystemConfig,
+        components: Mapping[str, Any],
+        device: torch.device,
+    ) -> None:
+        super().__init__(spec, components, device)
+        asked = system.sampler.boundary
+        share = light.boundary(spec) if asked is None else asked
+        assert share is not None
+        self.boundary = share * TIMESTEPS
+
+    def expert(self, request: Request, timestep: float) -> str:
+        """By the timestep, as the pipeline does; timesteps fall, so the switch is one-way."""
+        return self.experts[timestep < self.boundary]
+
+    def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
+        """Guidance of the expert that draws the step."""
+        scale = request.guidance_scale
+        if timestep < self.boundary and request.guidance_scale_2 is not None:
+            scale = request.guidance_scale_2
+        return classifier_free(velocities, scale)
+
+    def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
+        """One of the expert's timesteps."""
+        top, steps = self.boundary - 1, self.boundary - 1
+        if expert == self.experts[0]:
+            top, steps = TIMESTEPS - 1.0, TIMESTEPS - self.boundary
+        timestep = top - 137 * seed % max(1, int(steps))
+        return replace(super().random_item(bucket, seed, expert), timestep=timestep)

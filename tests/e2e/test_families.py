@@ -1,0 +1,94 @@
+"""A run of each kind of model from its checkpoint alone: manifest in, media and catalog out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from flux_rig import FluxTwin, flux_spec, save_flux
+from harness import make_bench, rows_of
+from PIL import Image
+from rig import request
+
+TWO_SCALES = [
+    {"row_id": f"row-{i}", "prompt": "a red circle", "seed": i, "guidance_scale_2": scale}
+    for i, scale in enumerate([2.0, None, 5.0, 2.0])
+]
+TRUE_CFG = [
+    {"row_id": f"row-{i}", "prompt": "a red cat", "seed": i, "true_cfg_scale": scale}
+    for i, scale in enumerate([None, 2.0, 1.0])
+]
+
+
+def test_two_experts_with_one_on_the_device(two_expert_folder: Path, tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, TWO_SCALES)
+    done = bench.run(
+        "model=auto",
+        f"model.weights={two_expert_folder}",
+        "model.text_encoder.max_tokens=32",
+        "system.memory.mode=model",
+        "row_defaults.num_steps=6",
+    )
+    assert done.code == 0, done.err
+    rows = rows_of(done.run)
+    assert list(rows.status) == ["ok"] * 4
+    assert rows.guidance_scale_2.tolist() == [2.0, 3.0, 5.0, 2.0]  # null: the family's default
+    assert rows.frames_sha256.nunique() == 4
+    attempts = pd.read_parquet(done.run.root / "catalog" / "runs.parquet")
+    assert attempts.expert_swaps.tolist() == attempts.windows.tolist() == [1]
+    assert attempts.component_moves.tolist() == [4]
+
+
+def test_images_of_a_flux(one_thread: None, tmp_path: Path) -> None:
+    """PNG files hold what the pipeline draws; a column of another family is refused by name."""
+    folder = save_flux(tmp_path / "flux", flux_spec())
+    bench = make_bench(tmp_path, TRUE_CFG)
+    model = ("model=auto", f"model.weights={folder}", "model.text_encoder_2.max_tokens=32")
+    size = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
+    done = bench.run(*model, *size, "row_defaults.num_steps=3")
+    assert done.code == 0, done.err
+    rows = rows_of(done.run)
+    assert list(rows.status) == ["ok"] * 3
+    assert rows.true_cfg_scale.tolist() == [1.0, 2.0, 1.0]
+    assert rows.steps_total.tolist() == [3, 6, 3]
+    twin = FluxTwin(flux_spec(str(folder)))
+    for row in rows.itertuples():
+        wanted = request(
+            0,
+            prompt=row.prompt,
+            negative_prompt="",
+            seed=row.seed,
+            width=64,
+            height=64,
+            num_frames=1,
+            num_steps=3,
+            guidance_scale=row.guidance_scale,
+            true_cfg_scale=row.true_cfg_scale,
+        )
+        assert row.media_path.endswith(".png")
+        drawn = np.asarray(Image.open(done.run.root / row.media_path))
+        assert np.array_equal(drawn, twin.frames(wanted)[0]), row.row_id
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("row_defaults.guidance_scale_2=3", "row_defaults.guidance_scale_2: 3.0 is not served yet"),
+        ("system.sampler.solver=unipc", "system.sampler.solver: unipc is not served yet; served:"),
+        ("system.sampler.sigma_shift=3", "system.sampler.sigma_shift: 3.0 is not served yet"),
+        ("row_defaults.num_frames=5", "legal: 1 (the model draws images)"),
+        ("row_defaults.width=40", "legal: multiples of 16"),
+    ],
+)
+def test_what_an_image_model_does_not_read_is_refused(
+    tmp_path: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from batchgen.cli.main import main
+
+    bench = make_bench(tmp_path, 1)
+    size = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
+    assert main(["plan", str(bench.job), "model=flux.1-dev", *size]) == 0
+    assert main(["plan", str(bench.job), "model=flux.1-dev", *size, override]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,99 @@
+"""FLOPs and weights that are planned with, against what real models count on the meta device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from batchgen.config.compose import compose_job
+from batchgen.config.schema import ModelSpec
+from batchgen.engine.checkpoint import build_module, meta_model
+from batchgen.engine.parts import parts
+from batchgen.families.family import family_spec
+from batchgen.families.flux import spec as flux
+from batchgen.families.wan import spec as wan
+from batchgen.records import Bucket
+
+JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
+LARGE, SMALL = Bucket(1024, 1024, 1), Bucket(512, 512, 1)
+NAMES = ("flux.1-dev", "flux.1-schnell", "wan2.2-t2v-a14b")
+
+
+def packaged(name: str) -> ModelSpec:
+    return compose_job(JOB, [f"model={name}"]).config.model
+
+
+def on_meta(model: ModelSpec, name: str) -> Any:
+    part = next(part for part in parts(model, torch.bfloat16) if part.name == name)
+    with torch.device("meta"):
+        return build_module(part.model_class, part.config).to(torch.bfloat16)
+
+
+def flops(call: Any) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        call()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_are_those_of_the_published_model(name: str) -> None:
+    model = packaged(name)
+    spec, counted = family_spec(model.family), dict[str, int]()
+    for part in parts(model, torch.bfloat16):
+        if part.model_class is not None:
+            module = meta_model(part.model_class, part.config)
+            counted[part.name] = sum(p.numel() for p in module.parameters())
+    for component, count in counted.items():
+        tolerance = 0.05 if model.family == "wan22" and component == "vae" else 0.02
+        assert spec.parameters(model, component) == pytest.approx(count, rel=tolerance), component
+    billions = {"flux.1-dev": 11.90, "flux.1-schnell": 11.89, "wan2.2-t2v-a14b": 14.29}
+    assert counted["transformer"] / 1e9 == pytest.approx(billions[name], rel=0.001)
+
+
+@pytest.mark.parametrize(("name", "bucket"), [("flux.1-dev", LARGE), ("flux.1-schnell", SMALL)])
+def test_flops_of_flux(name: str, bucket: Bucket) -> None:
+    model = packaged(name)
+    dims, dtype = flux.dims(model), torch.bfloat16
+    transformer, text = on_meta(model, "transformer"), flux.max_tokens(model)
+    image = flux.image_tokens(model, bucket)
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, image, 64, dtype=dtype),
+            timestep=torch.empty(1, dtype=dtype),
+            guidance=torch.empty(1) if dims.transformer.guidance_embeds else None,
+            encoder_hidden_states=torch.empty(1, text, 4096, dtype=dtype),
+            pooled_projections=torch.empty(1, 768, dtype=dtype),
+            txt_ids=torch.empty(text, 3, dtype=dtype),
+            img_ids=torch.empty(image, 3, dtype=dtype),
+        )
+
+    assert flux.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
+    vae = on_meta(model, "vae")
+    latents = torch.empty(1, 16, bucket.height // 8, bucket.width // 8, dtype=dtype, device="meta")
+    counted = flops(lambda: vae.decode(latents))
+    assert flux.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
+    clip, t5 = (on_meta(model, name) for name in ("text_encoder", "text_encoder_2"))
+    ids = torch.zeros(1, 77, dtype=torch.long, device="meta")
+    long_ids = torch.zeros(1, text, dtype=torch.long, device="meta")
+    counted = flops(lambda: clip(ids)) + flops(lambda: t5(long_ids))
+    assert flux.encode_flops(model) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_an_expert_of_wan22() -> None:
+    model, bucket = packaged("wan2.2-t2v-a14b"), Bucket(832, 480, 81)
+    transformer = on_meta(model, "transformer_2")
+    latents = torch.empty(1, 16, *wan.latent_shape(model, bucket), dtype=torch.bfloat16)
+
+    def forward() -> None:
+        transformer(
+            hidden_states=latents.to("meta"),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 512, 4096, dtype=torch.bfloat16),
+        )
+
+    assert wan.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
