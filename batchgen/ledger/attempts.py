@@ -126,19 +126,7 @@ def begin_submission(
         last = highest_number(run)
     else:
         refuse_losses(run)
-    if last is None:
-        last = (submission_numbers(run) or [0])[-1]
-    if last:
-        _refuse_half_begun(run, last)
-    number = last + 1
-    folder = run.submission(number)
-    try:
-        make_folder(run.submissions, run.root)
-        folder.mkdir()
-    except FileExistsError as error:
-        raise RunStateError(_lost_race(run, number)) from error
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {error}") from error
+    number = _take_number(run, last)
     failpoint("submission.after_mkdir")
     try:
         maker = to_plain(ProcessId.current(info.host))
@@ -149,9 +137,26 @@ def begin_submission(
         failpoint("submission.before_intent")
         write_json(run.intent(number), sealed(_draw_intent(run, number, rows, info)))
     except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error}") from error
+        raise StorageError(f"{run.submission(number)} cannot be written: {error}") from error
     failpoint("submission.after_intent")
     return number
+
+
+def _take_number(run: RunPaths, last: int | None) -> int:
+    """Make the folder of the submission after `last`, which nobody else has then."""
+    if last is None:
+        last = (submission_numbers(run) or [0])[-1]
+    if last:
+        _refuse_half_begun(run, last)
+    folder = run.submission(last + 1)
+    try:
+        make_folder(run.submissions, run.root)
+        folder.mkdir()
+    except FileExistsError as error:
+        raise RunStateError(_lost_race(run, last + 1)) from error
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error}") from error
+    return last + 1
 
 
 def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:

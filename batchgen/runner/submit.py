@@ -27,7 +27,7 @@ from batchgen.planfile import check_plan
 from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
-from batchgen.runfile import read_run
+from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
 from batchgen.runner.executors import Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
@@ -65,6 +65,15 @@ class Settings:
     def executor(self) -> str:
         return str(self.resolved["slurm"]["executor"])
 
+    def info(self) -> SubmissionInfo:
+        """What the submission records of them."""
+        return SubmissionInfo(
+            config=json.dumps(self.resolved),
+            overrides=tuple(self.overrides),
+            attempt=self.attempt,
+            excluded=self.excluded,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -99,9 +108,7 @@ def submit(
     executor = executor_for(config.slurm)
     check_folder(config.slurm.executor, run.root)
     patiently(lambda: refuse_if_alive(run), patience_s)
-    if settings.replan is None:  # otherwise the plan was looked at before it is replaced
-        check_plan(run, header)
-    plan = settings.replan.plan if settings.replan else run.plan
+    plan = _checked_plan(run, header, settings)
     wanted = _missing(run, plan) if rows is None else rows
     blame = read_blame(run, all_gone=True)
     if verdicts := [v for v in blame.convicted if v.row_index in wanted]:
@@ -110,14 +117,8 @@ def submit(
     if len(wanted) == 0 and settings.replan is None:
         return None
     shards = cut(plan, wanted, config, blame.suspects)
-    info = SubmissionInfo(
-        config=json.dumps(settings.resolved),
-        overrides=tuple(settings.overrides),
-        attempt=settings.attempt,
-        excluded=settings.excluded,
-    )
     install = settings.replan.install if settings.replan else _nothing
-    number = begin_submission(run, shards, info, last=last, under_lock=install)
+    number = begin_submission(run, shards, settings.info(), last=last, under_lock=install)
     failpoint("submit.after_intent")
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
@@ -129,6 +130,14 @@ def submit(
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
+
+
+def _checked_plan(run: RunPaths, header: RunFile, settings: Settings) -> Path:
+    """The plan to cut shards from; one that is to be replaced was looked at before."""
+    if settings.replan is not None:
+        return settings.replan.plan
+    check_plan(run, header)
+    return run.plan
 
 
 def _missing(run: RunPaths, plan: Path) -> np.ndarray:
