@@ -78,6 +78,11 @@ def handle_resume(args: argparse.Namespace) -> Result:
     if done := _mend(run):
         return _mended(args, run, done)
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
+    if settings.replan is not None and not args.overrides:  # nobody has asked for it here
+        changed = ", ".join(settings.replan.changed)
+        print(
+            f"changed  {changed} since the run was planned: its rows are planned anew", flush=True
+        )
     if settings.replan is None and (news := manifest_news(run)):  # a replan has compared it
         print(news, flush=True)
     if args.quarantined:

@@ -109,7 +109,7 @@ def _replan(
         write_json(run.run_json, new.to_json())  # not by rename: another resume may tidy up now
         run.next_run_json.unlink(missing_ok=True)
 
-    return Replan(draft, install)
+    return Replan(draft, install, tuple(sorted(set(names))))
 
 
 def finish_replan(run: RunPaths) -> None:

@@ -43,6 +43,7 @@ class Replan:
 
     plan: Path
     install: Callable[[], None]
+    changed: tuple[str, ...]  # settings, or files of the weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,17 @@ def test_no_row_is_drawn_with_other_weights(job: Path, caplog: pytest.LogCapture
     assert VAE in caplog.text
 
 
+def test_a_resume_says_that_it_takes_other_weights(
+    job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No row is finished, so none would be of the old ones."""
+    run, _, _ = planned(job)
+    change(job.parent / "w" / VAE)
+    assert main(["resume", str(run.root)]) == 0
+    told = capsys.readouterr().out
+    assert "changed  model.weights" in told and "planned anew" in told
+
+
 def test_put_back_the_run_goes_on(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, settings, _ = planned(job)
     shutil.copy2(job.parent / "w" / VAE, job.parent / "kept")
