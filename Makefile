@@ -28,12 +28,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Minutes long: many random kills, memory slopes, scale. CI runs the part that guards durability.
+# Minutes long: kills at each step and at random, memory slopes, scale. CI runs the part that guards
+# durability.
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m "slow and not slurm and not gpu"
 
 test-durability: $(INSTALLED)
-	$(BIN)/pytest -m "slow and not slurm and not gpu" tests/e2e
+	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" tests/e2e
 
 # On real Slurm clusters, one per test process; as root the packages are installed. Without them the
 # tests are skipped and say why. They wait more than they work: more processes than cores.

@@ -27,6 +27,7 @@ def drain(shift: Shift, restart: int, rank_s: float) -> None:
     assert [end.reason for end in shift.of(End, 1, restart)] == ["drained"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_rows_in_flight_go_on_after_each_of_two_signals(tmp_path: Path) -> None:
     whole = make_shift(tmp_path / "whole", STEPS, *SMALL, model="tiny-wan")

@@ -98,6 +98,7 @@ def audit(work: Bench, run: RunPaths) -> None:
     assert checked.code == 0, checked.out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ten_kills_lose_nothing_and_repeat_nothing(bench) -> None:
     work = bench(40)
@@ -113,6 +114,7 @@ def test_a_hundred_kills(bench) -> None:
     audit(work, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
     [
@@ -154,6 +156,7 @@ def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) 
     assert len(published(run)) == 6
 
 
+@pytest.mark.slow
 def test_ranks_do_not_wait_for_a_queue_whose_server_died_in_its_start_up(bench) -> None:
     work = bench(4)
     started = work.call(
@@ -187,6 +190,7 @@ def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
     assert len(published(run)) == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["replan.before_plan", "replan.after_plan"])
 def test_a_crash_while_a_new_plan_is_installed_leaves_plan_and_header_of_one_mind(
     bench, point: str
