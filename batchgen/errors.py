@@ -13,6 +13,7 @@ BatchgenError
   KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
   SickNode              row after row of an attempt failed; it ends and leaves the rest
+  ReplicaFailed         one rank of a replica failed where the others waited for it, or is gone
 Told                    a signal ends this process (no Exception, as KeyboardInterrupt)
 """
 
@@ -78,6 +79,11 @@ class StorageError(BatchgenError):
 class SickNode(BatchgenError):
     """Row after row of an attempt failed, none for a reason of its own: the machine is to blame,
     and the rest is left for others."""
+
+
+class ReplicaFailed(BatchgenError):
+    """A rank of a replica raised inside a forward that all its ranks share, died or fell silent:
+    the attempt ends on all of them. Says which rank, which rows and in which collective."""
 
 
 class Told(KeyboardInterrupt):

@@ -15,9 +15,9 @@ from batchgen.engine.packs import Packer
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
 from batchgen.engine.selftest import pack_equals_solo
-from batchgen.engine.team import Alone
+from batchgen.engine.team import Team
 from batchgen.engine.weights import load_components
-from batchgen.families.family import FamilyModel, family_code, family_spec
+from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.records import Bucket
 
@@ -29,11 +29,14 @@ def assemble(
     *,
     overlap: bool,
     moved: Callable[[], object],
+    team: Team,
 ) -> Replica:
-    """A replica of one rank. `moved` is told of each component that is loaded."""
+    """One rank of a replica; a follower has the components that denoise alone. `moved` is told of
+    each component that is loaded."""
     devices.prepare(device, system)
     plan = plan_memory(model, system.memory, device)
-    components = load_components(model, devices.run_dtype(model, device), moved)
+    stages = STAGES if team.leads else ("denoise",)
+    components = load_components(model, devices.run_dtype(model, device), moved, stages)
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
@@ -49,17 +52,20 @@ def assemble(
             device,
             system.batch.token_budget,
             system.determinism,
-            equal=_self_test(family, residency),
+            equal=_self_test(family, residency, team),
         ),
-        team=Alone(),
+        team=team,
         overlap=overlap,
     )
 
 
-def _self_test(family: FamilyModel, residency: Residency) -> Callable[[Bucket, int], bool]:
+def _self_test(
+    family: FamilyModel, residency: Residency, team: Team
+) -> Callable[[Bucket, int], bool]:
     """Experts are of one architecture: whichever is on the device answers for both."""
 
     def equal(bucket: Bucket, items: int) -> bool:
-        return pack_equals_solo(family, bucket, items, residency.expert)
+        with team.together(lambda: f"the self-test of {bucket}"):
+            return pack_equals_solo(family, bucket, items, residency.expert)
 
     return equal

@@ -13,7 +13,7 @@ decoder: its script of orders is what the ranks do, and it reads the flight to s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Literal
@@ -31,6 +31,8 @@ from batchgen.engine.packs import Packer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.engine.snapshot import pack
+from batchgen.engine.team import Lost, uneven
+from batchgen.errors import RowError
 from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
 from batchgen.records import Bucket
@@ -61,6 +63,7 @@ class Director:
         self.expert: str | None = None  # the one on the device, if it is an expert's turn
         self.exhausted = False
         self.stopping = False  # `stop` has said so
+        self.uneven: dict[int, str] = {}  # rows that some ranks have lost and others not, and why
         self.taken = 0  # rows so far
         self.windows = 0
         self.swaps = 0
@@ -78,6 +81,7 @@ class Director:
             self.lane.check()
             if self._wants_window():
                 yield from self._open_window()
+            yield from self._drop_uneven()
             yield from self._admit()
             if self.flight.rows:
                 yield from self._tick()
@@ -89,8 +93,10 @@ class Director:
         yield from self._decode_window()
         yield Orders(over=True)
 
-    def heed(self, outcome: Outcome) -> None:
-        """What came of the orders."""
+    def heed(self, outcome: Outcome, others: Sequence[Lost] = ()) -> None:
+        """What came of the orders here, and which rows each of the other ranks has lost."""
+        if others:
+            self.uneven |= uneven([outcome.lost, *others])
         for request, meter, error in outcome.failed:
             self.lane.put(Broken(request, meter, error))
         for state in outcome.done:
@@ -154,6 +160,16 @@ class Director:
             self.lane.put(self.denoised.popleft())
         self.lane.drain()
 
+    def _drop_uneven(self) -> Iterator[Orders]:
+        """What one rank has lost, no rank goes on with."""
+        if not self.uneven:
+            return
+        lost, self.uneven = self.uneven, {}
+        for number, why in lost.items():
+            if row := self.flight.rows.get(number):
+                self.lane.put(Broken(row.request, row.meter, RowError(why)))
+        yield Orders(drop=tuple(lost))
+
     # ----------------------------------------------------------------------------------- joining
     def _admit(self) -> Iterator[Orders]:
         """Let waiting rows join while there is room, mates of a bucket in flight first."""
@@ -199,6 +215,9 @@ class Director:
             yield Orders(use=self._use("denoise", first))
             moving = self._moving()
         if moving:
+            buckets = dict.fromkeys(row.request.bucket for row in moving.values())
+            if new := tuple(b for b in buckets if not self.replica.packer.knows(b)):
+                yield Orders(test=new)
             yield Orders(packs=tuple(self._packs(moving)))
 
     def _moving(self) -> dict[int, RowState]:

@@ -12,8 +12,9 @@ from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
 from batchgen.engine.meter import Setting
-from batchgen.engine.render import render
+from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
+from batchgen.engine.team import Alone, Team
 
 
 class Engine:
@@ -34,16 +35,19 @@ class Engine:
         *,
         overlap: bool = True,
         moved: Callable[[], object] = unheard,
+        team: Team | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
         `device` is `auto` (CUDA if there is one, else CPU) or a torch device; `moved` is told of
         each component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
-        on the calling thread and gives equal frames. Raises WeightsError for weights that do not
+        on the calling thread and gives equal frames. `team`: the ranks that draw together, else
+        this one is alone. Raises WeightsError for weights that do not
         fit, ConfigError for an unknown family or a device that is not there. In strict mode on a
         CPU the process goes to one torch thread."""
         where = devices.pick_device(device)
-        return cls(assemble(model, system, where, overlap=overlap, moved=moved))
+        team = team or Alone()
+        return cls(assemble(model, system, where, overlap=overlap, moved=moved, team=team))
 
     @property
     def device_name(self) -> str:
@@ -79,3 +83,8 @@ class Engine:
                 setting=setting,
                 clock=clock or Clock(),
             )
+
+    def follow(self, moved: Callable[[], object] = unheard) -> None:
+        """Draw with the leader of the team, in all its renders, until it dismisses this rank."""
+        with torch.no_grad():
+            follow(self.replica, moved)

@@ -1,4 +1,5 @@
-"""From a pack of items to velocities: one forward, or item by item after an error."""
+"""From a pack of items to velocities: one forward, or item by item after an error where one rank is
+the replica."""
 
 from __future__ import annotations
 
@@ -11,14 +12,18 @@ from torch import Tensor
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.kernels import KernelWatch
 from batchgen.engine.packs import Packer
+from batchgen.engine.team import Team
 from batchgen.families.family import FamilyModel, Item
 
 
 class Forwards:
     """Runs packs on one device and counts."""
 
-    def __init__(self, family: FamilyModel, packer: Packer, device: torch.device) -> None:
+    def __init__(
+        self, family: FamilyModel, packer: Packer, device: torch.device, team: Team
+    ) -> None:
         self.family = family
+        self.team = team
         self.packer = packer
         self.device = device
         self.kernels = KernelWatch(device)
@@ -28,7 +33,11 @@ class Forwards:
 
     def run(self, items: list[Item]) -> Sequence[Tensor | Failed]:
         """A velocity or an error for each item; an item that makes the forward raise fails alone,
-        since the pack is run again one by one."""
+        since the pack is run again one by one. Where other ranks wait for this one inside it, any
+        error is ReplicaFailed."""
+        if self.team.size > 1:
+            with self.team.together(lambda: _rows(items)):
+                return self._timed(items)
         result = attempt(lambda: self._timed(items))
         if not isinstance(result, Failed):
             return result
@@ -58,3 +67,9 @@ class Forwards:
         self.syncs += 1
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _rows(items: Sequence[Item]) -> str:
+    """In words."""
+    names = [*dict.fromkeys(item.request.row_id for item in items)]
+    return f"row{'s' * (len(names) > 1)} {', '.join(names)}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.engine.contract import Snapshot
-from batchgen.records import Request
+from batchgen.records import Bucket, Request
 
 Slot = tuple[int, int]  # number of the row, its branch
 
@@ -26,7 +26,8 @@ class Orders:
 
     use: tuple[str, ...] = ()  # components that have to be on the device
     encode: tuple[tuple[int, Request], ...] = ()  # a window of rows
-    drop: tuple[int, ...] = ()  # encoded rows that will not join
+    drop: tuple[int, ...] = ()  # rows that will not go on, wherever they are
     joins: tuple[Join, ...] = ()
+    test: tuple[Bucket, ...] = ()  # buckets to find out about how many items a forward may have
     packs: tuple[tuple[Slot, ...], ...] = ()  # one forward each; together every branch of each row
     over: bool = False  # the render ends

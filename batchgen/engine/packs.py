@@ -78,6 +78,10 @@ class Packer:
         self._limits: dict[Bucket, int] = {}
         self._sweeps: dict[Bucket, _Sweep] = {}
 
+    def knows(self, bucket: Bucket) -> bool:
+        """Whether `limit` has an answer without a self-test."""
+        return bucket in self._limits or not self.strict
+
     def limit(self, bucket: Bucket) -> int:
         """Most items of a forward: the budget, or one where strict mode's self-test failed."""
         if bucket not in self._limits:

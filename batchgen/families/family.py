@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FAMILIES = Path(__file__).parent
 Stage = Literal["encode", "denoise", "decode"]
+STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -223,7 +224,7 @@ class Item:
 class FamilyModel(Protocol):
     """One model, loaded. All items of one forward share `group` and `expert`."""
 
-    modules: Mapping[str, nn.Module]  # movable components by name
+    modules: Mapping[str, nn.Module]  # movable components that were loaded, by name
     max_tokens: int  # of one text
     state_dtype: torch.dtype  # of latents between two steps
 
@@ -271,7 +272,8 @@ class FamilyCode(Protocol):
         components: Mapping[str, Any],
         device: torch.device,
     ) -> FamilyModel:
-        """The family at work on its loaded components."""
+        """The family at work on its loaded components. A rank that follows has those of the stage
+        `denoise` alone: it neither encodes nor decodes."""
 
 
 def family_code(name: str) -> FamilyCode:

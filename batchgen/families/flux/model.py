@@ -67,12 +67,12 @@ class Flux:
         self.dims = light.dims(spec)
         self.device = device
         self.max_tokens = light.max_tokens(spec)
-        self.tokenizers = components["tokenizer"], components["tokenizer_2"]
-        self.clip: nn.Module = components["text_encoder"]
-        self.t5: nn.Module = components["text_encoder_2"]
+        self.tokenizers: Any = components.get("tokenizer"), components.get("tokenizer_2")
+        self.clip: Any = components.get("text_encoder")
+        self.t5: Any = components.get("text_encoder_2")
         self.transformer: Any = components["transformer"]
-        self.vae: Any = components["vae"]
-        self.modules: dict[str, nn.Module] = {name: components[name] for name in MODULES}
+        self.vae: Any = components.get("vae")
+        self.modules: dict[str, nn.Module] = {n: components[n] for n in MODULES if n in components}
         self.dtype: torch.dtype = self.transformer.dtype
         self.state_dtype = self.dtype  # the pipeline keeps latents in the model's precision
 

@@ -41,12 +41,12 @@ class Wan:
         self.spec = spec  # the checkpoint agrees with it
         self.device = device
         self.max_tokens = light.max_tokens(spec)
-        self.tokenizer = components["tokenizer"]
-        self.text_encoder: nn.Module = components["text_encoder"]
+        self.tokenizer: Any = components.get("tokenizer")
+        self.text_encoder: Any = components.get("text_encoder")
         self.transformer: Any = components["transformer"]
-        self.vae: Any = components["vae"]
+        self.vae: Any = components.get("vae")
         names = ("text_encoder", *self.experts, "vae")
-        self.modules: dict[str, nn.Module] = {name: components[name] for name in names}
+        self.modules: dict[str, nn.Module] = {n: components[n] for n in names if n in components}
 
     # ------------------------------------------------------------------------------------- texts
     def texts(self, request: Request) -> tuple[str, ...]:
