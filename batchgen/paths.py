@@ -74,6 +74,11 @@ class RunPaths:
         name = f"{attempt.task}-r{attempt.restart}.json"
         return self.submission(attempt.submission) / "queues" / block / name
 
+    def team_address(self, attempt: Attempt) -> Path:
+        """Where the leader of a replica says that it listens."""
+        queue = self.queue_address(attempt)
+        return queue.with_name(f"{queue.stem}-{attempt.replica}.json")
+
     def batches(self, number: int, place: int, elements: int) -> Path:
         """Folder for the script of a submission's array number `place` and what its elements print;
         `elements`: of the longest array. Small ones share a folder."""

@@ -19,6 +19,7 @@ LAYERS = [
     {"config", "families"},
     {"planning", "media", "ledger"},
     {"engine", "models"},
+    {"address"},
     {"tickets"},
     {"worker"},
     {"runner", "report", "bench"},

@@ -1,4 +1,7 @@
-"""What the leader of a replica and one of its followers tell each other, over one connection."""
+"""What the leader of a replica and one of its followers tell each other, over one connection.
+
+Imports no torch: ranks meet before they wake up their devices.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import pickle
 import select
 import socket
 import struct
+import sys
 import threading
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
 _HEAD = struct.Struct("!BQ")  # kind, bytes of the payload
 _READ = 1 << 20
@@ -100,7 +105,8 @@ class _Pickler(pickle.Pickler):
     """Tensors travel through the host, errors as what they say: theirs may not be picklable."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, torch.Tensor):
+        torch = sys.modules.get("torch")  # without it there is no tensor
+        if torch is not None and isinstance(obj, torch.Tensor):
             flat = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             return _tensor, (flat.numpy(), obj.dtype, tuple(obj.shape))
         if isinstance(obj, Exception):
@@ -109,6 +115,8 @@ class _Pickler(pickle.Pickler):
 
 
 def _tensor(flat: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
     return torch.from_numpy(flat.copy()).view(dtype).reshape(shape)
 
 

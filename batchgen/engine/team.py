@@ -41,6 +41,8 @@ class Team(Protocol):
 
     rank: int
     size: int
+    address: str  # of this rank, for the others
+    patience_s: float  # with a rank that says nothing
 
     @property
     def leads(self) -> bool: ...
@@ -59,11 +61,17 @@ class Team(Protocol):
         """What all ranks do with each other, about `rows` (in words): whatever is raised becomes
         ReplicaFailed."""
 
+    def beat(self) -> None:
+        """Say to the others that this rank moves; cheap enough for every tick, on any thread."""
+
+    def listen(self) -> None:
+        """Take in what the others have said meanwhile. ReplicaFailed if one of them failed."""
+
 
 class Alone:
     """A replica of one rank."""
 
-    rank, size, leads = 0, 1, True
+    rank, size, leads, address, patience_s = 0, 1, True, "", 0.0
 
     def share(self, orders: Orders | None) -> Orders:
         """The orders themselves."""
@@ -78,6 +86,12 @@ class Alone:
 
     def together(self, rows: Callable[[], str]) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def beat(self) -> None:
+        return
+
+    def listen(self) -> None:
+        return
 
 
 class Dismissed(Exception):
@@ -96,16 +110,22 @@ class _Ranks:
     """What leader and followers have in common."""
 
     def __init__(
-        self, rank: int, size: int, peers: Sequence[Peer], patience_s: float, host: str
+        self,
+        rank: int,
+        peers: Sequence[Peer],
+        size: int,
+        host: str,
+        address: str,
+        patience_s: float,
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.address = rank, size, address
         self.peers, self.patience_s = tuple(peers), patience_s
         self.name = f"rank {rank} of {size} on {host}"
         self.rows = ""  # of the last forward, in words
         self._beaten = 0.0
 
     def beat(self) -> None:
-        """Say to the others that this rank moves; cheap enough for every tick."""
+        """See `Team`."""
         now = time.monotonic()
         if now - self._beaten >= BEAT_EVERY_S:
             self._beaten = now
@@ -133,6 +153,7 @@ class Leader(_Ranks):
         peers: Sequence[Peer],
         *,
         host: str,
+        address: str,
         patience_s: float,
         moved: Callable[[], object],
         told: Callable[[str], object],
@@ -140,7 +161,7 @@ class Leader(_Ranks):
         """`peers`: to ranks 1, 2, ... `moved` is told while others move that this one waits for,
         `told` of the signal that one of them was sent. A rank that says nothing for `patience_s`
         is taken for lost."""
-        super().__init__(0, 1 + len(peers), peers, patience_s, host)
+        super().__init__(0, peers, 1 + len(peers), host, address, patience_s)
         self._moved, self._told = moved, told
         self._kept: dict[Peer, list[Lost]] = {peer: [] for peer in self.peers}
 
@@ -158,7 +179,7 @@ class Leader(_Ranks):
         return [self._report(peer) for peer in self.peers]
 
     def listen(self) -> None:
-        """Take in what followers have said meanwhile. ReplicaFailed if one of them failed."""
+        """See `Team`; for the one thread that renders."""
         for peer in self.peers:
             while self._take(peer, 0.0):
                 pass
@@ -269,13 +290,14 @@ class Follower(_Ranks):
         peer: Peer,
         *,
         host: str,
+        address: str,
         patience_s: float,
         moved: Callable[[], object],
         told: Callable[[], str],
     ) -> None:
         """`moved` is told while the leader moves that this one waits for; `told` says the signal
         that this process was sent, if any."""
-        super().__init__(rank, size, (peer,), patience_s, host)
+        super().__init__(rank, (peer,), size, host, address, patience_s)
         self._leader, self._moved, self._told = peer, moved, told
         self._passed_on = False
 
@@ -302,6 +324,9 @@ class Follower(_Ranks):
             with suppress(Gone):
                 self._leader.send(Kind.FAILED, to_bytes(failure))
             raise ReplicaFailed(failure.text) from error
+
+    def listen(self) -> None:
+        """What the leader says is orders, which are waited for."""
 
     def fail(self, error: BaseException) -> None:
         """Tell the leader what ends this rank."""

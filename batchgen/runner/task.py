@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from batchgen.address import announce
 from batchgen.errors import KeysChanged, RunStateError, StorageError
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.runner.rank import rank_from_environment
-from batchgen.tickets import announce
 from batchgen.worker import work
 
 START_AGAIN = 200

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from batchgen import tickets as module
+from batchgen import address as module
+from batchgen.address import announce
 from batchgen.engine.contract import never
 from batchgen.errors import StorageError
-from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer, announce
+from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer
 
 
 def take_all(client: TicketClient, room: int) -> list[int]:
@@ -219,7 +220,7 @@ def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from batchgen.tickets import announce\n"
+        "import sys, time; from pathlib import Path; from batchgen.address import announce\n"
         "announce(Path(sys.argv[1])); time.sleep(60)"
     )
     address = tmp_path / "queue.json"

@@ -14,6 +14,7 @@ import pytest
 from lab import Lab, render
 from shift import Shift, make_shift
 
+from batchgen.address import announce
 from batchgen.anchor import Anchor, Place
 from batchgen.errors import MediaError, StorageError
 from batchgen.ledger.events import End
@@ -21,7 +22,6 @@ from batchgen.ledger.verify import verify
 from batchgen.media.durable import make_folder, write_media
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit
-from batchgen.tickets import announce
 
 
 def moved(root: Path) -> RunPaths:
