@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from batchgen.address import announce
 from batchgen.errors import KeysChanged, RunStateError, StorageError
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
-from batchgen.runner.rank import rank_from_environment
+from batchgen.scheduler.rank import rank_from_environment
 from batchgen.worker import work
+from batchgen.worker.address import announce
 
 START_AGAIN = 200
 _NOBODYS = (KeysChanged, RunStateError, StorageError)  # errors that are no fault of the node

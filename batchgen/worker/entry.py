@@ -6,13 +6,13 @@ to a rank happens while its journal is open.
 
 from __future__ import annotations
 
-from batchgen.address import announce
 from batchgen.config.build import build
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.ledger.intent import config_of, read_intent
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankInfo
+from batchgen.worker.address import announce
 from batchgen.worker.place import place_of
 from batchgen.worker.post import Post
 from batchgen.worker.watchdog import Watchdog

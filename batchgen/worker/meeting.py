@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchgen.address import Address, Unreachable, connect, publish, wait_for
 from batchgen.engine.peer import Peer
 from batchgen.engine.team import Alone, Dismissed, Follower, Leader, Team
 from batchgen.errors import ReplicaFailed
 from batchgen.failpoints import failpoint
 from batchgen.records import RankInfo
+from batchgen.worker.address import Address, Unreachable, connect, publish, wait_for
 from batchgen.worker.place import Place
 
 LONGEST_MEETING_S = 300.0  # ranks are started together

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from batchgen.durable import write_json
 from batchgen.errors import BatchgenError, StorageError
-from batchgen.media.durable import write_json
 from batchgen.processes import ProcessId
 
 NO_SIGN_S = 60.0  # patience with a process that has not even announced itself

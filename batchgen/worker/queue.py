@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from batchgen.address import Address, Unreachable, connect, publish, wait_for
 from batchgen.errors import BatchgenError
 from batchgen.failpoints import failpoint
+from batchgen.worker.address import Address, Unreachable, connect, publish, wait_for
 
 TOKEN_S = 30.0  # patience with a stray connection
 ALONE = "alone"  # what a replica says that wants a suspect
