@@ -133,7 +133,7 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return Capabilities()
+    return Capabilities(cfg=(1, 2), ulysses=(1, 2, 4, 8), ring=(1, 2, 4, 8))
 
 
 def serves(index: Mapping[str, Any]) -> bool:
