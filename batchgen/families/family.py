@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from batchgen.config.schema import ModelDefaults, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
+from batchgen.families.sequence import SequencePlan
 from batchgen.records import Bucket, Request
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ class FamilyModel(Protocol):
     modules: Mapping[str, nn.Module]  # movable components that were loaded, by name
     max_tokens: int  # of one text
     state_dtype: torch.dtype  # of latents between two steps
+    sequence: SequencePlan  # of its transformers
 
     def texts(self, request: Request) -> tuple[str, ...]:
         """The texts to encode, one per guidance branch, the prompt first."""

@@ -20,6 +20,7 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flux import spec as light
+from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
@@ -27,6 +28,20 @@ from batchgen.numerics.solver import Schedule, table
 from batchgen.records import Bucket, Request
 
 MODULES = ("text_encoder", "text_encoder_2", "transformer", "vae")
+
+SEQUENCE = SequencePlan(
+    cuts=(
+        Cut("", "hidden_states", "image", dim=1),
+        Cut("", "img_ids", "image", dim=0),
+        Cut("", "encoder_hidden_states", "text", dim=1),
+        Cut("", "txt_ids", "text", dim=0),
+    ),
+    attends=(
+        Attends("transformer_blocks.*.attn", ("text", "image")),
+        Attends("single_transformer_blocks.*.attn", ("text", "image")),
+    ),
+    gather=Cut("proj_out", 0, "image", dim=1),
+)
 
 
 def build(
@@ -59,6 +74,8 @@ def dynamic_shift(scheduler: light.FluxScheduler, image_tokens: int) -> float:
 
 class Flux:
     """See `batchgen.families.family.FamilyModel`."""
+
+    sequence = SEQUENCE
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

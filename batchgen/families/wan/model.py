@@ -14,12 +14,23 @@ from torch import Tensor, nn
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.families.wan import spec as light
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule, schedule
 from batchgen.records import Bucket, Request
+
+SEQUENCE = SequencePlan(
+    cuts=(
+        Cut("rope", 0, "video", dim=1),  # cosines, then sines, of each token's place
+        Cut("rope", 1, "video", dim=1),
+        Cut("blocks.0", "hidden_states", "video", dim=1),
+    ),
+    attends=(Attends("blocks.*.attn1", ("video",)),),
+    gather=Cut("proj_out", 0, "video", dim=1),
+)
 
 
 def build(
@@ -34,6 +45,7 @@ class Wan:
 
     experts: tuple[str, ...] = ("transformer",)
     state_dtype = torch.float32
+    sequence = SEQUENCE
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
