@@ -63,6 +63,13 @@ class ParallelConfig:
     ring: int | Auto = "auto"
     attention_op: Literal["auto", "torch", "xfuser"] = "auto"
 
+    @property
+    def of_a_replica(self) -> tuple[int, int, int]:
+        """cfg, ring, ulysses: how the ranks that draw each row together are used; `auto` is 1."""
+        given = (self.cfg, self.ring, self.ulysses)
+        cfg, ring, ulysses = (1 if degree == "auto" else degree for degree in given)
+        return cfg, ring, ulysses
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:

@@ -13,6 +13,7 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.kernels import KernelWatch
 from batchgen.engine.packs import Packer
 from batchgen.engine.team import Team
+from batchgen.failpoints import failpoint
 from batchgen.families.family import FamilyModel, Item
 
 
@@ -37,6 +38,7 @@ class Forwards:
         error is ReplicaFailed."""
         if self.team.size > 1:
             with self.team.together(lambda: _rows(items)):
+                failpoint(f"forward.{self.team.rank}")
                 return self._timed(items)
         result = attempt(lambda: self._timed(items))
         if not isinstance(result, Failed):

@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from batchgen.engine.orders import Orders
 from batchgen.engine.peer import Gone, Kind, Peer, from_bytes, to_bytes
 from batchgen.errors import ReplicaFailed
+from batchgen.failpoints import failpoint
 
 T = TypeVar("T")
 Lost = tuple[tuple[int, str], ...]  # rows by their number in the render, and why
@@ -124,6 +125,11 @@ class _Ranks:
         self.rows = ""  # of the last forward, in words
         self._beaten = 0.0
 
+    @property
+    def about(self) -> str:
+        """The rows of the last forward, in words."""
+        return self.rows or "before its first forward"
+
     def beat(self) -> None:
         """See `Team`."""
         now = time.monotonic()
@@ -132,10 +138,12 @@ class _Ranks:
             for peer in self.peers:
                 peer.beat()
 
-    def _failure(self, error: Exception) -> Failure:
+    def _failure(self, error: BaseException) -> Failure:
+        if isinstance(error, ReplicaFailed):  # it says all
+            return Failure(str(error), here=True)
         collective = collective_of(error)
         where = f"in {collective}" if collective else "outside a collective"
-        text = f"{self.name}, {self.rows}, {where}: {type(error).__name__}: {error}"
+        text = f"{self.name}, {self.about}, {where}: {type(error).__name__}: {error}"
         return Failure(text, here=not collective)
 
     def close(self) -> None:
@@ -176,6 +184,7 @@ class Leader(_Ranks):
         return found
 
     def reports(self, lost: Lost) -> Sequence[Lost]:
+        failpoint("report.0")
         return [self._report(peer) for peer in self.peers]
 
     def listen(self) -> None:
@@ -200,7 +209,7 @@ class Leader(_Ranks):
 
     def fail(self, error: BaseException) -> None:
         """Tell the followers what ends them all."""
-        failure = to_bytes(Failure(f"{self.name}: {type(error).__name__}: {error}", here=True))
+        failure = to_bytes(self._failure(error))
         for peer in self.peers:
             with suppress(Gone):
                 peer.send(Kind.FAILED, failure)
@@ -241,10 +250,10 @@ class Leader(_Ranks):
         return True
 
     def _gone(self, gone: Gone) -> str:
-        return f"{gone}, {self.rows or 'before the first forward'}, outside a collective"
+        return f"{gone}, {self.about}, outside a collective"
 
     def _silent(self, peer: Peer) -> str:
-        return f"{peer.name}, {self.rows}, says nothing for {self.patience_s:.0f} s"
+        return f"{peer.name}, {self.about}, says nothing for {self.patience_s:.0f} s"
 
     def _blame(self, mine: Failure) -> str:
         """Who failed first. An error met in a collective says little: whoever left it says more, or
@@ -311,6 +320,7 @@ class Follower(_Ranks):
         return found
 
     def reports(self, lost: Lost) -> Sequence[Lost]:
+        failpoint(f"report.{self.rank}")
         self._send(Kind.REPORT, to_bytes(lost))
         return ()
 
@@ -331,9 +341,8 @@ class Follower(_Ranks):
     def fail(self, error: BaseException) -> None:
         """Tell the leader what ends this rank."""
         if not isinstance(error, ReplicaFailed):  # it knows, or it is gone
-            text = f"{self.name}: {type(error).__name__}: {error}"
             with suppress(Gone):
-                self._leader.send(Kind.FAILED, to_bytes(Failure(text, here=True)))
+                self._leader.send(Kind.FAILED, to_bytes(self._failure(error)))
 
     def _send(self, kind: Kind, payload: bytes) -> None:
         try:

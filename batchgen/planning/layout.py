@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
-from batchgen.config.schema import JobConfig, ParallelConfig
+from batchgen.config.schema import JobConfig
 from batchgen.families.family import ComponentBytes, component_bytes, family_spec
 from batchgen.records import Bucket
 
@@ -31,12 +30,6 @@ class Layout:
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
-
-
-def ranks_of_a_replica(parallel: ParallelConfig) -> int:
-    """Ranks that draw each row together: cfg x ulysses x ring, where `auto` is 1."""
-    degrees = (parallel.cfg, parallel.ulysses, parallel.ring)
-    return prod(1 if isinstance(degree, str) else degree for degree in degrees)
 
 
 def choose_layout(job: JobConfig, bucket: Bucket) -> Layout:

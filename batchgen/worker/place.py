@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
-from batchgen.planning.layout import ranks_of_a_replica
 from batchgen.records import RankInfo
 
 
@@ -27,7 +27,7 @@ class Place:
 def place_of(config: JobConfig, rank: RankInfo) -> Place:
     """Ranks of a replica follow each other: they are on one node as far as possible. ConfigError if
     the task was started with ranks that make no whole replicas."""
-    size = ranks_of_a_replica(config.system.parallel)
+    size = prod(config.system.parallel.of_a_replica)
     if rank.world_size % size:
         raise ConfigError(
             f"system.parallel: cfg x ulysses x ring is {size}, but the task has "

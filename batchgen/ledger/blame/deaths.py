@@ -1,9 +1,10 @@
-"""Attempts that ended without a word."""
+"""Attempts that ended without a word, or by the end of one of their ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from batchgen.errors import ReplicaFailed
 from batchgen.ledger.intent import FenceTimes, fence_times
 from batchgen.ledger.scan import CommitIndex, JournalFacts
 from batchgen.ledger.tally import read_counters
@@ -43,7 +44,7 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
     fences: dict[int, FenceTimes] = {}
     for facts in index.journals:
         attempt = facts.journal.attempt
-        if facts.end is not None or attempt in live:
+        if not _died(facts) or attempt in live:
             continue
         if attempt.submission not in fences:
             fences[attempt.submission] = fence_times(run, attempt.submission)
@@ -62,6 +63,12 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
         )
         deaths.append(death)
     return tuple(deaths)
+
+
+def _died(facts: JournalFacts) -> bool:
+    """Without a last line; or with one that says that another rank of its replica is to blame,
+    which may have died of the rows in flight."""
+    return facts.end is None or facts.end.reason == ReplicaFailed.__name__
 
 
 def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:

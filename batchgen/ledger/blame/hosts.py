@@ -30,6 +30,7 @@ from batchgen.errors import (
     FINAL_ERRORS,
     KeysChanged,
     PromptTooLong,
+    ReplicaFailed,
     RunStateError,
     SickNode,
     StorageError,
@@ -46,7 +47,14 @@ BAD_AFTER_STARTS = 2  # of tasks, that came to nothing
 _FINAL = [error.__name__ for error in FINAL_ERRORS]
 _NOBODYS = [
     error.__name__
-    for error in (StorageError, OSError, RunStateError, KeysChanged, KeyboardInterrupt)
+    for error in (
+        StorageError,
+        OSError,
+        RunStateError,
+        KeysChanged,
+        KeyboardInterrupt,
+        ReplicaFailed,
+    )
 ]
 Start = tuple[int, int, int]  # submission, task, restart: its ranks began together
 
