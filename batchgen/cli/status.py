@@ -163,9 +163,10 @@ def _rate(status: RunStatus) -> str:
 
 def _attempt_line(attempt: AttemptStatus) -> str:
     how = attempt.ended or (attempt.phase if attempt.life == "running" else "died")
+    ranks = f" x{attempt.devices}" if attempt.devices > 1 else ""
     return (
         f"  {attempt.attempt.tag:10} {attempt.life:8} {how:12} {attempt.commits:6} rows  "
-        f"{_duration(attempt.wall_s):>7}  {attempt.host} {attempt.device}"
+        f"{_duration(attempt.wall_s):>7}  {attempt.host} {attempt.device}{ranks}"
     )
 
 
@@ -235,14 +236,15 @@ def _failures(run: RunPaths) -> Result:
     ended = [a for a in read_status(run).attempts if a.life == "dead" or a.error]
     for attempt in ended[-SHOWN_FAILURES:]:
         print(f"==> {_attempt_line(attempt).strip()}  {attempt.error}")
-        if log := _printed_by(run, attempt.attempt):
+        if log := _printed_by(run, attempt.attempt, attempt.devices):
             print("\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
     tags = [attempt.attempt.tag for attempt in ended]
     return Result(OK, {"run": str(run.root), "failed": list(failed.row_id), "attempts": tags})
 
 
-def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
-    """What the processes of an attempt's task printed, if anything."""
+def _printed_by(run: RunPaths, attempt: Attempt, ranks: int) -> Path | None:
+    """What the processes of an attempt's task printed, if anything; of a replica of so many, its
+    leader."""
     from batchgen.runner.jobs import jobs_of
 
     jobs = [job for job in jobs_of(run, attempt.submission) if job.holds(attempt.task)]
@@ -251,5 +253,5 @@ def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
     job, number = jobs[0], attempt.submission
     element = f"{job.job_id}_{(attempt.task - job.task) // job.stride}"
     logs = [*run.printed(number, element), *run.printed(number, job.job_id)]  # or an array of one
-    logs.append(run.submission(number) / f"submitit/{job.job_id}_{attempt.replica}_log.err")
+    logs.append(run.submission(number) / f"submitit/{job.job_id}_{attempt.replica * ranks}_log.err")
     return next((log for log in logs if log.is_file() and log.stat().st_size), None)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from batchgen.errors import ReplicaFailed
 from batchgen.ledger.events import (
     HEAD,
     START,
@@ -59,6 +60,7 @@ class AttemptStatus:
     commits: int  # rows
     wall_s: float
     gpu_s: float  # wall time x devices
+    devices: int  # ranks of the replica
     heartbeat_age_s: float
     ended: str  # reason; empty if it did not end by itself
     error: str  # what ended it, where `ended` is the class of an error
@@ -169,7 +171,8 @@ def _suspects(
     for view, status in zip(views, attempts, strict=True):
         if status.attempt.submission == intent.number:
             rows |= suspects_of(run, intent, status.attempt)
-            rows |= {*view.counters.open_rows} if status.life == "dead" else set()
+            died = status.life == "dead" or status.ended == ReplicaFailed.__name__
+            rows |= {*view.counters.open_rows} if died else set()
             cleared |= {*view.counters.cleared}
     return len(rows - cleared)
 
@@ -215,6 +218,7 @@ class _View:
             commits=counters.commits,
             wall_s=wall,
             gpu_s=wall * counters.devices,
+            devices=counters.devices,
             heartbeat_age_s=age,
             ended=counters.ended,
             error=counters.error,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from batchgen.config.schema import ONE_MACHINE
-from batchgen.errors import KeysChanged
+from batchgen.errors import KeysChanged, ReplicaFailed
 from batchgen.ledger.blame.hosts import rows_rendered
 from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import Intent, config_of, last_render
@@ -125,4 +125,6 @@ def _ranks(run: RunPaths, intent: Intent) -> list[AttemptStatus]:
 
 
 def _fell_at_once(rank: AttemptStatus) -> bool:
-    return bool(rank.error) and rank.commits == 0
+    """By an error that may come again. One that another rank of the replica met, or its death, is
+    judged like the death of a lone rank."""
+    return bool(rank.error) and rank.commits == 0 and rank.ended != ReplicaFailed.__name__

@@ -47,14 +47,7 @@ BAD_AFTER_STARTS = 2  # of tasks, that came to nothing
 _FINAL = [error.__name__ for error in FINAL_ERRORS]
 _NOBODYS = [
     error.__name__
-    for error in (
-        StorageError,
-        OSError,
-        RunStateError,
-        KeysChanged,
-        KeyboardInterrupt,
-        ReplicaFailed,
-    )
+    for error in (StorageError, OSError, RunStateError, KeysChanged, KeyboardInterrupt)
 ]
 Start = tuple[int, int, int]  # submission, task, restart: its ranks began together
 
@@ -182,7 +175,7 @@ def _fallen(
         if host in good:
             met[attempt.submission, end.reason, end.error].add(host)
     for host, attempt, end in ends:
-        if end.reason in (SickNode.__name__, *_NOBODYS):
+        if end.reason in (SickNode.__name__, ReplicaFailed.__name__, *_NOBODYS):  # one is a death
             continue
         if met[attempt.submission, end.reason, end.error] - {host}:
             continue
