@@ -12,6 +12,7 @@ from batchgen.engine import device as devices
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
+from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
 from batchgen.engine.selftest import pack_equals_solo
@@ -30,6 +31,7 @@ def assemble(
     overlap: bool,
     moved: Callable[[], object],
     team: Team,
+    mesh: Mesh | None = None,
 ) -> Replica:
     """One rank of a replica; a follower has the components that denoise alone. `moved` is told of
     each component that is loaded."""

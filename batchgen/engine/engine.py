@@ -12,6 +12,8 @@ from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
 from batchgen.engine.meter import Setting
+from batchgen.engine.parallel.meet import meet
+from batchgen.engine.parallel.mesh import Degrees
 from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Alone, Team
@@ -47,7 +49,10 @@ class Engine:
         CPU the process goes to one torch thread."""
         where = devices.pick_device(device)
         team = team or Alone()
-        return cls(assemble(model, system, where, overlap=overlap, moved=moved, team=team))
+        mesh = meet(team, Degrees(*system.parallel.of_a_replica), where)
+        return cls(
+            assemble(model, system, where, overlap=overlap, moved=moved, team=team, mesh=mesh)
+        )
 
     @property
     def device_name(self) -> str:
