@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,6 +13,8 @@ from batchgen.engine import device as devices
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
+from batchgen.engine.parallel.mesh import Mesh
+from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
 from batchgen.engine.selftest import pack_equals_solo
@@ -29,14 +32,17 @@ def assemble(
     *,
     overlap: bool,
     moved: Callable[[], object],
+    mesh: Mesh | None = None,
 ) -> Replica:
-    """A replica of one rank. `moved` is told of each component that is loaded."""
+    """This rank's part of a replica: of one rank, or of those of `mesh`. `moved` is told of each
+    component that is loaded."""
     devices.prepare(device, system)
     plan = plan_memory(model, system.memory, device)
     components = load_components(model, devices.run_dtype(model, device), moved)
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
+    split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = Residency(family.modules, device, plan)
     return Replica(
         system=system,
@@ -49,17 +55,23 @@ def assemble(
             device,
             system.batch.token_budget,
             system.determinism,
-            equal=_self_test(family, residency),
+            equal=_self_test(family, residency, split),
+            ranks=mesh.cfg.size if mesh is not None else 1,
         ),
         team=Alone(),
+        split=split,
         overlap=overlap,
     )
 
 
-def _self_test(family: FamilyModel, residency: Residency) -> Callable[[Bucket, int], bool]:
-    """Experts are of one architecture: whichever is on the device answers for both."""
+def _self_test(
+    family: FamilyModel, residency: Residency, split: Split | None
+) -> Callable[[Bucket, int], bool]:
+    """Experts are of one architecture: whichever is on the device answers for both. A rank asks
+    alone, whatever the others do."""
 
     def equal(bucket: Bucket, items: int) -> bool:
-        return pack_equals_solo(family, bucket, items, residency.expert)
+        with split.whole() if split else nullcontext():
+            return pack_equals_solo(family, bucket, items, residency.expert)
 
     return equal

@@ -259,7 +259,7 @@ class Room:
         if self.most != "auto":
             return self.rows < self.most
         tokens = self.packer.tokens(bucket) * branches
-        return self.rows < AUTO_ROWS and tokens <= self.packer.token_budget - self.tokens
+        return self.rows < AUTO_ROWS and tokens <= self.packer.tick_tokens - self.tokens
 
     def add(self, bucket: Bucket, branches: int) -> None:
         """The row has joined."""

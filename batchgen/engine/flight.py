@@ -68,7 +68,7 @@ class Flight:
     def __init__(self, replica: Replica, clock: Clock, moved: Callable[[], object]) -> None:
         self.replica = replica
         self.family = replica.family
-        self.forwards = Forwards(replica.family, replica.packer, replica.device)
+        self.forwards = Forwards(replica.family, replica.packer, replica.device, replica.split)
         self.clock = clock
         self.moved = moved
         self.waiting: dict[int, tuple[EncodedRow, RowMeter]] = {}  # encoded, not joined yet
