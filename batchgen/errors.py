@@ -12,6 +12,7 @@ BatchgenError
     MediaError          the row's media file cannot be written
   KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
+  DividedForwardFailed  a rank failed inside a forward that others share
   SickNode              row after row of an attempt failed; it ends and leaves the rest
   ReplicaFailed         one rank of a replica failed where the others waited for it, or is gone
 Told                    a signal ends this process (no Exception, as KeyboardInterrupt)
@@ -74,6 +75,11 @@ class KeysChanged(BatchgenError):
 
 class StorageError(BatchgenError):
     """The journal itself cannot be written (disk full, quota, read-only): the worker stops."""
+
+
+class DividedForwardFailed(BatchgenError):
+    """A rank failed inside a forward that the ranks of its replica share: the others wait for it,
+    so the attempt ends on all of them. Names rank, rows and the collective begun last."""
 
 
 class SickNode(BatchgenError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -12,11 +14,10 @@ from rig import small_spec, system, tiny_wan_spec, two_experts
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.memory.plan import plan_memory
-from batchgen.engine.parallel.attention import TorchOp
 from batchgen.engine.parallel.mesh import Mesh
-from batchgen.engine.parallel.sequence import SplitSequence
+from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.weights import load_components
-from batchgen.families.family import family_code
+from batchgen.families.family import Item, family_code
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.records import Bucket
 
@@ -35,6 +36,7 @@ class Seen:
 
     difference: float  # largest, of any item
     equal: bool
+    told: str  # by the self-test
     sent: dict[str, int]  # bytes, by kind
     tokens: dict[str, int]  # of each stream of an item
 
@@ -56,32 +58,49 @@ def experts(name: str) -> tuple[str, ...]:
     return plan_memory(SPECS[name], system().memory, CPU).experts
 
 
-def divided(mesh: Mesh, name: str, bucket: Bucket, items: int) -> list[Seen]:
-    """For each expert of a family, a pack of random items."""
+def family_on(name: str) -> Any:
+    """The family at work, edges set."""
     spec = SPECS[name]
     family = family_code(spec.family).build(spec, system(), components(name), CPU)
-    transformers = [family.modules[expert] for expert in experts(name)]
-    for transformer in transformers:
-        make_batch_invariant(transformer)
-    split = SplitSequence(mesh, family.sequence, transformers, TorchOp(mesh))
+    for expert in experts(name):
+        make_batch_invariant(family.modules[expert])
+    return family
+
+
+@contextmanager
+def split_of(mesh: Mesh, name: str, family: Any) -> Iterator[Split]:
+    """The family's forwards divided over the ranks of `mesh`; its modules are used again later."""
+    split = divide(mesh, family, experts(name), system())
+    assert split is not None
     try:
-        return [_seen(mesh, family, split, bucket, items, expert) for expert in experts(name)]
+        yield split
     finally:
-        split.undo()
+        if split.sequence is not None:
+            split.sequence.undo()
 
 
-def _seen(
-    mesh: Mesh, family: Any, split: SplitSequence, bucket: Bucket, items: int, expert: str
-) -> Seen:
-    pack = [family.random_item(bucket, seed, expert) for seed in range(items)]
+def divided(mesh: Mesh, name: str, bucket: Bucket, items: int) -> list[Seen]:
+    """For each expert of a family, a pack of random items."""
+    family = family_on(name)
+    with split_of(mesh, name, family) as split:
+        return [
+            seen(split, [family.random_item(bucket, seed, expert) for seed in range(items)])
+            for expert in experts(name)
+        ]
+
+
+def seen(split: Split, pack: list[Item]) -> Seen:
+    """The pack divided, and each of its items on this rank alone."""
     with split.whole():
-        whole = [family.forward([item])[0] for item in pack]
-    mesh.wire.sent.clear()
-    velocities = family.forward(pack)
+        whole = [split.family.forward([item])[0] for item in pack]
+    split.mesh.wire.sent.clear()
+    velocities = split.forward(pack)
+    sent = dict(split.mesh.wire.sent)
     pairs = list(zip(velocities, whole, strict=True))
     return Seen(
         difference=max(float((a - b).abs().max()) for a, b in pairs),
         equal=all(torch.equal(a, b) for a, b in pairs),
-        sent=dict(mesh.wire.sent),
-        tokens=dict(split.lengths),
+        told=split.self_test,
+        sent=sent,
+        tokens=dict(split.sequence.lengths) if split.sequence else {},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.mesh import Mesh
+from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
 from batchgen.engine.selftest import pack_equals_solo
@@ -42,6 +44,7 @@ def assemble(
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
+    split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = Residency(family.modules, device, plan)
     return Replica(
         system=system,
@@ -54,20 +57,23 @@ def assemble(
             device,
             system.batch.token_budget,
             system.determinism,
-            equal=_self_test(family, residency, team),
+            equal=_self_test(family, residency, split),
+            ranks=mesh.cfg.size if mesh is not None else 1,
         ),
         team=team,
+        split=split,
         overlap=overlap,
     )
 
 
 def _self_test(
-    family: FamilyModel, residency: Residency, team: Team
+    family: FamilyModel, residency: Residency, split: Split | None
 ) -> Callable[[Bucket, int], bool]:
-    """Experts are of one architecture: whichever is on the device answers for both."""
+    """Experts are of one architecture: whichever is on the device answers for both. A rank asks
+    alone, whatever the others do."""
 
     def equal(bucket: Bucket, items: int) -> bool:
-        with team.together(lambda: f"the self-test of {bucket}"):
+        with split.whole() if split else nullcontext():
             return pack_equals_solo(family, bucket, items, residency.expert)
 
     return equal

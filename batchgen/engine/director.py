@@ -215,9 +215,6 @@ class Director:
             yield Orders(use=self._use("denoise", first))
             moving = self._moving()
         if moving:
-            buckets = dict.fromkeys(row.request.bucket for row in moving.values())
-            if new := tuple(b for b in buckets if not self.replica.packer.knows(b)):
-                yield Orders(test=new)
             yield Orders(packs=tuple(self._packs(moving)))
 
     def _moving(self) -> dict[int, RowState]:
@@ -278,7 +275,7 @@ class Room:
         if self.most != "auto":
             return self.rows < self.most
         tokens = self.packer.tokens(bucket) * branches
-        return self.rows < AUTO_ROWS and tokens <= self.packer.token_budget - self.tokens
+        return self.rows < AUTO_ROWS and tokens <= self.packer.tick_tokens - self.tokens
 
     def add(self, bucket: Bucket, branches: int) -> None:
         """The row has joined."""

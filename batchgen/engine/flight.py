@@ -80,7 +80,9 @@ class Flight:
     def __init__(self, replica: Replica, clock: Clock, moved: Callable[[], object]) -> None:
         self.replica = replica
         self.family = replica.family
-        self.forwards = Forwards(replica.family, replica.packer, replica.device, replica.team)
+        self.forwards = Forwards(
+            replica.family, replica.packer, replica.device, replica.team, replica.split
+        )
         self.clock = clock
         self.moved = moved
         self.waiting: dict[int, tuple[EncodedRow, RowMeter]] = {}  # encoded, not joined yet
@@ -99,8 +101,6 @@ class Flight:
             self.rows.pop(number, None)
         for join in orders.joins:
             self._join(join, outcome)
-        for bucket in orders.test:
-            self.replica.packer.limit(bucket)
         if orders.packs:
             flying = [*self.rows.values()]
             with self.clock.on("denoise"):

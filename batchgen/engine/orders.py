@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.engine.contract import Snapshot
-from batchgen.records import Bucket, Request
+from batchgen.records import Request
 
 Slot = tuple[int, int]  # number of the row, its branch
 
@@ -28,6 +28,5 @@ class Orders:
     encode: tuple[tuple[int, Request], ...] = ()  # a window of rows
     drop: tuple[int, ...] = ()  # rows that will not go on, wherever they are
     joins: tuple[Join, ...] = ()
-    test: tuple[Bucket, ...] = ()  # buckets to find out about how many items a forward may have
     packs: tuple[tuple[Slot, ...], ...] = ()  # one forward each; together every branch of each row
     over: bool = False  # the render ends

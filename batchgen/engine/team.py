@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from batchgen.engine.orders import Orders
 from batchgen.engine.peer import Gone, Kind, Peer, from_bytes, to_bytes
-from batchgen.errors import ReplicaFailed
+from batchgen.errors import DividedForwardFailed, ReplicaFailed
 from batchgen.failpoints import failpoint
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class _Ranks:
         address: str,
         patience_s: float,
     ) -> None:
-        self.rank, self.size, self.address = rank, size, address
+        self.rank, self.size, self.host, self.address = rank, size, host, address
         self.peers, self.patience_s = tuple(peers), patience_s
         self.name = f"rank {rank} of {size} on {host}"
         self.rows = ""  # of the last forward, in words
@@ -142,6 +142,8 @@ class _Ranks:
         if isinstance(error, ReplicaFailed):  # it says all
             return Failure(str(error), here=True)
         collective = collective_of(error)
+        if isinstance(error, DividedForwardFailed):
+            return Failure(f"{error} (on {self.host})", here=not collective)
         where = f"in {collective}" if collective else "outside a collective"
         text = f"{self.name}, {self.about}, {where}: {type(error).__name__}: {error}"
         return Failure(text, here=not collective)
@@ -384,7 +386,10 @@ def _content(kind: Kind, payload: bytes) -> Any:
 
 
 def collective_of(error: BaseException) -> str:
-    """The name of the collective of torch that raised; empty if none did."""
+    """The name of the collective of torch that raised it, or what it was raised from; empty if none
+    did."""
+    if isinstance(error, DividedForwardFailed) and error.__cause__ is not None:
+        error = error.__cause__
     name, trace = "", error.__traceback__
     while trace is not None:
         frame = trace.tb_frame

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -86,6 +86,11 @@ class TorchOp:
         pieces = x.split(counts, dim=1)
         shape = pieces[axis.place].shape
         return torch.cat(self.mesh.wire.exchange(axis, pieces, [shape] * axis.size), dim=2)
+
+
+def attention_op(name: Literal["auto", "torch", "xfuser"], mesh: Mesh) -> AttentionOp:
+    """The op that `system.parallel.attention_op` names. Raises ConfigError where it cannot load."""
+    return TorchOp(mesh)
 
 
 @lru_cache(maxsize=64)

@@ -33,7 +33,7 @@ class Axis:
 class Wire:
     """The collectives of one rank. Of a group of one, each returns what it was given."""
 
-    sent: Counter[str] = field(default_factory=Counter)  # bytes to other ranks, by kind
+    sent: Counter[str] = field(default_factory=Counter)  # bytes to other ranks, by collective
     at: str = ""  # the collective begun last, for who must say where a rank stood
 
     def exchange(
@@ -68,7 +68,7 @@ class Wire:
         """Pass `x` to the next rank of the ring and get the previous one's, of the given shape."""
         own = _on_wire(axis, x.contiguous())
         incoming = own.new_empty(shape)
-        self._note("ring", axis, own.nbytes)
+        self._note("shift", axis, own.nbytes)
         ends = (
             dist.P2POp(dist.isend, own, axis.neighbour(1), axis.group),
             dist.P2POp(dist.irecv, incoming, axis.neighbour(-1), axis.group),
@@ -76,8 +76,8 @@ class Wire:
         return Passing(own, incoming, x.device, dist.batch_isend_irecv(list(ends)))
 
     def _note(self, kind: str, axis: Axis, size: int) -> None:
-        self.sent[kind] += size
-        self.at = f"{kind} over {axis.name} of {axis.size}"
+        self.at = f"{kind} over {axis.name}"
+        self.sent[self.at] += size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
