@@ -36,6 +36,10 @@ class SequencePlan:
     gather: Cut  # the output that every rank gets whole
 
 
+MOST_RANKS = 16  # of one replica along one axis
+RINGS = tuple(range(1, MOST_RANKS + 1))  # every degree is legal
+
+
 def legal_ulysses(heads: int, most: int) -> tuple[int, ...]:
     """The Ulysses degrees up to `most` that divide the heads."""
     return tuple(degree for degree in range(1, most + 1) if heads % degree == 0)

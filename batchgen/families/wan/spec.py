@@ -18,6 +18,7 @@ from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.records import Bucket, Solver
 
 NUMERICS_VERSION = 2  # since 2: no guidance at scales below 1, as in the pipeline
@@ -133,7 +134,8 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return Capabilities(cfg=(1, 2), ulysses=(1, 2, 4, 8), ring=(1, 2, 4, 8))
+    heads = dims(model).transformer.num_attention_heads
+    return Capabilities(cfg=(1, 2), ulysses=legal_ulysses(heads, MOST_RANKS), ring=RINGS)
 
 
 def serves(index: Mapping[str, Any]) -> bool:

@@ -69,7 +69,8 @@ class Dims(wan.Dims):
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return Capabilities(boundary=True, columns=("guidance_scale", "guidance_scale_2"))
+    columns = ("guidance_scale", "guidance_scale_2")
+    return replace(wan.capabilities(model), boundary=True, columns=columns)
 
 
 def serves(index: Mapping[str, Any]) -> bool:
