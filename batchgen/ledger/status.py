@@ -15,7 +15,6 @@ from typing import Literal
 
 from batchgen.ledger.events import (
     HEAD,
-    START,
     AttemptHeader,
     End,
     decode_line,
@@ -23,6 +22,7 @@ from batchgen.ledger.events import (
     is_whole,
     time_of,
 )
+from batchgen.ledger.fold import InFlight
 from batchgen.ledger.intent import (
     AcceptedJournal,
     Intent,
@@ -276,36 +276,35 @@ def _follow(
     tally: Tally | None = None
     suspects: frozenset[int] = frozenset()
     cleared = list(counters.cleared)
-    in_flight, last, tail = set(counters.open_rows), b"", deque[bytes](maxlen=RECENT)
+    in_flight, last = InFlight.of(counters.open_rows), b""
+    tail = deque[bytes](maxlen=RECENT)
     for _, line in raw_lines(journal.path, journal.limit, counters.offset):
         if not line.endswith(b"\n"):
             break
         if not is_whole(line):
             continue
-        if start := START.match(line):
-            in_flight.add(int(start[1]))
-        elif head := HEAD.match(line):
+        found = in_flight.heed(line)
+        if found is None:
+            counters = _with_event(counters, line)
+        elif found.re is HEAD:
             if tally is None:
                 tally = tally_for(run, intent, journal.attempt)
                 suspects = suspects_of(run, intent, journal.attempt)
-            row = int(head[2])
-            tally.add(row, head[3].decode())
-            in_flight.discard(row)
+            row = int(found[2])
+            tally.add(row, found[3].decode())
             if row in suspects:
                 cleared.append(row)
-            if head[1] == b"commit":
+            if found[1] == b"commit":
                 tail.append(line)
-            if head[3] != b"ok":
+            if found[3] != b"ok":
                 counters = _with_error(counters, line)
-        else:
-            counters = _with_event(counters, line, in_flight)
         last = line
     times = (*counters.recent, *(json.loads(line)["ended"] for line in tail))
-    if in_flight or tail:
+    if in_flight.rows or tail:
         counters = replace(counters, phase="render")
     return replace(
         counters,
-        open_rows=tuple(in_flight),
+        open_rows=tuple(in_flight.rows),
         commits=counters.commits + (tally.commits if tally else 0),
         changes=counters.changes + (tally.counts if tally else Counts()),
         t=max(counters.t, time_of(last)),
@@ -314,10 +313,8 @@ def _follow(
     )
 
 
-def _with_event(counters: Counters, line: bytes, in_flight: set[int]) -> Counters:
+def _with_event(counters: Counters, line: bytes) -> Counters:
     plain = json.loads(line)
-    if plain["kind"] in ("saved", "tried"):
-        in_flight.discard(plain["row_index"])
     if plain["kind"] == "device":
         return replace(counters, device=plain["name"])
     if plain["kind"] == "phase":

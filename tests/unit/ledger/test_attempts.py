@@ -17,9 +17,10 @@ from lab import Lab
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.intent import accepted_journals, last_intent, read_intent, submission_numbers
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.scan import STATUS_NAMES
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart, read_shard
+from batchgen.ledger.submissions import read_shard
 from batchgen.ledger.winners import missing_rows, winners
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt

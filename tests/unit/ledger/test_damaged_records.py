@@ -12,7 +12,7 @@ from lab import Lab
 from batchgen.catalog.verify import verify
 from batchgen.cli.main import main
 from batchgen.ledger.events import End
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.records import Attempt
 
 

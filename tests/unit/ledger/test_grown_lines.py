@@ -10,9 +10,9 @@ from lab import Lab
 from batchgen.catalog.verify import verify
 from batchgen.ledger.events import START
 from batchgen.ledger.intent import read_fence
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart
 from batchgen.records import Attempt
 
 

@@ -87,7 +87,7 @@ def test_a_failed_alias_original_fails_all_its_rows(make_lab: Callable[..., Lab]
 
 def test_figures_agree_with_the_catalog_whatever_happened(make_lab: Callable[..., Lab]) -> None:
     """Failures, retries that succeed and fail, a zombie, a restart, aliases."""
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
 
     lab = make_lab(10, aliases={8: 0, 9: 3})
     first = lab.journal(lab.submit(list(range(8))))
@@ -142,7 +142,7 @@ def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
     make_lab: Callable[..., Lab],
 ) -> None:
     """Rank 0 draws it while the others open their journals."""
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
 
     lab = make_lab(4)
     first = lab.journal(number := lab.submit())
