@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import SLOW_ROWS, Bench, published
+from cli_calls import SLOW_ROWS, JobFolder, published
 
 from batchgen.cli.main import main
 from batchgen.ledger.status import read_status
@@ -19,10 +19,10 @@ from batchgen.paths import RunPaths
 
 SLOW = ("model=null-engine", *SLOW_ROWS, "row_defaults.num_steps=200")
 BOTH = [signal.SIGTERM, signal.SIGHUP]
-Benches = Callable[[int], Bench]
+Benches = Callable[[int], JobFolder]
 
 
-def start(bench: Bench, executor: str) -> tuple[subprocess.Popen[str], RunPaths]:
+def start(bench: JobFolder, executor: str) -> tuple[subprocess.Popen[str], RunPaths]:
     """A run with a row in flight and one that is done."""
     argv = ("run", str(bench.job), *SLOW, f"slurm.executor={executor}", "--json")
     process = bench.start(*argv)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import SLOW_ROWS, Bench, published, recorded, rows_of
+from cli_calls import SLOW_ROWS, JobFolder, published, recorded, rows_of
 
 from batchgen.ledger.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
@@ -51,7 +51,7 @@ def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
 STEPS = "row_defaults.num_steps=10"  # long enough rows that most kills find some in flight
 
 
-def torment(work: Bench, kills: int, seed: int) -> RunPaths:
+def torment(work: JobFolder, kills: int, seed: int) -> RunPaths:
     """Submit; kill random ranks at random moments, resume on another rank count, and again."""
     dice = random.Random(seed)
     started = work.call(
@@ -89,7 +89,7 @@ def kill(pid: int) -> bool:
     return True
 
 
-def audit(work: Bench, run: RunPaths) -> None:
+def audit(work: JobFolder, run: RunPaths) -> None:
     """Catalog equal as a set to the undisturbed run's, media verified."""
     undisturbed = work.run(STEPS)
     assert undisturbed.code == 0, undisturbed.err

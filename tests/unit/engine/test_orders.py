@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rig import Keeper, ListSource, request, small_spec, system, two_experts
+from toy_engine import Keeper, ListSource, request, small_spec, system, two_experts
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.clock import Clock

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from lab import Lab, make_request
+from run_folder import RunFolder, make_request
 
 from batchgen import catalog
 from batchgen.errors import RunStateError
@@ -58,7 +58,9 @@ Make = Callable[[Path], None]
 
 
 @pytest.fixture
-def done(make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Lab:
+def done(
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> RunFolder:
     """Two rows, rendered and collected."""
     monkeypatch.chdir(tmp_path)
     lab = make_lab(2)
@@ -76,7 +78,7 @@ def swap(path: Path, make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_among_the_media(done: Lab, make: Make) -> None:
+def test_among_the_media(done: RunFolder, make: Make) -> None:
     first, second = sorted(done.run.media.iterdir())
     swap(first, make)
     strange = second.with_name("strange.png")
@@ -93,7 +95,7 @@ def test_among_the_media(done: Lab, make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_the_folder_of_the_catalog(done: Lab, make: Make) -> None:
+def test_the_folder_of_the_catalog(done: RunFolder, make: Make) -> None:
     """It is damage; collect puts it aside, whatever it is, and publishes."""
     swap(done.run.catalog_rows, make)
     if make is a_folder:
@@ -109,7 +111,7 @@ def test_the_folder_of_the_catalog(done: Lab, make: Make) -> None:
     assert len(aside) == (make is not a_folder)
 
 
-def test_a_plain_file_in_place_of_the_catalog_is_mended_by_a_repair(done: Lab) -> None:
+def test_a_plain_file_in_place_of_the_catalog_is_mended_by_a_repair(done: RunFolder) -> None:
     remove(done.run.catalog_rows)
     done.run.catalog_rows.write_text("somebody's notes")
     assert not verify(done.run).is_sound
@@ -119,7 +121,7 @@ def test_a_plain_file_in_place_of_the_catalog_is_mended_by_a_repair(done: Lab) -
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_part_of_the_catalog(done: Lab, make: Make) -> None:
+def test_a_part_of_the_catalog(done: RunFolder, make: Make) -> None:
     swap(done.run.catalog_rows / "part-00000.parquet", make)
     (damage,) = verify(done.run).damage
     assert damage.kind == "catalog" and "is not a regular file" in damage.detail
@@ -130,7 +132,7 @@ def test_a_part_of_the_catalog(done: Lab, make: Make) -> None:
 
 
 @pytest.mark.parametrize("name", ["catalog/runs.parquet", "time_stats.csv"])
-def test_a_folder_in_place_of_another_published_file(done: Lab, name: str) -> None:
+def test_a_folder_in_place_of_another_published_file(done: RunFolder, name: str) -> None:
     swap(done.run.root / name, a_folder)
     collect(done.run)
     assert (done.run.root / name).is_file()
@@ -138,14 +140,14 @@ def test_a_folder_in_place_of_another_published_file(done: Lab, name: str) -> No
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("name", ["7-r0-0.jsonl", "0-r1.accept.json"])
-def test_among_the_journals(done: Lab, make: Make, name: str) -> None:
+def test_among_the_journals(done: RunFolder, make: Make, name: str) -> None:
     make(done.run.journals / "0001" / name)
     for verb in (read_status, collect, verify):
         with pytest.raises(RunStateError, match=f"{name} is not a regular file"):
             verb(done.run)
 
 
-def test_a_file_in_place_of_a_folder_of_journals(done: Lab) -> None:
+def test_a_file_in_place_of_a_folder_of_journals(done: RunFolder) -> None:
     (done.run.journals / "0002").touch()
     for verb in (read_status, collect, verify):
         with pytest.raises(RunStateError, match="0002 is not a folder"):
@@ -153,14 +155,14 @@ def test_a_file_in_place_of_a_folder_of_journals(done: Lab) -> None:
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_counters_are_done_without(done: Lab, make: Make) -> None:
+def test_counters_are_done_without(done: RunFolder, make: Make) -> None:
     swap(done.run.counters(Attempt(1, 0, 0, 0)), make)
     assert read_status(done.run).ok == 2
     assert collect(done.run).ok == 2
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_small_files(done: Lab, make: Make) -> None:
+def test_small_files(done: RunFolder, make: Make) -> None:
     run = done.run
     swap(run.intent(1), make)
     if make is not a_dangling_link:
@@ -202,7 +204,7 @@ def test_reading_and_syncing(tmp_path: Path, make: Make, monkeypatch: pytest.Mon
 
 
 def test_parts_of_two_collects_are_damage(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.ledger import catalog as catalog_module
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shift import make_shift, row
+from planned_run import plan_run, row
 
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.contract import Snapshot
@@ -107,7 +107,7 @@ def test_hosts_can_be_slow() -> None:
 
 
 def test_a_rank_without_a_model_loads_no_torch_and_starts_at_once(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [1, 1, 1])
+    shift = plan_run(tmp_path, [1, 1, 1])
     process = shift.start(shift.begin([0, 1, 2]))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness import Bench, make_bench
+from cli_calls import JobFolder, make_job_folder
 
 from batchgen.cli.main import _parse, main
 from batchgen.paths import RunPaths
@@ -24,11 +24,11 @@ BATCHGEN = f"{sys.executable} -m batchgen"
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return make_bench(tmp_path, 2)
+def bench(tmp_path: Path) -> JobFolder:
+    return make_job_folder(tmp_path, 2)
 
 
-def shell(bench: Bench, line: str) -> subprocess.CompletedProcess[str]:
+def shell(bench: JobFolder, line: str) -> subprocess.CompletedProcess[str]:
     """A line of bash, with $B for the command and $JOB for the job."""
     env = {**os.environ, "B": BATCHGEN, "JOB": str(bench.job), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -36,13 +36,13 @@ def shell(bench: Bench, line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def the_run(bench: Bench) -> RunPaths:
+def the_run(bench: JobFolder) -> RunPaths:
     (folder,) = bench.root.iterdir()
     return RunPaths(folder)
 
 
 # ------------------------------------------------------------------------------------ streams
-def test_a_reader_that_has_seen_enough_is_no_error(bench: Bench) -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(bench: JobFolder) -> None:
     """`batchgen ... | head -1`"""
     done = shell(
         bench, "$B bench schedule --nodes 4 --seeds 1 --costs giant | true; exit $PIPESTATUS"
@@ -50,7 +50,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(bench: Bench) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_exit_code_tells_of_the_rows_though_the_reader_went(bench: Bench) -> None:
+def test_the_exit_code_tells_of_the_rows_though_the_reader_went(bench: JobFolder) -> None:
     (bench.folder / "limited").write_text("ulimit -S -f 12")  # kB: no room for the catalog
     line = f". ./limited; $B run $JOB {' '.join(NULL)} --json | true; exit ${{PIPESTATUS[0]}}"
     done = shell(bench, line)
@@ -60,21 +60,21 @@ def test_the_exit_code_tells_of_the_rows_though_the_reader_went(bench: Bench) ->
 
 
 @pytest.mark.parametrize("lost", [">&-", "2>&-", "0<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
-def test_a_finished_run_is_one_whatever_became_of_its_outputs(bench: Bench, lost: str) -> None:
+def test_a_finished_run_is_one_whatever_became_of_its_outputs(bench: JobFolder, lost: str) -> None:
     done = shell(bench, f"$B run $JOB {' '.join(NULL)} --json {lost}")
     assert done.returncode == 0, done.stderr
     assert main(["verify", str(the_run(bench).root)]) == 0
     assert main(["status", str(the_run(bench).root)]) == 0
 
 
-def test_a_full_output_is_said_once_where_it_can_be(bench: Bench) -> None:
+def test_a_full_output_is_said_once_where_it_can_be(bench: JobFolder) -> None:
     done = shell(bench, f"$B plan $JOB {' '.join(NULL)} --json >/dev/full")
     assert done.returncode == 0
     assert done.stderr == "batchgen: stdout cannot be written: No space left on device\n"
     assert shell(bench, "$B plan $JOB nope=1 --json >&- 2>&-").returncode == 2
 
 
-def test_what_an_encoding_cannot_hold_is_escaped(bench: Bench) -> None:
+def test_what_an_encoding_cannot_hold_is_escaped(bench: JobFolder) -> None:
     odd = bench.folder / "节"
     odd.mkdir()
     shutil.copy(bench.folder / "manifest.parquet", odd / "m.parquet")
@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_root_dir_where_no_run_can_be_made(
-    kind: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+    kind: str, bench: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, reason = BAD[kind]
     root = make(bench.folder)
@@ -129,7 +129,7 @@ def test_a_root_dir_where_no_run_can_be_made(
 
 @pytest.mark.parametrize("size", [0, 1024, 5000])
 def test_a_run_that_does_not_fit_leaves_nothing(
-    size: int, bench: Bench, capsys: pytest.CaptureFixture[str]
+    size: int, bench: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with files_at_most(size):
         assert main(["run", str(bench.job), *NULL]) == 2
@@ -140,7 +140,7 @@ def test_a_run_that_does_not_fit_leaves_nothing(
 
 
 def test_a_run_that_cannot_be_written_is_left_alone(
-    bench: Bench, capsys: pytest.CaptureFixture[str]
+    bench: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", str(bench.job), *NULL]) == 0
     run = the_run(bench)
@@ -153,14 +153,16 @@ def test_a_run_that_cannot_be_written_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*")} == before
 
 
-def test_rows_at_stake_make_it_1(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_at_stake_make_it_1(bench: JobFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with files_at_most(12_000):  # room for the plan, not for the catalog's parts
         code = main(["run", str(bench.job), *NULL, "carry_columns=[]", "tag=small"])
     err = capsys.readouterr().err
     assert code == 1 and "File too large" in err and "go on with `batchgen resume" in err
 
 
-def test_files_of_other_verbs_are_named(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_other_verbs_are_named(
+    bench: JobFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     long, link = bench.folder / ("a" * 300 + ".parquet"), dangling(bench.folder) / "x.parquet"
     job, manifest = str(bench.job), str(bench.folder / "manifest.parquet")
     cases = (
@@ -198,7 +200,7 @@ os.execv(sys.executable, [sys.executable, "-m", "batchgen", *sys.argv[1:]])
 """
 
 
-def as_anybody(bench: Bench, *argv: str) -> subprocess.CompletedProcess[str]:
+def as_anybody(bench: JobFolder, *argv: str) -> subprocess.CompletedProcess[str]:
     """A verb of a user whom permissions bind, in a home that is not there."""
     env = {**os.environ, "HOME": "/proc/nobody", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -207,7 +209,7 @@ def as_anybody(bench: Bench, *argv: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_folders_that_are_closed_to_us(bench: Bench) -> None:
+def test_folders_that_are_closed_to_us(bench: JobFolder) -> None:
     closed = bench.folder / "closed"
     (closed / "out").mkdir(parents=True)
     shutil.copy(bench.folder / "manifest.parquet", closed)
@@ -229,13 +231,15 @@ def test_folders_that_are_closed_to_us(bench: Bench) -> None:
         closed.chmod(0o755)
 
 
-def test_a_current_folder_that_is_gone(bench: Bench) -> None:
+def test_a_current_folder_that_is_gone(bench: JobFolder) -> None:
     done = shell(bench, "mkdir gone && cd gone && rmdir ../gone && $B run $JOB --json")
     assert done.returncode == 2
     assert "the current folder is gone" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_user_without_a_home_and_a_name(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_and_a_name(
+    bench: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A container with a number for a user: its cache is nowhere, and Slurm knows it not."""
     for name in ("HOME", "XDG_CACHE_HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shift import Shift, make_shift
+from planned_run import PlannedRun, plan_run
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.engine.contract import Snapshot
@@ -32,7 +32,9 @@ from batchgen.worker.states import RowStates
 
 
 @contextmanager
-def at_work(shift: Shift, submission: int, row: int, **rank: object) -> Iterator[subprocess.Popen]:
+def at_work(
+    shift: PlannedRun, submission: int, row: int, **rank: object
+) -> Iterator[subprocess.Popen]:
     """A rank that has begun `row` a moment ago; killed in the end if it is still there."""
     process = shift.start(submission, **rank)  # type: ignore[arg-type]
     restart = int(str(rank.get("restart", 0)))
@@ -45,12 +47,12 @@ def at_work(shift: Shift, submission: int, row: int, **rank: object) -> Iterator
         process.communicate()
 
 
-def end_of(shift: Shift, submission: int, restart: int = 0, replica: int = 0) -> End | None:
+def end_of(shift: PlannedRun, submission: int, restart: int = 0, replica: int = 0) -> End | None:
     ends = shift.of(End, submission, restart, replica)
     return ends[0] if ends else None
 
 
-def started(shift: Shift, submission: int, restart: int = 0, replica: int = 0) -> list[int]:
+def started(shift: PlannedRun, submission: int, restart: int = 0, replica: int = 0) -> list[int]:
     return [s.row_index for s in shift.of(Start, submission, restart, replica)]
 
 
@@ -61,9 +63,9 @@ def started(shift: Shift, submission: int, restart: int = 0, replica: int = 0) -
 def test_a_signal_saves_the_row_in_flight_and_the_next_start_goes_on(
     tmp_path: Path, number: signal.Signals, reason: str
 ) -> None:
-    undisturbed = make_shift(tmp_path / "whole", [5, 100, 5])
+    undisturbed = plan_run(tmp_path / "whole", [5, 100, 5])
     assert undisturbed.work(undisturbed.begin([0, 1, 2])) == 0
-    shift = make_shift(tmp_path / "cut", [5, 100, 5])
+    shift = plan_run(tmp_path / "cut", [5, 100, 5])
     assert shift.begin([0, 1, 2]) == 1
     with at_work(shift, 1, 1) as rank:
         rank.send_signal(number)
@@ -84,7 +86,7 @@ def test_a_signal_saves_the_row_in_flight_and_the_next_start_goes_on(
 
 
 def test_a_damaged_state_costs_the_steps_and_nothing_else(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [60])
+    shift = plan_run(tmp_path, [60])
     shift.begin([0])
     with at_work(shift, 1, 0) as rank:
         rank.send_signal(signal.SIGUSR2)
@@ -98,7 +100,7 @@ def test_a_damaged_state_costs_the_steps_and_nothing_else(tmp_path: Path) -> Non
 
 
 def test_a_later_submission_takes_the_rows_over(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [500, 500])
+    shift = plan_run(tmp_path, [500, 500])
     shift.begin([0, 1])
     with at_work(shift, 1, 0) as rank:
         shift.begin([0, 1])
@@ -109,7 +111,7 @@ def test_a_later_submission_takes_the_rows_over(tmp_path: Path) -> None:
 
 def test_a_preempted_rank_stays_to_be_started_again(tmp_path: Path) -> None:
     """Its journal is closed before: whoever kills it now leaves no suspects."""
-    shift = make_shift(tmp_path, [500])
+    shift = plan_run(tmp_path, [500])
     shift.begin([0])
     with at_work(shift, 1, 0, ends=time.time() + 7200) as rank:
         rank.send_signal(signal.SIGUSR2)
@@ -124,7 +126,7 @@ def test_a_preempted_rank_stays_to_be_started_again(tmp_path: Path) -> None:
 
 def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Path) -> None:
     """Rank 2 comes alone; later rank 1 is done while rank 0 still draws."""
-    shift = make_shift(tmp_path, [900, 1])
+    shift = plan_run(tmp_path, [900, 1])
     shift.begin([0], alone=[1])
     early = shift.start(1, rank=2, world_size=3)
     shift.wait_for(lambda: shift.events(1, replica=2))
@@ -148,7 +150,7 @@ def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Pa
 
 
 def test_a_rank_whose_queue_is_gone_loads_no_model(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [1, 1])
+    shift = plan_run(tmp_path, [1, 1])
     shift.begin([0, 1])
     dead = subprocess.Popen(["true"])
     gone = ProcessId.of(dead.pid)
@@ -163,7 +165,7 @@ def test_a_rank_whose_queue_is_gone_loads_no_model(tmp_path: Path) -> None:
 
 
 def test_rank_zero_may_wait_for_the_others_longer_than_its_watchdog(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [200, 900], "slurm.watchdog_s=4")
+    shift = plan_run(tmp_path, [200, 900], "slurm.watchdog_s=4")
     shift.begin([0, 1])
     ranks = [shift.start(1, rank=k, world_size=2) for k in range(2)]
     for rank in ranks:
@@ -174,7 +176,7 @@ def test_rank_zero_may_wait_for_the_others_longer_than_its_watchdog(tmp_path: Pa
 
 # ---------------------------------------------------------------------------------- wall time
 def test_rows_that_do_not_fit_before_the_limit_are_not_begun(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [60, 1000, 1000, 60, 1000, 5], "slurm.signal_delay_s=30")
+    shift = plan_run(tmp_path, [60, 1000, 1000, 60, 1000, 5], "slurm.signal_delay_s=30")
     shift.begin(range(6))
     assert shift.work(1, ends=time.time() + 30 + 8) == 0
     assert started(shift, 1) == [0, 3, 5]
@@ -184,7 +186,7 @@ def test_rows_that_do_not_fit_before_the_limit_are_not_begun(tmp_path: Path) -> 
 
 
 def test_a_row_saved_near_its_end_fits_where_the_whole_row_would_not(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [5, 900], "slurm.signal_delay_s=30")
+    shift = plan_run(tmp_path, [5, 900], "slurm.signal_delay_s=30")
     shift.begin([0, 1])
     state = Snapshot(800, 8.0, {"digest": np.zeros(32, np.uint8)})
     request = read_requests(shift.run.plan, [1])[0]
@@ -196,7 +198,7 @@ def test_a_row_saved_near_its_end_fits_where_the_whole_row_would_not(tmp_path: P
 
 # -------------------------------------------------------------------------------------- deaths
 def test_a_hung_rank_is_killed(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [2, 40, 2], "slurm.watchdog_s=4")
+    shift = plan_run(tmp_path, [2, 40, 2], "slurm.watchdog_s=4")
     shift.begin([0, 1, 2])
     env = {"BATCHGEN_FAILPOINT": "row.row-2:1:stop"}
     assert shift.work(1, env) == -signal.SIGKILL
@@ -206,7 +208,7 @@ def test_a_hung_rank_is_killed(tmp_path: Path) -> None:
 
 def test_a_row_that_kills_its_rank_comes_last_and_alone(tmp_path: Path) -> None:
     """So does the row that was being written meanwhile: nobody can tell which one it was."""
-    shift = make_shift(tmp_path, [2] * 6)
+    shift = plan_run(tmp_path, [2] * 6)
     shift.begin(range(6))
     env = {"BATCHGEN_FAILPOINT": "row.row-2:1:kill"}
     assert shift.work(1, env) == -signal.SIGKILL
@@ -226,7 +228,7 @@ def test_a_row_that_kills_its_rank_comes_last_and_alone(tmp_path: Path) -> None:
 def test_a_row_that_takes_its_node_down_takes_two(tmp_path: Path) -> None:
     """Slurm starts the task again elsewhere, and again: once the row has died alone it waits for
     the next submission, which judges it."""
-    shift = make_shift(tmp_path, [2] * 4)
+    shift = plan_run(tmp_path, [2] * 4)
     shift.begin(range(4))
     env = {"BATCHGEN_FAILPOINT": "row.row-1:1:kill"}
     codes = [shift.work(1, env, restart=k, host=f"node{k}") for k in range(4)]
@@ -246,7 +248,7 @@ def test_a_row_that_takes_its_node_down_takes_two(tmp_path: Path) -> None:
 
 def test_a_rank_that_is_killed_in_a_long_step_after_a_signal_tells_of_it(tmp_path: Path) -> None:
     """Else the kill would count as a death by its row."""
-    shift = make_shift(tmp_path, [5])
+    shift = plan_run(tmp_path, [5])
     env = {"BATCHGEN_FAILPOINT": "row.row-0:1:sleep300"}
     for number, host in ((1, "node1"), (2, "node2")):
         shift.begin([], alone=[0])
@@ -263,7 +265,9 @@ def test_a_rank_that_is_killed_in_a_long_step_after_a_signal_tells_of_it(tmp_pat
     assert (blame.suspects.tolist(), blame.convicted, blame.bad_hosts) == ([0], (), {})
 
 
-def intervals(shift: Shift, submission: int, replica: int) -> list[tuple[int, float, float, bool]]:
+def intervals(
+    shift: PlannedRun, submission: int, replica: int
+) -> list[tuple[int, float, float, bool]]:
     """Row, start, commit, alone."""
     ends = {c.row_index: c.ended for c in shift.of(Commit, submission, replica=replica)}
     starts = shift.of(Start, submission, replica=replica)
@@ -272,7 +276,7 @@ def intervals(shift: Shift, submission: int, replica: int) -> list[tuple[int, fl
 
 def test_suspects_have_the_whole_shard_to_themselves(tmp_path: Path) -> None:
     """Two ranks, one with a long row: no suspect begins before it is done, nor beside another."""
-    shift = make_shift(tmp_path, [150, 2, 2, 30, 30, 30])
+    shift = plan_run(tmp_path, [150, 2, 2, 30, 30, 30])
     shift.begin([0, 1, 2], alone=[3, 4, 5])
     ranks = [shift.start(1, rank=k, world_size=2) for k in range(2)]
     for rank in ranks:
@@ -289,7 +293,7 @@ def test_suspects_have_the_whole_shard_to_themselves(tmp_path: Path) -> None:
 
 def test_a_suspect_that_kills_one_rank_leaves_the_next_one_to_the_other(tmp_path: Path) -> None:
     """Rank 1 dies by whatever suspect it draws; rank 0 draws the rest."""
-    shift = make_shift(tmp_path, [2, 2, 20, 20, 20, 20])
+    shift = plan_run(tmp_path, [2, 2, 20, 20, 20, 20])
     shift.begin([0, 1], alone=[2, 3, 4, 5])
     kill = ",".join(f"row.row-{i}:1:kill" for i in (2, 3, 4, 5))
     ranks = [
@@ -319,7 +323,7 @@ def in_every_python(folder: Path, module: str, code: str) -> dict[str, str]:
 def test_a_node_where_torch_cannot_be_imported_is_blamed(tmp_path: Path) -> None:
     """Whatever a broken driver does to a rank comes before its first row, but not before its
     journal."""
-    shift = make_shift(tmp_path, [1, 1], *SMALL, model="tiny-wan")
+    shift = plan_run(tmp_path, [1, 1], *SMALL, model="tiny-wan")
     shift.begin([0])
     shift.begin([1])
     lacks = 'raise ImportError("libcuda.so.1: cannot open shared object file")'
@@ -347,7 +351,7 @@ HANG = "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n"
 @pytest.mark.parametrize("module", ["torch", "safetensors"])
 def test_a_rank_that_hangs_before_it_has_loaded_is_killed(tmp_path: Path, module: str) -> None:
     """As a stuck driver or file system does it."""
-    shift = make_shift(tmp_path, [1], "slurm.watchdog_s=5", *SMALL, model="tiny-wan")
+    shift = plan_run(tmp_path, [1], "slurm.watchdog_s=5", *SMALL, model="tiny-wan")
     shift.begin([0])
     env = in_every_python(tmp_path / "hangs", module, HANG)
     assert shift.work(1, env) == -signal.SIGKILL
@@ -356,7 +360,7 @@ def test_a_rank_that_hangs_before_it_has_loaded_is_killed(tmp_path: Path, module
 
 
 def test_a_rank_that_hangs_as_its_process_ends_is_killed(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [1], "slurm.watchdog_s=4")
+    shift = plan_run(tmp_path, [1], "slurm.watchdog_s=4")
     shift.begin([0])
     code = "import atexit, os, signal\natexit.register(os.kill, os.getpid(), signal.SIGSTOP)\n"
     env = in_every_python(tmp_path / "hangs", "sitecustomize", code)
@@ -367,7 +371,7 @@ def test_a_rank_that_hangs_as_its_process_ends_is_killed(tmp_path: Path) -> None
 
 def test_a_rank_inside_another_process_takes_its_watchdog_along(tmp_path: Path) -> None:
     """Of executor `inline`: whoever called goes on, for as long as it likes."""
-    shift = make_shift(tmp_path, [1], "slurm.watchdog_s=4", "slurm.executor=inline")
+    shift = plan_run(tmp_path, [1], "slurm.watchdog_s=4", "slurm.executor=inline")
     number = shift.begin([0])
     code = (
         "import sys, time; from pathlib import Path\n"
@@ -382,7 +386,7 @@ def test_a_rank_inside_another_process_takes_its_watchdog_along(tmp_path: Path) 
 
 
 def test_a_preempted_rank_may_linger_longer_than_its_watchdog(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [500], "slurm.watchdog_s=4")
+    shift = plan_run(tmp_path, [500], "slurm.watchdog_s=4")
     shift.begin([0])
     with at_work(shift, 1, 0, ends=time.time() + 7200) as rank:
         rank.send_signal(signal.SIGUSR2)
@@ -394,7 +398,7 @@ def test_a_preempted_rank_may_linger_longer_than_its_watchdog(tmp_path: Path) ->
 
 
 def test_a_killed_rank_leaves_no_watchdog_behind(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [500])
+    shift = plan_run(tmp_path, [500])
     shift.begin([0])
     with at_work(shift, 1, 0) as rank:
         with open(f"/proc/{rank.pid}/task/{rank.pid}/children") as file:
@@ -407,7 +411,7 @@ def test_a_killed_rank_leaves_no_watchdog_behind(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- storage
 def test_ranks_that_the_disk_ends_convict_nobody(tmp_path: Path) -> None:
     """A suspect, alone, on two hosts, while no commit line can be written."""
-    shift = make_shift(tmp_path, [1, 1])
+    shift = plan_run(tmp_path, [1, 1])
     shift.begin([1])
     assert shift.work(1, host="good") == 0
     full = {"BATCHGEN_FAILPOINT": "journal.torn:*:enospc"}
@@ -423,7 +427,7 @@ def test_ranks_that_the_disk_ends_convict_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["folder", "full"])
 def test_a_log_that_cannot_be_written_costs_no_row(tmp_path: Path, broken: str) -> None:
-    shift = make_shift(tmp_path, [1, 1])
+    shift = plan_run(tmp_path, [1, 1])
     shift.begin([0, 1])
     if broken == "folder":
         shift.run.logs.rmdir()
@@ -443,7 +447,7 @@ def test_many_ranks_beat_less_often() -> None:
 
 def test_a_rank_that_renders_one_long_row_beats(tmp_path: Path) -> None:
     """So what it was busy with is known if it is killed."""
-    shift = make_shift(tmp_path, [1000])
+    shift = plan_run(tmp_path, [1000])
     shift.begin([0])
     rank = shift.start(1)
     path = shift.run.counters(Attempt(1, 0, 0, 0))

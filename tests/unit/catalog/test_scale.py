@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lab import STAGES, make_request
+from run_folder import STAGES, make_request
 
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.events import AttemptHeader, Start, encode_line

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import Lab, make_request, render
+from run_folder import RunFolder, make_request, render
 
 from batchgen.errors import MediaError
 from batchgen.media import formats
@@ -58,7 +58,7 @@ def test_equal_frames_of_another_memory_layout_are_equal(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["png", "frames"])
 def test_a_row_is_committed_in_the_one_safe_order(
-    name: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    name: str, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Media synced, renamed, its folder synced; only then the journal line, synced at once."""
     lab = make_lab(1, format_name=name)
@@ -141,7 +141,7 @@ def test_ffmpeg_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_writes_a_row_again_replaces_its_own_file(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """A second try inside one attempt; for a folder of frames too."""
     for name in ("png", "frames"):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rig import Keeper, ListSource, draw, request, small_spec, system
+from toy_engine import Keeper, ListSource, draw, request, small_spec, system
 
 from batchgen.engine.choose import choose_engine
 from batchgen.engine.clock import Clock

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lab import Lab, Told
+from run_folder import RunFolder, Told
 
 from batchgen import catalog
 from batchgen.errors import RunStateError
@@ -35,7 +35,7 @@ from batchgen.records import Attempt, RankSeconds
 
 
 @pytest.fixture
-def mixed(make_lab: Callable[..., Lab]) -> Lab:
+def mixed(make_lab: Callable[..., RunFolder]) -> RunFolder:
     """ok, ok, failed, pending, alias of row 1, alias of the pending row 3."""
     extra = {"carry.style": list("abcdef"), "carry.width": [1.5, None, 2.5, 3.5, 4.5, 5.5]}
     lab = make_lab(6, aliases={4: 1, 5: 3}, extra=extra)
@@ -48,7 +48,7 @@ def mixed(make_lab: Callable[..., Lab]) -> Lab:
     return lab
 
 
-def test_every_manifest_row_is_there_once_in_order(mixed: Lab) -> None:
+def test_every_manifest_row_is_there_once_in_order(mixed: RunFolder) -> None:
     summary = collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
     assert frame["row_id"].tolist() == [f"row{n:04d}" for n in range(6)]
@@ -57,7 +57,7 @@ def test_every_manifest_row_is_there_once_in_order(mixed: Lab) -> None:
     assert summary.parts == 1
 
 
-def test_the_names_that_scripts_rely_on_are_there(mixed: Lab) -> None:
+def test_the_names_that_scripts_rely_on_are_there(mixed: RunFolder) -> None:
     collect(mixed.run)
     columns = pq.read_schema(next(mixed.run.catalog_rows.iterdir())).names
     promised = """row_id row_key status alias_of prompt negative_prompt prompt_tokens
@@ -70,7 +70,7 @@ def test_the_names_that_scripts_rely_on_are_there(mixed: Lab) -> None:
     assert set(promised.split()) <= set(columns)
 
 
-def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: Lab) -> None:
+def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: RunFolder) -> None:
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
     nullable = {field.name for field in ROWS if field.nullable}
@@ -84,7 +84,7 @@ def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: Lab)
     assert set(frame["cache_strategy"]) == {"none"}
 
 
-def test_an_alias_shows_its_originals_result_under_its_own_name(mixed: Lab) -> None:
+def test_an_alias_shows_its_originals_result_under_its_own_name(mixed: RunFolder) -> None:
     """But no device seconds: they were spent once, so that columns add up to the busy time."""
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows).set_index("row_id")
@@ -97,7 +97,7 @@ def test_an_alias_shows_its_originals_result_under_its_own_name(mixed: Lab) -> N
     assert frame["denoise_s"].sum() == pytest.approx(3.0)
 
 
-def test_what_the_engine_measured_is_there(mixed: Lab) -> None:
+def test_what_the_engine_measured_is_there(mixed: RunFolder) -> None:
     collect(mixed.run)
     row = pd.read_parquet(mixed.run.catalog_rows).iloc[0]
     stages = ["queue_s", "encode_s", "denoise_s", "decode_s", "d2h_s", "write_s"]
@@ -108,7 +108,7 @@ def test_what_the_engine_measured_is_there(mixed: Lab) -> None:
     assert (mixed.run.root / row["media_path"]).stat().st_size == row["media_bytes"]
 
 
-def test_what_a_row_does_not_say_is_null(mixed: Lab) -> None:
+def test_what_a_row_does_not_say_is_null(mixed: RunFolder) -> None:
     """Not an empty text: a tag may be one."""
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
@@ -117,7 +117,7 @@ def test_what_a_row_does_not_say_is_null(mixed: Lab) -> None:
     assert frame["fps"].dtype == np.float64
 
 
-def test_a_failed_row_says_why(mixed: Lab) -> None:
+def test_a_failed_row_says_why(mixed: RunFolder) -> None:
     collect(mixed.run)
     row = pd.read_parquet(mixed.run.catalog_rows).iloc[2]
     assert (row["error_type"], row["error"]) == ("NonFiniteOutput", "boom")
@@ -125,7 +125,7 @@ def test_a_failed_row_says_why(mixed: Lab) -> None:
     assert row["media_path"] == ""
 
 
-def test_carried_columns_keep_their_name_unless_it_is_taken(mixed: Lab) -> None:
+def test_carried_columns_keep_their_name_unless_it_is_taken(mixed: RunFolder) -> None:
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
     assert frame["style"].tolist() == list("abcdef")
@@ -134,7 +134,7 @@ def test_carried_columns_keep_their_name_unless_it_is_taken(mixed: Lab) -> None:
     assert frame["width"].tolist() == [16] * 6
 
 
-def test_carried_columns_of_any_type_come_through(make_lab: Callable[..., Lab]) -> None:
+def test_carried_columns_of_any_type_come_through(make_lab: Callable[..., RunFolder]) -> None:
     extra = {
         "carry.words": [["a", "b"], None],
         "carry.kind": pa.array(["x", "y"]).dictionary_encode(),
@@ -152,7 +152,7 @@ def test_carried_columns_of_any_type_come_through(make_lab: Callable[..., Lab]) 
 
 
 def test_parts_of_an_older_cut_are_removed(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make_lab(4)
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
@@ -163,7 +163,7 @@ def test_parts_of_an_older_cut_are_removed(
     assert len(pd.read_parquet(lab.run.catalog_rows)) == 4
 
 
-def test_it_reads_without_this_package_and_carries_the_configuration(mixed: Lab) -> None:
+def test_it_reads_without_this_package_and_carries_the_configuration(mixed: RunFolder) -> None:
     collect(mixed.run)
     code = """
 import json, sys, pandas, pyarrow.parquet as pq
@@ -179,7 +179,7 @@ print(len(frame), seed, meta[b"batchgen.overrides"].decode())
     assert done.stdout.strip() == '6 3 ["seed=3"]'
 
 
-def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
+def test_runs_hold_the_ledger_of_each_attempt(mixed: RunFolder) -> None:
     began = time.time() - 5.0
     header = AttemptHeader(attempt=Attempt(mixed.submit([2, 3]), 0, 0, 0), t=began)
     spent = RankSeconds(load=1.0, encode=0.5, denoise=3.5, open=2.9)
@@ -206,7 +206,9 @@ def test_runs_hold_the_ledger_of_each_attempt(mixed: Lab) -> None:
     assert json.loads(first["overrides"]) == ["seed=3"]
 
 
-def test_failures_after_the_fence_are_waste_and_no_failures(make_lab: Callable[..., Lab]) -> None:
+def test_failures_after_the_fence_are_waste_and_no_failures(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(2)
     zombie = lab.journal(lab.submit())
     lab.fail(zombie, 0)
@@ -219,7 +221,7 @@ def test_failures_after_the_fence_are_waste_and_no_failures(make_lab: Callable[.
     assert run["retried_s"] == pytest.approx(2.2)
 
 
-def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., Lab]) -> None:
+def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., RunFolder]) -> None:
     from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 
     lab = make_lab(1)
@@ -232,7 +234,7 @@ def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., Lab
     assert json.loads(run["overrides"]) == ["seed=4"]
 
 
-def test_time_stats_have_a_line_a_timer(mixed: Lab) -> None:
+def test_time_stats_have_a_line_a_timer(mixed: RunFolder) -> None:
     collect(mixed.run)
     lines = [line.split(",") for line in mixed.run.time_stats.read_text().splitlines()]
     assert lines[0] == HEADER
@@ -244,7 +246,7 @@ def test_time_stats_have_a_line_a_timer(mixed: Lab) -> None:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_time_stats_are_written_where_the_job_wants_them(mixed: Lab, wanted: bool) -> None:
+def test_time_stats_are_written_where_the_job_wants_them(mixed: RunFolder, wanted: bool) -> None:
     fields = json.loads(mixed.run.run_json.read_text())
     fields["config"]["output"] = {"enable_timer_dump": wanted}
     mixed.run.run_json.write_text(json.dumps(fields))
@@ -253,7 +255,7 @@ def test_time_stats_are_written_where_the_job_wants_them(mixed: Lab, wanted: boo
 
 
 def test_many_parts_hold_the_rows_of_one(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces and parts that do not divide the rows, nor the plan's row groups."""
     lab = make_lab(2500)
@@ -273,7 +275,7 @@ def test_many_parts_hold_the_rows_of_one(
 
 
 def test_readers_never_meet_a_torn_catalog(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pandas reads while another thread collects: every row once, at every read."""
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 20)
@@ -307,7 +309,7 @@ def test_readers_never_meet_a_torn_catalog(
 
 
 def test_open_runs_does_not_mix_two_collects(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A collect that was cut off between two parts is told, and the next one mends it."""
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
@@ -325,7 +327,7 @@ def test_open_runs_does_not_mix_two_collects(
 
 
 def test_what_collects_that_died_left_behind_is_swept_after_an_hour(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(1)
     folder = lab.run.catalog_rows.parent
@@ -338,7 +340,7 @@ def test_what_collects_that_died_left_behind_is_swept_after_an_hour(
     assert names == [".rows-2-busy", ".turns", "rows", "runs.parquet"]
 
 
-def test_many_runs_open_as_one_frame(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+def test_many_runs_open_as_one_frame(make_lab: Callable[..., RunFolder], tmp_path: Path) -> None:
     labs = [make_lab(2, root=tmp_path / name) for name in ("first", "second")]
     for lab in labs:
         lab.submit()
@@ -349,7 +351,7 @@ def test_many_runs_open_as_one_frame(make_lab: Callable[..., Lab], tmp_path: Pat
 
 
 def test_runs_with_other_carried_columns_open_together(
-    make_lab: Callable[..., Lab], tmp_path: Path
+    make_lab: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     one = make_lab(1, root=tmp_path / "one", extra={"carry.style": ["noir"]})
     two = make_lab(1, root=tmp_path / "two")
@@ -361,7 +363,7 @@ def test_runs_with_other_carried_columns_open_together(
 
 
 def test_a_run_that_was_not_collected_opens_as_it_stands(
-    make_lab: Callable[..., Lab], tmp_path: Path
+    make_lab: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     """Beside one that was; both have the same columns."""
     done, going = (make_lab(2, root=tmp_path / name) for name in ("done", "going"))
@@ -377,7 +379,7 @@ def test_a_run_that_was_not_collected_opens_as_it_stands(
 
 
 def test_a_run_that_went_on_after_its_collect_opens_as_it_stands(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By whatever it went on; and once that is collected the catalog is read again."""
     snapshots = []
@@ -420,7 +422,7 @@ def test_a_run_that_went_on_after_its_collect_opens_as_it_stands(
 
 
 def test_what_is_written_while_a_collect_reads_is_not_taken_for_collected(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make_lab(2)
     journal = lab.journal(lab.submit())
@@ -445,7 +447,7 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
         catalog.open_runs()
 
 
-def test_a_snapshot_shows_a_run_in_progress(make_lab: Callable[..., Lab]) -> None:
+def test_a_snapshot_shows_a_run_in_progress(make_lab: Callable[..., RunFolder]) -> None:
     """Also while the last line is only half written."""
     lab = make_lab(3)
     journal = lab.journal(lab.submit())
@@ -455,7 +457,7 @@ def test_a_snapshot_shows_a_run_in_progress(make_lab: Callable[..., Lab]) -> Non
     assert catalog.snapshot(lab.run.root)["status"].tolist() == ["ok", "pending", "pending"]
 
 
-def test_summaries(mixed: Lab) -> None:
+def test_summaries(mixed: RunFolder) -> None:
     collect(mixed.run)
     frame = catalog.open_runs(mixed.run.root)
     buckets = catalog.throughput_by_bucket(frame)
@@ -471,7 +473,7 @@ def test_summaries(mixed: Lab) -> None:
     assert shares["denoise_s"] == pytest.approx(1.0 / 1.33)
 
 
-def test_summaries_of_a_run_without_results(make_lab: Callable[..., Lab]) -> None:
+def test_summaries_of_a_run_without_results(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     collect(lab.run)
     frame = catalog.open_runs(lab.run.root)
@@ -480,7 +482,7 @@ def test_summaries_of_a_run_without_results(make_lab: Callable[..., Lab]) -> Non
     assert catalog.stage_shares(frame).sum() == 0.0
 
 
-def test_an_empty_plan_makes_an_empty_catalog(make_lab: Callable[..., Lab]) -> None:
+def test_an_empty_plan_makes_an_empty_catalog(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(1)
     table = pq.read_table(lab.run.plan)
     lab.install_plan(table.slice(0, 0))
@@ -488,7 +490,7 @@ def test_an_empty_plan_makes_an_empty_catalog(make_lab: Callable[..., Lab]) -> N
     assert len(pd.read_parquet(lab.run.catalog_rows)) == 0
 
 
-def test_text_of_any_script_and_length_comes_through(make_lab: Callable[..., Lab]) -> None:
+def test_text_of_any_script_and_length_comes_through(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     texts = ["🎈 שלום 漢字 \0 \n", "x" * 5_000_000]
     table = pq.read_table(lab.run.plan)
@@ -505,7 +507,7 @@ def test_text_of_any_script_and_length_comes_through(make_lab: Callable[..., Lab
 
 
 def test_a_catalog_that_cannot_be_written_leaves_the_old_one(
-    mixed: Lab, monkeypatch: pytest.MonkeyPatch
+    mixed: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.errors import StorageError
 

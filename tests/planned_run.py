@@ -1,6 +1,6 @@
 """Ranks as processes, without a runner: a planned run, a submission, and who works on it.
 
-`python tests/shift.py RUN SUBMISSION RANKINFO-JSON` is one rank.
+`python tests/planned_run.py RUN SUBMISSION RANKINFO-JSON` is one rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import write_manifest
+from cli_calls import write_manifest
 
 from batchgen.config.compose import compose_job
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
@@ -34,7 +34,7 @@ output: {{root_dir: {root}}}
 
 
 @dataclass(frozen=True)
-class Shift:
+class PlannedRun:
     """One run and its ranks."""
 
     run: RunPaths
@@ -104,9 +104,9 @@ def row(index: int, num_steps: int = 10, **changes: Any) -> Request:
     return Request(**(values | changes))
 
 
-def make_shift(
+def plan_run(
     folder: Path, steps: Sequence[int], *overrides: str, model: str = "null-engine"
-) -> Shift:
+) -> PlannedRun:
     """A run with one row per entry of `steps`; rows of the null model take 10 ms a step."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
@@ -117,7 +117,7 @@ def make_shift(
     job = folder / "job.yaml"
     job.write_text(JOB.format(model=model, manifest=manifest, root=folder / "outputs"))
     composed = compose_job(job, overrides)
-    return Shift(create_run(composed), composed.resolved)
+    return PlannedRun(create_run(composed), composed.resolved)
 
 
 def main(root: str, submission: str, rank: str) -> None:

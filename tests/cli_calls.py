@@ -52,7 +52,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Bench:
+class JobFolder:
     """A working folder with a job file and a manifest."""
 
     folder: Path
@@ -90,7 +90,7 @@ def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     return path
 
 
-def make_bench(folder: Path, rows: int | Sequence[dict[str, Any]]) -> Bench:
+def make_job_folder(folder: Path, rows: int | Sequence[dict[str, Any]]) -> JobFolder:
     """A working folder for a manifest of `rows` (or that many small ones)."""
     if isinstance(rows, int):
         colours = ("red", "blue", "green")
@@ -101,7 +101,7 @@ def make_bench(folder: Path, rows: int | Sequence[dict[str, Any]]) -> Bench:
     manifest = write_manifest(folder / "manifest.parquet", rows)
     job, root = folder / "job.yaml", folder / "outputs"
     job.write_text(JOB.format(manifest=manifest, root=root))
-    return Bench(folder, job, root)
+    return JobFolder(folder, job, root)
 
 
 def rows_of(run: RunPaths) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """A run folder with real media and journals, and a process that renders into it.
 
-`python tests/lab.py RUN SUBMISSION TASK RESTART ROW...` is such a process: it renders the rows as a
-worker would, so that tests can kill it anywhere.
+`python tests/run_folder.py RUN SUBMISSION TASK RESTART ROW...` is such a process: it renders the
+rows as a worker would, so that tests can kill it anywhere.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from batchgen.records import (
     StageSeconds,
 )
 from batchgen.regular import digest_regular
-from batchgen.runfile import read_run
+from batchgen.runfile import RunFile, read_run
 
 STAGES = StageSeconds(queue=0.5, encode=0.1, denoise=1.0, decode=0.2, d2h=0.01, write=0.02)
 
@@ -108,7 +108,7 @@ class Told(Unmetered):
 
 
 @dataclass
-class Lab:
+class RunFolder:
     """A run folder and the few moves that the tests make in it."""
 
     run: RunPaths
@@ -204,8 +204,62 @@ class Lab:
         )
 
 
+def write_plan(
+    run: RunPaths,
+    requests: Sequence[Request],
+    aliases: Mapping[int, int],
+    extra: Mapping[str, Sequence[object]],
+) -> None:
+    """plan.parquet with every Request field, alias_of, bucket, tags and `extra` columns."""
+    names = [field.name for field in fields(Request)]
+    columns: dict[str, object] = {n: [getattr(r, n) for r in requests] for n in names}
+    columns["guidance_scale_2"] = pa.array(columns["guidance_scale_2"], pa.float64())
+    ids = [requests[aliases[n]].row_id if n in aliases else None for n in range(len(requests))]
+    columns["alias_of"] = pa.array(ids, pa.string())
+    columns["bucket"] = [str(request.bucket) for request in requests]
+    columns["tags"] = pa.array([None] * len(requests), pa.string())
+    columns |= extra
+    run.root.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), run.plan, row_group_size=1000)
+
+
+def make_run_folder(
+    root: Path,
+    rows: int = 4,
+    aliases: Mapping[int, int] | None = None,
+    extra: Mapping[str, Sequence[object]] | None = None,
+    format_name: str = "png",
+) -> RunFolder:
+    """A run folder with a synthetic plan: `aliases` are {row: original}."""
+    aliases = aliases or {}
+    requests = [make_request(row, format_name) for row in range(rows)]
+    for row, original in aliases.items():
+        same = requests[original]
+        requests[row] = replace(same, row_index=row, row_id=requests[row].row_id)
+    run = RunPaths(root)
+    write_plan(run, requests, aliases, extra or {})
+    header = RunFile(
+        name=root.name,
+        tag="",
+        created=time.time(),
+        rows=rows,
+        unique_rows=rows - len(aliases),
+        plan_id="plan-" + root.name,
+        plan_sha256=digest_regular(run.plan)[0],
+        plan_bytes=run.plan.stat().st_size,
+        manifest="/nowhere/manifest.parquet",
+        manifest_digest="0" * 64,
+        key_context={},
+        config={"name": root.name, "seed": 3},
+        overrides=["seed=3"],
+        versions={"torch": "2.13.0"},
+    )
+    write_json(run.run_json, header.to_json())
+    return RunFolder(run, requests)
+
+
 def die(
-    lab: Lab,
+    lab: RunFolder,
     submission: int,
     *rows: int,
     host: str = "n1",
@@ -222,7 +276,7 @@ def die(
     return journal
 
 
-def fail(lab: Lab, journal: JournalWriter, row: int, error: str = "RuntimeError") -> None:
+def fail(lab: RunFolder, journal: JournalWriter, row: int, error: str = "RuntimeError") -> None:
     """Start a row and commit its failure, by any error."""
     journal.start(row, f"row{row:04d}")
     commit = lab.commit_of(row, parse_journal(journal.path), None)
@@ -231,7 +285,7 @@ def fail(lab: Lab, journal: JournalWriter, row: int, error: str = "RuntimeError"
 
 def main(root: str, *numbers: str) -> None:
     submission, task, restart, *rows = map(int, numbers)
-    lab = Lab(RunPaths(Path(root)), [make_request(row) for row in range(max(rows) + 1)])
+    lab = RunFolder(RunPaths(Path(root)), [make_request(row) for row in range(max(rows) + 1)])
     with lab.journal(submission, task, restart) as journal:
         journal.phase("load", 0.5)
         for row in rows:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shift import row
+from planned_run import row
 
 from batchgen.engine.contract import Snapshot
 from batchgen.paths import RunPaths

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shift import Shift, make_shift
+from planned_run import PlannedRun, plan_run
 
 from batchgen.engine.contract import never
 from batchgen.errors import RunStateError
@@ -45,14 +45,14 @@ VERBS: dict[str, Callable[[RunPaths], object]] = {
 
 
 @pytest.fixture
-def shift(tmp_path: Path) -> Shift:
+def shift(tmp_path: Path) -> PlannedRun:
     """A run of the null engine with one submission that nobody has worked on."""
-    made = make_shift(tmp_path, [2] * ROWS, "slurm.executor=inline")
+    made = plan_run(tmp_path, [2] * ROWS, "slurm.executor=inline")
     made.begin(range(ROWS))
     return made
 
 
-def drawn(shift: Shift) -> list[Request]:
+def drawn(shift: PlannedRun) -> list[Request]:
     """What a rank of the submission would draw."""
     start = RowStart("node0", RowStates(shift.run, ROWS, "strict", "none"))
     rank = RankInfo(0, 1, 0, 0, 0, "node0")
@@ -82,7 +82,7 @@ def older(run: RunPaths) -> None:
     write_json(run.run_json, plain)
 
 
-def test_a_rank_draws_the_very_same_requests_or_nothing(shift: Shift) -> None:
+def test_a_rank_draws_the_very_same_requests_or_nothing(shift: PlannedRun) -> None:
     good, refused = drawn(shift), 0
     assert [request.row_index for request in good] == list(range(ROWS))
     for bit in flips(shift.run.plan, 300):
@@ -96,7 +96,7 @@ def test_a_rank_draws_the_very_same_requests_or_nothing(shift: Shift) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_refuses_a_plan_with_a_flipped_bit(shift: Shift, verb: str) -> None:
+def test_every_verb_refuses_a_plan_with_a_flipped_bit(shift: PlannedRun, verb: str) -> None:
     before = sorted(shift.run.root.rglob("*"))
     for _ in flips(shift.run.plan, 30):
         with pytest.raises(RunStateError, match=r"plan\.parquet is not the plan of this run: its"):
@@ -107,9 +107,9 @@ def test_every_verb_refuses_a_plan_with_a_flipped_bit(shift: Shift, verb: str) -
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("digest", [True, False])
 def test_another_runs_plan_is_refused(
-    shift: Shift, tmp_path: Path, verb: str, digest: bool
+    shift: PlannedRun, tmp_path: Path, verb: str, digest: bool
 ) -> None:
-    other = make_shift(tmp_path / "other", [3] * ROWS)
+    other = plan_run(tmp_path / "other", [3] * ROWS)
     shutil.copy(other.run.plan, shift.run.plan)
     if not digest:
         older(shift.run)
@@ -119,7 +119,7 @@ def test_another_runs_plan_is_refused(
         drawn(shift)
 
 
-def test_a_plan_without_digest_gives_one_error_or_is_read(shift: Shift) -> None:
+def test_a_plan_without_digest_gives_one_error_or_is_read(shift: PlannedRun) -> None:
     older(shift.run)
     assert collect(shift.run).rows == ROWS
     refused = 0
@@ -135,7 +135,7 @@ def test_a_plan_without_digest_gives_one_error_or_is_read(shift: Shift) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 9, None])
-def test_a_plan_that_is_none_is_refused_by_name(shift: Shift, content: bytes | None) -> None:
+def test_a_plan_that_is_none_is_refused_by_name(shift: PlannedRun, content: bytes | None) -> None:
     shift.run.plan.unlink()
     if content is None:
         shift.run.plan.mkdir()
@@ -149,7 +149,9 @@ def test_a_plan_that_is_none_is_refused_by_name(shift: Shift, content: bytes | N
                 verb(shift.run)
 
 
-def test_a_key_that_its_values_do_not_make_is_told_before_the_row_is_drawn(shift: Shift) -> None:
+def test_a_key_that_its_values_do_not_make_is_told_before_the_row_is_drawn(
+    shift: PlannedRun,
+) -> None:
     """Written by somebody who knew how: page and file are in order."""
     table = pq.read_table(shift.run.plan)
     seeds = table["seed"].to_pylist()
@@ -166,11 +168,11 @@ def test_a_key_that_its_values_do_not_make_is_told_before_the_row_is_drawn(shift
 
 
 def test_a_cut_off_replan_is_told_and_finished_by_the_plan_that_is_there(
-    shift: Shift, tmp_path: Path
+    shift: PlannedRun, tmp_path: Path
 ) -> None:
     """Between the two renames whoever holds the plan against run.json is told what to type, and a
     collect goes by the header that comes; a plan of neither is left alone."""
-    run, other = shift.run, make_shift(tmp_path / "other", [3] * ROWS).run
+    run, other = shift.run, plan_run(tmp_path / "other", [3] * ROWS).run
     old = run.plan.read_bytes()
     shutil.copy(other.run_json, run.next_run_json)
     shutil.copy(other.plan, run.plan)
@@ -191,7 +193,7 @@ def test_a_cut_off_replan_is_told_and_finished_by_the_plan_that_is_there(
     assert read_run(run) == read_run(other)
 
 
-def test_a_list_of_shards_gives_one_error_or_the_same_rows(shift: Shift) -> None:
+def test_a_list_of_shards_gives_one_error_or_the_same_rows(shift: PlannedRun) -> None:
     path = shift.run.shards(1)
     good, refused = read_shard(shift.run, 1, 0).all.tolist(), 0
     for bit in flips(path, 200):
@@ -208,7 +210,7 @@ def test_a_list_of_shards_gives_one_error_or_the_same_rows(shift: Shift) -> None
 
 
 @pytest.mark.parametrize("row", [-1, ROWS])
-def test_a_row_that_the_plan_does_not_have_is_refused(shift: Shift, row: int) -> None:
+def test_a_row_that_the_plan_does_not_have_is_refused(shift: PlannedRun, row: int) -> None:
     path = shift.run.shards(1)
     table = pq.read_table(path)
     index = pa.array([row, *range(1, ROWS)], pa.int64())
@@ -218,7 +220,7 @@ def test_a_row_that_the_plan_does_not_have_is_refused(shift: Shift, row: int) ->
             read()
 
 
-def test_an_intent_with_a_flipped_bit_is_refused_or_says_the_same(shift: Shift) -> None:
+def test_an_intent_with_a_flipped_bit_is_refused_or_says_the_same(shift: PlannedRun) -> None:
     good, refused = read_intent(shift.run, 1), 0
     for bit in flips(shift.run.intent(1), 200):
         try:
@@ -232,7 +234,7 @@ def test_an_intent_with_a_flipped_bit_is_refused_or_says_the_same(shift: Shift) 
 @pytest.mark.parametrize(
     "change", [[], "x", {"accepted": 3}, {"accepted": {"a": None}, "copies": 1}]
 )
-def test_an_intent_of_other_types_is_one_error(shift: Shift, change: object) -> None:
+def test_an_intent_of_other_types_is_one_error(shift: PlannedRun, change: object) -> None:
     path = shift.run.intent(1)
     plain = json.loads(path.read_bytes())
     del plain["sha256"]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from rig import Keeper, ListSource, request, small_spec, system, tiny_wan_spec
 from safetensors.torch import load_file, save_file
+from toy_engine import Keeper, ListSource, request, small_spec, system, tiny_wan_spec
 
 from batchgen import config as config_package
 from batchgen.config.build import build

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from lab import Lab, render
+from run_folder import RunFolder, render
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.catalog import collect
@@ -25,7 +25,7 @@ from batchgen.records import Attempt
 
 
 @pytest.fixture
-def finished(make_lab: Callable[..., Lab]) -> Lab:
+def finished(make_lab: Callable[..., RunFolder]) -> RunFolder:
     """Four manifest rows, the last an alias of the first; all ok, collected."""
     lab = make_lab(4, aliases={3: 0})
     with lab.journal(lab.submit([0, 1, 2])) as journal:
@@ -36,7 +36,7 @@ def finished(make_lab: Callable[..., Lab]) -> Lab:
     return lab
 
 
-def media_of(lab: Lab, row: int) -> Path:
+def media_of(lab: RunFolder, row: int) -> Path:
     return lab.run.media / f"row{row:04d}-s1t0r0p0.png"
 
 
@@ -48,7 +48,7 @@ def kinds(report: VerifyReport) -> list[str]:
     return sorted(finding.kind for finding in report.findings)
 
 
-def test_a_sound_run_is_sound(finished: Lab) -> None:
+def test_a_sound_run_is_sound(finished: RunFolder) -> None:
     report = verify(finished.run)
     assert report.is_sound
     assert report.findings == ()
@@ -92,7 +92,7 @@ def damage_link(path: Path) -> None:
     ],
 )
 def test_damage_is_found_repaired_and_rendered_again(
-    damage: Callable[[Path], None], kind: str, finished: Lab
+    damage: Callable[[Path], None], kind: str, finished: RunFolder
 ) -> None:
     damage(media_of(finished, 1))
     report = verify(finished.run)
@@ -120,7 +120,7 @@ def test_damage_is_found_repaired_and_rendered_again(
     assert journal_end.findings == ()
 
 
-def test_a_damaged_original_takes_its_aliases_along(finished: Lab) -> None:
+def test_a_damaged_original_takes_its_aliases_along(finished: RunFolder) -> None:
     media_of(finished, 0).unlink()
     report = verify(finished.run, repair=True)
     assert report.voided == 1
@@ -131,7 +131,7 @@ def test_a_damaged_original_takes_its_aliases_along(finished: Lab) -> None:
 
 
 def test_a_file_that_does_not_decode_or_has_other_frames_is_found(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """Published with a right digest, but by a broken encoder."""
     from batchgen.media.durable import digest_file
@@ -152,7 +152,7 @@ def test_a_file_that_does_not_decode_or_has_other_frames_is_found(
 
 @pytest.mark.parametrize("purge", [False, True])
 def test_orphans_are_waste_and_repair_moves_or_deletes_them(
-    make_lab: Callable[..., Lab], purge: bool
+    make_lab: Callable[..., RunFolder], purge: bool
 ) -> None:
     """Of a retried row, of a crash, of nobody; a folder of frames too. The rest stays."""
     lab = make_lab(2, format_name="frames")
@@ -181,7 +181,7 @@ def test_orphans_are_waste_and_repair_moves_or_deletes_them(
 
 
 def test_repair_waits_for_live_attempts_and_checks_leave_their_files_alone(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(2)
     journal = lab.journal(lab.submit())
@@ -197,7 +197,7 @@ def test_repair_waits_for_live_attempts_and_checks_leave_their_files_alone(
 
 
 def test_a_zombie_cannot_publish_an_orphan_that_repair_moved(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """On a machine that was not heard of for a minute, about to commit."""
     lab = make_lab(2)
@@ -218,7 +218,7 @@ def test_a_zombie_cannot_publish_an_orphan_that_repair_moved(
     assert (status.ok, status.left) == (1, 1)
 
 
-def test_two_rows_with_one_file_are_found_and_both_taken_back(finished: Lab) -> None:
+def test_two_rows_with_one_file_are_found_and_both_taken_back(finished: RunFolder) -> None:
     with finished.journal(finished.submit([1, 2])) as journal:
         commit = finished.render(journal, 1)
         journal.commit(finished.commit_of(2, Attempt(2, 0, 0, 0), commit.media))
@@ -229,7 +229,7 @@ def test_two_rows_with_one_file_are_found_and_both_taken_back(finished: Lab) -> 
     assert verify(finished.run).is_sound
 
 
-def test_a_damaged_journal_line_is_told_and_its_row_rendered_again(finished: Lab) -> None:
+def test_a_damaged_journal_line_is_told_and_its_row_rendered_again(finished: RunFolder) -> None:
     path = finished.run.journal(Attempt(1, 0, 0, 0))
     lines = path.read_bytes().splitlines(keepends=True)
     place = next(n for n, line in enumerate(lines) if b'"commit","row_index":1' in line)
@@ -241,7 +241,7 @@ def test_a_damaged_journal_line_is_told_and_its_row_rendered_again(finished: Lab
     assert missing_rows(finished.run).pending.tolist() == [1]
 
 
-def test_an_older_catalog_is_told_but_is_no_damage(finished: Lab) -> None:
+def test_an_older_catalog_is_told_but_is_no_damage(finished: RunFolder) -> None:
     with finished.journal(finished.submit([1])) as journal:
         finished.render(journal, 1)
         journal.end(End(reason="done"))
@@ -250,7 +250,7 @@ def test_an_older_catalog_is_told_but_is_no_damage(finished: Lab) -> None:
     assert kinds(report) == ["orphan", "stale"]
 
 
-def test_a_catalog_that_does_not_fit_is_damage_and_is_made_anew(finished: Lab) -> None:
+def test_a_catalog_that_does_not_fit_is_damage_and_is_made_anew(finished: RunFolder) -> None:
     part = next(finished.run.catalog_rows.iterdir())
     table = pq.read_table(part)
     spoil: list[Callable[[], object]] = [
@@ -267,7 +267,7 @@ def test_a_catalog_that_does_not_fit_is_damage_and_is_made_anew(finished: Lab) -
 
 
 def test_repair_that_is_cut_off_is_finished_by_the_next_one(
-    finished: Lab, monkeypatch: pytest.MonkeyPatch
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for row in (0, 1):
         media_of(finished, row).unlink()

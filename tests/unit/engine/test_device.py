@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from rig import small_spec, system
+from toy_engine import small_spec, system
 
 from batchgen.engine.choose import choose_engine
 from batchgen.engine.device import device_of_rank, require_devices

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from rig import MAX_TOKENS, Twin, request, small_spec, system
+from toy_engine import MAX_TOKENS, Twin, request, small_spec, system
 
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.weights import load_components

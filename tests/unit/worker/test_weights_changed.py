@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import write_manifest
+from cli_calls import write_manifest
 
 from batchgen.cli.main import main
 from batchgen.config.compose import compose_job

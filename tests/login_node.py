@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+from cli_calls import JobFolder, rows_of
 from fake_slurm import FakeSlurm
-from harness import Bench, rows_of
 
 from batchgen.cli.main import main
 from batchgen.paths import RunPaths
@@ -19,10 +19,10 @@ TWO_SHARDS = ("slurm.nodes=2", "slurm.start_up_s=0.05")
 
 
 @dataclass
-class Desk:
+class LoginNode:
     """A user at a login node: commands in this process, and what they printed."""
 
-    bench: Bench
+    bench: JobFolder
     fake: FakeSlurm
     capsys: pytest.CaptureFixture[str]
     out: str = ""

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from lab import Lab
+from run_folder import RunFolder
 
 from batchgen import catalog
 from batchgen.errors import RunStateError
@@ -63,7 +63,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, once: Callable[[], object]) -> No
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 def test_an_older_collect_that_comes_last_starts_again(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch, first: bool
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     lab = make_lab(2)
     journal = lab.journal(lab.submit())
@@ -81,13 +81,13 @@ def test_an_older_collect_that_comes_last_starts_again(
     assert [p.name for p in lab.run.catalog_rows.iterdir()] == ["part-00000.parquet"]
 
 
-def header_for(lab: Lab, plan: Path, plan_id: str) -> RunFile:
+def header_for(lab: RunFolder, plan: Path, plan_id: str) -> RunFile:
     """The run's header with another plan."""
     size, digest = plan.stat().st_size, digest_regular(plan)[0]
     return replace(read_run(lab.run), plan_id=plan_id, plan_bytes=size, plan_sha256=digest)
 
 
-def change_plan(lab: Lab, steps: int = 9) -> None:
+def change_plan(lab: RunFolder, steps: int = 9) -> None:
     """As a replan does: other keys, another number of steps, a new header."""
     table = pq.read_table(lab.run.plan)
     keys = pa.array([f"{steps:064x}"] * len(table))
@@ -102,7 +102,7 @@ def change_plan(lab: Lab, steps: int = 9) -> None:
 
 
 def test_a_replan_in_between_is_not_mixed_with_what_was_rendered_under_the_old_plan(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make_lab(2)
     with lab.journal(lab.submit()) as journal:
@@ -117,7 +117,7 @@ def test_a_replan_in_between_is_not_mixed_with_what_was_rendered_under_the_old_p
 
 
 def test_the_header_is_the_one_of_the_plan_while_a_replan_is_installed(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """A crash may leave it like this."""
     lab = make_lab(1)
@@ -134,7 +134,7 @@ def test_the_header_is_the_one_of_the_plan_while_a_replan_is_installed(
 
 
 def test_a_ledger_that_lost_something_does_not_take_the_catalog_back(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "UNSEEN_S", 0.1)
     lab = make_lab(2)
@@ -170,7 +170,7 @@ def start_collect(run: RunPaths, failpoint: str = "") -> subprocess.Popen[bytes]
 
 
 @pytest.fixture
-def parts(make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch) -> Lab:
+def parts(make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run of three parts that was collected, and has gone on since."""
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
@@ -181,7 +181,7 @@ def parts(make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch) -> Lab:
     return lab
 
 
-def test_a_collect_that_is_killed_between_two_parts_keeps_nobody_waiting(parts: Lab) -> None:
+def test_a_collect_that_is_killed_between_two_parts_keeps_nobody_waiting(parts: RunFolder) -> None:
     assert start_collect(parts.run, "collect.before_part:2:kill").wait() == -signal.SIGKILL
     assert len(collects(parts.run)) == 2
     began = time.monotonic()
@@ -190,7 +190,7 @@ def test_a_collect_that_is_killed_between_two_parts_keeps_nobody_waiting(parts: 
     assert len(collects(parts.run)) == 1 and statuses(parts.run) == "pppppo"
 
 
-def test_a_collect_waits_while_another_one_publishes(parts: Lab) -> None:
+def test_a_collect_waits_while_another_one_publishes(parts: RunFolder) -> None:
     """One that is stopped between two parts, and goes on: the second has the last word."""
     slow = start_collect(parts.run, "collect.before_part:2:stop")
     assert os.waitpid(slow.pid, os.WUNTRACED)[1]
@@ -206,7 +206,7 @@ def test_a_collect_waits_while_another_one_publishes(parts: Lab) -> None:
     assert len(collects(parts.run)) == 1 and statuses(parts.run) == "ppppoo"
 
 
-def test_many_collects_at_once_leave_one_whole_catalog(parts: Lab) -> None:
+def test_many_collects_at_once_leave_one_whole_catalog(parts: RunFolder) -> None:
     stop = threading.Event()
     seen: list[int] = []
 

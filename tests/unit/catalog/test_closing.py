@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from lab import Lab, make_request
-from shift import make_shift
+from planned_run import plan_run
+from run_folder import RunFolder, make_request
 
 from batchgen import catalog
 from batchgen.engine.clock import Clock
@@ -42,7 +42,7 @@ SLACK_S = 0.25  # promised are 1 % and 2 s; here hardly anything goes on beside 
 class Rank:
     """One attempt, with a clock on all it does."""
 
-    def __init__(self, lab: Lab, journal: JournalWriter, clock: Clock) -> None:
+    def __init__(self, lab: RunFolder, journal: JournalWriter, clock: Clock) -> None:
         self.lab, self.journal, self.clock = lab, journal, clock
 
     def work(self, rows: list[int], fate: str, at: int) -> None:
@@ -95,13 +95,13 @@ class Rank:
 
 def main(root: str, submission: str, restart: str, fate: str, at: str, *rows: str) -> None:
     journal_module.COUNTERS_EVERY_S = 0.0  # a heartbeat at every step
-    lab, clock = Lab(RunPaths(Path(root)), [make_request(row) for row in range(4)]), Clock()
+    lab, clock = RunFolder(RunPaths(Path(root)), [make_request(row) for row in range(4)]), Clock()
     header = AttemptHeader(attempt=Attempt(int(submission), 0, int(restart), 0))
     with JournalWriter.open(lab.run, header, clock) as journal:
         Rank(lab, journal, clock).work([int(row) for row in rows], fate, int(at))
 
 
-def start(lab: Lab, submission: int, restart: int, fate: str, at: int, *rows: int) -> int:
+def start(lab: RunFolder, submission: int, restart: int, fate: str, at: int, *rows: int) -> int:
     values = [lab.run.root, submission, restart, fate, at, *rows]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
@@ -128,7 +128,7 @@ def runs_of(run: RunPaths) -> list[pd.Series]:
     return [row for _, row in pd.read_parquet(run.catalog_runs).iterrows()]
 
 
-def test_a_run_with_kills_and_a_drain_closes(make_lab: Callable[..., Lab]) -> None:
+def test_a_run_with_kills_and_a_drain_closes(make_lab: Callable[..., RunFolder]) -> None:
     """Killed in row 1; its restart is drained in row 2; the next submission is killed in row 3, the
     last one ends."""
     lab = make_lab(4)
@@ -161,7 +161,7 @@ def test_a_run_with_kills_and_a_drain_closes(make_lab: Callable[..., Lab]) -> No
 
 def test_an_attempt_that_ends_by_an_error_closes_too(tmp_path: Path) -> None:
     """The render never comes back with its figures; the clock has them all the same."""
-    shift = make_shift(tmp_path, [20] * 6)  # 0.2 s each
+    shift = plan_run(tmp_path, [20] * 6)  # 0.2 s each
     assert shift.begin(range(6)) == 1
     assert shift.work(1, {"BATCHGEN_FAILPOINT": "journal.before_append:4:raise"}) == 1
     (run,) = runs_of(shift.run)
@@ -174,7 +174,7 @@ def test_an_attempt_that_ends_by_an_error_closes_too(tmp_path: Path) -> None:
 
 def test_a_rank_that_is_killed_in_a_row_closes(tmp_path: Path) -> None:
     """In its second row; the first one was committed in it, behind its back."""
-    shift = make_shift(tmp_path, [50, 500])
+    shift = plan_run(tmp_path, [50, 500])
     assert shift.begin([0, 1]) == 1
     with shift.start(1, {"BATCHGEN_FAILPOINT": "journal.after_append:1:sleep1"}) as process:
         shift.wait_for(lambda: len(shift.of(Start, 1)) == 2)
@@ -190,7 +190,7 @@ def test_a_rank_that_is_killed_in_a_row_closes(tmp_path: Path) -> None:
 def test_waiting_for_others_is_on_the_clock(tmp_path: Path) -> None:
     """Rank 1 waits for the queue, which comes late, and both wait for each other's suspects: at the
     end too, rank 0 since it serves the queue, or as a rank that had no row at all."""
-    shift = make_shift(tmp_path, [150, 150])
+    shift = plan_run(tmp_path, [150, 150])
     shift.begin([], alone=[0, 1])
     late = {"BATCHGEN_FAILPOINT": "queue.before_address:1:sleep2"}
     second = shift.start(1, rank=1, world_size=2)
@@ -212,7 +212,7 @@ def test_an_attempt_that_dies_or_errs_as_it_loads_has_spent_it_on_that(tmp_path:
     slow = tmp_path / "slow"
     slow.mkdir()
     slow.joinpath("torch.py").write_text("import time\ntime.sleep(2)\nraise ImportError('no')\n")
-    shift = make_shift(tmp_path / "run", [1], *SMALL, model="tiny-wan")
+    shift = plan_run(tmp_path / "run", [1], *SMALL, model="tiny-wan")
     shift.begin([0])
     assert shift.work(1, {"PYTHONPATH": os.pathsep.join([str(slow), *sys.path])}) == 1
     slow.joinpath("torch.py").write_text("import time\ntime.sleep(60)\n")

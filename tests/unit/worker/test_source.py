@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shift import Shift, make_shift
+from planned_run import PlannedRun, plan_run
 
 from batchgen.engine.contract import never
 from batchgen.records import Attempt, RankInfo, RowStats
@@ -18,7 +18,7 @@ from batchgen.worker.states import RowStates
 
 @contextmanager
 def source(
-    shift: Shift, rank: int, left_s: float, stop: Callable[[], bool] = never
+    shift: PlannedRun, rank: int, left_s: float, stop: Callable[[], bool] = never
 ) -> Iterator[ShardSource]:
     """One of two ranks of the first submission, `left_s` before its limit."""
     info = RankInfo(rank, 2, 0, 0, 0, f"node{rank}")
@@ -30,7 +30,7 @@ def source(
 
 def test_rows_that_do_not_fit_behind_the_own_ones_are_left_to_an_idle_rank(tmp_path: Path) -> None:
     """Rows of 10 s, 15 s to go: each of two ranks can do one of the twenty."""
-    shift = make_shift(tmp_path, [1000] * 20)
+    shift = plan_run(tmp_path, [1000] * 20)
     shift.begin(range(20))
     with source(shift, 0, 15) as first, source(shift, 1, 15) as second:
         (mine,) = first.take(8)
@@ -43,7 +43,7 @@ def test_rows_that_do_not_fit_behind_the_own_ones_are_left_to_an_idle_rank(tmp_p
 
 
 def test_an_idle_rank_looks_for_a_row_that_fits_to_the_end_of_the_queue(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [1, *[1000] * 18, 5])
+    shift = plan_run(tmp_path, [1, *[1000] * 18, 5])
     shift.begin(range(20))
     with source(shift, 0, 7) as rank, source(shift, 1, 7):
         (short,) = rank.take(1)

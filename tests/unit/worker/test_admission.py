@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shift import row
+from planned_run import row
 
 from batchgen.records import RowStats, StageSeconds
 from batchgen.worker.admission import Admission

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from lab import render
-from shift import make_shift
+from planned_run import plan_run
+from run_folder import render
 
 from batchgen.errors import NonFiniteOutput, PromptTooLong, SickNode
 from batchgen.ledger.blame import read_blame
@@ -26,7 +26,7 @@ ELSEWHERE = "slurm.executor=slurm"  # other machines could draw a row too
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_node_on_which_every_row_fails_ends_at_once(tmp_path: Path, retries: int) -> None:
     """The rows that it tried have a verdict; the rest is left for others."""
-    shift = make_shift(tmp_path, [1] * 12, ELSEWHERE, f"slurm.row_retries={retries}")
+    shift = plan_run(tmp_path, [1] * 12, ELSEWHERE, f"slurm.row_retries={retries}")
     shift.begin(range(12))
     assert shift.work(1, {"BATCHGEN_FAILPOINT": "host.node1:*:raise"}) == 1
     end = shift.of(End, 1)[0]
@@ -46,7 +46,7 @@ def test_bad_rows_at_the_head_of_a_shard_do_not_keep_the_others_from_being_drawn
 ) -> None:
     """The longest ones come first and are too much for any machine: in the next submission the
     others have their turn."""
-    shift = make_shift(tmp_path, [1] * 20, ELSEWHERE)
+    shift = plan_run(tmp_path, [1] * 20, ELSEWHERE)
     env = {"BATCHGEN_FAILPOINT": ",".join(f"row.row-{i}:*:raise" for i in range(5))}
     shift.begin(range(20))
     assert shift.work(1, env) == 1
@@ -57,7 +57,7 @@ def test_bad_rows_at_the_head_of_a_shard_do_not_keep_the_others_from_being_drawn
 
 
 def test_where_there_is_no_other_machine_none_is_sick(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [1] * 10)
+    shift = plan_run(tmp_path, [1] * 10)
     shift.begin(range(10))
     env = {"BATCHGEN_FAILPOINT": ",".join(f"row.row-{i}:*:raise" for i in range(6))}
     assert shift.work(1, env) == 0
@@ -68,7 +68,7 @@ def test_where_there_is_no_other_machine_none_is_sick(tmp_path: Path) -> None:
 def test_a_few_bad_rows_after_a_good_one_are_their_own_fault(tmp_path: Path) -> None:
     """Nine in a row, a good one, and nine again."""
     bad = [*range(1, 10), *range(11, 20)]
-    shift = make_shift(tmp_path, [1] * 21, ELSEWHERE, "slurm.row_retries=0")
+    shift = plan_run(tmp_path, [1] * 21, ELSEWHERE, "slurm.row_retries=0")
     shift.begin(range(21))
     env = {"BATCHGEN_FAILPOINT": ",".join(f"row.row-{i}:*:raise" for i in bad)}
     assert shift.work(1, env) == 0
@@ -81,7 +81,7 @@ def test_a_few_bad_rows_after_a_good_one_are_their_own_fault(tmp_path: Path) -> 
 def test_a_device_that_breaks_after_good_rows_ends_the_rank(tmp_path: Path, retries: int) -> None:
     """It fails faster than others render: the queue would soon be empty. What it failed on is tried
     elsewhere, and it gets no more rows."""
-    shift = make_shift(tmp_path, [1] * 16, ELSEWHERE, f"slurm.row_retries={retries}")
+    shift = plan_run(tmp_path, [1] * 16, ELSEWHERE, f"slurm.row_retries={retries}")
     shift.begin(range(15))
     env = {"BATCHGEN_FAILPOINT": ",".join(f"row.row-{i}:*:raise" for i in range(2, 15))}
     assert shift.work(1, env) == 1
@@ -100,7 +100,7 @@ def test_a_device_that_breaks_after_good_rows_ends_the_rank(tmp_path: Path, retr
 
 def test_a_device_that_computes_nan_is_sick_too(tmp_path: Path) -> None:
     """Each row keeps its verdict, without another try here; texts that are too long say nothing."""
-    run = make_shift(tmp_path, [1] * 24).run
+    run = plan_run(tmp_path, [1] * 24).run
     requests, attempt = read_requests(run.plan, list(range(24))), Attempt(1, 0, 0, 0)
     policy = RowPolicy(attempt, "n1", 24, 1, elsewhere=True)
     with JournalWriter.open(run, AttemptHeader(attempt=attempt, host="n1")) as journal:
