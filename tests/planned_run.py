@@ -1,7 +1,4 @@
-"""Ranks as processes, without a runner: a planned run, a submission, and who works on it.
-
-`python tests/planned_run.py RUN SUBMISSION RANKINFO-JSON` is one rank.
-"""
+"""Ranks as processes, without a runner: a planned run, a submission, and who works on it."""
 
 from __future__ import annotations
 
@@ -9,18 +6,20 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rank_process
 from cli_calls import write_manifest
+from waiting import wait_for
 
 from batchgen.config.compose import compose_job
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.events import Event, decode_line
+from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, RankInfo, Request
 from batchgen.runner.create import create_run
@@ -31,6 +30,9 @@ manifest: {manifest}
 system: {{determinism: strict}}
 output: {{root_dir: {root}}}
 """
+
+# Environment of a rank that tells all the time how far it is, as others do every few seconds.
+BEATING = {rank_process.BEAT_S: "0.05"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ class PlannedRun:
         """One rank; `rank` changes RankInfo(0, 1, 0, 0, 0, "node1")."""
         info = asdict(RankInfo(0, 1, 0, 0, 0, "node1")) | rank
         return subprocess.Popen(
-            [sys.executable, __file__, str(self.run.root), str(submission), json.dumps(info)],
+            [
+                sys.executable,
+                rank_process.__file__,
+                str(self.run.root),
+                str(submission),
+                json.dumps(info),
+            ],
             env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -81,16 +89,18 @@ class PlannedRun:
     def of(self, kind: type[Any], submission: int, restart: int = 0, replica: int = 0) -> list[Any]:
         return [e for e in self.events(submission, restart, replica) if isinstance(e, kind)]
 
+    def wait_for_steps(self, submission: int, restart: int = 0, busy_s: float = 0.1) -> None:
+        """Wait until a rank that was started with `BEATING` is so far in a row."""
+        path = self.run.counters(Attempt(submission, 0, restart, 0))
+        wait_for(lambda: (c := read_counters(path)) and c.open_rows and c.spent.open > busy_s)
+
     def frames(self, submission: int, restart: int = 0, replica: int = 0) -> dict[int, str]:
         """row_index -> digest of the frames, of the ok rows."""
         commits = self.of(Commit, submission, restart, replica)
         return {c.row_index: c.media.frames_sha256 for c in commits if c.media is not None}
 
     def wait_for(self, what: Callable[[], object], timeout_s: float = 60.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not what():
-            assert time.monotonic() < deadline, "it does not come"
-            time.sleep(0.01)
+        wait_for(what, timeout_s)
 
 
 def row(index: int, num_steps: int = 10, **changes: Any) -> Request:
@@ -118,14 +128,3 @@ def plan_run(
     job.write_text(JOB.format(model=model, manifest=manifest, root=folder / "outputs"))
     composed = compose_job(job, overrides)
     return PlannedRun(create_run(composed), composed.resolved)
-
-
-def main(root: str, submission: str, rank: str) -> None:
-    from batchgen.worker import work
-
-    work(RunPaths(Path(root)), int(submission), RankInfo(**json.loads(rank)))
-    print(time.process_time(), *(m for m in ("torch", "diffusers") if m in sys.modules))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 from cli_calls import SLOW_ROWS, JobFolder, published
+from waiting import wait_for
 
 from batchgen.cli.main import main
 from batchgen.ledger.status import read_status
@@ -88,7 +89,6 @@ def test_nohup_is_heard(bench: Benches) -> None:
             "os.execv(sys.executable, [sys.executable, '-m', 'batchgen', *sys.argv[1:]])",
             "run", *job]  # fmt: skip
     process = subprocess.Popen(line, cwd=made.folder, stdout=subprocess.DEVNULL)
-    while not made.root.exists():
-        time.sleep(0.01)
+    wait_for(made.root.exists)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=60) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
@@ -86,12 +85,15 @@ def test_an_error_reaches_the_caller_and_ends_the_work(overlap: bool) -> None:
 
 
 def test_a_late_error_is_raised_when_the_lane_closes() -> None:
+    put = threading.Event()
+
     def work(job: int) -> None:
-        time.sleep(0.05)
+        assert put.wait(10)
         raise OSError("late")
 
     with pytest.raises(OSError, match="late"), Lane[int](work, overlap=True) as lane:
         lane.put(1)
+        put.set()
     assert lanes() == []
 
 

@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 from run_folder import RunFolder
+from waiting import process_state, wait_for
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.attempts import accept_restart, read_shard
@@ -202,9 +201,7 @@ begin_submission(RunPaths(Path(sys.argv[1])), rows, SubmissionInfo())
         [sys.executable, "-c", code, str(lab.run.root)],
         env={**os.environ, "BATCHGEN_FAILPOINT": "submission.before_intent:1:stop"},
     )
-    stat = Path(f"/proc/{maker.pid}/stat")
-    while stat.read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.01)
+    wait_for(lambda: process_state(maker.pid) == "T")
     with pytest.raises(RunStateError, match=rf"process {maker.pid} on .* began submission 1"):
         lab.submit()
     assert read_status(lab.run).state == "planned"

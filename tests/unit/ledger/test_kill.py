@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 from run_folder import RunFolder
+from waiting import process_state, wait_for
 
 from batchgen.ledger.catalog import collect
 from batchgen.ledger.status import read_status
@@ -79,16 +80,10 @@ def test_a_stopped_rank_that_wakes_up_late_publishes_nothing(
 ) -> None:
     """SIGSTOP in the middle of a row, a resume that renders all, then SIGCONT."""
     import os
-    import time
-    from pathlib import Path
 
     lab = make_lab(2)
     zombie = lab.start_rank(lab.submit(), [0, 1], "journal.before_append:2:stop")
-    stat = Path(f"/proc/{zombie.pid}/stat")
-    deadline = time.monotonic() + 60
-    while stat.read_text().rpartition(")")[2].split()[0] != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: process_state(zombie.pid) == "T")
     assert read_status(lab.run).running == 1
     assert lab.start_rank(lab.submit([1]), [1]).wait(60) == 0
     before = media_by_row(lab)

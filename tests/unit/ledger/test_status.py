@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from run_folder import RunFolder
+from waiting import process_state, wait_for
 
 from batchgen.cli import status as status_command
 from batchgen.cli.main import main
@@ -201,14 +202,10 @@ def test_a_process_is_alive_until_it_is_gone_and_never_again(
     """Also when it was killed before anybody waited for it, and when its pid is used again."""
     lab = make_lab(200)
     rank = lab.start_rank(lab.submit(), list(range(200)), "journal.after_append:20:stop")
-    deadline = time.monotonic() + 60
-    while read_status(lab.run).ok < 20:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: read_status(lab.run).ok == 20)
     assert [a.attempt.tag for a in live_attempts(lab.run)] == ["s1t0r0p0"]
     rank.kill()
-    while Path(f"/proc/{rank.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline
+    wait_for(lambda: process_state(rank.pid) == "Z")
     assert read_status(lab.run).attempts[0].life == "dead"
     rank.wait()
     status = read_status(lab.run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_calls import make_job_folder, rows_of
-from planned_run import PlannedRun, plan_run
+from planned_run import BEATING, PlannedRun, plan_run
 
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.blame import read_blame
@@ -157,9 +156,8 @@ def test_a_row_longer_than_the_limit_is_carried_on(tmp_path: Path) -> None:
     shift = plan_run(tmp_path, [300], SLURM, "slurm.max_attempts=2", model="null-engine")
     number = shift.begin([0])
     for _ in range(3):
-        rank = shift.start(number)
-        shift.wait_for(lambda number=number: len(shift.events(number)) >= 3)
-        time.sleep(0.6)
+        rank = shift.start(number, BEATING)
+        shift.wait_for_steps(number, busy_s=0.5)  # of three
         rank.send_signal(signal.SIGUSR2)
         rank.communicate(timeout=60)
         move = next_move(shift.run)

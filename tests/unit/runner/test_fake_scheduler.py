@@ -20,6 +20,7 @@ import pytest
 from cli_calls import rows_of
 from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
 from login_node import JOB, TWO_SHARDS, LoginNode
+from waiting import wait_for
 
 from batchgen.ledger.intent import submission_numbers
 from batchgen.ledger.repair import void_rows
@@ -652,9 +653,10 @@ def test_the_last_tasks_of_all_see_each_other_end(
     desk.fake.change("1001", reason="launch failed requeued held")
     desk.fake.change("1002", state="RUNNING", reason="None")
     monkeypatch.setattr(recover, "LOOK_AGAIN_S", 1.0)
+    before = desk.fake.calls("squeue")
     with ThreadPoolExecutor() as pool:
         freed = pool.submit(recover.free_the_steward, desk.run)
-        time.sleep(0.5)  # it has looked once
+        wait_for(lambda: desk.fake.calls("squeue") > before)
         desk.fake.change("1002", state="COMPLETED")
         assert [task.task_id for task in freed.result(30)] == ["1001_0"]
 

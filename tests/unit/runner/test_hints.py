@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from cli_calls import make_job_folder, rows_of
 from fake_slurm import UNREACHABLE
 from login_node import JOB, TWO_SHARDS, LoginNode
 from planned_run import plan_run
+from waiting import wait_for
 
 from batchgen.cli.main import main
 from batchgen.ledger.blame import Verdict
@@ -145,12 +145,9 @@ def test_who_only_watched_has_nothing_to_go_on_with(
 
 def test_an_interrupt_is_one_also_if_slurm_does_not_answer(desk: LoginNode) -> None:
     process = desk.bench.start("run", str(desk.bench.job), *JOB, *TWO_SHARDS, "--json")
-    while not any("steward" in job["name"] for job in desk.fake.jobs()):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: any("steward" in job["name"] for job in desk.fake.jobs()))
     desk.fake.steer("squeue", "fail", UNREACHABLE)
-    while not list(desk.bench.root.glob("job-*/submissions/0001/jobs.json")):
-        time.sleep(0.05)
+    wait_for(lambda: list(desk.bench.root.glob("job-*/submissions/0001/jobs.json")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

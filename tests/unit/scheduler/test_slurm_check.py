@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -78,7 +77,7 @@ def test_a_rename_that_is_not_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyP
         with path.open("wb", buffering=0) as file:
             for start in range(0, max(len(data), 1), 4000):
                 file.write(data[start : start + 4000])
-                time.sleep(0.0005)
+                os.sched_yield()
 
     real = probe.write_bytes_atomic
     monkeypatch.setattr(

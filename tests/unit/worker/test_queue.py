@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from waiting import wait_for
 
 from batchgen import tickets as module
 from batchgen.engine.contract import never
@@ -89,16 +91,22 @@ def test_suspects_are_handed_out_when_nobody_else_draws(tmp_path: Path) -> None:
     clients = [server.here(), *(TicketClient(tmp_path / "queue.json") for _ in range(2))]
     for client in clients:
         assert not client.take(1, never)
-    at_work, most, drawn = 0, 0, []
+    asking, at_work, most, drawn = 3, 0, 0, []
+
+    def met() -> bool:
+        """The others ask, or have been let in."""
+        return asking == 2 or at_work > 1
 
     def draw(k: int) -> None:
-        nonlocal at_work, most
+        nonlocal asking, at_work, most
         while granted := clients[k].take_alone(lambda: False):
+            asking -= 1
             at_work += 1
+            wait_for(met)
             most = max(most, at_work)
-            time.sleep(0.005)
             drawn.extend(granted)
             at_work -= 1
+            asking += 1
 
     threads = [threading.Thread(target=draw, args=(k,)) for k in range(3)]
     for thread in threads:
@@ -142,9 +150,9 @@ def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
     server = TicketServer(10, 0, 2, address, "127.0.0.1")
     code = (
-        "import sys, time; from pathlib import Path; from batchgen.tickets import TicketClient\n"
+        "import signal, sys; from pathlib import Path; from batchgen.tickets import TicketClient\n"
         "c = TicketClient(Path(sys.argv[1])); print(len(c.take(4, bool)), flush=True)\n"
-        "time.sleep(60)"
+        "signal.pause()"
     )
     peer = subprocess.Popen([sys.executable, "-c", code, str(address)], stdout=subprocess.PIPE)
     assert peer.stdout is not None and peer.stdout.readline()
@@ -159,8 +167,8 @@ def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
 
 def test_a_dead_server_is_said_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from batchgen.tickets import TicketServer\n"
-        "TicketServer(10, 0, 1, Path(sys.argv[1]), '127.0.0.1'); time.sleep(60)"
+        "import signal, sys; from pathlib import Path; from batchgen.tickets import TicketServer\n"
+        "TicketServer(10, 0, 1, Path(sys.argv[1]), '127.0.0.1'); signal.pause()"
     )
     address = tmp_path / "queue.json"
     server = subprocess.Popen([sys.executable, "-c", code, str(address)])
@@ -219,8 +227,8 @@ def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from batchgen.tickets import announce\n"
-        "announce(Path(sys.argv[1])); time.sleep(60)"
+        "import signal, sys; from pathlib import Path; from batchgen.tickets import announce\n"
+        "announce(Path(sys.argv[1])); signal.pause()"
     )
     address = tmp_path / "queue.json"
     server = subprocess.Popen([sys.executable, "-c", code, str(address)])
@@ -267,8 +275,9 @@ def test_an_announced_server_is_waited_for(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
     announce(address)
     with ThreadPoolExecutor() as pool:
-        client = pool.submit(TicketClient, address)
-        time.sleep(0.2)
+        looks = itertools.count()
+        client = pool.submit(TicketClient, address, stop=lambda: next(looks) < 0)
+        wait_for(lambda: next(looks) > 5)
         assert not client.done()
         server = TicketServer(1, 0, 1, address, "127.0.0.1")
         assert take_all(client.result(10), 4) == [0]

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+from waiting import process_state, wait_for
 
 from batchgen.worker.watchdog import Watchdog
 
+WHOLE_JOB = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 RANK = """
 import sys, time
 from batchgen.worker.watchdog import Watchdog
@@ -37,18 +40,15 @@ def start(limit_s: float, moves_s: float) -> tuple[subprocess.Popen[str], int]:
     return rank, int(rank.stdout.readline())
 
 
-def is_gone(pid: int, patience_s: float = 5.0) -> bool:
+def is_gone(pid: int) -> bool:
     """No process, or one that nobody has waited for."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        try:
-            with open(f"/proc/{pid}/stat") as file:
-                if file.read().rpartition(")")[2].split()[0] in "ZX":
-                    return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False
+    return process_state(pid) in "ZX"
+
+
+def ignored(pid: int) -> int:
+    """The signals that it ignores, as bits."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1], 16) for line in text.splitlines() if line[:7] == "SigIgn:")
 
 
 def test_a_stopped_rank_is_killed() -> None:
@@ -59,26 +59,26 @@ def test_a_stopped_rank_is_killed() -> None:
     assert rank.returncode == -signal.SIGKILL
     assert 1.0 < time.monotonic() - began < 10.0
     assert f"process {rank.pid} made no step for 2 s" in err
-    assert is_gone(dog)
+    wait_for(lambda: is_gone(dog))
 
 
 def test_a_rank_that_moves_ends_by_itself_and_takes_its_watchdog_along() -> None:
     rank, dog = start(2.0, 4.0)
     out, _ = rank.communicate(timeout=20)
     assert (rank.returncode, out) == (0, "ended\n")
-    assert is_gone(dog)
+    wait_for(lambda: is_gone(dog))
 
 
 def test_the_watchdog_goes_with_a_killed_rank_and_stays_through_a_drain() -> None:
     rank, dog = start(30.0, 60.0)
-    time.sleep(0.3)
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+    heard = sum(1 << (number - 1) for number in WHOLE_JOB)
+    wait_for(lambda: ignored(dog) & heard == heard)
+    for number in WHOLE_JOB:
         os.kill(dog, number)
-    time.sleep(0.1)
-    assert not is_gone(dog, 0.1)
+    assert not is_gone(dog)
     rank.kill()
     rank.communicate()
-    assert is_gone(dog)
+    wait_for(lambda: is_gone(dog))
 
 
 def test_a_rank_survives_its_watchdog() -> None:

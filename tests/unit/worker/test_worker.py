@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planned_run import PlannedRun, plan_run
+from planned_run import BEATING, PlannedRun, plan_run
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.engine.contract import Snapshot
@@ -36,11 +36,11 @@ def at_work(
     shift: PlannedRun, submission: int, row: int, **rank: object
 ) -> Iterator[subprocess.Popen]:
     """A rank that has begun `row` a moment ago; killed in the end if it is still there."""
-    process = shift.start(submission, **rank)  # type: ignore[arg-type]
+    process = shift.start(submission, BEATING, **rank)
     restart = int(str(rank.get("restart", 0)))
     try:
         shift.wait_for(lambda: row in [s.row_index for s in shift.of(Start, submission, restart)])
-        time.sleep(0.3)
+        shift.wait_for_steps(submission, restart)
         yield process
     finally:
         process.kill()
@@ -116,10 +116,9 @@ def test_a_preempted_rank_stays_to_be_started_again(tmp_path: Path) -> None:
     with at_work(shift, 1, 0, ends=time.time() + 7200) as rank:
         rank.send_signal(signal.SIGUSR2)
         shift.wait_for(lambda: end_of(shift, 1))
-        time.sleep(1.0)
         rank.send_signal(signal.SIGTERM)  # comes with the requeue
-        time.sleep(0.5)
-        assert rank.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            rank.wait(1.0)
         shift.run.cancelled(1).touch()
         assert rank.wait(10) == 0
 
@@ -130,7 +129,6 @@ def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Pa
     shift.begin([0], alone=[1])
     early = shift.start(1, rank=2, world_size=3)
     shift.wait_for(lambda: shift.events(1, replica=2))
-    time.sleep(0.5)
     early.send_signal(signal.SIGTERM)
     early.communicate(timeout=30)
     assert early.returncode == 0
@@ -138,7 +136,7 @@ def test_a_rank_that_waits_for_the_queue_or_for_the_others_ends_too(tmp_path: Pa
     with at_work(shift, 1, 0, world_size=3) as rank:
         late = shift.start(1, rank=1, world_size=3)
         shift.wait_for(lambda: shift.events(1, replica=1))
-        time.sleep(1.0)
+        shift.wait_for(lambda: shift.of(Phase, 1, replica=1))  # it has loaded, and waits
         assert started(shift, 1, replica=1) == []
         for process in (late, rank):
             process.send_signal(signal.SIGUSR2)
@@ -371,17 +369,17 @@ def test_a_rank_that_hangs_as_its_process_ends_is_killed(tmp_path: Path) -> None
 
 def test_a_rank_inside_another_process_takes_its_watchdog_along(tmp_path: Path) -> None:
     """Of executor `inline`: whoever called goes on, for as long as it likes."""
-    shift = plan_run(tmp_path, [1], "slurm.watchdog_s=4", "slurm.executor=inline")
+    shift = plan_run(tmp_path, [1], "slurm.watchdog_s=60", "slurm.executor=inline")
     number = shift.begin([0])
     code = (
-        "import sys, time; from pathlib import Path\n"
+        "import os, sys; from pathlib import Path\n"
         "from batchgen.paths import RunPaths; from batchgen.records import RankInfo\n"
         "from batchgen.worker import work\n"
         "work(RunPaths(Path(sys.argv[1])), int(sys.argv[2]), RankInfo(0, 1, 0, 0, 0, 'node1'))\n"
-        "time.sleep(6.5)"
+        "sys.exit(bool(Path(f'/proc/self/task/{os.getpid()}/children').read_text()))"
     )
     command = [sys.executable, "-c", code, str(shift.run.root), str(number)]
-    assert subprocess.run(command, timeout=60).returncode == 0
+    assert subprocess.run(command, timeout=60).returncode == 0, "it has left a process behind"
     assert list(shift.frames(1)) == [0]
 
 
@@ -391,8 +389,8 @@ def test_a_preempted_rank_may_linger_longer_than_its_watchdog(tmp_path: Path) ->
     with at_work(shift, 1, 0, ends=time.time() + 7200) as rank:
         rank.send_signal(signal.SIGUSR2)
         shift.wait_for(lambda: end_of(shift, 1))
-        time.sleep(6.5)
-        assert rank.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            rank.wait(5.0)
         shift.run.cancelled(1).touch()
         assert rank.wait(10) == 0
 
