@@ -17,8 +17,8 @@ from cli_calls import write_manifest
 from waiting import wait_for
 
 from batchgen.config.compose import compose_job
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.events import Event, decode_line
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, RankInfo, Request

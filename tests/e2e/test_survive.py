@@ -14,7 +14,7 @@ import pytest
 from cli_calls import SLOW_ROWS, JobFolder, published, recorded, rows_of
 from waiting import process_state, wait_for
 
-from batchgen.ledger.frames import snapshot
+from batchgen.catalog.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_plan

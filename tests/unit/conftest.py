@@ -18,9 +18,9 @@ def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
     is half begun is given up soon."""
     from run_folder import make_run_folder
 
-    from batchgen.ledger import attempts
+    from batchgen.ledger import submissions
 
-    monkeypatch.setattr(attempts, "HALF_BEGUN_S", 0.3)
+    monkeypatch.setattr(submissions, "HALF_BEGUN_S", 0.3)
 
     def make(rows: int = 4, root: Path = tmp_path / "demo-1", **options: Any) -> RunFolder:
         return make_run_folder(root, rows, **options)

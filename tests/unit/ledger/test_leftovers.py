@@ -11,8 +11,8 @@ import pytest
 from planned_run import plan_run
 from run_folder import RunFolder
 
+from batchgen.catalog.collect import collect
 from batchgen.ledger import leftovers
-from batchgen.ledger.catalog import collect
 from batchgen.paths import RunPaths
 from batchgen.runner.resume import prepare_resume
 

@@ -16,13 +16,13 @@ import pytest
 from run_folder import RunFolder
 from waiting import process_state, wait_for
 
+from batchgen.catalog.collect import collect
 from batchgen.cli import status as status_command
 from batchgen.cli.main import main
 from batchgen.errors import RunStateError
-from batchgen.ledger import attempts
 from batchgen.ledger import journal as journal_module
-from batchgen.ledger.catalog import collect
-from batchgen.ledger.deaths import find_deaths
+from batchgen.ledger import submissions as attempts
+from batchgen.ledger.blame.deaths import find_deaths
 from batchgen.ledger.events import AttemptHeader, End, to_plain
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.scan import CommitIndex, index_commits
@@ -90,7 +90,7 @@ def test_figures_agree_with_the_catalog_whatever_happened(
     make_lab: Callable[..., RunFolder],
 ) -> None:
     """Failures, retries that succeed and fail, a zombie, a restart, aliases."""
-    from batchgen.ledger.attempts import accept_restart
+    from batchgen.ledger.submissions import accept_restart
 
     lab = make_lab(10, aliases={8: 0, 9: 3})
     first = lab.journal(lab.submit(list(range(8))))
@@ -145,7 +145,7 @@ def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
     make_lab: Callable[..., RunFolder],
 ) -> None:
     """Rank 0 draws it while the others open their journals."""
-    from batchgen.ledger.attempts import accept_restart
+    from batchgen.ledger.submissions import accept_restart
 
     lab = make_lab(4)
     first = lab.journal(number := lab.submit())

@@ -9,7 +9,7 @@ from cli_calls import make_job_folder
 from fake_slurm import FakeSlurm
 from login_node import LoginNode
 
-from batchgen.runner import scheduler
+from batchgen.scheduler import commands as scheduler
 
 
 @pytest.fixture

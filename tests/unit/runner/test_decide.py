@@ -14,9 +14,9 @@ import pytest
 from cli_calls import make_job_folder, rows_of
 from planned_run import BEATING, PlannedRun, plan_run
 
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.blame import read_blame
-from batchgen.media.durable import write_bytes_atomic
+from batchgen.durable import write_bytes_atomic
+from batchgen.ledger.blame.rows import read_blame
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.runner.decide import Move, next_move
 from batchgen.runner.submit import Settings
 

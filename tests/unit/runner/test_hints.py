@@ -15,11 +15,11 @@ from login_node import JOB, TWO_SHARDS, LoginNode
 from planned_run import plan_run
 from waiting import wait_for
 
+from batchgen.catalog.repair import quarantine_rows
 from batchgen.cli.main import main
-from batchgen.ledger.blame import Verdict
-from batchgen.ledger.repair import quarantine_rows
+from batchgen.ledger.blame.rows import Verdict
 from batchgen.paths import RunPaths, as_typed
-from batchgen.runner.scheduler import job_name
+from batchgen.scheduler.commands import job_name
 
 
 def hints(text: str) -> list[list[str]]:

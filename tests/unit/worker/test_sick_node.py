@@ -9,7 +9,7 @@ from planned_run import plan_run
 from run_folder import render
 
 from batchgen.errors import NonFiniteOutput, PromptTooLong, SickNode
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.status import read_status
