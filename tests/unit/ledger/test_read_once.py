@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import make_bench
-from lab import Lab
+from cli_calls import make_job_folder
+from run_folder import RunFolder
 
 from batchgen.ledger import scan, winners
 from batchgen.ledger.intent import read_intent
@@ -17,7 +17,7 @@ from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_su
 from batchgen.ledger.winners import choose, read_plan_rows
 
 
-def test_what_was_committed_since_it_was_read_counts(make_lab: Callable[..., Lab]) -> None:
+def test_what_was_committed_since_it_was_read_counts(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(rows=3)
     lab.submit([0, 1, 2])
     with lab.journal(1) as journal:
@@ -33,7 +33,7 @@ def test_what_was_committed_since_it_was_read_counts(make_lab: Callable[..., Lab
 
 
 def test_journals_and_keys_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = make_bench(tmp_path, 2)
+    work = make_job_folder(tmp_path, 2)
     run = work.run("model=null-engine", "slurm=inline").run
     read: list[str] = []
     for module, name in ((scan, "_index_journal"), (winners, "_plan_rows")):
