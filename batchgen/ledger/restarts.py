@@ -42,7 +42,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
         else:
             accepted[name] = durable_length(path)
         past.add(path, accepted[name])
-    path = run.acceptance(attempt)
+    path = run.fence(attempt)
     fence = Fence(
         accepted=accepted,
         statuses=past.statuses,

@@ -267,7 +267,7 @@ def test_a_first_start_accepts_nothing(make_lab: Callable[..., RunFolder]) -> No
     lab = make_lab(1)
     number = lab.submit()
     assert accept_restart(lab.run, Attempt(number, 0, 0, 0)) == {}
-    assert not lab.run.acceptance(Attempt(number, 0, 0, 0)).exists()
+    assert not lab.run.fence(Attempt(number, 0, 0, 0)).exists()
 
 
 def test_limits_name_the_fenced_journals_only(make_lab: Callable[..., RunFolder]) -> None:
