@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from batchgen.bench.costs import make_costs
-from batchgen.bench.schedule import Cluster, Simulated, simulate
+from batchgen.bench.schedule.costs import make_costs
+from batchgen.bench.schedule.simulate import Cluster, Simulated, simulate
 from batchgen.planning.shards import GOOD_MULTIPLE, cut_shards
 
 OURS = "batchgen"
