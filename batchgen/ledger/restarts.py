@@ -8,10 +8,10 @@ from pathlib import Path
 
 from batchgen.durable import make_folder, write_json
 from batchgen.errors import StorageError
-from batchgen.ledger.events import END, HEAD, SIGNALLED, is_whole
+from batchgen.ledger.events import END, HEAD, SIGNALLED
 from batchgen.ledger.fold import InFlight
 from batchgen.ledger.intent import Fence, fences, journal_files, sealed
-from batchgen.ledger.journal import durable_length, raw_lines
+from batchgen.ledger.journal import durable_length, whole_lines
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
@@ -69,9 +69,7 @@ class _Past:
     def add(self, path: Path, limit: int) -> None:
         """Read the accepted part of one journal."""
         in_flight, signalled = InFlight(), False
-        for _, line in raw_lines(path, limit):
-            if not is_whole(line):
-                continue
+        for line in whole_lines(path, limit):
             found = in_flight.heed(line)
             if found is not None and found.re is HEAD:
                 row, status = int(found[2]), found[3].decode()

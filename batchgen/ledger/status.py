@@ -33,7 +33,7 @@ from batchgen.ledger.intent import (
     suspects_of,
     tally_for,
 )
-from batchgen.ledger.journal import RECENT, raw_lines
+from batchgen.ledger.journal import RECENT, raw_lines, whole_lines
 from batchgen.ledger.tally import Counters, Counts, Tally, read_counters
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
@@ -252,20 +252,18 @@ def _length(journal: AcceptedJournal) -> int:
 def _from_header(journal: AcceptedJournal) -> Counters:
     """Counters at the first line, for an attempt that was killed before it wrote any."""
     unknown = Counters(offset=0, process=ProcessId("", 0, "", 0))
-    for _, line in raw_lines(journal.path):
-        if line.endswith(b"\n") and is_whole(line):
-            event = decode_line(line)
-            if isinstance(event, AttemptHeader):
-                return replace(
-                    unknown,
-                    process=event.process,
-                    device=event.device,
-                    devices=event.devices,
-                    began=event.t,
-                    t=event.t,
-                )
-        break
-    return unknown
+    _, first = next(raw_lines(journal.path), (0, b""))
+    event = decode_line(first) if first.endswith(b"\n") and is_whole(first) else None
+    if not isinstance(event, AttemptHeader):
+        return unknown
+    return replace(
+        unknown,
+        process=event.process,
+        device=event.device,
+        devices=event.devices,
+        began=event.t,
+        t=event.t,
+    )
 
 
 def _follow(
@@ -278,11 +276,7 @@ def _follow(
     cleared = list(counters.cleared)
     in_flight, last = InFlight.of(counters.open_rows), b""
     tail = deque[bytes](maxlen=RECENT)
-    for _, line in raw_lines(journal.path, journal.limit, counters.offset):
-        if not line.endswith(b"\n"):
-            break
-        if not is_whole(line):
-            continue
+    for line in whole_lines(journal.path, journal.limit, counters.offset):
         found = in_flight.heed(line)
         if found is None:
             counters = _with_event(counters, line)
