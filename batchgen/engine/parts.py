@@ -15,7 +15,7 @@ from batchgen.families.family import STAGES, Stage, family_spec
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CheckpointPart:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # folder and component name, e.g. `transformer`
@@ -28,10 +28,10 @@ class Part:
 
 def parts(
     model: ModelSpec, dtype: torch.dtype, stages: Collection[Stage] = STAGES
-) -> tuple[Part, ...]:
+) -> tuple[CheckpointPart, ...]:
     """The parts to load for some stages; the scheduler is made from the model's dimensions."""
     return tuple(
-        Part(
+        CheckpointPart(
             name=component.name,
             model_class=_class(component.loads) if component.kind == "model" else None,
             dtype=torch.float32 if component.float32 else dtype,

@@ -19,7 +19,7 @@ from batchgen.engine.team import Team
 from batchgen.errors import StorageError
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
