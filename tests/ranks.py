@@ -76,12 +76,18 @@ def _serve(end: Connection) -> None:
             degrees, rank, store, work, args = end.recv()
         except EOFError:
             return
-        try:
-            with _met(degrees, rank, store) as mesh, torch.no_grad():
-                end.send((True, work(mesh, *args)))
-        except Exception:
-            end.send((False, f"rank {rank}: {traceback.format_exc()}"))
+        end.send(_played(degrees, rank, store, work, args))
         gc.collect()  # closes this rank's ends, on which others may wait
+
+
+def _played(
+    degrees: Degrees, rank: int, store: Path, work: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[bool, Any]:
+    try:
+        with _met(degrees, rank, store) as mesh, torch.no_grad():
+            return True, work(mesh, *args)
+    except Exception:
+        return False, f"rank {rank}: {traceback.format_exc()}"
 
 
 @contextmanager
