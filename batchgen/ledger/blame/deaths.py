@@ -49,8 +49,9 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
             fences[attempt.submission] = fence_times(run, attempt.submission)
         if _outlived(run, facts, fences[attempt.submission].of(attempt)):
             continue
-        alone = facts.alone in facts.open_rows
-        rows = (facts.alone,) if alone else () if facts.alone >= 0 else sorted(facts.open_rows)
+        begun, last = facts.in_flight.rows, facts.in_flight.alone
+        alone = last in begun
+        rows = (last,) if alone else () if last >= 0 else sorted(begun)
         host, device = place_of(facts)
         death = Death(
             attempt=attempt,
