@@ -30,7 +30,7 @@ class Ranks:
 
     def __init__(self, folder: Path, most: int) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["split_rig"])
+        context.set_forkserver_preload(["toy_split"])
         self.folder = folder
         self.meetings = 0
         self.ends: list[Connection] = []

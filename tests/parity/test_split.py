@@ -6,7 +6,7 @@ import re
 
 import pytest
 from ranks import Ranks
-from split_rig import SPECS, Seen, divided, failing, three_branches
+from toy_split import SPECS, Seen, divided, failing, three_branches
 
 from batchgen.engine.parallel.mesh import Degrees
 from batchgen.families.family import family_spec

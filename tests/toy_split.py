@@ -9,9 +9,9 @@ from functools import cache
 from typing import Any
 
 import torch
-from flux_rig import flux_spec
-from rig import small_spec, system, tiny_wan_spec, two_experts
 from torch import Tensor
+from toy_engine import small_spec, system, tiny_wan_spec, two_experts
+from toy_flux import flux_spec
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.memory.plan import plan_memory
