@@ -134,24 +134,26 @@ class EngineCounters:
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     peak_mem_gib: float | None = None  # of the device; None on a CPU
     host_rss_gib: float = 0.0
-    self_test: str = ""  # passed, failed, not needed
+    self_test: str = ""  # packs keep bits: passed, failed, not needed
+    split_test: str = ""  # and so do forwards over several ranks
 
 
 def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
-    """Of several renders by one engine: sums, but for the highest peaks and the first self-test."""
+    """Of several renders by one engine: sums, but the highest peaks and the first self-tests."""
     parts = list(runs)
     if not parts:
         return EngineCounters()
     sums = {
         spec.name: sum(getattr(part, spec.name) for part in parts)
         for spec in fields(EngineCounters)
-        if spec.name not in ("peak_mem_gib", "host_rss_gib", "self_test")
+        if spec.name not in ("peak_mem_gib", "host_rss_gib", "self_test", "split_test")
     }
     return EngineCounters(
         **sums,
         peak_mem_gib=max((p.peak_mem_gib for p in parts if p.peak_mem_gib), default=None),
         host_rss_gib=max(part.host_rss_gib for part in parts),
         self_test=parts[0].self_test,
+        split_test=parts[0].split_test,
     )
 
 

@@ -1,11 +1,12 @@
 """Warm processes that play the ranks of a replica.
 
-They come from a `forkserver` that has loaded torch and diffusers once, and stay for the session; a
+They come from a `forkserver` that has loaded torch and the models once, and stay for the session; a
 layout costs a rendezvous in a file. What runs on them is a function of a module they can import.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing as mp
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import FluxTransformer2DModel, WanTransformer3DModel  # noqa: F401  (slow to load)
 
 from batchgen.engine.parallel.mesh import Degrees, Mesh, join, leave
 
@@ -30,7 +30,7 @@ class Ranks:
 
     def __init__(self, folder: Path, most: int) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["ranks"])
+        context.set_forkserver_preload(["toy_split"])
         self.folder = folder
         self.meetings = 0
         self.ends: list[Connection] = []
@@ -45,15 +45,21 @@ class Ranks:
 
     def run(self, degrees: Degrees, work: Callable[..., Any], *args: Any) -> list[Any]:
         """`work(mesh, *args)` on every rank of a replica; what each returned, by rank."""
+        answers = self.tried(degrees, work, *args)
+        errors = [str(answer) for ok, answer in answers if not ok]
+        assert not errors, "\n".join(errors)
+        return [answer for _, answer in answers]
+
+    def tried(
+        self, degrees: Degrees, work: Callable[..., Any], *args: Any
+    ) -> list[tuple[bool, Any]]:
+        """The same, where ranks may fail: whether each came to its end, and its result or error."""
         self.meetings += 1
         store = self.folder / f"store-{self.meetings}"
         used = self.ends[: degrees.ranks]
         for rank, end in enumerate(used):
             end.send((degrees, rank, store, work, args))
-        answers = [end.recv() for end in used]
-        errors = [answer for ok, answer in answers if not ok]
-        assert not errors, "\n".join(errors)
-        return [answer for _, answer in answers]
+        return [end.recv() for end in used]
 
     def close(self) -> None:
         for end in self.ends:
@@ -70,11 +76,18 @@ def _serve(end: Connection) -> None:
             degrees, rank, store, work, args = end.recv()
         except EOFError:
             return
-        try:
-            with _met(degrees, rank, store) as mesh, torch.no_grad():
-                end.send((True, work(mesh, *args)))
-        except Exception:
-            end.send((False, f"rank {rank}: {traceback.format_exc()}"))
+        end.send(_played(degrees, rank, store, work, args))
+        gc.collect()  # closes this rank's ends, on which others may wait
+
+
+def _played(
+    degrees: Degrees, rank: int, store: Path, work: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[bool, Any]:
+    try:
+        with _met(degrees, rank, store) as mesh, torch.no_grad():
+            return True, work(mesh, *args)
+    except Exception:
+        return False, f"rank {rank}: {traceback.format_exc()}"
 
 
 @contextmanager

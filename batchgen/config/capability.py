@@ -8,6 +8,7 @@ from math import prod
 from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, MemoryConfig, ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.family import Capabilities, family_spec
+from batchgen.families.sequence import legal_ulysses
 
 _COMPILE = CompileConfig()
 _CACHE = CacheConfig()
@@ -21,6 +22,7 @@ def check_served(config: JobConfig) -> None:
     """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
     served = served_by(config.model)
     media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
+    _check_heads(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
         if value not in legal:
@@ -32,6 +34,18 @@ def check_served(config: JobConfig) -> None:
 def served_by(model: ModelSpec) -> Capabilities:
     """What the model's family can do with it."""
     return family_spec(model.family).capabilities(model)
+
+
+def _check_heads(config: JobConfig) -> None:
+    """A Ulysses degree given by hand divides the attention heads; `auto` may pad them."""
+    degree = config.system.parallel.ulysses
+    heads = family_spec(config.model.family).heads(config.model)
+    if isinstance(degree, int) and degree not in legal_ulysses(heads, heads):
+        listed = ", ".join(map(str, legal_ulysses(heads, heads)))
+        raise ConfigError(
+            f"system.parallel.ulysses: {degree} does not divide the {heads} attention heads of "
+            f"{config.model.name}; legal: {listed}"
+        )
 
 
 def _check_ranks(config: JobConfig) -> None:

@@ -93,5 +93,6 @@ def _report(
         peak_mem_gib=used.peak_device_gib,
         host_rss_gib=used.host_rss_gib,
         self_test=replica.packer.self_test,
+        split_test=replica.split.self_test if replica.split else "not needed",
         pack_sizes=replica.packer.sizes,
     )

@@ -143,6 +143,9 @@ class FamilySpec(Protocol):
     def layers(self, model: ModelSpec) -> int:
         """Blocks of one forward: each launches its kernels."""
 
+    def heads(self, model: ModelSpec) -> int:
+        """Of its attentions over all tokens: Ulysses divides them over ranks."""
+
     def branches(self, model: ModelSpec, row: Scales) -> Any:
         """Forwards of one step: 2 where the row is guided. Elementwise if `row` holds arrays."""
 

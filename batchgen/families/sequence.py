@@ -36,6 +36,19 @@ class SequencePlan:
     gather: Cut  # the output that every rank gets whole
 
 
+def sent_in_all_to_all(tokens: float, width: int, ulysses: int, ring: int = 1) -> float:
+    """Elements that a rank sends in one attention over `tokens` in all: queries, keys and values of
+    its tokens to the ranks that have their heads, and the result back."""
+    own = tokens / (ulysses * ring)
+    return 4 * own * width * (ulysses - 1) / ulysses
+
+
+def sent_around_ring(tokens: float, width: int, ring: int, ulysses: int = 1) -> float:
+    """Elements that a rank sends in one attention over `tokens` in all: every key and value but
+    those of the next rank, of its heads."""
+    return 2 * tokens * (width / ulysses) * (ring - 1) / ring
+
+
 MOST_RANKS = 16  # of one replica along one axis
 RINGS = tuple(range(1, MOST_RANKS + 1))  # every degree is legal
 

@@ -119,9 +119,8 @@ class SplitSequence:
     # ---------------------------------------------------------------------------------- attention
     def _attend(self, transformer: nn.Module, plan: SequencePlan) -> None:
         for attends in plan.attends:
-            for name, module in transformer.named_modules():
-                if fnmatchcase(name, attends.modules):
-                    self._undo.append(attend_through(module, self._divided(attends.streams)))
+            for module in named(transformer, attends.modules):
+                self._undo.append(attend_through(module, self._divided(attends.streams)))
 
     def _divided(self, streams: tuple[str, ...]) -> Callable[..., Tensor]:
         def divided(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -135,6 +134,11 @@ class SplitSequence:
             return out if restored is None else _copies(out, restored)
 
         return divided
+
+
+def named(model: nn.Module, pattern: str) -> list[nn.Module]:
+    """Submodules whose names fit a pattern with `*`."""
+    return [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
 
 
 def _copies(out: Tensor, restored: Tensor) -> Tensor:

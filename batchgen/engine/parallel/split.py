@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from batchgen.engine.selftest import split_equals_whole
 from batchgen.errors import DividedForwardFailed
 from batchgen.families.family import FamilyModel, Item
 from batchgen.records import Bucket
+
+T = TypeVar("T")
 
 
 class Split:
@@ -110,13 +113,13 @@ def divide(
     return Split(mesh, family, experts, op, tests=system.determinism == "strict")
 
 
-def even(items: Sequence[Item], ranks: int, place: int) -> Sequence[Item]:
+def even(items: Sequence[T], ranks: int, place: int) -> Sequence[T]:
     """The items of one rank; the first ranks get one more where they do not come out even."""
     cuts = [-(-len(items) * k // ranks) for k in range(ranks + 1)]
     return items[cuts[place] : cuts[place + 1]]
 
 
-def part(items: Sequence[Item], ranks: int, place: int) -> list[Item]:
+def part(items: Sequence[T], ranks: int, place: int) -> list[T]:
     """What one rank draws: as many on each rank, since a collective wants one size. A rank with
     fewer draws the pack's last item again; it would only wait."""
     own = [*even(items, ranks, place)]

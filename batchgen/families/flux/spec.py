@@ -230,6 +230,10 @@ def layers(model: ModelSpec) -> int:
     return dims(model).transformer.num_layers + dims(model).transformer.num_single_layers
 
 
+def heads(model: ModelSpec) -> int:
+    return dims(model).transformer.num_attention_heads
+
+
 def stride(model: ModelSpec) -> Stride:
     """Latent cells in pairs, one frame."""
     return Stride(2 * dims(model).vae.factor, 1, MAX_SIDE, 1)

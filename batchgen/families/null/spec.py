@@ -62,6 +62,10 @@ def layers(model: ModelSpec) -> int:
     return 1
 
 
+def heads(model: ModelSpec) -> int:
+    return 1
+
+
 def stride(model: ModelSpec) -> Stride:
     """Any number of small frames."""
     return Stride(pixels=16, frames=1, max_side=256, max_frames=64)

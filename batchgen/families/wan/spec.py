@@ -192,6 +192,10 @@ def layers(model: ModelSpec) -> int:
     return dims(model).transformer.num_layers
 
 
+def heads(model: ModelSpec) -> int:
+    return dims(model).transformer.num_attention_heads
+
+
 def stride(model: ModelSpec) -> Stride:
     """Latent cells times the patch; the rotary table bounds each axis of the token grid."""
     transformer, vae = dims(model).transformer, dims(model).vae
