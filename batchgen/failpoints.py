@@ -4,7 +4,8 @@
 be `*`): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
 ENOSPC, `stop` sends SIGSTOP, `sleep52` is deaf for 52 s, `hog` takes memory until somebody kills
 this process. Beside the steps of a commit there are `row.<row_id>` and `host.<host>`, where a row
-begins. Without the variable a point costs one dictionary look-up.
+begins; of rank N of a replica `meet.N`, `forward.N`, `collective.N` and `report.N` (orders are
+applied). Without the variable a point costs one dictionary look-up.
 """
 
 from __future__ import annotations

@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from batchgen.errors import ReplicaFailed
 from batchgen.ledger.events import HEAD, LEFT, START
+
+
+def is_death(reason: str) -> bool:
+    """Whether an attempt that ended so has died: without a last line (an empty reason), or by the
+    loss of a rank of its replica, which its leader still says."""
+    return reason in ("", ReplicaFailed.__name__)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from batchgen.durable import make_folder, write_json
 from batchgen.errors import StorageError
 from batchgen.ledger.events import END, HEAD, SIGNALLED
-from batchgen.ledger.fold import InFlight
+from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import Fence, fences, journal_files, sealed
 from batchgen.ledger.journal import durable_length, whole_lines
 from batchgen.paths import RunPaths
@@ -75,7 +76,7 @@ class _Past:
                 row, status = int(found[2]), found[3].decode()
                 if self.statuses.get(row) != "ok":
                     self.statuses[row] = status
-            elif line.startswith(END):
+            elif line.startswith(END) and not is_death(json.loads(line)["reason"]):
                 return
             signalled = signalled or line.startswith(SIGNALLED)
         self.suspects |= in_flight.suspects

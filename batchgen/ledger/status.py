@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from batchgen.errors import ReplicaFailed
 from batchgen.ledger.events import (
     HEAD,
     AttemptHeader,
@@ -23,7 +22,7 @@ from batchgen.ledger.events import (
     is_whole,
     time_of,
 )
-from batchgen.ledger.fold import InFlight
+from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import (
     AcceptedJournal,
     Intent,
@@ -171,7 +170,7 @@ def _suspects(
     for view, status in zip(views, attempts, strict=True):
         if status.attempt.submission == intent.number:
             rows |= suspects_of(run, intent, status.attempt)
-            died = status.life == "dead" or status.ended == ReplicaFailed.__name__
+            died = status.life != "running" and is_death(status.ended)
             rows |= {*view.counters.open_rows} if died else set()
             cleared |= {*view.counters.cleared}
     return len(rows - cleared)

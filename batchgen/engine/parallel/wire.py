@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from batchgen.failpoints import failpoint
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
@@ -77,6 +79,7 @@ class Wire:
 
     def _note(self, kind: str, axis: Axis, size: int) -> None:
         self.at = f"{kind} over {axis.name}"
+        failpoint(f"collective.{dist.get_rank()}")
         self.sent[self.at] += size
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchgen.errors import ReplicaFailed
+from batchgen.ledger.fold import is_death
 from batchgen.ledger.intent import FenceTimes, fence_times
 from batchgen.ledger.scan import CommitIndex, JournalFacts
 from batchgen.ledger.tally import read_counters
@@ -44,7 +44,7 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
     fences: dict[int, FenceTimes] = {}
     for facts in index.journals:
         attempt = facts.journal.attempt
-        if not _died(facts) or attempt in live:
+        if not is_death(facts.end.reason if facts.end else "") or attempt in live:
             continue
         if attempt.submission not in fences:
             fences[attempt.submission] = fence_times(run, attempt.submission)
@@ -62,12 +62,6 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
         )
         deaths.append(death)
     return tuple(deaths)
-
-
-def _died(facts: JournalFacts) -> bool:
-    """Without a last line; or with one that says that another rank of its replica is to blame,
-    which may have died of the rows in flight."""
-    return facts.end is None or facts.end.reason == ReplicaFailed.__name__
 
 
 def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:
