@@ -81,8 +81,8 @@ class Director:
             self.lane.check()
             if self._wants_window():
                 yield from self._open_window()
-            yield from self._drop_uneven()
             yield from self._admit()
+            yield from self._drop_uneven()
             if self.flight.rows:
                 yield from self._tick()
             elif self.exhausted and not self.flight.waiting:

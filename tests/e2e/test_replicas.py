@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import published, recorded
+from cli_calls import make_job_folder, published, recorded
+from waiting import wait_for
 
 from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.status import AttemptStatus, read_status
@@ -35,19 +36,10 @@ def followers(run: RunPaths) -> list[ProcessId]:
     return [process for process in found if process.pid not in leaders]
 
 
-def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while is_alive(run):
-        assert time.monotonic() < deadline, "the run does not end"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[object, ...]]:
     """What one rank makes of the rows."""
-    from harness import make_bench
-
-    return recorded(make_bench(tmp_path_factory.mktemp("alone"), ROWS).run().run)
+    return recorded(make_job_folder(tmp_path_factory.mktemp("alone"), ROWS).run().run)
 
 
 def test_two_ranks_that_share_the_tokens_draw_what_one_draws(
@@ -149,11 +141,10 @@ def test_a_signal_to_either_rank_saves_rows_that_go_on_elsewhere(bench, told: st
     started = work.call("submit", str(work.job), *TWO, *long, "--json")
     assert started.code == 0, started.err
     run = started.run
-    while read_status(run).running == 0:
-        time.sleep(0.05)
+    wait_for(lambda: read_status(run).running)
     pid = ended(run).process.pid if told == "leader" else followers(run)[0].pid
     os.kill(pid, signal.SIGUSR2)
-    settle(run)
+    wait_for(lambda: not is_alive(run), timeout_s=120.0)
     attempt = ended(run)
     assert attempt.ended == "drained", attempt.error
     assert Path(run.root / "state").exists() and any((run.root / "state").rglob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,27 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from ranks import Ranks
-from rig import Keeper, ListSource, request, small_spec, system
+from toy_engine import Keeper, ListSource, request, small_spec, system
+from toy_team import PATIENCE_S, draw, fail_before_a_collective, in_a_team, meeting, unheard
+from waiting import wait_for
 
 from batchgen.engine.engine import Engine
 from batchgen.engine.orders import Orders
-from batchgen.engine.parallel.mesh import Degrees, Mesh
+from batchgen.engine.parallel.mesh import Degrees
 from batchgen.engine.peer import Peer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.team import Dismissed, Follower, Leader, uneven
 from batchgen.errors import PromptTooLong, ReplicaFailed
-from batchgen.records import RankInfo
-from batchgen.worker.meeting import Meeting, following, leading
-from batchgen.worker.place import Place
-
-PATIENCE_S = 20.0
-
-
-def unheard(*_: object) -> None:
-    return
-
+from batchgen.worker.meeting import following, leading
 
 Pair = Callable[..., tuple[Leader, Follower]]
 
@@ -121,10 +114,10 @@ def test_a_follower_whose_leader_is_gone_ends(pair: Pair) -> None:
 
 def test_silence_is_waited_for_so_long_and_beats_are_no_silence(pair: Pair) -> None:
     kicks: list[float] = []
-    leader, follower = pair(patience_s=0.4, moved=lambda: kicks.append(time.monotonic()))
+    leader, follower = pair(patience_s=1.0, moved=lambda: kicks.append(time.monotonic()))
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(follower.share, None)
-        until = time.monotonic() + 1.2
+        until = time.monotonic() + 2.0
         while time.monotonic() < until:
             leader._beaten = 0.0  # more often than in earnest
             leader.beat()
@@ -157,11 +150,6 @@ def test_the_leader_says_what_a_follower_met(pair: Pair) -> None:
 
 
 # ------------------------------------------------------------------------------------- the meeting
-def meeting(folder: Path, rank: int, patience_s: float = PATIENCE_S) -> Meeting:
-    info = RankInfo(rank, 2, rank, 0, 0, f"host{rank}")
-    return Meeting(folder / "queues" / "0" / "team.json", info, Place(0, rank, 2, 1), patience_s)
-
-
 def lead(folder: Path, patience_s: float = PATIENCE_S, stop: Callable[[], bool] = bool) -> Any:
     return leading(meeting(folder, 0, patience_s), stop=stop, moved=unheard, told=unheard)
 
@@ -179,10 +167,8 @@ def test_ranks_meet_whatever_strangers_come(folder: Path) -> None:
             team.share(None)  # is dismissed
 
     def stranger() -> None:
-        import json
-
-        while not (file := meeting(folder, 1).file).exists():
-            time.sleep(0.01)
+        file = meeting(folder, 1).file
+        wait_for(file.exists)
         address = json.loads(file.read_text())
         with socket.create_connection((address["host"], address["port"])) as connection:
             connection.sendall(b"token 1 host\n")
@@ -210,26 +196,6 @@ def test_a_leader_that_never_comes_is_given_up_in_time(folder: Path) -> None:
 
 
 # ----------------------------------------------------------------------------------- two processes
-def in_a_team(mesh: Mesh, folder: Path, play: Callable[..., Any], *args: Any) -> Any:
-    """`play(mesh, team, *args)` on both ranks; the text of what ended it."""
-    place = meeting(folder, mesh.rank)
-    try:
-        if mesh.rank == 0:
-            with leading(place, stop=bool, moved=unheard, told=unheard) as team:
-                return play(mesh, team, *args)
-        with following(place, moved=unheard, told=lambda: "") as team:
-            return play(mesh, team, *args)
-    except ReplicaFailed as error:
-        return str(error)
-
-
-def fail_before_a_collective(mesh: Mesh, team: Any, culprit: int) -> None:
-    with team.together(lambda: "rows row-3, row-4"):
-        if mesh.rank == culprit:
-            raise MemoryError("full")
-        dist.all_reduce(torch.zeros(4))
-
-
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_an_error_before_a_collective_is_the_error_that_is_told(
     ranks: Ranks, tmp_path: Path, culprit: int
@@ -239,36 +205,15 @@ def test_an_error_before_a_collective_is_the_error_that_is_told(
     assert expected in told[0] and "MemoryError: full" in told[0]
 
 
-def draw(mesh: Mesh, team: Any, rows: list[Any], lost: str) -> Any:
-    """Frames on the leader; of a follower, what it has loaded. `lost` fails on the follower."""
-    engine = Engine.load(small_spec("random"), system(), "cpu", team=team)
-    family = engine.family
-    if not team.leads:
-        schedule = family.schedule
-
-        def without_one(row: Any) -> Any:
-            if row.row_id == lost:
-                raise MemoryError("on this rank")
-            return schedule(row)
-
-        family.schedule = without_one  # type: ignore[method-assign]
-        loaded = sorted(family.modules)
-        try:
-            engine.follow()
-        except Dismissed:
-            return loaded
-    keeper = Keeper()
-    for some in (rows[:3], rows[3:]):
-        engine.render(ListSource(some), keeper)
-    return keeper.frames, {name: str(error) for name, error in keeper.errors.items()}
-
-
+@pytest.mark.parametrize("axis", ["cfg", "ulysses"])
 def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
-    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: Ranks, tmp_path: Path, axis: str
 ) -> None:
     """Two renders; the second has a row that one of the ranks alone cannot open."""
     rows = [request(i, num_steps=2 + i % 2, guidance_scale=1.0 + i % 2) for i in range(6)]
-    (frames, errors), loaded = ranks.run(Degrees(2), in_a_team, tmp_path, draw, rows, "row-4")
+    (frames, errors), loaded = ranks.run(
+        Degrees(2), in_a_team, tmp_path, draw, {axis: 2}, rows, "row-4"
+    )
     assert loaded == ["transformer"]
     assert set(errors) == {"row-4"} and "MemoryError: on this rank" in errors["row-4"]
     alone = Keeper()
