@@ -7,6 +7,7 @@ import json
 import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,12 +109,14 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
     from batchgen.planning.calibrate import calibrate
     from batchgen.planning.cost import UNMEASURED
     from batchgen.planning.forecast import forecast
+    from batchgen.planning.layout import refuse_misfit
     from batchgen.planning.plan import make_plan, read_costs
 
     config = composed.config
     calibration = calibrate(Path(config.output.root_dir), config.model, config.slurm.device)
     factors = calibration.factors if calibration else UNMEASURED
-    plan = make_plan(config, out, hash_weights=hashing, factors=factors)
+    fits = partial(refuse_misfit, config)
+    plan = make_plan(config, out, hash_weights=hashing, factors=factors, check=fits)
     return plan, forecast(config, plan, read_costs(out), calibration)
 
 
@@ -179,7 +182,8 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "shards": f"{predicted.shards} over {layout.nodes} node(s) of "
         f"{layout.ranks_per_node} rank(s)",
         "layout": f"dp {layout.dp} x cfg {layout.cfg} x ulysses {layout.ulysses} x ring "
-        f"{layout.ring}, memory {layout.memory}; {layout.reason}",
+        f"{layout.ring}, memory {layout.memory}, {layout.precision}, attention {layout.attention}; "
+        f"{layout.reason}",
         "forecast": f"{_forecast(predicted)}, done in about "
         f"{_duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,
@@ -208,6 +212,7 @@ def _data(
         "cost_s_total": plan.cost_s_total,
         "buckets": [asdict(item) | {"cost_s": item.cost_s} for item in plan.buckets],
         "forecast": asdict(predicted),
+        "layout": asdict(predicted.layout),
         "plan": str(kept) if kept else None,
     }
 

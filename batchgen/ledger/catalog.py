@@ -41,7 +41,7 @@ from batchgen.ledger.losses import collected, may_come_s, refuse_losses
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.source import COLLECT_KEY, Source
-from batchgen.ledger.table import catalog_rows, catalog_schema, join
+from batchgen.ledger.table import catalog_rows, catalog_schema, join, layouts_of
 from batchgen.ledger.timers import Timers
 from batchgen.ledger.turns import Overtaken, Turn, turn_of
 from batchgen.ledger.winners import Winners, winners
@@ -56,7 +56,8 @@ TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhi
 TURNS = ".turns"  # beside the parts
 _REPEATED = (
     *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
-    *("determinism", "attention_kernel", "negative_prompt", "error_type", "tags", "prompt"),
+    *("determinism", "attention_kernel", "layout", "negative_prompt", "error_type", "tags"),
+    "prompt",
 )
 
 
@@ -156,9 +157,10 @@ def snapshot_table(run: RunPaths) -> pa.Table:
             source = Source.of(run)
             _check_plan(run, source)
             found = winners(run)
-            plan_id = source.header.plan_id
+            plan_id, layouts = source.header.plan_id, layouts_of(run, found.index)
             tables = [
-                catalog_rows(join(plan, found), plan_id) for plan in pieces([run.plan], GROUP_ROWS)
+                catalog_rows(join(plan, found), plan_id, layouts)
+                for plan in pieces([run.plan], GROUP_ROWS)
             ]
             empty = catalog_schema(plan_schema(run.plan)).empty_table()
             if source.is_current(run):
@@ -198,7 +200,7 @@ def _write_parts(
 ) -> int:
     """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
     schema = catalog_schema(plan_schema(run.plan)).with_metadata(metadata)
-    plan_id = metadata[b"batchgen.plan_id"].decode()
+    plan_id, layouts = metadata[b"batchgen.plan_id"].decode(), layouts_of(run, found.index)
     writer = _part_writer(folder, 0, schema)
     parts, rows = 1, 0
     try:
@@ -208,7 +210,7 @@ def _write_parts(
                 writer = _part_writer(folder, parts, schema)
                 parts, rows = parts + 1, 0
             part = join(plan, found)
-            table = catalog_rows(part, plan_id)
+            table = catalog_rows(part, plan_id, layouts)
             writer.write_table(table.replace_schema_metadata(schema.metadata))
             totals.add(table)
             totals.spent.add(part.lines, part.commits)

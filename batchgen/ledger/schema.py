@@ -11,7 +11,7 @@ from dataclasses import fields
 
 import pyarrow as pa
 
-from batchgen.records import EngineCounters
+from batchgen.records import EngineCounters, Layout
 
 _TEXT = pa.large_string()  # 32-bit offsets overflow at 2 GiB of prompts in one piece
 STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
@@ -68,7 +68,7 @@ OUTCOME = [
     *_fields(pa.bool_(), "prompt_truncated"),
     *_fields(pa.int32(), "negative_prompt_tokens"),
     *_fields(pa.bool_(), "negative_prompt_truncated"),
-    *_fields(_TEXT, "determinism attention_kernel"),
+    *_fields(_TEXT, "determinism attention_kernel layout"),
     *_fields(_TEXT, "error_type error traceback"),
     *_fields(_TEXT, "plan_id"),
 ]
@@ -110,6 +110,16 @@ COMMIT_PATHS = {
 # device time was spent once, on the row that was rendered: an alias shows none of it
 ALIAS_ZERO = tuple(f"{name}_s" for name in (*STAGES, "latency"))
 
+LAYOUT_PREFIX = "layout_"
+_NUMBERS: dict[object, pa.DataType] = {"int": pa.int32(), "float": pa.float64()}
+LAYOUT = [
+    *_fields(_TEXT, "layout"),  # in short
+    *(
+        pa.field(LAYOUT_PREFIX + f.name, _NUMBERS.get(f.type, _TEXT), nullable=False)
+        for f in fields(Layout)
+        if f.name != "fits"  # what does not is refused
+    ),
+]
 COUNTERS = fields(EngineCounters)
 _COUNTED: dict[type, pa.DataType] = {
     int: pa.int64(),
@@ -131,6 +141,7 @@ RUNS = pa.schema(
             pa.field(c.name, _COUNTED[type(c.default)], nullable=c.default is None)
             for c in COUNTERS
         ),
+        *LAYOUT,
         *_fields(_TEXT, "exit_reason error"),
         *_fields(_TEXT, "versions config overrides"),  # JSON
     ]

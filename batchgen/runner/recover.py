@@ -8,7 +8,7 @@ import time
 
 from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.blame import read_blame
-from batchgen.ledger.intent import Intent, config_of
+from batchgen.ledger.intent import Intent, profile_of
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import array_count, launch_steward
@@ -22,7 +22,6 @@ from batchgen.runner.scheduler import (
     queued,
     slurm_intent,
 )
-from batchgen.runner.submit import profile_of
 
 log = logging.getLogger(__name__)
 # From the intent to the steward's sbatch, for a maker whose life cannot be looked up.
@@ -42,7 +41,7 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     if not tasks or any(task.is_steward for task in tasks):
         return []
     arrays = sorted({task.array_id for task in tasks}, key=int)
-    slurm = profile_of(config_of(run, intent))
+    slurm = profile_of(run, intent)
     if not launch_steward(run, intent.number, slurm, arrays):
         raise SchedulerError(
             f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,8 +24,10 @@ from batchgen.ledger.winners import choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
-from batchgen.planning.plan import read_costs
+from batchgen.planning.layout import resolve_layout
+from batchgen.planning.plan import read_buckets, read_costs
 from batchgen.planning.shards import cut_shards
+from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
 from batchgen.runner.executors import Job, executor_for
@@ -66,10 +67,11 @@ class Settings:
     def executor(self) -> str:
         return str(self.resolved["slurm"]["executor"])
 
-    def info(self) -> SubmissionInfo:
+    def info(self, layout: Layout | None) -> SubmissionInfo:
         """What the submission records of them."""
         return SubmissionInfo(
-            config=json.dumps(self.resolved),
+            config=self.resolved,
+            layout=layout,
             overrides=tuple(self.overrides),
             attempt=self.attempt,
             excluded=self.excluded,
@@ -99,7 +101,8 @@ def submit(
     Rows that were found to kill their process are not started but recorded as quarantined, and rows
     under suspicion run alone. `settings` default to the run's own; `patience_s` is how long a
     scheduler may refuse before SchedulerError. Raises RunStateError when a submission of this run
-    is alive, or when another process has begun one since the settings were checked.
+    is alive, or when another process has begun one since the settings were checked; ConfigError
+    when the rows do not fit the profile's device.
     """
     header = read_run(run)
     refuse_lost_intent(run)
@@ -112,14 +115,16 @@ def submit(
     plan = _checked_plan(run, header, settings)
     wanted = _missing(run, plan) if rows is None else rows
     blame = read_blame(run, all_gone=True)
-    if verdicts := [v for v in blame.convicted if v.row_index in wanted]:
+    verdicts = [v for v in blame.convicted if v.row_index in wanted]
+    wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
+    layout = resolve_layout(config, read_buckets(plan, wanted)) if len(wanted) else None
+    if verdicts:
         last = quarantine_rows(run, verdicts, last=last)
-        wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
     if len(wanted) == 0 and settings.replan is None:
         return None
     shards = cut(plan, wanted, config, blame.suspects)
     install = settings.replan.install if settings.replan else _nothing
-    number = begin_submission(run, shards, settings.info(), last=last, under_lock=install)
+    number = begin_submission(run, shards, settings.info(layout), last=last, under_lock=install)
     failpoint("submit.after_intent")
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
@@ -168,11 +173,6 @@ def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
             more &= nodes()
     listed = [slurm.exclude] if slurm.exclude else []
     return replace(slurm, exclude=",".join([*listed, *sorted(more)]) or None)
-
-
-def profile_of(resolved: dict[str, Any]) -> SlurmConfig:
-    """The profile of a stored configuration."""
-    return build(JobConfig, resolved).slurm
 
 
 def _launch_elsewhere(
