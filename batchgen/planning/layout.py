@@ -137,13 +137,10 @@ def _reason(layout: Layout, job: JobConfig) -> str:
 def _way_on(layout: Layout, job: JobConfig) -> str:
     ways = []
     if layout.memory == "resident" and not _on_cpu(job):
-        ways.append("system.memory.mode=auto")
+        ways.append("set system.memory.mode=auto")
     if job.system.memory.vram_limit is not None:
-        ways.append("a higher system.memory.vram_limit")
+        ways.append("raise system.memory.vram_limit")
     if _on_cpu(job) and job.slurm.executor in ONE_MACHINE:
-        ways.append(
-            "the figures of the device that is there "
-            "(slurm.device.name=..., slurm.device.memory_gib=...)"
-        )
-    ways += ["a profile with more memory (slurm=...)", "a smaller size or a smaller model"]
-    return f"choose {', '.join(ways)}"
+        ways.append("say which device is there (slurm.device.name=... slurm.device.memory_gib=...)")
+    ways.append("choose a profile with more memory (slurm=...), a smaller size or a smaller model")
+    return "; or ".join(ways)
