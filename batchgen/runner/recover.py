@@ -6,14 +6,14 @@ from __future__ import annotations
 import logging
 import time
 
-from batchgen.ledger.attempts import maker_of
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import Intent, profile_of
+from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import array_count, launch_steward
 from batchgen.runner.jobs import write_jobs
-from batchgen.runner.scheduler import (
+from batchgen.scheduler.commands import (
     QueuedTask,
     SchedulerError,
     cancel_tasks,
