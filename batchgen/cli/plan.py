@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   batchgen plan jobs/demo.yaml
-  batchgen plan jobs/wan21_14b_720p.yaml row_defaults.num_steps=30 --max-gpu-hours 40
+  batchgen plan jobs/wan21_14b_720p.yaml slurm=h200x8 --max-gpu-hours 40
   batchgen plan jobs/demo.yaml --out plan.parquet --dump-config config.json
 """
 SHOWN_BUCKETS = 12
@@ -64,7 +64,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_plan(args: argparse.Namespace) -> Result:
-    """Print the plan; exit code 2 for a job that cannot be planned or is over the budget."""
+    """Print the plan; exit code 2 for a job that cannot be planned, does not fit or is over the
+    budget."""
     from batchgen.config.compose import compose_job
     from batchgen.runner.create import check_place, header_of
     from batchgen.runner.executors import check_profile

@@ -55,7 +55,7 @@ class Intent:
     before: Counts  # manifest rows by status at that moment
     reopened: dict[str, tuple[int, ...]] = field(default_factory=dict)  # status -> its row_index
     copies: dict[int, int] = field(default_factory=dict)  # row_index -> manifest rows, where > 1
-    config: dict[str, Any] = field(default_factory=dict)  # resolved; read it by `config_of`
+    config: dict[str, Any] = field(default_factory=dict)  # resolved; see `config_of`, `profile_of`
     layout: Layout | None = None  # what its ranks obey; None: it starts none, or is older than it
     overrides: tuple[str, ...] = ()
     attempt: int = 1  # this many submissions in a row, this one too, without progress before it
