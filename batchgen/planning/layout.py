@@ -88,8 +88,7 @@ def _on_cpu(job: JobConfig) -> bool:
 
 
 def _priced(job: JobConfig, bucket: Bucket, degrees: _Degrees, memory: MemoryMode) -> Layout:
-    precision: Precision = "float32" if _on_cpu(job) else job.model.dtype
-    peak, room = _peak_bytes(job, bucket, memory, precision), _room_bytes(job)
+    peak = _peak_bytes(job, bucket, memory)
     layout = Layout(
         nodes=job.slurm.nodes,
         ranks_per_node=job.slurm.ranks_per_node,
@@ -98,18 +97,22 @@ def _priced(job: JobConfig, bucket: Bucket, degrees: _Degrees, memory: MemoryMod
         ulysses=degrees.ulysses,
         ring=degrees.ring,
         memory=memory,
-        precision=precision,
+        precision=_precision(job),
         attention="sdpa" if job.system.attention == "auto" else job.system.attention,
         device=job.slurm.device.name,
         vram_gib=peak / GIB,
-        fits=peak <= room,
+        fits=peak <= _room_bytes(job),
     )
-    return replace(layout, reason=_reason(layout, job))
+    return replace(layout, reason=_reason(layout, job, bucket))
 
 
-def _peak_bytes(job: JobConfig, bucket: Bucket, memory: MemoryMode, precision: Precision) -> int:
+def _precision(job: JobConfig) -> Precision:
+    return "float32" if _on_cpu(job) else job.model.dtype
+
+
+def _peak_bytes(job: JobConfig, bucket: Bucket, memory: MemoryMode) -> int:
     """Of one rank that draws one item at a time: weights and activations."""
-    model = replace(job.model, dtype=precision)
+    model = replace(job.model, dtype=_precision(job))
     weights = component_bytes(model)
     all_there = memory == "resident" or _on_cpu(job)
     held = weights.total if all_there else weights.largest
@@ -123,7 +126,7 @@ def _room_bytes(job: JobConfig) -> float:
 
 
 # ----------------------------------------------------------------------------------------- in words
-def _reason(layout: Layout, job: JobConfig) -> str:
+def _reason(layout: Layout, job: JobConfig, bucket: Bucket) -> str:
     device, limit = job.slurm.device, job.system.memory.vram_limit
     where = f"{layout.vram_gib:.2f} GiB of {device.memory_gib:g} GiB on {device.name}"
     capped = "" if limit is None else f", system.memory.vram_limit={limit:g}"
@@ -131,12 +134,12 @@ def _reason(layout: Layout, job: JobConfig) -> str:
     inside = f"({where}{capped}, {_HELD[layout.memory]}{asked})"
     if layout.fits:
         return f"dp first: a replica fits one rank {inside}, and rows are independent"
-    return f"a replica does not fit one rank {inside}: {_way_on(layout, job)}"
+    return f"a replica does not fit one rank {inside}: {_way_on(job, bucket)}"
 
 
-def _way_on(layout: Layout, job: JobConfig) -> str:
+def _way_on(job: JobConfig, bucket: Bucket) -> str:
     ways = []
-    if layout.memory == "resident" and not _on_cpu(job):
+    if _peak_bytes(job, bucket, "model") <= _room_bytes(job):
         ways.append("set system.memory.mode=auto")
     if job.system.memory.vram_limit is not None:
         ways.append("raise system.memory.vram_limit")
