@@ -22,7 +22,8 @@ from batchgen.config.compose import compose_job
 from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.events import Event, decode_line
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt, Commit, RankInfo, Request
+from batchgen.records import Attempt, Commit, RankInfo
+from batchgen.request import Request
 from batchgen.runner.create import create_run
 
 JOB = """\

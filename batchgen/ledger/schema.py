@@ -11,7 +11,9 @@ from dataclasses import fields
 
 import pyarrow as pa
 
+from batchgen.planfile import PLAN_COLUMNS, stored_type
 from batchgen.records import EngineCounters
+from batchgen.request import FIELDS
 
 _TEXT = pa.large_string()  # 32-bit offsets overflow at 2 GiB of prompts in one piece
 STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
@@ -21,30 +23,19 @@ def _fields(kind: pa.DataType, names: str, nullable: bool = False) -> list[pa.Fi
     return [pa.field(name, kind, nullable=nullable) for name in names.split()]
 
 
+def _of_request(name: str) -> pa.Field:
+    """A field of the table, or a column that planning adds, as the catalog keeps it."""
+    field = FIELDS.get(name)
+    kind = PLAN_COLUMNS.field(name).type if field is None else stored_type(field)
+    nullable = name == "alias_of" or (field is not None and field.nullable)
+    return pa.field(name, _TEXT if pa.types.is_string(kind) else kind, nullable=nullable)
+
+
 # of the plan, as resolved before anything was rendered
 REQUEST = [
-    *_fields(pa.int64(), "row_index"),
-    *_fields(_TEXT, "row_id row_key"),
-    *_fields(_TEXT, "alias_of", nullable=True),  # null: rendered for itself
-    *_fields(_TEXT, "prompt negative_prompt"),
-    *_fields(pa.int64(), "seed"),
-    *_fields(pa.int32(), "width height num_frames"),
-    *_fields(_TEXT, "bucket"),
-    *_fields(pa.int32(), "requested_width requested_height requested_num_frames"),
-    *_fields(pa.float64(), "fps"),
-    *_fields(pa.int32(), "num_steps"),
-    *_fields(pa.float64(), "guidance_scale"),
-    *_fields(pa.float64(), "guidance_scale_2", nullable=True),  # one-expert models have none
-    *_fields(pa.float64(), "true_cfg_scale"),
-    *_fields(_TEXT, "solver"),
-    *_fields(pa.float64(), "sigma_shift"),
-    *_fields(_TEXT, "format"),
-    *_fields(pa.int32(), "quality"),
-    *_fields(_TEXT, "cache_strategy"),
-    *_fields(pa.float64(), "cache_ratio"),
-    *_fields(pa.int32(), "cache_warmup cache_cooldown"),
-    *_fields(pa.float64(), "cost_s"),  # predicted device seconds
-    *_fields(_TEXT, "tags", nullable=True),  # null as in the manifest
+    _of_request(name)
+    for name in dict.fromkeys([*PLAN_COLUMNS.names, *FIELDS])
+    if name not in FIELDS or FIELDS[name].column.catalog
 ]
 # what became of it
 OUTCOME = [

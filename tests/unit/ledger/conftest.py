@@ -15,8 +15,8 @@ from lab import Lab, make_request
 from batchgen.ledger import attempts
 from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
-from batchgen.records import Request
 from batchgen.regular import digest_regular
+from batchgen.request import Request
 from batchgen.runfile import RunFile
 
 
