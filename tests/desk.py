@@ -11,7 +11,7 @@ from harness import Bench, rows_of
 
 from batchgen.cli.main import main
 from batchgen.paths import RunPaths
-from batchgen.runner.scheduler import job_name
+from batchgen.scheduler.commands import job_name
 
 # Two shards: the null engine takes 10 ms a step, and a shard has 3 start-ups of work at least.
 JOB = ("model=null-engine", "row_defaults.num_steps=10", "slurm.executor=slurm")

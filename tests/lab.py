@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.durable import write_json
 from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
 from batchgen.ledger.intent import INTENT_UNSEEN_S
 from batchgen.ledger.journal import JournalWriter, Meter, Unmetered, raw_lines
-from batchgen.media.durable import write_json, write_media
+from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit, Media, RankSeconds, Rendered, RowStats, StageSeconds
 from batchgen.regular import digest_regular
@@ -108,7 +109,7 @@ class Lab:
 
     def submit(self, rows: Sequence[int] | None = None, shard: int = 0, **slurm: str | int) -> int:
         """Begin a submission of `rows` (all) as one shard, under these settings of a profile."""
-        from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+        from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 
         index = np.arange(len(self.requests)) if rows is None else np.array(rows, np.int64)
         shards = np.full(len(index), shard, np.int32)

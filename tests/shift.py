@@ -19,8 +19,8 @@ import numpy as np
 from harness import write_manifest
 
 from batchgen.config.compose import compose_job
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.events import Event, decode_line
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, RankInfo
 from batchgen.request import Request

@@ -16,7 +16,7 @@ from batchgen.ledger.status import read_status
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
-    from batchgen.ledger.catalog import CatalogSummary
+    from batchgen.catalog.collect import CatalogSummary
     from batchgen.paths import RunPaths
 
 SHOWN_FAILURES = 5
@@ -54,7 +54,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def handle_collect(args: argparse.Namespace) -> Result:
     """Exit code 0 only if every row is ok."""
-    from batchgen.ledger.catalog import collect
+    from batchgen.catalog.collect import collect
 
     run = find_run(args)
     return summary_result(run, collect(run))
@@ -62,9 +62,9 @@ def handle_collect(args: argparse.Namespace) -> Result:
 
 def handle_verify(args: argparse.Namespace) -> Result:
     """Exit code 0 if nothing published is damaged and, after a repair, no row is left."""
-    from batchgen.ledger.audit import HARMLESS
-    from batchgen.ledger.repair import set_records_aside
-    from batchgen.ledger.verify import verify
+    from batchgen.catalog.audit import HARMLESS
+    from batchgen.catalog.repair import set_records_aside
+    from batchgen.catalog.verify import verify
     from batchgen.runner.jobs import refuse_if_alive
 
     run = find_run(args)

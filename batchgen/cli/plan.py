@@ -118,7 +118,7 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
 
 
 def _dump(target: Path, composed: Composed, header: RunFile) -> None:
-    from batchgen.media.durable import write_bytes_atomic
+    from batchgen.durable import write_bytes_atomic
     from batchgen.planning.provenance import describe
 
     dump = describe(header, composed.resolved, composed.overrides)

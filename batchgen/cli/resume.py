@@ -111,7 +111,7 @@ def _quarantined_too(run: RunPaths, settings: Settings) -> np.ndarray:
 
 def _tell_quarantined(run: RunPaths) -> None:
     """Name the rows that stay behind, and how they are taken along."""
-    from batchgen.ledger.repair import first_quarantined
+    from batchgen.catalog.repair import first_quarantined
     from batchgen.ledger.status import read_status
 
     if not read_status(run).quarantined:
@@ -128,7 +128,7 @@ def _tell_quarantined(run: RunPaths) -> None:
 def _mend(run: RunPaths) -> str:
     """What was found with Slurm and goes on by itself now; empty if nothing was."""
     from batchgen.runner.recover import free_the_steward, give_a_steward
-    from batchgen.runner.scheduler import NoScheduler
+    from batchgen.scheduler.commands import NoScheduler
 
     with suppress(NoScheduler):  # from here nobody sees any
         if tasks := give_a_steward(run):

@@ -78,9 +78,9 @@ def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = No
 
 def wait_to_end(run: RunPaths) -> Result:
     """Wait for what was started elsewhere, collect, print the summary."""
+    from batchgen.catalog.collect import collect
     from batchgen.cli.collect import summary_result
     from batchgen.cli.progress import progress_bar
-    from batchgen.ledger.catalog import collect
     from batchgen.runner.steward import wait
 
     with _going_on(run, "slurm"), progress_bar() as watch:
@@ -145,8 +145,8 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
 
 def _nothing_started(run: RunPaths) -> Result:
     """Why there was nothing to render; exit code 0 only if every row is ok."""
+    from batchgen.catalog.repair import first_quarantined
     from batchgen.cli.collect import SHOWN_FAILURES, go_on_lines
-    from batchgen.ledger.repair import first_quarantined
     from batchgen.ledger.status import read_status
 
     status, data = read_status(run), {"run": str(run.root), "rows": 0}
@@ -185,8 +185,8 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
     from batchgen.config.compose import compose_job
     from batchgen.runner.create import create_run, note_launch
     from batchgen.runner.executors import executor_for
-    from batchgen.runner.scheduler import max_array_size
     from batchgen.runner.submit import Settings
+    from batchgen.scheduler.commands import max_array_size
 
     composed = compose_job(args.job, args.overrides)
     settings = Settings(composed.resolved, list(composed.overrides))

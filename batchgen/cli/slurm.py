@@ -16,9 +16,9 @@ from batchgen.paths import at_home
 
 if TYPE_CHECKING:
     from batchgen.config.schema import DeviceConfig, SlurmConfig
-    from batchgen.runner.check import Checked
-    from batchgen.runner.profiles import Choice
-    from batchgen.runner.verdicts import Finding
+    from batchgen.scheduler.setup.check import Checked
+    from batchgen.scheduler.setup.findings import Finding
+    from batchgen.scheduler.setup.profiles import Choice
 
 FOLDER = Path("slurm")
 INIT = """\
@@ -75,9 +75,9 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 # --------------------------------------------------------------------------------------------- init
 def handle_init(args: argparse.Namespace) -> Result:
     from batchgen.config.userfiles import packaged
-    from batchgen.media.durable import write_bytes_atomic
-    from batchgen.runner.clusterinfo import read_cluster
-    from batchgen.runner.profiles import choose, profile_text
+    from batchgen.durable import write_bytes_atomic
+    from batchgen.scheduler.setup.info import read_cluster
+    from batchgen.scheduler.setup.profiles import choose, profile_text
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.name):
         raise UsageError(f"NAME {args.name!r}: letters, digits and . _ - make a file name")
@@ -105,7 +105,7 @@ def handle_init(args: argparse.Namespace) -> Result:
 
 
 def _print_choice(choice: Choice) -> None:
-    from batchgen.runner.profiles import describe
+    from batchgen.scheduler.setup.profiles import describe
 
     ranks, cpus = choice.ranks_per_node, choice.cpus_per_rank
     print(f"partition {choice.partition.name}: {choice.group.nodes} x {describe(choice.group)}")
@@ -117,8 +117,8 @@ def _print_choice(choice: Choice) -> None:
 
 # -------------------------------------------------------------------------------------------- check
 def handle_check(args: argparse.Namespace) -> Result:
-    from batchgen.runner.check import check
-    from batchgen.runner.verdicts import measured_device
+    from batchgen.scheduler.setup.check import check
+    from batchgen.scheduler.setup.findings import measured_device
 
     slurm = _profile(args.profile, args.overrides)
     file = FOLDER / f"{args.profile}.yaml"
@@ -164,8 +164,8 @@ def _print_findings(findings: tuple[Finding, ...]) -> None:
 
 
 def _give_figures(device: DeviceConfig, file: Path | None) -> None:
-    from batchgen.media.durable import write_bytes_atomic
-    from batchgen.runner.verdicts import device_block, with_device
+    from batchgen.durable import write_bytes_atomic
+    from batchgen.scheduler.setup.findings import device_block, with_device
 
     if file is None:
         print(

@@ -16,8 +16,8 @@ from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths, as_typed
 from batchgen.records import Attempt
-from batchgen.runner.queueview import QueueView, look, queue_lines, with_queue
-from batchgen.runner.scheduler import slurm_intent
+from batchgen.scheduler.commands import slurm_intent
+from batchgen.scheduler.queue import QueueView, look, queue_lines, with_queue
 
 WATCH_S = 1.0
 TAIL_LINES = 20
@@ -178,8 +178,8 @@ def _duration(seconds: float) -> str:
 # ------------------------------------------------------------------------------------ cancel, logs
 def handle_cancel(args: argparse.Namespace) -> Result:
     from batchgen.runner.jobs import is_alive
-    from batchgen.runner.scheduler import SchedulerError
     from batchgen.runner.steward import cancel
+    from batchgen.scheduler.commands import SchedulerError
 
     run = find_run(args)
     try:
@@ -224,7 +224,7 @@ def _log_files(run: RunPaths) -> list[Path]:
 def _failures(run: RunPaths) -> Result:
     """Failed rows with their errors, then attempts that died or ended by an error, with the end of
     what they printed."""
-    from batchgen.ledger.frames import failures, snapshot
+    from batchgen.catalog.frames import failures, snapshot
 
     rows = snapshot(run.root)
     failed = rows[rows.row_id.isin(failures(rows).row_id)]

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Protocol
 
 from batchgen.anchor import Anchor, gone, is_same
+from batchgen.durable import make_folder, sync, sync_folder
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint, is_armed
 from batchgen.ledger import events
 from batchgen.ledger.intent import read_intent, suspects_of, tally_for
 from batchgen.ledger.tally import Counters, Tally
-from batchgen.media.durable import make_folder, sync, sync_folder
 from batchgen.paths import RunPaths
 from batchgen.records import Commit, RankSeconds
 

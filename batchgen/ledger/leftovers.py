@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from batchgen.media.durable import remove
+from batchgen.durable import remove
 from batchgen.paths import RunPaths
 
 LEFTOVER_S = 3600.0  # a draft that nobody has written to for so long is of a process that died

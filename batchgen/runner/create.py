@@ -13,16 +13,16 @@ from typing import Any
 
 from batchgen.config.compose import Composed, write_hydra
 from batchgen.config.schema import JobConfig
+from batchgen.durable import write_bytes_atomic, write_json
 from batchgen.errors import ConfigError, RunStateError, obstacle, plain_reason
 from batchgen.ledger.intent import intents, submission_numbers
 from batchgen.ledger.leftovers import sweep_drafts
-from batchgen.media.durable import write_bytes_atomic, write_json
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import Plan, make_plan
 from batchgen.planning.provenance import describe, package_versions
 from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile
-from batchgen.runner.options import check_folder
+from batchgen.scheduler.options import check_folder
 
 LONGEST_PATH = 4095  # bytes, on Linux
 PROBE_BYTES = 4096

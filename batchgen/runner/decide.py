@@ -10,12 +10,12 @@ import numpy as np
 
 from batchgen.config.schema import ONE_MACHINE
 from batchgen.errors import KeysChanged
-from batchgen.ledger.attempts import rows_of
-from batchgen.ledger.blame import read_blame
-from batchgen.ledger.hosts import rows_rendered
+from batchgen.ledger.blame.hosts import rows_rendered
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import Intent, config_of, last_render
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
+from batchgen.ledger.submissions import rows_of
 from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_costs

@@ -12,11 +12,11 @@ from batchgen.config.compose import Composed
 from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import make_plan, read_costs
-from batchgen.runner import scheduler
 from batchgen.runner.executors import check_profile
-from batchgen.runner.options import check_folder
-from batchgen.runner.scheduler import SchedulerError
 from batchgen.runner.submit import cut
+from batchgen.scheduler import commands as scheduler
+from batchgen.scheduler.commands import SchedulerError
+from batchgen.scheduler.options import check_folder
 
 ASSUMED_ARRAY = 1001  # Slurm's default of MaxArraySize
 RUN = "RUN"  # stands for the folder that a submit would make
@@ -58,7 +58,8 @@ def dry_run(composed: Composed) -> DryRun:
 
 
 def _scripts(config: JobConfig, shards: int, window: int, rows: int) -> tuple[str, ...]:
-    from batchgen.runner.executors.slurm import after, steward_batch, task_batches, waits_for
+    from batchgen.runner.executors.slurm import steward_batch, task_batches, waits_for
+    from batchgen.scheduler.batch import after
 
     slurm, run = config.slurm, RunPaths(Path(config.output.root_dir).absolute() / RUN)
     batches = task_batches(run, 1, shards, slurm, window)

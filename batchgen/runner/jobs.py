@@ -6,17 +6,17 @@ import logging
 from dataclasses import asdict
 from functools import cache
 
+from batchgen.durable import write_json
 from batchgen.errors import RunStateError
-from batchgen.ledger.attempts import maker_of
 from batchgen.ledger.events import from_plain
 from batchgen.ledger.intent import Intent, config_of, own_render, submission_numbers
 from batchgen.ledger.status import live_attempts
-from batchgen.media.durable import write_json
+from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths, as_typed
 from batchgen.processes import ProcessId
 from batchgen.regular import Damaged, read_control
 from batchgen.runner.executors import Executor, Job, executor_named
-from batchgen.runner.scheduler import NoScheduler
+from batchgen.scheduler.commands import NoScheduler
 
 log = logging.getLogger(__name__)
 

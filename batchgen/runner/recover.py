@@ -6,14 +6,15 @@ from __future__ import annotations
 import logging
 import time
 
-from batchgen.ledger.attempts import maker_of
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import Intent, config_of
+from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import array_count, launch_steward
 from batchgen.runner.jobs import write_jobs
-from batchgen.runner.scheduler import (
+from batchgen.runner.submit import profile_of
+from batchgen.scheduler.commands import (
     QueuedTask,
     SchedulerError,
     cancel_tasks,
@@ -22,7 +23,6 @@ from batchgen.runner.scheduler import (
     queued,
     slurm_intent,
 )
-from batchgen.runner.submit import profile_of
 
 log = logging.getLogger(__name__)
 # From the intent to the steward's sbatch, for a maker whose life cannot be looked up.

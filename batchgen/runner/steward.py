@@ -15,21 +15,21 @@ from contextlib import suppress
 import numpy as np
 
 from batchgen.anchor import Anchor
+from batchgen.catalog.collect import CatalogSummary, collect
+from batchgen.durable import write_bytes_atomic
 from batchgen.errors import BatchgenError, RunStateError, Told, UsageError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.catalog import CatalogSummary, collect
 from batchgen.ledger.intent import Intent, last_render, own_render
 from batchgen.ledger.losses import wait_for_unseen
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
-from batchgen.media.durable import write_bytes_atomic
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.runner.decide import next_move
 from batchgen.runner.executors import executor_named
 from batchgen.runner.jobs import executor_of, is_alive, jobs_of, last_submission
 from batchgen.runner.recover import give_a_steward
-from batchgen.runner.scheduler import NoScheduler, SchedulerError, job_name, patiently, queued
 from batchgen.runner.submit import Settings, submit, write_verdicts
+from batchgen.scheduler.commands import NoScheduler, SchedulerError, job_name, patiently, queued
 
 log = logging.getLogger(__name__)
 DRAIN_S = 30.0

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from batchgen.catalog.repair import quarantine_rows
 from batchgen.config.build import build
 from batchgen.config.schema import ONE_MACHINE, JobConfig, SlurmConfig
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.blame import Blame, read_blame
+from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.losses import refuse_losses
-from batchgen.ledger.repair import quarantine_rows
 from batchgen.ledger.scan import index_commits
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.winners import choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
@@ -31,8 +31,8 @@ from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
 from batchgen.runner.executors import Job, executor_for
 from batchgen.runner.jobs import last_submission, refuse_if_alive, write_jobs
-from batchgen.runner.options import check_folder
-from batchgen.runner.scheduler import SchedulerError, hosts_in, nodes, patiently, usable_nodes
+from batchgen.scheduler.commands import SchedulerError, hosts_in, nodes, patiently, usable_nodes
+from batchgen.scheduler.options import check_folder
 
 NOBODY = np.zeros(0, np.int64)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from batchgen.errors import KeysChanged, RunStateError, StorageError
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
-from batchgen.runner.rank import rank_from_environment
-from batchgen.tickets import announce
+from batchgen.scheduler.rank import rank_from_environment
 from batchgen.worker import work
+from batchgen.worker.queue import announce
 
 START_AGAIN = 200
 _NOBODYS = (KeysChanged, RunStateError, StorageError)  # errors that are no fault of the node

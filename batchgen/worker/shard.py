@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchgen.config.schema import JobConfig, OutputConfig, SlurmConfig
+from batchgen.durable import make_folder
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Renderer, Source
 from batchgen.errors import StorageError
-from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
-from batchgen.media.durable import make_folder
+from batchgen.ledger.submissions import accept_restart
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, RankInfo

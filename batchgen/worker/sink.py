@@ -18,7 +18,7 @@ from batchgen.engine.contract import Snapshot
 from batchgen.errors import FINAL_ERRORS, PromptTooLong, SickNode, StorageError
 from batchgen.ledger.journal import JournalWriter
 from batchgen.media.cut import cut_to
-from batchgen.media.durable import write_media
+from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, Rendered, RowStats
 from batchgen.request import Bucket, Request

@@ -13,8 +13,8 @@ import numpy as np
 
 from batchgen.engine.contract import Snapshot
 from batchgen.failpoints import failpoint
-from batchgen.ledger.attempts import read_shard
 from batchgen.ledger.intent import read_fence
+from batchgen.ledger.submissions import read_shard
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.identity import KeyContext, check_keys
@@ -22,8 +22,8 @@ from batchgen.planning.plan import read_requests
 from batchgen.records import Attempt, RankInfo
 from batchgen.request import Request
 from batchgen.runfile import read_run
-from batchgen.tickets import Queue, QueueLost, TicketClient, TicketServer
 from batchgen.worker.admission import Admission
+from batchgen.worker.queue import Queue, QueueLost, TicketClient, TicketServer
 from batchgen.worker.states import RowStates
 
 PAGE_ROWS = 4096  # as many as the plan keeps together

@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from batchgen.durable import make_folder, write_bytes_atomic
 from batchgen.engine.contract import Snapshot
-from batchgen.media.durable import make_folder, write_bytes_atomic
 from batchgen.paths import RunPaths
 from batchgen.records import Determinism
 from batchgen.request import Request

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from batchgen.durable import digest_file
 from batchgen.errors import ConfigError
 from batchgen.media import ffmpeg, formats
-from batchgen.media.durable import digest_file
 
 EXACT = {"png", "frames", "npy"}  # whatever the quality
 STILL = {"png", "jpeg"}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness import SLOW_ROWS, Bench, published, recorded, rows_of
 
-from batchgen.ledger.frames import snapshot
+from batchgen.catalog.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_plan

@@ -16,11 +16,11 @@ import pandas as pd
 from harness import Bench, rows_of
 from slurm.cluster import NODES, Cluster
 
-from batchgen.ledger.frames import waste
+from batchgen.catalog.frames import waste
 from batchgen.ledger.intent import journal_files
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.paths import RunPaths
-from batchgen.runner.scheduler import job_name, names
+from batchgen.scheduler.commands import job_name, names
 
 NULL = ("model=null-engine", "slurm.start_up_s=1")
 # A rank that is killed has shown itself last as it began a row, or later when the one before was

@@ -15,8 +15,8 @@ from harness import Bench, recorded, rows_of
 from slurm.campaign import Campaign, rows
 from slurm.cluster import Cluster
 
-from batchgen.ledger.accounts import BUSY_PARTS, WALL_PARTS
-from batchgen.ledger.blame import read_blame
+from batchgen.catalog.accounts import BUSY_PARTS, WALL_PARTS
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import journal_files
 from batchgen.paths import RunPaths
 

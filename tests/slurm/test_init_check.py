@@ -91,10 +91,11 @@ def test_a_node_of_another_version(desk: Bench) -> None:
     """A venv that is not the same everywhere is found out."""
     other = desk.folder / "python"
     other.write_text(
-        "#!/bin/sh\nshift 3\n"  # -u -m batchgen.runner.probe
+        "#!/bin/sh\nshift 3\n"  # -u -m batchgen.scheduler.setup.probe
         '[ "$SLURMD_NODENAME" = node1 ] && v=0.1.0 || v=9.9.9\n'
         f'exec {sys.executable} -c "import sys, batchgen; batchgen.__version__ = '
-        '\'$v\'; from batchgen.runner.probe import main; sys.exit(main(sys.argv[1]))" "$@"\n'
+        "'$v'; from batchgen.scheduler.setup.probe import main; "
+        'sys.exit(main(sys.argv[1]))" "$@"\n'
     )
     other.chmod(0o755)
     done = desk.call(

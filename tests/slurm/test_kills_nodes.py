@@ -12,9 +12,9 @@ from harness import Bench
 from slurm.campaign import NULL, Campaign, rows
 from slurm.cluster import Cluster
 
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import journal_files
-from batchgen.runner.scheduler import job_name
+from batchgen.scheduler.commands import job_name
 
 Make = Callable[..., Bench]
 

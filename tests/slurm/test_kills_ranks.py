@@ -11,10 +11,10 @@ from harness import Bench
 from slurm.campaign import NULL, WRITE_S, Campaign, cut_off, rows, stopped_of
 from slurm.cluster import Cluster
 
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import index_commits
-from batchgen.runner.scheduler import job_name
+from batchgen.scheduler.commands import job_name
 
 Make = Callable[..., Bench]
 

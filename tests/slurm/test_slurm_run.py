@@ -18,14 +18,14 @@ from harness import Bench, rows_of
 from slurm.campaign import NULL, Campaign, rows
 from slurm.cluster import Cluster, ClusterUnavailable
 
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.intent import journal_files
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.paths import RunPaths
 from batchgen.runfile import read_run
 from batchgen.runner.executors import slurm as executor
 from batchgen.runner.jobs import write_jobs
-from batchgen.runner.scheduler import job_name
 from batchgen.runner.submit import profile_of
+from batchgen.scheduler.commands import job_name
 
 Make = Callable[..., Bench]
 

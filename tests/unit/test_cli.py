@@ -17,7 +17,7 @@ from harness import Bench, make_bench
 
 from batchgen.cli.main import _parse, main
 from batchgen.paths import RunPaths
-from batchgen.runner.clusterinfo import read_access
+from batchgen.scheduler.setup.info import read_access
 
 NULL = ("model=null-engine", "row_defaults.num_steps=1")
 BATCHGEN = f"{sys.executable} -m batchgen"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 
+from batchgen.catalog.columns import RUNS
 from batchgen.engine.contract import EngineReport
 from batchgen.ledger.events import End
-from batchgen.ledger.schema import RUNS
 from batchgen.records import EngineCounters, add_counters
 
 

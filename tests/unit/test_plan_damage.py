@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from shift import Shift, make_shift
 
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import verify
+from batchgen.durable import write_json
 from batchgen.engine.contract import never
 from batchgen.errors import RunStateError
-from batchgen.ledger.attempts import read_shard, rows_of
-from batchgen.ledger.catalog import collect
 from batchgen.ledger.intent import read_intent
-from batchgen.ledger.verify import verify
-from batchgen.media.durable import write_json
+from batchgen.ledger.submissions import read_shard, rows_of
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.plan import read_requests

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from batchgen.processes import ProcessId, wait_until_gone
-from batchgen.runner.rank import rank_from_environment
+from batchgen.scheduler.rank import rank_from_environment
 
 
 def test_ranks_of_a_slurm_task() -> None:

@@ -9,7 +9,7 @@ from lab import render
 from shift import make_shift
 
 from batchgen.errors import NonFiniteOutput, PromptTooLong, SickNode
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.status import read_status

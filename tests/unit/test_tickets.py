@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from batchgen import tickets as module
 from batchgen.engine.contract import never
 from batchgen.errors import StorageError
-from batchgen.tickets import QueueLost, TicketClient, Tickets, TicketServer, announce
+from batchgen.worker import queue as module
+from batchgen.worker.queue import QueueLost, TicketClient, Tickets, TicketServer, announce
 
 
 def take_all(client: TicketClient, room: int) -> list[int]:
@@ -142,7 +142,8 @@ def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
     address = tmp_path / "queue.json"
     server = TicketServer(10, 0, 2, address, "127.0.0.1")
     code = (
-        "import sys, time; from pathlib import Path; from batchgen.tickets import TicketClient\n"
+        "import sys, time; from pathlib import Path\n"
+        "from batchgen.worker.queue import TicketClient\n"
         "c = TicketClient(Path(sys.argv[1])); print(len(c.take(4, bool)), flush=True)\n"
         "time.sleep(60)"
     )
@@ -159,7 +160,8 @@ def test_a_killed_replica_does_not_hold_up_the_server(tmp_path: Path) -> None:
 
 def test_a_dead_server_is_said_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from batchgen.tickets import TicketServer\n"
+        "import sys, time; from pathlib import Path\n"
+        "from batchgen.worker.queue import TicketServer\n"
         "TicketServer(10, 0, 1, Path(sys.argv[1]), '127.0.0.1'); time.sleep(60)"
     )
     address = tmp_path / "queue.json"
@@ -219,7 +221,7 @@ def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from batchgen.tickets import announce\n"
+        "import sys, time; from pathlib import Path; from batchgen.worker.queue import announce\n"
         "announce(Path(sys.argv[1])); time.sleep(60)"
     )
     address = tmp_path / "queue.json"

@@ -16,7 +16,7 @@ from batchgen.cli.main import main
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import KeysChanged, WeightsError
-from batchgen.ledger.blame import read_blame
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.status import RunStatus, read_status
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import RunPaths

@@ -12,7 +12,7 @@ from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
-from batchgen.runner.options import check_extra
+from batchgen.scheduler.options import check_extra
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _refuse_early_signal(slurm: SlurmConfig) -> None:
 
 
 def _refuse_without_slurm() -> None:
-    from batchgen.runner import scheduler
+    from batchgen.scheduler import commands as scheduler
 
     if not scheduler.is_there():
         raise ConfigError(

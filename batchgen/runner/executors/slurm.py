@@ -1,7 +1,5 @@
 """Slurm arrays through submitit: one array element is one shard, one process per rank.
 
-The elements run a plain command instead of a pickle: a submit that is cut off after `sbatch` leaves
-an array that works, no stale result is ever believed, and submitit's own requeue stays out of it.
 Behind the arrays waits the steward, a job of one process that submits what is missing again and
 writes the catalog.
 """
@@ -13,23 +11,19 @@ import os
 import re
 import shlex
 import sys
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-from submitit.slurm.slurm import _make_sbatch_string
+from dataclasses import replace
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
 from batchgen.paths import BATCH_FILES, RunPaths
 from batchgen.runfile import read_run
-from batchgen.runner import scheduler
 from batchgen.runner.executors import Job
-from batchgen.runner.options import as_pattern, export_defaults, outside_any_job
-from batchgen.runner.scheduler import STEWARD, SchedulerError, job_name, names, others, queued
+from batchgen.scheduler import commands as scheduler
+from batchgen.scheduler.batch import Batch, after, parameters, without
+from batchgen.scheduler.commands import STEWARD, SchedulerError, job_name, names, others, queued
+from batchgen.scheduler.options import export_defaults
 
 log = logging.getLogger(__name__)
 POLL_S = 5.0
@@ -39,44 +33,6 @@ STEWARD_ROW_BYTES = 150  # for the index of commits and the plan
 STEWARD_MIN = 240
 STEWARD_STARTS = 3  # of one that is killed
 ROOM = 2  # tasks that make way for it where a limit on submitted jobs is reached
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One sbatch to be: its script is made by submitit."""
-
-    folder: Path
-    command: str
-    parameters: dict[str, Any]
-    elements: int = 1
-
-    def script(self) -> str:
-        """The text that sbatch gets: submitit's, by its private way to start a command instead of
-        a pickle, in this one place. All ranks of an element print into one file."""
-        name = "%A_%a.log" if self.elements > 1 else "%j.log"
-        output = f"{as_pattern(self.folder)}/{name}"
-        given = dict(self.parameters)
-        own = {"output": output, "error": output}
-        given["additional_parameters"] = {**given["additional_parameters"], **own}
-        own_args = [f"--output={output}", f"--error={output}", "--label"]
-        given["srun_args"] = [*given["srun_args"], *own_args]
-        given["map_count"] = self.elements if self.elements > 1 else None
-        text = str(_make_sbatch_string(self.command, self.folder, **given))
-        if "signal_delay_s" in self.parameters:
-            return text
-        return re.sub(r"^#SBATCH --signal=.*\n", "", text, flags=re.M)  # submitit always asks
-
-    def submit(self) -> str:
-        """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
-        for folder in (self.folder.parent, self.folder):  # a submission that is gone is not remade
-            folder.mkdir(exist_ok=True)
-        draft = self.folder / f".submission-{uuid.uuid4().hex}.sh"
-        script = self.script()
-        draft.write_text(script)
-        with outside_any_job(re.findall(r"^#SBATCH --([a-z-]+)", script, re.M)):
-            job_id = scheduler.order(draft)
-        draft.rename(self.folder / f"{job_id}.sh")
-        return job_id
 
 
 # ---------------------------------------------------------------------------------------- launching
@@ -282,7 +238,7 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig, rows: int)
         gpus_per_node=0,
         gres=None,
         constraint=None,
-        extra={} if slurm.steward_partition else _without(slurm.extra, "dependency"),
+        extra={} if slurm.steward_partition else without(slurm.extra, "dependency"),
         python=slurm.steward_python or slurm.python,
         srun_args=() if slurm.steward_python else slurm.srun_args,
         mem_gb=None if slurm.mem_gb is None else memory,
@@ -295,71 +251,10 @@ def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig, rows: int)
     )
 
 
-def _without(extra: dict[str, str | bool], option: str) -> dict[str, str | bool]:
-    return {key: value for key, value in extra.items() if key != option}
-
-
-def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[str, Any]:
-    """What submitit's executor takes, for one node group of the profile. `drains`: the processes
-    know the signal before the end; others would die of it."""
-    minutes = slurm.timeout_min
-    given: dict[str, Any] = {
-        "job_name": name,
-        "time": minutes,
-        "nodes": 1,
-        "ntasks_per_node": slurm.ranks_per_node,
-        "cpus_per_task": slurm.cpus_per_rank,
-        "mem": None if slurm.mem_gb is None else f"{int(slurm.mem_gb * 1024)}M",
-        "gpus_per_node": slurm.gpus_per_node or None,
-        "gres": slurm.gres,
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "qos": slurm.qos,
-        "constraint": slurm.constraint,
-        "exclude": slurm.exclude,
-        "signal_delay_s": slurm.signal_delay_s if drains else None,
-        "dependency": slurm.extra.get("dependency") or None,
-        "wckey": None,
-        "setup": [
-            # Under --export=NONE srun would hand on Slurm's own variables alone.
-            "export SLURM_EXPORT_ENV=ALL",
-            f"export BATCHGEN_JOB_ENDS=$(( $(date +%s) + {60 * minutes} ))",
-            f"export OMP_NUM_THREADS={slurm.cpus_per_rank}",
-            *slurm.setup,
-        ],
-        # srun of Slurm 22 and later does not take over cpus-per-task, and one rank that dies
-        # must not end the others.
-        "srun_args": [
-            f"--cpus-per-task={slurm.cpus_per_rank}",
-            "--kill-on-bad-exit=0",
-            "--wait=0",
-            *slurm.srun_args,
-        ],
-        "additional_parameters": {"requeue": True, **_further(slurm)},
-    }
-    return {key: value for key, value in given.items() if value is not None or key == "wckey"}
-
-
-def _further(slurm: SlurmConfig) -> dict[str, str | bool]:
-    """Options of `extra`, also those without a value (true); what is false is not asked for."""
-    given = _without(slurm.extra, "dependency")
-    return {option: value for option, value in given.items() if value is not False}
-
-
 def _command(slurm: SlurmConfig, what: str, run: RunPaths, *numbers: int) -> str:
     python = slurm.python or shlex.quote(sys.executable)
     words = [shlex.quote(str(run.root)), *map(str, numbers)]
     return f"{python} -u -m batchgen.runner.task {what} {' '.join(words)}"
-
-
-def after(batch: Batch, job_ids: Sequence[str]) -> Batch:
-    """The batch, to start once these jobs have ended, however they ended, and once what it already
-    waits for has come."""
-    if not job_ids:
-        return batch
-    own, ours = batch.parameters.get("dependency"), f"afterany:{':'.join(job_ids)}"
-    dependency = f"{own},{ours}" if own else ours
-    return replace(batch, parameters={**batch.parameters, "dependency": dependency})
 
 
 def _note(run: RunPaths, text: str) -> None:

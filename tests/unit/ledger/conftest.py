@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from lab import Lab, make_request
 
-from batchgen.ledger import attempts
-from batchgen.media.durable import write_json
+from batchgen.durable import write_json
+from batchgen.ledger import submissions as attempts
 from batchgen.paths import RunPaths
 from batchgen.regular import digest_regular
 from batchgen.request import Request

@@ -16,10 +16,10 @@ import pytest
 from lab import Lab
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.attempts import accept_restart, read_shard
 from batchgen.ledger.intent import accepted_journals, last_intent, read_intent, submission_numbers
 from batchgen.ledger.scan import STATUS_NAMES
 from batchgen.ledger.status import read_status
+from batchgen.ledger.submissions import accept_restart, read_shard
 from batchgen.ledger.winners import missing_rows, winners
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
@@ -46,7 +46,7 @@ def test_a_submission_is_numbered_and_says_who_made_it(make_lab: Callable[..., L
 
 
 def test_shards_keep_their_rows_in_order(make_lab: Callable[..., Lab]) -> None:
-    from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+    from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 
     lab = make_lab(5)
     rows = SubmissionRows(np.array([0, 1, 2, 3, 4]), np.array([1, 0, 1, 0, 1]), np.arange(5)[::-1])
@@ -148,7 +148,7 @@ import sys, time
 import numpy as np
 from pathlib import Path
 from batchgen.errors import RunStateError
-from batchgen.ledger import attempts
+from batchgen.ledger import submissions as attempts
 from batchgen.paths import RunPaths
 info = attempts.SubmissionInfo()
 rows = attempts.SubmissionRows(np.arange(2), np.zeros(2, np.int32), np.arange(2))
@@ -193,7 +193,7 @@ def test_a_submission_that_is_half_begun_keeps_others_out_while_its_maker_lives(
 import sys
 import numpy as np
 from pathlib import Path
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.paths import RunPaths
 rows = SubmissionRows(np.arange(2), np.zeros(2, np.int32), np.arange(2))
 begin_submission(RunPaths(Path(sys.argv[1])), rows, SubmissionInfo())

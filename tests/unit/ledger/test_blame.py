@@ -13,21 +13,21 @@ import pandas as pd
 import pytest
 from lab import Lab, die, fail
 
+from batchgen.catalog import table
+from batchgen.catalog.collect import collect
+from batchgen.catalog.repair import QUARANTINED, quarantine_rows
 from batchgen.errors import RunStateError
-from batchgen.ledger import table
-from batchgen.ledger.attempts import (
+from batchgen.ledger.blame.rows import Blame, Verdict, read_blame
+from batchgen.ledger.events import End, to_plain
+from batchgen.ledger.intent import last_intent
+from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.status import read_status
+from batchgen.ledger.submissions import (
     SubmissionInfo,
     SubmissionRows,
     accept_restart,
     begin_submission,
 )
-from batchgen.ledger.blame import Blame, Verdict, read_blame
-from batchgen.ledger.catalog import collect
-from batchgen.ledger.events import End, to_plain
-from batchgen.ledger.intent import last_intent
-from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.repair import QUARANTINED, quarantine_rows
-from batchgen.ledger.status import read_status
 from batchgen.ledger.tally import read_counters
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
@@ -156,7 +156,7 @@ def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., Lab]) -> No
 def test_a_zombie_that_only_beats_counts_for_nothing(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchgen.ledger import deaths as deaths_module
+    from batchgen.ledger.blame import deaths as deaths_module
 
     monkeypatch.setattr(deaths_module, "FENCE_MARGIN_S", 0.0)
     lab = make_lab(2)
@@ -411,7 +411,7 @@ def test_an_innocent_row_that_is_retried_after_its_ok_has_no_past(
     die(lab, lab.submit(), 0, host="n1")
     die(lab, lab.submit(), 0, host="n1", alone=True)
     lab.render(lab.journal(lab.submit()), 0)
-    from batchgen.ledger.repair import void_rows
+    from batchgen.catalog.repair import void_rows
 
     void_rows(lab.run, [(0, "media/x.png", "damaged")])
     assert (suspects(lab), convicted(lab)) == ([], [])
@@ -448,7 +448,7 @@ def test_a_row_that_is_not_in_the_plan_cannot_be_quarantined(make_lab: Callable[
 def test_ok_lines_are_not_parsed(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchgen.ledger import hosts as hosts_module
+    from batchgen.ledger.blame import hosts as hosts_module
 
     lab = make_lab(4)
     journal = lab.journal(lab.submit())

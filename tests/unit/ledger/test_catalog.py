@@ -20,15 +20,15 @@ import pytest
 from lab import Lab, Told
 
 from batchgen import catalog
+from batchgen.catalog import collect as catalog_module
+from batchgen.catalog import frames as frames_module
+from batchgen.catalog.collect import collect
+from batchgen.catalog.columns import ROWS
+from batchgen.catalog.timers import HEADER
 from batchgen.errors import RunStateError
-from batchgen.ledger import catalog as catalog_module
-from batchgen.ledger import frames as frames_module
-from batchgen.ledger.attempts import accept_restart
-from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.schema import ROWS
-from batchgen.ledger.timers import HEADER
+from batchgen.ledger.submissions import accept_restart
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankSeconds
@@ -220,7 +220,7 @@ def test_failures_after_the_fence_are_waste_and_no_failures(make_lab: Callable[.
 
 
 def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., Lab]) -> None:
-    from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+    from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 
     lab = make_lab(1)
     rows = SubmissionRows(np.arange(1), np.zeros(1, np.int32), np.arange(1))

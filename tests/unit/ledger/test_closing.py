@@ -22,13 +22,13 @@ from lab import Lab, make_request
 from shift import make_shift
 
 from batchgen import catalog
+from batchgen.catalog.accounts import BUSY_PARTS, WALL_PARTS
+from batchgen.catalog.collect import collect
 from batchgen.engine.clock import Clock
 from batchgen.ledger import journal as journal_module
-from batchgen.ledger.accounts import BUSY_PARTS, WALL_PARTS
-from batchgen.ledger.attempts import accept_restart
-from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import AttemptHeader, End, Start
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.submissions import accept_restart
 from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit, RowStats, StageSeconds

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
-from batchgen.ledger.attempts import maker_of
+from batchgen.catalog.verify import verify
 from batchgen.ledger.intent import last_render, own_render
 from batchgen.ledger.status import live_attempts, read_status
-from batchgen.ledger.verify import verify
+from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths
-from batchgen.runner.scheduler import job_name, slurm_intent
+from batchgen.scheduler.commands import job_name, slurm_intent
 
 
 @pytest.fixture

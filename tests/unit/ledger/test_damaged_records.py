@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
+from batchgen.catalog.verify import verify
 from batchgen.cli.main import main
-from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.events import End
-from batchgen.ledger.verify import verify
+from batchgen.ledger.submissions import accept_restart
 from batchgen.records import Attempt
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import pytest
 from lab import Lab
 
-from batchgen.ledger.attempts import accept_restart
+from batchgen.catalog.verify import verify
 from batchgen.ledger.events import START
 from batchgen.ledger.intent import read_fence
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
-from batchgen.ledger.verify import verify
+from batchgen.ledger.submissions import accept_restart
 from batchgen.records import Attempt
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from lab import Lab, die, fail
 
-from batchgen.ledger.attempts import accept_restart
-from batchgen.ledger.blame import Blame, read_blame
+from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.events import End
+from batchgen.ledger.submissions import accept_restart
 from batchgen.records import Attempt
 
 

@@ -10,10 +10,10 @@ import pytest
 from lab import Lab
 
 from batchgen import catalog
-from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.intent import seniority
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.status import read_status
+from batchgen.ledger.submissions import accept_restart
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt, Media
@@ -119,7 +119,7 @@ def test_readers_agree_with_the_rules_in_plain_words(
 
 
 def read_rows(lab: Lab, submission: int) -> list[int]:
-    from batchgen.ledger.attempts import read_shard
+    from batchgen.ledger.submissions import read_shard
 
     rows: list[int] = read_shard(lab.run, submission, 0).all.tolist()
     return rows

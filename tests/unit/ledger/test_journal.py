@@ -138,7 +138,7 @@ def test_readers_outlive_a_damaged_line_of_any_kind(
 ) -> None:
     """Zeros where the storage lost a page: that line is gone, the others count."""
     from batchgen import catalog
-    from batchgen.ledger.catalog import collect
+    from batchgen.catalog.collect import collect
     from batchgen.ledger.status import read_status
 
     lab = make_lab(1)
@@ -181,7 +181,7 @@ def test_a_zero_length_journal_is_empty(make_lab: Callable[..., Lab]) -> None:
     path = lab.run.journal(Attempt(lab.submit(), 0, 0, 0))
     path.parent.mkdir(parents=True)
     path.touch()
-    from batchgen.ledger.catalog import collect
+    from batchgen.catalog.collect import collect
     from batchgen.ledger.status import read_status
 
     assert read_journal(path).events == ()

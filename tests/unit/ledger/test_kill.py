@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from lab import Lab
 
-from batchgen.ledger.catalog import collect
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import verify
 from batchgen.ledger.status import read_status
-from batchgen.ledger.verify import verify
 from batchgen.ledger.winners import missing_rows
 
 POINTS = [
@@ -59,7 +59,7 @@ def test_a_kill_loses_no_commit_and_invents_none(point: str, make_lab: Callable[
 def test_a_rank_that_is_killed_and_started_again_renders_only_the_rest(
     make_lab: Callable[..., Lab],
 ) -> None:
-    from batchgen.ledger.attempts import accept_restart
+    from batchgen.ledger.submissions import accept_restart
     from batchgen.records import Attempt
 
     lab = make_lab(3)

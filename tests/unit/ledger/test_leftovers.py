@@ -11,8 +11,8 @@ import pytest
 from lab import Lab
 from shift import make_shift
 
+from batchgen.catalog.collect import collect
 from batchgen.ledger import leftovers
-from batchgen.ledger.catalog import collect
 from batchgen.paths import RunPaths
 from batchgen.runner.resume import prepare_resume
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from lab import Lab, render
 
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import verify
 from batchgen.cli.main import main
 from batchgen.errors import RunStateError
-from batchgen.ledger.attempts import accept_restart
-from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import End, decode_line, encode_line
 from batchgen.ledger.intent import submission_numbers
 from batchgen.ledger.losses import find_losses
-from batchgen.ledger.verify import verify
+from batchgen.ledger.submissions import accept_restart
 from batchgen.ledger.winners import missing_rows
-from batchgen.media.durable import write_media
+from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, RankSeconds
 
@@ -247,7 +247,7 @@ def test_a_collect_that_another_one_overtakes_calls_nothing_lost(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it reads of the journals is older than the catalog that it meets."""
-    from batchgen.ledger import catalog
+    from batchgen.catalog import collect as catalog
 
     journal = lab.journal(lab.submit([0, 1]))
     real = catalog.winners

@@ -15,13 +15,14 @@ from lab import Lab, render
 from shift import Shift, make_shift
 
 from batchgen.anchor import Anchor, Place
+from batchgen.catalog.verify import verify
+from batchgen.durable import make_folder
 from batchgen.errors import MediaError, StorageError
 from batchgen.ledger.events import End
-from batchgen.ledger.verify import verify
-from batchgen.media.durable import make_folder, write_media
+from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit
-from batchgen.tickets import announce
+from batchgen.worker.queue import announce
 
 
 def moved(root: Path) -> RunPaths:

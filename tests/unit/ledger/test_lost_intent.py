@@ -8,12 +8,12 @@ import pytest
 from lab import Lab
 
 from batchgen import catalog
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import verify
 from batchgen.errors import RunStateError
 from batchgen.ledger import intent as intent_module
-from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import End
 from batchgen.ledger.status import read_status
-from batchgen.ledger.verify import verify
 from batchgen.runner.resume import prepare_resume
 from batchgen.runner.submit import submit
 

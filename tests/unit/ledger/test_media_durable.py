@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from lab import Lab, make_request, render
 
+from batchgen.durable import digest_file, write_json
 from batchgen.errors import MediaError
 from batchgen.media import formats
-from batchgen.media.durable import digest_file, is_temporary, media_path, write_json, write_media
+from batchgen.media.publish import is_temporary, media_path, write_media
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 

@@ -21,15 +21,16 @@ import pytest
 from lab import Lab
 
 from batchgen import catalog
+from batchgen.catalog import collect as catalog_module
+from batchgen.catalog import turns
+from batchgen.catalog.collect import collect
+from batchgen.catalog.repair import void_rows
+from batchgen.catalog.turns import Overtaken, turn_of
+from batchgen.durable import write_json
 from batchgen.errors import RunStateError
-from batchgen.ledger import catalog as catalog_module
-from batchgen.ledger import losses, turns
-from batchgen.ledger.catalog import collect
+from batchgen.ledger import losses
 from batchgen.ledger.events import End
-from batchgen.ledger.repair import void_rows
-from batchgen.ledger.turns import Overtaken, turn_of
 from batchgen.ledger.winners import Winners
-from batchgen.media.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.regular import digest_regular
@@ -154,7 +155,7 @@ def test_a_ledger_that_lost_something_does_not_take_the_catalog_back(
 PARTS = """
 import sys
 from pathlib import Path
-from batchgen.ledger import catalog
+from batchgen.catalog import collect as catalog
 from batchgen.paths import RunPaths
 catalog.GROUP_ROWS = catalog.PART_ROWS = 2
 print(catalog.collect(RunPaths(Path(sys.argv[1]))).ok)

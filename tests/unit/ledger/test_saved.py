@@ -14,20 +14,20 @@ import pytest
 from lab import STAGES, Lab, Told
 
 from batchgen import catalog
+from batchgen.catalog.collect import collect
 from batchgen.errors import RunStateError
 from batchgen.ledger import journal as journal_module
-from batchgen.ledger.attempts import (
+from batchgen.ledger.events import END, HEAD, LEFT, START, End, Saved, Start, Tried, encode_line
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.scan import index_commits
+from batchgen.ledger.status import read_status
+from batchgen.ledger.submissions import (
     SubmissionInfo,
     SubmissionRows,
     accept_restart,
     begin_submission,
     read_shard,
 )
-from batchgen.ledger.catalog import collect
-from batchgen.ledger.events import END, HEAD, LEFT, START, End, Saved, Start, Tried, encode_line
-from batchgen.ledger.intent import read_intent
-from batchgen.ledger.scan import index_commits
-from batchgen.ledger.status import read_status
 from batchgen.paths import FAN_OUT_ENTRIES, RunPaths, parse_journal
 from batchgen.records import Attempt, RankSeconds
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from lab import STAGES, make_request
 
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.durable import write_json
 from batchgen.ledger.events import AttemptHeader, Start, encode_line
-from batchgen.media.durable import write_json
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, Media, RowStats
 from batchgen.regular import digest_regular
@@ -26,7 +26,7 @@ from batchgen.runfile import RunFile
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
-from batchgen.ledger.catalog import collect
+from batchgen.catalog.collect import collect
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import RunPaths
 run = RunPaths(Path(sys.argv[1]))

@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 from lab import Lab
 
+from batchgen.catalog.collect import collect
 from batchgen.cli import status as status_command
 from batchgen.cli.main import main
 from batchgen.errors import RunStateError
-from batchgen.ledger import attempts
 from batchgen.ledger import journal as journal_module
-from batchgen.ledger.catalog import collect
-from batchgen.ledger.deaths import find_deaths
+from batchgen.ledger import submissions as attempts
+from batchgen.ledger.blame.deaths import find_deaths
 from batchgen.ledger.events import AttemptHeader, End, to_plain
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.scan import CommitIndex, index_commits
@@ -87,7 +87,7 @@ def test_a_failed_alias_original_fails_all_its_rows(make_lab: Callable[..., Lab]
 
 def test_figures_agree_with_the_catalog_whatever_happened(make_lab: Callable[..., Lab]) -> None:
     """Failures, retries that succeed and fail, a zombie, a restart, aliases."""
-    from batchgen.ledger.attempts import accept_restart
+    from batchgen.ledger.submissions import accept_restart
 
     lab = make_lab(10, aliases={8: 0, 9: 3})
     first = lab.journal(lab.submit(list(range(8))))
@@ -142,7 +142,7 @@ def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
     make_lab: Callable[..., Lab],
 ) -> None:
     """Rank 0 draws it while the others open their journals."""
-    from batchgen.ledger.attempts import accept_restart
+    from batchgen.ledger.submissions import accept_restart
 
     lab = make_lab(4)
     first = lab.journal(number := lab.submit())

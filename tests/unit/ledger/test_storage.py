@@ -12,16 +12,16 @@ import imageio_ffmpeg
 import pytest
 from lab import Lab, make_request, read_journal, render
 
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import verify
 from batchgen.errors import MediaError, StorageError
-from batchgen.ledger.blame import read_blame
-from batchgen.ledger.catalog import collect
+from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.events import End
 from batchgen.ledger.intent import submission_numbers
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.status import read_status
-from batchgen.ledger.verify import verify
 from batchgen.ledger.winners import missing_rows
-from batchgen.media.durable import write_media
+from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt
 

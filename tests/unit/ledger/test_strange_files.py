@@ -13,18 +13,18 @@ import pytest
 from lab import Lab, make_request
 
 from batchgen import catalog
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import verify
+from batchgen.durable import digest_file, remove, sync
 from batchgen.errors import RunStateError
-from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import End
 from batchgen.ledger.intent import read_intent
 from batchgen.ledger.status import read_status
-from batchgen.ledger.verify import verify
-from batchgen.media.durable import digest_file, remove, sync
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.regular import open_regular
 from batchgen.runner.jobs import jobs_of
-from batchgen.tickets import QueueLost, TicketClient
+from batchgen.worker.queue import QueueLost, TicketClient
 from batchgen.worker.states import RowStates
 
 pytestmark = pytest.mark.timeout(60)
@@ -204,7 +204,7 @@ def test_reading_and_syncing(tmp_path: Path, make: Make, monkeypatch: pytest.Mon
 def test_parts_of_two_collects_are_damage(
     make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchgen.ledger import catalog as catalog_module
+    from batchgen.catalog import collect as catalog_module
 
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 2)

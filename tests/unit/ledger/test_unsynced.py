@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
+from batchgen.catalog import collect as catalog
+from batchgen.catalog.verify import verify
 from batchgen.errors import RunStateError
-from batchgen.ledger import catalog
-from batchgen.ledger.attempts import accept_restart
 from batchgen.ledger.events import End
 from batchgen.ledger.losses import UNSEEN_S, find_losses
-from batchgen.ledger.verify import verify
+from batchgen.ledger.submissions import accept_restart
 from batchgen.records import Attempt
 
 

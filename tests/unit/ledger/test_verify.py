@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from lab import Lab, render
 
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import VerifyReport, verify
 from batchgen.errors import RunStateError
-from batchgen.ledger.catalog import collect
 from batchgen.ledger.events import End, to_plain
 from batchgen.ledger.status import read_status
 from batchgen.ledger.tally import read_counters
-from batchgen.ledger.verify import VerifyReport, verify
 from batchgen.ledger.winners import missing_rows
-from batchgen.media.durable import write_media
+from batchgen.media.publish import write_media
 from batchgen.records import Attempt
 
 
@@ -134,7 +134,7 @@ def test_a_file_that_does_not_decode_or_has_other_frames_is_found(
     make_lab: Callable[..., Lab],
 ) -> None:
     """Published with a right digest, but by a broken encoder."""
-    from batchgen.media.durable import digest_file
+    from batchgen.durable import digest_file
 
     lab = make_lab(2)
     attempt = Attempt(lab.submit(), 0, 0, 0)

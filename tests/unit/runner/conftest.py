@@ -9,7 +9,7 @@ from desk import Desk
 from fake_slurm import FakeSlurm
 from harness import make_bench
 
-from batchgen.runner import scheduler
+from batchgen.scheduler import commands as scheduler
 
 
 @pytest.fixture

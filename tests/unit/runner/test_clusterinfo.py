@@ -12,7 +12,8 @@ from batchgen.cli.main import main
 from batchgen.config.build import build
 from batchgen.config.schema import SlurmConfig
 from batchgen.errors import UsageError
-from batchgen.runner.clusterinfo import (
+from batchgen.scheduler.commands import SchedulerError
+from batchgen.scheduler.setup.info import (
     Access,
     ClusterInfo,
     Gpus,
@@ -24,8 +25,7 @@ from batchgen.runner.clusterinfo import (
     parse_nodes,
     parse_partitions,
 )
-from batchgen.runner.profiles import Choice, choose, profile_text
-from batchgen.runner.scheduler import SchedulerError
+from batchgen.scheduler.setup.profiles import Choice, choose, profile_text
 
 # A cluster of H100 and A100 nodes, as Slurm 23.11 prints it (shortened).
 CONFIG = """\

@@ -15,9 +15,9 @@ import pytest
 from harness import make_bench, rows_of
 from shift import Shift, make_shift
 
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.blame import read_blame
-from batchgen.media.durable import write_bytes_atomic
+from batchgen.durable import write_bytes_atomic
+from batchgen.ledger.blame.rows import read_blame
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.runner.decide import Move, next_move
 from batchgen.runner.submit import Settings
 

@@ -21,14 +21,15 @@ from desk import JOB, TWO_SHARDS, Desk
 from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
 from harness import rows_of
 
+from batchgen.catalog.repair import void_rows
 from batchgen.ledger.intent import submission_numbers
-from batchgen.ledger.repair import void_rows
 from batchgen.paths import RunPaths
-from batchgen.runner import recover, scheduler, steward
+from batchgen.runner import recover, steward
 from batchgen.runner.executors import slurm as executor
-from batchgen.runner.options import outside_any_job
-from batchgen.runner.scheduler import SchedulerError, job_name
 from batchgen.runner.submit import without_hosts
+from batchgen.scheduler import commands as scheduler
+from batchgen.scheduler.commands import SchedulerError, job_name
+from batchgen.scheduler.options import outside_any_job
 
 HANG_S = 30  # far beyond PATIENCE_S
 

@@ -15,11 +15,11 @@ from fake_slurm import UNREACHABLE
 from harness import make_bench, rows_of
 from shift import make_shift
 
+from batchgen.catalog.repair import quarantine_rows
 from batchgen.cli.main import main
-from batchgen.ledger.blame import Verdict
-from batchgen.ledger.repair import quarantine_rows
+from batchgen.ledger.blame.rows import Verdict
 from batchgen.paths import RunPaths, as_typed
-from batchgen.runner.scheduler import job_name
+from batchgen.scheduler.commands import job_name
 
 
 def hints(text: str) -> list[list[str]]:

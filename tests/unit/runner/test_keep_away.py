@@ -14,8 +14,9 @@ from fake_slurm import UNREACHABLE
 from lab import Lab, make_request
 
 from batchgen.ledger.events import End
-from batchgen.runner import recover, scheduler
-from batchgen.runner.scheduler import SchedulerError
+from batchgen.runner import recover
+from batchgen.scheduler import commands as scheduler
+from batchgen.scheduler.commands import SchedulerError
 
 
 class Night:

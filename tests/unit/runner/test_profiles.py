@@ -12,10 +12,11 @@ from batchgen.config.compose import compose_job
 from batchgen.config.schema import SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
-from batchgen.runner.check import probe_batch
 from batchgen.runner.executors import check_profile
-from batchgen.runner.executors.slurm import after, array_count, steward_batch, task_batches
-from batchgen.runner.options import check_folder
+from batchgen.runner.executors.slurm import array_count, steward_batch, task_batches
+from batchgen.scheduler.batch import after
+from batchgen.scheduler.options import check_folder
+from batchgen.scheduler.setup.check import probe_batch
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.stem for path in (ROOT / "slurm").glob("*.yaml"))

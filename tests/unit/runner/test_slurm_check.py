@@ -14,11 +14,10 @@ import yaml
 
 from batchgen.config.build import build
 from batchgen.config.schema import DeviceConfig, SlurmConfig
-from batchgen.media.durable import write_json
+from batchgen.durable import write_json
 from batchgen.records import RankInfo
-from batchgen.runner import probe
-from batchgen.runner.probe import Environment, NodeReport, RankReport, Table
-from batchgen.runner.verdicts import (
+from batchgen.scheduler.setup import probe
+from batchgen.scheduler.setup.findings import (
     Clock,
     Finding,
     device_block,
@@ -26,6 +25,7 @@ from batchgen.runner.verdicts import (
     measured_device,
     with_device,
 )
+from batchgen.scheduler.setup.probe import Environment, NodeReport, RankReport, Table
 
 SLURM = SlurmConfig(executor="slurm", ranks_per_node=2, gpus_per_node=2, mem_gb=8)
 GPU_SLURM = replace(SLURM, device=DeviceConfig(name="h100"))

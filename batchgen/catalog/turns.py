@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from batchgen.durable import write_json
 from batchgen.errors import BatchgenError, RunStateError
 from batchgen.ledger.events import from_plain
-from batchgen.media.durable import write_json
 from batchgen.processes import ProcessId
 from batchgen.regular import read_control
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from batchgen.runner.scheduler import SchedulerError, ask
+from batchgen.scheduler.commands import SchedulerError, ask
 
 _NONE = {"", "none", "n/a", "(null)", "unlimited", "infinite", "partition_limit"}
 _GRES = re.compile(r"gpu(?::(?P<type>[^:()]+))?:(?P<count>\d+)(?:\([^)]*\))?$")

@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.catalog.collect import snapshot_table
+from batchgen.catalog.source import COLLECT_KEY
 from batchgen.errors import RunStateError
-from batchgen.ledger.catalog import snapshot_table
 from batchgen.ledger.extent import EXTENT_KEY, Extent
 from batchgen.ledger.pieces import parts_of
-from batchgen.ledger.source import COLLECT_KEY
 from batchgen.paths import RunPaths, at_home
 
 STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")

@@ -1,8 +1,8 @@
 """`slurm check` on the nodes: what one rank sees, and what two nodes see of each other's files.
 
-`python -m batchgen.runner.probe FOLDER` runs as every rank of a job of two nodes. Each rank leaves
-`rank-<n>.json`, the first of each node `node-<a or b>.json`; the login node judges them. Nodes meet
-by files in FOLDER alone, which is what is on trial.
+`python -m batchgen.scheduler.setup.probe FOLDER` runs as every rank of a job of two nodes. Each
+rank leaves `rank-<n>.json`, the first of each node `node-<a or b>.json`; the login node judges
+them. Nodes meet by files in FOLDER alone, which is what is on trial.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import Any
 import batchgen
 from batchgen.config.build import build
 from batchgen.config.schema import SlurmConfig
-from batchgen.media.durable import write_bytes_atomic, write_json
+from batchgen.durable import write_bytes_atomic, write_json
 from batchgen.records import RankInfo
-from batchgen.runner.options import outside_any_job
-from batchgen.runner.rank import rank_from_environment
+from batchgen.scheduler.options import outside_any_job
+from batchgen.scheduler.rank import rank_from_environment
 
 MEET_S = 90.0  # clients of a network file system may not see a new file for a minute
 RACES = 100

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import MISSING, dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json as pj
 
-from batchgen.ledger.scan import CommitIndex, fetch_lines
-from batchgen.ledger.schema import (
+from batchgen.catalog.columns import (
     ALIAS_ZERO,
-    COMMIT,
     COMMIT_PATHS,
     OUTCOME,
     REQUEST,
     ROWS,
     default_of,
 )
+from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.winners import Winners
 from batchgen.request import FIELDS
 
@@ -68,25 +65,6 @@ def catalog_rows(part: PlanPart, plan_id: str) -> pa.Table:
     columns += [_outcome_column(part, field, plan_id) for field in OUTCOME]
     extra = [part.plan[field.name] for field, _ in _extra_columns(part.plan.schema)]
     return pa.table([*columns, *extra], schema=catalog_schema(part.plan.schema))
-
-
-def parse_commits(index: CommitIndex, lines: np.ndarray) -> pa.Table:
-    """The commit lines at places `lines` of the index, in that order, in schema `COMMIT`."""
-    if not len(lines):
-        return COMMIT.empty_table()
-    raw = fetch_lines(index, lines)
-    longest = max(map(len, raw))
-    parse = pj.ParseOptions(explicit_schema=COMMIT, unexpected_field_behavior="ignore")
-    read = pj.ReadOptions(block_size=max(1 << 22, 2 * longest))
-    table = pj.read_json(pa.BufferReader(b"".join(raw)), read, parse)
-    return table.combine_chunks()
-
-
-def commit_column(commits: pa.Table, path: str) -> pa.Array:
-    """A column of `parse_commits` by its dotted path; null where a part of the path is null."""
-    name, *inner = path.split(".")
-    column = commits[name].combine_chunks() if commits.num_rows else commits[name].chunk(0)
-    return functools.reduce(lambda array, part: pc.struct_field(array, part), inner, column)
 
 
 def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:

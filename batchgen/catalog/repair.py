@@ -14,17 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from batchgen.durable import remove
 from batchgen.errors import RunStateError, StorageError
-from batchgen.ledger.attempts import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.blame import Verdict
+from batchgen.ledger.blame.rows import Verdict
+from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.events import AttemptHeader, End, Void
 from batchgen.ledger.intent import damaged_records, last_intent
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.losses import catalog_column
 from batchgen.ledger.scan import STATUS_CODES
-from batchgen.ledger.table import commit_column, parse_commits
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.winners import Winners, winners
-from batchgen.media.durable import remove
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
 from batchgen.records import Attempt, Commit

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Literal
 
 from batchgen.config.schema import DeviceConfig, SlurmConfig
-from batchgen.runner.probe import RACES, Environment, NodeReport, RankReport
+from batchgen.scheduler.setup.probe import RACES, Environment, NodeReport, RankReport
 
 Verdict = Literal["ok", "warn", "fail"]
 SKEW_WARN_S, SKEW_FAIL_S = 2.0, 60.0

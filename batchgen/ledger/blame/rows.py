@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchgen.config.schema import ONE_MACHINE, SlurmConfig
-from batchgen.ledger.deaths import Death, find_deaths, host_of, place_of
-from batchgen.ledger.hosts import bad_hosts, rows_at_fault
+from batchgen.ledger.blame.deaths import Death, find_deaths, host_of, place_of
+from batchgen.ledger.blame.hosts import bad_hosts, rows_at_fault
 from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
 from batchgen.ledger.status import live_attempts

@@ -32,20 +32,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchgen.catalog.accounts import Spent, attempt_table, load_seconds
+from batchgen.catalog.source import COLLECT_KEY, Source
+from batchgen.catalog.table import catalog_rows, catalog_schema, join
+from batchgen.catalog.timers import Timers
+from batchgen.catalog.turns import Overtaken, Turn, turn_of
+from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.accounts import Spent, attempt_table, load_seconds
 from batchgen.ledger.extent import EXTENT_KEY, Extent
 from batchgen.ledger.leftovers import sweep
 from batchgen.ledger.losses import collected, may_come_s, refuse_losses
 from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
-from batchgen.ledger.source import COLLECT_KEY, Source
-from batchgen.ledger.table import catalog_rows, catalog_schema, join
-from batchgen.ledger.timers import Timers
-from batchgen.ledger.turns import Overtaken, Turn, turn_of
 from batchgen.ledger.winners import Winners, winners
-from batchgen.media.durable import make_folder, sync, sync_folder, write_bytes_atomic
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
 from batchgen.runfile import RunFile

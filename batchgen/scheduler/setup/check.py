@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.config.schema import SlurmConfig
-from batchgen.media.durable import write_bytes_atomic, write_json
-from batchgen.runner import scheduler
-from batchgen.runner.executors.slurm import Batch, parameters
-from batchgen.runner.options import check_folder
-from batchgen.runner.probe import Environment, NodeReport, RankReport
-from batchgen.runner.scheduler import SchedulerError
-from batchgen.runner.verdicts import Clock, Finding, judge
+from batchgen.durable import write_bytes_atomic, write_json
+from batchgen.scheduler import commands as scheduler
+from batchgen.scheduler.batch import Batch, parameters
+from batchgen.scheduler.commands import SchedulerError
+from batchgen.scheduler.options import check_folder
+from batchgen.scheduler.setup.findings import Clock, Finding, judge
+from batchgen.scheduler.setup.probe import Environment, NodeReport, RankReport
 
 TIME_LIMIT_MIN = 10
 _POLL_S = 0.25
@@ -78,7 +78,7 @@ def probe_batch(folder: Path, name: str, slurm: SlurmConfig, nodes: int) -> Batc
     short = replace(slurm, timeout_min=min(slurm.timeout_min, TIME_LIMIT_MIN))
     wishes = {**parameters(short, name, drains=False), "nodes": nodes}
     python = slurm.python or shlex.quote(sys.executable)
-    command = f"{python} -u -m batchgen.runner.probe {shlex.quote(str(folder))}"
+    command = f"{python} -u -m batchgen.scheduler.setup.probe {shlex.quote(str(folder))}"
     return Batch(folder / "logs", command, wishes)
 
 

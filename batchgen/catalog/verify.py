@@ -25,18 +25,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from batchgen.catalog.audit import HARMLESS, WASTE, Collected, Finding, Kind
+from batchgen.catalog.collect import GROUP_ROWS, collect
+from batchgen.catalog.repair import claimed_media, delete_files, set_aside, void_rows
+from batchgen.catalog.table import catalog_rows, join
+from batchgen.durable import digest_file
 from batchgen.errors import RunStateError
-from batchgen.ledger.audit import HARMLESS, WASTE, Collected, Finding, Kind
-from batchgen.ledger.catalog import GROUP_ROWS, collect
 from batchgen.ledger.losses import find_losses, rows_gone
 from batchgen.ledger.pieces import pieces
-from batchgen.ledger.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import live_attempts
-from batchgen.ledger.table import catalog_rows, join
 from batchgen.ledger.winners import Winners, winners
 from batchgen.media import formats
-from batchgen.media.durable import digest_file, is_temporary
+from batchgen.media.publish import is_temporary
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.records import Attempt

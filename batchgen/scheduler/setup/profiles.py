@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from batchgen.errors import UsageError, closest
-from batchgen.runner.clusterinfo import ClusterInfo, Gpus, NodeGroup, Partition, names_of
+from batchgen.scheduler.setup.info import ClusterInfo, Gpus, NodeGroup, Partition, names_of
 
 LONGEST_MIN = 720  # a longer wall time waits longer in the queue and saves nothing
 NODES = 4

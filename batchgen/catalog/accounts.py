@@ -31,10 +31,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchgen.catalog.columns import COUNTERS, RUNS
+from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.intent import Intent, read_intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts
-from batchgen.ledger.schema import COUNTERS, RUNS
-from batchgen.ledger.table import commit_column, parse_commits
 from batchgen.ledger.tally import Counters, read_counters
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths

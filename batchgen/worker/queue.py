@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from batchgen.durable import write_json
 from batchgen.errors import BatchgenError, StorageError
 from batchgen.failpoints import failpoint
-from batchgen.media.durable import write_json
 from batchgen.processes import ProcessId
 
 TOKEN_S = 30.0  # patience with a stray connection

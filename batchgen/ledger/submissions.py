@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.anchor import Place
+from batchgen.durable import make_folder, sync_folder, write_bytes_atomic, write_json
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.events import (
@@ -44,12 +45,6 @@ from batchgen.ledger.losses import highest_number, lost_submissions, refuse_loss
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
 from batchgen.ledger.winners import choose, read_plan_rows
-from batchgen.media.durable import (
-    make_folder,
-    sync_folder,
-    write_bytes_atomic,
-    write_json,
-)
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
 from batchgen.processes import ProcessId

@@ -10,9 +10,9 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchgen.catalog.source import COLLECT_KEY
 from batchgen.errors import RunStateError
 from batchgen.ledger.pieces import parts_of, pieces
-from batchgen.ledger.source import COLLECT_KEY
 from batchgen.paths import RunPaths
 
 Kind = Literal[

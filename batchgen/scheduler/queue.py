@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from batchgen.ledger.status import RunStatus
 from batchgen.paths import RunPaths
-from batchgen.runner.scheduler import (
+from batchgen.scheduler.commands import (
     NoScheduler,
     QueuedTask,
     SchedulerError,

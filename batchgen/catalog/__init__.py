@@ -8,7 +8,7 @@ catalog.throughput_by_bucket(frame)
 
 from __future__ import annotations
 
-from batchgen.ledger.frames import (
+from batchgen.catalog.frames import (
     failures,
     open_runs,
     snapshot,

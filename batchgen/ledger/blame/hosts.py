@@ -34,10 +34,10 @@ from batchgen.errors import (
     SickNode,
     StorageError,
 )
-from batchgen.ledger.deaths import Death, host_of
+from batchgen.ledger.blame.deaths import Death, host_of
+from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.events import End, time_of
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts, fetch_lines
-from batchgen.ledger.table import commit_column, parse_commits
 from batchgen.ledger.winners import Winners
 from batchgen.records import Attempt
 

@@ -1,0 +1,106 @@
+"""The catalog's columns: one explicit schema, so that every part of every run reads alike.
+
+Numbers of record are never null (a null int64 would read as float64 in pandas and lose large
+seeds): rows without a commit hold 0, 0.0 or "", and `status` says so. Strings of record are never
+null either; what a row did not say (`tags`) or does not have (`alias_of`) is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pyarrow as pa
+
+from batchgen.ledger.commits import STAGES, STATS, TEXT, columns
+from batchgen.planfile import PLAN_COLUMNS, stored_type
+from batchgen.records import EngineCounters
+from batchgen.request import FIELDS
+
+
+def _of_request(name: str) -> pa.Field:
+    """A field of the table, or a column that planning adds, as the catalog keeps it."""
+    field = FIELDS.get(name)
+    kind = PLAN_COLUMNS.field(name).type if field is None else stored_type(field)
+    nullable = name == "alias_of" or (field is not None and field.nullable)
+    return pa.field(name, TEXT if pa.types.is_string(kind) else kind, nullable=nullable)
+
+
+# of the plan, as resolved before anything was rendered
+REQUEST = [
+    _of_request(name)
+    for name in dict.fromkeys([*PLAN_COLUMNS.names, *FIELDS])
+    if name not in FIELDS or FIELDS[name].column.catalog
+]
+# what became of it
+OUTCOME = [
+    *columns(TEXT, "status"),
+    *columns(TEXT, "media_path media_sha256"),
+    *columns(pa.int64(), "media_bytes"),
+    *columns(TEXT, "frames_sha256"),
+    *columns(pa.int32(), "media_frames"),
+    *columns(pa.float64(), "score", nullable=True),  # null where nothing was judged
+    *columns(TEXT, "attempt"),
+    *columns(pa.int32(), "shard tries"),
+    *columns(TEXT, "host device"),
+    *columns(pa.float64(), "started ended"),  # unix seconds
+    *columns(pa.float64(), "queue_s encode_s denoise_s decode_s d2h_s write_s latency_s"),
+    *columns(pa.float64(), "step_p50_s step_p95_s"),
+    *columns(pa.int32(), "steps_total"),
+    *columns(pa.float64(), "steps_computed batch_size_mean"),
+    *columns(pa.float64(), "peak_mem_gib", nullable=True),  # of the device; null on a CPU
+    *columns(pa.float64(), "host_rss_gib"),
+    *columns(pa.int32(), "steps_restored prompt_tokens"),
+    *columns(pa.bool_(), "prompt_truncated"),
+    *columns(pa.int32(), "negative_prompt_tokens"),
+    *columns(pa.bool_(), "negative_prompt_truncated"),
+    *columns(TEXT, "determinism attention_kernel"),
+    *columns(TEXT, "error_type error traceback"),
+    *columns(TEXT, "plan_id"),
+]
+ROWS = pa.schema([*REQUEST, *OUTCOME])
+
+# catalog column -> path inside a commit line, where they differ
+COMMIT_PATHS = {
+    **{f"media_{name}": f"media.{name}" for name in ("path", "sha256", "bytes")},
+    "frames_sha256": "media.frames_sha256",
+    "media_frames": "media.num_frames",
+    **{f"{name}_s": f"stats.stages.{name}" for name in STAGES},
+    **{field.name: f"stats.{field.name}" for field in STATS[1:]},
+}
+# device time was spent once, on the row that was rendered: an alias shows none of it
+ALIAS_ZERO = tuple(f"{name}_s" for name in (*STAGES, "latency"))
+
+COUNTERS = fields(EngineCounters)
+_COUNTED: dict[type, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: TEXT,
+    type(None): pa.float64(),  # measured on some devices only
+}
+RUNS = pa.schema(
+    [
+        *columns(TEXT, "run attempt"),
+        *columns(pa.int32(), "submission task restart replica rank world_size"),
+        *columns(TEXT, "host job_id device"),
+        *columns(pa.int32(), "devices"),
+        *columns(pa.float64(), "started ended wall_s load_s compile_s warmup_s other_s move_s"),
+        *columns(pa.float64(), "busy_s idle_s useful_s retried_s fenced_s saved_s lost_s tail_s"),
+        *columns(pa.float64(), "encode_s denoise_s write_s"),
+        *columns(pa.int64(), "rows_ok rows_failed rows_wasted rows_saved rows_lost"),
+        *(
+            pa.field(c.name, _COUNTED[type(c.default)], nullable=c.default is None)
+            for c in COUNTERS
+        ),
+        *columns(TEXT, "exit_reason error"),
+        *columns(TEXT, "versions config overrides"),  # JSON
+    ]
+)
+
+
+def default_of(kind: pa.DataType) -> object:
+    """The value of record where there is nothing to record."""
+    if pa.types.is_large_string(kind):
+        return ""
+    if pa.types.is_boolean(kind):
+        return False
+    return 0.0 if pa.types.is_floating(kind) else 0

@@ -1,0 +1,66 @@
+"""Commit lines as Arrow tables: the schema of what a journal says of a row, and its reader."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from batchgen.ledger.scan import CommitIndex, fetch_lines
+
+TEXT = pa.large_string()  # 32-bit offsets overflow at 2 GiB of prompts in one piece
+STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
+
+
+def columns(kind: pa.DataType, names: str, nullable: bool = False) -> list[pa.Field]:
+    """Fields of one type, their names separated by spaces."""
+    return [pa.field(name, kind, nullable=nullable) for name in names.split()]
+
+
+# a commit line as JSON, in the nesting of records.Commit; any part may be null
+_MEDIA = [
+    *columns(TEXT, "path sha256 frames_sha256", nullable=True),
+    *columns(pa.int64(), "bytes", nullable=True),
+    *columns(pa.int32(), "num_frames", nullable=True),
+]
+STATS = [
+    pa.field("stages", pa.struct(columns(pa.float64(), " ".join(STAGES), nullable=True))),
+    *columns(pa.int32(), "steps_total steps_restored prompt_tokens", nullable=True),
+    *columns(pa.int32(), "negative_prompt_tokens", nullable=True),
+    *columns(pa.float64(), "steps_computed step_p50_s step_p95_s", nullable=True),
+    *columns(pa.float64(), "batch_size_mean peak_mem_gib host_rss_gib", nullable=True),
+    *columns(pa.bool_(), "prompt_truncated negative_prompt_truncated", nullable=True),
+    *columns(TEXT, "determinism attention_kernel device", nullable=True),
+]
+COMMIT = pa.schema(
+    [
+        *columns(pa.int64(), "row_index", nullable=True),
+        *columns(TEXT, "status row_key attempt host error_type error traceback", nullable=True),
+        *columns(pa.int32(), "shard tries", nullable=True),
+        *columns(pa.float64(), "started ended score", nullable=True),
+        pa.field("media", pa.struct(_MEDIA)),
+        pa.field("stats", pa.struct(STATS)),
+    ]
+)
+
+
+def parse_commits(index: CommitIndex, lines: np.ndarray) -> pa.Table:
+    """The commit lines at places `lines` of the index, in that order, in schema `COMMIT`."""
+    if not len(lines):
+        return COMMIT.empty_table()
+    raw = fetch_lines(index, lines)
+    longest = max(map(len, raw))
+    parse = pj.ParseOptions(explicit_schema=COMMIT, unexpected_field_behavior="ignore")
+    read = pj.ReadOptions(block_size=max(1 << 22, 2 * longest))
+    table = pj.read_json(pa.BufferReader(b"".join(raw)), read, parse)
+    return table.combine_chunks()
+
+
+def commit_column(commits: pa.Table, path: str) -> pa.Array:
+    """A column of `parse_commits` by its dotted path; null where a part of the path is null."""
+    name, *inner = path.split(".")
+    column = commits[name].combine_chunks() if commits.num_rows else commits[name].chunk(0)
+    return functools.reduce(lambda array, part: pc.struct_field(array, part), inner, column)

@@ -1,0 +1,95 @@
+"""A row's media file: encoded, durable under its final name, or not there at all.
+
+It is published by its journal line alone (`ledger.journal`); what this module promises is that
+whoever reads that line finds the whole file. Names carry the attempt, so that no attempt can touch
+another's file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from batchgen.durable import digest_file, make_folder, remove, sync, sync_folder
+from batchgen.errors import MediaError
+from batchgen.failpoints import failpoint
+from batchgen.media import formats
+from batchgen.paths import RunPaths, media_fan_out
+from batchgen.records import Attempt, Media, Rendered
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_ROW_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_TEMPORARY = re.compile(r".+\.tmp(\.[a-z0-9]+)?")
+
+
+def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows: int) -> Media:
+    """Encode a row's frames and make the file durable under its final name.
+
+    `total_rows` is the number of rows of the plan: it alone chooses the folders inside `media/`.
+    Raises MediaError (a row's error, the shard goes on) if the file cannot be encoded or written;
+    then nothing is left under the temporary or the final name.
+    """
+    request = rendered.request
+    final = media_path(run, request.row_id, request.row_index, request.format, attempt, total_rows)
+    temporary = final.with_name(f"{final.stem}.tmp{final.suffix}")
+    try:
+        make_folder(final.parent, run.root)
+        failpoint("media.before_write")
+        _encode(rendered, temporary)
+        failpoint("media.after_write")
+        sync(temporary)
+        digest, size = digest_file(temporary)
+        failpoint("media.before_rename")
+        _publish(temporary, final)
+        failpoint("media.after_rename")
+        sync_folder(final.parent)
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+        raise MediaError(f"row {request.row_id!r}: {final} cannot be written: {error}") from error
+    return Media(
+        path=final.relative_to(run.root).as_posix(),
+        sha256=digest,
+        bytes=size,
+        frames_sha256=digest_frames(rendered.frames),
+        num_frames=len(rendered.frames),
+    )
+
+
+def media_path(
+    run: RunPaths, row_id: str, row_index: int, format_name: str, attempt: Attempt, total_rows: int
+) -> Path:
+    """Where an attempt keeps a row's media: always inside `run.media` (MediaError otherwise)."""
+    if _ROW_ID.fullmatch(row_id) is None:
+        raise MediaError(f"row_id {row_id!r} cannot be a file name: use [A-Za-z0-9._-]{{1,128}}")
+    extension = formats.get(format_name).EXTENSION
+    folder = run.media / media_fan_out(row_index, total_rows)
+    return folder / f"{row_id}-{attempt.tag}{extension}"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name under `media/` is one that a crash left behind before its rename."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def digest_frames(frames: np.ndarray) -> str:
+    """sha256 of the uint8 values in C order: the evidence of pixels, whatever the format."""
+    return hashlib.sha256(frames.tobytes()).hexdigest()
+
+
+def _encode(rendered: Rendered, path: Path) -> None:
+    request = rendered.request
+    remove(path)
+    module = formats.get(request.format)
+    module.write(rendered.frames, path, fps=request.fps, quality=request.quality)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    if temporary.is_dir():
+        remove(final)  # of this same attempt: a folder cannot be renamed over one with files
+    temporary.replace(final)
