@@ -150,20 +150,18 @@ class Request(ModelDefaults):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherColumns:
-    """Columns of a manifest that a request does not keep: width and height by another name, and
-    what is not served yet."""
+    """Columns of a manifest that a request does not keep, so that they are in no key: width and
+    height by another name, and what is not served yet."""
 
-    resolution: Annotated[str, Column(key="no", catalog=False)] = ""
-    aspect_ratio: Annotated[str, Column(key="no", catalog=False)] = ""
-    cache_strategy: Annotated[str, Column(key="no")] = "none"
-    cache_ratio: Annotated[float, Column(Range(0.0, 1.0), read_by="caching", key="no")] = 0.0
-    cache_warmup: Annotated[int, Column(_ENDS, "solver steps", read_by="caching", key="no")] = 0
-    cache_cooldown: Annotated[int, Column(_ENDS, "solver steps", read_by="caching", key="no")] = 0
-    cache_params: Annotated[str, Column(read_by="caching", prose=True, key="no", catalog=False)] = (
-        ""
-    )
-    image: Annotated[str, Column(read_by="some", prose=True, key="no", catalog=False)] = ""
-    lora: Annotated[str, Column(read_by="some", prose=True, key="no", catalog=False)] = ""
+    resolution: Annotated[str, Column(catalog=False)] = ""
+    aspect_ratio: Annotated[str, Column(catalog=False)] = ""
+    cache_strategy: Annotated[str, Column()] = "none"
+    cache_ratio: Annotated[float, Column(Range(0.0, 1.0), read_by="caching")] = 0.0
+    cache_warmup: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
+    cache_cooldown: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
+    cache_params: Annotated[str, Column(read_by="caching", prose=True, catalog=False)] = ""
+    image: Annotated[str, Column(read_by="some", prose=True, catalog=False)] = ""
+    lora: Annotated[str, Column(read_by="some", prose=True, catalog=False)] = ""
 
 
 # ------------------------------------------------------------------------------ the table, as data

@@ -17,7 +17,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.families.family import family_spec
 from batchgen.planning.digests import CheckpointDigest, checkpoint_digest
-from batchgen.request import ALWAYS_IN_KEY, FIELDS, Field, Request
+from batchgen.request import ALWAYS_IN_KEY, REQUEST_FIELDS, Field, Request
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -27,12 +27,12 @@ Settings = tuple[object, ...]  # what enters a key beside seed and prompt, as `s
 
 def _placed() -> list[Field]:
     """Fields with a place in the key, in order."""
-    placed = {f.column.key: f for f in FIELDS.values() if isinstance(f.column.key, int)}
+    placed = {f.column.key: f for f in REQUEST_FIELDS if isinstance(f.column.key, int)}
     return [placed[place] for place in range(1, len(placed) + 1)]
 
 
 _ALWAYS = _placed()[:ALWAYS_IN_KEY]
-_LATER = [*_placed()[ALWAYS_IN_KEY:], *(f for f in FIELDS.values() if f.column.key == "named")]
+_LATER = [*_placed()[ALWAYS_IN_KEY:], *(f for f in REQUEST_FIELDS if f.column.key == "named")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
