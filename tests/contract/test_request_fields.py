@@ -67,6 +67,11 @@ ROW = Request(
 )
 PINNED: list[tuple[dict[str, object], str]] = [
     ({}, "b06c36a69c83bd1342d4cb289eb7b6f1200b29f8966b82d40d628e83667e5857"),
+    # their defaults, which must not change: at them these two are in no key
+    (
+        {"true_cfg_scale": 1.0, "media_size": None},
+        "b06c36a69c83bd1342d4cb289eb7b6f1200b29f8966b82d40d628e83667e5857",
+    ),
     ({"fps": 23.976}, "46ad5790eacc6ea782c5c1384452e2a9188f7eb8c4a2f58574defee4b34b2cda"),
     ({"guidance_scale_2": 3.0}, "dc66b0b266a59e7548f6f06f8b251d43db39ac451fba71834e061786962daea9"),
     ({"true_cfg_scale": 2.5}, "00209e07ae5f8f5d240a03c87521ee281f311bd464df09ed92a20532a3de7697"),
