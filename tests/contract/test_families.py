@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from flux_rig import flux_spec
-from rig import request, small_spec, system, two_experts
+from toy_engine import request, small_spec, system, two_experts
+from toy_flux import flux_spec
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import meta_model

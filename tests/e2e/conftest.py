@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Bench, make_bench
+from cli_calls import JobFolder, make_job_folder
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Callable[[int | Sequence[dict[str, Any]]], Bench]:
+def bench(tmp_path: Path) -> Callable[[int | Sequence[dict[str, Any]]], JobFolder]:
     """Makes a working folder for a manifest: a row count, or the rows themselves."""
-    return lambda rows: make_bench(tmp_path, rows)
+    return lambda rows: make_job_folder(tmp_path, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import rows_of
+from cli_calls import rows_of
 
 from batchgen.ledger.status import read_status
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import published, rows_of
+from cli_calls import published, rows_of
 
 OPTIONS = (
     "model=null-engine", "slurm.executor=local", "slurm.ranks_per_node=2",

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from harness import SLOW_ROWS, published, rows_of
+from cli_calls import SLOW_ROWS, published, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import SLOW_ROWS, Bench, published, recorded, rows_of
+from cli_calls import SLOW_ROWS, JobFolder, published, recorded, rows_of
+from waiting import process_state, wait_for
 
 from batchgen.catalog.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
@@ -51,7 +52,7 @@ def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
 STEPS = "row_defaults.num_steps=10"  # long enough rows that most kills find some in flight
 
 
-def torment(work: Bench, kills: int, seed: int) -> RunPaths:
+def torment(work: JobFolder, kills: int, seed: int) -> RunPaths:
     """Submit; kill random ranks at random moments, resume on another rank count, and again."""
     dice = random.Random(seed)
     started = work.call(
@@ -89,7 +90,7 @@ def kill(pid: int) -> bool:
     return True
 
 
-def audit(work: Bench, run: RunPaths) -> None:
+def audit(work: JobFolder, run: RunPaths) -> None:
     """Catalog equal as a set to the undisturbed run's, media verified."""
     undisturbed = work.run(STEPS)
     assert undisturbed.code == 0, undisturbed.err
@@ -143,8 +144,7 @@ def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) 
     started = work.call("submit", str(work.job), "slurm.executor=local", "--json", env=env)
     run = started.run
     (pid,) = wait_for_ranks(run)
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.05)
+    wait_for(lambda: process_state(pid) == "T")
     refused = work.call("resume", str(run.root))
     assert refused.code == 2 and "is at work" in refused.err
     os.kill(pid, signal.SIGKILL)
@@ -179,8 +179,7 @@ def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
         "--json",
     )  # fmt: skip
     run = started.run
-    while read_status(run).ok < 2:
-        time.sleep(0.05)
+    wait_for(lambda: read_status(run).ok >= 2)
     cancelled = work.call("cancel", str(run.root), "--json")
     assert cancelled.code == 0, cancelled.err
     status = read_status(run)

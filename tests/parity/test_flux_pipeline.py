@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from flux_rig import FluxTwin, flux_spec, save_flux
-from rig import Keeper, ListSource, draw, request, spy_on, system
+from toy_engine import Keeper, ListSource, draw, request, spy_on, system
+from toy_flux import FluxTwin, flux_spec, save_flux
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine import device as devices

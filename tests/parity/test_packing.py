@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rig import Keeper, draw, request, small_spec, system
+from toy_engine import Keeper, draw, request, small_spec, system
 
 from batchgen.engine.engine import Engine
 from batchgen.request import Request

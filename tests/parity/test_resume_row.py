@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rig import Keeper, ListSource, request, spy_on, system, tiny_wan_spec
+from toy_engine import Keeper, ListSource, request, spy_on, system, tiny_wan_spec
 
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine

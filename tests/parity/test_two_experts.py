@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rig import Keeper, ListSource, Twin, draw, request, spy_on, system, tiny_wan_spec, two_experts
+from toy_engine import (
+    Keeper,
+    ListSource,
+    Twin,
+    draw,
+    request,
+    spy_on,
+    system,
+    tiny_wan_spec,
+    two_experts,
+)
 
 from batchgen.config.schema import ModelSpec, SamplerConfig
 from batchgen.engine.engine import Engine

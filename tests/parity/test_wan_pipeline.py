@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rig import Twin, draw, request, small_spec, system, tiny_wan_spec
+from toy_engine import Twin, draw, request, small_spec, system, tiny_wan_spec
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine

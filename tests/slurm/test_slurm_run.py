@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from harness import Bench, rows_of
+from cli_calls import JobFolder, rows_of
 from slurm.campaign import NULL, Campaign, rows
 from slurm.cluster import Cluster, ClusterUnavailable
 
@@ -27,7 +27,7 @@ from batchgen.runner.jobs import write_jobs
 from batchgen.runner.submit import profile_of
 from batchgen.scheduler.commands import job_name
 
-Make = Callable[..., Bench]
+Make = Callable[..., JobFolder]
 
 
 def test_pending_running_and_finished_are_told(cluster: Cluster, job_bench: Make) -> None:

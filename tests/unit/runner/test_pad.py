@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from harness import write_manifest
+from cli_calls import write_manifest
 
 from batchgen.cli.main import main
 from batchgen.media import formats
