@@ -15,7 +15,8 @@ from batchgen.config.schema import ONE_MACHINE, JobConfig, ModelSpec, ParallelCo
 from batchgen.errors import ConfigError
 from batchgen.families.family import component_bytes, family_spec
 from batchgen.planning.store import Plan
-from batchgen.records import Bucket, Layout, MemoryMode, Precision
+from batchgen.records import Layout, MemoryMode, Precision
+from batchgen.request import Bucket
 
 GIB = 1024**3
 _USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own

@@ -12,7 +12,8 @@ from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.planning.layout import choose_layout, most_demanding, resolve_layout
-from batchgen.records import Bucket, Layout
+from batchgen.records import Layout
+from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]
 WAN = ROOT / "jobs" / "wan21_1_3b_480p.yaml"
