@@ -6,59 +6,52 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
+from batchgen.request import Request
+
 if TYPE_CHECKING:
     import numpy as np
 
 Status = Literal["ok", "failed", "quarantined", "pending"]
-Solver = Literal["unipc", "euler", "dpm++"]
 Determinism = Literal["strict", "throughput"]
+MemoryMode = Literal["resident", "model"]
+Precision = Literal["bfloat16", "float16", "float32"]
+_DEGREES = ("dp", "cfg", "ulysses", "ring")
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Rows of one bucket have latents of one shape and may share a forward."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the ranks of a submission and their memory are used: decided when it is made, obeyed by
+    every rank. The degrees multiply to nodes x ranks_per_node."""
 
-    width: int  # pixels
-    height: int  # pixels
-    num_frames: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}x{self.num_frames}"
-
-    @classmethod
-    def parse(cls, text: str) -> Bucket:
-        """The inverse of `str`."""
-        return cls(*map(int, text.split("x")))
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One row of the plan, every field resolved: all that the engine needs to draw it."""
-
-    row_index: int  # position in the manifest, 0-based
-    row_id: str
-    row_key: str  # sha256, hex
-    prompt: str
-    negative_prompt: str
-    seed: int
-    width: int  # pixels
-    height: int  # pixels
-    num_frames: int
-    fps: float
-    num_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None  # low-noise expert of a two-expert model
-    solver: Solver
-    sigma_shift: float
-    format: str  # media format: a module of batchgen/media/formats
-    quality: int  # 0 (smallest file) .. 10 (best)
-    cost_s: float = 0.0  # predicted device seconds
-    true_cfg_scale: float = 1.0  # guidance by a second branch of models that embed guidance_scale
-    media_size: str | None = None  # a bucket that the media are cut to, where that was padded
+    nodes: int = 1
+    ranks_per_node: int = 1
+    dp: int = 1  # replicas, each with rows of its own
+    cfg: int = 1
+    ulysses: int = 1
+    ring: int = 1
+    memory: MemoryMode  # resident: all components stay; model: those of one stage at a time
+    precision: Precision  # that components run in, but for those that always run in float32
+    attention: str  # kernel, as far as it is known before anything runs
+    device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
+    vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
+    fits: bool = True
+    reason: str = ""
 
     @property
-    def bucket(self) -> Bucket:
-        return Bucket(self.width, self.height, self.num_frames)
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def ranks_of_a_replica(self) -> int:
+        """That draw each row together."""
+        return self.cfg * self.ulysses * self.ring
+
+    def __str__(self) -> str:
+        """Short, for tables: `dp2 resident bf16`."""
+        degrees = [(name, getattr(self, name)) for name in _DEGREES]
+        parts = [f"{name}{degree}" for name, degree in degrees if degree > 1 or name == "dp"]
+        return " ".join([*parts, self.memory, _SHORT[self.precision]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from batchgen.ledger.events import Event, decode_line
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt, Commit, RankInfo, Request
+from batchgen.records import Attempt, Commit, RankInfo
+from batchgen.request import Request
 from batchgen.runner.create import create_run
 
 JOB = """\
@@ -51,7 +52,7 @@ class PlannedRun:
             np.arange(len(everything)),
             np.isin(everything, np.array(alone, np.int64)),
         )
-        return begin_submission(self.run, shards, SubmissionInfo(config=json.dumps(self.config)))
+        return begin_submission(self.run, shards, SubmissionInfo(config=self.config))
 
     def start(
         self, submission: int, env: dict[str, str] | None = None, **rank: Any

@@ -7,7 +7,6 @@ rows as a worker would, so that tests can kill it anywhere.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -26,17 +25,9 @@ from batchgen.ledger.intent import INTENT_UNSEEN_S
 from batchgen.ledger.journal import JournalWriter, Meter, Unmetered, raw_lines
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths, parse_journal
-from batchgen.records import (
-    Attempt,
-    Commit,
-    Media,
-    RankSeconds,
-    Rendered,
-    Request,
-    RowStats,
-    StageSeconds,
-)
+from batchgen.records import Attempt, Commit, Media, RankSeconds, Rendered, RowStats, StageSeconds
 from batchgen.regular import digest_regular
+from batchgen.request import Request
 from batchgen.runfile import RunFile, read_run
 
 STAGES = StageSeconds(queue=0.5, encode=0.1, denoise=1.0, decode=0.2, d2h=0.01, write=0.02)
@@ -122,7 +113,7 @@ class RunFolder:
         index = np.arange(len(self.requests)) if rows is None else np.array(rows, np.int64)
         shards = np.full(len(index), shard, np.int32)
         chosen = SubmissionRows(index, shards, np.arange(len(index)))
-        config = json.dumps({"slurm": slurm}) if slurm else ""
+        config = {"slurm": slurm} if slurm else {}
         return begin_submission(self.run, chosen, SubmissionInfo(config=config))
 
     def age(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from toy_engine import Keeper, ListSource, small_spec, system
 
-from batchgen.config.schema import ParallelConfig
+from batchgen.engine.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.parallel.mesh import Mesh, leave
 from batchgen.engine.team import Dismissed
@@ -53,9 +54,10 @@ def fail_before_a_collective(mesh: Mesh, team: Any, culprit: int) -> None:
 
 def draw(mesh: Mesh, team: Any, degrees: dict[str, int], rows: list[Any], lost: str) -> Any:
     """Frames on the leader; of a follower, what it has loaded. `lost` fails on the follower."""
-    parallel = ParallelConfig(**degrees)
+    model = small_spec("random")
+    layout = replace(lone_layout(model, system(), torch.device("cpu")), **degrees)
     leave()  # the engine's ranks meet by themselves
-    engine = Engine.load(small_spec("random"), system(parallel=parallel), "cpu", team=team)
+    engine = Engine.load(model, system(), "cpu", layout=layout, team=team)
     family = engine.family
     if not team.leads:
         schedule = family.schedule

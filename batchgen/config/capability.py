@@ -9,13 +9,11 @@ from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, Memory
 from batchgen.errors import ConfigError
 from batchgen.families.family import Capabilities, family_spec
 from batchgen.families.sequence import legal_ulysses
+from batchgen.request import ROW_DEFAULTS, Field
 
 _COMPILE = CompileConfig()
 _CACHE = CacheConfig()
 _MEMORY = MemoryConfig()
-# Request columns that not every model reads.
-_OPTIONAL = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
-_LATER = ("image", "lora")
 
 
 def check_served(config: JobConfig) -> None:
@@ -49,17 +47,19 @@ def _check_heads(config: JobConfig) -> None:
 
 
 def _check_ranks(config: JobConfig) -> None:
-    """The degrees multiply to the ranks of a node; `auto` takes what the others leave."""
-    parallel, ranks = config.system.parallel, config.slurm.ranks_per_node
-    if isinstance(parallel.dp, str):
-        return
+    """The degrees multiply to the ranks of all nodes; `dp: auto` takes what the others leave."""
+    parallel, slurm = config.system.parallel, config.slurm
     degrees = [parallel.dp, parallel.cfg, parallel.ulysses, parallel.ring]
     product = prod(1 if isinstance(degree, str) else degree for degree in degrees)
-    if product != ranks:
-        raise ConfigError(
-            f"system.parallel: dp x cfg x ulysses x ring is {product}, but "
-            f"slurm.ranks_per_node is {ranks}; make them equal, or leave dp: auto"
-        )
+    ranks = slurm.nodes * slurm.ranks_per_node
+    if product == ranks or (parallel.dp == "auto" and ranks % product == 0):
+        return
+    of_a_node = slurm.nodes == 1
+    counted = "slurm.ranks_per_node" if of_a_node else "slurm.nodes x slurm.ranks_per_node"
+    names, way = "dp x cfg x ulysses x ring", "make them equal, or leave dp: auto"
+    if parallel.dp == "auto":
+        names, way = "cfg x ulysses x ring", "it has to divide that"
+    raise ConfigError(f"system.parallel: {names} is {product}, but {counted} is {ranks}; {way}")
 
 
 def _settings(
@@ -82,8 +82,7 @@ def _system(
     yield "system.parallel.attention_op", system.parallel.attention_op, ("auto", "torch")
     yield "system.memory.mode", memory.mode, served.memory_modes
     yield "system.memory.store_dtype", memory.store_dtype, served.store_dtypes
-    if "stream" not in served.memory_modes:  # these three steer streaming alone
-        yield "system.memory.vram_limit", memory.vram_limit, (None,)
+    if "stream" not in served.memory_modes:  # these two steer streaming alone
         yield "system.memory.prefetch", memory.prefetch, (_MEMORY.prefetch,)
         yield "system.memory.pin", memory.pin, (_MEMORY.pin,)
     yield "system.components", system.components, ({},)
@@ -121,11 +120,13 @@ def _row_defaults(
 
 def unserved_columns(served: Capabilities) -> tuple[str, ...]:
     """Request columns that must be null for a family (`cache_strategy` may also say none)."""
-    caches = ("cache_ratio", "cache_warmup", "cache_cooldown", "cache_params")
-    columns = [name for name in _OPTIONAL if name not in served.columns]
-    if served.cache_strategies == ("none",):
-        columns += caches
-    return (*columns, *(name for name in _LATER if name not in served.columns))
+    return tuple(name for name, field in ROW_DEFAULTS.items() if not _is_read(field, served))
+
+
+def _is_read(field: Field, served: Capabilities) -> bool:
+    if field.column.read_by == "caching":
+        return served.cache_strategies != ("none",)
+    return field.column.read_by == "all" or field.name in served.columns
 
 
 def _shown(value: object) -> str:

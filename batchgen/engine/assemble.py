@@ -22,12 +22,14 @@ from batchgen.engine.team import Team
 from batchgen.engine.weights import load_components
 from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec
 from batchgen.numerics.edges import make_batch_invariant
-from batchgen.records import Bucket
+from batchgen.records import Layout
+from batchgen.request import Bucket
 
 
 def assemble(
     model: ModelSpec,
     system: SystemConfig,
+    layout: Layout,
     device: torch.device,
     *,
     overlap: bool,
@@ -35,12 +37,12 @@ def assemble(
     team: Team,
     mesh: Mesh | None = None,
 ) -> Replica:
-    """One rank of a replica; a follower has the components that denoise alone. `moved` is told of
-    each component that is loaded."""
+    """One rank of a replica, as the layout says; a follower has the components that denoise alone.
+    `moved` is told of each component that is loaded."""
     devices.prepare(device, system)
-    plan = plan_memory(model, system.memory, device)
+    plan = plan_memory(model, layout.memory)
     stages = STAGES if team.leads else ("denoise",)
-    components = load_components(model, devices.run_dtype(model, device), moved, stages)
+    components = load_components(model, devices.DTYPES[layout.precision], moved, stages)
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])

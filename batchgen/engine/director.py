@@ -35,7 +35,7 @@ from batchgen.engine.team import Lost, uneven
 from batchgen.errors import RowError
 from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses

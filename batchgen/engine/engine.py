@@ -17,6 +17,7 @@ from batchgen.engine.parallel.mesh import Degrees
 from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Alone, Team
+from batchgen.records import Layout
 
 
 class Engine:
@@ -35,24 +36,27 @@ class Engine:
         system: SystemConfig,
         device: str = "auto",
         *,
+        layout: Layout | None = None,
         overlap: bool = True,
         moved: Callable[[], object] = unheard,
         team: Team | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
-        `device` is `auto` (CUDA if there is one, else CPU) or a torch device; `moved` is told of
-        each component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
+        `device` is `auto` (CUDA if there is one, else CPU) or a torch device; `layout` is what the
+        submission decided (None: there is none, see `device.lone_layout`); `moved` is told of each
+        component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
         on the calling thread and gives equal frames. `team`: the ranks that draw together, else
-        this one is alone. Raises WeightsError for weights that do not
-        fit, ConfigError for an unknown family or a device that is not there. In strict mode on a
-        CPU the process goes to one torch thread."""
-        where = devices.pick_device(device)
-        team = team or Alone()
-        mesh = meet(team, Degrees(*system.parallel.of_a_replica), where)
-        return cls(
-            assemble(model, system, where, overlap=overlap, moved=moved, team=team, mesh=mesh)
+        this one is alone. Raises WeightsError for weights that do not fit, ConfigError for an
+        unknown family or a device that is not there. In strict mode on a CPU the process goes to
+        one torch thread."""
+        where, team = devices.pick_device(device), team or Alone()
+        layout = layout or devices.lone_layout(model, system, where)
+        mesh = meet(team, Degrees(layout.cfg, layout.ring, layout.ulysses), where)
+        made = assemble(
+            model, system, layout, where, overlap=overlap, moved=moved, team=team, mesh=mesh
         )
+        return cls(made)
 
     @property
     def device_name(self) -> str:

@@ -24,7 +24,7 @@ from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
 from batchgen.numerics.solver import History, Schedule, step
-from batchgen.records import Request
+from batchgen.request import Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,8 +6,6 @@ to a rank happens while its journal is open.
 
 from __future__ import annotations
 
-from batchgen.config.build import build
-from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.ledger.intent import config_of, read_intent
 from batchgen.paths import RunPaths
@@ -26,8 +24,11 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
     says how it ended: done, drained, terminated, cancelled, superseded, queue-lost, or the class of
     the error.
     """
-    config = _settings(root, submission)
-    place = place_of(config, rank)
+    intent = read_intent(root, submission)
+    if intent is None:
+        raise RunStateError(f"{root.intent(submission)} is missing")
+    config = config_of(root, intent)
+    place = place_of(intent.layout, rank)
     attempt = Attempt(submission, rank.task, rank.restart, place.replica)
     if place.leads and place.size > 1:
         announce(root.team_address(attempt))
@@ -39,12 +40,4 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
             from batchgen.worker.follower import work_on
 
         watchdog.kick()
-        work_on(Post(root, config, attempt, rank, place), watchdog)
-
-
-def _settings(root: RunPaths, submission: int) -> JobConfig:
-    """The configuration that this submission was begun under."""
-    intent = read_intent(root, submission)
-    if intent is None:
-        raise RunStateError(f"{root.intent(submission)} is missing")
-    return build(JobConfig, config_of(root, intent))
+        work_on(Post(root, config, intent.layout, attempt, rank, place), watchdog)

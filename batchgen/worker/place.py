@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
-from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
-from batchgen.records import RankInfo
+from batchgen.records import Layout, RankInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +22,11 @@ class Place:
         return self.rank == 0
 
 
-def place_of(config: JobConfig, rank: RankInfo) -> Place:
-    """Ranks of a replica follow each other: they are on one node as far as possible. ConfigError if
-    the task was started with ranks that make no whole replicas."""
-    size = prod(config.system.parallel.of_a_replica)
+def place_of(layout: Layout | None, rank: RankInfo) -> Place:
+    """Ranks of a replica follow each other: they are on one node as far as possible. Without a
+    layout each is a replica. ConfigError if the task was started with ranks that make no whole
+    replicas."""
+    size = layout.ranks_of_a_replica if layout else 1
     if rank.world_size % size:
         raise ConfigError(
             f"system.parallel: cfg x ulysses x ring is {size}, but the task has "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt, RankInfo
+from batchgen.records import Attempt, Layout, RankInfo
 from batchgen.worker.meeting import Meeting
 from batchgen.worker.place import Place
 
@@ -21,6 +21,7 @@ class Post:
 
     root: RunPaths
     config: JobConfig
+    layout: Layout | None  # None in a submission that is older than it
     attempt: Attempt
     rank: RankInfo
     place: Place
@@ -36,6 +37,7 @@ class Post:
         return choose_engine(
             self.config.model,
             self.config.system,
+            layout=self.layout,
             local_rank=self.rank.local_rank,
             host=self.rank.host,
             asked=_gpus_asked(self.config.slurm),

@@ -83,7 +83,7 @@ def _draw_shard(
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
     elsewhere = slurm.executor == "slurm"  # the others have this machine only
     policy = RowPolicy(post.attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
-    states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
+    states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
     admission = Admission(until, share_left=states.share_left)
     start, replicas = RowStart(rank.host, states), post.place.replicas
     with open_source(root, post.attempt, rank, admission, start, crew.stop, replicas) as source:
