@@ -1,7 +1,7 @@
 """For tests alone: lets xfuser, which knows GPUs only, load on a CPU and talk over gloo.
 
-`install` comes before any import of xfuser. A stub stands in for triton, the platform says gloo, and
-a CPU op that gives a log-sum-exp takes the place of its efficient attention.
+`install` comes before any import of xfuser. A stub stands in for triton, the platform says gloo,
+and a CPU op that gives a log-sum-exp takes the place of its efficient attention.
 """
 
 from __future__ import annotations
