@@ -76,8 +76,10 @@ def _serve(end: Connection) -> None:
             degrees, rank, store, work, args = end.recv()
         except EOFError:
             return
-        end.send(_played(degrees, rank, store, work, args))
-        gc.collect()  # closes this rank's ends, on which others may wait
+        answer = _played(degrees, rank, store, work, args)
+        if not answer[0]:
+            gc.collect()  # closes what the error held open, on which others may wait
+        end.send(answer)
 
 
 def _played(

@@ -28,12 +28,21 @@ class Attends:
 
 
 @dataclass(frozen=True, slots=True)
+class Crosses:
+    """Attention modules whose queries are a stream's tokens, and whose keys every rank has."""
+
+    modules: str
+    stream: str
+
+
+@dataclass(frozen=True, slots=True)
 class SequencePlan:
     """Where tokens are divided and where they meet again."""
 
     cuts: tuple[Cut, ...]
     attends: tuple[Attends, ...]
     gather: Cut  # the output that every rank gets whole
+    crosses: tuple[Crosses, ...] = ()
 
 
 def sent_in_all_to_all(tokens: float, width: int, ulysses: int, ring: int = 1) -> float:

@@ -90,7 +90,11 @@ class TorchOp:
 
 def attention_op(name: Literal["auto", "torch", "xfuser"], mesh: Mesh) -> AttentionOp:
     """The op that `system.parallel.attention_op` names. Raises ConfigError where it cannot load."""
-    return TorchOp(mesh)
+    if name != "xfuser":
+        return TorchOp(mesh)
+    from batchgen.engine.parallel.xfuser import XfuserOp  # slow to load, and rarely there
+
+    return XfuserOp(mesh)
 
 
 @lru_cache(maxsize=64)

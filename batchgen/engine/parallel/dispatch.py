@@ -16,12 +16,32 @@ from batchgen.errors import ConfigError
 
 Divided = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor], Tensor]
 _NAME = "dispatch_attention_fn"
+_crossing: list[Divided] = []  # of the attention to other streams that is running
 
 
 def attend_through(attention: nn.Module, divided: Divided) -> Callable[[], None]:
     """Let an attention module's processor call `divided(attend, q, k, v)`, where `attend` is what
-    it would have called, on (B, S, H, D). Attention to other streams stays as it is: there the
-    processor passes no parallel configuration. The function returned takes it back."""
+    it would have called, on (B, S, H, D). The function returned takes it back."""
+    processor = _routed(attention)
+    before, processor._parallel_config = processor._parallel_config, _Handed(divided)
+    return lambda: setattr(processor, "_parallel_config", before)
+
+
+def cross_through(attention: nn.Module, divided: Divided) -> Callable[[], None]:
+    """The same for attention to other streams, where a processor passes no configuration."""
+    _routed(attention)
+    enter = attention.register_forward_pre_hook(lambda *_: _crossing.append(divided))
+    leave = attention.register_forward_hook(lambda *_: _crossing.clear(), always_call=True)
+
+    def undo() -> None:
+        enter.remove()
+        leave.remove()
+
+    return undo
+
+
+def _routed(attention: nn.Module) -> Any:
+    """The processor of an attention module, which leads here from now on."""
     processor: Any = getattr(attention, "processor", None)
     module = sys.modules.get(type(processor).__module__)
     if not hasattr(processor, "_parallel_config") or not hasattr(module, _NAME):
@@ -30,8 +50,7 @@ def attend_through(attention: nn.Module, divided: Divided) -> Callable[[], None]
             "be divided; legal: ulysses=1, ring=1"
         )
     _route(module)
-    before, processor._parallel_config = processor._parallel_config, _Handed(divided)
-    return lambda: setattr(processor, "_parallel_config", before)
+    return processor
 
 
 class _Handed:
@@ -50,14 +69,15 @@ def _route(module: Any) -> None:
     def routed(
         query: Tensor, key: Tensor, value: Tensor, *, parallel_config: Any = None, **settings: Any
     ) -> Tensor:
-        if not isinstance(parallel_config, _Handed):
+        divided = _crossing[-1] if _crossing else None
+        if isinstance(parallel_config, _Handed):
+            divided = parallel_config.divided
+        if divided is None:
             y: Tensor = inner(query, key, value, parallel_config=parallel_config, **settings)
             return y
         if settings.get("attn_mask") is not None:
             raise NotImplementedError("attention with a mask is not divided")
-        return parallel_config.divided(
-            lambda q, k, v: inner(q, k, v, **settings), query, key, value
-        )
+        return divided(lambda q, k, v: inner(q, k, v, **settings), query, key, value)
 
     routed._routes_divided_attention = True  # type: ignore[attr-defined]
     setattr(module, _NAME, routed)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from batchgen.engine.parallel.attention import AttentionOp
-from batchgen.engine.parallel.dispatch import attend_through
+from batchgen.engine.parallel.cross import cross_attend
+from batchgen.engine.parallel.dispatch import attend_through, cross_through
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.shares import Joint, Share, shares
 from batchgen.families.sequence import Cut, SequencePlan
@@ -121,6 +122,19 @@ class SplitSequence:
         for attends in plan.attends:
             for module in named(transformer, attends.modules):
                 self._undo.append(attend_through(module, self._divided(attends.streams)))
+
+        for crosses in plan.crosses:
+            for module in named(transformer, crosses.modules):
+                self._undo.append(cross_through(module, self._crossing(crosses.stream)))
+
+    def _crossing(self, stream: str) -> Callable[..., Tensor]:
+        def crossing(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if not self.divides:
+                return attend(q, k, v)
+            axis, total = self.mesh.sequence, self.lengths[stream]
+            return cross_attend(attend, shares(total, axis.size)[axis.place], total, q, k, v)
+
+        return crossing
 
     def _divided(self, streams: tuple[str, ...]) -> Callable[..., Tensor]:
         def divided(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-# Products of fewer rows than this take other kernels, and give other bits; attention on a CPU goes
-# by blocks of so many queries, and its last block is such a product.
-SAME_KERNEL_ROWS, QUERY_BLOCK = 16, 32
+# Products of fewer rows than this take other kernels, and give other bits.
+SAME_KERNEL_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +33,9 @@ def shares(total: int, ranks: int) -> tuple[Share, ...]:
     found, start = [], 0
     for rank in range(ranks):
         own = base + (rank < longer)
-        found.append(Share(start, own, _held(own, total)))
+        found.append(Share(start, own, max(own, min(SAME_KERNEL_ROWS, total))))
         start += own
     return tuple(found)
-
-
-def _held(own: int, total: int) -> int:
-    """Enough rows for products to take the kernels of the whole."""
-    last = own % QUERY_BLOCK
-    if own > QUERY_BLOCK and 0 < last < SAME_KERNEL_ROWS:
-        return own - last + SAME_KERNEL_ROWS
-    return max(own, min(SAME_KERNEL_ROWS, total))
 
 
 @dataclass(frozen=True, slots=True)

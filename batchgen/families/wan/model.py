@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
-from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
 from batchgen.families.wan import spec as light
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
@@ -30,6 +30,7 @@ SEQUENCE = SequencePlan(
     ),
     attends=(Attends("blocks.*.attn1", ("video",)),),
     gather=Cut("proj_out", 0, "video", dim=1),
+    crosses=(Crosses("blocks.*.attn2", "video"),),
 )
 
 

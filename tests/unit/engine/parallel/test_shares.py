@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from batchgen.engine.parallel.cross import short_end
 from batchgen.engine.parallel.mesh import Degrees, replica_of
 from batchgen.engine.parallel.shares import Joint, shares
 from batchgen.engine.parallel.split import even, part
@@ -25,8 +26,7 @@ def test_every_token_is_one_ranks_own(total: int, ranks: int) -> None:
 def test_a_share_has_as_many_rows_as_keep_the_bits_of_the_whole() -> None:
     assert [share.held for share in shares(16, 2)] == [16, 16]
     assert [share.held for share in shares(8, 2)] == [8, 8]  # alone it is a product of 8 rows
-    assert [share.held for share in shares(66, 2)] == [48, 48]  # 33: a last block of one query
-    assert [share.held for share in shares(96, 2)] == [48, 48]
+    assert [share.held for share in shares(66, 4)] == [17, 17, 16, 16]
 
 
 def test_streams_are_put_back_into_the_order_of_one_process() -> None:
@@ -61,3 +61,8 @@ def test_heads_are_divided_or_padded() -> None:
     assert legal_ulysses(6, 8) == (1, 2, 3, 6)
     assert legal_ulysses(40, 8) == (1, 2, 4, 5, 8)
     assert [padded_heads(6, degree) for degree in (2, 4, 8)] == [6, 8, 8]
+
+
+def test_the_last_block_of_queries_is_short_where_one_to_three_are_left() -> None:
+    assert [short_end(total) for total in (3, 32, 33, 35, 36, 66)] == [0, 0, 1, 3, 0, 2]
+    assert [short_end(total) for total in (195, 225, 770, 32_760)] == [3, 0, 2, 0]
