@@ -47,6 +47,11 @@ class Layout:
         """That draw each row together."""
         return self.cfg * self.ulysses * self.ring
 
+    @property
+    def nodes_together(self) -> int:
+        """Nodes that a replica spans: one job has them all, and as many replicas as fit."""
+        return -(-self.ranks_of_a_replica // self.ranks_per_node)
+
     def __str__(self) -> str:
         """Short, for tables: `dp2 resident bf16`."""
         degrees = [(name, getattr(self, name)) for name in _DEGREES]

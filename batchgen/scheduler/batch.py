@@ -58,14 +58,16 @@ class Batch:
         return job_id
 
 
-def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[str, Any]:
-    """What submitit's executor takes, for one node group of the profile. `drains`: the processes
-    know the signal before the end; others would die of it."""
+def parameters(
+    slurm: SlurmConfig, name: str, *, drains: bool = True, together: int = 1
+) -> dict[str, Any]:
+    """What submitit's executor takes, for a group of so many nodes of the profile. `drains`: the
+    processes know the signal before the end; others would die of it."""
     minutes = slurm.timeout_min
     given: dict[str, Any] = {
         "job_name": name,
         "time": minutes,
-        "nodes": 1,
+        "nodes": together,
         "ntasks_per_node": slurm.ranks_per_node,
         "cpus_per_task": slurm.cpus_per_rank,
         "mem": None if slurm.mem_gb is None else f"{int(slurm.mem_gb * 1024)}M",

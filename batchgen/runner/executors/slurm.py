@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
+from batchgen.ledger.intent import read_intent
 from batchgen.paths import BATCH_FILES, RunPaths
 from batchgen.runfile import read_run
 from batchgen.runner.executors import Job
@@ -48,7 +49,10 @@ def launch(
     """
     window = scheduler.patiently(scheduler.max_array_size, patience_s)
     name = job_name(run, submission)
-    batches = task_batches(run, submission, shards, slurm, window)
+    intent = read_intent(run, submission)
+    together = intent.layout.nodes_together if intent and intent.layout else 1
+    slurm = replace(slurm, nodes=max(1, slurm.nodes // together))  # groups of nodes from here on
+    batches = task_batches(run, submission, shards, slurm, window, together)
     jobs: list[Job] = []
     for batch in batches:
         known = [job.job_id for job in jobs]
@@ -162,11 +166,12 @@ def _taken(name: str, known: Sequence[str]) -> str | None:
 
 
 def task_batches(
-    run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, window: int
+    run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, window: int, together: int = 1
 ) -> list[Batch]:
-    """The arrays of a submission, each of at most `window` elements. Shards are dealt out in turn,
-    since the longest come first: element i of array n is shard n + i * arrays."""
-    shared = parameters(slurm, job_name(run, submission))
+    """The arrays of a submission, each of at most `window` elements, each on `together` nodes. Shards
+    are dealt out in turn, since the longest come first: element i of array n is shard n + i *
+    arrays."""
+    shared = parameters(slurm, job_name(run, submission), together=together)
     stride = array_count(shards, window, slurm)
     longest = -(-shards // max(1, stride))
     return [
