@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.catalog.accounts import Spent, attempt_table, load_seconds
-from batchgen.catalog.source import COLLECT_KEY, Source
+from batchgen.catalog.source import COLLECT_KEY, RunSource
 from batchgen.catalog.table import catalog_rows, catalog_schema, join
 from batchgen.catalog.timers import Timers
 from batchgen.catalog.turns import Overtaken, Turn, turn_of
@@ -108,7 +108,7 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
 
 def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSummary:
     began = time.perf_counter()
-    source = Source.of(run)  # before the journals, which may go on growing
+    source = RunSource.of(run)  # before the journals, which may go on growing
     header = source.header
     _check_plan(run, source)
     found = winners(run)
@@ -153,7 +153,7 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     """The catalog as it would be collected now, in memory: for a look at a run in progress."""
     for _ in range(TRIES):
         with suppress(_Outdated):
-            source = Source.of(run)
+            source = RunSource.of(run)
             _check_plan(run, source)
             found = winners(run)
             plan_id = source.header.plan_id
@@ -166,7 +166,7 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     raise RunStateError(f"{run.root}: the plan changes all the time; look later")
 
 
-def _check_plan(run: RunPaths, source: Source) -> None:
+def _check_plan(run: RunPaths, source: RunSource) -> None:
     """RunStateError if the plan is damaged; _Outdated if a new one has come meanwhile."""
     try:
         check_plan(run, source.header)
@@ -239,7 +239,7 @@ def _sync_journals(found: Winners) -> None:
             sync(facts.journal.path)
 
 
-def _refuse_older(run: RunPaths, source: Source) -> None:
+def _refuse_older(run: RunPaths, source: RunSource) -> None:
     """_Outdated if the plan is another one by now, or if what stands was made from more."""
     if not source.is_current(run) or source.extent.is_before(collected(run)):
         raise _Outdated

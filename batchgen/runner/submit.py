@@ -21,7 +21,7 @@ from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.losses import refuse_losses
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.winners import choose, missing_of, read_plan_rows
+from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
@@ -110,8 +110,9 @@ def submit(
     check_folder(config.slurm.executor, run.root)
     patiently(lambda: refuse_if_alive(run), patience_s)
     plan = _checked_plan(run, header, settings)
-    wanted = _missing(run, plan) if rows is None else rows
-    blame = read_blame(run, all_gone=True)
+    found = choose(index_commits(run), read_plan_rows(plan))
+    wanted = _missing(run, found) if rows is None else rows
+    blame = read_blame(run, found, all_gone=True)
     if verdicts := [v for v in blame.convicted if v.row_index in wanted]:
         last = quarantine_rows(run, verdicts, last=last)
         wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
@@ -119,7 +120,9 @@ def submit(
         return None
     shards = cut(plan, wanted, config, blame.suspects)
     install = settings.replan.install if settings.replan else _nothing
-    number = begin_submission(run, shards, settings.info(), last=last, under_lock=install)
+    number = begin_submission(
+        run, shards, settings.info(), last=last, found=found, under_lock=install
+    )
     failpoint("submit.after_intent")
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
@@ -141,9 +144,8 @@ def _checked_plan(run: RunPaths, header: RunFile, settings: Settings) -> Path:
     return run.plan
 
 
-def _missing(run: RunPaths, plan: Path) -> np.ndarray:
+def _missing(run: RunPaths, found: Winners) -> np.ndarray:
     """RunStateError if rows are missing that are ok by the catalog: their lines were lost."""
-    found = choose(index_commits(run), read_plan_rows(plan))
     refuse_losses(run, found)
     return missing_of(found).all
 

@@ -38,7 +38,7 @@ class IllegalValue(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """What was read: a table, and where its rows stand in the file."""
 
     path: Path
@@ -72,7 +72,7 @@ class Gathered:
         """Note that the row that comes next has an illegal value."""
         self._problems.add([len(self._lines)], column, [value], reason)
 
-    def finish(self) -> Source:
+    def finish(self) -> SourceFile:
         """All rows; raises ManifestError listing the illegal values."""
         self._flush()
         lines = self._lines
@@ -82,7 +82,7 @@ class Gathered:
 
         self._problems.raise_if_any(self._path, place)
         table = pa.concat_tables(self._pieces, promote_options="permissive")
-        return Source(self._path, table, place)
+        return SourceFile(self._path, table, place)
 
     def _flush(self) -> None:
         first = len(self._lines) - len(self._rows)

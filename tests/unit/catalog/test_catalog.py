@@ -28,7 +28,7 @@ from batchgen.catalog.timers import HEADER
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankSeconds

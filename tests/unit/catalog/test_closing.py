@@ -30,7 +30,7 @@ from batchgen.engine.clock import Clock
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger.events import AttemptHeader, End, Start
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit, RowStats, StageSeconds

@@ -16,9 +16,10 @@ from waiting import process_state, wait_for
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.intent import accepted_journals, last_intent, read_intent, submission_numbers
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.scan import STATUS_NAMES
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart, read_shard
+from batchgen.ledger.submissions import read_shard
 from batchgen.ledger.winners import missing_rows, winners
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
@@ -266,7 +267,7 @@ def test_a_first_start_accepts_nothing(make_lab: Callable[..., RunFolder]) -> No
     lab = make_lab(1)
     number = lab.submit()
     assert accept_restart(lab.run, Attempt(number, 0, 0, 0)) == {}
-    assert not lab.run.acceptance(Attempt(number, 0, 0, 0)).exists()
+    assert not lab.run.fence(Attempt(number, 0, 0, 0)).exists()
 
 
 def test_limits_name_the_fenced_journals_only(make_lab: Callable[..., RunFolder]) -> None:

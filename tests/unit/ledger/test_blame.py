@@ -21,13 +21,9 @@ from batchgen.ledger.blame.rows import Blame, Verdict, read_blame
 from batchgen.ledger.events import End, to_plain
 from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import (
-    SubmissionInfo,
-    SubmissionRows,
-    accept_restart,
-    begin_submission,
-)
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.tally import read_counters
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal

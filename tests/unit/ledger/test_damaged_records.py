@@ -12,7 +12,7 @@ from run_folder import RunFolder
 from batchgen.catalog.verify import verify
 from batchgen.cli.main import main
 from batchgen.ledger.events import End
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.records import Attempt
 
 

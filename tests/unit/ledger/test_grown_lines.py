@@ -10,9 +10,9 @@ from run_folder import RunFolder
 from batchgen.catalog.verify import verify
 from batchgen.ledger.events import START
 from batchgen.ledger.intent import read_fence
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart
 from batchgen.records import Attempt
 
 
@@ -34,7 +34,7 @@ def grown(make_lab: Callable[..., RunFolder]) -> RunFolder:
 
 def test_scan_and_verify_name_it(grown: RunFolder) -> None:
     (facts,) = index_commits(grown.run).journals
-    assert (facts.starts, facts.open_rows, len(facts.bad_lines)) == (2, set(), 1)
+    assert (facts.starts, facts.in_flight.rows, len(facts.bad_lines)) == (2, set(), 1)
     (damage,) = verify(grown.run).damage
     assert damage.kind == "journal" and f"byte {facts.bad_lines[0]}" in damage.detail
 

@@ -8,7 +8,7 @@ from run_folder import RunFolder, die, fail
 
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.events import End
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.records import Attempt
 
 

@@ -12,8 +12,8 @@ from run_folder import RunFolder
 from batchgen import catalog
 from batchgen.ledger.intent import seniority
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt, Media

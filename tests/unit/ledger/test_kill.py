@@ -62,7 +62,7 @@ def test_a_kill_loses_no_commit_and_invents_none(
 def test_a_rank_that_is_killed_and_started_again_renders_only_the_rest(
     make_lab: Callable[..., RunFolder],
 ) -> None:
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
     from batchgen.records import Attempt
 
     lab = make_lab(3)

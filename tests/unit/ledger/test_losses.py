@@ -17,7 +17,7 @@ from batchgen.errors import RunStateError
 from batchgen.ledger.events import End, decode_line, encode_line
 from batchgen.ledger.intent import submission_numbers
 from batchgen.ledger.losses import find_losses
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.winners import missing_rows
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths

@@ -90,7 +90,7 @@ def test_figures_agree_with_the_catalog_whatever_happened(
     make_lab: Callable[..., RunFolder],
 ) -> None:
     """Failures, retries that succeed and fail, a zombie, a restart, aliases."""
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
 
     lab = make_lab(10, aliases={8: 0, 9: 3})
     first = lab.journal(lab.submit(list(range(8))))
@@ -145,7 +145,7 @@ def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
     make_lab: Callable[..., RunFolder],
 ) -> None:
     """Rank 0 draws it while the others open their journals."""
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
 
     lab = make_lab(4)
     first = lab.journal(number := lab.submit())
@@ -183,7 +183,7 @@ def test_figures_are_exact_whatever_the_counters_say(
         from batchgen.ledger.intent import Fence
 
         fence = Fence(accepted={"0001/0-r0-0.jsonl": limit}, statuses={0: "ok"})
-        lab.run.acceptance(Attempt(1, 0, 1, 0)).write_text(json.dumps(to_plain(fence)))
+        lab.run.fence(Attempt(1, 0, 1, 0)).write_text(json.dumps(to_plain(fence)))
         assert figures(read_status(lab.run)) == (2, 0, 2)
         return
     elif state == "ahead":  # a power cut took the end of the journal, but not the counters
@@ -384,7 +384,7 @@ def test_of_an_attempt_that_ended_the_counters_alone_are_read(
             lab.render(journal, row)
             journal.end(End(reason="done"))
     fence = Fence(accepted={f"{number:04d}/3-r0-0.jsonl": limit}, statuses={})
-    lab.run.acceptance(Attempt(number, 3, 1, 0)).write_text(json.dumps(to_plain(fence)))
+    lab.run.fence(Attempt(number, 3, 1, 0)).write_text(json.dumps(to_plain(fence)))
     code = f"""
 import sys
 from pathlib import Path

@@ -16,7 +16,7 @@ from batchgen.catalog.verify import verify
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import End
 from batchgen.ledger.losses import UNSEEN_S, find_losses
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.records import Attempt
 
 

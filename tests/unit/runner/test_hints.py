@@ -135,7 +135,7 @@ def test_who_only_watched_has_nothing_to_go_on_with(
     assert desk.submit() == 0
     for where, argv in (
         ("batchgen.cli.status._redraw", ("status", str(desk.run.root), "--watch")),
-        ("batchgen.bench.cases.compare", ("bench", "schedule", "--seeds", "1")),
+        ("batchgen.bench.schedule.cases.compare", ("bench", "schedule", "--seeds", "1")),
     ):
         with monkeypatch.context() as patch:
             interrupt_at(patch, where)

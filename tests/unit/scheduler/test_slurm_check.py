@@ -17,8 +17,8 @@ from batchgen.durable import write_json
 from batchgen.records import RankInfo
 from batchgen.scheduler.setup import probe
 from batchgen.scheduler.setup.findings import (
-    Clock,
-    Finding,
+    CheckLine,
+    NodeClock,
     device_block,
     judge,
     measured_device,
@@ -51,7 +51,7 @@ def no_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "sbatch_problem", lambda slurm: "")
 
 
-def said(findings: list[Finding]) -> dict[str, tuple[str, str]]:
+def said(findings: list[CheckLine]) -> dict[str, tuple[str, str]]:
     return {f.what: (f.verdict, f.said) for f in findings}
 
 
@@ -132,7 +132,7 @@ def nodes(**changed: Any) -> list[NodeReport]:
 
 
 def judged(slurm: SlurmConfig, reports: list[RankReport], **changed: Any) -> dict[str, Any]:
-    clock = Clock("n1", asked=100.0, told=100.2, read=100.5)
+    clock = NodeClock("n1", asked=100.0, told=100.2, read=100.5)
     return said(judge(slurm, HERE, reports, nodes(**changed), [clock]))
 
 
@@ -191,7 +191,7 @@ def test_a_node_that_differs(changed: dict[str, Any], what: str, verdict: str, w
 )
 def test_clocks(told: float, skew: float, verdict: str) -> None:
     """An answer between asking and reading proves nothing wrong."""
-    clock = Clock("n1", asked=100.0, told=told, read=101.0)
+    clock = NodeClock("n1", asked=100.0, told=told, read=101.0)
     assert clock.skew_s == skew
     found = said(judge(SLURM, HERE, ranks(), nodes(), [clock]))["clock"]
     assert found[0] == verdict

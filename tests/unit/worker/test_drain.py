@@ -119,10 +119,10 @@ def test_a_later_submission_takes_over_once_it_has_an_intent(run: RunPaths) -> N
 
 @pytest.mark.parametrize("restart", [2, 3])
 def test_a_later_start_of_the_task_takes_over(run: RunPaths, restart: int) -> None:
-    run.acceptance(Attempt(2, 5, 1, 0)).touch()  # its own
-    run.acceptance(Attempt(2, 4, restart, 0)).touch()  # another task's
+    run.fence(Attempt(2, 5, 1, 0)).touch()  # its own
+    run.fence(Attempt(2, 4, restart, 0)).touch()  # another task's
     assert reason_now(run) == ""
-    run.acceptance(Attempt(2, 5, restart, 0)).touch()
+    run.fence(Attempt(2, 5, restart, 0)).touch()
     assert reason_now(run) == "superseded"
 
 

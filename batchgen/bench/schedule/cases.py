@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from batchgen.bench.costs import make_costs
-from batchgen.bench.schedule import Cluster, Outcome, simulate
+from batchgen.bench.schedule.costs import make_costs
+from batchgen.bench.schedule.simulate import Cluster, Simulated, simulate
 from batchgen.planning.shards import GOOD_MULTIPLE, cut_shards
 
 OURS = "batchgen"
@@ -60,13 +60,13 @@ class Compared:
     case: Case
     strategy: str
     mean_ratio: float
-    worst: Outcome
+    worst: Simulated
     imbalance: float  # longest over mean predicted work of a shard
 
 
 def compare(case: Case, seeds: int) -> list[Compared]:
     """Our cut against the same number of shards of equal cost, and of equal row counts."""
-    found: dict[str, list[tuple[Outcome, float]]] = {}
+    found: dict[str, list[tuple[Simulated, float]]] = {}
     for seed in range(seeds):
         predicted = case.predicted(seed)
         off = np.random.default_rng([seed, 1]).lognormal(0.0, case.noise, len(predicted))
@@ -93,7 +93,7 @@ def cuts(case: Case, predicted: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _summary(case: Case, strategy: str, runs: list[tuple[Outcome, float]]) -> Compared:
+def _summary(case: Case, strategy: str, runs: list[tuple[Simulated, float]]) -> Compared:
     return Compared(
         case=case,
         strategy=strategy,

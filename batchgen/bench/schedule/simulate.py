@@ -23,7 +23,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Simulated:
     """One simulated run. Shares are of the makespan times all slots, or replicas."""
 
     shards: int
@@ -39,7 +39,7 @@ class Outcome:
         return self.makespan_s / self.ideal_s
 
 
-def simulate(costs: np.ndarray, shard: np.ndarray, cluster: Cluster) -> Outcome:
+def simulate(costs: np.ndarray, shard: np.ndarray, cluster: Cluster) -> Simulated:
     """Run shards 0, 1, ... (`shard`: number of each row) as slots become free."""
     rows_s = shard_walls(costs, shard, cluster.ranks)
     free = [(0.0, slot) for slot in range(len(cluster.speeds))]
@@ -53,7 +53,7 @@ def simulate(costs: np.ndarray, shard: np.ndarray, cluster: Cluster) -> Outcome:
     ends = [at for at, _ in free]
     makespan = max(ends)
     slot_seconds = makespan * len(ends)
-    return Outcome(
+    return Simulated(
         shards=len(rows_s),
         makespan_s=makespan,
         ideal_s=cluster.ideal_s(costs),
