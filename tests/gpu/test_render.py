@@ -13,7 +13,7 @@ from toy_engine import Keeper, draw, request, small_spec, system, two_experts
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
-from batchgen.records import Request
+from batchgen.request import Request
 
 SPEC = small_spec("random")
 

@@ -13,7 +13,7 @@ from toy_engine import Keeper, draw, request, small_spec, system
 
 from batchgen.engine.engine import Engine
 from batchgen.families.family import Item
-from batchgen.records import Request
+from batchgen.request import Request
 
 SOLVERS = ("unipc", "euler", "dpm++")
 GUIDANCES = (4.0, 1.0, 7.5, 2.0)
