@@ -7,7 +7,7 @@ import logging
 import time
 
 from batchgen.ledger.blame.rows import read_blame
-from batchgen.ledger.intent import Intent, config_of
+from batchgen.ledger.intent import Intent, profile_of
 from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
@@ -42,9 +42,8 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     arrays = sorted({task.array_id for task in tasks}, key=int)
     # Every task imports this module as it ends, and hardly any has something to submit.
     from batchgen.runner.executors.slurm import array_count, launch_steward
-    from batchgen.runner.submit import profile_of
 
-    slurm = profile_of(config_of(run, intent))
+    slurm = profile_of(run, intent)
     if not launch_steward(run, intent.number, slurm, arrays):
         raise SchedulerError(
             f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"
