@@ -168,9 +168,9 @@ def _taken(name: str, known: Sequence[str]) -> str | None:
 def task_batches(
     run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, window: int, together: int = 1
 ) -> list[Batch]:
-    """The arrays of a submission, each of at most `window` elements, each on `together` nodes. Shards
-    are dealt out in turn, since the longest come first: element i of array n is shard n + i *
-    arrays."""
+    """The arrays of a submission, each of at most `window` elements, each on `together` nodes.
+    Shards are dealt out in turn, since the longest come first: element i of array n is shard n +
+    i * arrays."""
     shared = parameters(slurm, job_name(run, submission), together=together)
     stride = array_count(shards, window, slurm)
     longest = -(-shards // max(1, stride))
