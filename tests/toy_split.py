@@ -21,7 +21,7 @@ from batchgen.engine.weights import load_components
 from batchgen.families.family import Item, family_code
 from batchgen.families.wan.model import Wan
 from batchgen.numerics.edges import make_batch_invariant
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, Request
 
 CPU = torch.device("cpu")
 AttentionOpName = Literal["torch", "xfuser"]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.families.family import FamilyModel, Item
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 
 def pack_equals_solo(family: FamilyModel, bucket: Bucket, items: int, expert: str) -> bool:

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
-from batchgen.config.schema import ModelDefaults, ModelSpec, SystemConfig
+from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.sequence import SequencePlan
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, ModelDefaults, Request
 
 if TYPE_CHECKING:
     import torch

@@ -21,14 +21,23 @@ class InFlight:
         """To go on from where somebody else has read to."""
         return cls({*rows})
 
+    @property
+    def died_alone(self) -> bool:
+        """If this is where the attempt died: whether it was at one row, and at no other."""
+        return self.alone in self.rows
+
+    @property
+    def suspects(self) -> set[int]:
+        """If this is where the attempt died: rows that may have killed it. Beside a row that was
+        alone there was none in flight, whatever has no line to say so."""
+        return self.rows & {self.alone} if self.alone >= 0 else self.rows
+
     def heed(self, line: bytes) -> re.Match[bytes] | None:
         """Take in a whole line; the match of START or HEAD if it is a start or a commit (or void),
         so that readers of millions of these need not look twice."""
         if start := START.match(line):
-            row, self.alone = int(start[1]), -1
-            if start[2] == b"true":
-                self.alone = row
-                self.rows.clear()  # whatever was begun before is in flight no more
+            row = int(start[1])
+            self.alone = row if start[2] == b"true" else -1
             self.rows.add(row)
             return start
         if head := HEAD.match(line):

@@ -46,7 +46,7 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
     fence = Fence(
         accepted=accepted,
         statuses=past.statuses,
-        suspects=tuple(sorted(past.open_rows - past.statuses.keys())),
+        suspects=tuple(sorted(past.suspects - past.statuses.keys())),
         withheld=tuple(sorted(past.died_alone - past.statuses.keys())),
         created=time.time(),
     )
@@ -63,7 +63,7 @@ class _Past:
     """What the earlier starts of a task left behind."""
 
     statuses: dict[int, str] = field(default_factory=dict)  # row_index -> as committed
-    open_rows: set[int] = field(default_factory=set)  # in flight when a start died
+    suspects: set[int] = field(default_factory=set)  # in flight when a start died
     died_alone: set[int] = field(default_factory=set)  # of these, without a signal before
 
     def add(self, path: Path, limit: int) -> None:
@@ -78,6 +78,6 @@ class _Past:
             elif line.startswith(END):
                 return
             signalled = signalled or line.startswith(SIGNALLED)
-        self.open_rows |= in_flight.rows
-        if not signalled:
-            self.died_alone |= in_flight.rows & {in_flight.alone}
+        self.suspects |= in_flight.suspects
+        if in_flight.died_alone and not signalled:
+            self.died_alone.add(in_flight.alone)

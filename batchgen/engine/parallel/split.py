@@ -22,7 +22,7 @@ from batchgen.engine.parallel.sequence import SplitSequence
 from batchgen.engine.selftest import split_equals_whole
 from batchgen.errors import DividedForwardFailed
 from batchgen.families.family import FamilyModel, Item
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 T = TypeVar("T")
 

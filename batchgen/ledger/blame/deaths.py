@@ -49,9 +49,7 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
             fences[attempt.submission] = fence_times(run, attempt.submission)
         if _outlived(run, facts, fences[attempt.submission].of(attempt)):
             continue
-        begun, last = facts.in_flight.rows, facts.in_flight.alone
-        alone = last in begun
-        rows = (last,) if alone else () if last >= 0 else sorted(begun)
+        alone, rows = facts.in_flight.died_alone, sorted(facts.in_flight.suspects)
         host, device = place_of(facts)
         death = Death(
             attempt=attempt,

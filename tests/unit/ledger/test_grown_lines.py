@@ -34,7 +34,7 @@ def grown(make_lab: Callable[..., RunFolder]) -> RunFolder:
 
 def test_scan_and_verify_name_it(grown: RunFolder) -> None:
     (facts,) = index_commits(grown.run).journals
-    assert (facts.starts, facts.open_rows, len(facts.bad_lines)) == (2, set(), 1)
+    assert (facts.starts, facts.in_flight.rows, len(facts.bad_lines)) == (2, set(), 1)
     (damage,) = verify(grown.run).damage
     assert damage.kind == "journal" and f"byte {facts.bad_lines[0]}" in damage.detail
 

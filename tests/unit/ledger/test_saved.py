@@ -78,11 +78,11 @@ def test_a_row_that_is_saved_or_to_be_tried_again_is_not_in_flight(
     journal.tried(1, 0.5, ValueError("no"))
     assert read_status(lab.run).running == 2
     (facts,) = index_commits(lab.run).journals
-    assert facts.open_rows == {2, 3}
+    assert facts.in_flight.rows == {2, 3}
     journal.start(1, "row0001")
     assert read_status(lab.run).running == 3
     (facts,) = index_commits(lab.run).journals
-    assert (facts.open_rows, facts.saved, facts.tried_s) == ({1, 2, 3}, {0: 0.5}, 0.5)
+    assert (facts.in_flight.rows, facts.saved, facts.tried_s) == ({1, 2, 3}, {0: 0.5}, 0.5)
 
 
 def test_a_saved_line_is_durable(
