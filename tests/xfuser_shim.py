@@ -17,7 +17,7 @@ import transformers  # noqa: F401
 from toy_split import Seen, divided_case
 
 from batchgen.engine.parallel.mesh import Mesh
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 
 class _Anything(ModuleType):

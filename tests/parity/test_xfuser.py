@@ -13,7 +13,7 @@ from xfuser_shim import divided_by_xfuser
 from batchgen.engine.parallel.attention import attention_op
 from batchgen.engine.parallel.mesh import Degrees
 from batchgen.errors import ConfigError
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 present = find_spec("xfuser") is not None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -62,21 +63,28 @@ class Mesh:
 
 
 def join(
-    degrees: Degrees, rank: int, store: Store, device: torch.device, timeout: timedelta
+    degrees: Degrees,
+    rank: int,
+    store: Store,
+    device: torch.device,
+    timeout: timedelta,
+    backend: Literal["gloo", "nccl"] | None = None,
 ) -> Mesh:
     """Meet the other ranks of the replica in `store`, which is this replica's alone (a TCPStore of
-    its leader, or a PrefixStore), and make the groups: NCCL on CUDA, gloo else. Every rank of the
-    replica calls this once; a rank that does not come in time is a torch.distributed error, here
-    and in each later collective. `leave` ends it."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    its leader, or a PrefixStore), and make the groups. Every rank of the replica calls this once,
+    with its device current; a rank that does not come in time is a torch.distributed error, here
+    and in each later collective. `leave` ends it.
+
+    `backend`: NCCL on CUDA and gloo else, if not given; gloo for ranks that share a card."""
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    world = "gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(
-        backend, store=store, rank=rank, world_size=degrees.ranks, timeout=timeout
+        world, store=store, rank=rank, world_size=degrees.ranks, timeout=timeout
     )
-    return group_up(degrees, rank, timeout)
+    return _groups(degrees, rank, backend, timeout)
 
 
-def group_up(degrees: Degrees, rank: int, timeout: timedelta) -> Mesh:
-    """The groups of a world that exists already; all its ranks call this."""
+def _groups(degrees: Degrees, rank: int, backend: str, timeout: timedelta) -> Mesh:
     places = [degrees.place(other) for other in range(degrees.ranks)]
     own = places[rank]
 
@@ -84,7 +92,7 @@ def group_up(degrees: Degrees, rank: int, timeout: timedelta) -> Mesh:
         """The ranks that differ from this one in the coordinates `free` alone."""
         found = None
         for members in _lines(places, free):
-            group = dist.new_group(members, timeout=timeout)  # every rank makes every group
+            group = dist.new_group(members, timeout, backend)  # every rank makes every group
             if rank in members:
                 found = Axis(name, tuple(members), members.index(rank), group)
         assert found is not None, own
