@@ -122,16 +122,6 @@ def test_a_rank_that_fails_ends_its_replica_and_every_row_is_drawn_once(
 
 
 @pytest.mark.slow
-def test_a_row_whose_ranks_die_again_and_again_is_left_to_the_next_attempts(bench) -> None:
-    """Within one command: the next attempt takes over, nothing is convicted."""
-    work = bench(ROWS)
-    done = work.run(*TWO, env={"BATCHGEN_FAILPOINT": "forward.1:2:kill"})
-    assert done.code in (0, 1), done.err
-    status = read_status(done.run)
-    assert status.quarantined == 0
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("told", ["leader", "follower"])
 def test_a_signal_to_either_rank_saves_rows_that_go_on_elsewhere(bench, told: str) -> None:
     """On the same layout and on one rank: the pixels of an undisturbed run."""
