@@ -82,7 +82,7 @@ def components(name: str) -> dict[str, Any]:
 
 
 def experts(name: str) -> tuple[str, ...]:
-    return plan_memory(SPECS[name], system().memory, CPU).experts
+    return plan_memory(SPECS[name], "resident").experts
 
 
 def family_on(name: str) -> Any:

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchgen.anchor import Place
-from batchgen.errors import RunStateError
+from batchgen.config.build import build
+from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.errors import ConfigError, RunStateError
 from batchgen.ledger.events import from_plain, to_plain
 from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, as_typed, parse_journal
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt
+from batchgen.records import Attempt, Layout
 from batchgen.regular import Damaged, read_control
 
 T = TypeVar("T")
@@ -53,7 +55,8 @@ class Intent:
     before: Counts  # manifest rows by status at that moment
     reopened: dict[str, tuple[int, ...]] = field(default_factory=dict)  # status -> its row_index
     copies: dict[int, int] = field(default_factory=dict)  # row_index -> manifest rows, where > 1
-    config: str = ""  # resolved configuration, JSON
+    config: dict[str, Any] = field(default_factory=dict)  # resolved; see `config_of`, `profile_of`
+    layout: Layout | None = None  # what its ranks obey; None: it starts none, or is older than it
     overrides: tuple[str, ...] = ()
     attempt: int = 1  # this many submissions in a row, this one too, without progress before it
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
@@ -102,12 +105,24 @@ def intents(run: RunPaths, numbers: Iterable[int]) -> Iterator[Intent]:
     return filter(None, (read_intent(run, number) for number in numbers))
 
 
-def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
-    """The resolved configuration that a submission was begun under; RunStateError if it is none."""
+def config_of(run: RunPaths, intent: Intent) -> JobConfig:
+    """The configuration that a submission was begun under; RunStateError if it is none, or one
+    that this version does not read."""
+    profile_of(run, intent)
+    try:
+        return build(JobConfig, intent.config)
+    except ConfigError as error:
+        path = run.intent(intent.number)
+        raise RunStateError(f"{path}: its configuration is of another version: {error}") from error
+
+
+def profile_of(run: RunPaths, intent: Intent) -> SlurmConfig:
+    """The cluster profile of a submission, also where the rest of its configuration is of another
+    version; RunStateError if it has none."""
     with suppress(ValueError, TypeError, KeyError):
-        config: dict[str, Any] = json.loads(intent.config)
-        if isinstance(config["slurm"]["executor"], str):
-            return config
+        slurm = intent.config["slurm"]
+        if isinstance(slurm["executor"], str):
+            return from_plain(SlurmConfig, slurm)
     raise RunStateError(f"{run.intent(intent.number)} is damaged: its config is no configuration")
 
 
@@ -181,11 +196,21 @@ def _read(kind: type[T], path: Path) -> T | None:
     if seal not in (None, _seal(plain)):  # none: of a run that is older than it
         raise Damaged(f"{path} cannot be read: its check sum is another: it was changed; {way}")
     try:
-        return from_plain(kind, plain)
+        return from_plain(kind, _as_now(plain))
     except (ValueError, TypeError, AttributeError) as error:
         if seal is None:
             raise Damaged(f"{path} cannot be read: {error}; {way}") from error
         raise RunStateError(f"{path} cannot be read by this version: {error}") from error
+
+
+def _as_now(plain: dict[str, Any]) -> dict[str, Any]:
+    """Fields as this version writes them: older intents hold their configuration as JSON text."""
+    if not isinstance(text := plain.get("config"), str):
+        return plain
+    config = None
+    with suppress(ValueError):
+        config = json.loads(text)
+    return plain | {"config": config if isinstance(config, dict) else {}}
 
 
 def _way_on(root: Path) -> str:
