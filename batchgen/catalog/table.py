@@ -21,13 +21,15 @@ from batchgen.ledger.winners import Winners
 
 CARRY = "carry."
 _TAKEN = {*ROWS.names, "run"}  # `open_runs` adds `run`
-REQUESTED = "requested_"  # geometry as asked for: null in the plan where it was used as it was
+REQUESTED = (
+    "requested_"  # prefix of the geometry asked for; null in the plan where it was not changed
+)
 _CACHE_OFF = {"cache_strategy": "none"}
 
 
 def catalog_schema(plan: pa.Schema) -> pa.Schema:
-    """`ROWS` and the columns that the plan carries along: under their own name, or with the prefix
-    `carry.` where that name is taken."""
+    """`ROWS` and the carried columns of the plan, under their own name, or with the prefix `carry.`
+    if that name is taken."""
     extra = [field.with_name(target) for field, target in _extra_columns(plan)]
     return pa.schema([*ROWS, *extra])
 
@@ -39,12 +41,13 @@ class PlanPart:
     plan: pa.Table
     lines: np.ndarray  # places of the commits in the index, ascending
     commits: pa.Table  # schema COMMIT, one row for each of `lines`
-    place: pa.Array  # of each plan row in `commits`; null where nothing is committed
+    place: pa.Array  # place of each plan row in `commits`; null where nothing is committed
     alias: pa.Array  # bool
 
 
 def join(plan: pa.Table, found: Winners) -> PlanPart:
-    """Fetch what was committed for some rows of the plan (aliases: for their original)."""
+    """Fetch the commits that count for some rows of the plan (for an alias: those of its
+    original)."""
     rows = plan["row_index"].to_numpy()
     line = found.line[found.plan.original[rows]]
     unique, place = np.unique(line, return_inverse=True)
@@ -60,7 +63,7 @@ def join(plan: pa.Table, found: Winners) -> PlanPart:
 
 
 def catalog_rows(part: PlanPart, plan_id: str) -> pa.Table:
-    """The catalog of a part of the plan, in its order and in `catalog_schema`."""
+    """The catalog of a part of the plan, in the plan's order and in `catalog_schema`."""
     columns = [_request_column(part.plan, field) for field in REQUEST]
     columns += [_outcome_column(part, field, plan_id) for field in OUTCOME]
     extra = [part.plan[field.name] for field, _ in _extra_columns(part.plan.schema)]

@@ -3,8 +3,8 @@
 A row that failed on two machines and was rendered on none is at fault: it is not tried on a third
 machine, and its failures count against no machine.
 
-A machine on which rows were rendered is bad if, after the last of them and while another machine
-rendered rows too,
+A machine can be bad only if another machine rendered rows. It is bad if, after the last row that
+was rendered on it,
 
 - an attempt gave up there (SickNode), unless all the rows that it tried are at fault; or
 - two starts of tasks came to nothing there, because one of their attempts ended with an error.
@@ -63,12 +63,12 @@ class _Record:
 
     @property
     def is_broken(self) -> bool:
-        """Bad although rows were rendered there: an attempt gave up, or starts came to nothing."""
+        """Whether enough starts of tasks came to nothing there."""
         return len(self.fallen) >= BAD_AFTER_STARTS
 
     @property
     def is_barren(self) -> bool:
-        """Bad if no row was ever rendered there."""
+        """Whether the machine is bad, given that no row was rendered there."""
         return self.is_broken or _distinct(self.failed, self.deaths) >= BAD_AFTER
 
     def __str__(self) -> str:
