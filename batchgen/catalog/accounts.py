@@ -6,8 +6,8 @@ other    further phases that the attempt wrote down, whatever their names
 move     moving components to the device and back (one at a time in mode `model`)
 busy     the rendering thread encoded or denoised; decoding and writing run behind it and have
          columns of their own; busy = useful + retried + saved + lost
-idle     waiting: for rows, for the writer, or for other ranks (until they join the shard's queue, or
-         while one of them renders a suspect)
+idle     waiting: for rows, for the writer, or for other ranks (until they join the shard's queue,
+         or while one of them renders a suspect)
 tail     idle time after the last work; all idle time of a rank that had no row
 useful   part of busy in commits that won; of a row that an earlier attempt had saved, only what
          this attempt spent on it
