@@ -84,9 +84,7 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         submission = facts.journal.attempt.submission
         if submission not in intents:
             intents[submission] = read_intent(run, submission)
-        lines = slice(
-            int(bounds[number]), int(bounds[number + 1])
-        )  # the index holds each journal's lines together
+        lines = slice(int(bounds[number]), int(bounds[number + 1]))  # its lines are adjacent
         counters = read_counters(run.counters(facts.journal.attempt))
         row = _identity(run, facts) | _work(facts, counters)
         row |= _rows_and_seconds(found.index, facts, lines, won, spent)

@@ -21,9 +21,7 @@ from batchgen.ledger.winners import Winners
 
 CARRY = "carry."
 _TAKEN = {*ROWS.names, "run"}  # `open_runs` adds `run`
-REQUESTED = (
-    "requested_"  # prefix of the geometry asked for; null in the plan where it was not changed
-)
+REQUESTED = "requested_"  # prefix of the geometry asked for; null in the plan where it was kept
 _CACHE_OFF = {"cache_strategy": "none"}
 
 

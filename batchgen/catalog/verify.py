@@ -280,9 +280,7 @@ def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
     submission = void_rows(run, damaged) if damaged or waste or lost else 0
     found = winners(run)
     after = _read_ledger(run, found)
-    named = {
-        run.root / item.path for item in after.media
-    }  # checked again: a file may have been published since
+    named = {run.root / item.path for item in after.media}  # looked up again: more may be published
     waste = [path for path in waste if path not in named]
     deleted = 0
     if purge and not any(f.kind in ("lost", "journal") for f in report.findings):

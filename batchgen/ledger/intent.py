@@ -33,9 +33,7 @@ from batchgen.regular import Damaged, read_control
 T = TypeVar("T")
 SCHEMA = 1
 _SEAL = "sha256"
-INTENT_UNSEEN_S = (
-    5.0  # another machine may show a submission's journals this long before its intent
-)
+INTENT_UNSEEN_S = 5.0  # another machine may see a submission's journals so long before its intent
 _FENCES = ".accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
@@ -53,9 +51,8 @@ class Intent:
     shards: int
     accepted: dict[str, int]  # journal, relative to the journal folder -> bytes that count
     before: Counts  # manifest rows by status when the submission began
-    reopened: dict[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # status -> row_index of rows that had it and are rendered again
+    # status -> row_index of the rows to render again
+    reopened: dict[str, tuple[int, ...]] = field(default_factory=dict)
     copies: dict[int, int] = field(default_factory=dict)  # row_index -> manifest rows, where > 1
     config: str = ""  # resolved configuration, JSON
     overrides: tuple[str, ...] = ()
@@ -63,9 +60,7 @@ class Intent:
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
     suspects: tuple[int, ...] = ()  # rows to be rendered alone
     lost: tuple[str, ...] = ()  # paths in the run folder of submission files that were gone by then
-    place: Place = field(
-        default_factory=Place
-    )  # where the run folder was: a copy of it has no jobs at work
+    place: Place = field(default_factory=Place)  # of the run folder, to tell it from a copy
     schema: int = SCHEMA
 
 

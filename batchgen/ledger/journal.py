@@ -308,9 +308,7 @@ class JournalWriter:
         try:
             os.fsync(self._descriptor)
             self._synced = max(self._synced, written)
-        except (
-            OSError
-        ) as error:  # what the disk holds is unknown now: the journal takes no more lines
+        except OSError as error:  # what the disk holds is unknown now: the journal ends here
             self._broken = f"{self.path}: the journal cannot be synced: {error}"
             raise StorageError(self._broken) from error
 

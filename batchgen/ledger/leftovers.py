@@ -11,9 +11,7 @@ from batchgen.durable import remove
 from batchgen.paths import RunPaths
 
 LEFTOVER_S = 3600.0  # a draft not written to for this long belongs to a dead process
-DRAFT_RUN_S = (
-    24 * LEFTOVER_S
-)  # the same for a draft of a whole run: reading a large checkpoint takes hours
+DRAFT_RUN_S = 24 * LEFTOVER_S  # for a draft of a run: reading a large checkpoint takes hours
 _DRAFTS = (
     ".plan-*.parquet", ".*.tmp", "catalog/.rows-*", "catalog/.*.tmp", "journal/*/.*.tmp",
     "submissions/*/.*.tmp", "submissions/*/queues/*/.*.tmp", "submissions/*/slurm/*/.submission-*",

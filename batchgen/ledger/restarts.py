@@ -65,9 +65,7 @@ class _Past:
 
     statuses: dict[int, str] = field(default_factory=dict)  # row_index -> status
     suspects: set[int] = field(default_factory=set)  # in flight when a start died
-    died_alone: set[int] = field(
-        default_factory=set
-    )  # suspects that were alone, in an attempt that was not told to end
+    died_alone: set[int] = field(default_factory=set)  # suspects that died alone, without a signal
 
     def add(self, path: Path, limit: int) -> None:
         """Read the first `limit` bytes of one journal."""

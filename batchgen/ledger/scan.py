@@ -59,9 +59,7 @@ class JournalFacts:
     first_start_t: float = 0.0
     last_t: float = 0.0  # time of the last whole line
     spent: RankSeconds | None = None  # what the attempt had spent at last_t
-    bad_lines: list[int] = field(
-        default_factory=list
-    )  # offsets of lines with a newline but a wrong check sum
+    bad_lines: list[int] = field(default_factory=list)  # offsets of lines with a wrong check sum
     torn_bytes: int = 0
 
 

@@ -190,7 +190,7 @@ def _plan_rows(run: RunPaths, table: pa.Table) -> np.ndarray:
 def _draw_intent(
     run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo, found: Winners | None
 ) -> Intent:
-    accepted = _draw_fence(run)
+    accepted = _fence_lengths(run)
     if found is None or _grown(found.index, run, accepted):
         plan = read_plan_rows(run.plan) if found is None else found.plan
         found = choose(_up_to(index_commits(run), run, accepted), plan)
@@ -217,7 +217,7 @@ def _draw_intent(
     )
 
 
-def _draw_fence(run: RunPaths) -> dict[str, int]:
+def _fence_lengths(run: RunPaths) -> dict[str, int]:
     """Journal -> its bytes before the fence, which are synced to the disk first."""
     accepted = {}
     for journal in accepted_journals(run):

@@ -70,9 +70,7 @@ class Tally:
             if name != MISSING:
                 self._counts[name] += change
         if after == "ok":
-            self._known.pop(
-                row_index, None
-            )  # not committed again by this attempt; keeps memory flat
+            self._known.pop(row_index, None)  # not committed again here; keeps memory flat
         else:
             self._known[row_index] = after
 
@@ -107,9 +105,7 @@ class Counters:
 
     def after_end(self, end: End) -> Counters:
         """These counters once the attempt has ended by itself."""
-        ended = replace(
-            self, ended=end.reason, error=end.error, recent=()
-        )  # an ended attempt has no rate
+        ended = replace(self, ended=end.reason, error=end.error, recent=())  # it has no rate
         if not end.error:
             return ended
         return replace(ended, last_error=f"{end.reason}: {end.error}", last_error_t=end.t)

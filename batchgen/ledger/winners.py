@@ -19,9 +19,7 @@ class PlanRows:
     """What the ledger needs to know of every row of the plan, in the order of row_index."""
 
     key: np.ndarray  # KEY_TYPE (rows,)
-    original: (
-        np.ndarray
-    )  # int64 (rows,): row_index that is rendered for the row; itself unless an alias
+    original: np.ndarray  # int64 (rows,): row_index rendered for the row; itself unless an alias
 
     @property
     def alias(self) -> np.ndarray:

@@ -101,9 +101,7 @@ def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
         return changed[0]  # on every host, until a person decides
     if settings.executor in ONE_MACHINE and any(rank.ended == "terminated" for rank in ranks):
         return "somebody ended the ranks"
-    judged = [
-        rank for rank in ranks if rank.host not in settings.excluded
-    ]  # rows of excluded hosts go elsewhere
+    judged = [rank for rank in ranks if rank.host not in settings.excluded]  # other rows move on
     if judged and len({rank.error for rank in judged}) == 1 and all(map(_fell_at_once, judged)):
         return f"every rank met the same error: {judged[0].error}"
     return ""

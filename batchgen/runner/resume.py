@@ -106,9 +106,7 @@ def _replan(
         failpoint("replan.before_plan")
         os.replace(draft, run.plan)
         failpoint("replan.after_plan")
-        write_json(
-            run.run_json, new.to_json()
-        )  # no rename: another resume may be in finish_replan now
+        write_json(run.run_json, new.to_json())  # no rename: another resume may be mending this
         run.next_run_json.unlink(missing_ok=True)
 
     return Replan(draft, install, tuple(sorted(set(names))))

@@ -114,9 +114,7 @@ def follow_up(run: RunPaths, number: int) -> int:
         log.error("%s; nothing is submitted again: set slurm.steward_python", error)
     try:
         summary = collect(run)
-    except (
-        RunStateError
-    ) as error:  # the run folder is damaged, and another start would find the same
+    except RunStateError as error:  # a damaged run folder: another start would find the same
         log.error("no catalog: %s", error)
         return 1
     log.info("catalog: %d of %d rows ok", summary.ok, summary.rows)

@@ -49,10 +49,7 @@ class Batch:
 
     def submit(self) -> str:
         """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
-        for folder in (
-            self.folder.parent,
-            self.folder,
-        ):  # no `parents`: a lost submission stays lost
+        for folder in (self.folder.parent, self.folder):  # never remakes a lost submission
             folder.mkdir(exist_ok=True)
         draft = self.folder / f".submission-{uuid.uuid4().hex}.sh"
         script = self.script()

@@ -12,12 +12,10 @@ from pathlib import Path
 
 from batchgen.errors import ConfigError
 
-# In Slurm's file names a backslash disables every `%` and is dropped; a batch script has one command
-# a line, and is UTF-8.
+# In Slurm's file names a backslash disables every `%` and is dropped. A line of a batch script
+# cannot hold a line break or NUL, and the script is UTF-8.
 _NO_SLURM_PATH = re.compile(r"[\\\n\r\0\ud800-\udfff]")
-_NO_SUBMITIT_PATH = re.compile(
-    r"%[jtaA]"
-)  # submitit replaces these by numbers; they cannot be escaped
+_NO_SUBMITIT_PATH = re.compile(r"%[jtaA]")  # submitit replaces these; there is no escape
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # they name a cluster, not a job
 # Defaults of a site or a user: they apply where the profile has no value.
 DEFAULTS = {

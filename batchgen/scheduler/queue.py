@@ -25,9 +25,7 @@ class QueueView:
     running: int = 0
     pending: int = 0
     reasons: dict[str, int] = field(default_factory=dict)  # reason to wait -> number of tasks
-    held: dict[str, str] = field(
-        default_factory=dict
-    )  # task -> reason, of tasks that wait until they are released
+    held: dict[str, str] = field(default_factory=dict)  # task that waits for a release -> reason
     steward: str = ""  # "running", "waits" with the reason; empty: there is no steward
     problem: str = ""  # why the queue is unknown
     absent: bool = False  # the queue is unknown because this machine has no Slurm

@@ -171,9 +171,7 @@ def _fallen(
     ends = [(host, attempt, end) for host, attempt, end in ends if end.error]
     fallen = []
     met: dict[tuple[int, str, str], set[str]] = defaultdict(set)  # good hosts with that error
-    guilty: dict[Start, set[str]] = defaultdict(
-        set
-    )  # hosts where a rank of this start ended with an error
+    guilty: dict[Start, set[str]] = defaultdict(set)  # hosts where a rank ended with an error
     for host, attempt, end in ends:
         guilty[_start(attempt)].add(host)
         if host in good:

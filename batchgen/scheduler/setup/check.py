@@ -97,9 +97,7 @@ class _Probe:
         try:
             job = probe_batch(self.folder, self.name, self.slurm, self.nodes).submit()
         except SchedulerError:
-            shutil.rmtree(
-                self.folder, ignore_errors=True
-            )  # it holds nothing but the question of this process
+            shutil.rmtree(self.folder, ignore_errors=True)  # it holds only this probe's question
             raise
         self.say(f"job {job} on {self.nodes} nodes ({self.folder})")
 
@@ -133,9 +131,7 @@ class _Probe:
         if not tasks:
             return ""
         task = tasks[0]
-        why = (
-            "" if task.reason in ("", "None") else f" ({task.reason})"
-        )  # Slurm has not considered the job yet
+        why = "" if task.reason in ("", "None") else f" ({task.reason})"  # "None": not judged yet
         return f"waits{why}" if task.waits else f"runs on {task.node}"
 
     def _complete(self) -> bool:
