@@ -21,7 +21,8 @@ from batchgen.ledger.events import Event, decode_line
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt, Commit, RankInfo, Request
+from batchgen.records import Attempt, Commit, RankInfo
+from batchgen.request import Request
 from batchgen.runner.create import create_run
 
 JOB = """\

@@ -26,17 +26,9 @@ from batchgen.ledger.intent import INTENT_UNSEEN_S
 from batchgen.ledger.journal import JournalWriter, Meter, Unmetered, raw_lines
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths, parse_journal
-from batchgen.records import (
-    Attempt,
-    Commit,
-    Media,
-    RankSeconds,
-    Rendered,
-    Request,
-    RowStats,
-    StageSeconds,
-)
+from batchgen.records import Attempt, Commit, Media, RankSeconds, Rendered, RowStats, StageSeconds
 from batchgen.regular import digest_regular
+from batchgen.request import Request
 from batchgen.runfile import RunFile, read_run
 
 STAGES = StageSeconds(queue=0.5, encode=0.1, denoise=1.0, decode=0.2, d2h=0.01, write=0.02)

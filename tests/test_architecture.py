@@ -13,7 +13,7 @@ from batchgen.runfile import RunFile
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
-    {"records", "errors", "paths", "regular", "runfile", "planfile"}
+    {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
     | {"failpoints", "processes", "anchor", "durable"},
     {"numerics"},
     {"config", "families"},
@@ -30,7 +30,17 @@ SAME_LEVEL_ALLOWED = {
 }
 TORCH_SIDE = {"engine", "models"}  # knows neither planning nor a run folder
 TORCH_SIDE_MAY_IMPORT = {
-    *("records", "errors", "config", "failpoints", "families", "numerics", "engine", "models")
+    *(
+        "request",
+        "records",
+        "errors",
+        "config",
+        "failpoints",
+        "families",
+        "numerics",
+        "engine",
+        "models",
+    )
 }
 LIGHT = ["torch", "diffusers", "pandas", "pyarrow", "hydra", "submitit", "numpy", "omegaconf"]
 

@@ -14,13 +14,7 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from batchgen.config.schema import (
-    BatchConfig,
-    MemoryConfig,
-    ModelDefaults,
-    ModelSpec,
-    SystemConfig,
-)
+from batchgen.config.schema import BatchConfig, MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.contract import EngineReport, Snapshot
 from batchgen.engine.engine import Engine
 from batchgen.engine.random_weights import byte_tokenizer
@@ -28,7 +22,8 @@ from batchgen.families.encoders import T5Dims
 from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
 from batchgen.families.wan22 import spec as wan22
 from batchgen.numerics.solver import reference_scheduler
-from batchgen.records import Rendered, Request, RowStats
+from batchgen.records import Rendered, RowStats
+from batchgen.request import ModelDefaults, Request
 
 MAX_TOKENS = 16
 DEFAULTS = ModelDefaults(width=32, height=32, num_frames=5, fps=8, num_steps=4, guidance_scale=4.0)

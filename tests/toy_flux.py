@@ -16,12 +16,12 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.config.schema import ModelSpec
 from batchgen.engine.random_weights import byte_tokenizer
 from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import ClipDims
 from batchgen.families.flux.spec import Dims, FluxScheduler, FluxT5, FluxTransformer, FluxVae
-from batchgen.records import Request
+from batchgen.request import ModelDefaults, Request
 
 DEFAULTS = ModelDefaults(
     width=64,

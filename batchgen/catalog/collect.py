@@ -49,6 +49,7 @@ from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
+from batchgen.request import FIELDS
 from batchgen.runfile import RunFile
 
 PART_ROWS = 250_000
@@ -56,8 +57,9 @@ GROUP_ROWS = 50_000  # rows in memory at a time
 TRIES = 20  # a collect starts again after a replan, or when a newer catalog was published
 TURNS = ".turns"  # folder beside the parts
 _REPEATED = (
-    *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
-    *("determinism", "attention_kernel", "negative_prompt", "error_type", "tags", "prompt"),
+    *(n for n, field in FIELDS.items() if field.kind == "text" and n not in ("row_id", "row_key")),
+    *("status", "attempt", "host", "device", "plan_id"),
+    *("determinism", "attention_kernel", "error_type"),
 )
 
 

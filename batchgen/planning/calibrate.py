@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 _RUNS_READ = 20  # the newest ones
 _ROWS_READ = 200_000  # of each

@@ -12,7 +12,7 @@ from batchgen.planning.calibrate import Calibration
 from batchgen.planning.layout import GIB, Layout, choose_layout
 from batchgen.planning.shards import cut_shards
 from batchgen.planning.store import BucketForecast, Plan, PlanCosts
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 # Figures of a profile are no measurement: an engine may reach half or twice of the assumed rate.
 _PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0

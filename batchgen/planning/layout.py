@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import ComponentBytes, component_bytes, family_spec
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 GIB = 1024**3
 _USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own

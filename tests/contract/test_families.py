@@ -26,7 +26,7 @@ from batchgen.families.family import (
 )
 from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.numerics.solver import SOLVERS
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, Request
 
 # A new family adds its small spec here, and a bucket of 16 tokens or more with a larger one.
 SPECS: dict[str, ModelSpec] = {

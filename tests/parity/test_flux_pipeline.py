@@ -17,7 +17,7 @@ from batchgen.engine import device as devices
 from batchgen.engine.engine import Engine
 from batchgen.families.flux.model import dynamic_shift
 from batchgen.families.flux.spec import FluxScheduler
-from batchgen.records import Request
+from batchgen.request import Request
 
 
 def rows(dev: bool) -> list[Request]:

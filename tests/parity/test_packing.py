@@ -12,7 +12,7 @@ import torch
 from toy_engine import Keeper, draw, request, small_spec, system
 
 from batchgen.engine.engine import Engine
-from batchgen.records import Request
+from batchgen.request import Request
 
 SOLVERS = ("unipc", "euler", "dpm++")
 GUIDANCES = (4.0, 1.0, 7.5, 2.0)

@@ -15,7 +15,8 @@ from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine
 from batchgen.engine.lane import DEPTH
 from batchgen.paths import RunPaths
-from batchgen.records import Rendered, Request
+from batchgen.records import Rendered
+from batchgen.request import Request
 from batchgen.worker.states import RowStates
 
 STEPS = 7

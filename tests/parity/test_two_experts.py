@@ -24,7 +24,7 @@ from toy_engine import (
 
 from batchgen.config.schema import ModelSpec, SamplerConfig
 from batchgen.engine.engine import Engine
-from batchgen.records import Request
+from batchgen.request import Request
 
 SHAPE = {"width": 64, "height": 32, "num_frames": 5}  # 16 tokens
 

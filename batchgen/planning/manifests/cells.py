@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.errors import ManifestError
-from batchgen.planning.manifests.columns import REQUEST_COLUMNS, Kind
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.problems import Problems
+from batchgen.request import Kind
 
 STORED: dict[Kind, pa.DataType] = {
     "text": pa.string(),

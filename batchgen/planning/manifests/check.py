@@ -70,7 +70,7 @@ def _check_rows(
     """Note what is wrong with any row; returns how many there are."""
     ids, given = RowIds(), False
     for batch in batches:
-        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
+        ids.add(resolve_rows(batch, ids.rows, defaults, problems).column("row_id"))
         given |= "row_id" in batch.schema.names
     if given:  # the others are numbers
         ids.report_duplicates(problems, place)

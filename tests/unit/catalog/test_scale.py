@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def make_run(root: Path, rows: int, shards: int) -> RunPaths:
     first = make_request(0)
     keys = [f"{row:064x}" for row in range(rows)]
     ids = [f"row{row:08d}" for row in range(rows)]
-    columns = {name: [getattr(first, name)] * rows for name in first.__slots__}
+    columns = {f.name: [getattr(first, f.name)] * rows for f in fields(first)}
     columns |= {"row_index": list(range(rows)), "row_id": ids, "row_key": keys}
     table = pa.table(columns).append_column("alias_of", pa.nulls(rows, pa.string()))
     pq.write_table(table, run.plan, row_group_size=8192)

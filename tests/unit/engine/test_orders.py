@@ -17,7 +17,7 @@ from batchgen.engine.engine import Engine
 from batchgen.engine.flight import Flight, RowState
 from batchgen.engine.orders import Orders
 from batchgen.engine.team import Alone
-from batchgen.records import Request
+from batchgen.request import Request
 
 
 class Telling(Alone):

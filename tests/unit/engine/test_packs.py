@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from batchgen.engine.packs import Packer, even_chunks
 from batchgen.numerics.edges import is_edge, make_batch_invariant
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL, LARGE = Bucket(32, 32, 5), Bucket(640, 480, 81)

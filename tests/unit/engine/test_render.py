@@ -22,7 +22,8 @@ from batchgen.engine.contract import EngineReport
 from batchgen.engine.engine import Engine
 from batchgen.errors import NonFiniteOutput, PromptTooLong
 from batchgen.families.family import Item
-from batchgen.records import Rendered, Request, RowStats
+from batchgen.records import Rendered, RowStats
+from batchgen.request import Request
 
 
 def load(overlap: bool = True, **changes: Any) -> Engine:

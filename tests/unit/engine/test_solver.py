@@ -7,7 +7,7 @@ import torch
 
 from batchgen.errors import ConfigError
 from batchgen.numerics.solver import SOLVERS, History, reference_scheduler, schedule, step
-from batchgen.records import Solver
+from batchgen.request import Solver
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

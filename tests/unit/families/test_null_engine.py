@@ -14,7 +14,8 @@ from batchgen.engine.contract import Snapshot
 from batchgen.errors import ConfigError
 from batchgen.families.null.model import NullEngine, pace_of
 from batchgen.ledger.events import End
-from batchgen.records import Commit, Rendered, Request, RowStats
+from batchgen.records import Commit, Rendered, RowStats
+from batchgen.request import Request
 
 
 class Rows:

@@ -20,7 +20,7 @@ from batchgen.planning.cost import CostModel
 from batchgen.planning.forecast import Forecast, forecast
 from batchgen.planning.layout import choose_layout
 from batchgen.planning.plan import Plan, make_plan, read_costs
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]
 H200 = DeviceConfig(name="h200", memory_gib=139, matmul_tflops=790)

@@ -26,7 +26,8 @@ from batchgen.ledger.submissions import read_shard, rows_of
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.plan import read_requests
-from batchgen.records import Attempt, RankInfo, Request
+from batchgen.records import Attempt, RankInfo
+from batchgen.request import Request
 from batchgen.runfile import read_run
 from batchgen.runner.resume import finish_replan, prepare_resume
 from batchgen.runner.submit import submit
