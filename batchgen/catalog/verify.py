@@ -259,7 +259,9 @@ def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
             journal = run.journal(Attempt(*map(int, re.findall(r"\d+", tag[1]))))
             path = journal.relative_to(run.root).as_posix()
             if path not in known and not journal.exists():
-                lost.setdefault(path, Finding("lost", path, f"is gone; it began {finding.path}"))
+                lost.setdefault(
+                    path, Finding("lost", path, f"is gone; {finding.path} is of its attempt")
+                )
     return [*lost.values()]
 
 

@@ -149,7 +149,7 @@ def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:
 
     if args.overrides or args.rerender_changed:
         raise RunStateError(
-            f"{done}; under the old settings: for new ones "
+            f"{done}; these have the old settings: to use new ones, "
             f"`batchgen cancel {as_typed(run.root)}` first"
         )
     print(done)

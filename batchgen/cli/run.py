@@ -102,7 +102,8 @@ def _going_on(run: RunPaths, executor: str) -> Iterator[None]:
         raise Told(
             told.name,
             f"; its ranks go on: see `batchgen status {name} --watch`, end them with `batchgen "
-            f"cancel {name}`; what is left then, and the catalog: `batchgen resume {name}`",
+            f"cancel {name}`; then `batchgen resume {name}` renders what is left and writes the "
+            "catalog",
         ) from None
 
 

@@ -187,7 +187,7 @@ def handle_cancel(args: argparse.Namespace) -> Result:
         ended = cancel(run)
     except SchedulerError as error:
         raise SchedulerError(
-            f"{error}; ranks at work see the mark and end, ask again later"
+            f"{error}; ranks at work find the mark and end by themselves; ask again later"
         ) from error
     if ended is None:
         print("nothing is at work")

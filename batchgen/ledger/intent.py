@@ -110,7 +110,9 @@ def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(intent.config)
         if isinstance(config["slurm"]["executor"], str):
             return config
-    raise RunStateError(f"{run.intent(intent.number)} is damaged: its config is no configuration")
+    raise RunStateError(
+        f"{run.intent(intent.number)} is damaged: its `config` is not a configuration"
+    )
 
 
 def last_intent(run: RunPaths) -> Intent | None:
@@ -149,9 +151,9 @@ def refuse_lost_intent(run: RunPaths) -> None:
             time.sleep(0.5)
             continue
         raise RunStateError(
-            f"{run.intent(number)} is gone, though submission {number} has journals: what counts "
-            f"of them is unknown; put it back, or `batchgen verify {as_typed(run.root)} --repair` "
-            "takes them as they are"
+            f"{run.intent(number)} is gone, though submission {number} has journals: which of "
+            f"their lines count is unknown; put it back, or `batchgen verify {as_typed(run.root)} "
+            "--repair` counts them as they are"
         )
 
 
@@ -182,7 +184,9 @@ def _read(kind: type[T], path: Path) -> T | None:
         return None
     seal = plain.pop(_SEAL, None)
     if seal not in (None, _seal(plain)):  # None: runs made before there was a seal
-        raise Damaged(f"{path} cannot be read: its check sum is another: it was changed; {way}")
+        raise Damaged(
+            f"{path} cannot be read: its check sum does not fit, so it was changed; {way}"
+        )
     try:
         return from_plain(kind, plain)
     except (ValueError, TypeError, AttributeError) as error:

@@ -168,7 +168,7 @@ class JournalWriter:
         try:
             here = is_same(self.path, self._descriptor)
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be looked at: {error}") from error
+            raise StorageError(f"{self.path} cannot be read: {error}") from error
         if not here:
             raise StorageError(gone(self.path))
 

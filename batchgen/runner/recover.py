@@ -77,7 +77,11 @@ def free_the_steward(run: RunPaths) -> list[QueuedTask]:
         return []
     cancel_tasks([task.task_id for task in held])
     for task in held:
-        log.warning("task %s was on hold (%s): its rows come again", task.task_id, task.reason)
+        log.warning(
+            "task %s was on hold (%s) and is cancelled: its rows are submitted again",
+            task.task_id,
+            task.reason,
+        )
     return [] if any(task.is_steward for task in held) else held
 
 

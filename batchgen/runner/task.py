@@ -72,7 +72,9 @@ def _try(call: Callable[[], object]) -> None:
     try:
         call()
     except Exception as trouble:
-        logging.getLogger(__name__).warning("the queue cannot be looked after: %s", trouble)
+        logging.getLogger(__name__).warning(
+            "after this task the queue could not be checked: %s", trouble
+        )
 
 
 def _steward(run: RunPaths, submission: int) -> int:

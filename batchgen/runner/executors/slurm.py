@@ -156,7 +156,8 @@ def _made_room(run: RunPaths, submission: int, arrays: Sequence[str]) -> bool:
     ids = [task.task_id for task in spare[-ROOM:]]
     if ids:
         scheduler.cancel_tasks(ids)
-        _note(run, f"submission {submission}: {', '.join(ids)} gave way to the steward")
+        made = f"cancelled {', '.join(ids)} to make room for the steward"
+        _note(run, f"submission {submission}: {made}")
     return bool(ids)
 
 
