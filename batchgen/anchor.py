@@ -81,8 +81,7 @@ def gone(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run folder was when work on it began. It tells the folder from its copies, which do
-    not own that work."""
+    """Where a run folder was when work on it began: copies of the folder do not own that work."""
 
     root: str = ""  # as resolved; empty: not recorded
     inode: int = 0
@@ -92,8 +91,8 @@ class Place:
         return cls(str(run.root.resolve()), run.root.stat().st_ino)
 
     def is_of(self, run: RunPaths) -> bool:
-        """Whether `run` is this folder or has taken its place: also if it was moved, is seen under
-        another path, or nothing was recorded. A copy is another folder in another place."""
+        """Whether `run` is this folder or took its place: also if it was moved, is seen under
+        another path, or nothing was recorded. A copy is another folder elsewhere."""
         if not self.root:
             return True
         with suppress(OSError):

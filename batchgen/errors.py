@@ -104,7 +104,7 @@ def reason_of(error: OSError) -> str:
 
 
 def plain_reason(error: OSError) -> str:
-    """The reason of a system error, without the path."""
+    """The reason without the path."""
     reason = error.strerror or str(error)
     within = re.search(r"\[errno (\d+)\]", reason)  # pyarrow puts the number inside a sentence
     return os.strerror(int(within[1])) if within else reason

@@ -138,7 +138,7 @@ class RunPaths:
 
     @property
     def orphans(self) -> Path:
-        """Folder to which a repair moves media that no row names, and damaged files."""
+        """Where a repair moves damaged files and media that no row names."""
         return self.root / "orphans"
 
     # what is published

@@ -17,8 +17,8 @@ Determinism = Literal["strict", "throughput"]
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Seconds of one row by stage. Shared work is divided among its rows, so that over all rows the
-    stages add up to the busy time; `queue` is waiting and not busy time."""
+    """Seconds of one row by stage. Shared work is divided among its rows, so that all rows add up
+    to the busy time; `queue` is waiting, not busy time."""
 
     queue: float = 0.0
     encode: float = 0.0
@@ -52,8 +52,8 @@ class RowStats:
 
 @dataclass(frozen=True, slots=True)
 class RankSeconds:
-    """Seconds that the rendering thread of a rank has spent since it began. At any moment one of
-    load, move, encode, denoise, idle and tail counts; decoding and writing run behind."""
+    """Seconds that the rendering thread of a rank has spent since it began. One of them runs at any
+    moment; decoding and writing run behind."""
 
     load: float = 0.0  # until it could render
     move: float = 0.0  # moving components to the device and back

@@ -112,7 +112,6 @@ def _clock(facts: JournalFacts, counters: Counters | None) -> dict[str, float]:
 
 
 def _last_sign(facts: JournalFacts, counters: Counters | None) -> float:
-    """Time of the last line or heartbeat, unix seconds."""
     return max(facts.last_t, counters.t if counters else 0.0)
 
 
@@ -184,7 +183,7 @@ def _rows_and_seconds(
 
 
 def _configuration(intent: Intent | None, header: RunFile) -> dict[str, Any]:
-    """The configuration of the attempt's submission; that of the run if it was not recorded."""
+    """Of the attempt's submission, or of the run if that was not recorded."""
     if intent is not None and intent.config:
         return {"config": intent.config, "overrides": json.dumps(intent.overrides)}
     return {"config": json.dumps(header.config), "overrides": json.dumps(header.overrides)}

@@ -76,7 +76,7 @@ class Collected:
         return [] if rows.equals(wanted) else list(self._differences(rows, wanted, expected))
 
     def rest(self) -> list[Finding]:
-        """Findings after the last row of the plan: rows that the catalog has too many."""
+        """Findings after the last row of the plan."""
         if not self._parts or self._broken:
             return []
         try:

@@ -1,19 +1,18 @@
 """Collect a run: plan + journals -> `catalog/rows/`, `catalog/runs.parquet`, `time_stats.csv`.
 
-A run can be collected at any time and in any state: what is not finished is `pending`. The plan is
-streamed, so memory does not grow with the number of rows.
+A run can be collected at any time: what is not finished is `pending`. The plan is streamed, so
+memory does not grow with the rows.
 
 A reader never meets a torn catalog. Part k always holds the same PART_ROWS rows of the plan, so
-every collect of a run writes the same file names. All parts are first written and synced in a
-hidden folder. The first collect renames that folder to `catalog/rows`; a later one renames each
-part over its predecessor. So a reader sees every row exactly once at any moment, but a reader that
-opens several parts during those renames may get some of the earlier collect. Each part carries the
-number of its collect, and `open_runs` reads again when the numbers differ. (To swap whole folders
-would be no better: a reader that had listed the old folder would open files of the new one, or
-none.)
+every collect writes the same file names. All parts are first written and synced in a hidden folder.
+The first collect renames that folder to `catalog/rows`; a later one renames each part over its
+predecessor. So a reader sees every row exactly once, but one that opens several parts during those
+renames may get some of the earlier collect. Parts carry the number of their collect, and
+`open_runs` reads again when these differ. (Swapping folders would be no better: who had listed the
+old one would open files of the new one, or none.)
 
-One collect publishes at a time (`turns`), and only if the ledger that it read is not older than
-that of the published catalog and the plan has not changed; otherwise it starts again.
+One collect publishes at a time (`turns`), and only if the plan has not changed and the published
+catalog is not newer; else it starts again.
 """
 
 from __future__ import annotations
@@ -251,8 +250,8 @@ def _refuse_older(run: RunPaths, source: RunSource) -> None:
 
 
 def _wait_for_all(run: RunPaths) -> None:
-    """Wait until this machine sees all that the published catalog was made from: another machine
-    may just have written some of it. RunStateError if it does not appear."""
+    """Wait until this machine sees all that the published catalog was made from, since another may
+    just have written it. RunStateError if it does not appear."""
     deadline = time.monotonic() + may_come_s(run)
     while (now := Extent.of(run)).is_before(stands := collected(run)):
         if time.monotonic() > deadline:
@@ -286,14 +285,14 @@ def _publish(temporary: Path, target: Path, turn: Turn) -> None:
 
 
 def _clear(*files: Path) -> None:
-    """Move away folders that have the name of a file to be written: no rename replaces a folder."""
+    """Move away folders where files are to be written: no rename replaces a folder."""
     for path in files:
         if path.is_dir() and not path.is_symlink():
             _set_aside(path, "file")
 
 
 def _set_aside(path: Path, wanted: str) -> None:
-    """Move away what stands in the place of a file: it is not ours to delete."""
+    """What is in the place of a file is not ours to delete."""
     path.rename(path.with_name(f"{path.name}.not-a-{wanted}-{uuid.uuid4().hex[:8]}"))
 
 

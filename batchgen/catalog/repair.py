@@ -83,7 +83,7 @@ def quarantine_rows(run: RunPaths, verdicts: Sequence[Verdict], *, last: int | N
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedRows:
-    """The first quarantined rows of a run, and how many there are."""
+    """The first quarantined rows of a run."""
 
     rows: list[tuple[str, str]]  # row_id, reason
     more: int
@@ -100,8 +100,7 @@ def first_quarantined(run: RunPaths, most: int) -> QuarantinedRows:
 
 
 def _info(run: RunPaths, kind: str) -> SubmissionInfo:
-    """Record of a submission without tasks. It keeps the `attempt` and excluded hosts of the one
-    before."""
+    """Record of a submission without tasks; keeps attempt and excluded hosts of the one before."""
     before = last_intent(run)
     if before is None:
         return SubmissionInfo(kind=kind)

@@ -25,8 +25,8 @@ class RunSource:
 
     @classmethod
     def of(cls, run: RunPaths) -> RunSource:
-        """The source as it is now. RunStateError if there is no run or no plan, or if the ledger
-        does not say which rows count."""
+        """The source as it is now. RunStateError without a run or plan, or if the ledger does not
+        say which rows count."""
         refuse_lost_intent(run)
         return cls(_header(run), _plan_file(run), Extent.of(run))
 
@@ -44,8 +44,8 @@ def _plan_file(run: RunPaths) -> tuple[int, int, int]:
 
 
 def _header(run: RunPaths) -> RunFile:
-    """The header that belongs to the plan as it is now. While a new plan is installed, or after a
-    crash in the middle of that, run.json may still belong to the old one."""
+    """The header of the present plan. While a new one is installed, or after a crash during that,
+    run.json may still be the old one's."""
     header = read_run(run)
     try:
         new = read_header(run.next_run_json)

@@ -59,7 +59,7 @@ class Timers:
         self._timers["load"].add(pa.chunked_array([pa.array(seconds, pa.float64())]))
 
     def csv(self, now: float) -> str:
-        """Text of the CSV file; timers without samples are left out. `now` is in unix seconds."""
+        """Text of the CSV file without empty timers; `now` is in unix seconds."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(HEADER)

@@ -84,8 +84,6 @@ class VerifyReport:
 
 @dataclass(frozen=True, slots=True)
 class _Published:
-    """A media file that a row claims, and what its commit says about it."""
-
     row_index: int
     row_id: str
     path: str
@@ -236,7 +234,6 @@ def _media_files(folder: Path) -> Iterator[Path]:
 def _unnamed(
     run: RunPaths, listed: list[Path], named: set[str], busy: set[str]
 ) -> Iterator[Finding]:
-    """Files in `media/` that no row names: orphans and temporary files."""
     for path in listed:
         relative = path.relative_to(run.root).as_posix()
         tag = _TAG.fullmatch(path.name)
@@ -249,8 +246,7 @@ def _unnamed(
 
 
 def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
-    """Journals that are gone although media of their attempt exist, and that no other finding
-    reports: an attempt has a journal before it has media."""
+    """Lost journals that no other finding reports: an attempt has a journal before it has media."""
     known = {finding.path for finding in findings if finding.kind == "lost"}
     lost: dict[str, Finding] = {}
     for finding in findings:

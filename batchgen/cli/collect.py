@@ -117,9 +117,8 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
 
 
 def go_on_lines(run: RunPaths, left: bool, quarantined: Sequence[str]) -> list[str]:
-    """The commands that render the rows that are not ok. A resume takes rows that are left or
-    failed (`left`: there are some), but never the quarantined, whose first row ids are in
-    `quarantined`."""
+    """The commands that render the rows that are not ok: a resume for rows that are `left` or
+    failed, another for the `quarantined` (their first row ids)."""
     lines = [f"go on    batchgen resume {as_typed(run.root)}"] if left else []
     if quarantined:
         rows = shlex.quote(",".join(quarantined))

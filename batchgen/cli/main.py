@@ -114,8 +114,8 @@ def _kept(args: argparse.Namespace) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed command line. argparse leaves over `key=value` words that stand after options;
-    they are put with the overrides."""
+    """The parsed command line, with `key=value` words after options too, which argparse leaves
+    over."""
     top = parser()
     args, left_over = top.parse_known_args(argv)
     taker = next((name for name in ("overrides", "sweeps") if hasattr(args, name)), None)

@@ -112,8 +112,7 @@ def _quarantined_too(run: RunPaths, settings: Settings) -> np.ndarray:
 
 
 def _tell_quarantined(run: RunPaths) -> None:
-    """Print the quarantined rows, which a resume leaves out, and the command that takes them
-    along."""
+    """Print the quarantined rows that a resume leaves out, and how to take them along."""
     from batchgen.catalog.repair import first_quarantined
     from batchgen.ledger.status import read_status
 
@@ -144,7 +143,7 @@ def _mend(run: RunPaths) -> str:
 
 
 def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:
-    """The result when the run goes on by itself now."""
+    """Follow the run, which goes on by itself."""
     from batchgen.cli.run import wait_to_end
 
     if args.overrides or args.rerender_changed:

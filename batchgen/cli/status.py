@@ -243,7 +243,7 @@ def _failures(run: RunPaths) -> Result:
 
 
 def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
-    """File with what the processes of an attempt's task printed; None if they printed nothing."""
+    """What the processes of an attempt's task printed, if anything."""
     from batchgen.runner.jobs import jobs_of
 
     jobs = [job for job in jobs_of(run, attempt.submission) if job.holds(attempt.task)]

@@ -18,9 +18,8 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Stream(io.TextIOWrapper):
-    """Standard output or error that never fails. After the first write that fails, everything is
-    dropped: the reader is gone, and the exit code should be about the work. Characters that the
-    encoding cannot hold are escaped."""
+    """Standard output or error. After a write that fails all is dropped: the reader is gone, and
+    the exit code should be about the work. What the encoding cannot hold is escaped."""
 
     gone = False
 
@@ -47,9 +46,8 @@ class Stream(io.TextIOWrapper):
 
 
 def survive_streams() -> None:
-    """Replace the streams of this process by `Stream`s; closed ones lead to the null device.
-    Otherwise the next opened file would get the number of a closed stream, and with it all that is
-    printed."""
+    """Make the streams of this process `Stream`s; closed ones lead to the null device. Otherwise
+    the next opened file would get a closed one's number, and all that is printed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -81,8 +79,8 @@ def answer_signals() -> None:
 
 
 class _End:
-    """Handler that raises an exception for the first signal. A rank in this process replaces the
-    handler of SIGTERM, saves its rows, and then calls this one."""
+    """Raises an exception for the first signal. A rank in this process replaces it as handler of
+    SIGTERM, saves its rows, and then raises the signal again here."""
 
     first = 0  # the signal that came first
 

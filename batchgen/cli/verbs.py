@@ -46,8 +46,8 @@ def add_verb(
 
 
 def path_argument(text: str) -> Path:
-    """A path as typed. `~` is the home folder, also where the shell does not expand it
-    (`--root=~/runs`). An empty path is an error: it would mean the current folder."""
+    """A path as typed, with `~` as the home folder, also in `--root=~/runs`. An empty path is an
+    error: it would mean the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
     try:
@@ -57,7 +57,7 @@ def path_argument(text: str) -> Path:
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add JOB, its overrides, and the option that says how checkpoints are hashed."""
+    """JOB, its overrides, and how checkpoints are hashed."""
     parser.add_argument("job", metavar="JOB", type=path_argument, help="job file (YAML)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
     parser.add_argument(

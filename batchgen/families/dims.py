@@ -15,7 +15,7 @@ class ComponentDims:
     __slots__ = ()
 
     def random_extras(self) -> dict[str, Any]:
-        """Further entries of config.json that a component with random weights needs."""
+        """Further entries of config.json for random weights."""
         return {}
 
 

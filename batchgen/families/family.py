@@ -147,8 +147,7 @@ class FamilySpec(Protocol):
         """Forwards in one step: 2 if the row is guided. Elementwise if `row` holds arrays."""
 
     def boundary(self, model: ModelSpec) -> float | None:
-        """Share of the training timesteps at and above which the first of two experts draws; None
-        with one expert."""
+        """Share of the training timesteps at and above which the first of two experts draws."""
 
     def max_tokens(self, model: ModelSpec) -> int:
         """Most tokens of one text; longer texts are cut."""

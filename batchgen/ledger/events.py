@@ -56,8 +56,7 @@ class AttemptHeader:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device of the attempt. A line of its own, since the header is written before the device
-    is known."""
+    """The device of the attempt, once it is known."""
 
     name: str
     t: float
@@ -130,9 +129,8 @@ class Void:
 class End(EngineCounters):
     """Last line of an attempt that ended by itself, with the seconds that it measured.
 
-    The seconds are those of `records.RankSeconds`, and busy = encode + denoise; decoding runs
-    behind. They are complete also after an error. The other figures cover only renders that came to
-    their end.
+    busy = encode + denoise; decoding runs behind. The seconds are those of `records.RankSeconds`,
+    also after an error; the other figures cover only renders that came to their end.
     """
 
     reason: str  # done, stopped, error ...
@@ -167,7 +165,7 @@ _FIRST = ("row_index", "status", "row_key", "alone")
 
 
 def encode_line(event: Event, spent: RankSeconds | None = None) -> bytes:
-    """One line with its newline. `spent` becomes the field of that name."""
+    """One line with its newline; `spent` becomes a field of it."""
     plain = to_plain(event)
     if spent is not None:
         plain["spent"] = {name: round(s, 4) for name, s in to_plain(spent).items()}

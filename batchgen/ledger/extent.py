@@ -22,7 +22,7 @@ class Extent:
 
     @classmethod
     def of(cls, run: RunPaths) -> Extent:
-        """The extent of the ledger as it is now; looks once at each file."""
+        """As it is now; looks once at each file."""
         begun = [n for n in submission_numbers(run) if run.intent(n).exists()]
         blocks = [block for block in run.journal_blocks() if block.is_dir()]
         found = [e for block in blocks for e in scandir(block) if e.is_file()]
@@ -41,11 +41,10 @@ class Extent:
         return json.dumps(astuple(self)).encode()
 
     def is_before(self, other: Extent) -> bool:
-        """Whether a catalog made from this extent is older than one made from the other. Of two
-        different submissions the later is newer, even with fewer files: a repair may have written
-        off losses."""
+        """Whether a catalog of this extent is older than one of the other. A later submission is
+        newer even with fewer files: a repair may have written off losses."""
         return astuple(self) < astuple(other)
 
     def exceeds(self, other: Extent) -> bool:
-        """Whether this extent holds more than the other in any number."""
+        """Whether any number is higher than in the other."""
         return any(a > b for a, b in zip(astuple(self), astuple(other), strict=True))

@@ -127,8 +127,7 @@ def last_render(run: RunPaths) -> Intent | None:
 
 
 def own_render(run: RunPaths) -> Intent | None:
-    """`last_render`, or None if that was begun in the folder of which this run is a copy: none of
-    its tasks is at work here."""
+    """`last_render`, or None if that was begun in the folder that was copied to this one."""
     intent = last_render(run)
     return intent if intent is not None and intent.place.is_of(run) else None
 
@@ -173,8 +172,7 @@ def _seal(plain: dict[str, Any]) -> str:
 
 
 def _read(kind: type[T], path: Path) -> T | None:
-    """The record in a file; None if there is none. Damaged, with what to do about it, if it is not
-    as it was written."""
+    """The record in a file, None without a file; Damaged, with the way on, if it was changed."""
     way = _way_on(path.parents[2])
     try:
         plain = read_control(path)
@@ -227,9 +225,8 @@ def _is_damaged(kind: type[Intent | Fence], path: Path) -> bool:
 
 
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
-    """Every journal of the run in the order of attempts. RunStateError if something with a
-    journal's name is not a regular file (opening a pipe would block), or a journal folder is not a
-    folder."""
+    """Every journal of the run in the order of attempts. RunStateError if something named like a
+    journal or its folder is not one: opening a pipe would block."""
     found = []
     for path in _files(run, ".jsonl"):
         with suppress(ValueError):  # a copy that a person made: no attempt has such a name
@@ -252,8 +249,7 @@ def _files(run: RunPaths, ending: str, submission: int | None = None) -> Iterato
 
 
 def seniority(attempt: Attempt) -> tuple[int, int, int, int]:
-    """Sort key of attempts: of two commits of a row, that of the later submission wins, then that
-    of the later restart."""
+    """Sort key of attempts: a later submission, then a later restart, overrules."""
     return attempt.submission, attempt.restart, attempt.task, attempt.replica
 
 
@@ -334,7 +330,6 @@ def fences(run: RunPaths, submission: int) -> dict[int, tuple[int, Fence]]:
 
 
 def _limit_of_restart(fence: tuple[int, Fence] | None, attempt: Attempt, name: str) -> int | None:
-    """Bytes of a journal before its task's fence; None if all count."""
     if fence is None or attempt.restart >= fence[0]:
         return None
     return fence[1].accepted.get(name, 0)

@@ -38,15 +38,13 @@ class Meter(Protocol):
     """What this attempt has spent so far."""
 
     def read(self) -> RankSeconds:
-        """All of it, in seconds."""
+        """All of it."""
 
     def share(self, rows: Mapping[int, float]) -> None:
-        """Reopen rows closed by `close` with these seconds, because the line could not be
-        written."""
+        """Undo `close` for these rows (row_index -> seconds)."""
 
     def close(self, row_index: int) -> float:
-        """Close a row and return its open busy seconds, because a line that closes it is written
-        now."""
+        """Close a row as its line is written; returns its open busy seconds."""
 
 
 class Unmetered:
@@ -95,8 +93,8 @@ class JournalWriter:
         """Create the journal of `header.attempt` (with O_EXCL) and write its first line durably.
 
         `meter` is read for every line and heartbeat, so that the cost of a killed attempt is known.
-        Raises RunStateError if this attempt was started before, StorageError if the run folder
-        cannot be written.
+        RunStateError if this attempt was started before, StorageError if the run folder cannot be
+        written.
         """
         path = run.journal(header.attempt)
         try:
@@ -174,9 +172,8 @@ class JournalWriter:
 
     def commit(self, commit: Commit) -> None:
         """Publish or fail a row; durable when this returns. StorageError if the line could not be
-        written (the journal then ends with the line before and takes no more) or if the run folder
-        was moved or removed, since the row's media is then in another place (nothing is
-        written)."""
+        written (the journal then ends before it and takes no more), or, with nothing written, if
+        the run folder went away, since the row's media is then elsewhere."""
         with self._lock:
             tally, _ = self._past
             failpoint("journal.before_append")
@@ -215,15 +212,13 @@ class JournalWriter:
         self._sync()
 
     def beat(self) -> None:
-        """Say that this process is alive. Cheap: writes at most once in COUNTERS_EVERY_S
-        seconds."""
+        """Say that this process is alive; writes at most every COUNTERS_EVERY_S seconds."""
         with self._lock:
             self._save_counters(time.time())
 
     def end(self, end: events.End) -> None:
-        """Write the last line: the attempt ended by itself and is not dead. It is tried even if an
-        earlier line could not be written: that line was cut off, and disk space is reserved for
-        this one."""
+        """Write the last line: the attempt ended by itself. It is tried even if an earlier line
+        could not be written: that one was cut off, and disk space is reserved for this one."""
         with self._lock:
             self._give_room()
             self._broken = ""
@@ -268,7 +263,7 @@ class JournalWriter:
 
     @contextlib.contextmanager
     def _closing(self, row_index: int) -> Iterator[None]:
-        """Closes a row in the meter while its line is written; reopens it if the write fails."""
+        """Close a row in the meter, unless writing its line fails."""
         seconds = self._meter.close(row_index)
         try:
             yield
@@ -298,7 +293,7 @@ class JournalWriter:
         return os.write(self._descriptor, line)
 
     def _write_torn(self, line: bytes) -> int:
-        """Write in two halves, with the failpoint `journal.torn` between them."""
+        """The failpoint `journal.torn` acts after half of a line."""
         half = os.write(self._descriptor, line[: len(line) // 2])
         failpoint(TORN)
         return half + os.write(self._descriptor, line[half:])
@@ -314,8 +309,8 @@ class JournalWriter:
 
     @cached_property
     def _past(self) -> tuple[Tally, frozenset[int]]:
-        """Counts of what this attempt changes, and its suspects. Read late: a rank opens its
-        journal while the task's first rank may still be writing the fence."""
+        """Counts of what changes here, and the suspects. Read late: the task's first rank may still
+        be writing the fence when a rank opens its journal."""
         try:
             intent = read_intent(self._run, self._attempt.submission)
             suspects = suspects_of(self._run, intent, self._attempt)
@@ -340,8 +335,7 @@ class JournalWriter:
         self._save_counters(time.time())
 
     def _save_counters(self, now: float, force: bool = False) -> None:
-        """Write the counters, at most once in COUNTERS_EVERY_S seconds unless `force`. Errors are
-        ignored: counters only save readers time, and the journal holds the same facts."""
+        """Write the counters. Errors are ignored: the journal has the same facts."""
         if now - self._written_t < COUNTERS_EVERY_S and not force:
             return
         if self._anchor.is_lost():  # another run may be at this path now
@@ -361,8 +355,7 @@ class JournalWriter:
 
 
 def raw_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) of each line from byte `start` on; stops before the first line that ends after
-    `limit`."""
+    """(offset, line) from byte `start` on; stops before the first line that ends after `limit`."""
     offset = start
     with path.open("rb") as file:
         file.seek(start)

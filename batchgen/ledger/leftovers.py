@@ -20,8 +20,8 @@ _DRAFTS = (
 
 
 def sweep(run: RunPaths) -> None:
-    """Delete old drafts in a run folder, and files with which dead attempts reserved disk space;
-    never raises an error. Drafts of media are left to `verify`, which reports and deletes them."""
+    """Delete old drafts in a run folder, and the disk space reserved by dead attempts; never raises
+    an error. Drafts of media are left to `verify`."""
     for pattern in _DRAFTS:
         for path in run.root.glob(pattern):
             _remove_if_old(path, path, LEFTOVER_S)
@@ -47,7 +47,7 @@ def _with_its_files(folder: Path) -> Iterator[Path]:
 
 
 def _remove_if_old(path: Path, sign: Path, age_s: float) -> None:
-    """Delete `path` if the file `sign` was last written more than `age_s` seconds ago."""
+    """Delete `path` if the file `sign` was not written to for `age_s` seconds."""
     with suppress(OSError):
         if time.time() - sign.lstat().st_mtime > age_s:
             remove(path)

@@ -57,8 +57,8 @@ class Loss:
 
 
 def find_losses(run: RunPaths) -> list[Loss]:
-    """Lost files, found by names and sizes. Reads the evidence before the files that it speaks of,
-    so that ranks may write meanwhile. If a record is damaged, only that is reported."""
+    """Lost files, by names and sizes. Evidence is read before the files that it is about, so that
+    ranks may write meanwhile. If a record is damaged, only that is reported."""
     if damaged := damaged_records(run):
         return [Loss(_relative(run, path), "is damaged") for path in damaged]
     intent = last_intent(run)
@@ -83,9 +83,8 @@ def lost_submissions(run: RunPaths) -> tuple[str, ...]:
 
 
 def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
-    """row_index (sorted) of rows that the catalog calls ok under the plan's key, but for which the
-    journals have neither an ok line nor a void line any more. Empty if a repair came after the
-    catalog."""
+    """row_index (sorted) of rows that the catalog calls ok under the plan's key, but of which no
+    journal has an ok or void line any more. Empty if a repair came after the catalog."""
     nobody = np.zeros(0, np.int64)
     if not run.catalog_rows.is_dir() or _repaired_since(run, collected(run).submission):
         return nobody
@@ -139,8 +138,7 @@ def collected(run: RunPaths) -> Extent:
 
 
 def may_come_s(run: RunPaths) -> float:
-    """Seconds for which files that the catalog was made from may still be unseen on this
-    machine."""
+    """Seconds for which files older than the catalog may still be unseen here."""
     with suppress(OSError):
         age = time.time() - _first_part(run).stat().st_mtime
         return min(max(UNSEEN_S - age, 0.0), UNSEEN_S)
@@ -180,8 +178,7 @@ def _repaired_since(run: RunPaths, number: int) -> bool:
 
 
 def _known_lengths(run: RunPaths) -> dict[str, tuple[int, str]]:
-    """Journal (relative to the journal folder) -> (bytes that it had at least, file that says
-    so)."""
+    """Journal (relative to the journal folder) -> (bytes that it had at least, who says so)."""
     known: dict[str, tuple[int, str]] = {}
 
     def note(name: str, size: int, source: Path) -> None:
@@ -215,8 +212,8 @@ def _journals(run: RunPaths, known: dict[str, tuple[int, str]]) -> Iterator[Loss
 
 
 def _length(path: Path, size: int) -> int | None:
-    """Bytes of a journal; None if there is none. Opens the file if it looks short, since a network
-    filesystem may report an old size until then."""
+    """Bytes of a journal; None if there is none. A network filesystem may report an old size until
+    the file is opened."""
     try:
         length = path.stat().st_size
         if length < size:
@@ -228,8 +225,8 @@ def _length(path: Path, size: int) -> int | None:
 
 
 def _submissions(run: RunPaths) -> Iterator[Loss]:
-    """Lost intents and lists of shards. Numbers have no gaps, so a missing one is lost. A folder
-    without intent is what a crash leaves, and a loss only if ranks were started from it."""
+    """Lost intents and lists of shards. Numbers have no gaps. A folder without intent is what a
+    crash leaves, and a loss only if ranks were started from it."""
     begun = set(map(run.block_submission, run.journal_blocks()))
     last = last_intent(run)
     for number in range(1, highest_number(run) + 1):

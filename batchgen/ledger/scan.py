@@ -131,10 +131,7 @@ def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) 
 
 
 def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> JournalFacts:
-    """Add the commits of one journal to `columns` and return its other facts.
-
-    This is the inner loop of resume and collect: microseconds for each line count.
-    """
+    """Add a journal's commits to `columns`; returns its other facts. Each microsecond counts."""
     facts = JournalFacts(journal)
     limit = float("inf") if journal.limit is None else journal.limit
     saved, heed = facts.saved, facts.in_flight.heed

@@ -148,8 +148,8 @@ def live_attempts(run: RunPaths) -> list[AttemptStatus]:
 
 
 def _state(intent: Intent | None, attempts: Iterable[AttemptStatus], left: int, todo: int) -> State:
-    """State of the run. `todo` is the number of rows of the last submission that it has not
-    committed yet; it may be above 0 where `left` is 0, when finished rows are rendered again."""
+    """`todo`: rows of the last submission that it has not committed; some may be rendered again, so
+    that none is `left`."""
     if intent is None:
         return "planned"
     lives = [a.life for a in attempts if a.attempt.submission == intent.number]

@@ -218,7 +218,7 @@ def _draw_intent(
 
 
 def _fence_lengths(run: RunPaths) -> dict[str, int]:
-    """Journal -> its bytes before the fence, which are synced to the disk first."""
+    """Journal -> its bytes before the fence, synced to the disk."""
     accepted = {}
     for journal in accepted_journals(run):
         name = _name(run, journal)
@@ -257,8 +257,7 @@ def _count(status: np.ndarray, copies: np.ndarray) -> Counts:
 
 
 def _reopened(status: np.ndarray, rows: np.ndarray) -> dict[str, tuple[int, ...]]:
-    """Status -> row_index of rows of the submission that have a status already: they are
-    retried."""
+    """Status -> row_index of rows that have it already and are retried."""
     result = {}
     for code in np.unique(status[rows]).tolist() if len(rows) else ():
         if code != STATUS_CODES["pending"]:
@@ -286,8 +285,8 @@ def _maker_file(run: RunPaths, number: int) -> Path:
 
 
 def maker_of(run: RunPaths, number: int) -> ProcessId | None:
-    """The process that took a submission's number. None if it left no name, or left it in the
-    folder of which this run is a copy."""
+    """The process that took a submission's number; None if it left no name, or left it in the
+    folder that was copied to this one."""
     with suppress(RunStateError, ValueError):
         maker = read_control(_maker_file(run, number))
         if maker and from_plain(Place, maker.get("run", {})).is_of(run):

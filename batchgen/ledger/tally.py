@@ -112,8 +112,8 @@ class Counters:
 
 
 def read_counters(path: Path) -> Counters | None:
-    """The counters of a journal; None if there are none or they are damaged (readers then read the
-    whole journal)."""
+    """The counters of a journal; None if there are none or they are damaged: then read the whole
+    journal."""
     plain, counters = None, None
     with suppress(RunStateError):
         plain = read_control(path)

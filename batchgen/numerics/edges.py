@@ -1,11 +1,10 @@
 """Batch-invariant edges: modules that run item by item, so that packing does not change pixels.
 
-A few modules give results whose last bits depend on the number of items. A matrix product of one
-row uses another kernel than one of two rows, so every Linear that sees one vector per item is such
-a module; a patch convolution chooses its algorithm by the number of items. When these run item by
-item, a whole pack is bit-equal to each item alone. The cost is within the noise of a forward, so
-they always do. Whether the other kernels of a device keep the promise is found out by the engine's
-self-test.
+The last bits of a few modules depend on the number of items: a matrix product of one row uses
+another kernel than one of two, so every Linear that sees one vector per item does; and a patch
+convolution chooses its algorithm by that number. Run item by item, they make a pack bit-equal to
+each item alone, at a cost within the noise of a forward. The engine's self-test finds out whether a
+device's other kernels keep the promise.
 """
 
 from __future__ import annotations

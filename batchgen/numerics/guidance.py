@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def classifier_free(velocities: Sequence[Tensor], scale: float) -> Tensor:
-    """Classifier-free guidance of the velocities with and without the prompt: v_neg + scale *
-    (v_pos - v_neg), in diffusers' order of operations. A single branch is returned unchanged."""
+    """v_neg + scale * (v_pos - v_neg), in diffusers' order of operations; one velocity is returned
+    unchanged."""
     if len(velocities) == 1:
         return velocities[0]
     return velocities[1] + scale * (velocities[0] - velocities[1])

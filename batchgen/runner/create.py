@@ -65,8 +65,7 @@ def check_place(config: JobConfig) -> None:
 
 
 def _place(config: JobConfig) -> tuple[Path, str]:
-    """The parent folder of a new run and the run's name. ConfigError if they do not suit what will
-    read them."""
+    """Parent folder and name of a new run. ConfigError if they do not suit what reads them."""
     root = Path(config.output.root_dir).absolute()
     name = f"{config.tag or config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     check_folder(config.slurm.executor, root)

@@ -36,12 +36,11 @@ class Move:
 
 def next_move(run: RunPaths) -> Move | None:
     """What to submit after the latest submission. None if nothing is left, a person cancelled it,
-    all its ranks met the same error at once, or `max_attempts` submissions in a row made no
-    progress.
+    all its ranks met the same error at once, or `max_attempts` in a row made no progress.
 
-    The rows are those that this submission did not commit, and those that failed on a bad host
-    (`ledger.blame.hosts`); such hosts are excluded from now on. The death of a row alone is
-    progress: once the row is convicted, it no longer disturbs the others.
+    The rows are those that it did not commit, and those that failed on a bad host
+    (`ledger.blame.hosts`), which is excluded from now on. The death of a row alone is progress:
+    once convicted, the row no longer disturbs the others.
     """
     intent = last_render(run)
     if intent is None or run.cancelled(intent.number).exists():
@@ -75,9 +74,9 @@ def _finished_since(index: CommitIndex, submission: int) -> np.ndarray:
 
 
 def _is_progress(run: RunPaths, index: CommitIndex, intent: Intent, left: np.ndarray) -> bool:
-    """Whether enough of the started rows were finished. Tasks without a journal are left out: a
-    limit on jobs may have kept them from starting. Work saved inside rows that take longer than the
-    wall time counts too, if it is a tenth of the predicted cost of the started rows."""
+    """Whether enough of the started rows were finished. Tasks without a journal do not count: a
+    limit on jobs may have kept them out. Work saved inside rows longer than the wall time counts
+    too, from a tenth of the rows' predicted cost on."""
     mine = [f for f in index.journals if f.journal.attempt.submission == intent.number]
     started = rows_of(run, intent.number, {f.journal.attempt.task for f in mine})
     done = len(started) - int(np.isin(started, left).sum())
@@ -110,9 +109,8 @@ def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
 def _without_lone_host(
     run: RunPaths, intent: Intent, settings: Settings, rendered: Mapping[str, int]
 ) -> Settings:
-    """The settings with one more host excluded, if all ranks of the submission ended at once with
-    an error on one host and other hosts have rendered rows. Near the end a submission may be one
-    shard, and then the host is to blame."""
+    """Exclude the only host of a submission if all its ranks failed at once there and other hosts
+    have rendered rows. Near the end a submission may be one shard."""
     ranks = _ranks(run, intent)
     hosts = {rank.host for rank in ranks}
     if len(hosts) != 1 or not all(map(_fell_at_once, ranks)) or not rendered.keys() - hosts:
@@ -127,5 +125,4 @@ def _ranks(run: RunPaths, intent: Intent) -> list[AttemptStatus]:
 
 
 def _fell_at_once(rank: AttemptStatus) -> bool:
-    """Whether the rank ended with an error before it committed a row."""
     return bool(rank.error) and rank.commits == 0

@@ -98,7 +98,6 @@ def keep_away(run: RunPaths, submission: int, host: str) -> None:
 
 
 def _is_being_made(run: RunPaths, intent: Intent) -> bool:
-    """Whether the submission's maker may still be submitting its jobs."""
     if run.jobs(intent.number).exists():
         return False
     maker = maker_of(run, intent.number)

@@ -80,7 +80,7 @@ def _replan(
     run: RunPaths, header: RunFile, composed: Composed, names: list[str], rerender: bool
 ) -> Replan:
     """Plan again beside the old plan. RunStateError if a finished row would change, unless
-    `rerender`. The caller owns the draft until it is installed."""
+    `rerender`. The draft is the caller's."""
     _refuse_another_manifest(composed.config, header)
     check_plan(run, header)
     draft = run.root / f".plan-{os.getpid()}.parquet"
@@ -113,8 +113,8 @@ def _replan(
 
 
 def finish_replan(run: RunPaths) -> None:
-    """Make plan and run.json agree again after a crash between writing the two: the plan decides.
-    RunStateError if neither header belongs to the plan."""
+    """Make plan and run.json agree after a crash between writing the two: the plan decides.
+    RunStateError if neither header belongs to it."""
     if not run.next_run_json.exists():
         return
     if is_next_plan(run):

@@ -173,7 +173,7 @@ def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
 
 
 def profile_of(resolved: dict[str, Any]) -> SlurmConfig:
-    """The profile in a stored configuration."""
+    """The profile in a configuration."""
     return build(JobConfig, resolved).slurm
 
 
@@ -201,8 +201,8 @@ def _nothing() -> None:
 def cut(
     plan: Path, rows: np.ndarray, config: JobConfig, suspects: np.ndarray = NOBODY
 ) -> SubmissionRows:
-    """Cut rows into shards by predicted cost; in each shard the longest rows come first, and
-    `suspects` are rendered alone. One machine gets one shard."""
+    """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
+    machine gets one shard."""
     slurm = config.slurm
     costs = read_costs(plan).cost_s[rows]
     alone = np.isin(rows, suspects)

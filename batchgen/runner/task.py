@@ -57,8 +57,8 @@ def main(what: str, folder: str, *numbers: str) -> int:
 
 
 def _leave(run: RunPaths, submission: int, error: Exception | None) -> None:
-    """Called when a task ends. After an error it keeps a bad node from the tasks that would follow;
-    and the last task to end makes sure that the steward can start."""
+    """Called as a task ends: after an error keeps a bad node from the next tasks, and lets the
+    steward start if this is the last task."""
     from batchgen.runner.recover import free_the_steward, keep_away
 
     host = rank_from_environment(0).host

@@ -1,8 +1,7 @@
-"""One sbatch: a job's parameters from the profile, and its script made by submitit.
+"""One sbatch: a job's parameters from the profile, its script made by submitit.
 
-The script runs a plain command, where submitit would run a pickle. So a submit that is cut off
-after `sbatch` leaves an array that works, no stale result is ever read, and submitit does not
-requeue anything by itself.
+It runs a plain command and not a pickle. So a submit that is cut off after `sbatch` leaves an array
+that works, no stale result is read, and submitit does not requeue by itself.
 """
 
 from __future__ import annotations
@@ -31,9 +30,8 @@ class Batch:
     elements: int = 1
 
     def script(self) -> str:
-        """The text that sbatch gets. All ranks of an element print into one file. submitit can
-        start a command instead of a pickle only by a private method, which is called here and
-        nowhere else."""
+        """The text that sbatch gets. Only a private method of submitit starts a command instead of
+        a pickle. All ranks of an element print into one file."""
         name = "%A_%a.log" if self.elements > 1 else "%j.log"
         output = f"{as_pattern(self.folder)}/{name}"
         given = dict(self.parameters)
@@ -61,8 +59,8 @@ class Batch:
 
 
 def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[str, Any]:
-    """Parameters for submitit's executor, for one node of the profile. `drains`: whether the
-    processes handle the signal before the end of the wall time; other processes would die of it."""
+    """Parameters for submitit's executor, for one node of the profile. `drains`: the processes
+    handle the signal before the end; others would die of it."""
     minutes = slurm.timeout_min
     given: dict[str, Any] = {
         "job_name": name,

@@ -79,8 +79,8 @@ class QueuedTask:
 
 
 def slurm_intent(run: RunPaths) -> Intent | None:
-    """The intent of the latest submission that started tasks; None if it was not on Slurm, or was
-    begun in the folder of which this run is a copy."""
+    """The intent of the latest submission that started tasks, if it did so on Slurm and not in the
+    folder that was copied to this one."""
     intent = own_render(run)
     if intent is None or config_of(run, intent)["slurm"]["executor"] != "slurm":
         return None
@@ -109,9 +109,8 @@ def names(run: RunPaths, submission: int) -> list[str]:
 
 
 def queued(run: RunPaths, submission: int) -> list[QueuedTask]:
-    """A submission's tasks in the queue, without the job that asks and without those that have
-    ended. A task that is COMPLETING commits no more; if Slurm starts it again it finds that it was
-    fenced off."""
+    """A submission's tasks in the queue, without the job that asks and those that have ended: a
+    COMPLETING task commits no more, and if it is started again it is fenced off."""
     return others(queue(names(run, submission)))
 
 
@@ -162,8 +161,8 @@ def cancel_tasks(task_ids: Sequence[str]) -> None:
 
 
 def exclude(array_id: str, node: str) -> bool:
-    """Keep the pending elements of an array away from one more node. False if none is pending or
-    the node is excluded already; SchedulerError if Slurm refuses."""
+    """Keep an array's pending elements away from one more node. False if none is pending or all
+    keep away already; SchedulerError if Slurm refuses."""
     pending = _excluded(array_id)
     if not pending or all(node in hosts_in(listed) for listed in pending):
         return False
@@ -243,8 +242,7 @@ def order(script: Path) -> str:
 
 
 def ask(*command: str, patience_s: float | None = None) -> str:
-    """Run a command of Slurm and return its standard output. SchedulerError if it fails or takes
-    longer than `patience_s`."""
+    """Standard output of a command of Slurm; SchedulerError if it fails or is slow."""
     name, patience_s = command[0], PATIENCE_S if patience_s is None else patience_s
     env = {key: value for key, value in os.environ.items() if not key.startswith(_WISHES)}
     try:

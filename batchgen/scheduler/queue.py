@@ -40,8 +40,8 @@ class QueueView:
 
 
 def look(run: RunPaths) -> QueueView | None:
-    """Ask Slurm about a run; None if the run is not on Slurm. If Slurm does not answer, the view
-    says so and nothing is raised."""
+    """Ask Slurm about a run; None if it is not on Slurm. Never raises: the view says if Slurm is
+    silent."""
     intent = slurm_intent(run)
     if intent is None:
         return None

@@ -12,9 +12,8 @@ from batchgen.records import RankInfo
 def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> RankInfo:
     """This process's place among the processes of task `task`.
 
-    The variables are those of the program that started it: submitit's batch script on Slurm, or its
-    local executor. Without either the process is alone; inside a person's own allocation too, where
-    Slurm's variables are about other ranks.
+    Read from the variables of submitit's batch script (Slurm) or local executor. Without them the
+    process is alone, also inside a person's own allocation, whose variables are about other ranks.
     """
     executor = env.get("SUBMITIT_EXECUTOR")
     if executor == "slurm":

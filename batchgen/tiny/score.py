@@ -169,8 +169,8 @@ def _fill_colour(pixels: Floats, ground: Floats) -> Floats | None:
 
 
 def _coverage(pixels: Floats, ground: Floats, fill: Floats) -> Floats:
-    """Share of each pixel that the shape covers, ``(f, h, w)``, from where its colour lies between
-    ground and fill."""
+    """Share of each pixel that the shape covers, ``(f, h, w)``, by its place between the
+    colours."""
     axis = fill - ground
     cover = ((pixels - ground) @ axis) / float(axis @ axis)
     found: Floats = np.where(cover < 0.15, 0, np.clip(cover, 0, 1)).astype(np.float32)

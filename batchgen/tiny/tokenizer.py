@@ -36,8 +36,8 @@ def vocabulary() -> list[str]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that lower-cases, splits at spaces and punctuation, and looks words up; every
-    text ends with ``</s>``."""
+    """Lower-cases, splits at spaces and punctuation, looks words up; every text ends with
+    ``</s>``."""
     ids = {word: i for i, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=UNK))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])

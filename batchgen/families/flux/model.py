@@ -98,8 +98,8 @@ class Flux:
         return Tokens(inputs, count, count > self.max_tokens)
 
     def encode(self, tokens: Tokens) -> Condition:
-        """T5's states (1, max_tokens, width) and CLIP's pooled state (1, width). There is no
-        attention mask, so padding is attended to, as in the pipeline."""
+        """T5's states (1, max_tokens, width) and CLIP's pooled state (1, width). No attention mask
+        is used, as in the pipeline: padding is attended to."""
         clip_ids, t5_ids = (ids.to(self.device) for ids in tokens.inputs)
         states = self.t5(t5_ids, output_hidden_states=False)[0]
         pooled = self.clip(clip_ids, output_hidden_states=False).pooler_output
@@ -107,7 +107,7 @@ class Flux:
 
     # ----------------------------------------------------------------------------------- denoise
     def initial_latents(self, request: Request) -> Tensor:
-        """Noise drawn as (1, channels, rows, columns) and packed 2x2 to (1, tokens, channels)."""
+        """Noise drawn as (1, channels, rows, columns), then packed 2x2."""
         height, width = light.cells(self.spec, request.bucket)
         channels = self.dims.transformer.in_channels // 4
         noise = seeded_noise((1, channels, 2 * height, 2 * width), request.seed)
@@ -145,7 +145,7 @@ class Flux:
         return list(velocity.split(1))
 
     def _positions(self, bucket: Bucket) -> Tensor:
-        """Positions of the image tokens, (image tokens, 3): 0, row, column."""
+        """(image tokens, 3): 0, row, column."""
         height, width = light.cells(self.spec, bucket)
         ids = torch.zeros(height, width, 3)
         ids[..., 1] = torch.arange(height)[:, None]

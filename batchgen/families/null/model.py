@@ -1,8 +1,8 @@
-"""The engine of family `null`: every row takes the time that was predicted for it. Needs no torch.
+"""The engine of family `null`: every row takes its predicted time. Needs no torch.
 
-A row hashes its seed once a step and turns the last digest into noise, so a row that was resumed
-from a wrong state gives other pixels. `BATCHGEN_NULL_SLOW="node2=2.0,node3=1.5"` makes hosts slow
-by these factors (`*`: all other hosts; 0: rows take no time).
+A row hashes its seed once a step and turns the last digest into noise, so a row resumed from a
+wrong state gives other pixels. `BATCHGEN_NULL_SLOW="node2=2.0,node3=1.5"` makes hosts slow (`*`:
+all others; 0: rows take no time).
 """
 
 from __future__ import annotations

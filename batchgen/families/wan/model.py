@@ -83,7 +83,7 @@ class Wan:
 
     # ----------------------------------------------------------------------------------- denoise
     def latent_shape(self, bucket: Bucket) -> tuple[int, ...]:
-        """Shape of a row's latents: (1, channels, latent frames, rows, columns)."""
+        """(1, channels, latent frames, rows, columns)."""
         channels = light.dims(self.spec).transformer.in_channels
         return (1, channels, *light.latent_shape(self.spec, bucket))
 

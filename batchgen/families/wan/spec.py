@@ -171,7 +171,7 @@ def solver_of(scheduler: Mapping[str, Any]) -> Solver:
 
 
 def shift_of(scheduler: Mapping[str, Any], otherwise: float) -> float:
-    """The flow shift in a scheduler_config.json; `otherwise` if it has none."""
+    """The flow shift of a scheduler_config.json."""
     return float(scheduler.get("flow_shift") or scheduler.get("shift") or otherwise)
 
 
@@ -257,7 +257,6 @@ def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
 
 
 def _conv(inputs: int, outputs: int) -> float:
-    """FLOPs of a 3x3x3 convolution for one cell."""
     return 2.0 * _KERNEL * inputs * outputs
 
 

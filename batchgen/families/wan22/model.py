@@ -1,7 +1,7 @@
 """Wan2.2 text-to-video A14B: what differs from a Wan with one expert.
 
-With equal seed and settings it gives what diffusers' WanPipeline gives. Whether a row is guided
-depends on `guidance_scale` (the scale of the first expert) alone, as in the pipeline.
+With equal seed and settings it gives what diffusers' WanPipeline gives. As there, `guidance_scale`
+alone (of the first expert) decides whether a row is guided.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Deaths: attempts that ended without an end line in their journal."""
+"""Deaths: attempts without an end line."""
 
 from __future__ import annotations
 

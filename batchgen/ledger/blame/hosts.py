@@ -1,22 +1,21 @@
 """Which machines are bad, and which rows fail by their own fault.
 
-A row that failed on two machines and was rendered on none is at fault: it is not tried on a third
-machine, and its failures count against no machine.
+A row that failed on two machines and was rendered on none is at fault: it is not tried elsewhere,
+and counts against no machine.
 
-A machine can be bad only if another machine rendered rows. It is bad if, after the last row that
-was rendered on it,
+A machine can be bad only if another one rendered rows. It is bad if, after the last row rendered on
+it,
 
-- an attempt gave up there (SickNode), unless all the rows that it tried are at fault; or
-- two starts of tasks came to nothing there, because one of their attempts ended with an error.
-  Errors of the run folder or caused by a person do not count, nor does an error that another good
-  machine met in the same submission. If this is true of more than half of the machines that
-  rendered rows, the cluster or the job is to blame, and no machine is.
+- an attempt gave up there (SickNode), unless all rows that it tried are at fault; or
+- two starts of tasks came to nothing there: one of their attempts ended with an error. Errors of
+  the run folder or of a person do not count, nor do those that another good machine met in the same
+  submission. If this is true of more than half of the machines that rendered rows, the cluster or
+  the job is to blame, and no machine is.
 
-A machine on which no row was rendered is also bad if three rows failed or died there. Attempts that
-died there before their first row count as starts that came to nothing, unless another rank on the
-same machine had begun a row or a rank on another machine ended with an error. Each death counts for
-at most one of its rows, since one of them, or the cluster, may have killed them all. Deaths of
-convicted rows do not count.
+A machine that rendered no row is also bad if three rows failed or died there. Attempts that died
+before their first row then count as such starts, unless another rank on the machine had begun a row
+or one elsewhere ended with an error. Of each death at most one row counts: one of them, or the
+cluster, may have killed all. Deaths of convicted rows do not count.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ class _Record:
 
     @property
     def is_barren(self) -> bool:
-        """Whether the machine is bad, given that no row was rendered there."""
+        """Whether it is bad, given that it rendered no row."""
         return self.is_broken or _distinct(self.failed, self.deaths) >= BAD_AFTER
 
     def __str__(self) -> str:
@@ -145,8 +144,7 @@ def _last_rendered(index: CommitIndex, hosts: Sequence[str]) -> dict[str, float]
 
 
 def _gave_up(index: CommitIndex, hosts: Sequence[str], last: Mapping[str, float]) -> Iterator[int]:
-    """Places in `index.journals` of attempts that ended by SickNode after the last row rendered on
-    their host."""
+    """Places of journals that ended by SickNode after the last row rendered on their host."""
     for place, facts in enumerate(index.journals):
         end = _end(facts)
         if end.reason == SickNode.__name__ and end.t > last[hosts[place]]:
@@ -163,9 +161,8 @@ def _end(facts: JournalFacts) -> End:
 def _fallen(
     index: CommitIndex, deaths: Iterable[Death], last: Mapping[str, float], good: Set[str]
 ) -> list[tuple[str, Start, str]]:
-    """Attempts that came to nothing by a fault of their machine, as (host, start, what happened).
-    On hosts in `good`, which rendered rows, only attempts without a commit after the last such row
-    count."""
+    """Attempts that came to nothing by a fault of their machine: host, start, how. On hosts in
+    `good`, which rendered rows, only those without a commit after the last one."""
     committed = {index.journals[place].journal.attempt for place in np.unique(index.journal)}
     ends = [(host_of(facts), facts.journal.attempt, _end(facts)) for facts in index.journals]
     ends = [(host, attempt, end) for host, attempt, end in ends if end.error]
@@ -217,7 +214,7 @@ def _failures(index: CommitIndex) -> dict[int, dict[int, str]]:
 
 
 def _distinct(failed: Set[int], deaths: Sequence[Death]) -> int:
-    """How many distinct rows failed or died, counting at most one row for each death."""
+    """Distinct rows that failed or died, at most one of each death."""
     rows = set(failed)
     for death in deaths:
         new = next((row for row in death.rows if row not in rows), None)

@@ -1,15 +1,14 @@
 """Who is to blame for deaths and failures: a row, a machine, or nobody. Reads journals only.
 
 A death is an attempt that is no longer alive and wrote no end line. The rows that it had in flight
-are suspects as long as they are missing. Suspects are rendered after all other rows, each alone, so
-that the next death has one row to blame. A row is convicted when its process has died on two
-devices while the row was alone; in a run with one device, when that has happened `row_retries` + 1
-times.
+are suspects as long as they are missing: they are rendered after all others, each alone, so that
+the next death has one row to blame. A row is convicted once its process has died on two devices
+while the row was alone; in a run with one device, `row_retries` + 1 times on that.
 
 Any commit of a row (rendered, failed or quarantined) closes its history: only later deaths count.
-So a row that survives alone is never convicted, and a retry of a quarantined row begins anew. If an
-attempt was told to end and was killed before it had ended, its rows become suspects too, but its
-death is evidence against nobody.
+So a row that survives alone is never convicted, and a retry of a quarantined row begins anew. An
+attempt that was told to end and killed before it had ended leaves suspects too, but is evidence
+against nobody.
 
 `hosts` says which machines are bad and which rows fail by their own fault.
 """
@@ -61,8 +60,8 @@ class Blame:
         return any(death.attempt.submission == submission for death in self._telling)
 
     def rows_failed_on(self, hosts: Iterable[str]) -> np.ndarray:
-        """Rows whose last commit is a failure on one of `hosts`, whatever the error. They are to be
-        tried on other machines, unless they failed on another one before."""
+        """Rows whose last commit is a failure on one of `hosts`, whatever the error, and that did
+        not fail on another machine before."""
         failed = np.flatnonzero(self._found.status == STATUS_CODES["failed"])
         failed = np.setdiff1d(failed, self._at_fault)
         index = self._found.index
@@ -74,9 +73,9 @@ class Blame:
 def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = False) -> Blame:
     """Judge a run by its journals.
 
-    `all_gone` means that the scheduler knows that no attempt is at work. Without it, an attempt on
-    another machine is taken for alive until its heartbeat is a minute old. RunStateError if the
-    plan cannot be read.
+    `all_gone`: the scheduler knows that no attempt is at work. Without it, one on another machine
+    is taken for alive until its heartbeat is a minute old. RunStateError if the plan cannot be
+    read.
     """
     found = winners(run, index_commits(run)) if found is None else found
     live = set() if all_gone else {status.attempt for status in live_attempts(run)}
@@ -109,8 +108,7 @@ def _histories(found: Winners, deaths: Sequence[Death]) -> dict[int, list[Death]
 
 
 def _place(attempt: Attempt) -> tuple[int, int]:
-    """Sort key: attempts of the same row never run at the same time, so this is their order in
-    time."""
+    """Sort key by time: attempts at the same row never overlap."""
     return attempt.submission, attempt.restart
 
 
@@ -134,7 +132,6 @@ class _Law:
         self._profiles: dict[int, SlurmConfig] = {}
 
     def judge(self, row: int, past: Sequence[Death]) -> Verdict | None:
-        """The verdict on `row` after the deaths in `past`; None if it is not convicted."""
         past = [death for death in past if not death.signalled]
         alone = [death for death in past if death.alone]
         if len({death.place for death in alone}) > 1:
@@ -160,8 +157,8 @@ class _Law:
         return bool(forced) and len(forced) >= self._needed(forced[-1])
 
     def _choice(self, death: Death) -> set[tuple[str, str]]:
-        """The devices that the run could use when the death happened: all on which it has been
-        seen, or only those of the same host if the executor uses one machine."""
+        """The devices that the run could use at that death: all on which it was seen, or those of
+        the same host if the executor uses one machine."""
         if self._profile(death).executor in ONE_MACHINE:
             return {place for place in self._devices if place[0] == death.host}
         return self._devices

@@ -27,7 +27,7 @@ class MediaFormat(Protocol):
         """Encode to `path`, which does not exist yet; quality 0 (smallest) .. 10 (best)."""
 
     def read(self, path: Path) -> np.ndarray:
-        """All frames of the file; OSError or ValueError if it is torn or of another kind."""
+        """All frames of the file."""
 
 
 def names() -> list[str]:

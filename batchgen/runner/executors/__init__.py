@@ -44,8 +44,8 @@ class Executor(Protocol):
         slurm: SlurmConfig,
         patience_s: float = 0.0,
     ) -> list[Job]:
-        """Start one task per shard and return; `inline` returns when they have ended. A scheduler
-        may refuse for up to `patience_s`, then SchedulerError is raised."""
+        """Start one task per shard and return (`inline`: when they have ended). A scheduler may
+        refuse for `patience_s`."""
 
     def is_alive(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
         """Whether the submission may still commit rows."""

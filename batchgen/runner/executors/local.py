@@ -47,8 +47,7 @@ def launch(
 
 @contextmanager
 def _environment(cpus_per_rank: int) -> Iterator[None]:
-    """Sets the environment that the ranks inherit: as many threads each as the profile gives them
-    CPUs."""
+    """Gives the ranks as many threads as the profile gives them CPUs."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(cpus_per_rank)
     try:
@@ -62,9 +61,8 @@ def _environment(cpus_per_rank: int) -> Iterator[None]:
 
 @contextmanager
 def _terminal_ignored() -> Iterator[None]:
-    """Lets children ignore the terminal's hang-up and Ctrl-C (they inherit ignored signals). A
-    closed terminal must not end a submitted run, and Ctrl-C drains it by SIGTERM instead of killing
-    it."""
+    """Lets children ignore the terminal's hang-up and Ctrl-C (ignored signals are inherited): the
+    first must not end a submitted run, and Ctrl-C drains it by SIGTERM."""
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGHUP, signal.SIGINT)}
     try:
         yield

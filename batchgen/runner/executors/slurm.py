@@ -82,9 +82,8 @@ def launch_steward(
     make_room: bool = False,
 ) -> bool:
     """Submit the steward behind the arrays; returns whether Slurm took it. A refusal is noted and
-    the tasks run anyway: `resume` does the steward's work by hand. With `make_room`, a refusal by a
-    limit on submitted jobs cancels some tasks and asks again, once, since others may take the
-    room."""
+    the tasks run anyway: `resume` does the same by hand. `make_room`: if a limit on submitted jobs
+    refuses it, cancel some tasks and ask again, once, since others may take the room."""
     name = job_name(run, submission, steward=True)
     batch = after(steward_batch(run, submission, slurm, read_run(run).rows), arrays)
     try:
@@ -106,9 +105,9 @@ def _submit_once(
 ) -> tuple[str, int]:
     """Job id of `batch`, and how many of its elements Slurm took.
 
-    The queue is looked at before every try: Slurm may have taken the job and failed to say so, or
-    an earlier start of this process was killed before it got the answer. Submitting the same task
-    twice would give a journal two writers.
+    The queue is looked at before every try: Slurm may have taken the job without saying so, or an
+    earlier start of this process was killed before it heard. The same task twice would be two
+    writers of one journal.
     """
     try:
         return scheduler.patiently(lambda: _submit_what_fits(name, batch, known), patience_s)
@@ -140,8 +139,8 @@ def _is_full(error: SchedulerError) -> bool:
 
 
 def _is_submit_limit(error: SchedulerError) -> bool:
-    """Whether a limit on submitted jobs was reached. Slurm has one text for all limits of a QOS or
-    account; only some versions print the limit's name before it."""
+    """Whether a limit on submitted jobs was reached. Slurm has one text for all limits; only some
+    versions print which one it is."""
     limits = re.findall(r"\b(?:QOS|Assoc)[A-Z]\w+", str(error))
     return "job submit limit" in str(error) and (not limits or any("Submit" in x for x in limits))
 
@@ -189,9 +188,9 @@ def task_batches(
 def array_count(shards: int, window: int, slurm: SlurmConfig) -> int:
     """In how many arrays of at most `window` elements to submit the shards.
 
-    All arrays have the same length. If the nodes do not divide evenly among them, some arrays get
-    fewer nodes and finish last while the nodes of the others are idle. So a few more arrays than
-    needed are made if that wastes less: a twentieth at most.
+    All have the same length. If the nodes do not divide evenly among them, some arrays get fewer
+    nodes and end last, while nodes of others are idle. So a few more are made until at most a
+    twentieth is idle.
     """
     window = min(window, BATCH_FILES)  # the logs of an array share a folder
     count, most = -(-shards // window), _at_once(slurm)
@@ -275,16 +274,14 @@ def _note(run: RunPaths, text: str) -> None:
 
 # ---------------------------------------------------------------------------- watching and ending
 def is_alive(run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
-    """Whether Slurm still has tasks of the submission. Heartbeats do not matter: a process that
-    outlives its job is fenced off anyway. Two stewards decide between themselves which goes on
-    (`steward.follow_up`)."""
+    """Whether Slurm has tasks of the submission. Heartbeats do not count: what outlives its job is
+    fenced off. Stewards decide between themselves who goes on (`steward.follow_up`)."""
     asked_by_steward = os.environ.get("SLURM_JOB_NAME", "").endswith(STEWARD)
     return any(not (asked_by_steward and t.is_steward) for t in queued(run, submission))
 
 
 def drain(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
-    """Cancel the tasks that have not started; the running ones find the drain mark by
-    themselves."""
+    """Nothing new starts; the running tasks find the drain mark by themselves."""
     scheduler.cancel(names(run, submission), pending_only=True)
 
 

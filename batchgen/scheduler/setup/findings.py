@@ -23,7 +23,7 @@ _SAME_VENV = (
 
 @dataclass(frozen=True, slots=True)
 class CheckLine:
-    """One line of the table that `slurm check` prints."""
+    """One line of the table."""
 
     verdict: Verdict
     what: str

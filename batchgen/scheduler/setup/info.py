@@ -91,8 +91,6 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class ClusterInfo:
-    """Everything that Slurm says of the cluster."""
-
     limits: Limits
     partitions: tuple[Partition, ...]
     groups: tuple[NodeGroup, ...]

@@ -1,10 +1,9 @@
-"""The part of `slurm check` that runs on the nodes: what one rank sees, and what two nodes see of
+"""The part of `slurm check` that runs on the nodes: what a rank sees, and what two nodes see of
 each other's files.
 
 `python -m batchgen.scheduler.setup.probe FOLDER` runs as every rank of a job of two nodes. Each
-rank leaves `rank-<n>.json`, the first rank of each node also `node-<a or b>.json`; the login node
-judges these. The nodes talk only through files in FOLDER, since the shared folder is what is
-tested.
+rank leaves `rank-<n>.json`, the first of each node also `node-<a or b>.json`; the login node judges
+these. The nodes talk only by files in FOLDER, since the folder is what is tested.
 """
 
 from __future__ import annotations
@@ -109,18 +108,18 @@ class Table:
         write_bytes_atomic(self.folder / f"{what}.{self.side}", text.encode())
 
     def take(self, what: str, side: str = "") -> str:
-        """Text of the file `what` of `side` (default: the other one), once it is there; NotSeen if
-        it does not come."""
+        """The other side's text (or that of `side`), once it is there; NotSeen if it does not
+        come."""
         path = self.folder / f"{what}.{side or self.other}"
         return self.wait(lambda: path.read_text() if self._there(path) else None, path.name)
 
     def meet(self, what: str) -> None:
-        """Wait for the other side; returns on both sides at about the same time."""
+        """Returns on both sides at about the same time."""
         self.put(what)
         self.take(what)
 
     def wait(self, look: Callable[[], str | None], what: str) -> str:
-        """Call `look` until it returns a text, and return that; NotSeen if none comes."""
+        """What `look` returns; NotSeen if that stays None."""
         deadline = time.monotonic() + self._patience_s
         while (found := look()) is None:
             if time.monotonic() > deadline:
@@ -129,8 +128,7 @@ class Table:
         return found
 
     def _there(self, path: Path) -> bool:
-        """Whether the file exists. NFS remembers that a file is missing; a change of the folder
-        makes it look again."""
+        """Whether the file exists. NFS remembers a missing file until the folder changes."""
         if not path.exists():
             touched = self.folder / f".look.{self.side}"
             touched.touch()
@@ -178,8 +176,8 @@ def _answer_clock(table: Table) -> None:
 
 
 def _race(table: Table) -> tuple[int, ...]:
-    """Both nodes make the same folders at once; exactly one may succeed for each. Returns the
-    numbers of those that this node made."""
+    """Both nodes make the same folders at once; exactly one may succeed for each. Returns those of
+    this node."""
     won = []
     table.meet("race")
     for number in range(RACES):
@@ -192,8 +190,8 @@ def _race(table: Table) -> tuple[int, ...]:
 
 
 def _append(table: Table) -> tuple[float, ...]:
-    """Each node appends lines to its own journal, and waits after each until the other node has
-    read it. Returns the seconds that each took."""
+    """Each node appends lines to its own journal, and waits until the other has read each. Returns
+    the seconds of each line."""
     seconds = []
     with (table.folder / f"journal.{table.side}").open("ab", buffering=0) as own:
         for number in range(LINES):
@@ -216,8 +214,8 @@ def _read_line(table: Table, number: int) -> str | None:
 
 
 def _replace(table: Table) -> tuple[int, int]:
-    """Node a replaces a file by rename again and again while node b reads it. Returns b's reads,
-    and how many were torn."""
+    """Node a replaces a file by rename again and again while node b reads it. Returns reads and
+    torn reads."""
     path = table.folder / "replaced"
     if table.side == "a":
         write_bytes_atomic(path, _content(0))

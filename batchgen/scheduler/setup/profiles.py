@@ -246,6 +246,5 @@ def _device(gpu: Gpus | None) -> str:
 
 
 def _quoted(text: str | None) -> str:
-    """A YAML string, quoted where a name such as `no`, `1` or `null` would be read as something
-    else."""
+    """A YAML string: names such as `no`, `1` or `null` are quoted."""
     return "null" if text is None else json.dumps(text, ensure_ascii=False)
