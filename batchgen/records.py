@@ -13,6 +13,40 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "failed", "quarantined", "pending"]
 Determinism = Literal["strict", "throughput"]
+MemoryMode = Literal["resident", "model"]
+Precision = Literal["bfloat16", "float16", "float32"]
+_DEGREES = ("dp", "cfg", "ulysses", "ring")
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the ranks of a submission and their memory are used: decided when it is made, obeyed by
+    every rank. The degrees multiply to nodes x ranks_per_node."""
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    dp: int = 1  # replicas, each with rows of its own
+    cfg: int = 1
+    ulysses: int = 1
+    ring: int = 1
+    memory: MemoryMode  # resident: all components stay; model: those of one stage at a time
+    precision: Precision  # that components run in, but for those that always run in float32
+    attention: str  # kernel, as far as it is known before anything runs
+    device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
+    vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
+    fits: bool = True
+    reason: str = ""
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def __str__(self) -> str:
+        """Short, for tables: `dp2 resident bf16`."""
+        degrees = [(name, getattr(self, name)) for name in _DEGREES]
+        parts = [f"{name}{degree}" for name, degree in degrees if degree > 1 or name == "dp"]
+        return " ".join([*parts, self.memory, _SHORT[self.precision]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class PlannedRun:
             np.arange(len(everything)),
             np.isin(everything, np.array(alone, np.int64)),
         )
-        return begin_submission(self.run, shards, SubmissionInfo(config=json.dumps(self.config)))
+        return begin_submission(self.run, shards, SubmissionInfo(config=self.config))
 
     def start(
         self, submission: int, env: dict[str, str] | None = None, **rank: Any

@@ -7,7 +7,6 @@ rows as a worker would, so that tests can kill it anywhere.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -114,7 +113,7 @@ class RunFolder:
         index = np.arange(len(self.requests)) if rows is None else np.array(rows, np.int64)
         shards = np.full(len(index), shard, np.int32)
         chosen = SubmissionRows(index, shards, np.arange(len(index)))
-        config = json.dumps({"slurm": slurm}) if slurm else ""
+        config = {"slurm": slurm} if slurm else {}
         return begin_submission(self.run, chosen, SubmissionInfo(config=config))
 
     def age(self) -> None:

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.catalog.columns import COUNTERS, RUNS
+from batchgen.catalog.columns import COUNTERS, LAYOUT, LAYOUT_PREFIX, RUNS, default_of
 from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.intent import Intent, read_intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts
@@ -88,7 +88,7 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         counters = read_counters(run.counters(facts.journal.attempt))
         row = _identity(run, facts) | _work(facts, counters)
         row |= _rows_and_seconds(found.index, facts, lines, won, spent)
-        row |= _configuration(intents[submission], header)
+        row |= _configuration(intents[submission], header) | _layout(intents[submission])
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=RUNS)
 
@@ -185,5 +185,15 @@ def _rows_and_seconds(
 def _configuration(intent: Intent | None, header: RunFile) -> dict[str, Any]:
     """Of the attempt's submission, or of the run if that was not recorded."""
     if intent is not None and intent.config:
-        return {"config": intent.config, "overrides": json.dumps(intent.overrides)}
+        return {"config": json.dumps(intent.config), "overrides": json.dumps(intent.overrides)}
     return {"config": json.dumps(header.config), "overrides": json.dumps(header.overrides)}
+
+
+def _layout(intent: Intent | None) -> dict[str, Any]:
+    """What the attempt was to obey; defaults of their kind where that was not recorded."""
+    layout = intent.layout if intent is not None else None
+    if layout is None:
+        return {field.name: default_of(field.type) for field in LAYOUT}
+    return {"layout": str(layout)} | {
+        field.name: getattr(layout, field.name.removeprefix(LAYOUT_PREFIX)) for field in LAYOUT[1:]
+    }

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 
 from batchgen.catalog.accounts import Spent, attempt_table, load_seconds
 from batchgen.catalog.source import COLLECT_KEY, RunSource
-from batchgen.catalog.table import catalog_rows, catalog_schema, join
+from batchgen.catalog.table import catalog_rows, catalog_schema, join, layouts_of
 from batchgen.catalog.timers import Timers
 from batchgen.catalog.turns import Overtaken, Turn, turn_of
 from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
@@ -58,7 +58,7 @@ TURNS = ".turns"  # folder beside the parts
 _REPEATED = (
     *(n for n, field in FIELDS.items() if field.kind == "text" and n not in ("row_id", "row_key")),
     *("status", "attempt", "host", "device", "plan_id"),
-    *("determinism", "attention_kernel", "error_type"),
+    *("determinism", "attention_kernel", "layout", "error_type"),
 )
 
 
@@ -159,9 +159,10 @@ def snapshot_table(run: RunPaths) -> pa.Table:
             source = RunSource.of(run)
             _check_plan(run, source)
             found = winners(run)
-            plan_id = source.header.plan_id
+            plan_id, layouts = source.header.plan_id, layouts_of(run, found.index)
             tables = [
-                catalog_rows(join(plan, found), plan_id) for plan in pieces([run.plan], GROUP_ROWS)
+                catalog_rows(join(plan, found), plan_id, layouts)
+                for plan in pieces([run.plan], GROUP_ROWS)
             ]
             empty = catalog_schema(plan_schema(run.plan)).empty_table()
             if source.is_current(run):
@@ -201,7 +202,7 @@ def _write_parts(
 ) -> int:
     """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
     schema = catalog_schema(plan_schema(run.plan)).with_metadata(metadata)
-    plan_id = metadata[b"batchgen.plan_id"].decode()
+    plan_id, layouts = metadata[b"batchgen.plan_id"].decode(), layouts_of(run, found.index)
     writer = _part_writer(folder, 0, schema)
     parts, rows = 1, 0
     try:
@@ -211,7 +212,7 @@ def _write_parts(
                 writer = _part_writer(folder, parts, schema)
                 parts, rows = parts + 1, 0
             part = join(plan, found)
-            table = catalog_rows(part, plan_id)
+            table = catalog_rows(part, plan_id, layouts)
             writer.write_table(table.replace_schema_metadata(schema.metadata))
             totals.add(table)
             totals.spent.add(part.lines, part.commits)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchgen.ledger.commits import STAGES, STATS, TEXT, columns
 from batchgen.planfile import PLAN_COLUMNS, stored_type
-from batchgen.records import EngineCounters
+from batchgen.records import EngineCounters, Layout
 from batchgen.request import FIELDS
 
 
@@ -53,7 +53,7 @@ OUTCOME = [
     *columns(pa.bool_(), "prompt_truncated"),
     *columns(pa.int32(), "negative_prompt_tokens"),
     *columns(pa.bool_(), "negative_prompt_truncated"),
-    *columns(TEXT, "determinism attention_kernel"),
+    *columns(TEXT, "determinism attention_kernel layout"),
     *columns(TEXT, "error_type error traceback"),
     *columns(TEXT, "plan_id"),
 ]
@@ -70,6 +70,16 @@ COMMIT_PATHS = {
 # device time was spent once, on the rendered row, so an alias has 0
 ALIAS_ZERO = tuple(f"{name}_s" for name in (*STAGES, "latency"))
 
+LAYOUT_PREFIX = "layout_"
+_NUMBERS: dict[object, pa.DataType] = {"int": pa.int32(), "float": pa.float64()}
+LAYOUT = [
+    *columns(TEXT, "layout"),  # in short
+    *(
+        pa.field(LAYOUT_PREFIX + f.name, _NUMBERS.get(f.type, TEXT), nullable=False)
+        for f in fields(Layout)
+        if f.name != "fits"  # what does not is refused
+    ),
+]
 COUNTERS = fields(EngineCounters)
 _COUNTED: dict[type, pa.DataType] = {
     int: pa.int64(),
@@ -91,6 +101,7 @@ RUNS = pa.schema(
             pa.field(c.name, _COUNTED[type(c.default)], nullable=c.default is None)
             for c in COUNTERS
         ),
+        *LAYOUT,
         *columns(TEXT, "exit_reason error"),
         *columns(TEXT, "versions config overrides"),  # JSON
     ]

@@ -17,7 +17,10 @@ from batchgen.catalog.columns import (
     default_of,
 )
 from batchgen.ledger.commits import commit_column, parse_commits
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.scan import CommitIndex
 from batchgen.ledger.winners import Winners
+from batchgen.paths import RunPaths
 from batchgen.request import FIELDS
 
 CARRY = "carry."
@@ -38,6 +41,7 @@ class PlanPart:
 
     plan: pa.Table
     lines: np.ndarray  # places of the commits in the index, ascending
+    journals: np.ndarray  # of each of `lines`: its journal's place in the index
     commits: pa.Table  # schema COMMIT, one row for each of `lines`
     place: pa.Array  # place of each plan row in `commits`; null where nothing is committed
     alias: pa.Array  # bool
@@ -54,16 +58,26 @@ def join(plan: pa.Table, found: Winners) -> PlanPart:
     return PlanPart(
         plan=plan,
         lines=lines,
+        journals=found.index.journal[lines],
         commits=parse_commits(found.index, lines),
         place=pa.array(place - pending, mask=line < 0),
         alias=pa.array(found.plan.original[rows] != rows),
     )
 
 
-def catalog_rows(part: PlanPart, plan_id: str) -> pa.Table:
-    """The catalog of a part of the plan, in the plan's order and in `catalog_schema`."""
+def layouts_of(run: RunPaths, index: CommitIndex) -> pa.Array:
+    """The layout of each journal in the index, in short; empty if none was recorded."""
+    numbers = [facts.journal.attempt.submission for facts in index.journals]
+    found = {number: read_intent(run, number) for number in sorted({*numbers})}
+    layouts = {number: intent.layout if intent else None for number, intent in found.items()}
+    return pa.array([str(layouts[number] or "") for number in numbers], pa.large_string())
+
+
+def catalog_rows(part: PlanPart, plan_id: str, layouts: pa.Array | None = None) -> pa.Table:
+    """The catalog of a part of the plan, in the plan's order and in `catalog_schema`. `layouts` are
+    those of the journals in the index, if the column is wanted."""
     columns = [_request_column(part.plan, field) for field in REQUEST]
-    columns += [_outcome_column(part, field, plan_id) for field in OUTCOME]
+    columns += [_outcome_column(part, field, plan_id, layouts) for field in OUTCOME]
     extra = [part.plan[field.name] for field, _ in _extra_columns(part.plan.schema)]
     return pa.table([*columns, *extra], schema=catalog_schema(part.plan.schema))
 
@@ -92,11 +106,17 @@ def _request_column(plan: pa.Table, field: pa.Field) -> pa.Array:
     return column if field.nullable else column.fill_null(default)
 
 
-def _outcome_column(part: PlanPart, field: pa.Field, plan_id: str) -> pa.Array:
+def _outcome_column(
+    part: PlanPart, field: pa.Field, plan_id: str, layouts: pa.Array | None
+) -> pa.Array:
     commits = part.commits
     if field.name == "plan_id":
         return _constant(plan_id, len(part.place), field.type)
-    if field.name == "latency_s":
+    if field.name == "layout":
+        if layouts is None:
+            return _constant("", len(part.place), field.type)
+        column = layouts.take(pa.array(part.journals))
+    elif field.name == "latency_s":
         column = pc.subtract(commit_column(commits, "ended"), commit_column(commits, "started"))
     else:
         column = commit_column(commits, COMMIT_PATHS.get(field.name, field.name))

@@ -7,6 +7,7 @@ import json
 import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   batchgen plan jobs/demo.yaml
-  batchgen plan jobs/wan21_14b_720p.yaml row_defaults.num_steps=30 --max-gpu-hours 40
+  batchgen plan jobs/wan21_14b_720p.yaml slurm=h200x8 --max-gpu-hours 40
   batchgen plan jobs/demo.yaml --out plan.parquet --dump-config config.json
 """
 SHOWN_BUCKETS = 12
@@ -63,7 +64,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_plan(args: argparse.Namespace) -> Result:
-    """Print the plan. Exit code 2 if the job cannot be planned or is over the budget."""
+    """Print the plan. Exit code 2 if the job cannot be planned, does not fit or is over the
+    budget."""
     from batchgen.config.compose import compose_job
     from batchgen.runner.create import check_place, header_of
     from batchgen.runner.executors import check_profile
@@ -108,12 +110,14 @@ def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Pla
     from batchgen.planning.calibrate import calibrate
     from batchgen.planning.cost import UNMEASURED
     from batchgen.planning.forecast import forecast
+    from batchgen.planning.layout import refuse_misfit
     from batchgen.planning.plan import make_plan, read_costs
 
     config = composed.config
     calibration = calibrate(Path(config.output.root_dir), config.model, config.slurm.device)
     factors = calibration.factors if calibration else UNMEASURED
-    plan = make_plan(config, out, hash_weights=hashing, factors=factors)
+    fits = partial(refuse_misfit, config)
+    plan = make_plan(config, out, hash_weights=hashing, factors=factors, check=fits)
     return plan, forecast(config, plan, read_costs(out), calibration)
 
 
@@ -179,7 +183,8 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "shards": f"{predicted.shards} over {layout.nodes} node(s) of "
         f"{layout.ranks_per_node} rank(s)",
         "layout": f"dp {layout.dp} x cfg {layout.cfg} x ulysses {layout.ulysses} x ring "
-        f"{layout.ring}, memory {layout.memory}; {layout.reason}",
+        f"{layout.ring}, memory {layout.memory}, {layout.precision}, attention {layout.attention}; "
+        f"{layout.reason}",
         "forecast": f"{_forecast(predicted)}, done in about "
         f"{_duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,
@@ -208,6 +213,7 @@ def _data(
         "cost_s_total": plan.cost_s_total,
         "buckets": [asdict(item) | {"cost_s": item.cost_s} for item in plan.buckets],
         "forecast": asdict(predicted),
+        "layout": asdict(predicted.layout),
         "plan": str(kept) if kept else None,
     }
 

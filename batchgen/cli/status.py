@@ -15,7 +15,7 @@ from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths, as_typed
-from batchgen.records import Attempt
+from batchgen.records import Attempt, Layout
 from batchgen.scheduler.commands import slurm_intent
 from batchgen.scheduler.queue import QueueView, look, queue_lines, with_queue
 
@@ -127,6 +127,8 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
         f"cost      {status.gpu_hours:.4f} device hours in {len(status.attempts)} attempt(s), "
         f"submission {status.submission}",
     ]
+    if status.layout is not None:
+        lines.append(f"layout    {_layout(status.layout)}")
     shown = [a for a in status.attempts if a.attempt.submission == status.submission]
     lines += queue_lines(view)
     lines += [_attempt_line(attempt) for attempt in shown[-SHOWN_ATTEMPTS:]]
@@ -139,6 +141,11 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
     elif status.left and not status.alive:
         lines.append(f"go on with  batchgen resume {as_typed(run.root)}")
     return lines
+
+
+def _layout(layout: Layout) -> str:
+    where = f"{layout.nodes} node(s) of {layout.ranks_per_node} rank(s)"
+    return f"{layout} on {where}, about {layout.vram_gib:.2f} GiB a rank"
 
 
 def _catalog_lines(run: RunPaths, view: QueueView | None) -> list[str]:

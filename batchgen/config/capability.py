@@ -33,17 +33,19 @@ def served_by(model: ModelSpec) -> Capabilities:
 
 
 def _check_ranks(config: JobConfig) -> None:
-    """The degrees multiply to the ranks of a node; `auto` takes what the others leave."""
-    parallel, ranks = config.system.parallel, config.slurm.ranks_per_node
-    if isinstance(parallel.dp, str):
-        return
+    """The degrees multiply to the ranks of all nodes; `dp: auto` takes what the others leave."""
+    parallel, slurm = config.system.parallel, config.slurm
     degrees = [parallel.dp, parallel.cfg, parallel.ulysses, parallel.ring]
     product = prod(1 if isinstance(degree, str) else degree for degree in degrees)
-    if product != ranks:
-        raise ConfigError(
-            f"system.parallel: dp x cfg x ulysses x ring is {product}, but "
-            f"slurm.ranks_per_node is {ranks}; make them equal, or leave dp: auto"
-        )
+    ranks = slurm.nodes * slurm.ranks_per_node
+    if product == ranks or (parallel.dp == "auto" and ranks % product == 0):
+        return
+    of_a_node = slurm.nodes == 1
+    counted = "slurm.ranks_per_node" if of_a_node else "slurm.nodes x slurm.ranks_per_node"
+    names, way = "dp x cfg x ulysses x ring", "make them equal, or leave dp: auto"
+    if parallel.dp == "auto":
+        names, way = "cfg x ulysses x ring", "it has to divide that"
+    raise ConfigError(f"system.parallel: {names} is {product}, but {counted} is {ranks}; {way}")
 
 
 def _settings(
@@ -66,8 +68,7 @@ def _system(
     yield "system.parallel.attention_op", system.parallel.attention_op, ("auto", "torch")
     yield "system.memory.mode", memory.mode, served.memory_modes
     yield "system.memory.store_dtype", memory.store_dtype, served.store_dtypes
-    if "stream" not in served.memory_modes:  # these three steer streaming alone
-        yield "system.memory.vram_limit", memory.vram_limit, (None,)
+    if "stream" not in served.memory_modes:  # these two steer streaming alone
         yield "system.memory.prefetch", memory.prefetch, (_MEMORY.prefetch,)
         yield "system.memory.pin", memory.pin, (_MEMORY.pin,)
     yield "system.components", system.components, ({},)

@@ -19,21 +19,24 @@ from batchgen.engine.team import Alone
 from batchgen.engine.weights import load_components
 from batchgen.families.family import FamilyModel, family_code, family_spec
 from batchgen.numerics.edges import make_batch_invariant
+from batchgen.records import Layout
 from batchgen.request import Bucket
 
 
 def assemble(
     model: ModelSpec,
     system: SystemConfig,
+    layout: Layout,
     device: torch.device,
     *,
     overlap: bool,
     moved: Callable[[], object],
 ) -> Replica:
-    """A replica of one rank. `moved` is told of each component that is loaded."""
+    """A replica of one rank, as the layout says. `moved` is told of each component that is
+    loaded."""
     devices.prepare(device, system)
-    plan = plan_memory(model, system.memory, device)
-    components = load_components(model, devices.run_dtype(model, device), moved)
+    plan = plan_memory(model, layout.memory)
+    components = load_components(model, devices.DTYPES[layout.precision], moved)
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])

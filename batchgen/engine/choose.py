@@ -9,6 +9,7 @@ from typing import Protocol, cast
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.contract import Renderer
 from batchgen.families.family import family_code, family_spec
+from batchgen.records import Layout
 
 
 class FamilyEngine(Protocol):
@@ -22,7 +23,7 @@ class EngineChoice:
     """An engine that is still to be loaded."""
 
     device: str  # as the catalog names it
-    layout: str  # kind of device and precision: two of the same compute alike
+    device_class: str  # kind of device and precision: two of the same compute alike
     load: Callable[[Callable[[], object]], Renderer]  # told of each component that is loaded
     device_id: str = ""  # tells it from others of that name on the same host
 
@@ -31,6 +32,7 @@ def choose_engine(
     model: ModelSpec,
     system: SystemConfig,
     *,
+    layout: Layout | None = None,
     local_rank: int,
     host: str,
     asked: str = "",
@@ -39,8 +41,8 @@ def choose_engine(
     """The engine for one rank of a node with that many. A family with an engine of its own needs no
     torch; every other one is torch's.
 
-    Raises ConfigError for a device that is not there; if devices were `asked` for (in words), the
-    CPU is none."""
+    Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
+    devices were `asked` for (in words), the CPU is none."""
     if family_spec(model.family).OWN_ENGINE:
         own = cast(FamilyEngine, family_code(model.family))
         return EngineChoice("cpu", "none", lambda moved: own.renderer(system, host))
@@ -48,9 +50,10 @@ def choose_engine(
         device_id,
         device_name,
         device_of_rank,
+        lone_layout,
         pick_device,
         require_devices,
-        run_dtype,
+        require_room,
     )
     from batchgen.engine.engine import Engine
 
@@ -58,9 +61,12 @@ def choose_engine(
         require_devices(asked, ranks)
     device = device_of_rank(local_rank)
     where = pick_device(device)
+    obeyed = layout or lone_layout(model, system, where)
+    if layout is not None:
+        require_room(where, layout)
     return EngineChoice(
         device_name(where),
-        f"{where.type} {run_dtype(model, where)}".replace("torch.", ""),
-        lambda moved: Engine.load(model, system, device, moved=moved),
+        f"{where.type} {obeyed.precision}",
+        lambda moved: Engine.load(model, system, device, layout=obeyed, moved=moved),
         device_id(where),
     )

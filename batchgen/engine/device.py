@@ -9,9 +9,14 @@ import torch
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
+from batchgen.records import Layout, Precision
 
 _GIB = 1024**3
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES: dict[Precision, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
 
 
 def pick_device(name: str) -> torch.device:
@@ -57,14 +62,55 @@ def device_id(device: torch.device) -> str:
 
 
 def run_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
-    """Precision of transformer and text encoder: the model's own; float32 on a CPU, where half
+    """Precision of an engine without a layout: the model's own; float32 on a CPU, where half
     precision is slow and parity is checked to the bit."""
-    return torch.float32 if device.type == "cpu" else _DTYPES[spec.dtype]
+    return torch.float32 if device.type == "cpu" else DTYPES[spec.dtype]
+
+
+def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) -> Layout:
+    """What an engine obeys that was loaded for itself, outside any submission: all as asked, and
+    `auto` keeps every component on the device."""
+    dtype = run_dtype(model, device)
+    return Layout(
+        memory="model" if system.memory.mode == "model" else "resident",
+        precision=next(name for name, kind in DTYPES.items() if kind == dtype),
+        attention="sdpa" if system.attention == "auto" else system.attention,
+        device=device_name(device),
+    )
+
+
+def require_room(device: torch.device, layout: Layout) -> None:
+    """Raises ConfigError unless the device is of the kind that the layout was decided for and has
+    the memory free that it predicts; a CPU has none of its own."""
+    if device.type == "cpu":
+        if layout.device != "cpu":
+            raise ConfigError(
+                f"the layout was decided for {layout.device} (slurm.device), "
+                "but torch sees no CUDA device"
+            )
+        return
+    free, total = torch.cuda.mem_get_info(device)
+    refuse_less(layout, free, total)
+
+
+def refuse_less(layout: Layout, free: int, total: int) -> None:
+    """Raises ConfigError if fewer bytes are free of the device's total than the layout predicts."""
+    if layout.vram_gib * _GIB > free:
+        raise ConfigError(
+            f"the layout ({layout}) needs {layout.vram_gib:.1f} GiB, but {free / _GIB:.0f} of the "
+            f"device's {total / _GIB:.0f} GiB are free: slurm.device.memory_gib promised more, or "
+            "something else is on the device"
+        )
 
 
 def prepare(device: torch.device, system: SystemConfig) -> None:
-    """Process-wide settings of strict mode: on a CPU one thread, since the split of a sum over
-    threads would follow the machine's core count; on CUDA no convolution that adds in any order."""
+    """Process-wide settings: the cap on memory, where one is asked for; in strict mode on a CPU one
+    thread, since the split of a sum over threads would follow the machine's core count; on CUDA no
+    convolution that adds in any order."""
+    limit = system.memory.vram_limit
+    if limit is not None and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * _GIB / total), device)
     if system.determinism != "strict":
         return
     if device.type == "cpu":

@@ -14,6 +14,7 @@ from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
 from batchgen.engine.meter import Setting
 from batchgen.engine.render import render
 from batchgen.engine.replica import Replica
+from batchgen.records import Layout
 
 
 class Engine:
@@ -32,18 +33,21 @@ class Engine:
         system: SystemConfig,
         device: str = "auto",
         *,
+        layout: Layout | None = None,
         overlap: bool = True,
         moved: Callable[[], object] = unheard,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
-        `device` is `auto` (CUDA if there is one, else CPU) or a torch device; `moved` is told of
-        each component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
+        `device` is `auto` (CUDA if there is one, else CPU) or a torch device; `layout` is what the
+        submission decided (None: there is none, see `device.lone_layout`); `moved` is told of each
+        component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
         on the calling thread and gives equal frames. Raises WeightsError for weights that do not
         fit, ConfigError for an unknown family or a device that is not there. In strict mode on a
         CPU the process goes to one torch thread."""
         where = devices.pick_device(device)
-        return cls(assemble(model, system, where, overlap=overlap, moved=moved))
+        layout = layout or devices.lone_layout(model, system, where)
+        return cls(assemble(model, system, layout, where, overlap=overlap, moved=moved))
 
     @property
     def device_name(self) -> str:

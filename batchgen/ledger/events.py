@@ -253,8 +253,9 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 def _restore(hint: Any, value: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        inner = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        return None if value is None else _restore(inner, value)
+        kinds = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        kind = next((kind for kind in kinds if type(value) is kind), kinds[0])
+        return None if value is None else _restore(kind, value)
     if hint is float:
         return math.nan if value is None else float(value)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from batchgen.anchor import Place
-from batchgen.errors import RunStateError
+from batchgen.config.build import build
+from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.errors import ConfigError, RunStateError
 from batchgen.ledger.events import from_plain, to_plain
 from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, as_typed, parse_journal
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt
+from batchgen.records import Attempt, Layout
 from batchgen.regular import Damaged, read_control
 
 T = TypeVar("T")
@@ -54,7 +56,8 @@ class Intent:
     # status -> row_index of the rows to render again
     reopened: dict[str, tuple[int, ...]] = field(default_factory=dict)
     copies: dict[int, int] = field(default_factory=dict)  # row_index -> manifest rows, where > 1
-    config: str = ""  # resolved configuration, JSON
+    config: dict[str, Any] = field(default_factory=dict)  # resolved; see `config_of`, `profile_of`
+    layout: Layout | None = None  # what its ranks obey; None: it starts none, or is older than it
     overrides: tuple[str, ...] = ()
     attempt: int = 1  # place of this submission in a row of submissions without progress, from 1
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
@@ -104,14 +107,25 @@ def intents(run: RunPaths, numbers: Iterable[int]) -> Iterator[Intent]:
     return filter(None, (read_intent(run, number) for number in numbers))
 
 
-def config_of(run: RunPaths, intent: Intent) -> dict[str, Any]:
-    """The resolved configuration of a submission; RunStateError if it is not valid JSON for one."""
+def config_of(run: RunPaths, intent: Intent) -> JobConfig:
+    """The configuration of a submission; RunStateError if it is damaged or of another version."""
+    profile_of(run, intent)
+    try:
+        return build(JobConfig, intent.config)
+    except ConfigError as error:
+        path = run.intent(intent.number)
+        raise RunStateError(f"{path}: its configuration is of another version: {error}") from error
+
+
+def profile_of(run: RunPaths, intent: Intent) -> SlurmConfig:
+    """The Slurm profile of a submission, readable even if the rest of its configuration is of
+    another version; RunStateError if it has none."""
     with suppress(ValueError, TypeError, KeyError):
-        config: dict[str, Any] = json.loads(intent.config)
-        if isinstance(config["slurm"]["executor"], str):
-            return config
+        slurm = intent.config["slurm"]
+        if isinstance(slurm["executor"], str):
+            return from_plain(SlurmConfig, slurm)
     raise RunStateError(
-        f"{run.intent(intent.number)} is damaged: its `config` is not a configuration"
+        f"{run.intent(intent.number)} is damaged: its config is not a configuration"
     )
 
 
@@ -186,11 +200,21 @@ def _read(kind: type[T], path: Path) -> T | None:
             f"{path} cannot be read: its check sum does not fit, so it was changed; {way}"
         )
     try:
-        return from_plain(kind, plain)
+        return from_plain(kind, _as_now(plain))
     except (ValueError, TypeError, AttributeError) as error:
         if seal is None:
             raise Damaged(f"{path} cannot be read: {error}; {way}") from error
         raise RunStateError(f"{path} cannot be read by this version: {error}") from error
+
+
+def _as_now(plain: dict[str, Any]) -> dict[str, Any]:
+    """Fields as this version writes them: older intents hold their configuration as JSON text."""
+    if not isinstance(text := plain.get("config"), str):
+        return plain
+    config = None
+    with suppress(ValueError):
+        config = json.loads(text)
+    return plain | {"config": config if isinstance(config, dict) else {}}
 
 
 def _way_on(root: Path) -> str:

@@ -29,6 +29,7 @@ from batchgen.ledger.intent import (
     Intent,
     accepted_journals,
     last_intent,
+    last_render,
     read_intent,
     refuse_lost_intent,
     suspects_of,
@@ -38,7 +39,7 @@ from batchgen.ledger.journal import RECENT, raw_lines, whole_lines
 from batchgen.ledger.tally import Counters, Counts, Tally, read_counters
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt
+from batchgen.records import Attempt, Layout
 from batchgen.runfile import read_run
 
 STALE_S = 60.0  # an attempt on another machine without a heartbeat for this long is taken for dead
@@ -88,6 +89,7 @@ class RunStatus:
     running: int  # rows in flight now (each may stand for several manifest rows)
     submission: int  # the last one; 0 = none yet
     shards: int  # of the last submission
+    layout: Layout | None  # of the last one that started ranks; None: not recorded
     attempts: tuple[AttemptStatus, ...]
     rate_per_s: float  # rows that live attempts rendered a second, lately; 0 if none is live
     eta_s: float | None  # None = unknown, or nothing left
@@ -112,7 +114,7 @@ def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
     attempts = tuple(view.status(now) for view in views)
     current = [v for v in views if intent and v.journal.attempt.submission == intent.number]
     counts = sum((v.counters.changes for v in current), intent.before if intent else Counts())
-    rows = header.rows
+    rows, render = header.rows, last_render(run)
     rate = sum(v.rate(now) for v, a in zip(views, attempts, strict=True) if a.life == "running")
     todo = max(0, intent.rows - sum(v.counters.commits for v in current)) if intent else 0
     errors = [(v.counters.last_error_t, v.counters.last_error) for v in views]
@@ -130,6 +132,7 @@ def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
         running=sum(attempt.running for attempt in attempts),
         submission=intent.number if intent else 0,
         shards=intent.shards if intent else 0,
+        layout=render.layout if render else None,
         attempts=attempts,
         rate_per_s=rate,
         eta_s=todo / rate if rate > 0 and todo else None,

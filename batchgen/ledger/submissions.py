@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +41,7 @@ from batchgen.ledger.winners import Winners, choose, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
 from batchgen.processes import ProcessId
+from batchgen.records import Layout
 from batchgen.regular import read_control
 from batchgen.runfile import read_run
 
@@ -84,7 +86,8 @@ class SubmissionInfo:
 
     kind: str = "render"  # or repair, quarantine
     host: str = ""  # name to show; default: the machine's
-    config: str = ""  # resolved configuration, JSON
+    config: dict[str, Any] = field(default_factory=dict)  # resolved
+    layout: Layout | None = None  # None: it starts no ranks
     overrides: tuple[str, ...] = ()
     attempt: int = 1  # place in a row of submissions without progress, from 1
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
@@ -208,6 +211,7 @@ def _draw_intent(
         reopened=_reopened(status, rows.row_index),
         copies=_copies(copies, rows.row_index),
         config=info.config,
+        layout=info.layout,
         overrides=info.overrides,
         attempt=info.attempt,
         excluded=info.excluded,

@@ -9,10 +9,10 @@ import numpy as np
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.families.family import component_bytes
 from batchgen.planning.calibrate import Calibration
-from batchgen.planning.layout import GIB, Layout, choose_layout
+from batchgen.planning.layout import GIB, choose_layout, most_demanding
 from batchgen.planning.shards import cut_shards
 from batchgen.planning.store import BucketForecast, Plan, PlanCosts
-from batchgen.request import Bucket
+from batchgen.records import Layout
 
 # Figures of a profile are no measurement: an engine may reach half or twice of the assumed rate.
 _PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0
@@ -49,7 +49,7 @@ def forecast(
     job: JobConfig, plan: Plan, costs: PlanCosts, calibration: Calibration | None
 ) -> Forecast:
     """Predict what a planned run takes on the job's profile."""
-    layout = choose_layout(job, _widest(plan.buckets))
+    layout = choose_layout(job, most_demanding(job.model, (f.bucket for f in plan.buckets)))
     start_up = start_up_seconds(job)
     shards = count_shards(job, costs, start_up)
     busy = plan.cost_s_total
@@ -98,10 +98,6 @@ def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float) -> int:
 def most_shard_seconds(slurm: SlurmConfig) -> float:
     """Wall seconds that a shard is predicted to take at most, so that it fits in the limit."""
     return _WALL_SHARE * (60 * slurm.timeout_min - slurm.signal_delay_s)
-
-
-def _widest(buckets: tuple[BucketForecast, ...]) -> Bucket:
-    return max(buckets, key=lambda forecast: forecast.tokens).bucket
 
 
 def _interval(calibration: Calibration | None) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +47,7 @@ from batchgen.planning.store import (
     PlanCosts,
     header_metadata,
     plan_schema,
+    read_buckets,
     read_costs,
     read_keys,
     read_plan,
@@ -60,6 +61,7 @@ __all__ = [
     "Plan",
     "PlanCosts",
     "make_plan",
+    "read_buckets",
     "read_costs",
     "read_keys",
     "read_plan",
@@ -84,13 +86,15 @@ def make_plan(
     hash_weights: str = "sampled",
     factors: FactorTable = UNMEASURED,
     context: KeyContext | None = None,
+    check: Callable[[Plan], object] = lambda plan: None,
 ) -> Plan:
     """Check the manifest, resolve every row and write the plan to `out` (by rename).
 
     `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
-    `context`: of the keys, where it is known already; then the checkpoint is not read.
-    Raises ManifestError listing the illegal rows, ConfigError or WeightsError; then nothing is
-    left at `out`.
+    `context`: of the keys, where it is known already; then the checkpoint is not read. `check` is
+    shown the plan before it is written to `out`.
+    Raises ManifestError listing the illegal rows, ConfigError or WeightsError, and what `check`
+    raises; then nothing is left at `out`.
     """
     defaults = job_defaults(job)
     manifest = open_manifest(Path(job.manifest))
@@ -120,6 +124,7 @@ def make_plan(
                 manifest_digest=manifest.digest(),
             )
             writer.add_key_value_metadata(header_metadata(plan))
+        check(plan)
         _publish(draft, out)
     finally:
         draft.unlink(missing_ok=True)

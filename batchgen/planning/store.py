@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchgen.errors import RunStateError
 from batchgen.planfile import HEADER, PLAN_COLUMNS, open_parquet, plan_header, reading
@@ -127,6 +128,13 @@ def read_costs(path: Path) -> PlanCosts:
             cost_s=table["cost_s"].to_numpy(),
             is_alias=table["alias_of"].is_valid().to_numpy(),
         )
+
+
+def read_buckets(path: Path, rows: np.ndarray) -> list[Bucket]:
+    """The shapes that there are among some rows."""
+    with reading(path):
+        column = open_parquet(path).read(columns=["bucket"])["bucket"]
+        return [Bucket.parse(text) for text in pc.unique(column.take(pa.array(rows))).to_pylist()]
 
 
 def read_keys(path: Path) -> np.ndarray:

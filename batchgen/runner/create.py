@@ -19,6 +19,7 @@ from batchgen.errors import ConfigError, RunStateError, obstacle, plain_reason
 from batchgen.ledger.intent import intents, submission_numbers
 from batchgen.ledger.leftovers import sweep_drafts
 from batchgen.paths import RunPaths
+from batchgen.planning.layout import refuse_misfit
 from batchgen.planning.plan import Plan, make_plan
 from batchgen.planning.provenance import describe, package_versions
 from batchgen.regular import digest_regular
@@ -45,6 +46,7 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
         with _refusing(root):
             draft.root.mkdir(parents=True)
             plan = make_plan(config, draft.plan, hash_weights=hash_weights)
+            refuse_misfit(config, plan)
             _fill(draft, composed, plan)
             os.rename(draft.root, root / name)
     except BaseException:

@@ -12,7 +12,7 @@ from batchgen.config.schema import ONE_MACHINE
 from batchgen.errors import KeysChanged
 from batchgen.ledger.blame.hosts import rows_rendered
 from batchgen.ledger.blame.rows import read_blame
-from batchgen.ledger.intent import Intent, config_of, last_render
+from batchgen.ledger.intent import Intent, last_render
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
 from batchgen.ledger.submissions import rows_of
@@ -53,9 +53,8 @@ def next_move(run: RunPaths) -> Move | None:
     if len(left) == 0:
         return None
     progress = blame.told_by(intent.number) or _is_progress(run, found.index, intent, left)
-    config = config_of(run, intent)
     settings = Settings(
-        resolved=config,
+        resolved=intent.config,
         overrides=list(intent.overrides),
         last=last_submission(run),
         attempt=1 if progress else intent.attempt + 1,

@@ -11,6 +11,7 @@ import numpy as np
 from batchgen.config.compose import Composed
 from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
+from batchgen.planning.layout import refuse_misfit
 from batchgen.planning.plan import make_plan, read_costs
 from batchgen.runner.executors import check_profile
 from batchgen.runner.submit import cut
@@ -41,7 +42,7 @@ def dry_run(composed: Composed) -> DryRun:
     check_folder(slurm.executor, Path(composed.config.output.root_dir).absolute())
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
-        make_plan(composed.config, plan)
+        refuse_misfit(composed.config, make_plan(composed.config, plan))
         is_alias = read_costs(plan).is_alias
         rows = np.flatnonzero(~is_alias)
         shards = int(cut(plan, rows, composed.config).shard.max(initial=-1)) + 1

@@ -9,7 +9,7 @@ from functools import cache
 from batchgen.durable import write_json
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import from_plain
-from batchgen.ledger.intent import Intent, config_of, own_render, submission_numbers
+from batchgen.ledger.intent import Intent, own_render, profile_of, submission_numbers
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths, as_typed
@@ -46,7 +46,7 @@ def last_submission(run: RunPaths) -> int:
 
 def executor_of(run: RunPaths, intent: Intent) -> Executor:
     """The executor that a submission was started with."""
-    return executor_named(config_of(run, intent)["slurm"]["executor"])
+    return executor_named(profile_of(run, intent).executor)
 
 
 def is_alive(run: RunPaths) -> bool:

@@ -7,13 +7,12 @@ import logging
 import time
 
 from batchgen.ledger.blame.rows import read_blame
-from batchgen.ledger.intent import Intent, config_of
+from batchgen.ledger.intent import Intent, profile_of
 from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
 from batchgen.runner.executors.slurm import array_count, launch_steward
 from batchgen.runner.jobs import write_jobs
-from batchgen.runner.submit import profile_of
 from batchgen.scheduler.commands import (
     QueuedTask,
     SchedulerError,
@@ -42,7 +41,7 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     if not tasks or any(task.is_steward for task in tasks):
         return []
     arrays = sorted({task.array_id for task in tasks}, key=int)
-    slurm = profile_of(config_of(run, intent))
+    slurm = profile_of(run, intent)
     if not launch_steward(run, intent.number, slurm, arrays):
         raise SchedulerError(
             f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"

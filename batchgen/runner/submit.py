@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,8 +24,10 @@ from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
-from batchgen.planning.plan import read_costs
+from batchgen.planning.layout import resolve_layout
+from batchgen.planning.plan import read_buckets, read_costs
 from batchgen.planning.shards import cut_shards
+from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
 from batchgen.runner.executors import Job, executor_for
@@ -66,10 +67,11 @@ class Settings:
     def executor(self) -> str:
         return str(self.resolved["slurm"]["executor"])
 
-    def info(self) -> SubmissionInfo:
+    def info(self, layout: Layout | None) -> SubmissionInfo:
         """What is recorded of the settings with the submission."""
         return SubmissionInfo(
-            config=json.dumps(self.resolved),
+            config=self.resolved,
+            layout=layout,
             overrides=tuple(self.overrides),
             attempt=self.attempt,
             excluded=self.excluded,
@@ -98,39 +100,38 @@ def submit(
 
     Convicted rows are not started but recorded as quarantined, and suspects run alone. `settings`
     default to the run's own; `patience_s` is how long a scheduler may refuse before SchedulerError
-    is raised. RunStateError if a submission of this run is at work, or if another process has begun
-    one since the settings were checked.
+    is raised. RunStateError if a submission of this run is at work, or another process has begun
+    one since the settings were checked; ConfigError if the rows do not fit the profile's device.
     """
     header = read_run(run)
     refuse_lost_intent(run)
     settings = settings or Settings(header.config, header.overrides)
     last = last_submission(run) if settings.last is None else settings.last
     config = build(JobConfig, settings.resolved)
-    executor = executor_for(config.slurm)
+    executor_for(config.slurm)  # refuses what does not go together
     check_folder(config.slurm.executor, run.root)
     patiently(lambda: refuse_if_alive(run), patience_s)
     plan = _checked_plan(run, header, settings)
     found = choose(index_commits(run), read_plan_rows(plan))
     wanted = _missing(run, found) if rows is None else rows
     blame = read_blame(run, found, all_gone=True)
-    if verdicts := [v for v in blame.convicted if v.row_index in wanted]:
+    verdicts = [v for v in blame.convicted if v.row_index in wanted]
+    wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
+    layout = resolve_layout(config, read_buckets(plan, wanted)) if len(wanted) else None
+    if verdicts:
         last = quarantine_rows(run, verdicts, last=last)
-        wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
     if len(wanted) == 0 and settings.replan is None:
         return None
     shards = cut(plan, wanted, config, blame.suspects)
     install = settings.replan.install if settings.replan else _nothing
     number = begin_submission(
-        run, shards, settings.info(), last=last, found=found, under_lock=install
+        run, shards, settings.info(layout), last=last, found=found, under_lock=install
     )
     failpoint("submit.after_intent")
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
-    jobs: list[Job] = []
-    if count:  # after a replan nothing may be left to render
-        jobs = _launch_elsewhere(run, number, count, slurm, blame)
-        jobs = jobs or executor.launch(run, number, count, slurm, patience_s)
+    jobs = _launch(run, number, count, slurm, blame, patience_s)
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
@@ -172,9 +173,14 @@ def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
     return replace(slurm, exclude=",".join([*listed, *sorted(more)]) or None)
 
 
-def profile_of(resolved: dict[str, Any]) -> SlurmConfig:
-    """The profile in a configuration."""
-    return build(JobConfig, resolved).slurm
+def _launch(
+    run: RunPaths, number: int, shards: int, slurm: SlurmConfig, blame: Blame, patience_s: float
+) -> list[Job]:
+    """Start the shards, if there are any: after a replan nothing may be left to render."""
+    if not shards:
+        return []
+    jobs = _launch_elsewhere(run, number, shards, slurm, blame)
+    return jobs or executor_for(slurm).launch(run, number, shards, slurm, patience_s)
 
 
 def _launch_elsewhere(

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from batchgen.anchor import Place
 from batchgen.errors import BatchgenError
-from batchgen.ledger.intent import Intent, config_of, own_render, read_intent
+from batchgen.ledger.intent import Intent, own_render, profile_of, read_intent
 from batchgen.paths import RunPaths
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def slurm_intent(run: RunPaths) -> Intent | None:
     """The intent of the latest submission that started tasks, if it did so on Slurm and not in the
     folder that was copied to this one."""
     intent = own_render(run)
-    if intent is None or config_of(run, intent)["slurm"]["executor"] != "slurm":
+    if intent is None or profile_of(run, intent).executor != "slurm":
         return None
     return intent
 

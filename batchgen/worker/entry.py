@@ -6,8 +6,6 @@ to a rank happens while its journal is open.
 
 from __future__ import annotations
 
-from batchgen.config.build import build
-from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.ledger.intent import config_of, read_intent
 from batchgen.paths import RunPaths
@@ -22,19 +20,14 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
     instead. The last line of the journal says how it ended: done, drained, terminated, cancelled,
     superseded, queue-lost, or the class of the error.
     """
-    config = _settings(root, submission)
+    intent = read_intent(root, submission)
+    if intent is None:
+        raise RunStateError(f"{root.intent(submission)} is missing")
+    config = config_of(root, intent)
     own_process = config.slurm.executor != "inline"  # that one renders in the process of the user
     with Watchdog(config.slurm.watchdog_s, stays=own_process) as watchdog:
         from batchgen.worker.shard import work_on  # NumPy, PyArrow
 
         watchdog.kick()
         attempt = Attempt(submission, rank.task, rank.restart, rank.rank)
-        work_on(root, config, attempt, rank, watchdog)
-
-
-def _settings(root: RunPaths, submission: int) -> JobConfig:
-    """The configuration that this submission was begun under."""
-    intent = read_intent(root, submission)
-    if intent is None:
-        raise RunStateError(f"{root.intent(submission)} is missing")
-    return build(JobConfig, config_of(root, intent))
+        work_on(root, config, intent.layout, attempt, rank, watchdog)

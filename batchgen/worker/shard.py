@@ -21,7 +21,7 @@ from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import accept_restart
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, RankInfo
+from batchgen.records import Attempt, Layout, RankInfo
 from batchgen.runfile import read_run
 from batchgen.worker.admission import Admission
 from batchgen.worker.as_planned import as_planned
@@ -39,19 +39,25 @@ BEATS_PER_S, SHORTEST_BEAT_S, LONGEST_BEAT_S = 100, 2.5, 10.0
 
 
 def work_on(
-    root: RunPaths, config: JobConfig, attempt: Attempt, rank: RankInfo, watchdog: Watchdog
+    root: RunPaths,
+    config: JobConfig,
+    layout: Layout | None,
+    attempt: Attempt,
+    rank: RankInfo,
+    watchdog: Watchdog,
 ) -> None:
-    """See `entry.work`."""
+    """See `entry.work`; `layout` is None in a submission that is older than it."""
     with _run_log(root, config.output, attempt), Drain(root, attempt) as drain:
         if rank.rank == 0:
             accept_restart(root, attempt)
-        _attempt(root, config, attempt, rank, drain, watchdog)
+        _attempt(root, config, layout, attempt, rank, drain, watchdog)
         drain.linger(rank.ends, config.slurm.signal_delay_s, watchdog.kick)
 
 
 def _attempt(
     root: RunPaths,
     config: JobConfig,
+    layout: Layout | None,
     attempt: Attempt,
     rank: RankInfo,
     drain: Drain,
@@ -70,10 +76,10 @@ def _attempt(
         _heartbeat(journal, drain, beat_seconds(slurm)),
     ):
         with clock.on("load"):
-            engine = _choose(config, rank)
+            engine = _choose(config, layout, rank)
         watchdog.kick()
         journal.device(engine.device, engine.device_id)
-        states = RowStates(root, run_file.rows, config.system.determinism, engine.layout)
+        states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
         admission = Admission(until, share_left=states.share_left)
         start = RowStart(rank.host, states)
         with open_source(root, attempt, rank, admission, start, stop) as source:
@@ -98,11 +104,12 @@ def _attempt(
             log.info("ended: %s", ending.reason)
 
 
-def _choose(config: JobConfig, rank: RankInfo) -> EngineChoice:
+def _choose(config: JobConfig, layout: Layout | None, rank: RankInfo) -> EngineChoice:
     """The engine: torch is imported, the device is woken up."""
     return choose_engine(
         config.model,
         config.system,
+        layout=layout,
         local_rank=rank.local_rank,
         host=rank.host,
         asked=_gpus_asked(config.slurm),

@@ -27,11 +27,11 @@ class RowStates:
     """The state files of one run."""
 
     def __init__(
-        self, run: RunPaths, total_rows: int, determinism: Determinism, layout: str
+        self, run: RunPaths, total_rows: int, determinism: Determinism, device_class: str
     ) -> None:
-        """`layout`: how the engine computes here; rows go on only where it is the same."""
+        """`device_class`: how the engine computes here; rows go on only where it is the same."""
         self._run, self._total_rows = run, total_rows
-        self._determinism, self._layout = determinism, layout
+        self._determinism, self._device_class = determinism, device_class
         self._mine: dict[int, tuple[int, int]] = {}  # row_index -> the file met or made here
 
     def save(self, request: Request, snapshot: Snapshot) -> None:
@@ -43,7 +43,7 @@ class RowStates:
         metadata = {
             "row_key": request.row_key,
             "determinism": self._determinism,
-            "layout": self._layout,
+            "layout": self._device_class,
             "step": str(snapshot.step),
             "seconds": f"{snapshot.seconds:.6f}",
             "crc": str(_check_sum(snapshot.arrays)),
@@ -115,8 +115,10 @@ class RowStates:
     def _step(self, metadata: Mapping[str, str], request: Request) -> int:
         """The steps taken; ValueError unless the row can go on from them here."""
         wanted = {
-            "row_key": request.row_key, "determinism": self._determinism, "layout": self._layout,
-        }  # fmt: skip
+            "row_key": request.row_key,
+            "determinism": self._determinism,
+            "layout": self._device_class,
+        }
         for name, value in wanted.items():
             if metadata.get(name) != value:
                 raise ValueError(f"{name} is {metadata.get(name)!r}, not {value!r}")

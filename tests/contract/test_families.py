@@ -51,7 +51,7 @@ class Loaded:
 
     @property
     def experts(self) -> tuple[str, ...]:
-        return plan_memory(self.model, system().memory, CPU).experts
+        return plan_memory(self.model, "resident").experts
 
     def items(self, count: int, expert: str = "") -> list[Item]:
         expert = expert or self.experts[0]

@@ -89,6 +89,7 @@ def test_what_an_image_model_does_not_read_is_refused(
 
     bench = make_job_folder(tmp_path, 1)
     size = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
-    assert main(["plan", str(bench.job), "model=flux.1-dev", *size]) == 0
-    assert main(["plan", str(bench.job), "model=flux.1-dev", *size, override]) == 2
+    model = ("model=flux.1-dev", "slurm.device.memory_gib=128")
+    assert main(["plan", str(bench.job), *model, *size]) == 0
+    assert main(["plan", str(bench.job), *model, *size, override]) == 2
     assert message in capsys.readouterr().err

@@ -254,7 +254,7 @@ def equal_rows(run: Campaign, shards: int, env: dict[str, str]) -> None:
     chosen = SubmissionRows(left, shard.astype(np.int32), np.arange(len(left)))
     config = read_run(run.run).config
     config["slurm"]["nodes"] = 4
-    number = begin_submission(run.run, chosen, SubmissionInfo(config=json.dumps(config)))
+    number = begin_submission(run.run, chosen, SubmissionInfo(config=config))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)

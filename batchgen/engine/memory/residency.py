@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from batchgen.engine.memory.plan import MemoryPlan, Mode
+from batchgen.engine.memory.plan import MemoryPlan
+from batchgen.records import MemoryMode
 
 
 class Residency:
@@ -26,7 +27,7 @@ class Residency:
                 module.to(device)
 
     @property
-    def mode(self) -> Mode:
+    def mode(self) -> MemoryMode:
         return self.plan.mode
 
     @property

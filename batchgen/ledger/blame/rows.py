@@ -15,7 +15,6 @@ against nobody.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.ledger.blame.deaths import Death, find_deaths, host_of, place_of
 from batchgen.ledger.blame.hosts import bad_hosts, rows_at_fault
+from batchgen.ledger.events import from_plain
 from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
 from batchgen.ledger.status import live_attempts
@@ -172,7 +172,6 @@ class _Law:
         number = death.attempt.submission
         if number not in self._profiles:
             intent = read_intent(self._run, number)
-            slurm = json.loads(intent.config)["slurm"] if intent and intent.config else {}
-            known = {key: slurm[key] for key in ("executor", "row_retries") if key in slurm}
-            self._profiles[number] = SlurmConfig(**known)
+            slurm = intent.config.get("slurm", {}) if intent else {}
+            self._profiles[number] = from_plain(SlurmConfig, slurm)
         return self._profiles[number]

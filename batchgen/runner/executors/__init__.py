@@ -60,7 +60,7 @@ class Executor(Protocol):
 # Keys of a profile that only a scheduler obeys.
 _SCHEDULERS = (
     "gres", "mem_gb", "partition", "account", "qos", "constraint", "exclude", "python",
-    "srun_args", "steward_partition", "steward_python", "extra",
+    "srun_args", "steward_partition", "steward_python", "extra", "array_parallelism",
 )  # fmt: skip
 
 
@@ -109,7 +109,11 @@ def check_profile(slurm: SlurmConfig) -> None:
 
 def _refuse_unheard(slurm: SlurmConfig) -> None:
     """Keys that only a scheduler obeys are an error elsewhere, and not silently ignored."""
-    unheard = {"slurm": (), "local": _SCHEDULERS, "inline": (*_SCHEDULERS, "setup")}
+    unheard = {
+        "slurm": (),
+        "local": _SCHEDULERS,
+        "inline": (*_SCHEDULERS, "setup", "cpus_per_rank"),
+    }
     for key in unheard[slurm.executor]:
         value, default = getattr(slurm, key), getattr(SlurmConfig(), key)
         if value != default:

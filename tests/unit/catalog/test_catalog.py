@@ -226,7 +226,7 @@ def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., Run
 
     lab = make_lab(1)
     rows = SubmissionRows(np.arange(1), np.zeros(1, np.int32), np.arange(1))
-    info = SubmissionInfo(config='{"seed": 4}', overrides=("seed=4",))
+    info = SubmissionInfo(config={"seed": 4}, overrides=("seed=4",))
     lab.journal(begin_submission(lab.run, rows, info)).close()
     collect(lab.run)
     run = pd.read_parquet(lab.run.catalog_runs).iloc[0]

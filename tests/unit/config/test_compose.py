@@ -113,7 +113,6 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
         ("system.parallel.attention_op=xfuser", "auto, torch"),
         ("system.memory.mode=disk", "auto, resident, model"),
         ("system.memory.store_dtype=fp8", "same"),
-        ("system.memory.vram_limit=8", "null"),
         ("system.attention=sage", "auto, sdpa"),
         ("system.compile=default", "off"),
         ("system.vae.tiled=true", "auto, false"),

@@ -9,10 +9,14 @@ import torch
 from toy_engine import small_spec, system
 
 from batchgen.engine.choose import choose_engine
-from batchgen.engine.device import device_of_rank, require_devices
+from batchgen.engine.device import device_of_rank, refuse_less, require_devices
+from batchgen.engine.engine import Engine
 from batchgen.errors import ConfigError
+from batchgen.records import Layout
 
 ASKED = "slurm.gpus_per_node=8"
+GIB = 1024**3
+LAYOUT = Layout(memory="model", precision="bfloat16", attention="sdpa", device="cpu", vram_gib=12)
 
 
 def there_are(count: int, patch: pytest.MonkeyPatch) -> None:
@@ -50,3 +54,20 @@ def test_the_cpu_does_where_no_device_is_asked_for_or_needed(
     assert choose_engine(small_spec(), system(), **place).device == "cpu"  # type: ignore[arg-type]
     null = replace(small_spec(), family="null")
     assert choose_engine(null, system(), **place, asked=ASKED).device == "cpu"  # type: ignore[arg-type]
+
+
+def test_the_engine_does_what_the_layout_says() -> None:
+    """The settings say otherwise: they were heard when the layout was decided."""
+    config = system(memory={"mode": "resident"})
+    choice = choose_engine(small_spec(), config, layout=LAYOUT, local_rank=0, host="node7")
+    assert choice.device_class.endswith(" bfloat16")
+    replica = Engine.load(small_spec(), config, "cpu", layout=LAYOUT).replica
+    assert replica.residency.mode == "model"
+    transformer = replica.family.modules["transformer"]
+    assert {p.dtype for p in transformer.parameters()} >= {torch.bfloat16}
+
+
+def test_a_device_with_less_free_than_planned_is_refused() -> None:
+    refuse_less(LAYOUT, free=12 * GIB, total=16 * GIB)
+    with pytest.raises(ConfigError, match=r"needs 12\.0 GiB, but 11 of the device's 16 GiB"):
+        refuse_less(LAYOUT, free=11 * GIB, total=16 * GIB)

@@ -347,9 +347,9 @@ def test_stop_abandons_rows_in_flight_and_delivers_denoised_ones(
 def test_saved_rows_go_on_only_where_they_are_computed_alike() -> None:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"local_rank": 0, "host": "node1"}
-    assert choose_engine(small_spec(), system(), **options).layout == f"{kind} float32"  # type: ignore[arg-type]
+    assert choose_engine(small_spec(), system(), **options).device_class == f"{kind} float32"  # type: ignore[arg-type]
     half = choose_engine(small_spec(dtype="bfloat16"), system(), **options)  # type: ignore[arg-type]
-    assert half.layout == {"cuda": "cuda bfloat16", "cpu": "cpu float32"}[kind]
+    assert half.device_class == {"cuda": "cuda bfloat16", "cpu": "cpu float32"}[kind]
 
 
 def test_an_empty_source_is_no_work(engine: Engine) -> None:

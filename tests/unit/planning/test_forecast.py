@@ -20,6 +20,7 @@ from batchgen.planning.cost import CostModel
 from batchgen.planning.forecast import Forecast, forecast
 from batchgen.planning.layout import choose_layout
 from batchgen.planning.plan import Plan, make_plan, read_costs
+from batchgen.records import Layout
 from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]
@@ -175,13 +176,17 @@ def test_residency_follows_the_room(tiny_job: JobConfig) -> None:
     job = compose_job(ROOT / "jobs" / "wan21_1_3b_480p.yaml").config
     bucket = Bucket(832, 480, 81)
 
-    def on(gib: float) -> str:
+    def on(gib: float) -> Layout:
         device = replace(H200, memory_gib=gib)
-        return choose_layout(replace(job, slurm=replace(job.slurm, device=device)), bucket).memory
+        return choose_layout(replace(job, slurm=replace(job.slurm, device=device)), bucket)
 
-    assert on(139) == "resident"
-    assert on(16) == "model"
-    assert choose_layout(job, bucket).vram_gib < 20
+    assert (on(139).memory, on(139).precision) == ("resident", "bfloat16")
+    assert on(16).memory == "model"
+    assert on(16).fits and on(16).vram_gib < on(139).vram_gib
+    assert not on(8).fits
+    cpu = choose_layout(job, bucket)  # all components are there, in twice the bytes
+    assert (cpu.memory, cpu.precision, cpu.fits) == ("resident", "float32", False)
+    assert cpu.vram_gib > 1.9 * on(139).vram_gib
 
 
 def test_disk_and_files_follow_the_format(

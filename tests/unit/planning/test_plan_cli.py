@@ -55,6 +55,7 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert (data["rows"], data["unique_rows"], data["model"]) == (16, 16, "tiny-wan")
     assert data["plan"] is None
     assert len(data["buckets"]) == 3  # type: ignore[arg-type]
+    assert data["layout"]["memory"] == "resident"  # type: ignore[call-overload, index]
     assert set(data["forecast"]) >= {"gpu_hours", "low", "high", "basis", "layout", "files"}  # type: ignore[call-overload]
 
 

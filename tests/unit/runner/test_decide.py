@@ -45,7 +45,7 @@ def begin(shift: PlannedRun, move: Move, shard: np.ndarray, alone: np.ndarray | 
     """The same in shards, some rows alone."""
     rows, settings = move.rows, move.settings
     shards = SubmissionRows(rows, shard, np.arange(len(rows)), alone)
-    info = SubmissionInfo(config=json.dumps(settings.resolved), attempt=settings.attempt)
+    info = SubmissionInfo(config=settings.resolved, attempt=settings.attempt)
     return begin_submission(shift.run, shards, info)
 
 

@@ -237,6 +237,8 @@ def test_a_run_is_refused_before_its_folder_is_made(
         ("local", "slurm.mem_gb=4"),
         ("local", "slurm.extra={reservation: week12}"),
         ("local", "slurm.srun_args=[--label]"),
+        ("local", "slurm.array_parallelism=4"),
+        ("inline", "slurm.cpus_per_rank=4"),
         ("inline", "slurm.exclude=n1"),
         ("inline", "slurm.setup=[module load cuda]"),
     ],
