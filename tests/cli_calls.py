@@ -1,12 +1,15 @@
-"""Real runs: the command line as a process, a manifest of small rows, the embedded model."""
+"""Real runs: the command line in this process or as one, a manifest of small rows, the embedded
+model."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ slurm: {{executor: inline}}
 
 # One row after the other, each long enough that a command can come in between.
 SLOW_ROWS = ("system.batch.max_rows_in_flight=1", "row_defaults.num_steps=60")
+# Rows without a model, of 10 ms a step; none under `AT_ONCE` in the environment.
+NULL = "model=null-engine"
+AT_ONCE = {"BATCHGEN_NULL_SLOW": "*=0"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,19 @@ class JobFolder:
 
     def run(self, *overrides: str, env: dict[str, str] | None = None) -> Done:
         return self.call("run", str(self.job), *overrides, "--json", env=env)
+
+    def here(self, *argv: str) -> Done:
+        """Run a command in this process, which has imported everything already; not one that
+        leaves processes behind (`slurm.executor=local`)."""
+        from batchgen.cli.main import main
+
+        out, err = io.StringIO(), io.StringIO()
+        with chdir(self.folder), redirect_stdout(out), redirect_stderr(err):
+            code = main(argv)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    def run_here(self, *overrides: str) -> Done:
+        return self.here("run", str(self.job), *overrides, "--json")
 
 
 def write_manifest(path: Path, rows: Sequence[dict[str, Any]]) -> Path:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_calls import JobFolder, make_job_folder
+
+from batchgen import failpoints
+
+
+@pytest.fixture
+def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Arms failpoints of this process, each from its first pass on."""
+
+    def arm(points: str) -> None:
+        monkeypatch.setattr(failpoints, "_passes", Counter())
+        monkeypatch.setenv("BATCHGEN_FAILPOINT", points)
+
+    return arm
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ TRUE_CFG = [
 
 def test_two_experts_with_one_on_the_device(two_expert_folder: Path, tmp_path: Path) -> None:
     bench = make_job_folder(tmp_path, TWO_SCALES)
-    done = bench.run(
+    done = bench.run_here(
         "model=auto",
         f"model.weights={two_expert_folder}",
         "model.text_encoder.max_tokens=32",
@@ -47,7 +47,7 @@ def test_images_of_a_flux(one_thread: None, tmp_path: Path) -> None:
     bench = make_job_folder(tmp_path, TRUE_CFG)
     model = ("model=auto", f"model.weights={folder}", "model.text_encoder_2.max_tokens=32")
     size = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
-    done = bench.run(*model, *size, "row_defaults.num_steps=3")
+    done = bench.run_here(*model, *size, "row_defaults.num_steps=3")
     assert done.code == 0, done.err
     rows = rows_of(done.run)
     assert list(rows.status) == ["ok"] * 3

@@ -26,7 +26,7 @@ def test_a_job_without_a_model_runs_twice_to_the_same_bits(bench) -> None:
     assert {*pd.read_parquet(first.run.catalog_runs).replica} == {0, 1}
     assert (frame.steps_computed == frame.num_steps).all()
     assert (frame.denoise_s > frame.num_steps * 0.0099).all()
-    checked = work.call("verify", str(first.run.root), "--json")
+    checked = work.here("verify", str(first.run.root), "--json")
     assert checked.code == 0, checked.out
     second = work.run(*OPTIONS, "slurm.ranks_per_node=1")
     assert published(second.run) == published(first.run)

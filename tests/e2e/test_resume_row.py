@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from planned_run import PlannedRun, plan_run
+from planned_run import BEATING, PlannedRun, plan_run
 
-from batchgen.ledger.events import End, Saved, Start
+from batchgen.ledger.events import End, Saved
 from batchgen.records import Commit
 
 STEPS = [60, 45, 3, 60]
 SMALL = ("row_defaults.width=32", "row_defaults.height=32", "row_defaults.num_frames=5")
 
 
-def drain(shift: PlannedRun, restart: int, rank_s: float) -> None:
+def drain(shift: PlannedRun, restart: int, busy_s: float) -> None:
     """Start a rank, let it work for a while, and tell it to drain."""
-    rank = shift.start(1, restart=restart)
-    shift.wait_for(lambda: shift.of(Start, 1, restart), 120)
-    time.sleep(rank_s)
+    rank = shift.start(1, BEATING, restart=restart)
+    shift.wait_for_steps(1, restart, busy_s)
     rank.send_signal(signal.SIGUSR2)
     _, err = rank.communicate(timeout=120)
     assert rank.returncode == 0, err

@@ -63,7 +63,7 @@ def test_a_stopped_rank_is_killed() -> None:
 
 
 def test_a_rank_that_moves_ends_by_itself_and_takes_its_watchdog_along() -> None:
-    rank, dog = start(2.0, 4.0)
+    rank, dog = start(2.0, 3.0)
     out, _ = rank.communicate(timeout=20)
     assert (rank.returncode, out) == (0, "ended\n")
     wait_for(lambda: is_gone(dog))
