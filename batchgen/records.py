@@ -61,8 +61,8 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Seconds of one row by stage. Shares of shared work are amortised: over all rows they add up
-    to the busy time; `queue` is waiting and is not busy time."""
+    """Seconds of one row by stage. Shared work is divided among its rows, so that all rows add up
+    to the busy time; `queue` is waiting, not busy time."""
 
     queue: float = 0.0
     encode: float = 0.0
@@ -78,8 +78,8 @@ class RowStats:
 
     stages: StageSeconds = field(default_factory=StageSeconds)
     steps_total: int = 0  # transformer evaluations over both branches without a cache
-    steps_computed: float = 0.0  # the same, as computed
-    steps_restored: int = 0  # solver steps taken over from an attempt that saved the row
+    steps_computed: float = 0.0  # evaluations really computed; fractions for partial caches
+    steps_restored: int = 0  # solver steps taken by an earlier attempt that saved the row
     step_p50_s: float = 0.0
     step_p95_s: float = 0.0
     batch_size_mean: float = 0.0  # items per forward, mean over the row's forwards
@@ -87,7 +87,7 @@ class RowStats:
     host_rss_gib: float = 0.0  # resident set of the process, the largest so far
     prompt_tokens: int = 0
     prompt_truncated: bool = False
-    negative_prompt_tokens: int = 0  # 0 where guidance is off: it is not read then
+    negative_prompt_tokens: int = 0  # 0 without guidance: the text is then not read
     negative_prompt_truncated: bool = False
     determinism: Determinism = "throughput"
     attention_kernel: str = ""
@@ -96,16 +96,16 @@ class RowStats:
 
 @dataclass(frozen=True, slots=True)
 class RankSeconds:
-    """What the rendering thread of a rank has spent since it began, in seconds. It is at one of
-    these at any moment; decoding and writing run behind it."""
+    """Seconds that the rendering thread of a rank has spent since it began. One of them runs at any
+    moment; decoding and writing run behind."""
 
     load: float = 0.0  # until it could render
-    move: float = 0.0  # components on their way to the device and from it
+    move: float = 0.0  # moving components to the device and back
     encode: float = 0.0
     denoise: float = 0.0
-    idle: float = 0.0  # waiting for rows, for the writer, for other ranks; work followed
-    tail: float = 0.0  # the same after its last work (or since it could render)
-    open: float = 0.0  # part of encode and denoise: on rows that no line has closed yet
+    idle: float = 0.0  # waiting for rows, the writer or other ranks, before further work
+    tail: float = 0.0  # waiting after the last work (or since it could render)
+    open: float = 0.0  # part of encode and denoise: on rows without a closing line
 
     @property
     def busy(self) -> float:
@@ -118,15 +118,15 @@ class RankSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCounters:
-    """What an engine counts while it renders. The last line of a journal and the catalog have these
-    fields because they stand here."""
+    """What an engine counts while it renders. The end line of a journal and the catalog take their
+    fields from this class."""
 
     forwards: int = 0
     items: int = 0  # branches of rows over all forwards
     unique_texts_encoded: int = 0
     text_encoder_calls: int = 0
     component_moves: int = 0  # onto the device
-    expert_swaps: int = 0  # of them: one expert in the place of another, between two steps
+    expert_swaps: int = 0  # those that replaced one expert by another between two steps
     device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing
     windows: int = 0
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
@@ -137,7 +137,8 @@ class EngineCounters:
 
 
 def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
-    """Of several renders by one engine: sums, but the highest peaks and the first self-tests."""
+    """Counters of several renders by one engine: sums, but the highest peaks and the first
+    self-tests."""
     parts = list(runs)
     if not parts:
         return EngineCounters()
@@ -192,7 +193,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The end of a row in one attempt: the one journal line that publishes or fails it."""
+    """The end of a row in one attempt: the journal line that publishes or fails it."""
 
     row_index: int
     row_id: str
@@ -214,7 +215,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Where this process stands among the processes of its task."""
+    """This process's place among the processes of its task."""
 
     rank: int
     world_size: int
@@ -223,5 +224,5 @@ class RankInfo:
     restart: int
     host: str
     job_id: str = ""
-    address: str = "127.0.0.1"  # where the ranks of this task reach rank 0, if this is rank 0
+    address: str = "127.0.0.1"  # of rank 0: where the other ranks of the task reach it
     ends: float | None = None  # unix seconds of the task's wall-time limit; None = unknown
