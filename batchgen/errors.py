@@ -15,7 +15,7 @@ BatchgenError
   DividedForwardFailed  a rank failed inside a forward that others share
   SickNode              row after row of an attempt failed; it ends and leaves the rest
   ReplicaFailed         one rank of a replica failed where the others waited for it, or is gone
-Told                    a signal ends this process (no Exception, as KeyboardInterrupt)
+EndedBySignal           a signal ends this process (no Exception, as KeyboardInterrupt)
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class ReplicaFailed(BatchgenError):
     the attempt ends on all of them. Says which rank, which rows and in which collective."""
 
 
-class Told(KeyboardInterrupt):
+class EndedBySignal(KeyboardInterrupt):
     """A signal told this process to end. `going_on` says what work goes on and how to follow it;
     empty if none does."""
 

@@ -17,9 +17,9 @@ from cli_calls import write_manifest
 from waiting import wait_for
 
 from batchgen.config.compose import compose_job
+from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import Event, decode_line
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, RankInfo
 from batchgen.request import Request

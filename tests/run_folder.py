@@ -90,7 +90,7 @@ def read_journal(path: Path, limit: int | None = None) -> Journal:
 
 
 @dataclass
-class Told(Unmetered):
+class GivenSeconds(Unmetered):
     """A meter that says what it is told to."""
 
     spent: RankSeconds

@@ -9,6 +9,8 @@ import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 from batchgen.runfile import RunFile
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
@@ -27,6 +29,30 @@ LAYERS = [
 SAME_LEVEL_ALLOWED = {
     ("config", "families"),  # a family declares keys of its model, in terms of the schema
     ("families", "config"),
+}
+# Inside a room: a module or a folder of modules imports from its own line or the lines before it.
+INSIDE = {
+    "engine": [
+        {"clock", "isolation", "figures", "peer", "memory"},
+        {"contract", "devices"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"team", "meter"},
+        {"parallel"},  # one forward of several ranks: it knows no row and no tick
+        {"forwards", "replica"},
+        {"flight"},
+        {"finish"},
+        {"director", "assemble"},
+        {"render"},
+        {"engine"},
+        {"choose"},
+    ],
+    "worker": [
+        {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},
+        {"meeting", "queue", "sink"},
+        {"post", "source"},
+        {"replica", "follower"},
+        {"entry"},
+    ],
 }
 TORCH_SIDE = {"engine", "models"}  # knows neither planning nor a run folder
 TORCH_SIDE_MAY_IMPORT = {
@@ -105,6 +131,20 @@ def test_imports_point_down() -> None:
     assert not wrong, wrong
 
 
+@pytest.mark.parametrize("top", INSIDE)
+def test_the_modules_of_a_room_are_ranked(top: str) -> None:
+    ranks = {name: rank for rank, line in enumerate(INSIDE[top]) for name in line}
+    inside = {n: path for n, path in modules().items() if n.startswith(f"{top}.")}
+    assert {n.split(".")[1] for n in inside} == set(ranks)
+    wrong = [
+        f"{name} imports {target}"
+        for name, path in inside.items()
+        for target in imports(path) & inside.keys()
+        if ranks[target.split(".")[1]] > ranks[name.split(".")[1]]
+    ]
+    assert not wrong, wrong
+
+
 def test_the_light_side_of_a_family_loads_no_torch() -> None:
     code = "from batchgen.families.family import family_names, family_spec\n"
     code += "for name in family_names(): family_spec(name)"
@@ -147,9 +187,11 @@ def test_help_and_status_are_light(tmp_path: Path) -> None:
 
 def test_a_rank_and_a_steward_start_soon() -> None:
     """Each task of a large job and each command pays for what it imports."""
-    rank = "batchgen.runner.task, batchgen.worker.shard, batchgen.runner.recover"
+    rank = "batchgen.runner.task, batchgen.worker.replica, batchgen.worker.follower"
     heavy = {"torch", "diffusers", "pandas"}
-    assert not (heavy | {"hydra", "submitit"}) & set(loaded_after(f"import {rank}"))
+    assert not (heavy | {"hydra", "submitit"}) & set(
+        loaded_after(f"import {rank}, batchgen.runner.recover")
+    )
     for module in ("batchgen.runner.steward", "batchgen.catalog.collect"):
         loaded = set(loaded_after(f"import {module}"))
         assert "pyarrow" in loaded and not heavy & loaded

@@ -17,7 +17,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from batchgen.config.schema import BatchConfig, MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.contract import EngineReport, Snapshot
 from batchgen.engine.engine import Engine
-from batchgen.engine.random_weights import byte_tokenizer
+from batchgen.engine.loading.random_weights import byte_tokenizer
 from batchgen.families.encoders import T5Dims
 from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
 from batchgen.families.wan22 import spec as wan22

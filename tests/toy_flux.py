@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.random_weights import byte_tokenizer
+from batchgen.engine.loading.random_weights import byte_tokenizer
 from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import ClipDims
 from batchgen.families.flux.spec import Dims, FluxScheduler, FluxT5, FluxTransformer, FluxVae

@@ -14,10 +14,10 @@ from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 
 from batchgen.config.schema import ModelSpec, ParallelConfig
+from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
-from batchgen.engine.weights import load_components
 from batchgen.families.family import Item, family_code
 from batchgen.families.wan.model import Wan
 from batchgen.numerics.edges import make_batch_invariant

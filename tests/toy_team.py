@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from toy_engine import Keeper, ListSource, small_spec, system
 
-from batchgen.engine.device import lone_layout
+from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.parallel.mesh import Mesh, leave
 from batchgen.engine.team import Dismissed
 from batchgen.errors import ReplicaFailed
 from batchgen.records import RankInfo
 from batchgen.worker.meeting import Meeting, following, leading
-from batchgen.worker.place import Place
+from batchgen.worker.place import RankPlace
 
 PATIENCE_S = 20.0
 
@@ -29,7 +29,9 @@ def unheard(*_: object) -> None:
 
 def meeting(folder: Path, rank: int, patience_s: float = PATIENCE_S) -> Meeting:
     info = RankInfo(rank, 2, rank, 0, 0, f"host{rank}")
-    return Meeting(folder / "queues" / "0" / "team.json", info, Place(0, rank, 2, 1), patience_s)
+    return Meeting(
+        folder / "queues" / "0" / "team.json", info, RankPlace(0, rank, 2, 1), patience_s
+    )
 
 
 def in_a_team(mesh: Mesh, folder: Path, play: Callable[..., Any], *args: Any) -> Any:
@@ -37,9 +39,9 @@ def in_a_team(mesh: Mesh, folder: Path, play: Callable[..., Any], *args: Any) ->
     place = meeting(folder, mesh.rank)
     try:
         if mesh.rank == 0:
-            with leading(place, stop=bool, moved=unheard, told=unheard) as team:
+            with leading(place, stop=bool, moved=unheard, signalled=unheard) as team:
                 return play(mesh, team, *args)
-        with following(place, moved=unheard, told=lambda: "") as team:
+        with following(place, moved=unheard, signalled=lambda: "") as team:
             return play(mesh, team, *args)
     except ReplicaFailed as error:
         return str(error)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from batchgen.catalog.source import COLLECT_KEY
 from batchgen.errors import RunStateError
-from batchgen.ledger.pieces import parts_of, pieces
+from batchgen.ledger.upkeep.pieces import parts_of, pieces
 from batchgen.paths import RunPaths
 
 Kind = Literal[

@@ -40,11 +40,11 @@ from batchgen.catalog.turns import Overtaken, Turn, turn_of
 from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
-from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.ledger.leftovers import sweep
-from batchgen.ledger.losses import collected, may_come_s, refuse_losses
-from batchgen.ledger.pieces import pieces
 from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
+from batchgen.ledger.upkeep.leftovers import sweep
+from batchgen.ledger.upkeep.losses import collected, may_come_s, refuse_losses
+from batchgen.ledger.upkeep.pieces import pieces
 from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
@@ -139,6 +139,12 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary, ignore_errors=True)
+    return _summary(run, found, totals, parts, time.perf_counter() - began)
+
+
+def _summary(
+    run: RunPaths, found: Winners, totals: _Totals, parts: int, seconds: float
+) -> CatalogSummary:
     return CatalogSummary(
         path=run.catalog_rows,
         rows=len(found.status),
@@ -148,7 +154,7 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
         pending=totals.status["pending"],
         wasted=int((~found.index.accepted).sum()),
         parts=parts,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from batchgen.catalog.collect import snapshot_table
 from batchgen.catalog.source import COLLECT_KEY
 from batchgen.errors import RunStateError
-from batchgen.ledger.extent import EXTENT_KEY, Extent
-from batchgen.ledger.pieces import parts_of
+from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
+from batchgen.ledger.upkeep.pieces import parts_of
 from batchgen.paths import RunPaths, at_home
 
 if TYPE_CHECKING:  # whoever imports its room (a steward, a collect) needs no pandas

@@ -21,9 +21,9 @@ from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.events import AttemptHeader, End, Void
 from batchgen.ledger.intent import damaged_records, last_intent
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.losses import catalog_column
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.upkeep.losses import catalog_column
 from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading

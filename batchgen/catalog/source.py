@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.extent import Extent
 from batchgen.ledger.intent import refuse_lost_intent
+from batchgen.ledger.upkeep.extent import Extent
 from batchgen.paths import RunPaths
 from batchgen.planfile import plan_header
 from batchgen.runfile import RunFile, read_header, read_run

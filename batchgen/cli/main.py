@@ -16,7 +16,7 @@ from batchgen import __version__
 from batchgen.cli.result import INTERRUPTED, ROWS_LEFT, USAGE, Result
 from batchgen.cli.streams import answer_signals, survive_streams
 from batchgen.cli.verbs import NO_MULTIRUN
-from batchgen.errors import BatchgenError, Told, UsageError, reason_of
+from batchgen.errors import BatchgenError, EndedBySignal, UsageError, reason_of
 from batchgen.paths import RUNS, as_typed
 
 VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights", "bench", "slurm")
@@ -80,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json:
             print(json.dumps(result.data, default=str))
         sys.stdout.flush()
-    except Told as told:
-        return _ended(args, INTERRUPTED, f"ended by {told.name}{told.going_on or _to_go_on(args)}")
+    except EndedBySignal as ended:
+        return _ended(
+            args, INTERRUPTED, f"ended by {ended.name}{ended.going_on or _to_go_on(args)}"
+        )
     except KeyboardInterrupt:
         return _ended(args, INTERRUPTED, f"interrupted{_to_go_on(args)}")
     except UsageError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, inputs_of
-from batchgen.errors import Told, naming
+from batchgen.errors import EndedBySignal, naming
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ def _going_on(run: RunPaths, executor: str) -> Iterator[None]:
 
     try:
         yield
-    except Told as told:
+    except EndedBySignal as told:
         if executor == "inline" or not last_submission(run):
             raise
         name = as_typed(run.root)
-        raise Told(
+        raise EndedBySignal(
             told.name,
             f"; its ranks go on: see `batchgen status {name} --watch`, end them with `batchgen "
             f"cancel {name}`; then `batchgen resume {name}` renders what is left and writes the "
@@ -177,7 +177,7 @@ def refuse_inline(settings: Settings, verb: str) -> None:
 def check_tensors(config: JobConfig) -> None:
     """Raise WeightsError unless the job's weights can be loaded."""
     if config.model.weights not in ("random", "embedded"):
-        from batchgen.engine.weights import check_weights  # imports torch, so only here
+        from batchgen.engine.loading.weights import check_weights  # imports torch, so only here
 
         check_weights(config.model)
 

@@ -11,7 +11,7 @@ import sys
 from types import FrameType
 from typing import TextIO
 
-from batchgen.errors import Told
+from batchgen.errors import EndedBySignal
 
 SILENT = (errno.EPIPE, errno.EIO)  # the reader has closed the pipe; the terminal is closed
 ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -91,7 +91,7 @@ class _End:
             return
         for each in ENDING:
             signal.signal(each, signal.SIG_IGN)  # a second signal often follows; it changes nothing
-        raise Told(signal.Signals(self.first).name)
+        raise EndedBySignal(signal.Signals(self.first).name)
 
 
 _end = _End()

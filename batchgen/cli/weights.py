@@ -30,7 +30,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_convert(args: argparse.Namespace) -> Result:
-    from batchgen.engine.weights import convert_weights
+    from batchgen.engine.loading.weights import convert_weights
 
     with naming({"SRC": args.src, "DST": args.dst}):
         written = convert_weights(args.src, args.dst)

@@ -9,7 +9,9 @@ from functools import partial
 import torch
 
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.engine import device as devices
+from batchgen.engine.devices import device as devices
+from batchgen.engine.devices.selftest import pack_equals_solo
+from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
@@ -17,9 +19,7 @@ from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
-from batchgen.engine.selftest import pack_equals_solo
 from batchgen.engine.team import Team
-from batchgen.engine.weights import load_components
 from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.records import Layout

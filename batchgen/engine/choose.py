@@ -51,37 +51,33 @@ def choose_engine(
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
     if family_spec(model.family).OWN_ENGINE:
-        own = cast(FamilyEngine, family_code(model.family))
-        return EngineChoice("cpu", "none", lambda moved, team: own.renderer(system, host), _alone)
-    from batchgen.engine.device import (
-        device_id,
-        device_name,
-        device_of_rank,
-        lone_layout,
-        pick_device,
-        require_devices,
-        require_room,
-    )
+        return _own_engine(model, system, host)
+    from batchgen.engine.devices import device as devices
     from batchgen.engine.engine import Engine
 
     if asked:
-        require_devices(asked, ranks)
-    device = device_of_rank(local_rank)
-    where = pick_device(device)
-    obeyed = layout or lone_layout(model, system, where)
+        devices.require_devices(asked, ranks)
+    device = devices.device_of_rank(local_rank)
+    where = devices.pick_device(device)
+    obeyed = layout or devices.lone_layout(model, system, where)
     if layout is not None:
-        require_room(where, layout)
+        devices.require_room(where, layout)
 
     def load(moved: Moved, team: Team) -> Engine:
         return Engine.load(model, system, device, layout=obeyed, moved=moved, team=team)
 
     return EngineChoice(
-        device_name(where),
+        devices.device_name(where),
         f"{where.type} {obeyed.precision}",
         load,
         lambda moved, team: partial(load(moved, team).follow, moved),
-        device_id(where),
+        devices.device_id(where),
     )
+
+
+def _own_engine(model: ModelSpec, system: SystemConfig, host: str) -> EngineChoice:
+    own = cast(FamilyEngine, family_code(model.family))
+    return EngineChoice("cpu", "none", lambda moved, team: own.renderer(system, host), _alone)
 
 
 def _alone(moved: Moved, team: Team) -> Callable[[], None]:

@@ -76,7 +76,7 @@ class Director:
 
     def script(self) -> Iterator[Orders]:
         """Orders until the source is empty or `stop` is true. What came of each has been told to
-        `heed` before the next is asked for."""
+        `note` before the next is asked for."""
         while not self._stops():
             self.lane.check()
             if self._wants_window():
@@ -93,7 +93,7 @@ class Director:
         yield from self._decode_window()
         yield Orders(over=True)
 
-    def heed(self, outcome: Outcome, others: Sequence[Lost] = ()) -> None:
+    def note(self, outcome: Outcome, others: Sequence[Lost] = ()) -> None:
         """What came of the orders here, and which rows each of the other ranks has lost."""
         if others:
             self.uneven |= uneven([outcome.lost, *others])

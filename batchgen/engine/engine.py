@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.engine import device as devices
 from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
+from batchgen.engine.devices import device as devices
 from batchgen.engine.meter import Setting
 from batchgen.engine.parallel.meet import meet
 from batchgen.engine.parallel.mesh import Degrees

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from batchgen.engine.contract import Sink
-from batchgen.engine.device import memory
+from batchgen.engine.devices.device import memory
 from batchgen.engine.flight import RowState
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter, Setting

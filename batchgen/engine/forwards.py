@@ -9,8 +9,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.engine.isolation import Failed, attempt
-from batchgen.engine.kernels import KernelWatch
 from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.team import Team

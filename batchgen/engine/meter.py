@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from time import perf_counter
 
-from batchgen.engine.device import Memory
+from batchgen.engine.devices.device import Memory
 from batchgen.engine.prompts import EncodedRow
 from batchgen.records import Determinism, RowStats, StageSeconds
 

@@ -29,7 +29,7 @@ class Kind(IntEnum):
     BEAT = 0  # the sender moves
     SHARED = 1  # the leader's, for every follower: orders, or what its work gave
     REPORT = 2  # a follower has applied orders
-    TOLD = 3  # a follower was sent a signal
+    SIGNALLED = 3  # a follower was sent a signal
     FAILED = 4  # what ends the sender
     OVER = 5  # the leader needs its followers no more
 

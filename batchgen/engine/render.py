@@ -8,7 +8,7 @@ from time import perf_counter
 
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source
-from batchgen.engine.device import memory
+from batchgen.engine.devices.device import memory
 from batchgen.engine.director import Director
 from batchgen.engine.finish import Broken, Denoised, Finisher
 from batchgen.engine.flight import Flight
@@ -38,7 +38,7 @@ def render(
         script = director.script()
         while not (orders := replica.team.share(next(script))).over:
             outcome = flight.apply(orders)
-            director.heed(outcome, replica.team.reports(outcome.lost))
+            director.note(outcome, replica.team.reports(outcome.lost))
     return _report(director, finisher, before, spent, perf_counter() - begin)
 
 

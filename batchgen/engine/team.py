@@ -166,13 +166,13 @@ class Leader(_Ranks):
         address: str,
         patience_s: float,
         moved: Callable[[], object],
-        told: Callable[[str], object],
+        signalled: Callable[[str], object],
     ) -> None:
         """`peers`: to ranks 1, 2, ... `moved` is told while others move that this one waits for,
-        `told` of the signal that one of them was sent. A rank that says nothing for `patience_s`
-        is taken for lost."""
+        `signalled` of the signal that one of them was sent. A rank that says nothing for
+        `patience_s` is taken for lost."""
         super().__init__(0, peers, 1 + len(peers), host, address, patience_s)
-        self._moved, self._told = moved, told
+        self._moved, self._signalled = moved, signalled
         self._kept: dict[Peer, list[Lost]] = {peer: [] for peer in self.peers}
 
     def share(self, orders: Orders | None) -> Orders:
@@ -246,8 +246,8 @@ class Leader(_Ranks):
             raise ReplicaFailed(from_bytes(payload).text)
         if kind == Kind.REPORT:
             self._kept[peer].append(from_bytes(payload))
-        elif kind == Kind.TOLD:
-            self._told(payload.decode())
+        elif kind == Kind.SIGNALLED:
+            self._signalled(payload.decode())
         self._moved()
         return True
 
@@ -304,12 +304,12 @@ class Follower(_Ranks):
         address: str,
         patience_s: float,
         moved: Callable[[], object],
-        told: Callable[[], str],
+        signalled: Callable[[], str],
     ) -> None:
-        """`moved` is told while the leader moves that this one waits for; `told` says the signal
-        that this process was sent, if any."""
+        """`moved` is told while the leader moves that this one waits for; `signalled` says the
+        signal that this process was sent, if any."""
         super().__init__(rank, (peer,), size, host, address, patience_s)
-        self._leader, self._moved, self._told = peer, moved, told
+        self._leader, self._moved, self._signalled = peer, moved, signalled
         self._passed_on = False
 
     def share(self, orders: Orders | None) -> Orders:
@@ -371,9 +371,9 @@ class Follower(_Ranks):
 
     def _pass_on(self) -> None:
         """A signal that came here is the leader's to answer."""
-        if not self._passed_on and (name := self._told()):
+        if not self._passed_on and (name := self._signalled()):
             self._passed_on = True
-            self._send(Kind.TOLD, name.encode())
+            self._send(Kind.SIGNALLED, name.encode())
 
 
 def _content(kind: Kind, payload: bytes) -> Any:

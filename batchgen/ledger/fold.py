@@ -40,7 +40,7 @@ class InFlight:
         alone there can be no other, so rows whose closing line is missing are left out."""
         return self.rows & {self.alone} if self.alone >= 0 else self.rows
 
-    def heed(self, line: bytes) -> re.Match[bytes] | None:
+    def take_in(self, line: bytes) -> re.Match[bytes] | None:
         """Take in a whole line. Returns the match of START or HEAD for a start, commit or void
         line, so that readers of millions of lines need not match again."""
         if start := START.match(line):

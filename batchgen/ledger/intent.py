@@ -25,8 +25,8 @@ from batchgen.anchor import Place
 from batchgen.config.build import build
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.errors import ConfigError, RunStateError
+from batchgen.ledger.counts import ChangedCounts, Counts
 from batchgen.ledger.events import from_plain, to_plain
-from batchgen.ledger.tally import Counts, Tally
 from batchgen.paths import RunPaths, as_typed, parse_journal
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Layout
@@ -80,7 +80,7 @@ class Fence:
 
 
 @dataclass(frozen=True, slots=True)
-class AcceptedJournal:
+class FencedJournal:
     """A journal of the run and how many of its bytes count (None: all of it)."""
 
     path: Path
@@ -277,7 +277,7 @@ def seniority(attempt: Attempt) -> tuple[int, int, int, int]:
     return attempt.submission, attempt.restart, attempt.task, attempt.replica
 
 
-def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
+def fenced_journals(run: RunPaths) -> list[FencedJournal]:
     """Every journal of the run in the order of attempts, with the bytes before its fence."""
     intent = last_intent(run)
     current = intent.number if intent else 0
@@ -291,19 +291,19 @@ def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
             limit: int | None = accepted.get(name, 0)  # absent: begun after the fence was drawn
         else:
             limit = _limit_of_restart(drawn.get(attempt.task), attempt, name)
-        result.append(AcceptedJournal(path, attempt, limit))
+        result.append(FencedJournal(path, attempt, limit))
     return result
 
 
-def tally_for(run: RunPaths, intent: Intent | None, attempt: Attempt) -> Tally:
+def changed_counts(run: RunPaths, intent: Intent | None, attempt: Attempt) -> ChangedCounts:
     """Counts of what `attempt` changes, still empty, from how its rows stood before it began."""
     if intent is None:
-        return Tally({}, {})
+        return ChangedCounts({}, {})
     known = {row: status for status, rows in intent.reopened.items() for row in rows}
     fence = read_fence(run, attempt) if attempt.restart else None
     for row, status in fence.statuses.items() if fence else ():
         known[row] = "ok" if known.get(row) == "ok" else status
-    return Tally(known, intent.copies)
+    return ChangedCounts(known, intent.copies)
 
 
 def suspects_of(run: RunPaths, intent: Intent | None, attempt: Attempt) -> frozenset[int]:

@@ -23,8 +23,8 @@ from batchgen.durable import make_folder, sync, sync_folder
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint, is_armed
 from batchgen.ledger import events
-from batchgen.ledger.intent import read_intent, suspects_of, tally_for
-from batchgen.ledger.tally import Counters, Tally
+from batchgen.ledger.counts import ChangedCounts, Counters
+from batchgen.ledger.intent import changed_counts, read_intent, suspects_of
 from batchgen.paths import RunPaths
 from batchgen.records import Commit, RankSeconds
 
@@ -175,12 +175,12 @@ class JournalWriter:
         written (the journal then ends before it and takes no more), or, with nothing written, if
         the run folder went away, since the row's media is then elsewhere."""
         with self._lock:
-            tally, _ = self._past
+            changed, _ = self._past
             failpoint("journal.before_append")
             self.check_place()
             with self._closing(commit.row_index):
                 self._write(commit, self._write_torn if is_armed(TORN) else self._write_whole)
-            tally.add(commit.row_index, commit.status)
+            changed.add(commit.row_index, commit.status)
             self._count(commit)
         self._sync()
         failpoint("journal.after_append")
@@ -188,10 +188,10 @@ class JournalWriter:
     def void(self, void: events.Void) -> None:
         """Take back what earlier submissions committed for a row (`verify --repair`), durably."""
         with self._lock:
-            tally, _ = self._past
+            changed, _ = self._past
             self._write(void)
-            tally.add(void.row_index, "void")
-            self._counters = replace(self._counters, changes=tally.counts)
+            changed.add(void.row_index, "void")
+            self._counters = replace(self._counters, changes=changed.counts)
         self._sync()
 
     def phase(self, name: str, seconds: float) -> None:
@@ -308,25 +308,25 @@ class JournalWriter:
             raise StorageError(self._broken) from error
 
     @cached_property
-    def _past(self) -> tuple[Tally, frozenset[int]]:
+    def _past(self) -> tuple[ChangedCounts, frozenset[int]]:
         """Counts of what changes here, and the suspects. Read late: the task's first rank may still
         be writing the fence when a rank opens its journal."""
         try:
             intent = read_intent(self._run, self._attempt.submission)
             suspects = suspects_of(self._run, intent, self._attempt)
-            return tally_for(self._run, intent, self._attempt), suspects
+            return changed_counts(self._run, intent, self._attempt), suspects
         except OSError as error:
             raise StorageError(f"{self._run.root} cannot be read: {error}") from error
 
     def _count(self, commit: Commit) -> None:
-        tally, suspects = self._past
+        changed, suspects = self._past
         self._recent.append(commit.ended)
         error = f"{commit.error_type}: {commit.error}" if commit.error_type else ""
         cleared = (commit.row_index,) if commit.row_index in suspects else ()
         self._counters = replace(
             self._counters,
-            commits=tally.commits,
-            changes=tally.counts,
+            commits=changed.commits,
+            changes=changed.counts,
             recent=tuple(self._recent),
             cleared=(*self._counters.cleared, *cleared),
             last_error=error or self._counters.last_error,

@@ -17,7 +17,7 @@ from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
 
-def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
+def fence_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
     """Draw the fence before the earlier starts of a restarted task, durably.
 
     The task's leader calls this once, before any row is given out. Returns row_index -> status of
@@ -44,20 +44,16 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
         else:
             accepted[name] = durable_length(path)
         past.add(path, accepted[name])
-    path = run.fence(attempt)
-    fence = Fence(
-        accepted=accepted,
-        statuses=past.statuses,
-        suspects=tuple(sorted(past.suspects - past.statuses.keys())),
-        withheld=tuple(sorted(past.died_alone - past.statuses.keys())),
-        created=time.time(),
-    )
+    _write_fence(run, run.fence(attempt), past.fence(accepted))
+    return past.statuses
+
+
+def _write_fence(run: RunPaths, path: Path, fence: Fence) -> None:
     try:
         make_folder(path.parent, run.root)
         write_json(path, sealed(fence))
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
-    return past.statuses
 
 
 @dataclass(slots=True)
@@ -68,11 +64,21 @@ class _Past:
     suspects: set[int] = field(default_factory=set)  # in flight when a start died
     died_alone: set[int] = field(default_factory=set)  # suspects that died alone, without a signal
 
+    def fence(self, accepted: dict[str, int]) -> Fence:
+        """The fence behind which it ends; `accepted`: journal -> bytes that count."""
+        return Fence(
+            accepted=accepted,
+            statuses=self.statuses,
+            suspects=tuple(sorted(self.suspects - self.statuses.keys())),
+            withheld=tuple(sorted(self.died_alone - self.statuses.keys())),
+            created=time.time(),
+        )
+
     def add(self, path: Path, limit: int) -> None:
         """Read the first `limit` bytes of one journal."""
         in_flight, signalled = InFlight(), False
         for line in whole_lines(path, limit):
-            found = in_flight.heed(line)
+            found = in_flight.take_in(line)
             if found is not None and found.re is HEAD:
                 row, status = int(found[2]), found[3].decode()
                 if self.statuses.get(row) != "ok":

@@ -32,7 +32,7 @@ from batchgen.ledger.events import (
     time_of,
 )
 from batchgen.ledger.fold import InFlight
-from batchgen.ledger.intent import AcceptedJournal, accepted_journals
+from batchgen.ledger.intent import FencedJournal, fenced_journals
 from batchgen.paths import RunPaths
 from batchgen.records import RankSeconds
 
@@ -46,7 +46,7 @@ KEY_TYPE = "S32"  # the first 128 bits of the hexadecimal row key are enough
 class JournalFacts:
     """What one journal says beside its commits, on both sides of its fence."""
 
-    journal: AcceptedJournal
+    journal: FencedJournal
     header: AttemptHeader | None = None  # with the device, whichever line names it
     phases: list[Phase] = field(default_factory=list)
     end: End | None = None
@@ -113,7 +113,7 @@ def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) 
     journal."""
     columns = _Columns()
     facts = []
-    for number, journal in enumerate(accepted_journals(run)):
+    for number, journal in enumerate(fenced_journals(run)):
         before = len(columns.row_index)
         facts.append(_index_journal(journal, number, columns))
         if progress is not None:
@@ -130,11 +130,11 @@ def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) 
     )
 
 
-def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> JournalFacts:
+def _index_journal(journal: FencedJournal, number: int, columns: _Columns) -> JournalFacts:
     """Add a journal's commits to `columns`; returns its other facts. Each microsecond counts."""
     facts = JournalFacts(journal)
     limit = float("inf") if journal.limit is None else journal.limit
-    saved, heed = facts.saved, facts.in_flight.heed
+    saved, take_in = facts.saved, facts.in_flight.take_in
     offset, last = 0, b""
     with journal.path.open("rb") as file:
         for line in file:
@@ -145,7 +145,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
             if not is_whole(line):  # start lines too: a torn one may have run into a commit line
                 facts.bad_lines.append(offset)
             else:
-                last, found = line, heed(line)
+                last, found = line, take_in(line)
                 if found is None:
                     if not _note(facts, line):
                         facts.bad_lines.append(offset)

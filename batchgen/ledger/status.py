@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from batchgen.ledger.counts import ChangedCounts, Counters, Counts, read_counters
 from batchgen.ledger.events import (
     HEAD,
     AttemptHeader,
@@ -25,18 +26,17 @@ from batchgen.ledger.events import (
 )
 from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import (
-    AcceptedJournal,
+    FencedJournal,
     Intent,
-    accepted_journals,
+    changed_counts,
+    fenced_journals,
     last_intent,
     last_render,
     read_intent,
     refuse_lost_intent,
     suspects_of,
-    tally_for,
 )
 from batchgen.ledger.journal import RECENT, raw_lines, whole_lines
-from batchgen.ledger.tally import Counters, Counts, Tally, read_counters
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Layout
@@ -111,7 +111,7 @@ def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
     header = read_run(run)
     refuse_lost_intent(run)
     intent = last_intent(run)
-    views = [_View(run, intent, journal) for journal in accepted_journals(run)]
+    views = [_View(run, intent, journal) for journal in fenced_journals(run)]
     attempts = tuple(view.status(now) for view in views)
     current = [v for v in views if intent and v.journal.attempt.submission == intent.number]
     counts = sum((v.counters.changes for v in current), intent.before if intent else Counts())
@@ -147,7 +147,7 @@ def live_attempts(run: RunPaths) -> list[AttemptStatus]:
     """Attempts that run now. One on another machine counts if its heartbeat is recent."""
     now = time.time()
     intent = last_intent(run)
-    views = [_View(run, intent, journal) for journal in accepted_journals(run)]
+    views = [_View(run, intent, journal) for journal in fenced_journals(run)]
     return [s for s in (view.status(now) for view in views) if s.life == "running"]
 
 
@@ -183,7 +183,7 @@ def _suspects(
 class _View:
     """The counters of a journal, brought up to date with the lines after them."""
 
-    def __init__(self, run: RunPaths, intent: Intent | None, journal: AcceptedJournal) -> None:
+    def __init__(self, run: RunPaths, intent: Intent | None, journal: FencedJournal) -> None:
         self.run, self.journal = run, journal
         counters = read_counters(run.counters(journal.attempt))
         current = intent is not None and journal.attempt.submission == intent.number
@@ -249,14 +249,14 @@ def _is_of_another(run: RunPaths, submission: int) -> bool:
     return intent is not None and not intent.place.is_of(run)
 
 
-def _length(journal: AcceptedJournal) -> int:
+def _length(journal: FencedJournal) -> int:
     """Bytes of the journal that count. Counters may be ahead of them: a fenced-off attempt counts
     on, and a power cut may take lines."""
     size = journal.path.stat().st_size
     return size if journal.limit is None else min(size, journal.limit)
 
 
-def _from_header(journal: AcceptedJournal) -> Counters:
+def _from_header(journal: FencedJournal) -> Counters:
     """Counters at the first line, for an attempt that was killed before it wrote any counters."""
     unknown = Counters(offset=0, process=ProcessId("", 0, "", 0))
     _, first = next(raw_lines(journal.path), (0, b""))
@@ -274,25 +274,25 @@ def _from_header(journal: AcceptedJournal) -> Counters:
 
 
 def _follow(
-    run: RunPaths, intent: Intent | None, journal: AcceptedJournal, counters: Counters
+    run: RunPaths, intent: Intent | None, journal: FencedJournal, counters: Counters
 ) -> Counters:
     """Counters after the whole lines beyond `counters.offset`. These are few, but if counters were
     lost it is the whole journal; so ok commits and starts are not parsed as JSON."""
-    tally: Tally | None = None
+    changed: ChangedCounts | None = None
     suspects: frozenset[int] = frozenset()
     cleared = list(counters.cleared)
     in_flight, last = InFlight.of(counters.open_rows), b""
     tail = deque[bytes](maxlen=RECENT)
     for line in whole_lines(journal.path, journal.limit, counters.offset):
-        found = in_flight.heed(line)
+        found = in_flight.take_in(line)
         if found is None:
             counters = _with_event(counters, line)
         elif found.re is HEAD:
-            if tally is None:
-                tally = tally_for(run, intent, journal.attempt)
+            if changed is None:
+                changed = changed_counts(run, intent, journal.attempt)
                 suspects = suspects_of(run, intent, journal.attempt)
             row = int(found[2])
-            tally.add(row, found[3].decode())
+            changed.add(row, found[3].decode())
             if row in suspects:
                 cleared.append(row)
             if found[1] == b"commit":
@@ -306,8 +306,8 @@ def _follow(
     return replace(
         counters,
         open_rows=tuple(in_flight.rows),
-        commits=counters.commits + (tally.commits if tally else 0),
-        changes=counters.changes + (tally.counts if tally else Counts()),
+        commits=counters.commits + (changed.commits if changed else 0),
+        changes=counters.changes + (changed.counts if changed else Counts()),
         t=max(counters.t, time_of(last)),
         recent=times[-RECENT:],
         cleared=tuple(cleared),

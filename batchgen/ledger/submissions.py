@@ -21,22 +21,22 @@ from batchgen.anchor import Place
 from batchgen.durable import make_folder, sync_folder, write_bytes_atomic, write_json
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
+from batchgen.ledger.counts import Counts
 from batchgen.ledger.events import (
     from_plain,
     to_plain,
 )
 from batchgen.ledger.intent import (
-    AcceptedJournal,
+    FencedJournal,
     Intent,
-    accepted_journals,
+    fenced_journals,
     read_intent,
     sealed,
     submission_numbers,
 )
 from batchgen.ledger.journal import durable_length, whole_length
-from batchgen.ledger.losses import highest_number, lost_submissions, refuse_losses
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
-from batchgen.ledger.tally import Counts
+from batchgen.ledger.upkeep.losses import highest_number, lost_submissions, refuse_losses
 from batchgen.ledger.winners import Winners, choose, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
@@ -78,6 +78,10 @@ class ShardRows:
     def all(self) -> np.ndarray:
         """`rows`, then `suspects`."""
         return np.concatenate([self.rows, self.suspects])
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) + len(self.suspects)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +228,7 @@ def _draw_intent(
 def _fence_lengths(run: RunPaths) -> dict[str, int]:
     """Journal -> its bytes before the fence, synced to the disk."""
     accepted = {}
-    for journal in accepted_journals(run):
+    for journal in fenced_journals(run):
         name = _name(run, journal)
         if journal.limit is None:
             accepted[name] = durable_length(journal.path)
@@ -243,7 +247,7 @@ def _grown(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> bool:
     return read != accepted
 
 
-def _name(run: RunPaths, journal: AcceptedJournal) -> str:
+def _name(run: RunPaths, journal: FencedJournal) -> str:
     return journal.path.relative_to(run.journals).as_posix()
 
 

@@ -17,7 +17,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.durable import write_bytes_atomic, write_json
 from batchgen.errors import ConfigError, RunStateError, obstacle, plain_reason
 from batchgen.ledger.intent import intents, submission_numbers
-from batchgen.ledger.leftovers import sweep_drafts
+from batchgen.ledger.upkeep.leftovers import sweep_drafts
 from batchgen.paths import RunPaths
 from batchgen.planning.layout import refuse_misfit
 from batchgen.planning.plan import Plan, make_plan

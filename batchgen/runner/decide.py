@@ -12,7 +12,7 @@ from batchgen.config.schema import ONE_MACHINE
 from batchgen.errors import KeysChanged, ReplicaFailed
 from batchgen.ledger.blame.hosts import rows_rendered
 from batchgen.ledger.blame.rows import read_blame
-from batchgen.ledger.intent import Intent, last_render
+from batchgen.ledger.intent import Intent, last_render, profile_of
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
 from batchgen.ledger.submissions import rows_of
@@ -52,7 +52,9 @@ def next_move(run: RunPaths) -> Move | None:
     left = np.union1d(left, np.intersect1d(rows, blame.rows_failed_on(blame.bad_hosts)))
     if len(left) == 0:
         return None
-    progress = blame.told_by(intent.number) or _is_progress(run, found.index, intent, left)
+    progress = blame.has_evidence_from(intent.number) or _is_progress(
+        run, found.index, intent, left
+    )
     settings = Settings(
         resolved=intent.config,
         overrides=list(intent.overrides),
@@ -89,7 +91,7 @@ def _is_progress(run: RunPaths, index: CommitIndex, intent: Intent, left: np.nda
 
 def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
     """Why another submission would be useless or is not wanted; empty if it makes sense."""
-    most = int(settings.resolved["slurm"]["max_attempts"])
+    most = profile_of(run, intent).max_attempts
     if most == 1:
         return "slurm.max_attempts is 1"
     if settings.attempt > most:

@@ -13,8 +13,8 @@ from batchgen.durable import sync_folder, write_json
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.intent import refuse_lost_intent
-from batchgen.ledger.leftovers import sweep
 from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.upkeep.leftovers import sweep
 from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan, is_next_plan

@@ -17,11 +17,11 @@ import numpy as np
 from batchgen.anchor import Anchor
 from batchgen.catalog.collect import CatalogSummary, collect
 from batchgen.durable import write_bytes_atomic
-from batchgen.errors import BatchgenError, RunStateError, Told, UsageError
+from batchgen.errors import BatchgenError, EndedBySignal, RunStateError, UsageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.intent import Intent, last_render, own_render
-from batchgen.ledger.losses import wait_for_unseen
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
+from batchgen.ledger.upkeep.losses import wait_for_unseen
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.runner.decide import next_move
@@ -44,8 +44,8 @@ def drive(
     worth while (on a cluster the steward does this), and write the catalog. `watch` is shown the
     status from time to time.
 
-    KeyboardInterrupt drains the ranks and is raised again; a signal from elsewhere (Told) leaves
-    them at work. StorageError if the run folder goes away.
+    KeyboardInterrupt drains the ranks and is raised again; a signal from elsewhere (EndedBySignal)
+    leaves them at work. StorageError if the run folder goes away.
     """
     anchor = Anchor(run)
     try:
@@ -55,7 +55,7 @@ def drive(
             anchor.check()
             move = next_move(run) if executor_named(settings.executor).NEEDS_DRIVER else None
             started = submit(run, move.settings, move.rows) if move else None
-    except Told:
+    except EndedBySignal:
         raise
     except KeyboardInterrupt:
         try:
@@ -155,13 +155,13 @@ def cancel(run: RunPaths) -> int | None:
     Committed rows stay, and rows in flight are saved for a resume. The ranks find a mark in the
     submission's folder; so do those that are still starting, and no help of Slurm is needed.
     """
-    met, told = _ranks(run), 0
+    met, announced = _ranks(run), 0
     deadline = time.monotonic() + DRAIN_S
     while (intent := own_render(run)) is not None:
-        if intent.number != told:  # a steward may have begun another submission meanwhile
+        if intent.number != announced:  # a steward may have begun another submission meanwhile
             if not _tell_to_end(run, intent):
-                return len(met) if told else None
-            told = intent.number
+                return len(met) if announced else None
+            announced = intent.number
         if not is_alive(run):
             return len(met)
         met |= _ranks(run)

@@ -17,9 +17,9 @@ from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.intent import refuse_lost_intent
-from batchgen.ledger.losses import refuse_losses
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
@@ -66,6 +66,11 @@ class Settings:
     @property
     def executor(self) -> str:
         return str(self.resolved["slurm"]["executor"])
+
+    def install(self) -> None:
+        """Put the new plan in place, if there is one; called under the submission's lock."""
+        if self.replan is not None:
+            self.replan.install()
 
     def info(self, layout: Layout | None) -> SubmissionInfo:
         """What is recorded of the settings with the submission."""
@@ -123,17 +128,14 @@ def submit(
     if len(wanted) == 0 and settings.replan is None:
         return None
     shards = cut(plan, wanted, config, blame.suspects)
-    install = settings.replan.install if settings.replan else _nothing
     number = begin_submission(
-        run, shards, settings.info(layout), last=last, found=found, under_lock=install
+        run, shards, settings.info(layout), last=last, found=found, under_lock=settings.install
     )
     failpoint("submit.after_intent")
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
     jobs = _launch(run, number, count, slurm, blame, patience_s)
-    failpoint("submit.after_launch")
-    write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
 
 
@@ -176,11 +178,15 @@ def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
 def _launch(
     run: RunPaths, number: int, shards: int, slurm: SlurmConfig, blame: Blame, patience_s: float
 ) -> list[Job]:
-    """Start the shards, if there are any: after a replan nothing may be left to render."""
-    if not shards:
-        return []
-    jobs = _launch_elsewhere(run, number, shards, slurm, blame)
-    return jobs or executor_for(slurm).launch(run, number, shards, slurm, patience_s)
+    """Start the shards, if there are any (after a replan nothing may be left to render), and write
+    down their jobs."""
+    jobs: list[Job] = []
+    if shards:
+        jobs = _launch_elsewhere(run, number, shards, slurm, blame)
+        jobs = jobs or executor_for(slurm).launch(run, number, shards, slurm, patience_s)
+    failpoint("submit.after_launch")
+    write_jobs(run, number, jobs)
+    return jobs
 
 
 def _launch_elsewhere(
@@ -198,10 +204,6 @@ def _launch_elsewhere(
         if usable_nodes(slurm.partition) - hosts - hosts_in(slurm.exclude or ""):
             return executor_for(slurm).launch(run, number, shards, without_hosts(slurm, hosts))
     return []
-
-
-def _nothing() -> None:
-    return
 
 
 def cut(

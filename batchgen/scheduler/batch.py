@@ -63,10 +63,9 @@ def parameters(
 ) -> dict[str, Any]:
     """Parameters for submitit's executor, for a group of `together` nodes of the profile. `drains`:
     the processes handle the signal before the end; others would die of it."""
-    minutes = slurm.timeout_min
     given: dict[str, Any] = {
         "job_name": name,
-        "time": minutes,
+        "time": slurm.timeout_min,
         "nodes": together,
         "ntasks_per_node": slurm.ranks_per_node,
         "cpus_per_task": slurm.cpus_per_rank,
@@ -81,13 +80,7 @@ def parameters(
         "signal_delay_s": slurm.signal_delay_s if drains else None,
         "dependency": slurm.extra.get("dependency") or None,
         "wckey": None,
-        "setup": [
-            # Under --export=NONE srun would pass on nothing but Slurm's own variables.
-            "export SLURM_EXPORT_ENV=ALL",
-            f"export BATCHGEN_JOB_ENDS=$(( $(date +%s) + {60 * minutes} ))",
-            f"export OMP_NUM_THREADS={slurm.cpus_per_rank}",
-            *slurm.setup,
-        ],
+        "setup": _first_lines(slurm),
         # srun of Slurm 22 and later does not inherit cpus-per-task. A rank that dies must not
         # end the others.
         "srun_args": [
@@ -99,6 +92,17 @@ def parameters(
         "additional_parameters": {"requeue": True, **_further(slurm)},
     }
     return {key: value for key, value in given.items() if value is not None or key == "wckey"}
+
+
+def _first_lines(slurm: SlurmConfig) -> list[str]:
+    """Shell lines before the command: ours, then the profile's."""
+    return [
+        # Under --export=NONE srun would pass on nothing but Slurm's own variables.
+        "export SLURM_EXPORT_ENV=ALL",
+        f"export BATCHGEN_JOB_ENDS=$(( $(date +%s) + {60 * slurm.timeout_min} ))",
+        f"export OMP_NUM_THREADS={slurm.cpus_per_rank}",
+        *slurm.setup,
+    ]
 
 
 def after(batch: Batch, job_ids: Sequence[str]) -> Batch:

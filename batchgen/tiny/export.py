@@ -69,8 +69,13 @@ def export(
         scheduler=make_scheduler(),
     )
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    old = path.with_name(f".{path.name}.old.{os.getpid()}")
     pipeline.save_pretrained(fresh, safe_serialization=True)
+    _replace(path, fresh)
+
+
+def _replace(path: Path, fresh: Path) -> None:
+    """Put a new folder in the place of an old one."""
+    old = path.with_name(f".{path.name}.old.{os.getpid()}")
     for file in fresh.rglob("*.safetensors"):
         file.chmod(0o644)
     if path.exists():

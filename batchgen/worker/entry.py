@@ -1,7 +1,7 @@
 """Where a rank begins: under its watchdog first, then with what takes long to import or may hang.
 
-All that is imported here is light. `shard` imports no torch either: whatever a broken driver does
-to a rank happens while its journal is open.
+All that is imported here is light. `replica` and `follower` import no torch either: whatever a
+broken driver does to a rank happens while its journal is open.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def work_on(post: Post, watchdog: Watchdog) -> None:
     rank. A signal is the leader's to answer too."""
     root, config, rank = post.root, post.config, post.rank
     with Drain(root, post.attempt) as drain:
-        with following(post.meeting, moved=watchdog.kick, told=lambda: drain.signal) as team:
+        with following(post.meeting, moved=watchdog.kick, signalled=lambda: drain.signal) as team:
 
             def moved() -> None:
                 watchdog.kick()

@@ -20,7 +20,7 @@ from batchgen.errors import ReplicaFailed
 from batchgen.failpoints import failpoint
 from batchgen.records import RankInfo
 from batchgen.worker.address import Address, Unreachable, connect, publish, wait_for
-from batchgen.worker.place import Place
+from batchgen.worker.place import RankPlace
 
 LONGEST_MEETING_S = 300.0  # ranks are started together
 HELLO_S = 10.0  # patience with a stray connection
@@ -33,7 +33,7 @@ class Meeting:
 
     file: Path  # where the leader says that it listens
     info: RankInfo
-    place: Place
+    place: RankPlace
     patience_s: float  # with a rank that says nothing
 
     @property
@@ -47,11 +47,11 @@ def leading(
     *,
     stop: Callable[[], bool],
     moved: Callable[[], object],
-    told: Callable[[str], object],
+    signalled: Callable[[str], object],
 ) -> Iterator[Team | None]:
     """Wait for the other ranks of the replica, and let them go in the end; an error ends them too.
-    For `moved` and `told` see `Leader`. ReplicaFailed if one does not come; None if `stop`, which
-    is asked meanwhile, says that nobody is needed."""
+    For `moved` and `signalled` see `Leader`. ReplicaFailed if one does not come; None if `stop`,
+    which is asked meanwhile, says that nobody is needed."""
     if meeting.place.size == 1:
         yield Alone()
         return
@@ -65,7 +65,7 @@ def leading(
         address=meeting.info.address,
         patience_s=meeting.patience_s,
         moved=moved,
-        told=told,
+        signalled=signalled,
     )
     try:
         yield team
@@ -79,9 +79,9 @@ def leading(
 
 @contextmanager
 def following(
-    meeting: Meeting, *, moved: Callable[[], object], told: Callable[[], str]
+    meeting: Meeting, *, moved: Callable[[], object], signalled: Callable[[], str]
 ) -> Iterator[Follower]:
-    """Join the leader, until it dismisses this rank. For `moved` and `told` see `Follower`.
+    """Join the leader, until it dismisses this rank. For `moved` and `signalled` see `Follower`.
     ReplicaFailed if the leader is not there."""
     info, place = meeting.info, meeting.place
     failpoint(f"meet.{place.rank}")
@@ -93,7 +93,7 @@ def following(
         address=info.address,
         patience_s=meeting.patience_s,
         moved=moved,
-        told=told,
+        signalled=signalled,
     )
     try:
         yield team

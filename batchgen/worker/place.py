@@ -9,7 +9,7 @@ from batchgen.records import Layout, RankInfo
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankPlace:
     """A rank in its replica, and the replica among those of its task."""
 
     replica: int
@@ -22,7 +22,7 @@ class Place:
         return self.rank == 0
 
 
-def place_of(layout: Layout | None, rank: RankInfo) -> Place:
+def place_of(layout: Layout | None, rank: RankInfo) -> RankPlace:
     """Ranks of a replica follow each other: they are on one node as far as possible. Without a
     layout each is a replica. ConfigError if the task was started with ranks that make no whole
     replicas."""
@@ -33,4 +33,4 @@ def place_of(layout: Layout | None, rank: RankInfo) -> Place:
             f"{rank.world_size} ranks, which is no multiple of it"
         )
     replica, inside = divmod(rank.rank, size)
-    return Place(replica, inside, size, rank.world_size // size)
+    return RankPlace(replica, inside, size, rank.world_size // size)

@@ -9,7 +9,7 @@ from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Layout, RankInfo
 from batchgen.worker.meeting import Meeting
-from batchgen.worker.place import Place
+from batchgen.worker.place import RankPlace
 
 PATIENCE = 0.8  # of the watchdog's: whoever misses another rank can still say so
 UNWATCHED_S = 1800.0  # patience where there is no watchdog
@@ -24,7 +24,7 @@ class Post:
     layout: Layout | None  # None in a submission that is older than it
     attempt: Attempt
     rank: RankInfo
-    place: Place
+    place: RankPlace
 
     @property
     def meeting(self) -> Meeting:

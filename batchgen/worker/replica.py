@@ -19,7 +19,7 @@ from batchgen.engine.team import Team
 from batchgen.errors import StorageError
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
@@ -47,7 +47,7 @@ def work_on(post: Post, watchdog: Watchdog) -> None:
     log_ranks = post.config.output.log_ranks if post.config.output.enable_run_log else ()
     with _run_log(root, attempt, rank.rank in log_ranks), Drain(root, attempt) as drain:
         if rank.rank == 0:
-            accept_restart(root, attempt)
+            fence_restart(root, attempt)
         _attempt(post, drain, watchdog)
         drain.linger(rank.ends, post.config.slurm.signal_delay_s, watchdog.kick)
 
@@ -63,7 +63,7 @@ def _attempt(post: Post, drain: Drain, watchdog: Watchdog) -> None:
         ExitStack() as stack,
     ):
         with clock.on("load"):
-            meeting = leading(post.meeting, stop=drain, moved=watchdog.kick, told=drain.hear)
+            meeting = leading(post.meeting, stop=drain, moved=watchdog.kick, signalled=drain.hear)
             team = stack.enter_context(meeting)
             if team is None:
                 ending.reason = drain.reason
@@ -97,7 +97,7 @@ def _draw_shard(
         journal.phase("load", load_s)
         log.info(
             "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
-            rank.rank, rank.world_size, source.portion.size, config.model.name, engine.device,
+            rank.rank, rank.world_size, source.shard_rows.size, config.model.name, engine.device,
             load_s,
         )  # fmt: skip
         sink = RowSink(root, journal, policy, states, admission, _judge(config))
@@ -175,7 +175,7 @@ def _reason(drain: Drain, source: ShardSource) -> str:
         return drain.reason
     if source.admission.declined:
         return "drained"
-    return "queue-lost" if source.tickets is None else "done"
+    return "queue-lost" if source.queue is None else "done"
 
 
 def _header(post: Post) -> AttemptHeader:

@@ -14,7 +14,7 @@ import numpy as np
 from batchgen.engine.contract import Snapshot
 from batchgen.failpoints import failpoint
 from batchgen.ledger.intent import read_fence
-from batchgen.ledger.submissions import read_shard
+from batchgen.ledger.submissions import ShardRows, read_shard
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.identity import KeyContext, check_keys
@@ -44,30 +44,18 @@ class RowStart:
         return self.states.load(request)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Portion:
-    """The rows of a shard that this start of its task has to draw: each once, in order."""
-
-    rows: np.ndarray  # row_index
-    suspects: np.ndarray  # after all others, one at a time
-
-    @property
-    def size(self) -> int:
-        return len(self.rows) + len(self.suspects)
-
-    @classmethod
-    def read(cls, run: RunPaths, attempt: Attempt) -> Portion:
-        """The shard without what earlier starts have committed, or died of alone; rows that were in
-        flight when one of them died go to the end. Rank 0 has written the fence before anyone comes
-        here."""
-        shard = read_shard(run, attempt.submission, attempt.task)
-        fence = read_fence(run, attempt)
-        if fence is None:
-            return cls(shard.rows, shard.suspects)
-        gone = {*fence.statuses, *fence.withheld}
-        left = np.array([r for r in shard.all.tolist() if r not in gone], np.int64)
-        alone = np.isin(left, shard.suspects) | np.isin(left, np.array(fence.suspects, np.int64))
-        return cls(left[~alone], left[alone])
+def rows_to_draw(run: RunPaths, attempt: Attempt) -> ShardRows:
+    """The shard without what earlier starts of its task have committed, or died of alone; rows that
+    were in flight when one of them died go to the end. Rank 0 has written the fence before anyone
+    comes here."""
+    shard = read_shard(run, attempt.submission, attempt.task)
+    fence = read_fence(run, attempt)
+    if fence is None:
+        return shard
+    gone = {*fence.statuses, *fence.withheld}
+    left = np.array([r for r in shard.all.tolist() if r not in gone], np.int64)
+    alone = np.isin(left, shard.suspects) | np.isin(left, np.array(fence.suspects, np.int64))
+    return ShardRows(left[~alone], left[alone])
 
 
 class Pages:
@@ -98,22 +86,22 @@ class ShardSource:
     def __init__(
         self,
         pages: Callable[[np.ndarray], Pages],
-        portion: Portion,
+        shard_rows: ShardRows,
         admission: Admission,
         start: RowStart,
-        tickets: Queue | None,
+        queue: Queue | None,
         stop: Callable[[], bool],
     ) -> None:
         """`stop` is asked several times a second while the queue does not answer."""
-        self.portion, self.admission, self.start = portion, admission, start
-        self.stop, self.tickets = stop, tickets  # None: the queue is gone
+        self.shard_rows, self.admission, self.start = shard_rows, admission, start
+        self.stop, self.queue = stop, queue  # None: the queue is gone
         self.held_back = False  # `take` said no more for as long as this rank has rows at work
-        self._rows, self._suspects = pages(portion.rows), pages(portion.suspects)
+        self._rows, self._suspects = pages(shard_rows.rows), pages(shard_rows.suspects)
 
     @property
     def is_over(self) -> bool:
         """No row will come: the queue is gone, or there was nothing to draw from the start."""
-        return self.tickets is None or self.portion.size == 0
+        return self.queue is None or self.shard_rows.size == 0
 
     def take(self, room: int) -> list[Request]:
         """The next rows that fit. Behind rows at work it asks once: what does not fit here may fit
@@ -143,13 +131,13 @@ class ShardSource:
         return ListSource(self._fitting(requests), self.start)
 
     def _grant(self, ask: Callable[[Queue], range]) -> range | None:
-        if self.tickets is None:
+        if self.queue is None:
             return None
         try:
-            return ask(self.tickets) or None
+            return ask(self.queue) or None
         except QueueLost as error:
             log.warning("%s", error)
-            self.tickets = None
+            self.queue = None
             return None
 
     def _fitting(self, requests: list[Request]) -> list[Request]:
@@ -189,19 +177,19 @@ def open_source(
     pages = partial(Pages, run.plan, KeyContext.from_json(header.key_context))
     address = run.queue_address(attempt)
     with ExitStack() as stack:
-        tickets: Queue | None
+        queue: Queue | None
         if rank.rank == 0:
-            portion = Portion.read(run, attempt)
-            sizes = len(portion.rows), len(portion.suspects)
+            shard_rows = rows_to_draw(run, attempt)
+            sizes = len(shard_rows.rows), len(shard_rows.suspects)
             server = TicketServer(*sizes, replicas, address, rank.address)
             stack.callback(server.close, stop)
-            tickets = server.here()
+            queue = server.here()
         else:
-            tickets = _join_queue(address, stop)
-            portion = Portion.read(run, attempt)
-        if tickets is not None:
-            stack.callback(tickets.close)  # before the server waits for the others
-        yield ShardSource(pages, portion, admission, start, tickets, stop)
+            queue = _join_queue(address, stop)
+            shard_rows = rows_to_draw(run, attempt)
+        if queue is not None:
+            stack.callback(queue.close)  # before the server waits for the others
+        yield ShardSource(pages, shard_rows, admission, start, queue, stop)
 
 
 def _join_queue(address: Path, stop: Callable[[], bool]) -> Queue | None:

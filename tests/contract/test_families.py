@@ -12,13 +12,13 @@ from toy_engine import request, small_spec, system, two_experts
 from toy_flux import flux_spec
 
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.checkpoint import meta_model
+from batchgen.engine.devices.selftest import pack_equals_solo
+from batchgen.engine.loading.checkpoint import meta_model
+from batchgen.engine.loading.parts import parts
+from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.dispatch import attend_through
 from batchgen.engine.parallel.sequence import named
-from batchgen.engine.parts import parts
-from batchgen.engine.selftest import pack_equals_solo
-from batchgen.engine.weights import load_components
 from batchgen.errors import ConfigError
 from batchgen.families.family import (
     FamilySpec,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from toy_engine import small_spec
 
-from batchgen.engine import device as devices
+from batchgen.engine.devices import device as devices
 from batchgen.engine.figures import measure
 
 

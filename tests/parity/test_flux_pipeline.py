@@ -13,7 +13,7 @@ from toy_engine import Keeper, ListSource, draw, request, spy_on, system
 from toy_flux import FluxTwin, flux_spec, save_flux
 
 from batchgen.config.schema import ModelSpec
-from batchgen.engine import device as devices
+from batchgen.engine.devices import device as devices
 from batchgen.engine.engine import Engine
 from batchgen.families.flux.model import dynamic_shift
 from batchgen.families.flux.spec import FluxScheduler

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.contract import SelfTest
+from batchgen.engine.devices.selftest import split_equals_whole
 from batchgen.engine.parallel.attention import AttentionOp, attention_op
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.sequence import SplitSequence
-from batchgen.engine.selftest import split_equals_whole
 from batchgen.errors import DividedForwardFailed
 from batchgen.families.family import FamilyModel, Item
 from batchgen.request import Bucket
@@ -95,11 +95,11 @@ class Split:
         self._tested.add(bucket)
         with self.whole():
             equal = split_equals_whole(self.family, item, velocity)
-        told = torch.tensor([equal], device=velocity.device)
+        passed = torch.tensor([equal], device=velocity.device)
         for axis in (self.mesh.sequence, self.mesh.cfg):
-            told = torch.cat(self.mesh.wire.gather(axis, told)).all(dim=0, keepdim=True)
+            passed = torch.cat(self.mesh.wire.gather(axis, passed)).all(dim=0, keepdim=True)
         if self.self_test != "failed":
-            self.self_test = "passed" if bool(told) else "failed"
+            self.self_test = "passed" if bool(passed) else "failed"
 
 
 def divide(

@@ -24,8 +24,7 @@ import numpy as np
 from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.ledger.blame.deaths import Death, find_deaths, host_of, place_of
 from batchgen.ledger.blame.hosts import bad_hosts, rows_at_fault
-from batchgen.ledger.events import from_plain
-from batchgen.ledger.intent import read_intent
+from batchgen.ledger.intent import profile_of, read_intent
 from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.winners import Winners, winners
@@ -52,12 +51,12 @@ class Blame:
     bad_hosts: dict[str, str]  # host -> reason
     _found: Winners
     _at_fault: np.ndarray  # rows that failed on two hosts
-    _telling: tuple[Death, ...]  # deaths that brought a row closer to a verdict
+    _evidence: tuple[Death, ...]  # deaths that brought a row closer to a verdict
 
-    def told_by(self, submission: int) -> bool:
+    def has_evidence_from(self, submission: int) -> bool:
         """Whether a death of that submission brought a row closer to its verdict. Such a submission
         counts as progress, since a verdict may need several deaths."""
-        return any(death.attempt.submission == submission for death in self._telling)
+        return any(death.attempt.submission == submission for death in self._evidence)
 
     def rows_failed_on(self, hosts: Iterable[str]) -> np.ndarray:
         """Rows whose last commit is a failure on one of `hosts`, whatever the error, and that did
@@ -88,8 +87,8 @@ def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = 
     open_cases = [d for d in deaths if not d.signalled and guilty.isdisjoint(d.rows)]
     at_fault = rows_at_fault(found)
     bad = bad_hosts(found.index, open_cases, {*at_fault.tolist()})
-    telling = tuple(death for past in histories.values() for death in law.telling(past))
-    return Blame(deaths, suspects, convicted, bad, found, at_fault, telling)
+    evidence = tuple(death for past in histories.values() for death in law.evidence(past))
+    return Blame(deaths, suspects, convicted, bad, found, at_fault, evidence)
 
 
 def _histories(found: Winners, deaths: Sequence[Death]) -> dict[int, list[Death]]:
@@ -144,7 +143,7 @@ class _Law:
         reason = f"its process died again when it was alone, {where}: {told}"
         return Verdict(row, reason, alone[-1].host)
 
-    def telling(self, past: Sequence[Death]) -> Sequence[Death]:
+    def evidence(self, past: Sequence[Death]) -> Sequence[Death]:
         """Those deaths of one row alone that its verdict needs: at most two, or as many as one
         device needs."""
         alone = [death for death in past if death.alone and not death.signalled]
@@ -172,6 +171,8 @@ class _Law:
         number = death.attempt.submission
         if number not in self._profiles:
             intent = read_intent(self._run, number)
-            slurm = intent.config.get("slurm", {}) if intent else {}
-            self._profiles[number] = from_plain(SlurmConfig, slurm)
+            profile = SlurmConfig()
+            if intent is not None and intent.config:
+                profile = profile_of(self._run, intent)
+            self._profiles[number] = profile
         return self._profiles[number]

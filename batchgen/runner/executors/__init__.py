@@ -109,12 +109,8 @@ def check_profile(slurm: SlurmConfig) -> None:
 
 def _refuse_unheard(slurm: SlurmConfig) -> None:
     """Keys that only a scheduler obeys are an error elsewhere, and not silently ignored."""
-    unheard = {
-        "slurm": (),
-        "local": _SCHEDULERS,
-        "inline": (*_SCHEDULERS, "setup", "cpus_per_rank"),
-    }
-    for key in unheard[slurm.executor]:
+    unheard = {"local": _SCHEDULERS, "inline": (*_SCHEDULERS, "setup", "cpus_per_rank")}
+    for key in unheard.get(slurm.executor, ()):
         value, default = getattr(slurm, key), getattr(SlurmConfig(), key)
         if value != default:
             given = list(value) if isinstance(value, tuple) else value

@@ -280,7 +280,7 @@ def _rank(rank: RankInfo) -> RankReport:
 def _device(rank: RankInfo) -> dict[str, Any]:
     import torch
 
-    from batchgen.engine.device import device_of_rank
+    from batchgen.engine.devices.device import device_of_rank
     from batchgen.engine.figures import measure
 
     device = torch.device(device_of_rank(rank.local_rank))

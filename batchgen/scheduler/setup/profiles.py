@@ -186,13 +186,11 @@ def describe(group: NodeGroup) -> str:
 # --------------------------------------------------------------------------------------------- file
 def profile_text(name: str, info: ClusterInfo, choice: Choice) -> str:
     """The YAML of a profile, with comments that say what the cluster said."""
-    limits, partition, access = info.limits, choice.partition, info.access
+    partition, access = choice.partition, info.access
     gpu = choice.gpus
     typed = f"gpu:{gpu.type}:{gpu.count}" if gpu and gpu.type else f"gpu:{gpu.count if gpu else 0}"
     gres = typed if choice.by_gres else "null"
-    kind = describe(choice.group)
     longest = "none" if partition.max_time is None else f"{partition.max_time} min"
-    notes = "".join(f"# - {note}\n" for note in choice.notes)
     lines = [
         ("executor: slurm", ""),
         (f"partition: {_quoted(partition.name)}", f"time limit {longest}"),
@@ -221,12 +219,18 @@ def profile_text(name: str, info: ClusterInfo, choice: Choice) -> str:
         ("extra: {}", "further sbatch options, verbatim: {reservation: week12}"),
     ]
     body = "\n".join(f"{key:<26}# {why}" if why else key for key, why in lines)
+    return f"{_heading(name, info, choice)}{body}\n{_device(gpu)}"
+
+
+def _heading(name: str, info: ClusterInfo, choice: Choice) -> str:
+    limits, kind = info.limits, describe(choice.group)
+    notes = "".join(f"# - {note}\n" for note in choice.notes)
     return (
         f"# {name}: cluster {limits.cluster or 'unknown'} (Slurm {limits.version or 'unknown'}), "
         f"nodes of {kind}.\n"
         f"# At most {limits.max_array_size} elements in an array and {limits.max_job_count} jobs "
         f"in all. Written by `batchgen slurm init`;\n# try it with `batchgen slurm check {name}`.\n"
-        f"{'# Look at:' + chr(10) + notes if notes else ''}{body}\n{_device(gpu)}"
+        f"{'# Look at:' + chr(10) + notes if notes else ''}"
     )
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from run_folder import RunFolder, Told
+from run_folder import GivenSeconds, RunFolder
 
 from batchgen import catalog
 from batchgen.catalog import collect as catalog_module
@@ -28,7 +28,7 @@ from batchgen.catalog.timers import HEADER
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankSeconds
@@ -183,7 +183,7 @@ def test_runs_hold_the_ledger_of_each_attempt(mixed: RunFolder) -> None:
     began = time.time() - 5.0
     header = AttemptHeader(attempt=Attempt(mixed.submit([2, 3]), 0, 0, 0), t=began)
     spent = RankSeconds(load=1.0, encode=0.5, denoise=3.5, open=2.9)
-    killed = JournalWriter.open(mixed.run, header, Told(spent))
+    killed = JournalWriter.open(mixed.run, header, GivenSeconds(spent))
     killed.phase("load", 1.0)
     mixed.render(killed, 3)
     killed.start(2, "row0002")
@@ -409,7 +409,7 @@ def test_a_run_that_went_on_after_its_collect_opens_as_it_stands(
     lab.render(second, 3)
     assert statuses(True) == "oofo"
     collect(lab.run)
-    accept_restart(lab.run, Attempt(1, 1, 1, 0))
+    fence_restart(lab.run, Attempt(1, 1, 1, 0))
     assert statuses(True) == "oofo"
     collect(lab.run)
     lab.submit([2])

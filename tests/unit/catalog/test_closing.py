@@ -28,10 +28,10 @@ from batchgen.catalog.collect import collect
 from batchgen.engine import clock as clock_module
 from batchgen.engine.clock import Clock
 from batchgen.ledger import journal as journal_module
+from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import AttemptHeader, End, Start
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.restarts import accept_restart
-from batchgen.ledger.tally import read_counters
+from batchgen.ledger.restarts import fence_restart
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit, RowStats, StageSeconds
 
@@ -156,7 +156,7 @@ def test_a_run_with_kills_and_a_drain_closes(make_lab: Callable[..., RunFolder])
     lab = make_lab(4)
     first = lab.submit()
     assert start(lab, first, 0, "kill", 15, 0, 1) == -signal.SIGKILL
-    accept_restart(lab.run, Attempt(first, 0, 1, 0))
+    fence_restart(lab.run, Attempt(first, 0, 1, 0))
     assert start(lab, first, 1, "drain", 12, 1, 2) == 0
     assert start(lab, lab.submit([2, 3]), 0, "kill", 18, 2, 3) == -signal.SIGKILL
     assert start(lab, lab.submit([3]), 0, "", 0, 3) == 0

@@ -28,8 +28,8 @@ from batchgen.catalog.repair import void_rows
 from batchgen.catalog.turns import Overtaken, turn_of
 from batchgen.durable import write_json
 from batchgen.errors import RunStateError
-from batchgen.ledger import losses
 from batchgen.ledger.events import End
+from batchgen.ledger.upkeep import losses
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId

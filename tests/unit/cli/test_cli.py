@@ -294,7 +294,7 @@ def test_the_signal_that_came_is_named_when_a_rank_has_passed_it_on(
     code = (
         "import os, signal\n"
         "from batchgen.cli.streams import answer_signals\n"
-        "from batchgen.errors import Told\n"
+        "from batchgen.errors import EndedBySignal\n"
         "from batchgen.paths import RunPaths\n"
         "from batchgen.records import Attempt\n"
         "from batchgen.worker.drain import Drain\n"
@@ -303,7 +303,7 @@ def test_the_signal_that_came_is_named_when_a_rank_has_passed_it_on(
         "try:\n"
         f"    with Drain(RunPaths(Path({str(tmp_path)!r})), Attempt(1, 0, 0, 0)):\n"
         f"        os.kill(os.getpid(), signal.{name})\n"
-        "except Told as told:\n"
+        "except EndedBySignal as told:\n"
         "    print(told.name)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

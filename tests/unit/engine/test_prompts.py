@@ -10,8 +10,8 @@ import pytest
 import torch
 from toy_engine import MAX_TOKENS, Twin, request, small_spec, system
 
+from batchgen.engine.loading.weights import load_components
 from batchgen.engine.prompts import PromptBook
-from batchgen.engine.weights import load_components
 from batchgen.errors import PromptTooLong
 from batchgen.families.family import FamilyModel, Tokens, family_code
 

@@ -37,16 +37,18 @@ def pair() -> Iterator[Pair]:
     def make(
         patience_s: float = PATIENCE_S,
         moved: Callable[[], object] = unheard,
-        told: Callable[[str], object] = unheard,
+        signalled: Callable[[str], object] = unheard,
         signal: Callable[[], str] = lambda: "",
     ) -> tuple[Leader, Follower]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             ours = socket.create_connection(server.getsockname())
             theirs, _ = server.accept()
         common: dict[str, Any] = {"address": "127.0.0.1", "patience_s": patience_s, "moved": moved}
-        leader = Leader([Peer(ours, "rank 1 of 2 on b", patience_s)], host="a", told=told, **common)
+        leader = Leader(
+            [Peer(ours, "rank 1 of 2 on b", patience_s)], host="a", signalled=signalled, **common
+        )
         peer = Peer(theirs, "rank 0 of 2 on a", patience_s)
-        follower = Follower(1, 2, peer, host="b", told=signal, **common)
+        follower = Follower(1, 2, peer, host="b", signalled=signal, **common)
         made.extend((leader, follower))
         return leader, follower
 
@@ -76,7 +78,7 @@ def test_what_the_leader_shares_is_what_followers_get(pair: Pair) -> None:
 
 def test_reports_and_signals_of_followers_reach_the_leader(pair: Pair) -> None:
     heard: list[str] = []
-    leader, follower = pair(told=heard.append, signal=lambda: "SIGUSR2")
+    leader, follower = pair(signalled=heard.append, signal=lambda: "SIGUSR2")
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(follower.share, None)  # says what it was told as it waits
         follower_lost = ((4, "MemoryError: of this rank"),)
@@ -151,7 +153,7 @@ def test_the_leader_says_what_a_follower_met(pair: Pair) -> None:
 
 # ------------------------------------------------------------------------------------- the meeting
 def lead(folder: Path, patience_s: float = PATIENCE_S, stop: Callable[[], bool] = bool) -> Any:
-    return leading(meeting(folder, 0, patience_s), stop=stop, moved=unheard, told=unheard)
+    return leading(meeting(folder, 0, patience_s), stop=stop, moved=unheard, signalled=unheard)
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_ranks_meet_whatever_strangers_come(folder: Path) -> None:
     def follow() -> None:
         place = meeting(folder, 1)
-        with following(place, moved=unheard, told=lambda: "") as team:
+        with following(place, moved=unheard, signalled=lambda: "") as team:
             assert team.share(None).over
             team.share(None)  # is dismissed
 
@@ -190,7 +192,7 @@ def test_a_follower_that_never_comes_is_given_up_in_time(folder: Path) -> None:
 
 
 def test_a_leader_that_never_comes_is_given_up_in_time(folder: Path) -> None:
-    never = following(meeting(folder, 1, 0.3), moved=unheard, told=lambda: "")
+    never = following(meeting(folder, 1, 0.3), moved=unheard, signalled=lambda: "")
     with pytest.raises(ReplicaFailed, match="leader of replica 0"), never:
         pytest.fail("there is no team")
 

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.checkpoint import build_module, meta_model
-from batchgen.engine.parts import parts
+from batchgen.engine.loading.checkpoint import build_module, meta_model
+from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
 from batchgen.families.wan import spec as wan

@@ -15,8 +15,8 @@ from run_folder import RunFolder
 from waiting import process_state, wait_for
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.intent import accepted_journals, last_intent, read_intent, submission_numbers
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.intent import fenced_journals, last_intent, read_intent, submission_numbers
+from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.scan import STATUS_NAMES
 from batchgen.ledger.status import read_status
 from batchgen.ledger.submissions import read_shard
@@ -237,7 +237,7 @@ def test_a_restart_accepts_what_its_task_committed_and_fences_off_the_rest(
     other = lab.journal(number, task=1)
     lab.render(first, 0)
     lab.fail(first, 1)
-    assert accept_restart(lab.run, Attempt(number, 0, 1, 0)) == {0: "ok", 1: "failed"}
+    assert fence_restart(lab.run, Attempt(number, 0, 1, 0)) == {0: "ok", 1: "failed"}
     lab.render(first, 2)  # a zombie's
     lab.render(other, 3)  # another task is not touched
     assert statuses(lab) == ["ok", "failed", "pending", "ok"]
@@ -255,9 +255,9 @@ def test_a_second_restart_copies_the_limits_of_the_first(
     number = lab.submit()
     zombie = lab.journal(number)
     lab.render(zombie, 0)
-    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, Attempt(number, 0, 1, 0))
     lab.render(zombie, 1)
-    assert accept_restart(lab.run, Attempt(number, 0, 2, 0)) == {0: "ok"}
+    assert fence_restart(lab.run, Attempt(number, 0, 2, 0)) == {0: "ok"}
     assert statuses(lab) == ["ok", "pending", "pending"]
     lab.submit([1, 2])
     assert statuses(lab) == ["ok", "pending", "pending"]
@@ -266,7 +266,7 @@ def test_a_second_restart_copies_the_limits_of_the_first(
 def test_a_first_start_accepts_nothing(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(1)
     number = lab.submit()
-    assert accept_restart(lab.run, Attempt(number, 0, 0, 0)) == {}
+    assert fence_restart(lab.run, Attempt(number, 0, 0, 0)) == {}
     assert not lab.run.fence(Attempt(number, 0, 0, 0)).exists()
 
 
@@ -276,7 +276,7 @@ def test_limits_name_the_fenced_journals_only(make_lab: Callable[..., RunFolder]
     lab.render(old, 0)
     size = old.path.stat().st_size
     new = lab.journal(lab.submit([1]))
-    limits = {journal.path: journal.limit for journal in accepted_journals(lab.run)}
+    limits = {journal.path: journal.limit for journal in fenced_journals(lab.run)}
     assert limits == {old.path: size, new.path: None}
 
 

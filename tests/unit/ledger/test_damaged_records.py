@@ -12,7 +12,7 @@ from run_folder import RunFolder
 from batchgen.catalog.verify import verify
 from batchgen.cli.main import main
 from batchgen.ledger.events import End
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.records import Attempt
 
 
@@ -26,7 +26,7 @@ def lab(make_lab: Callable[..., RunFolder]) -> RunFolder:
         if restart:
             with made.journal(number) as journal:
                 journal.end(End(reason="drained"))
-            accept_restart(made.run, Attempt(number, 0, restart, 0))
+            fence_restart(made.run, Attempt(number, 0, restart, 0))
         with made.journal(number, restart=restart) as journal:
             made.render(journal, row)
             journal.end(End(reason="done"))

@@ -10,7 +10,7 @@ from run_folder import RunFolder
 from batchgen.catalog.verify import verify
 from batchgen.ledger.events import START
 from batchgen.ledger.intent import read_fence
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
 from batchgen.records import Attempt
@@ -47,6 +47,6 @@ def test_status_says_what_the_scan_says(grown: RunFolder) -> None:
 
 def test_a_restart_has_no_suspect_by_it(grown: RunFolder) -> None:
     again = Attempt(1, 0, 1, 0)
-    assert accept_restart(grown.run, again) == {0: "ok", 2: "ok"}
+    assert fence_restart(grown.run, again) == {0: "ok", 2: "ok"}
     fence = read_fence(grown.run, again)
     assert fence is not None and (fence.suspects, fence.withheld) == ((), ())

@@ -12,7 +12,7 @@ from run_folder import RunFolder
 from batchgen import catalog
 from batchgen.ledger.intent import seniority
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.status import read_status
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
@@ -90,7 +90,7 @@ def test_readers_agree_with_the_rules_in_plain_words(
             task = dice.randint(0, 1)
             restart = model.restarts.get(task, 0) + 1
             attempt = Attempt(model.submission, task, restart, 0)
-            accept_restart(lab.run, attempt)
+            fence_restart(lab.run, attempt)
             model.restarts[task] = restart
             open_journal(attempt)
         elif move < 0.22:

@@ -16,8 +16,8 @@ from run_folder import STAGES, RunFolder, read_journal
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger import events
+from batchgen.ledger.counts import read_counters
 from batchgen.ledger.journal import whole_length
-from batchgen.ledger.tally import read_counters
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Commit, Media, RowStats
 

@@ -62,13 +62,13 @@ def test_a_kill_loses_no_commit_and_invents_none(
 def test_a_rank_that_is_killed_and_started_again_renders_only_the_rest(
     make_lab: Callable[..., RunFolder],
 ) -> None:
-    from batchgen.ledger.restarts import accept_restart
+    from batchgen.ledger.restarts import fence_restart
     from batchgen.records import Attempt
 
     lab = make_lab(3)
     number = lab.submit()
     assert lab.start_rank(number, [0, 1, 2], "journal.after_append:2:kill").wait(60) == -9
-    done = accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    done = fence_restart(lab.run, Attempt(number, 0, 1, 0))
     assert done == {0: "ok", 1: "ok"}
     assert lab.start_rank(number, [2], restart=1).wait(60) == 0
     status = read_status(lab.run)

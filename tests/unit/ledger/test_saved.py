@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from run_folder import STAGES, RunFolder, Told
+from run_folder import STAGES, GivenSeconds, RunFolder
 
 from batchgen import catalog
 from batchgen.catalog.collect import collect
@@ -19,7 +19,7 @@ from batchgen.errors import RunStateError
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger.events import END, HEAD, LEFT, START, End, Saved, Start, Tried, encode_line
 from batchgen.ledger.intent import read_intent
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission, read_shard
@@ -179,7 +179,7 @@ def test_of_a_killed_attempt_the_last_sign_counts(
 ) -> None:
     """A line, or the heartbeat after it; whatever it was doing then."""
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if by == "line" else 0.0)
-    lab, meter = make_lab(2), Told(RankSeconds(load=1.0))
+    lab, meter = make_lab(2), GivenSeconds(RankSeconds(load=1.0))
     journal = lab.journal(lab.submit(), meter=meter)
     journal.start(0, "row0000")
     spent = {"load": 1.0, "move": 0.25, "encode": 0.5, "idle": 3.0, "tail": 0.5}
@@ -318,7 +318,7 @@ def test_status_counts_suspects_until_they_are_committed(
     assert suspects() == 1
     monkeypatch.setattr(status_module.ProcessId, "alive", lambda _: False)
     assert suspects() == 2, "row 4 too, now that its process is gone"
-    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, Attempt(number, 0, 1, 0))
     again = lab.journal(number, restart=1)
     lab.render(again, 4)
     assert suspects() == 1

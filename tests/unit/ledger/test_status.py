@@ -23,11 +23,11 @@ from batchgen.errors import RunStateError
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger import submissions as attempts
 from batchgen.ledger.blame.deaths import find_deaths
+from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import AttemptHeader, End, to_plain
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
-from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
@@ -90,7 +90,7 @@ def test_figures_agree_with_the_catalog_whatever_happened(
     make_lab: Callable[..., RunFolder],
 ) -> None:
     """Failures, retries that succeed and fail, a zombie, a restart, aliases."""
-    from batchgen.ledger.restarts import accept_restart
+    from batchgen.ledger.restarts import fence_restart
 
     lab = make_lab(10, aliases={8: 0, 9: 3})
     first = lab.journal(lab.submit(list(range(8))))
@@ -112,7 +112,7 @@ def test_figures_agree_with_the_catalog_whatever_happened(
     lab.fail(second, 4)
     lab.fail(second, 5)
     check()
-    accept_restart(lab.run, Attempt(2, 0, 1, 0))
+    fence_restart(lab.run, Attempt(2, 0, 1, 0))
     lab.render(second, 6)  # waste
     check()
     again = lab.journal(2, restart=1)
@@ -145,7 +145,7 @@ def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
     make_lab: Callable[..., RunFolder],
 ) -> None:
     """Rank 0 draws it while the others open their journals."""
-    from batchgen.ledger.restarts import accept_restart
+    from batchgen.ledger.restarts import fence_restart
 
     lab = make_lab(4)
     first = lab.journal(number := lab.submit())
@@ -154,7 +154,7 @@ def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
         first.start(row, f"row{row:04d}")
     first.close()
     with lab.journal(number, restart=1, replica=1) as journal:
-        accept_restart(lab.run, Attempt(number, 0, 1, 0))
+        fence_restart(lab.run, Attempt(number, 0, 1, 0))
         assert read_status(lab.run).suspects == 2
         lab.render(journal, 1)
         lab.render(journal, 0)

@@ -15,8 +15,8 @@ from batchgen.catalog import collect as catalog
 from batchgen.catalog.verify import verify
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import End
-from batchgen.ledger.losses import UNSEEN_S, find_losses
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
+from batchgen.ledger.upkeep.losses import UNSEEN_S, find_losses
 from batchgen.records import Attempt
 
 
@@ -31,7 +31,7 @@ def killed(make_lab: Callable[..., RunFolder]) -> tuple[RunFolder, Path]:
 
 
 def accept(lab: RunFolder) -> None:
-    accept_restart(lab.run, Attempt(1, 0, 1, 0))
+    fence_restart(lab.run, Attempt(1, 0, 1, 0))
 
 
 def submit_again(lab: RunFolder) -> None:

@@ -21,9 +21,9 @@ from batchgen.config.schema import SlurmConfig
 from batchgen.durable import write_json
 from batchgen.engine.contract import Snapshot
 from batchgen.ledger.blame.rows import read_blame
+from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import End, Phase, Saved, Signalled, Start
 from batchgen.ledger.status import read_status
-from batchgen.ledger.tally import read_counters
 from batchgen.planning.plan import read_requests
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Commit

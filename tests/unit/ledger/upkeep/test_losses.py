@@ -16,8 +16,8 @@ from batchgen.cli.main import main
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import End, decode_line, encode_line
 from batchgen.ledger.intent import submission_numbers
-from batchgen.ledger.losses import find_losses
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
+from batchgen.ledger.upkeep.losses import find_losses
 from batchgen.ledger.winners import missing_rows
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
@@ -159,7 +159,7 @@ def test_what_a_restart_accepted_is_known(make_lab: Callable[..., RunFolder]) ->
     with lab.journal(1) as journal:
         for row in range(4):
             lab.render(journal, row)
-    accept_restart(lab.run, Attempt(1, 0, 1, 0))
+    fence_restart(lab.run, Attempt(1, 0, 1, 0))
     shutil.rmtree(lab.run.counters_dir)
     emptied(journal.path)
     refuse(lab, r"has 0 bytes; it had \d+ by journal/0001/0-r1\.accept\.json")

@@ -21,10 +21,10 @@ from transformers.utils import logging as transformers_logging
 from batchgen.config.checkpoint import check_checkpoint
 from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.checkpoint import check_part, check_tokenizer, load_tokenizer
 from batchgen.engine.contract import unheard
-from batchgen.engine.parts import CheckpointPart, parts
-from batchgen.engine.random_weights import random_component
+from batchgen.engine.loading.checkpoint import check_part, check_tokenizer, load_tokenizer
+from batchgen.engine.loading.parts import CheckpointPart, parts
+from batchgen.engine.loading.random_weights import random_component
 from batchgen.errors import WeightsError
 from batchgen.families.family import STAGES, Stage
 

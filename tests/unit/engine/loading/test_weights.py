@@ -19,10 +19,10 @@ from toy_engine import Keeper, ListSource, request, small_spec, system, tiny_wan
 from batchgen import config as config_package
 from batchgen.config.build import build
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.checkpoint import meta_model
 from batchgen.engine.engine import Engine
-from batchgen.engine.parts import parts
-from batchgen.engine.weights import check_weights, convert_weights, load_components
+from batchgen.engine.loading.checkpoint import meta_model
+from batchgen.engine.loading.parts import parts
+from batchgen.engine.loading.weights import check_weights, convert_weights, load_components
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.wan import spec as planned
 

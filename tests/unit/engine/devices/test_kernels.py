@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from batchgen.engine.kernels import KernelWatch
+from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.request import Bucket
 
 HERE, THERE = Bucket(32, 32, 5), Bucket(64, 64, 5)

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from batchgen.config.component import read_config
-from batchgen.engine.parts import CheckpointPart
+from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.errors import WeightsError, closest
 
 _SHOWN = 3  # names of tensors printed in one message

@@ -12,7 +12,7 @@ from planned_run import plan_run
 from run_folder import RunFolder
 
 from batchgen.catalog.collect import collect
-from batchgen.ledger import leftovers
+from batchgen.ledger.upkeep import leftovers
 from batchgen.paths import RunPaths
 from batchgen.runner.resume import prepare_resume
 

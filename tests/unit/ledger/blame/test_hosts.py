@@ -8,7 +8,7 @@ from run_folder import RunFolder, die, fail
 
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.events import End
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.records import Attempt
 
 
@@ -293,7 +293,7 @@ def test_a_host_where_attempts_die_before_their_first_row_is_bad(
     number = lab.submit()
     lab.render(lab.journal(number, 1, host="n2"), 7)
     die(lab, number, host="n1")
-    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, Attempt(number, 0, 1, 0))
     assert blame(lab).bad_hosts == {}
     die(lab, number, host="n1", restart=1)
     reason = blame(lab).bad_hosts["n1"]

@@ -42,7 +42,7 @@ class Counts:
         return self.ok + self.failed + self.quarantined
 
 
-class Tally:
+class ChangedCounts:
     """Changes of the counts since a known state.
 
     `known` holds the status of every row that may be committed here and was not missing before;

@@ -18,13 +18,13 @@ from batchgen.catalog.collect import collect
 from batchgen.catalog.repair import QUARANTINED, quarantine_rows
 from batchgen.errors import RunStateError
 from batchgen.ledger.blame.rows import Blame, Verdict, read_blame
+from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import End, to_plain
 from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.restarts import accept_restart
+from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.status import read_status
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.tally import read_counters
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt
@@ -146,9 +146,9 @@ def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., RunFolder])
     lab = make_lab(2)
     number = lab.submit()
     die(lab, number, 0)
-    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, Attempt(number, 0, 1, 0))
     zombie = lab.journal(number, restart=1)
-    accept_restart(lab.run, Attempt(number, 0, 2, 0))
+    fence_restart(lab.run, Attempt(number, 0, 2, 0))
     fail(lab, zombie, 0)
     assert suspects(lab) == [0]
 
@@ -162,7 +162,7 @@ def test_a_zombie_that_only_beats_counts_for_nothing(
     lab = make_lab(2)
     zombie = lab.journal(lab.submit())
     zombie.start(0, "row0000")
-    accept_restart(lab.run, Attempt(1, 0, 1, 0))
+    fence_restart(lab.run, Attempt(1, 0, 1, 0))
     assert suspects(lab) == [0]
     zombie.close()  # a last heartbeat
     assert suspects(lab) == []
@@ -179,7 +179,7 @@ def test_a_death_counts_where_the_clock_is_ahead(
     known = read_counters(path)
     assert known is not None
     path.write_text(json.dumps(to_plain(replace(known, t=known.t + ahead_s))))
-    accept_restart(lab.run, Attempt(1, 0, 1, 0))
+    fence_restart(lab.run, Attempt(1, 0, 1, 0))
     assert suspects(lab) == ([0] if counts else [])
 
 
@@ -198,7 +198,7 @@ def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., RunFol
         drained.start(6, "row0006")
         drained.end(End(reason="drained"))
     die(lab, number, 7, task=1)
-    accept_restart(lab.run, second := Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, second := Attempt(number, 0, 1, 0))
     fence = read_fence(lab.run, second)
     assert fence is not None
     assert (fence.suspects, fence.statuses) == ((5,), {0: "ok"})
@@ -208,7 +208,7 @@ def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., RunFol
         again.start(row, f"row{row:04d}")
     again.saved(3, 2, 0.5)
     again.tried(4, 0.5, RuntimeError("boom"))
-    accept_restart(lab.run, third := Attempt(number, 0, 2, 0))
+    fence_restart(lab.run, third := Attempt(number, 0, 2, 0))
     fence = read_fence(lab.run, third)
     assert fence is not None
     assert fence.suspects == (1, 2)
@@ -223,7 +223,7 @@ def test_a_restart_withholds_who_died_alone(make_lab: Callable[..., RunFolder]) 
     die(lab, number, 0, 1, 2)
     withheld = []
     for restart, row in ((1, 0), (2, 1), (3, 2), (4, None)):
-        accept_restart(lab.run, attempt := Attempt(number, 0, restart, 0))
+        fence_restart(lab.run, attempt := Attempt(number, 0, restart, 0))
         fence = read_fence(lab.run, attempt)
         assert fence is not None and fence.suspects == (0, 1, 2)
         withheld.append(fence.withheld)
@@ -249,7 +249,7 @@ def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., RunFo
     saved = lab.journal(number, replica=2)
     saved.start(3, "row0003", alone=True)
     saved.saved(3, 1, 0.5)
-    accept_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
     fence = read_fence(lab.run, attempt)
     assert fence is not None
     assert (fence.suspects, fence.withheld) == ((), ())
@@ -300,7 +300,7 @@ def test_one_device_takes_as_many_deaths_alone_as_the_row_has_tries(
         assert convicted(lab) == []
         number = lab.submit(executor="local", row_retries=retries)
         die(lab, number, 0, alone=True)
-        assert blame(lab).told_by(number)
+        assert blame(lab).has_evidence_from(number)
     (verdict,) = blame(lab).convicted
     assert "when it was alone, on the only device of the run: s1t0r0p0" in verdict.reason
 
@@ -312,7 +312,7 @@ def test_cards_of_one_machine_are_devices_of_their_own(make_lab: Callable[..., R
     for _ in range(3):
         die(lab, number := lab.submit(), 0, alone=True, card="GPU-a")
     assert (suspects(lab), convicted(lab)) == ([0], [])
-    assert not blame(lab).told_by(number), "it tells nothing new"
+    assert not blame(lab).has_evidence_from(number), "it tells nothing new"
     die(lab, lab.submit(), 0, alone=True, card="GPU-b")
     (verdict,) = blame(lab).convicted
     assert "when it was alone, on another device: " in verdict.reason
@@ -352,7 +352,7 @@ def test_a_row_that_was_killed_after_a_signal_is_not_withheld(
     lab = make_lab(2)
     number = lab.submit()
     preempted(lab, number, 0, "n1", True)
-    accept_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
     fence = read_fence(lab.run, attempt)
     assert fence is not None
     assert (fence.suspects, fence.withheld) == ((0,), ())
@@ -362,7 +362,7 @@ def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., RunF
     lab = make_lab(1)
     number = lab.submit()
     die(lab, number, 0, host="n1", alone=True)
-    accept_restart(lab.run, Attempt(number, 0, 1, 0))
+    fence_restart(lab.run, Attempt(number, 0, 1, 0))
     die(lab, number, 0, host="n2", alone=True, restart=1)
     (verdict,) = blame(lab).convicted
     assert verdict.reason == (

@@ -9,7 +9,7 @@ import torch
 from toy_engine import small_spec, system
 
 from batchgen.engine.choose import choose_engine
-from batchgen.engine.device import device_of_rank, refuse_less, require_devices
+from batchgen.engine.devices.device import device_of_rank, refuse_less, require_devices
 from batchgen.engine.engine import Engine
 from batchgen.errors import ConfigError
 from batchgen.records import Layout

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
-from batchgen.ledger.extent import EXTENT_KEY, Extent
+from batchgen.ledger.counts import read_counters
 from batchgen.ledger.intent import (
     damaged_records,
     fences,
@@ -31,9 +31,9 @@ from batchgen.ledger.intent import (
     last_intent,
     submission_numbers,
 )
-from batchgen.ledger.pieces import parts_of, pieces
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
-from batchgen.ledger.tally import read_counters
+from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
+from batchgen.ledger.upkeep.pieces import parts_of, pieces
 from batchgen.ledger.winners import Winners, choose
 from batchgen.paths import RunPaths, as_typed, parse_counters
 from batchgen.planfile import reading

@@ -11,8 +11,8 @@ from tokenizers import decoders as token_decoders
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from batchgen.engine.checkpoint import meta_model
-from batchgen.engine.parts import CheckpointPart
+from batchgen.engine.loading.checkpoint import meta_model
+from batchgen.engine.loading.parts import CheckpointPart
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
 BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes
