@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from batchgen.config.limits import check_limit
-from batchgen.config.schema import JobConfig, ModelSpec
+from batchgen.config.schema import JobConfig, ModelSpec, Modules
 from batchgen.errors import ConfigError, closest
 from batchgen.families.family import family_names, family_spec
 from batchgen.request import MANIFEST, ROW_DEFAULTS
@@ -179,7 +179,16 @@ def _join(where: str, key: str) -> str:
 
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
+    return {name: _legal_names(hint) for name, hint in hints.items()}
+
+
+def _legal_names(hint: Any) -> Any:
+    """The type of a key; where a folder says what is legal, the names found there."""
+    marks = getattr(hint, "__metadata__", ())
+    if marks and isinstance(marks[0], Modules):
+        return Literal.__getitem__(marks[0].names())
+    return hint
 
 
 # ---------------------------------------------------------------------------------------- values

@@ -6,11 +6,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from batchgen.request import ROW_DEFAULTS, ModelDefaults, Solver
 
 Auto = Literal["auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """Legal values of a key: the modules of a folder of the package, by their file names alone."""
+
+    folder: str
+    also: tuple[str, ...] = ()
+
+    def names(self) -> tuple[str, ...]:
+        """The legal values, sorted, behind those of `also`."""
+        there = iter_modules([str(Path(__file__).parents[1] / self.folder)])
+        return (*self.also, *sorted(module.name for module in there))
+
+
 DType = Literal["bfloat16", "float16", "float32"]
 
 
@@ -117,7 +133,7 @@ class SystemConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
     root_dir: str = "outputs"
-    format: Literal["auto", "mp4", "gif", "png", "webp", "jpeg", "frames", "npy"] = "auto"
+    format: Annotated[str, Modules("media/formats", also=("auto",))] = "auto"
     fps: float | None = None  # None: from the model
     quality: int = 8
     geometry: Literal["error", "round", "pad"] = "error"
@@ -158,7 +174,7 @@ class SlurmConfig:
     `extra`: further options of sbatch; true = an option without a value, false = not this one.
     """
 
-    executor: Literal["inline", "local", "slurm"] = "local"
+    executor: Annotated[str, Modules("runner/executors")] = "local"
     nodes: int = 1
     ranks_per_node: int = 1
     gpus_per_node: int = 0

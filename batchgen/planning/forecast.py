@@ -23,6 +23,7 @@ _JOURNAL_BYTES = 1500  # start and commit lines of a row
 _CATALOG_BYTES = 800
 
 # Bytes per pixel and frame at quality 8; encoders differ by content, so these are upper middles.
+# A format that is not listed counts as what is stored without loss.
 _BYTES_PER_PIXEL = {
     "mp4": 0.06, "gif": 0.5, "webp": 0.15, "png": 1.6, "frames": 1.6, "jpeg": 0.35, "npy": 3.0,
 }  # fmt: skip
@@ -123,7 +124,8 @@ def _media(job: JobConfig, buckets: tuple[BucketForecast, ...]) -> tuple[float, 
         if name == "auto":
             name = "png" if bucket.num_frames == 1 else "mp4"
         lossy = quality if name in ("mp4", "webp", "jpeg") else 1.0
+        per_pixel = _BYTES_PER_PIXEL.get(name, _BYTES_PER_PIXEL["npy"])
         pixels = bucket.width * bucket.height * bucket.num_frames
-        total += forecast.rows * max(_LEAST_MEDIA_BYTES, pixels * _BYTES_PER_PIXEL[name] * lossy)
+        total += forecast.rows * max(_LEAST_MEDIA_BYTES, pixels * per_pixel * lossy)
         files += forecast.rows * (bucket.num_frames if name == "frames" else 1)
     return total, files

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from batchgen.config.build import hint_of
 from batchgen.config.schema import SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.runner import executors
@@ -19,6 +21,7 @@ METHODS = ("launch", "is_alive", "drain", "kill")
 
 def test_the_folder_is_the_registry() -> None:
     assert {"inline", "local", "slurm"} <= set(ALL)
+    assert Literal[tuple(ALL)] == hint_of("slurm.executor")  # type: ignore[valid-type]
 
 
 @pytest.mark.parametrize("name", ALL)

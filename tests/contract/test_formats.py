@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from batchgen.config.build import hint_of
 from batchgen.durable import digest_file
 from batchgen.errors import ConfigError
 from batchgen.media import ffmpeg, formats
+from batchgen.planning.manifests.defaults import SINGLE_FRAME_FORMATS
 
 EXACT = {"png", "frames", "npy"}  # whatever the quality
-STILL = {"png", "jpeg"}
+STILL = {*SINGLE_FRAME_FORMATS}
 ALL = formats.names()
 
 
@@ -167,6 +170,10 @@ def test_an_array_of_objects_is_never_unpickled(tmp_path: Path) -> None:
 def test_an_unknown_format_names_the_legal_ones() -> None:
     with pytest.raises(ConfigError, match=r"'jpg' is not one of frames, gif, jpeg.*'jpeg'"):
         formats.get("jpg")
+
+
+def test_the_folder_says_what_is_legal() -> None:
+    assert Literal[("auto", *ALL)] == hint_of("output.format")  # type: ignore[valid-type]
 
 
 def test_extensions_are_unique() -> None:

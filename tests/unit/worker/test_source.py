@@ -24,7 +24,7 @@ def source(
     info = RankInfo(rank, 2, 0, 0, 0, f"node{rank}")
     start = RowStart(info.host, RowStates(shift.run, 20, "strict", "none"))
     admission = Admission(time.time() + left_s)
-    with open_source(shift.run, Attempt(1, 0, 0, rank), info, admission, start, stop) as opened:
+    with open_source(shift.run, Attempt(1, 0, 0, rank), info, admission, start, stop, 2) as opened:
         yield opened
 
 
