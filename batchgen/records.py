@@ -54,11 +54,22 @@ class Layout:
     device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
     vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
     fits: bool = True
+    speed: float = 1.0  # predicted, of a replica against one rank of it
     reason: str = ""
 
     @property
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
+
+    @property
+    def replica(self) -> int:
+        """Ranks that draw each row together."""
+        return self.cfg * self.ulysses * self.ring
+
+    @property
+    def replicas_per_node(self) -> int:
+        """That draw the rows of one shard; a replica is within a node."""
+        return max(1, self.ranks_per_node // self.replica)
 
     def __str__(self) -> str:
         """Short, for tables: `dp2 resident bf16`."""

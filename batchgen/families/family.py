@@ -162,8 +162,17 @@ class FamilySpec(Protocol):
     def parameters(self, model: ModelSpec, component: str) -> int:
         """Weights of a component of kind `model`."""
 
-    def activation_bytes(self, model: ModelSpec, bucket: Bucket) -> int:
-        """Peak bytes beside the weights for one item: the larger of forward and decode."""
+    def heads(self, model: ModelSpec) -> int:
+        """Of the self-attention: Ulysses divides them over ranks."""
+
+    def width(self, model: ModelSpec) -> int:
+        """Channels of a token between two blocks."""
+
+    def forward_bytes(self, model: ModelSpec, bucket: Bucket) -> int:
+        """Peak bytes beside the weights while the transformer runs on one item."""
+
+    def decode_bytes(self, model: ModelSpec, bucket: Bucket) -> int:
+        """Peak bytes beside the weights while one row is decoded."""
 
 
 def component_bytes(model: ModelSpec) -> ComponentBytes:

@@ -45,7 +45,6 @@ from batchgen.planning.store import (
     PlanCosts,
     header_metadata,
     plan_schema,
-    read_buckets,
     read_costs,
     read_keys,
     read_plan,
@@ -59,7 +58,6 @@ __all__ = [
     "Plan",
     "PlanCosts",
     "make_plan",
-    "read_buckets",
     "read_costs",
     "read_keys",
     "read_plan",
@@ -257,6 +255,7 @@ class _Costs:
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._rows: Counter[Bucket] = Counter()
         self._evaluations: Counter[Bucket] = Counter()
+        self._steps: Counter[Bucket] = Counter()
 
     def add(self, rows: ResolvedRows, is_alias: np.ndarray) -> tuple[np.ndarray, pa.Array]:
         """Cost (0 for an alias) and bucket name of every row of a batch."""
@@ -271,9 +270,11 @@ class _Costs:
         evaluations = rows.num_steps * self._family.branches(self._model.model, rows) * rendered
         counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
         sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
-        for bucket, count, total in zip(buckets, counts, sums, strict=True):
+        steps = np.bincount(inverse, weights=rows.num_steps * rendered).astype(int).tolist()
+        for bucket, count, total, step in zip(buckets, counts, sums, steps, strict=True):
             self._rows[bucket] += count
             self._evaluations[bucket] += total
+            self._steps[bucket] += step
         cost_s = evaluations * seconds[:, 0] + seconds[:, 1] * rendered
         return cost_s, pa.array([str(bucket) for bucket in buckets]).take(pa.array(inverse))
 
@@ -288,6 +289,7 @@ class _Costs:
                 denoise_s=self._evaluations[bucket] * seconds.forward,
                 encode_s=self._rows[bucket] * seconds.encode,
                 decode_s=self._rows[bucket] * seconds.decode,
+                steps=self._steps[bucket],
             )
             for bucket, seconds in self._seconds.items()
         ]

@@ -23,10 +23,12 @@ from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_su
 from batchgen.ledger.winners import choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
-from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
+from batchgen.planning.cost import start_up_seconds
+from batchgen.planning.forecast import most_shard_seconds
 from batchgen.planning.layout import resolve_layout
-from batchgen.planning.plan import read_buckets, read_costs
+from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
+from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
@@ -117,12 +119,13 @@ def submit(
     blame = read_blame(run, all_gone=True)
     verdicts = [v for v in blame.convicted if v.row_index in wanted]
     wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
-    layout = resolve_layout(config, read_buckets(plan, wanted)) if len(wanted) else None
+    work = read_work(plan, wanted, config.model)
+    layout = resolve_layout(config, work) if work else None
     if verdicts:
         last = quarantine_rows(run, verdicts, last=last)
     if len(wanted) == 0 and settings.replan is None:
         return None
-    shards = cut(plan, wanted, config, blame.suspects)
+    shards = cut(plan, wanted, config, layout, blame.suspects)
     install = settings.replan.install if settings.replan else _nothing
     number = begin_submission(run, shards, settings.info(layout), last=last, under_lock=install)
     failpoint("submit.after_intent")
@@ -196,20 +199,25 @@ def _nothing() -> None:
 
 
 def cut(
-    plan: Path, rows: np.ndarray, config: JobConfig, suspects: np.ndarray = NOBODY
+    plan: Path,
+    rows: np.ndarray,
+    config: JobConfig,
+    layout: Layout | None,
+    suspects: np.ndarray = NOBODY,
 ) -> SubmissionRows:
     """Shards by predicted cost, the longest rows of each first and `suspects` apart; one machine is
     one shard."""
     slurm = config.slurm
-    costs = read_costs(plan).cost_s[rows]
+    replicas, speed = (layout.replicas_per_node, layout.speed) if layout else (1, 1.0)
+    costs = read_costs(plan).cost_s[rows] / speed
     alone = np.isin(rows, suspects)
-    costs[alone] *= slurm.ranks_per_node  # the other ranks wait meanwhile
+    costs[alone] *= replicas  # the others wait meanwhile
     shard = cut_shards(
         costs,
         shards=1 if slurm.executor in ONE_MACHINE else None,
         slots=slurm.nodes,
         start_up_s=start_up_seconds(config),
-        ranks=slurm.ranks_per_node,
+        ranks=replicas,
         most_s=most_shard_seconds(slurm),
     )
     order = np.empty(len(rows), np.int64)

@@ -62,6 +62,14 @@ def layers(model: ModelSpec) -> int:
     return 1
 
 
+def heads(model: ModelSpec) -> int:
+    return 1
+
+
+def width(model: ModelSpec) -> int:
+    return 1
+
+
 def stride(model: ModelSpec) -> Stride:
     """Any number of small frames."""
     return Stride(pixels=16, frames=1, max_side=256, max_frames=64)
@@ -89,6 +97,10 @@ def parameters(model: ModelSpec, component: str) -> int:
     return 0
 
 
-def activation_bytes(model: ModelSpec, bucket: Bucket) -> int:
+def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    return 0
+
+
+def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:
     """The frames."""
     return 3 * bucket.num_frames * bucket.width * bucket.height

@@ -11,16 +11,19 @@ from batchgen.config.schema import ModelDefaults, ModelSpec
 from batchgen.families.family import Capabilities
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.spec import (
-    activation_bytes,
     branches,
+    decode_bytes,
     decode_flops,
     encode_flops,
+    forward_bytes,
     forward_flops,
+    heads,
     layers,
     max_tokens,
     parameters,
     stride,
     tokens,
+    width,
 )
 
 __all__ = [
@@ -30,14 +33,16 @@ __all__ = [
     "OWN_ENGINE",
     "PIPELINE",
     "Dims",
-    "activation_bytes",
     "boundary",
     "branches",
     "capabilities",
+    "decode_bytes",
     "decode_flops",
     "defaults",
     "encode_flops",
+    "forward_bytes",
     "forward_flops",
+    "heads",
     "layers",
     "max_tokens",
     "parameters",
@@ -45,6 +50,7 @@ __all__ = [
     "settings",
     "stride",
     "tokens",
+    "width",
 ]
 
 NUMERICS_VERSION = 1
