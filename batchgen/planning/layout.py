@@ -30,8 +30,9 @@ from batchgen.planning.work import Work, planned_work
 from batchgen.records import Layout
 
 _HELD = {"resident": "all components stay", "model": "one component at a time"}
-# Prices closer than this are a tie: between degrees, and between packs or residencies of the same.
-_TIE, _SMALL_TIE = 1.05, 1.02
+# Prices closer than this are a tie: between ways to split the same replica over ulysses and ring,
+# where the model errs most, and between all others. `plan --layouts` says so.
+_SPLIT_TIE, _TIE = 1.1, 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,18 @@ def _choose(job: JobConfig, candidates: Sequence[Candidate]) -> Candidate:
     if not fitting:
         return min(candidates, key=lambda candidate: candidate.peak_bytes)
     by_degrees = groupby(fitting, key=lambda candidate: candidate.degrees)
-    best = [_first_of_the_best(job, list(group), _SMALL_TIE) for _, group in by_degrees]
-    return best[0] if on_cpu(job) else _first_of_the_best(job, best, _TIE)
+    best = [_first_of_the_best(job, list(group), _TIE) for _, group in by_degrees]
+    if on_cpu(job):
+        return best[0]
+    by_split = groupby(best, key=lambda candidate: (candidate.degrees.dp, candidate.degrees.cfg))
+    split = [_first_of_the_best(job, list(group), _SPLIT_TIE) for _, group in by_split]
+    return _first_of_the_best(job, split, _TIE)
 
 
 def _best_packs(job: JobConfig, packs: Sequence[Candidate]) -> Candidate:
     """Of candidates that differ in the items of a forward alone."""
     fitting = [candidate for candidate in packs if candidate.fits]
-    return _first_of_the_best(job, fitting, _SMALL_TIE) if fitting else packs[0]
+    return _first_of_the_best(job, fitting, _TIE) if fitting else packs[0]
 
 
 def _first_of_the_best(job: JobConfig, candidates: Sequence[Candidate], tie: float) -> Candidate:
@@ -138,13 +143,18 @@ def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> st
     inside = _inside(job, chosen)
     if chosen.degrees.replica == 1:
         return f"dp first: a replica fits one rank {inside}, and rows are independent"
-    others = [c for c in shown if c.fits and c.degrees != chosen.degrees]
-    against = ""
-    if others:
-        best = max(others, key=lambda candidate: _worth(job, candidate))
-        against = f", against {_price(best)} of {best.degrees}"
-    found = f"{chosen.degrees}: {_price(chosen)}{against} {inside}"
+    found = f"{chosen.degrees}: {_price(chosen)}{_against(chosen, shown)} {inside}"
     return found + _heads(job, chosen)
+
+
+def _against(chosen: Candidate, shown: Iterable[Candidate]) -> str:
+    """The layout that goes first where prices are alike, and why it was not taken."""
+    for other in shown:
+        if other.degrees.dp <= chosen.degrees.dp:
+            break
+        if other.fits:
+            return f", against {_price(other)} of {other.degrees}"
+    return ""
 
 
 def _price(candidate: Candidate) -> str:

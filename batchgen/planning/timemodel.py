@@ -14,9 +14,11 @@ each time while the chunk before is attended to: only what takes longer than tha
 Ulysses over U ranks inside a ring of R works on N/R tokens, the ring on the d/U channels that are
 left to a rank (Fang and Zhao, USP, arXiv:2405.07719).
 
-The one figure that is fitted is `LINK_SHARE`: how much of a link's nominal rate a collective gets,
-with the copies around it and the wait for the slowest rank. It is that of published times of Wan
-on 2 to 16 GPUs, and `tests/unit/planning/test_published.py` holds the formulas against them.
+Three figures are fitted to published times of Wan on 2 to 16 GPUs, against which
+`tests/unit/planning/test_published.py` holds the formulas: how much of a link's nominal rate is
+left to an all-to-all, with the copies around it and the wait for the slowest rank, and to a pass
+between two neighbours; and how much longer attention takes chunk by chunk, with smaller kernels and
+sums in float32.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from batchgen.families.family import family_spec
 from batchgen.planning.cost import LAUNCH_S
 from batchgen.records import Bucket, Precision
 
-LINK_SHARE = 0.15
+ALL_TO_ALL_SHARE, PASS_SHARE = 0.2, 0.5
+CHUNKED = 1.2
+_CHUNK_KERNELS = 0.2  # of a block: one chunk's attention and its sum
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _VELOCITY_BYTES = 4 * 64  # of a token: 2x2 latent cells of 16 channels in float32
 
@@ -54,8 +58,8 @@ class Wires:
     ranks_per_node: int
 
     def rate(self, span: int) -> float:
-        """Bytes per second that a collective gets over `span` ranks that follow each other."""
-        return LINK_SHARE * (self.link if span <= self.ranks_per_node else self.nic)
+        """Bytes per second, nominally, over `span` ranks that follow each other."""
+        return self.link if span <= self.ranks_per_node else self.nic
 
 
 def shape_of(model: ModelSpec, bucket: Bucket, precision: Precision) -> Shape:
@@ -103,30 +107,33 @@ class SharedForward:
     def seconds(self, items: int = 1) -> float:
         """Of one forward of so many items."""
         launch = min(self.alone_s, self.shape.blocks * LAUNCH_S)
-        each = (self.alone_s - launch) / self._ranks * self._padded + self._waits_s()
-        return launch * self.ring + items * each  # each chunk of the ring has kernels of its own
+        each = (self.alone_s - launch) / self._ranks * self._longer + self._waits_s()
+        return launch * (1 + _CHUNK_KERNELS * (self.ring - 1)) + items * each
 
     @property
     def _ranks(self) -> int:
         return self.ulysses * self.ring
 
     @property
-    def _padded(self) -> float:
-        return 1 + self.shape.attention * (padding(self.shape.heads, self.ulysses) - 1)
+    def _longer(self) -> float:
+        """Compute over that of one rank: attention over padded heads, and chunk by chunk."""
+        chunked = CHUNKED if self.ring > 1 else 1.0
+        return 1 + self.shape.attention * (padding(self.shape.heads, self.ulysses) * chunked - 1)
 
     def _waits_s(self) -> float:
         """Communication of one item that nothing hides, over all blocks."""
         shape, width = self.shape, self.shape.width * padding(self.shape.heads, self.ulysses)
         sent = all_to_all_bytes(shape.tokens / self.ring, width, self.ulysses, shape.element)
-        to_heads = sent / self.wires.rate(self.ulysses)
+        to_heads = sent / (ALL_TO_ALL_SHARE * self.wires.rate(self.ulysses))
         if self.ring == 1:
             return shape.blocks * to_heads
         passed = ring_bytes(shape.tokens, width / self.ulysses, self.ring, shape.element)
-        pass_s = passed / (self.ring - 1) / self.wires.rate(self._ranks)
+        pass_s = passed / (self.ring - 1) / (PASS_SHARE * self.wires.rate(self._ranks))
         attend_s = self.alone_s * shape.attention / shape.blocks / self._ranks / self.ring
         return shape.blocks * (to_heads + (self.ring - 1) * max(0.0, pass_s - attend_s))
 
 
 def exchange_seconds(shape: Shape, cfg: int, span: int, wires: Wires) -> float:
     """Of one step of one row: its velocities go to all ranks; `span`: ranks of the replica."""
-    return (cfg - 1) / cfg * shape.tokens * _VELOCITY_BYTES / wires.rate(span)
+    sent = (cfg - 1) / cfg * shape.tokens * _VELOCITY_BYTES
+    return sent / (ALL_TO_ALL_SHARE * wires.rate(span))
