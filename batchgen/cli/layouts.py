@@ -70,7 +70,7 @@ def _best_first(survey: Survey) -> list[Candidate]:
 
 
 def _cells(candidate: Candidate, survey: Survey) -> tuple[str, ...]:
-    note = "" if candidate.fits else "does not fit"
+    taken = "chosen" if _is_chosen(candidate, survey) else ""
     return (
         str(candidate.degrees),
         candidate.memory,
@@ -78,7 +78,7 @@ def _cells(candidate: Candidate, survey: Survey) -> tuple[str, ...]:
         f"{candidate.samples_per_hour:,.3g}",
         f"{candidate.last_row_s:,.0f} s",
         f"{candidate.peak_bytes / _GIB:.1f}",
-        "chosen" if _is_chosen(candidate, survey) else note,
+        taken if candidate.fits else "does not fit",
     )
 
 
