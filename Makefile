@@ -7,7 +7,7 @@ CLUSTER := slurm/devcluster/devcluster.sh
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-slurm test lint test-slow test-durability test-slurm test-chaos clean
+.PHONY: demo demo-slurm test lint test-slow test-durability test-gpu test-slurm test-chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -35,6 +35,12 @@ test-slow: $(INSTALLED)
 
 test-durability: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" tests/e2e
+
+# On a machine with CUDA, and nowhere else.
+test-gpu: $(INSTALLED)
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or \
+		sys.exit("make test-gpu: torch sees no CUDA device here, and these tests need one")'
+	$(BIN)/pytest -m gpu tests/gpu
 
 # On real Slurm clusters, one per test process; as root the packages are installed. Without them the
 # tests are skipped and say why. They wait more than they work: more processes than cores.

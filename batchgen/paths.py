@@ -98,13 +98,13 @@ class RunPaths:
         name = f"{attempt.task}-r{attempt.restart}-{attempt.replica}.jsonl"
         return self.root / f"journal/{_block(attempt)}/{name}"
 
-    def acceptance(self, attempt: Attempt) -> Path:
+    def fence(self, attempt: Attempt) -> Path:
         """How many bytes of the earlier journals of its task a restarted attempt accepts."""
         name = f"{attempt.task}-r{attempt.restart}.accept.json"
         return self.journals / _block(attempt) / name
 
     def journal_blocks(self, submission: int | None = None) -> list[Path]:
-        """Folders that hold journals and acceptances, of one submission or all."""
+        """Folders that hold journals and fences, of one submission or all."""
         if not self.journals.is_dir():
             return []
         found = [(_BLOCK_NAME.fullmatch(path.name), path) for path in self.journals.iterdir()]

@@ -23,8 +23,33 @@ import pyarrow.parquet as pq
 from batchgen.errors import RunStateError, StorageError
 from batchgen.paths import RunPaths
 from batchgen.regular import digest_regular
+from batchgen.request import REQUEST_FIELDS, Field
 from batchgen.runfile import RunFile, read_header
 
+_BIG = 2**31  # what 32 bits do not hold
+
+
+def stored_type(field: Field) -> pa.DataType:
+    """How a field lies in a plan."""
+    if field.kind == "number":
+        return pa.float64()
+    if field.kind == "text":
+        return pa.large_string() if field.column.prose else pa.string()
+    bounds = field.column.range
+    return pa.int32() if bounds and bounds.high and bounds.high < _BIG else pa.int64()
+
+
+# All columns of a plan but those that it carries along.
+PLAN_COLUMNS = pa.schema(
+    [
+        *((field.name, stored_type(field)) for field in REQUEST_FIELDS),
+        ("alias_of", pa.string()),  # row_id of the row that is rendered for this one; null: itself
+        ("bucket", pa.string()),
+        ("requested_width", pa.int32()),  # null where the geometry was used as requested
+        ("requested_height", pa.int32()),
+        ("requested_num_frames", pa.int32()),
+    ]
+)
 HEADER = b"batchgen"  # key of the plan's own header in the file's metadata
 # What readers of Parquet, and of JSON in it, raise for bytes that changed.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)

@@ -6,33 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
+from batchgen.request import Request
+
 if TYPE_CHECKING:
     import numpy as np
 
 Status = Literal["ok", "failed", "quarantined", "pending"]
-Solver = Literal["unipc", "euler", "dpm++"]
 Determinism = Literal["strict", "throughput"]
 MemoryMode = Literal["resident", "model"]
 Precision = Literal["bfloat16", "float16", "float32"]
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """Rows of one bucket have latents of one shape and may share a forward."""
-
-    width: int  # pixels
-    height: int  # pixels
-    num_frames: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}x{self.num_frames}"
-
-    @classmethod
-    def parse(cls, text: str) -> Bucket:
-        """The inverse of `str`."""
-        return cls(*map(int, text.split("x")))
-
-
 _DEGREES = ("dp", "cfg", "ulysses", "ring")
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
@@ -76,36 +58,6 @@ class Layout:
         degrees = [(name, getattr(self, name)) for name in _DEGREES]
         parts = [f"{name}{degree}" for name, degree in degrees if degree > 1 or name == "dp"]
         return " ".join([*parts, self.memory, _SHORT[self.precision]])
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One row of the plan, every field resolved: all that the engine needs to draw it."""
-
-    row_index: int  # position in the manifest, 0-based
-    row_id: str
-    row_key: str  # sha256, hex
-    prompt: str
-    negative_prompt: str
-    seed: int
-    width: int  # pixels
-    height: int  # pixels
-    num_frames: int
-    fps: float
-    num_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None  # low-noise expert of a two-expert model
-    solver: Solver
-    sigma_shift: float
-    format: str  # media format: a module of batchgen/media/formats
-    quality: int  # 0 (smallest file) .. 10 (best)
-    cost_s: float = 0.0  # predicted device seconds
-    true_cfg_scale: float = 1.0  # guidance by a second branch of models that embed guidance_scale
-    media_size: str | None = None  # a bucket that the media are cut to, where that was padded
-
-    @property
-    def bucket(self) -> Bucket:
-        return Bucket(self.width, self.height, self.num_frames)
 
 
 @dataclass(frozen=True, slots=True)

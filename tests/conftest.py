@@ -34,8 +34,8 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def small_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the small Wan of `rig.small_spec`."""
-    from rig import save_small
+    """A checkpoint of the small Wan of `toy_engine.small_spec`."""
+    from toy_engine import save_small
 
     return save_small(tmp_path_factory.mktemp("small"))
 
@@ -43,14 +43,14 @@ def small_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def two_expert_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained checkpoint of the embedded model's architecture with two experts (Wan2.2)."""
-    from variants import save_two_experts
+    from tiny_models import save_two_experts
 
     return save_two_experts(tmp_path_factory.mktemp("two-experts"))
 
 
 @pytest.fixture(scope="session")
 def odd_token_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained checkpoint of the embedded model, drawn at `variants.ODD_SIZE`: 27 tokens."""
-    from variants import save_tiny
+    """An untrained checkpoint of the embedded model, drawn at `tiny_models.ODD_SIZE`: 27 tokens."""
+    from tiny_models import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("odd-tokens"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from batchgen.config.schema import DeviceConfig
 from batchgen.planning.timemodel import Shape
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 
 @dataclass(frozen=True)

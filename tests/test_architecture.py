@@ -13,7 +13,7 @@ from batchgen.runfile import RunFile
 
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
-    {"records", "errors", "paths", "regular", "runfile", "planfile"}
+    {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
     | {"failpoints", "processes", "anchor", "durable"},
     {"numerics"},
     {"config", "families"},
@@ -30,7 +30,17 @@ SAME_LEVEL_ALLOWED = {
 }
 TORCH_SIDE = {"engine", "models"}  # knows neither planning nor a run folder
 TORCH_SIDE_MAY_IMPORT = {
-    *("records", "errors", "config", "failpoints", "families", "numerics", "engine", "models")
+    *(
+        "request",
+        "records",
+        "errors",
+        "config",
+        "failpoints",
+        "families",
+        "numerics",
+        "engine",
+        "models",
+    )
 }
 LIGHT = ["torch", "diffusers", "pandas", "pyarrow", "hydra", "submitit", "numpy", "omegaconf"]
 
@@ -133,3 +143,13 @@ def test_help_and_status_are_light(tmp_path: Path) -> None:
     assert loaded_after(call.format(argv=["status", str(tmp_path)])) == []
     assert loaded_after(call.format(argv=["status", str(tmp_path / "no-run")])) == []
     assert "pyarrow" in loaded_after("import pyarrow")  # the probe can fail
+
+
+def test_a_rank_and_a_steward_start_soon() -> None:
+    """Each task of a large job and each command pays for what it imports."""
+    rank = "batchgen.runner.task, batchgen.worker.shard, batchgen.runner.recover"
+    heavy = {"torch", "diffusers", "pandas"}
+    assert not (heavy | {"hydra", "submitit"}) & set(loaded_after(f"import {rank}"))
+    for module in ("batchgen.runner.steward", "batchgen.catalog.collect"):
+        loaded = set(loaded_after(f"import {module}"))
+        assert "pyarrow" in loaded and not heavy & loaded

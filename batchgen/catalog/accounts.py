@@ -172,7 +172,7 @@ def _rows_and_seconds(
         "rows_failed": int((accepted & failed).sum()),
         "rows_wasted": int((~accepted).sum()),
         "rows_saved": len(facts.saved),
-        "rows_lost": len(facts.open_rows),
+        "rows_lost": len(facts.in_flight.rows),
         "useful_s": float(busy[chosen].sum()),
         "retried_s": float(busy[~chosen].sum()) + facts.tried_s,
         "fenced_s": float(busy[~accepted].sum()),

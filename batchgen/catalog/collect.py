@@ -33,7 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.catalog.accounts import Spent, attempt_table, load_seconds
-from batchgen.catalog.source import COLLECT_KEY, Source
+from batchgen.catalog.source import COLLECT_KEY, RunSource
 from batchgen.catalog.table import catalog_rows, catalog_schema, join, layouts_of
 from batchgen.catalog.timers import Timers
 from batchgen.catalog.turns import Overtaken, Turn, turn_of
@@ -48,6 +48,7 @@ from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
+from batchgen.request import FIELDS
 from batchgen.runfile import RunFile
 
 PART_ROWS = 250_000
@@ -55,9 +56,9 @@ GROUP_ROWS = 50_000  # rows in memory at a time
 TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhile
 TURNS = ".turns"  # beside the parts
 _REPEATED = (
-    *("status", "solver", "format", "cache_strategy", "attempt", "host", "device", "plan_id"),
-    *("determinism", "attention_kernel", "layout", "negative_prompt", "error_type", "tags"),
-    "prompt",
+    *(n for n, field in FIELDS.items() if field.kind == "text" and n not in ("row_id", "row_key")),
+    *("status", "attempt", "host", "device", "plan_id"),
+    *("determinism", "attention_kernel", "layout", "error_type"),
 )
 
 
@@ -109,7 +110,7 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
 
 def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSummary:
     began = time.perf_counter()
-    source = Source.of(run)  # before the journals, which may go on growing
+    source = RunSource.of(run)  # before the journals, which may go on growing
     header = source.header
     _check_plan(run, source)
     found = winners(run)
@@ -154,7 +155,7 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     """The catalog as it would be collected now, in memory: for a look at a run in progress."""
     for _ in range(TRIES):
         with suppress(_Outdated):
-            source = Source.of(run)
+            source = RunSource.of(run)
             _check_plan(run, source)
             found = winners(run)
             plan_id, layouts = source.header.plan_id, layouts_of(run, found.index)
@@ -168,7 +169,7 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     raise RunStateError(f"{run.root}: the plan changes all the time; look later")
 
 
-def _check_plan(run: RunPaths, source: Source) -> None:
+def _check_plan(run: RunPaths, source: RunSource) -> None:
     """RunStateError if the plan is damaged; _Outdated if a new one has come meanwhile."""
     try:
         check_plan(run, source.header)
@@ -241,7 +242,7 @@ def _sync_journals(found: Winners) -> None:
             sync(facts.journal.path)
 
 
-def _refuse_older(run: RunPaths, source: Source) -> None:
+def _refuse_older(run: RunPaths, source: RunSource) -> None:
     """_Outdated if the plan is another one by now, or if what stands was made from more."""
     if not source.is_current(run) or source.extent.is_before(collected(run)):
         raise _Outdated

@@ -12,32 +12,24 @@ from dataclasses import fields
 import pyarrow as pa
 
 from batchgen.ledger.commits import STAGES, STATS, TEXT, columns
+from batchgen.planfile import PLAN_COLUMNS, stored_type
 from batchgen.records import EngineCounters, Layout
+from batchgen.request import FIELDS
+
+
+def _of_request(name: str) -> pa.Field:
+    """A field of the table, or a column that planning adds, as the catalog keeps it."""
+    field = FIELDS.get(name)
+    kind = PLAN_COLUMNS.field(name).type if field is None else stored_type(field)
+    nullable = name == "alias_of" or (field is not None and field.nullable)
+    return pa.field(name, TEXT if pa.types.is_string(kind) else kind, nullable=nullable)
+
 
 # of the plan, as resolved before anything was rendered
 REQUEST = [
-    *columns(pa.int64(), "row_index"),
-    *columns(TEXT, "row_id row_key"),
-    *columns(TEXT, "alias_of", nullable=True),  # null: rendered for itself
-    *columns(TEXT, "prompt negative_prompt"),
-    *columns(pa.int64(), "seed"),
-    *columns(pa.int32(), "width height num_frames"),
-    *columns(TEXT, "bucket"),
-    *columns(pa.int32(), "requested_width requested_height requested_num_frames"),
-    *columns(pa.float64(), "fps"),
-    *columns(pa.int32(), "num_steps"),
-    *columns(pa.float64(), "guidance_scale"),
-    *columns(pa.float64(), "guidance_scale_2", nullable=True),  # one-expert models have none
-    *columns(pa.float64(), "true_cfg_scale"),
-    *columns(TEXT, "solver"),
-    *columns(pa.float64(), "sigma_shift"),
-    *columns(TEXT, "format"),
-    *columns(pa.int32(), "quality"),
-    *columns(TEXT, "cache_strategy"),
-    *columns(pa.float64(), "cache_ratio"),
-    *columns(pa.int32(), "cache_warmup cache_cooldown"),
-    *columns(pa.float64(), "cost_s"),  # predicted device seconds
-    *columns(TEXT, "tags", nullable=True),  # null as in the manifest
+    _of_request(name)
+    for name in dict.fromkeys([*PLAN_COLUMNS.names, *FIELDS])
+    if name not in FIELDS or FIELDS[name].column.catalog
 ]
 # what became of it
 OUTCOME = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -16,6 +16,9 @@ from batchgen.ledger.extent import EXTENT_KEY, Extent
 from batchgen.ledger.pieces import parts_of
 from batchgen.paths import RunPaths, at_home
 
+if TYPE_CHECKING:  # whoever imports its room (a steward, a collect) needs no pandas
+    import pandas as pd
+
 STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")
 _TRIES = 20
 
@@ -24,6 +27,8 @@ def open_runs(*runs: str | Path) -> pd.DataFrame:
     """The catalogs of one or many run folders, one below the other, with a column `run` (the
     folder's name). A run whose ledger holds more than was collected is shown as it stands
     (`snapshot`). RunStateError for a folder that is no run."""
+    import pandas as pd
+
     if not runs:
         raise RunStateError("open_runs needs at least one run folder")
     frames = []
@@ -63,6 +68,8 @@ def waste(run: str | Path) -> pd.Series:
 
     From `catalog/runs.parquet`; RunStateError if the run was not collected yet.
     """
+    import pandas as pd
+
     path = RunPaths(at_home(run)).catalog_runs
     if not path.is_file():
         raise RunStateError(f"{path} is not there; run `batchgen collect {run}` first")

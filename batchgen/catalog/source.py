@@ -15,7 +15,7 @@ COLLECT_KEY = b"batchgen.collect"  # a number of its own, in every part
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RunSource:
     """Taken before the journals and the plan are read; `is_current` is asked after that."""
 
     header: RunFile
@@ -23,7 +23,7 @@ class Source:
     extent: Extent
 
     @classmethod
-    def of(cls, run: RunPaths) -> Source:
+    def of(cls, run: RunPaths) -> RunSource:
         """RunStateError if there is no run or no plan, or if the ledger has no answer."""
         refuse_lost_intent(run)
         return cls(_header(run), _plan_file(run), Extent.of(run))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,11 @@ from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import CommitIndex
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
+from batchgen.request import FIELDS
 
 CARRY = "carry."
 _TAKEN = {*ROWS.names, "run"}  # `open_runs` adds `run`
 REQUESTED = "requested_"  # geometry as asked for: null in the plan where it was used as it was
-_CACHE_OFF = {"cache_strategy": "none"}
 
 
 def catalog_schema(plan: pa.Schema) -> pa.Schema:
@@ -92,7 +92,8 @@ def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
 
 
 def _request_column(plan: pa.Table, field: pa.Field) -> pa.Array:
-    default = _CACHE_OFF.get(field.name, default_of(field.type))
+    known = FIELDS[field.name].default if field.name in FIELDS else None
+    default = default_of(field.type) if known in (None, MISSING) else known
     used = field.name.removeprefix(REQUESTED)
     if used != field.name:
         default = plan[used].combine_chunks().cast(field.type)

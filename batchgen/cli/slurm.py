@@ -17,7 +17,7 @@ from batchgen.paths import at_home
 if TYPE_CHECKING:
     from batchgen.config.schema import DeviceConfig, SlurmConfig
     from batchgen.scheduler.setup.check import Checked
-    from batchgen.scheduler.setup.findings import Finding
+    from batchgen.scheduler.setup.findings import CheckLine
     from batchgen.scheduler.setup.profiles import Choice
 
 FOLDER = Path("slurm")
@@ -154,7 +154,7 @@ def _profile(name: str, overrides: list[str]) -> SlurmConfig:
     return slurm
 
 
-def _print_findings(findings: tuple[Finding, ...]) -> None:
+def _print_findings(findings: tuple[CheckLine, ...]) -> None:
     width = max(len(finding.what) for finding in findings)
     print()
     for finding in findings:

@@ -17,12 +17,12 @@ from batchgen.config.limits import check_limit
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError, closest
 from batchgen.families.family import family_names, family_spec
+from batchgen.request import MANIFEST, ROW_DEFAULTS
 
 T = TypeVar("T")
 
 # Where a short name belongs when several tiers spell it alike: the first tier that has it.
 _TIERS = ("row_defaults", "system", "output", "slurm", "", "model")
-_PER_ROW_ONLY = ("prompt", "row_id")
 
 
 def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
@@ -144,7 +144,7 @@ def home_of(name: str) -> str | None:
 def unknown_key_message(key: str) -> str:
     """Why `key` is not a key of a job, and which one was probably meant."""
     parent, _, name = key.rpartition(".")
-    if name in _PER_ROW_ONLY:
+    if name in MANIFEST and name not in ROW_DEFAULTS:
         return f"{key}: unknown key; {name} is a column of the manifest and has no job-wide value"
     home = home_of(name)
     if home is not None and home != key:

@@ -15,13 +15,11 @@ from batchgen.config.schema import (
 )
 from batchgen.errors import ConfigError
 from batchgen.families.family import Capabilities, family_spec
+from batchgen.request import ROW_DEFAULTS, Field
 
 _COMPILE = CompileConfig()
 _CACHE = CacheConfig()
 _MEMORY = MemoryConfig()
-# Request columns that not every model reads.
-_OPTIONAL = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
-_LATER = ("image", "lora")
 
 
 def check_served(config: JobConfig) -> None:
@@ -144,11 +142,13 @@ def _row_defaults(
 
 def unserved_columns(served: Capabilities) -> tuple[str, ...]:
     """Request columns that must be null for a family (`cache_strategy` may also say none)."""
-    caches = ("cache_ratio", "cache_warmup", "cache_cooldown", "cache_params")
-    columns = [name for name in _OPTIONAL if name not in served.columns]
-    if served.cache_strategies == ("none",):
-        columns += caches
-    return (*columns, *(name for name in _LATER if name not in served.columns))
+    return tuple(name for name, field in ROW_DEFAULTS.items() if not _is_read(field, served))
+
+
+def _is_read(field: Field, served: Capabilities) -> bool:
+    if field.column.read_by == "caching":
+        return served.cache_strategies != ("none",)
+    return field.column.read_by == "all" or field.name in served.columns
 
 
 def _shown(value: object) -> str:

@@ -29,14 +29,13 @@ from omegaconf import Container, OmegaConf
 from batchgen.config.aliases import COMPOUND, canonical_key
 from batchgen.config.build import hint_of, leaf_keys, takes, takes_text, unknown_key_message
 from batchgen.errors import ConfigError
+from batchgen.request import ROW_DEFAULTS
 
 GROUPS = ("model", "slurm")
 _SHAPE = re.compile(r"\s*(\+\+|\+|~)?\s*([\w$][\w$./@:-]*)\s*(?:=(.*))?", re.S)
 _HYDRAS_OWN = ("hydra.searchpath", "hydra.sweep", "hydra.sweeper", "hydra.mode", "hydra.launcher")
 # Request columns in which a comma is part of the text; in the others it is meant as a sweep.
-_PROSE = tuple(
-    f"row_defaults.{name}" for name in ("negative_prompt", "cache_params", "image", "lora", "tags")
-)
+_PROSE = tuple(f"row_defaults.{n}" for n, field in ROW_DEFAULTS.items() if field.column.prose)
 _TEXTS = re.compile(r"\[[^\[\]{}()'\"\\$]+\]")  # a list of plain words
 _SHOWN_VALUES = 20  # of a range
 

@@ -4,32 +4,17 @@ them. The word `auto` is resolved when a run is planned and recorded as resolved
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from batchgen.request import ROW_DEFAULTS, ModelDefaults, Solver
 
 Auto = Literal["auto"]
 DType = Literal["bfloat16", "float16", "float32"]
 
 
 # ---------------------------------------------------------------------------- model: static tier
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelDefaults:
-    """Values of a request that neither the row nor the job sets."""
-
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    num_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None = None  # of a second expert; None: guidance_scale
-    true_cfg_scale: float = 1.0
-    negative_prompt: str = ""
-    solver: Literal["unipc", "euler", "dpm++"] = "unipc"
-    sigma_shift: float = 3.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One model: its family (code), dimensions, weights, and defaults of a request."""
@@ -103,7 +88,7 @@ class CacheConfig:
 class SamplerConfig:
     """None: from the model."""
 
-    solver: Literal["unipc", "euler", "dpm++"] | None = None
+    solver: Solver | None = None
     sigma_shift: float | None = None
     boundary: float | None = None
 
@@ -203,30 +188,23 @@ class SlurmConfig:
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowDefaults:
-    """Job-wide values of request columns; None falls back to the model's default."""
+if TYPE_CHECKING:
 
-    negative_prompt: str | None = None
-    seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-    resolution: str | None = None
-    aspect_ratio: str | None = None
-    num_frames: int | None = None
-    fps: float | None = None
-    num_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_scale_2: float | None = None
-    true_cfg_scale: float | None = None
-    cache_strategy: str | None = None
-    cache_ratio: float | None = None
-    cache_warmup: int | None = None
-    cache_cooldown: int | None = None
-    cache_params: str | None = None
-    image: str | None = None
-    lora: str | None = None
-    tags: str | None = None
+    class RowDefaults:
+        """Job-wide values of request columns; None: not set."""
+
+        def __getattr__(self, column: str) -> Any: ...
+
+else:
+    _TYPES = {"text": str, "integer": int, "number": float}
+    RowDefaults = make_dataclass(
+        "RowDefaults",
+        [(name, _TYPES[column.kind] | None, None) for name, column in ROW_DEFAULTS.items()],
+        namespace={"__module__": __name__},
+        frozen=True,
+        slots=True,
+        kw_only=True,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

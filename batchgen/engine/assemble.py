@@ -19,7 +19,8 @@ from batchgen.engine.team import Alone
 from batchgen.engine.weights import load_components
 from batchgen.families.family import FamilyModel, family_code, family_spec
 from batchgen.numerics.edges import make_batch_invariant
-from batchgen.records import Bucket, Layout
+from batchgen.records import Layout
+from batchgen.request import Bucket
 
 
 def assemble(

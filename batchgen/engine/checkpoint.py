@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from batchgen.config.component import read_config
-from batchgen.engine.parts import Part
+from batchgen.engine.parts import CheckpointPart
 from batchgen.errors import WeightsError, closest
 
 _SHOWN = 3  # names of tensors printed in one message
@@ -24,14 +24,14 @@ _REASON = 300  # characters of a library's error
 Shapes = dict[str, tuple[int, ...]]
 
 
-def check_part(home: Path, part: Part, files: Iterable[Path]) -> None:
+def check_part(home: Path, part: CheckpointPart, files: Iterable[Path]) -> None:
     """Raise WeightsError unless the tensors in `files` are those of the model."""
     model = _described(home / "config.json", read_config(home), part)
     tensors = [file for file in files if file.suffix == ".safetensors"]
     _check_tensors(home, tensor_shapes(tensors), model)
 
 
-def check_tokenizer(home: Path, part: Part) -> None:
+def check_tokenizer(home: Path, part: CheckpointPart) -> None:
     """Raise WeightsError unless the tokenizer works and the text encoder knows its tokens."""
     tokenizer, known = load_tokenizer(home), part.config["vocab_size"]
     highest = max(tokenizer.get_vocab().values())
@@ -58,7 +58,7 @@ def load_tokenizer(home: Path) -> Any:
     return tokenizer
 
 
-def _described(path: Path, config: Mapping[str, Any], part: Part) -> nn.Module:
+def _described(path: Path, config: Mapping[str, Any], part: CheckpointPart) -> nn.Module:
     """The model of a config.json, without memory. Costs and shapes of the plan come from the
     ModelSpec, so the two must agree."""
     try:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchgen.engine.clock import Clock
-from batchgen.records import EngineCounters, Rendered, Request, RowStats
+from batchgen.records import EngineCounters, Rendered, RowStats
+from batchgen.request import Request
 
 if TYPE_CHECKING:
     import numpy as np

@@ -33,7 +33,7 @@ from batchgen.engine.replica import Replica
 from batchgen.engine.snapshot import pack
 from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses

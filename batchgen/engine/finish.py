@@ -15,7 +15,8 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.errors import NonFiniteOutput
 from batchgen.families.family import FamilyModel
-from batchgen.records import Rendered, Request
+from batchgen.records import Rendered
+from batchgen.request import Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)

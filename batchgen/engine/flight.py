@@ -23,7 +23,7 @@ from batchgen.engine.replica import Replica
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.families.family import Condition, Item
 from batchgen.numerics.solver import History, Schedule, step
-from batchgen.records import Request
+from batchgen.request import Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)

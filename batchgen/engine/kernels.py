@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 T = TypeVar("T")
 _OPS = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.engine.contract import Snapshot
-from batchgen.records import Request
+from batchgen.request import Request
 
 Slot = tuple[int, int]  # number of the row, its branch
 

@@ -19,7 +19,8 @@ import torch
 
 from batchgen.engine.contract import SelfTest
 from batchgen.engine.isolation import Failed, attempt
-from batchgen.records import Bucket, Determinism
+from batchgen.records import Determinism
+from batchgen.request import Bucket
 
 CPU_TOKENS = 512
 ACCELERATOR_TOKENS = 65_536  # where the sweep ends at the latest

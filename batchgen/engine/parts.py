@@ -14,7 +14,7 @@ from batchgen.families.family import family_spec
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CheckpointPart:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # folder and component name, e.g. `transformer`
@@ -25,10 +25,10 @@ class Part:
     spec_key: str  # where the ModelSpec keeps them, for messages
 
 
-def parts(model: ModelSpec, dtype: torch.dtype) -> tuple[Part, ...]:
+def parts(model: ModelSpec, dtype: torch.dtype) -> tuple[CheckpointPart, ...]:
     """The parts to load; the scheduler is made from the model's dimensions."""
     return tuple(
-        Part(
+        CheckpointPart(
             name=component.name,
             model_class=_class(component.loads) if component.kind == "model" else None,
             dtype=torch.float32 if component.float32 else dtype,

@@ -15,7 +15,7 @@ from batchgen.engine.contract import unheard
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.errors import PromptTooLong
 from batchgen.families.family import Condition, FamilyModel
-from batchgen.records import Request
+from batchgen.request import Request
 
 KEEP_BYTES = 256 * 1024**2  # embeddings kept for later windows
 

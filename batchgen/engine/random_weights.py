@@ -12,20 +12,20 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from batchgen.engine.checkpoint import meta_model
-from batchgen.engine.parts import Part
+from batchgen.engine.parts import CheckpointPart
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
 BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes
 
 
-def random_component(part: Part) -> Any:
+def random_component(part: CheckpointPart) -> Any:
     """The part's tokenizer or model; the same for the same part, on every machine."""
     if part.model_class is None:
         return byte_tokenizer(part.config["vocab_size"])
     return random_module(part)
 
 
-def random_module(part: Part) -> nn.Module:
+def random_module(part: CheckpointPart) -> nn.Module:
     """The part with random weights that depend on its name and dimensions alone. Parameters are
     made one by one in the precision they run in, so a model of real size needs no second copy."""
     assert part.model_class is not None

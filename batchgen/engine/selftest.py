@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from batchgen.families.family import FamilyModel
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 
 def pack_equals_solo(family: FamilyModel, bucket: Bucket, items: int, expert: str) -> bool:

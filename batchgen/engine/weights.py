@@ -23,7 +23,7 @@ from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import check_part, check_tokenizer, load_tokenizer
 from batchgen.engine.contract import unheard
-from batchgen.engine.parts import Part, parts
+from batchgen.engine.parts import CheckpointPart, parts
 from batchgen.engine.random_weights import random_component
 from batchgen.errors import WeightsError
 
@@ -65,7 +65,7 @@ def load_components(
     return components
 
 
-def _load(folder: Path, part: Part) -> Any:
+def _load(folder: Path, part: CheckpointPart) -> Any:
     home = folder / part.name
     if part.model_class is None:
         return load_tokenizer(home)

@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
-from batchgen.config.schema import ModelDefaults, ModelSpec, SystemConfig
+from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, ModelDefaults, Request
 
 if TYPE_CHECKING:
     import torch

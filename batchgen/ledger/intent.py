@@ -170,7 +170,7 @@ def refuse_lost_intent(run: RunPaths) -> None:
 
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
     """What this restart of a task wrote down; None for a first start."""
-    return _read(Fence, run.acceptance(attempt))
+    return _read(Fence, run.fence(attempt))
 
 
 def sealed(value: Intent | Fence) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
 
 
 def _files(run: RunPaths, ending: str, submission: int | None = None) -> Iterator[Path]:
-    """Journals or acceptances, of one submission or all."""
+    """Journals or fences, of one submission or all."""
     for block in run.journal_blocks(submission):
         if not block.is_dir():
             raise Damaged(f"{block} is not a folder; {_way_on(run.root)}")

@@ -366,6 +366,15 @@ def raw_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[
             offset += len(line)
 
 
+def whole_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[bytes]:
+    """The lines of `raw_lines` whose check sum fits, up to one that is not ended yet."""
+    for _, line in raw_lines(path, limit, start):
+        if not line.endswith(b"\n"):
+            return
+        if events.is_whole(line):
+            yield line
+
+
 def whole_length(path: Path) -> int:
     """Bytes up to and with the last newline: what an intent accepts of a journal."""
     with path.open("rb") as file:

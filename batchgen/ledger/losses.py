@@ -189,7 +189,7 @@ def _known_lengths(run: RunPaths) -> dict[str, tuple[int, str]]:
         note(name, size, run.intent(current))
     for task, (restart, fence) in fences(run, current).items():
         for name, size in fence.accepted.items():
-            note(name, size, run.acceptance(Attempt(current, task, restart, 0)))
+            note(name, size, run.fence(Attempt(current, task, restart, 0)))
     for path in run.counters_files(since=current):
         counters = read_counters(path)
         if counters is not None:

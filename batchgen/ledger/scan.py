@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from batchgen.ledger.events import (
-    HEAD,
     START,
     AttemptHeader,
     Device,
@@ -32,6 +31,7 @@ from batchgen.ledger.events import (
     spent_of,
     time_of,
 )
+from batchgen.ledger.fold import InFlight
 from batchgen.ledger.intent import AcceptedJournal, accepted_journals
 from batchgen.paths import RunPaths
 from batchgen.records import RankSeconds
@@ -52,10 +52,9 @@ class JournalFacts:
     end: End | None = None
     starts: int = 0
     signalled: bool = False  # told to end
-    open_rows: set[int] = field(default_factory=set)  # in flight at the end of the journal
+    in_flight: InFlight = field(default_factory=InFlight)  # at the end of the journal
     saved: dict[int, float] = field(default_factory=dict)  # row_index -> busy seconds carried over
     tried_s: float = 0.0  # busy seconds of tries that failed and were followed by another
-    alone: int = -1  # row of the last start line, if nothing else was in flight then
     whole_bytes: int = 0  # up to the end of the last line, past the accepted part too
     first_start_t: float = 0.0
     last_t: float = 0.0  # time of the last whole line
@@ -134,9 +133,8 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
     """The inner loop of resume and collect: microseconds a line count here."""
     facts = JournalFacts(journal)
     limit = float("inf") if journal.limit is None else journal.limit
-    open_rows, saved = facts.open_rows, facts.saved
-    match_start, match_head = START.match, HEAD.match
-    offset, last, begun = 0, b"", None
+    saved, heed = facts.saved, facts.in_flight.heed
+    offset, last = 0, b""
     with journal.path.open("rb") as file:
         for line in file:
             size = len(line)
@@ -145,27 +143,23 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
                 break
             if not is_whole(line):  # start lines too: one may be grown together with a commit
                 facts.bad_lines.append(offset)
-            elif start := match_start(line):
-                open_rows.add(int(start[1]))
-                facts.starts += 1
-                if facts.starts == 1:
-                    facts.first_start_t = time_of(line)
-                last, begun = line, start
             else:
-                last = line
-                if head := match_head(line):
-                    row = columns.append(head, number, offset, size)
-                    open_rows.discard(row)
+                last, found = line, heed(line)
+                if found is None:
+                    if not _note(facts, line):
+                        facts.bad_lines.append(offset)
+                elif found.re is START:
+                    facts.starts += 1
+                    if facts.starts == 1:
+                        facts.first_start_t = time_of(line)
+                else:
+                    row = columns.append(found, number, offset, size)
                     if saved:
                         saved.pop(row, None)
                     columns.accepted.append(offset + size <= limit)
-                elif not _note(facts, line):
-                    facts.bad_lines.append(offset)
             offset += size
     facts.last_t, facts.spent = time_of(last), spent_of(last)
     facts.whole_bytes = offset
-    if begun is not None and begun[2] == b"true":
-        facts.alone = int(begun[1])
     return facts
 
 
@@ -186,13 +180,11 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         facts.end = event
     elif isinstance(event, Signalled):
         facts.signalled = True
-    elif isinstance(event, Saved | Tried):
-        facts.open_rows.discard(event.row_index)
-        if isinstance(event, Saved):
-            facts.saved[event.row_index] = event.seconds
-        else:
-            facts.tried_s += event.seconds
-            facts.saved.pop(event.row_index, None)  # the whole try counts, the saved part too
+    elif isinstance(event, Saved):
+        facts.saved[event.row_index] = event.seconds
+    elif isinstance(event, Tried):
+        facts.tried_s += event.seconds
+        facts.saved.pop(event.row_index, None)  # the whole try counts, the saved part too
     return isinstance(event, AttemptHeader | Device | Phase | End | Signalled | Saved | Tried)
 
 

@@ -15,7 +15,6 @@ from typing import Literal
 
 from batchgen.ledger.events import (
     HEAD,
-    START,
     AttemptHeader,
     End,
     decode_line,
@@ -23,6 +22,7 @@ from batchgen.ledger.events import (
     is_whole,
     time_of,
 )
+from batchgen.ledger.fold import InFlight
 from batchgen.ledger.intent import (
     AcceptedJournal,
     Intent,
@@ -34,7 +34,7 @@ from batchgen.ledger.intent import (
     suspects_of,
     tally_for,
 )
-from batchgen.ledger.journal import RECENT, raw_lines
+from batchgen.ledger.journal import RECENT, raw_lines, whole_lines
 from batchgen.ledger.tally import Counters, Counts, Tally, read_counters
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
@@ -255,20 +255,18 @@ def _length(journal: AcceptedJournal) -> int:
 def _from_header(journal: AcceptedJournal) -> Counters:
     """Counters at the first line, for an attempt that was killed before it wrote any."""
     unknown = Counters(offset=0, process=ProcessId("", 0, "", 0))
-    for _, line in raw_lines(journal.path):
-        if line.endswith(b"\n") and is_whole(line):
-            event = decode_line(line)
-            if isinstance(event, AttemptHeader):
-                return replace(
-                    unknown,
-                    process=event.process,
-                    device=event.device,
-                    devices=event.devices,
-                    began=event.t,
-                    t=event.t,
-                )
-        break
-    return unknown
+    _, first = next(raw_lines(journal.path), (0, b""))
+    event = decode_line(first) if first.endswith(b"\n") and is_whole(first) else None
+    if not isinstance(event, AttemptHeader):
+        return unknown
+    return replace(
+        unknown,
+        process=event.process,
+        device=event.device,
+        devices=event.devices,
+        began=event.t,
+        t=event.t,
+    )
 
 
 def _follow(
@@ -279,36 +277,31 @@ def _follow(
     tally: Tally | None = None
     suspects: frozenset[int] = frozenset()
     cleared = list(counters.cleared)
-    in_flight, last, tail = set(counters.open_rows), b"", deque[bytes](maxlen=RECENT)
-    for _, line in raw_lines(journal.path, journal.limit, counters.offset):
-        if not line.endswith(b"\n"):
-            break
-        if not is_whole(line):
-            continue
-        if start := START.match(line):
-            in_flight.add(int(start[1]))
-        elif head := HEAD.match(line):
+    in_flight, last = InFlight.of(counters.open_rows), b""
+    tail = deque[bytes](maxlen=RECENT)
+    for line in whole_lines(journal.path, journal.limit, counters.offset):
+        found = in_flight.heed(line)
+        if found is None:
+            counters = _with_event(counters, line)
+        elif found.re is HEAD:
             if tally is None:
                 tally = tally_for(run, intent, journal.attempt)
                 suspects = suspects_of(run, intent, journal.attempt)
-            row = int(head[2])
-            tally.add(row, head[3].decode())
-            in_flight.discard(row)
+            row = int(found[2])
+            tally.add(row, found[3].decode())
             if row in suspects:
                 cleared.append(row)
-            if head[1] == b"commit":
+            if found[1] == b"commit":
                 tail.append(line)
-            if head[3] != b"ok":
+            if found[3] != b"ok":
                 counters = _with_error(counters, line)
-        else:
-            counters = _with_event(counters, line, in_flight)
         last = line
     times = (*counters.recent, *(json.loads(line)["ended"] for line in tail))
-    if in_flight or tail:
+    if in_flight.rows or tail:
         counters = replace(counters, phase="render")
     return replace(
         counters,
-        open_rows=tuple(in_flight),
+        open_rows=tuple(in_flight.rows),
         commits=counters.commits + (tally.commits if tally else 0),
         changes=counters.changes + (tally.counts if tally else Counts()),
         t=max(counters.t, time_of(last)),
@@ -317,10 +310,8 @@ def _follow(
     )
 
 
-def _with_event(counters: Counters, line: bytes, in_flight: set[int]) -> Counters:
+def _with_event(counters: Counters, line: bytes) -> Counters:
     plain = json.loads(line)
-    if plain["kind"] in ("saved", "tried"):
-        in_flight.discard(plain["row_index"])
     if plain["kind"] == "device":
         return replace(counters, device=plain["name"])
     if plain["kind"] == "phase":

@@ -22,34 +22,26 @@ from batchgen.durable import make_folder, sync_folder, write_bytes_atomic, write
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.events import (
-    END,
-    HEAD,
-    LEFT,
-    SIGNALLED,
-    START,
     from_plain,
-    is_whole,
     to_plain,
 )
 from batchgen.ledger.intent import (
-    Fence,
+    AcceptedJournal,
     Intent,
     accepted_journals,
-    fences,
-    journal_files,
     read_intent,
     sealed,
     submission_numbers,
 )
-from batchgen.ledger.journal import durable_length, raw_lines, whole_length
+from batchgen.ledger.journal import durable_length, whole_length
 from batchgen.ledger.losses import highest_number, lost_submissions, refuse_losses
 from batchgen.ledger.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.tally import Counts
-from batchgen.ledger.winners import choose, read_plan_rows
+from batchgen.ledger.winners import Winners, choose, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Layout
+from batchgen.records import Layout
 from batchgen.regular import read_control
 from batchgen.runfile import read_run
 
@@ -107,13 +99,16 @@ def begin_submission(
     info: SubmissionInfo,
     *,
     last: int | None = None,
+    found: Winners | None = None,
     under_lock: Callable[[], None] = lambda: None,
 ) -> int:
     """Take the next submission number, fence off all earlier ones and record the rows to render.
 
     `last` is the latest submission that the caller has looked at when it chose the rows (default:
-    look now): whoever began another one since then makes this one fail. `under_lock` runs as soon
-    as the number is taken, before anything is recorded: what nobody else may do meanwhile.
+    look now): whoever began another one since then makes this one fail. `found` is what it read to
+    choose them, by the plan that will then be the run's: journals are read again only if they have
+    grown since. `under_lock` runs as soon as the number is taken, before anything is recorded: what
+    nobody else may do meanwhile.
 
     Returns the number. RunStateError if another process is about to begin one, or if the ledger has
     lost something and this is no repair; StorageError if the run folder cannot be written (then a
@@ -132,7 +127,7 @@ def begin_submission(
         under_lock()
         _write_shards(run.shards(number), rows)
         failpoint("submission.before_intent")
-        write_json(run.intent(number), sealed(_draw_intent(run, number, rows, info)))
+        write_json(run.intent(number), sealed(_draw_intent(run, number, rows, info, found)))
     except OSError as error:
         raise StorageError(f"{run.submission(number)} cannot be written: {error}") from error
     failpoint("submission.after_intent")
@@ -193,102 +188,20 @@ def _plan_rows(run: RunPaths, table: pa.Table) -> np.ndarray:
     return rows
 
 
-def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
-    """Draw the line before the earlier starts of a restarted task, durably.
-
-    Called once by the leader of the task, before any row is given out. Returns row_index -> status
-    of the rows that the accepted parts have committed in this submission: the ok ones need not be
-    rendered again. The fence names the suspects too: rows that were in flight when an earlier start
-    died. Who was alone then is withheld: it might take down one node after the other, since Slurm
-    starts a task again whose node it loses. A first start (restart 0) accepts nothing and gets an
-    empty mapping.
-    """
-    if attempt.restart == 0:
-        return {}
-    earlier = fences(run, attempt.submission).get(attempt.task)
-    accepted: dict[str, int] = {}
-    past = _Past()
-    for other, path in journal_files(run):
-        if (other.submission, other.task) != (attempt.submission, attempt.task):
-            continue
-        if other.restart >= attempt.restart:
-            continue
-        name = path.relative_to(run.journals).as_posix()
-        if earlier is not None and other.restart < earlier[0]:
-            accepted[name] = earlier[1].accepted.get(name, 0)
-        else:
-            accepted[name] = durable_length(path)
-        past.add(path, accepted[name])
-    path = run.acceptance(attempt)
-    fence = Fence(
-        accepted=accepted,
-        statuses=past.statuses,
-        suspects=tuple(sorted(past.open_rows - past.statuses.keys())),
-        withheld=tuple(sorted(past.died_alone - past.statuses.keys())),
-        created=time.time(),
-    )
-    try:
-        make_folder(path.parent, run.root)
-        write_json(path, sealed(fence))
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
-    return past.statuses
-
-
-@dataclass(slots=True)
-class _Past:
-    """What the earlier starts of a task left behind."""
-
-    statuses: dict[int, str] = field(default_factory=dict)  # row_index -> as committed
-    open_rows: set[int] = field(default_factory=set)  # in flight when a start died
-    died_alone: set[int] = field(default_factory=set)  # of these, without a signal before
-
-    def add(self, path: Path, limit: int) -> None:
-        """Read the accepted part of one journal."""
-        open_rows: set[int] = set()
-        alone: set[int] = set()  # the row of the last start line, if nothing else was in flight
-        signalled = False
-        for _, line in raw_lines(path, limit):
-            if not is_whole(line):
-                continue
-            if start := START.match(line):
-                row = int(start[1])
-                alone = {row} if start[2] == b"true" else set()
-                if alone:
-                    open_rows.clear()  # whatever was begun before is in flight no more
-                open_rows.add(row)
-            elif head := HEAD.match(line):
-                row, status = int(head[2]), head[3].decode()
-                open_rows.discard(row)
-                if self.statuses.get(row) != "ok":
-                    self.statuses[row] = status
-            elif left := LEFT.match(line):
-                open_rows.discard(int(left[1]))
-            elif line.startswith(END):
-                return
-            signalled = signalled or line.startswith(SIGNALLED)
-        self.open_rows |= open_rows
-        if not signalled:
-            self.died_alone |= open_rows & alone
-
-
-def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo) -> Intent:
-    plan = read_plan_rows(run.plan)
-    accepted = {}
-    for journal in accepted_journals(run):
-        name = journal.path.relative_to(run.journals).as_posix()
-        if journal.limit is None:
-            accepted[name] = durable_length(journal.path)
-        else:
-            accepted[name] = min(journal.limit, whole_length(journal.path))
-    status = choose(_up_to(index_commits(run), run, accepted), plan).status
-    copies = plan.copies
+def _draw_intent(
+    run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo, found: Winners | None
+) -> Intent:
+    accepted = _accept(run)
+    if found is None or _grown(found.index, run, accepted):
+        plan = read_plan_rows(run.plan) if found is None else found.plan
+        found = choose(_up_to(index_commits(run), run, accepted), plan)
+    status, copies = found.status, found.plan.copies
     return Intent(
         number=number,
         kind=info.kind,
         created=time.time(),
         made_by=ProcessId.current(info.host),
-        manifest_rows=len(plan.key),
+        manifest_rows=len(status),
         rows=len(rows.row_index),
         shards=len(np.unique(rows.shard)),
         accepted=accepted,
@@ -306,9 +219,35 @@ def _draw_intent(run: RunPaths, number: int, rows: SubmissionRows, info: Submiss
     )
 
 
+def _accept(run: RunPaths) -> dict[str, int]:
+    """Journal -> bytes that this submission accepts of it; they are on the disk then."""
+    accepted = {}
+    for journal in accepted_journals(run):
+        name = _name(run, journal)
+        if journal.limit is None:
+            accepted[name] = durable_length(journal.path)
+        else:
+            accepted[name] = min(journal.limit, whole_length(journal.path))
+    return accepted
+
+
+def _grown(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> bool:
+    """Whether more or less is accepted than the index has read and counts."""
+    read = {}
+    for facts in index.journals:
+        limit = facts.journal.limit
+        length = facts.whole_bytes if limit is None else min(limit, facts.whole_bytes)
+        read[_name(run, facts.journal)] = length
+    return read != accepted
+
+
+def _name(run: RunPaths, journal: AcceptedJournal) -> str:
+    return journal.path.relative_to(run.journals).as_posix()
+
+
 def _up_to(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> CommitIndex:
     """The index with the lines that `accepted` covers: commits go on arriving while it is drawn."""
-    paths = [facts.journal.path.relative_to(run.journals).as_posix() for facts in index.journals]
+    paths = [_name(run, facts.journal) for facts in index.journals]
     limits = np.array([accepted.get(path, 0) for path in paths], np.int64)
     within = index.offset + index.length <= limits[index.journal] if paths else index.accepted
     return replace(index, accepted=within)

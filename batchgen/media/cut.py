@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 
 def cut_to(frames: np.ndarray, size: Bucket) -> np.ndarray:

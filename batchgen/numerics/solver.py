@@ -24,7 +24,7 @@ from diffusers import (
 from torch import Tensor
 
 from batchgen.errors import ConfigError, closest
-from batchgen.records import Solver
+from batchgen.request import Solver
 
 ORDER = 2  # of the multistep solvers: Wan's own choice
 SOLVERS: tuple[Solver, ...] = ("unipc", "euler", "dpm++")

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 _RUNS_READ = 20  # the newest ones
 _ROWS_READ = 200_000  # of each
@@ -80,6 +79,8 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
     """The usable rows of a run, or None when it has none."""
     if not _same_model(run, model) or not run.catalog_rows.is_dir():
         return None
+    import pyarrow.dataset as ds  # pandas with it, which takes a while
+
     try:
         data = ds.dataset(run.catalog_rows, format="parquet")
         table = data.head(_ROWS_READ, columns=list(_COLUMNS))

@@ -13,7 +13,8 @@ from batchgen.families.family import component_bytes, family_spec
 from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
 from batchgen.planning.timemodel import SharedForward, exchange_seconds, shape_of, wires_of
 from batchgen.planning.work import Work
-from batchgen.records import Bucket, MemoryMode, Precision
+from batchgen.records import MemoryMode, Precision
+from batchgen.request import Bucket
 
 GIB = 1024**3
 _USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
 from batchgen.families.family import component_bytes, family_spec
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 _TRANSFORMER_EFFICIENCY = 0.55
 _DECODER_EFFICIENCY = 0.16

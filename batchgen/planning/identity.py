@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,22 @@ from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.families.family import family_spec
 from batchgen.planning.digests import CheckpointDigest, checkpoint_digest
-from batchgen.records import Request
+from batchgen.request import ALWAYS_IN_KEY, REQUEST_FIELDS, Field, Request
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-# width, height, frames, fps, steps, guidance, guidance 2, solver, shift, format, quality, negative;
-# then `more_settings`
-Settings = tuple[int | float | str | None, ...]
+Settings = tuple[object, ...]  # what enters a key beside seed and prompt, as `settings_of` makes it
+
+
+def _placed() -> list[Field]:
+    """Fields with a place in the key, in order."""
+    placed = {f.column.key: f for f in REQUEST_FIELDS if isinstance(f.column.key, int)}
+    return [placed[place] for place in range(1, len(placed) + 1)]
+
+
+_ALWAYS = _placed()[:ALWAYS_IN_KEY]
+_LATER = [*_placed()[ALWAYS_IN_KEY:], *(f for f in REQUEST_FIELDS if f.column.key == "named")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,51 +124,57 @@ def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
 
 def row_key(context: KeyContext, request: Request) -> str:
     """sha256 (hex) over the context and the request as resolved; row_id and index stay out."""
-    hasher = KeyHasher(context)
-    keys = hasher.keys([settings_of(request)], [request.seed], [request.prompt.encode()])
-    return keys[0].hex()
+    settings = settings_of(lambda field: [_value(request, field)])
+    seed, prompt = request.seed, request.prompt.encode()
+    return KeyHasher(context).keys(settings, [seed], [prompt])[0].hex()
 
 
 def check_keys(context: KeyContext, requests: Sequence[Request], source: Path) -> None:
     """Make the key of every request anew; RunStateError naming the first whose own is another:
     then its values, or those of the context, are not the ones that were planned."""
-    hasher = KeyHasher(context)
     for request in requests:
         try:
-            settings = settings_of(request)
-            (key,) = hasher.keys([settings], [request.seed], [request.prompt.encode()])
+            key = row_key(context, request)
         except (TypeError, ValueError, AttributeError) as error:
             raise RunStateError(f"{source}: row {request.row_id!r} is damaged: {error}") from error
-        if key.hex() != request.row_key:
+        if key != request.row_key:
             raise RunStateError(
                 f"{source}: row {request.row_id!r} is damaged: its key is {request.row_key}, "
-                f"its values make {key.hex()}"
+                f"its values make {key}"
             )
 
 
-def settings_of(request: Request) -> Settings:
-    """What enters a key beside seed and prompt."""
-    return (
-        request.width,
-        request.height,
-        request.num_frames,
-        rate_in_key(request.fps),
-        request.num_steps,
-        float(request.guidance_scale),
-        request.guidance_scale_2,
-        request.solver,
-        float(request.sigma_shift),
-        request.format,
-        request.quality,
-        request.negative_prompt,
-        *more_settings(request.true_cfg_scale, request.media_size),
-    )
+def settings_of(values: Callable[[Field], Sequence[object]]) -> Iterator[Settings]:
+    """What enters the key of each row beside seed and prompt; `values`: a field of all rows.
+
+    The fields that are always there, then the later ones where they are not at their default.
+    """
+    always = zip(*map(values, _ALWAYS), strict=True)
+    later = [
+        _changed(field, column) for field in _LATER if _is_used(field, column := values(field))
+    ]
+    return ((*row, *chain(*more)) for row, *more in zip(always, *later, strict=True))
 
 
-def more_settings(true_cfg_scale: float, media_size: str | None) -> Settings:
-    """What enters a key only where it is used: most keys are without."""
-    scale = [] if true_cfg_scale == 1.0 else [float(true_cfg_scale)]
-    return (*scale, *([] if media_size is None else [media_size]))
+def _is_used(field: Field, column: Sequence[object]) -> bool:
+    return any(value != field.default for value in column)
+
+
+def _changed(field: Field, column: Sequence[object]) -> Iterator[Settings]:
+    """Of each row what the field adds to its key."""
+    for value in column:
+        if value == field.default:
+            yield ()
+        else:
+            yield ((field.name, value),) if field.column.key == "named" else (value,)
+
+
+def _value(request: Request, field: Field) -> object:
+    """A field as it enters a key, whatever kind of number it came as."""
+    value = getattr(request, field.name)
+    if field.name == "fps":
+        return rate_in_key(value)
+    return float(value) if field.kind == "number" and value is not None else value
 
 
 def rate_in_key(fps: float) -> float:
@@ -198,9 +213,7 @@ class KeyHasher:
 
     def _prefix(self, settings: Settings) -> _Hash:
         prefix = self._context.copy()
-        # true_cfg_scale came later: at one, where it does nothing, keys are what they were
-        used = settings if settings[-1] != 1.0 else settings[:-1]
-        prefix.update(json.dumps(used).encode() + b"\0")
+        prefix.update(json.dumps(settings).encode() + b"\0")
         return prefix
 
 

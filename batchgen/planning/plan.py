@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import pairwise, repeat
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,16 @@ import pyarrow.parquet as pq
 
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import family_spec
+from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
     KeyContext,
     KeyHasher,
-    Settings,
     context_of,
     derived_seeds,
-    more_settings,
     rate_in_key,
+    settings_of,
 )
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults, job_defaults
@@ -51,7 +51,8 @@ from batchgen.planning.store import (
     read_requests,
     row_indices,
 )
-from batchgen.records import Bucket
+from batchgen.planning.work import scales_of
+from batchgen.request import Bucket, Field
 
 __all__ = [
     "BucketForecast",
@@ -66,15 +67,11 @@ __all__ = [
 ]
 
 
-_FEW_VALUES = (
-    "alias_of", "negative_prompt", "width", "height", "num_frames", "fps", "num_steps",
-    "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver", "sigma_shift", "format",
-    "quality", "cost_s", "bucket", "tags",
-)  # fmt: skip
+_DISTINCT = ("row_index", "row_id", "row_key", "prompt", "seed")  # no use in a dictionary
 _WRITER_OPTIONS = {
     "compression": "zstd",
     "compression_level": 1,
-    "use_dictionary": list(_FEW_VALUES),
+    "use_dictionary": [name for name in PLAN_COLUMNS.names if name not in _DISTINCT],
     "write_page_checksum": True,
 }
 
@@ -181,7 +178,7 @@ class _Rows:
         wanted = [*REQUEST_COLUMNS, *(f.name.removeprefix(CARRY) for f in schema if _is_carried(f))]
         for batch in manifest.batches([name for name in wanted if name in known]):
             rows = resolve_rows(batch, self.ids.rows, self.defaults, self.problems)
-            self.ids.add(rows.row_id)
+            self.ids.add(rows.column("row_id"))
             if not self.problems.count:
                 yield self._table(rows, batch, schema)
         if "row_id" in known:
@@ -189,44 +186,24 @@ class _Rows:
         self.problems.raise_if_any(manifest.path, manifest.place)
 
     def _table(self, rows: ResolvedRows, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
-        defaults, n = self.defaults, len(rows)
-        seeds = _all_seeds(rows, defaults.job_seed)
-        digests = self.hasher.keys(
-            _settings(rows, defaults), seeds.tolist(), _utf8_slices(rows.prompt)
-        )
+        n = len(rows)
+        seeds = _all_seeds(rows, self.defaults.job_seed)
+        texts = _utf8_slices(rows.column("prompt"))
+        settings = settings_of(lambda field: _in_key(rows, field))
+        digests = self.hasher.keys(settings, seeds.tolist(), texts)
         originals = self.aliases.originals(rows.first_row, digests)
-        is_alias = originals != np.arange(rows.first_row, rows.first_row + n)
+        index = np.arange(rows.first_row, rows.first_row + n)
+        is_alias = originals != index
         cost_s, bucket = self.costs.add(rows, is_alias)
         packed = b"".join(digests)
         self._plan_hash.update(packed)
-        width, height, frames = rows.requested
-        columns: dict[str, object] = {
-            "row_index": np.arange(rows.first_row, rows.first_row + n),
-            "row_id": rows.row_id,
+        columns = dict(zip(rows.columns.schema.names, rows.columns.columns, strict=True)) | {
+            "row_index": pa.array(index),
             "row_key": _hex_strings(packed, n),
             "alias_of": self._alias_names(originals, is_alias),
-            "prompt": rows.prompt,
-            "negative_prompt": rows.negative_prompt,
-            "seed": seeds,
-            "width": rows.width,
-            "height": rows.height,
-            "num_frames": rows.num_frames,
-            "fps": rows.fps,
-            "num_steps": rows.num_steps,
-            "guidance_scale": rows.guidance_scale,
-            "guidance_scale_2": rows.guidance_scale_2,
-            "true_cfg_scale": rows.true_cfg_scale,
-            "solver": pa.repeat(defaults.solver, n),
-            "sigma_shift": pa.repeat(defaults.sigma_shift, n),
-            "format": rows.format,
-            "quality": pa.repeat(defaults.quality, n),
-            "cost_s": cost_s,
+            "seed": pa.array(seeds),
+            "cost_s": pa.array(cost_s),
             "bucket": bucket,
-            "tags": rows.tags,
-            "requested_width": pa.array(width, mask=width == rows.width),
-            "requested_height": pa.array(height, mask=height == rows.height),
-            "requested_num_frames": pa.array(frames, mask=frames == rows.num_frames),
-            "media_size": rows.media_size,
         }
         arrays = []
         for field in schema:
@@ -234,9 +211,7 @@ class _Rows:
                 carried = field.with_name(field.name.removeprefix(CARRY))
                 arrays.append(self.manifest.extra_column(batch, rows.first_row, carried))
             else:
-                values = columns[field.name]
-                array = values if isinstance(values, pa.Array) else pa.array(values)
-                arrays.append(array.cast(field.type))
+                arrays.append(columns[field.name].cast(field.type))
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _alias_names(self, originals: np.ndarray, is_alias: np.ndarray) -> pa.Array:
@@ -259,7 +234,8 @@ class _Costs:
 
     def add(self, rows: ResolvedRows, is_alias: np.ndarray) -> tuple[np.ndarray, pa.Array]:
         """Cost (0 for an alias) and bucket name of every row of a batch."""
-        codes = (rows.width << 40) | (rows.height << 20) | rows.num_frames
+        width, height, frames = map(rows.numbers, ("width", "height", "num_frames"))
+        codes = (width << 40) | (height << 20) | frames
         distinct, inverse = np.unique(codes, return_inverse=True)
         buckets = [Bucket(c >> 40, (c >> 20) & 0xFFFFF, c & 0xFFFFF) for c in distinct.tolist()]
         for bucket in buckets:
@@ -267,10 +243,12 @@ class _Costs:
                 self._seconds[bucket] = self._model.bucket(bucket)
         seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
         rendered = ~is_alias
-        evaluations = rows.num_steps * self._family.branches(self._model.model, rows) * rendered
+        branches = self._family.branches(self._model.model, scales_of(rows.numbers))
+        solved = rows.numbers("num_steps") * rendered
+        evaluations = solved * branches
         counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
         sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
-        steps = np.bincount(inverse, weights=rows.num_steps * rendered).astype(int).tolist()
+        steps = np.bincount(inverse, weights=solved).astype(int).tolist()
         for bucket, count, total, step in zip(buckets, counts, sums, steps, strict=True):
             self._rows[bucket] += count
             self._evaluations[bucket] += total
@@ -297,35 +275,24 @@ class _Costs:
 
 
 # ---------------------------------------------------------------------------------- arrays of rows
-def _settings(rows: ResolvedRows, defaults: Defaults) -> Iterator[Settings]:
-    """What enters each row's key beside seed and prompt (the order of `identity.Settings`)."""
-    negative = rows.negative_prompt.dictionary_encode()
-    texts = negative.dictionary.to_pylist()
-    whole = zip(
-        rows.width.tolist(),
-        rows.height.tolist(),
-        rows.num_frames.tolist(),
-        map(rate_in_key, rows.fps.tolist()),
-        rows.num_steps.tolist(),
-        rows.guidance_scale.tolist(),
-        rows.guidance_scale_2.to_pylist(),
-        repeat(defaults.solver),
-        repeat(defaults.sigma_shift),
-        rows.format.to_pylist(),
-        repeat(defaults.quality),
-        map(texts.__getitem__, negative.indices.to_pylist()),
-        strict=False,
-    )
-    rest = map(more_settings, rows.true_cfg_scale.tolist(), rows.media_size.to_pylist())
-    return ((*row, *more) for row, more in zip(whole, rest, strict=True))
+def _in_key(rows: ResolvedRows, field: Field) -> list[object]:
+    """A field of all rows as it enters their keys. Of equal texts there is one object."""
+    column = rows.column(field.name)
+    if field.kind == "text":
+        coded = column.dictionary_encode(null_encoding="encode")
+        texts: list[object] = coded.dictionary.to_pylist()
+        return [texts[code] for code in coded.indices.to_pylist()]
+    values = column.to_pylist()
+    return [rate_in_key(rate) for rate in values] if field.name == "fps" else values
 
 
 def _all_seeds(rows: ResolvedRows, job_seed: int) -> np.ndarray:
     """Every row's seed: its own, or derived from its id."""
-    seeds = np.array(pc.fill_null(rows.seed, 0), np.int64)
-    missing = np.flatnonzero(rows.seed.is_null().to_numpy(zero_copy_only=False))
+    given, ids = rows.column("seed"), rows.column("row_id")
+    seeds = np.array(pc.fill_null(given, 0), np.int64)
+    missing = np.flatnonzero(given.is_null().to_numpy(zero_copy_only=False))
     if len(missing):
-        seeds[missing] = derived_seeds(job_seed, rows.row_id.take(pa.array(missing)).to_pylist())
+        seeds[missing] = derived_seeds(job_seed, ids.take(pa.array(missing)).to_pylist())
     return seeds
 
 

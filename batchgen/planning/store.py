@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from batchgen.errors import RunStateError
-from batchgen.planfile import HEADER, open_parquet, plan_header, reading
+from batchgen.planfile import HEADER, PLAN_COLUMNS, open_parquet, plan_header, reading
 from batchgen.planning.identity import KeyContext
-from batchgen.records import Bucket, Request
+from batchgen.request import REQUEST_FIELDS, Bucket, Request
 
 SCHEMA_VERSION = 1
 ROW_GROUP = 4096  # rows; a worker reads whole groups to find its few rows
 _FEW_ROWS = 64
 CARRY = "carry."
-
-PLAN_FIELDS: list[tuple[str, pa.DataType]] = [
-    ("row_index", pa.int64()),
-    ("row_id", pa.string()),
-    ("row_key", pa.string()),
-    ("alias_of", pa.string()),  # row_id of the row that is rendered for this one; null: itself
-    ("prompt", pa.large_string()),
-    ("negative_prompt", pa.large_string()),
-    ("seed", pa.int64()),
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-    ("num_frames", pa.int32()),
-    ("fps", pa.float64()),
-    ("num_steps", pa.int32()),
-    ("guidance_scale", pa.float64()),
-    ("guidance_scale_2", pa.float64()),
-    ("true_cfg_scale", pa.float64()),
-    ("solver", pa.string()),
-    ("sigma_shift", pa.float64()),
-    ("format", pa.string()),
-    ("quality", pa.int32()),
-    ("cost_s", pa.float64()),  # 0 for an alias: it costs nothing
-    ("bucket", pa.string()),
-    ("tags", pa.large_string()),
-    ("requested_width", pa.int32()),  # null where the geometry was used as requested
-    ("requested_height", pa.int32()),
-    ("requested_num_frames", pa.int32()),
-    ("media_size", pa.string()),  # what padded media are cut to; null where they are not
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +71,7 @@ class PlanCosts:
 
 def plan_schema(carried: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     """Columns of a plan; carried manifest columns follow under `carry.<name>`."""
-    return pa.schema([*PLAN_FIELDS, *((CARRY + name, kind) for name, kind in carried)])
+    return pa.schema([*PLAN_COLUMNS, *(pa.field(CARRY + n, kind) for n, kind in carried)])
 
 
 def header_metadata(plan: Plan) -> dict[bytes, bytes]:
@@ -131,7 +102,7 @@ def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[
     Only the row groups that hold them are read. Raises RunStateError for an unknown row, or for a
     plan whose rows are not in their places.
     """
-    names = [field.name for field in fields(Request)]
+    names = [field.name for field in REQUEST_FIELDS]
     with reading(path):
         file = open_parquet(path)
         if row_indices is None:
@@ -176,17 +147,19 @@ def row_indices(path: Path) -> dict[str, int]:
 
 
 def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
-    """Requests at some positions; slices are cheaper than a gather of 17 columns for a few."""
+    """Requests at some positions; slices are cheaper than a gather of all columns for a few."""
     if len(positions) > _FEW_ROWS:
         return _requests(table.take(pa.array(positions)))
     return [_requests(table.slice(position, 1))[0] for position in positions.tolist()]
 
 
 def _requests(table: pa.Table) -> list[Request]:
+    names = [field.name for field in REQUEST_FIELDS]
     columns = [
         table[field.name].to_pylist()
         if field.name in table.column_names
-        else [field.default] * len(table)  # an older plan may lack the last ones
-        for field in fields(Request)
+        else [field.default] * len(table)  # the plan is older than the field
+        for field in REQUEST_FIELDS
     ]
-    return [Request(*values) for values in zip(*columns, strict=True)]
+    rows = zip(*columns, strict=True)
+    return [Request(**dict(zip(names, row, strict=True))) for row in rows]

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.families.family import family_spec
 from batchgen.planning.cost import LAUNCH_S
-from batchgen.records import Bucket, Precision
+from batchgen.records import Precision
+from batchgen.request import Bucket
 
 ALL_TO_ALL_SHARE, PASS_SHARE = 0.2, 0.5
 CHUNKED = 1.2

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
 from batchgen.config.schema import ModelSpec
-from batchgen.families.family import family_spec
+from batchgen.families.family import Scales, family_spec
 from batchgen.planfile import open_parquet, reading
 from batchgen.planning.store import BucketForecast
-from batchgen.records import Bucket
+from batchgen.request import FIELDS, MODEL_FIELDS, Bucket
 
-_COLUMNS = ("bucket", "num_steps", "guidance_scale", "true_cfg_scale")
+_SCALES = tuple(field.name for field in MODEL_FIELDS if field.kind == "number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,6 @@ class Work:
         return self.evaluations / self.steps
 
 
-@dataclass(frozen=True, slots=True)
-class _Guidance:
-    """See `families.family.Scales`."""
-
-    guidance_scale: np.ndarray
-    true_cfg_scale: np.ndarray
-
-
 def planned_work(buckets: Iterable[BucketForecast]) -> list[Work]:
     """All rows of a plan."""
     return [Work(b.bucket, b.rows, b.steps or b.evaluations, b.evaluations) for b in buckets]
@@ -50,18 +44,24 @@ def read_work(plan: Path, rows: np.ndarray, model: ModelSpec) -> list[Work]:
     """Some rows of a plan."""
     with reading(plan):
         file = open_parquet(plan)
-        there = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        wanted = ("bucket", "num_steps", *_SCALES)
+        there = [name for name in wanted if name in file.schema_arrow.names]
         table = file.read(columns=there).take(pa.array(rows))
+
+    def column(name: str) -> np.ndarray:
+        older = name not in there  # than the field
+        return np.full(len(rows), FIELDS[name].default) if older else table[name].to_numpy()
+
     steps = table["num_steps"].to_numpy()
-    scales = _Guidance(
-        table["guidance_scale"].to_numpy(),
-        # an older plan lacks it
-        table["true_cfg_scale"].to_numpy() if "true_cfg_scale" in there else np.ones(len(table)),
-    )
-    evaluations = steps * family_spec(model.family).branches(model, scales)
+    evaluations = steps * family_spec(model.family).branches(model, scales_of(column))
     names, inverse = np.unique(table["bucket"].to_numpy(), return_inverse=True)
     sums = [np.bincount(inverse, weights=weights) for weights in (None, steps, evaluations)]
     return [
         Work(Bucket.parse(name), *(int(part[at]) for part in sums))
         for at, name in enumerate(names.tolist())
     ]
+
+
+def scales_of(column: Callable[[str], np.ndarray]) -> Scales:
+    """The guidance of rows as arrays, for a family that counts their branches."""
+    return cast(Scales, SimpleNamespace(**{name: column(name) for name in _SCALES}))

@@ -11,7 +11,6 @@ from batchgen.ledger.intent import Intent, profile_of
 from batchgen.ledger.submissions import maker_of
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import Job
-from batchgen.runner.executors.slurm import array_count, launch_steward
 from batchgen.runner.jobs import write_jobs
 from batchgen.scheduler.commands import (
     QueuedTask,
@@ -41,6 +40,9 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     if not tasks or any(task.is_steward for task in tasks):
         return []
     arrays = sorted({task.array_id for task in tasks}, key=int)
+    # Every task imports this module as it ends, and hardly any has something to submit.
+    from batchgen.runner.executors.slurm import array_count, launch_steward
+
     slurm = profile_of(run, intent)
     if not launch_steward(run, intent.number, slurm, arrays):
         raise SchedulerError(

@@ -20,7 +20,7 @@ from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.losses import refuse_losses
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.winners import choose, missing_of, read_plan_rows
+from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.cost import start_up_seconds
@@ -111,12 +111,13 @@ def submit(
     settings = settings or Settings(header.config, header.overrides)
     last = last_submission(run) if settings.last is None else settings.last
     config = build(JobConfig, settings.resolved)
-    executor = executor_for(config.slurm)
+    executor_for(config.slurm)  # refuses what does not go together
     check_folder(config.slurm.executor, run.root)
     patiently(lambda: refuse_if_alive(run), patience_s)
     plan = _checked_plan(run, header, settings)
-    wanted = _missing(run, plan) if rows is None else rows
-    blame = read_blame(run, all_gone=True)
+    found = choose(index_commits(run), read_plan_rows(plan))
+    wanted = _missing(run, found) if rows is None else rows
+    blame = read_blame(run, found, all_gone=True)
     verdicts = [v for v in blame.convicted if v.row_index in wanted]
     wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
     work = read_work(plan, wanted, config.model)
@@ -127,15 +128,14 @@ def submit(
         return None
     shards = cut(plan, wanted, config, layout, blame.suspects)
     install = settings.replan.install if settings.replan else _nothing
-    number = begin_submission(run, shards, settings.info(layout), last=last, under_lock=install)
+    number = begin_submission(
+        run, shards, settings.info(layout), last=last, found=found, under_lock=install
+    )
     failpoint("submit.after_intent")
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
-    jobs: list[Job] = []
-    if count:  # a replan may leave nothing to render
-        jobs = _launch_elsewhere(run, number, count, slurm, blame)
-        jobs = jobs or executor.launch(run, number, count, slurm, patience_s)
+    jobs = _launch(run, number, count, slurm, blame, patience_s)
     failpoint("submit.after_launch")
     write_jobs(run, number, jobs)
     return Submission(run, number, len(wanted), count, tuple(jobs))
@@ -149,9 +149,8 @@ def _checked_plan(run: RunPaths, header: RunFile, settings: Settings) -> Path:
     return run.plan
 
 
-def _missing(run: RunPaths, plan: Path) -> np.ndarray:
+def _missing(run: RunPaths, found: Winners) -> np.ndarray:
     """RunStateError if rows are missing that are ok by the catalog: their lines were lost."""
-    found = choose(index_commits(run), read_plan_rows(plan))
     refuse_losses(run, found)
     return missing_of(found).all
 
@@ -176,6 +175,16 @@ def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
             more &= nodes()
     listed = [slurm.exclude] if slurm.exclude else []
     return replace(slurm, exclude=",".join([*listed, *sorted(more)]) or None)
+
+
+def _launch(
+    run: RunPaths, number: int, shards: int, slurm: SlurmConfig, blame: Blame, patience_s: float
+) -> list[Job]:
+    """Start the shards; a replan may leave nothing to render."""
+    if not shards:
+        return []
+    jobs = _launch_elsewhere(run, number, shards, slurm, blame)
+    return jobs or executor_for(slurm).launch(run, number, shards, slurm, patience_s)
 
 
 def _launch_elsewhere(

@@ -47,7 +47,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Motions:
     """Where ``n`` shapes start, travel and end; lengths are fractions of the canvas side.
 
     Attributes:
@@ -89,7 +89,7 @@ def sample_scenes(count: int, generator: torch.Generator, split: Split = "train"
     ]
 
 
-def sample_layout(scenes: list[Scene], generator: torch.Generator) -> Layout:
+def sample_layout(scenes: list[Scene], generator: torch.Generator) -> Motions:
     """Draw sizes, starting points and distances so that every shape stays inside the canvas."""
     n = len(scenes)
     u = torch.rand(n, 5, generator=generator)
@@ -100,7 +100,7 @@ def sample_layout(scenes: list[Scene], generator: torch.Generator) -> Layout:
     travel = direction * (0.28 + 0.14 * u[:, 1:2])
     room = (0.5 - 1.24 * final.unsqueeze(1) - travel.abs() / 2).clamp(min=0)
     middle = 0.5 + (2 * u[:, 2:4] - 1) * torch.minimum(room, torch.tensor(0.2))
-    return Layout(middle - travel / 2, travel, torch.stack([first, final], 1))
+    return Motions(middle - travel / 2, travel, torch.stack([first, final], 1))
 
 
 def _signed_distance(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _coverage(scenes: list[Scene], x: Tensor, y: Tensor, r: Tensor) -> Tensor:
 
 
 def render(
-    scenes: list[Scene], layout: Layout, times: Tensor, *, height: int = 64, width: int = 64
+    scenes: list[Scene], layout: Motions, times: Tensor, *, height: int = 64, width: int = 64
 ) -> tuple[Tensor, Tensor]:
     """Draw clips at given moments.
 

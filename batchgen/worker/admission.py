@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
-from batchgen.records import Request, RowStats
+from batchgen.records import RowStats
+from batchgen.request import Request
 
 RECENT = 99  # rows whose seconds are remembered
 

@@ -102,7 +102,7 @@ class Drain:
         mine = self._attempt
         later = range(mine.restart + 1, mine.restart + 1 + RESTARTS_AHEAD)
         return any(
-            self._run.acceptance(Attempt(mine.submission, mine.task, k, 0)).exists() for k in later
+            self._run.fence(Attempt(mine.submission, mine.task, k, 0)).exists() for k in later
         )
 
     def linger(

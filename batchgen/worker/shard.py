@@ -18,7 +18,7 @@ from batchgen.engine.contract import Renderer, Source
 from batchgen.errors import StorageError
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Layout, RankInfo

@@ -20,7 +20,8 @@ from batchgen.ledger.journal import JournalWriter
 from batchgen.media.cut import cut_to
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt, Bucket, Commit, Rendered, Request, RowStats
+from batchgen.records import Attempt, Commit, Rendered, RowStats
+from batchgen.request import Bucket, Request
 from batchgen.worker.admission import Admission
 from batchgen.worker.states import RowStates
 

@@ -19,7 +19,8 @@ from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.planning.identity import KeyContext, check_keys
 from batchgen.planning.plan import read_requests
-from batchgen.records import Attempt, RankInfo, Request
+from batchgen.records import Attempt, RankInfo
+from batchgen.request import Request
 from batchgen.runfile import read_run
 from batchgen.worker.admission import Admission
 from batchgen.worker.queue import Queue, QueueLost, TicketClient, TicketServer

@@ -17,7 +17,8 @@ from safetensors.numpy import save
 from batchgen.durable import make_folder, write_bytes_atomic
 from batchgen.engine.contract import Snapshot
 from batchgen.paths import RunPaths
-from batchgen.records import Determinism, Request
+from batchgen.records import Determinism
+from batchgen.request import Request
 
 log = logging.getLogger(__name__)
 

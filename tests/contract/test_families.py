@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from flux_rig import flux_spec
-from rig import request, small_spec, system, two_experts
+from toy_engine import request, small_spec, system, two_experts
+from toy_flux import flux_spec
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import meta_model
@@ -26,7 +26,7 @@ from batchgen.families.family import (
 )
 from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.numerics.solver import SOLVERS
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, Request
 
 # A new family adds its small spec here, and a bucket of 16 tokens or more with a larger one.
 SPECS: dict[str, ModelSpec] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import rows_of
+from cli_calls import rows_of
 
 from batchgen.ledger.status import read_status
 
@@ -22,7 +22,7 @@ def test_rows_are_not_rendered_on_the_cpu_in_silence(bench) -> None:
     assert attempt.ended == "ConfigError"
     assert "torch sees no CUDA device" in attempt.error
     assert "slurm.gpus_per_node=1" in attempt.error
-    told = work.call("logs", str(done.run.root), "--failed")
+    told = work.here("logs", str(done.run.root), "--failed")
     assert attempt.error in told.out
 
 

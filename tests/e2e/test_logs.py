@@ -38,7 +38,7 @@ def test_the_ranks_that_are_asked_for_write_a_log(bench, overrides, ranks: list[
     for file, rank in zip(run_logs(done.run), ranks, strict=True):
         text = file.read_text()
         assert f"rank {rank} of 2, shard of 6 rows" in text and "ended: done" in text
-    shown = work.call("logs", str(done.run.root)).out
+    shown = work.here("logs", str(done.run.root)).out
     assert [f"run-s1t0r0p{rank}.log" in shown for rank in (0, 1)] == [n in ranks for n in (0, 1)]
 
 
@@ -46,30 +46,30 @@ def test_the_launch_log_has_what_was_asked_for_and_when(bench) -> None:
     """Every start of the run, also those that add nothing."""
     work = bench(3)
     wanted = "output.enable_launch_log=true"
-    done = work.run(*NULL, wanted)
+    done = work.run_here(*NULL, wanted)
     assert done.code == 0, done.err
     log, name = done.run.logs / "launch.log", str(done.run.root)
-    assert work.call("retry", name, "--rows", "row-001", "slurm.row_retries=2").code == 0
-    assert work.call("resume", name, "slurm.watchdog_s=9").code == 0
+    assert work.here("retry", name, "--rows", "row-001", "slurm.row_retries=2").code == 0
+    assert work.here("resume", name, "slurm.watchdog_s=9").code == 0
     lines = log.read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (run|retry|resume) ", x) for x in lines)
     ours = " ".join((str(work.job), *NULL, wanted))
     assert [line[20:] for line in lines] == [
         f"run {ours}", "retry --rows row-001 slurm.row_retries=2", "resume slurm.watchdog_s=9",
     ]  # fmt: skip
-    assert work.call("resume", name, "output.enable_launch_log=false").code == 0
+    assert work.here("resume", name, "output.enable_launch_log=false").code == 0
     assert log.read_text().splitlines() == lines
 
 
 def test_without_being_asked_for_there_is_no_launch_log(bench) -> None:
-    done = bench(1).run(*NULL)
+    done = bench(1).run_here(*NULL)
     assert done.code == 0, done.err
     assert not (done.run.logs / "launch.log").exists()
 
 
 @pytest.mark.parametrize(("override", "name"), [((), "job"), (("tag=night.2",), "night.2")])
 def test_a_run_folder_begins_with_its_tag_or_its_job(bench, override, name: str) -> None:
-    done = bench(1).run(*NULL, *override)
+    done = bench(1).run_here(*NULL, *override)
     assert done.code == 0, done.err
     assert re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}-[0-9a-f]{{6}}", done.run.root.name)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from harness import published, rows_of
+import pandas as pd
+from cli_calls import published, rows_of
 
 OPTIONS = (
     "model=null-engine", "slurm.executor=local", "slurm.ranks_per_node=2",
@@ -21,10 +22,11 @@ def test_a_job_without_a_model_runs_twice_to_the_same_bits(bench) -> None:
     frame = rows_of(first.run)
     assert list(frame.status) == ["ok"] * 12
     assert list(frame.media_path.str.rpartition(".")[2]) == ["png", "mp4"] * 6
-    assert frame.attempt.nunique() == 2
+    # both were there; on a loaded machine one may have drawn all
+    assert {*pd.read_parquet(first.run.catalog_runs).replica} == {0, 1}
     assert (frame.steps_computed == frame.num_steps).all()
     assert (frame.denoise_s > frame.num_steps * 0.0099).all()
-    checked = work.call("verify", str(first.run.root), "--json")
+    checked = work.here("verify", str(first.run.root), "--json")
     assert checked.code == 0, checked.out
     second = work.run(*OPTIONS, "slurm.ranks_per_node=1")
     assert published(second.run) == published(first.run)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from shift import Shift, make_shift
+from planned_run import BEATING, PlannedRun, plan_run
 
-from batchgen.ledger.events import End, Saved, Start
+from batchgen.ledger.events import End, Saved
 from batchgen.records import Commit
 
 STEPS = [60, 45, 3, 60]
 SMALL = ("row_defaults.width=32", "row_defaults.height=32", "row_defaults.num_frames=5")
 
 
-def drain(shift: Shift, restart: int, rank_s: float) -> None:
+def drain(shift: PlannedRun, restart: int, busy_s: float) -> None:
     """Start a rank, let it work for a while, and tell it to drain."""
-    rank = shift.start(1, restart=restart)
-    shift.wait_for(lambda: shift.of(Start, 1, restart), 120)
-    time.sleep(rank_s)
+    rank = shift.start(1, BEATING, restart=restart)
+    shift.wait_for_steps(1, restart, busy_s)
     rank.send_signal(signal.SIGUSR2)
     _, err = rank.communicate(timeout=120)
     assert rank.returncode == 0, err
@@ -30,9 +28,9 @@ def drain(shift: Shift, restart: int, rank_s: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_rows_in_flight_go_on_after_each_of_two_signals(tmp_path: Path) -> None:
-    whole = make_shift(tmp_path / "whole", STEPS, *SMALL, model="tiny-wan")
+    whole = plan_run(tmp_path / "whole", STEPS, *SMALL, model="tiny-wan")
     assert whole.work(whole.begin(range(4))) == 0
-    shift = make_shift(tmp_path / "cut", STEPS, *SMALL, model="tiny-wan")
+    shift = plan_run(tmp_path / "cut", STEPS, *SMALL, model="tiny-wan")
     shift.begin(range(4))
     for restart in (0, 1):
         drain(shift, restart, 0.25)
@@ -45,7 +43,7 @@ def test_rows_in_flight_go_on_after_each_of_two_signals(tmp_path: Path) -> None:
     assert not [path for path in shift.run.state.rglob("*") if path.is_file()]
 
 
-def assert_nothing_twice(shift: Shift) -> None:
+def assert_nothing_twice(shift: PlannedRun) -> None:
     """Steps computed by all attempts add up to the steps of the rows, branches apart."""
     saved = {s.row_index: s.step for r in (0, 1) for s in shift.of(Saved, 1, r)}
     assert saved, "the signals came too late to find a row in flight"

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from harness import SLOW_ROWS, published, rows_of
+from cli_calls import AT_ONCE, NULL, SLOW_ROWS, published, rows_of
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -40,7 +40,7 @@ def test_every_row_of_an_inline_run_is_in_the_catalog(bench) -> None:
 
 def test_two_ranks_draw_what_one_draws(bench, tmp_path) -> None:
     rows = bench(7)
-    alone = rows.run()
+    alone = rows.run_here()
     shared = rows.run("slurm.executor=local", "slurm.ranks_per_node=2")
     assert (alone.code, shared.code) == (0, 0), shared.err
     assert published(shared.run) == published(alone.run)
@@ -53,19 +53,19 @@ def test_submit_returns_before_the_rows_are_drawn(bench) -> None:
     started = work.call("submit", str(work.job), "slurm.executor=local", "--json")
     assert started.code == 0, started.err
     assert read_status(started.run).ok == 0
-    watched = work.call("status", str(started.run.root), "--watch")
+    watched = work.here("status", str(started.run.root), "--watch")
     assert watched.code == 0, watched.out
     assert not is_alive(started.run)  # so that a resume is not refused
     assert "2: 0 ok" in watched.out and "2: 2 ok" in watched.out  # it was watched from the start
     name = started.run.root.name
     assert watched.out.strip().endswith(f"no catalog yet: batchgen collect {name}")
-    assert work.call("collect", str(started.run.root)).code == 0
-    shown = work.call("status", str(started.run.root))
+    assert work.here("collect", str(started.run.root)).code == 0
+    shown = work.here("status", str(started.run.root))
     assert shown.out.strip().endswith(f"catalog   {started.run.catalog_rows}")
 
 
 def test_more_ranks_than_rows(bench) -> None:
-    done = bench(1).run("slurm.executor=local", "slurm.ranks_per_node=3")
+    done = bench(1).run(NULL, "slurm.executor=local", "slurm.ranks_per_node=3")
     assert done.code == 0, done.err
     assert len(published(done.run)) == 1
 
@@ -91,7 +91,7 @@ def test_rows_that_fail_do_not_stop_the_others(bench, poisoned_weights: Path) ->
         {"row_id": "long", "prompt": "red " * 200},
         {"row_id": "good-2", "prompt": "a blue ring"},
     ])  # fmt: skip
-    done = work.run("model.prompt_overflow=error", f"model.weights={poisoned_weights}")
+    done = work.run_here("model.prompt_overflow=error", f"model.weights={poisoned_weights}")
     assert done.code == 1, done.err
     frame = rows_of(done.run).set_index("row_id")
     assert dict(frame.status) == {
@@ -101,20 +101,22 @@ def test_rows_that_fail_do_not_stop_the_others(bench, poisoned_weights: Path) ->
     assert frame.error_type["long"] == "PromptTooLong"
     assert "Traceback" in frame.traceback["nan"]
     assert "2 failed" in done.out and "NonFiniteOutput" in done.out
-    logs = work.call("logs", str(done.run.root), "--failed", "--json")
+    logs = work.here("logs", str(done.run.root), "--failed", "--json")
     assert sorted(logs.json["failed"]) == ["long", "nan"]
     assert "==> nan  NonFiniteOutput" in logs.out and "Traceback" in logs.out
 
 
 @pytest.mark.parametrize("action", ["raise", "enospc"])
-def test_media_that_cannot_be_written_is_tried_again_and_then_fails_its_row(bench, action) -> None:
+def test_media_that_cannot_be_written_is_tried_again_and_then_fails_its_row(
+    bench, action, fail_at
+) -> None:
     work = bench(3)
-    once = work.run(env={"BATCHGEN_FAILPOINT": f"media.before_write:2:{action}"})
+    fail_at(f"media.before_write:2:{action}")
+    once = work.run_here()
     assert once.code == 0, once.err
     assert sorted(rows_of(once.run).tries) == [1, 1, 2]
-    never = work.run(
-        "slurm.row_retries=0", env={"BATCHGEN_FAILPOINT": f"media.after_write:2:{action}"}
-    )
+    fail_at(f"media.after_write:2:{action}")
+    never = work.run_here("slurm.row_retries=0")
     assert never.code == 1, never.err
     frame = rows_of(never.run)
     assert sorted(frame.status) == ["failed", "ok", "ok"]
@@ -130,7 +132,7 @@ def test_any_unicode_renders_and_truncation_is_recorded(bench) -> None:
     }
     rows = [{"row_id": k, "prompt": v} for k, v in prompts.items()]
     rows[0]["negative_prompt"] = "a blurred ring " * 100
-    done = bench(rows).run("row_defaults.guidance_scale=3")
+    done = bench(rows).run_here("row_defaults.guidance_scale=3")
     assert done.code == 0, done.err
     frame = rows_of(done.run).set_index("row_id")
     assert dict(frame.prompt) == prompts
@@ -149,7 +151,7 @@ def test_a_directory_of_parts_and_equal_rows_rendered_once(bench, tmp_path) -> N
         pa.table({"prompt": ["a red circle", "a blue ring"], "seed": [7, 8]}), parts / "b.parquet"
     )
     work = bench(1)
-    done = work.run(f"manifest={parts}")
+    done = work.run_here(f"manifest={parts}")
     assert done.code == 0, done.err
     frame = rows_of(done.run)
     assert len(frame) == 3 and (frame.status == "ok").all()
@@ -169,7 +171,7 @@ def test_a_directory_of_parts_and_equal_rows_rendered_once(bench, tmp_path) -> N
 )
 def test_a_bad_setting_ends_with_2_before_anything_is_made(bench, override, named) -> None:
     work = bench(2)
-    done = work.call("run", str(work.job), override)
+    done = work.here("run", str(work.job), override)
     assert done.code == 2, done.err
     assert named in done.err and "Traceback" not in done.err
     assert not work.root.exists() or not list(work.root.iterdir())
@@ -194,7 +196,9 @@ def wait_for_media(work, process) -> RunPaths:
 def test_interrupting_a_run_leaves_a_state_that_resumes(bench, executor: str) -> None:
     """Ctrl-C (SIGINT) exits with 130, soon; resume renders the rest."""
     work = bench(12)
-    process = work.start("run", str(work.job), f"slurm.executor={executor}", *SLOW_ROWS, "--json")
+    process = work.start(
+        "run", str(work.job), NULL, f"slurm.executor={executor}", *SLOW_ROWS, "--json"
+    )
     run = wait_for_media(work, process)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
@@ -203,19 +207,19 @@ def test_interrupting_a_run_leaves_a_state_that_resumes(bench, executor: str) ->
     assert time.monotonic() - began < 25, "somebody was waited for"
     assert json.loads(out.splitlines()[-1])["run"] == str(run.root)
     assert f"batchgen resume {run.root.name}" in err
-    status = work.call("status", str(run.root), "--json")
+    status = work.here("status", str(run.root), "--json")
     assert status.code == 1 and status.json["running"] == 0
     assert {a["life"] for a in status.json["attempts"]} == {"ended"}
-    done = work.call("resume", str(run.root), "--json")
+    done = work.call("resume", str(run.root), "--json", env=AT_ONCE)
     assert done.code == 0, done.err
     assert len(published(run)) == 12
 
 
 def test_cancelling_a_foreground_run_ends_it_for_good(bench) -> None:
     work = bench(12)
-    process = work.start("run", str(work.job), "slurm.executor=local", *SLOW_ROWS, "--json")
+    process = work.start("run", str(work.job), NULL, "slurm.executor=local", *SLOW_ROWS, "--json")
     run = wait_for_media(work, process)
-    cancelled = work.call("cancel", str(run.root))
+    cancelled = work.here("cancel", str(run.root))
     assert cancelled.code == 0, cancelled.out
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
@@ -227,12 +231,12 @@ def test_cancelling_a_foreground_run_ends_it_for_good(bench) -> None:
 def test_cancel_reaches_ranks_that_are_still_starting(bench) -> None:
     work = bench(12)
     started = work.call("submit", str(work.job), "slurm.executor=local", *SLOW_ROWS, "--json")
-    cancelled = work.call("cancel", str(started.run.root))
+    cancelled = work.here("cancel", str(started.run.root))
     assert cancelled.code == 0, cancelled.out
     status = read_status(started.run)
     assert not is_alive(started.run)
     assert status.ok == 0 and status.left == 12
-    again = work.call("cancel", str(started.run.root))
+    again = work.here("cancel", str(started.run.root))
     assert again.code == 0 and "nothing is at work" in again.out
 
 
@@ -240,7 +244,7 @@ def test_ranks_that_all_meet_the_same_error_are_not_tried_again(bench) -> None:
     """The error is told, and three attempts are not spent on it."""
     work = bench(2)
     env = {"BATCHGEN_FAILPOINT": "journal.before_append:1:enospc"}
-    done = work.run("slurm.executor=local", env=env)
+    done = work.run(NULL, "slurm.executor=local", env=env)
     assert done.code == 1, done.err
     assert read_status(done.run).submission == 1
     assert "No space left" in done.out

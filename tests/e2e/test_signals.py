@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import SLOW_ROWS, Bench, published
+from cli_calls import SLOW_ROWS, JobFolder, published
+from waiting import wait_for
 
 from batchgen.cli.main import main
 from batchgen.ledger.status import read_status
@@ -19,10 +20,10 @@ from batchgen.paths import RunPaths
 
 SLOW = ("model=null-engine", *SLOW_ROWS, "row_defaults.num_steps=200")
 BOTH = [signal.SIGTERM, signal.SIGHUP]
-Benches = Callable[[int], Bench]
+Benches = Callable[[int], JobFolder]
 
 
-def start(bench: Bench, executor: str) -> tuple[subprocess.Popen[str], RunPaths]:
+def start(bench: JobFolder, executor: str) -> tuple[subprocess.Popen[str], RunPaths]:
     """A run with a row in flight and one that is done."""
     argv = ("run", str(bench.job), *SLOW, f"slurm.executor={executor}", "--json")
     process = bench.start(*argv)
@@ -88,7 +89,6 @@ def test_nohup_is_heard(bench: Benches) -> None:
             "os.execv(sys.executable, [sys.executable, '-m', 'batchgen', *sys.argv[1:]])",
             "run", *job]  # fmt: skip
     process = subprocess.Popen(line, cwd=made.folder, stdout=subprocess.DEVNULL)
-    while not made.root.exists():
-        time.sleep(0.01)
+    wait_for(made.root.exists)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=60) == 0

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import SLOW_ROWS, Bench, published, recorded, rows_of
+from cli_calls import AT_ONCE, NULL, SLOW_ROWS, JobFolder, published, recorded, rows_of
+from waiting import process_state, wait_for
 
 from batchgen.catalog.frames import snapshot
 from batchgen.ledger.status import live_attempts, read_status
@@ -51,7 +52,7 @@ def settle(run: RunPaths, timeout_s: float = 120.0) -> None:
 STEPS = "row_defaults.num_steps=10"  # long enough rows that most kills find some in flight
 
 
-def torment(work: Bench, kills: int, seed: int) -> RunPaths:
+def torment(work: JobFolder, kills: int, seed: int) -> RunPaths:
     """Submit; kill random ranks at random moments, resume on another rank count, and again."""
     dice = random.Random(seed)
     started = work.call(
@@ -89,7 +90,7 @@ def kill(pid: int) -> bool:
     return True
 
 
-def audit(work: Bench, run: RunPaths) -> None:
+def audit(work: JobFolder, run: RunPaths) -> None:
     """Catalog equal as a set to the undisturbed run's, media verified."""
     undisturbed = work.run(STEPS)
     assert undisturbed.code == 0, undisturbed.err
@@ -140,12 +141,11 @@ def test_a_kill_at_each_step_of_a_commit(bench, point: str) -> None:
 def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) -> None:
     work = bench(6)
     env = {"BATCHGEN_FAILPOINT": "journal.before_append:2:stop"}
-    started = work.call("submit", str(work.job), "slurm.executor=local", "--json", env=env)
+    started = work.call("submit", str(work.job), NULL, "slurm.executor=local", "--json", env=env)
     run = started.run
     (pid,) = wait_for_ranks(run)
-    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.05)
-    refused = work.call("resume", str(run.root))
+    wait_for(lambda: process_state(pid) == "T")
+    refused = work.here("resume", str(run.root))
     assert refused.code == 2 and "is at work" in refused.err
     os.kill(pid, signal.SIGKILL)
     settle(run)
@@ -175,17 +175,16 @@ def test_ranks_do_not_wait_for_a_queue_whose_server_died_in_its_start_up(bench) 
 def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
     work = bench(16)
     started = work.call(
-        "submit", str(work.job), "slurm.executor=local", "slurm.ranks_per_node=2", *SLOW_ROWS,
-        "--json",
+        "submit", str(work.job), NULL, "slurm.executor=local", "slurm.ranks_per_node=2",
+        *SLOW_ROWS, "--json",
     )  # fmt: skip
     run = started.run
-    while read_status(run).ok < 2:
-        time.sleep(0.05)
-    cancelled = work.call("cancel", str(run.root), "--json")
+    wait_for(lambda: read_status(run).ok >= 2)
+    cancelled = work.here("cancel", str(run.root), "--json")
     assert cancelled.code == 0, cancelled.err
     status = read_status(run)
     assert not status.alive and 2 <= status.ok < 16
-    done = work.call("resume", str(run.root), "slurm.ranks_per_node=1", "--json")
+    done = work.call("resume", str(run.root), "slurm.ranks_per_node=1", "--json", env=AT_ONCE)
     assert done.code == 0, done.err
     assert len(published(run)) == 16
 
@@ -215,11 +214,11 @@ def test_a_crash_while_a_new_plan_is_installed_leaves_plan_and_header_of_one_min
 
 def test_retry_of_a_row_leaves_other_unfinished_rows_alone(bench) -> None:
     work = bench(3)
-    killed = work.run(env={"BATCHGEN_FAILPOINT": "journal.before_append:2:kill"})
+    killed = work.run(NULL, env={"BATCHGEN_FAILPOINT": "journal.before_append:2:kill"})
     assert killed.code == -signal.SIGKILL
     run = RunPaths(next(work.root.glob("job-*")))
     (done,) = [r.row_id for r in snapshot(run.root).itertuples() if r.status == "ok"]
-    retried = work.call("retry", str(run.root), "--rows", done, "--json")
+    retried = work.here("retry", str(run.root), "--rows", done, "--json")
     assert retried.code == 1, retried.err
     assert (retried.json["ok"], retried.json["left"]) == (1, 2)
 
@@ -229,12 +228,12 @@ def test_settings_in_the_row_key_are_refused_or_rerendered(bench) -> None:
         {"row_id": "own-steps", "prompt": "a red circle", "num_steps": 3},
         {"row_id": "default", "prompt": "a blue ring", "num_steps": None},
     ])  # fmt: skip
-    run = work.run().run
+    run = work.run_here().run
     before = published(run)
-    refused = work.call("resume", str(run.root), "row_defaults.num_steps=4")
+    refused = work.here("resume", str(run.root), "row_defaults.num_steps=4")
     assert refused.code == 2 and "row_defaults.num_steps" in refused.err
     assert published(run) == before
-    again = work.call(
+    again = work.here(
         "resume", str(run.root), "row_defaults.num_steps=4", "--rerender-changed", "--json"
     )
     assert again.code == 0, again.err
@@ -245,12 +244,12 @@ def test_settings_in_the_row_key_are_refused_or_rerendered(bench) -> None:
 
 def test_retry_renders_named_rows_again_with_the_same_pixels(bench) -> None:
     work = bench(2)
-    run = work.run().run
+    run = work.run_here().run
     before = published(run)
-    done = work.call("retry", str(run.root), "--rows", "row-001", "--json")
+    done = work.here("retry", str(run.root), "--rows", "row-001", "--json")
     assert done.code == 0, done.err
     assert published(run) == before
-    unknown = work.call("retry", str(run.root), "--rows", "row-01")
+    unknown = work.here("retry", str(run.root), "--rows", "row-01")
     assert unknown.code == 2 and "row-001" in unknown.err
 
 
@@ -268,8 +267,8 @@ def small_disk(tmp_path: Path):
 
 def test_a_full_disk_is_said_and_resume_works_after_room_is_made(bench, small_disk) -> None:
     work = bench(40)
-    full = work.call(
-        "run", str(work.job), f"output.root_dir={small_disk}", "output.format=npy",
+    full = work.here(
+        "run", str(work.job), NULL, f"output.root_dir={small_disk}", "output.format=npy",
         "slurm.max_attempts=1", "--json",
     )  # fmt: skip
     assert full.code == 1, full.err
@@ -277,7 +276,7 @@ def test_a_full_disk_is_said_and_resume_works_after_room_is_made(bench, small_di
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     run = RunPaths(next(small_disk.glob("job-*")))
     assert read_status(run).left + read_status(run).failed > 0
-    done = work.call("resume", str(run.root), "--json")
+    done = work.here("resume", str(run.root), "--json")
     assert done.code == 0, done.err
     assert len(published(run)) == 40
 
@@ -285,12 +284,12 @@ def test_a_full_disk_is_said_and_resume_works_after_room_is_made(bench, small_di
 def test_a_read_only_folder_is_said_and_harms_nothing(bench, small_disk) -> None:
     work = bench(2)
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
-    run = work.run(f"output.root_dir={small_disk}").run
+    run = work.run_here(NULL, f"output.root_dir={small_disk}").run
     before = published(run)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    refused = work.call("retry", str(run.root), "--rows", "row-001")
+    refused = work.here("retry", str(run.root), "--rows", "row-001")
     assert refused.code != 0 and "ead-only" in refused.err
     assert "Traceback" not in refused.err
     assert json.loads(run.run_json.read_text())["rows"] == 2
-    assert work.call("status", str(run.root)).code == 0
+    assert work.here("status", str(run.root)).code == 0
     assert published(run) == before

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from flux_rig import FluxTwin, flux_spec, save_flux
-from rig import Keeper, ListSource, draw, request, spy_on, system
+from toy_engine import Keeper, ListSource, draw, request, spy_on, system
+from toy_flux import FluxTwin, flux_spec, save_flux
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine import device as devices
 from batchgen.engine.engine import Engine
 from batchgen.families.flux.model import dynamic_shift
 from batchgen.families.flux.spec import FluxScheduler
-from batchgen.records import Request
+from batchgen.request import Request
 
 
 def rows(dev: bool) -> list[Request]:
@@ -69,10 +69,7 @@ def load(spec: ModelSpec) -> Callable[..., Engine]:
 
 
 def assert_equal(drawn: Keeper, twin: Keeper) -> None:
-    assert drawn.errors == {}
-    for name, latents in drawn.latents.items():
-        assert torch.equal(latents, twin.latents[name]), name
-        assert np.array_equal(drawn.frames[name], twin.frames[name]), name
+    drawn.assert_as_pipeline({name: twin.latents[name] for name in drawn.latents}, twin.frames)
 
 
 def test_rows_alone_equal_the_pipeline(
@@ -140,7 +137,10 @@ def test_a_wide_model_packs_bit_equal(one_thread: None) -> None:
         single = draw(engine, [row])
         alone.latents |= single.latents
         alone.frames |= single.frames
-    assert_equal(together, alone)
+    assert together.errors == {} and together.latents.keys() == alone.latents.keys()
+    for name, latents in alone.latents.items():
+        assert torch.equal(together.latents[name], latents), name
+        assert np.array_equal(together.frames[name], alone.frames[name]), name
 
 
 def test_in_half_precision_the_state_is_in_it_too(

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rig import Keeper, draw, request, small_spec, system
+from toy_engine import Keeper, draw, request, small_spec, system
 
 from batchgen.engine.engine import Engine
-from batchgen.records import Request
+from batchgen.families.family import Item
+from batchgen.request import Request
 
 SOLVERS = ("unipc", "euler", "dpm++")
 GUIDANCES = (4.0, 1.0, 7.5, 2.0)
-SHAPES = ((32, 32, 5), (48, 32, 5), (32, 32, 1))
+SHAPES = ((64, 32, 5), (64, 48, 5), (64, 64, 1))  # 16 tokens, 24, 16: kernels agree from there on
 
 
 def rows() -> list[Request]:
@@ -68,7 +69,7 @@ def test_random_packs_and_orders_equal_each_row_alone(
     order = rows()
     chance.shuffle(order)
     batch = {
-        "token_budget": chance.choice([8, 24, 50, 200]),
+        "token_budget": chance.choice([16, 48, 100, 400]),
         "max_rows_in_flight": chance.randint(2, 9),
         "window": chance.randint(1, 18),
     }
@@ -77,6 +78,23 @@ def test_random_packs_and_orders_equal_each_row_alone(
     assert len(drawn.frames) == 18
     assert_same(drawn, alone, [row.row_id for row in order])
     drawn.assert_packed()
+
+
+def test_where_a_forward_depends_on_its_items_rows_go_one_by_one(
+    small_folder: Path, alone: Keeper
+) -> None:
+    """As on a device whose kernels differ by the size of the pack: the self-test sees it."""
+    engine = Engine.load(small_spec(str(small_folder)), system(), "cpu")
+    forward = engine.family.forward
+
+    def depending(items: list[Item]) -> list[torch.Tensor]:
+        return [velocity * (1 + 1e-6 * (len(items) - 1)) for velocity in forward(items)]
+
+    engine.family.forward = depending  # type: ignore[method-assign]
+    drawn = draw(engine, rows())
+    assert drawn.report.self_test == "failed"
+    assert {stats.batch_size_mean for stats in drawn.stats.values()} == {1.0}
+    assert_same(drawn, alone, list(alone.latents))
 
 
 def test_throughput_mode_stays_within_tolerance(small_folder: Path, alone: Keeper) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rig import Keeper, ListSource, request, spy_on, system, tiny_wan_spec
+from toy_engine import Keeper, ListSource, request, spy_on, system, tiny_wan_spec
 
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine
 from batchgen.engine.lane import DEPTH
 from batchgen.paths import RunPaths
-from batchgen.records import Rendered, Request
+from batchgen.records import Rendered
+from batchgen.request import Request
 from batchgen.worker.states import RowStates
 
 STEPS = 7

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from harness import Bench, rows_of
+from cli_calls import JobFolder, rows_of
 from slurm.cluster import NODES, Cluster
 
 from batchgen.catalog.frames import waste
@@ -49,12 +49,12 @@ class Campaign:
     """A submitted run."""
 
     cluster: Cluster
-    bench: Bench
+    bench: JobFolder
     run: RunPaths
 
     @classmethod
     def submit(
-        cls, cluster: Cluster, bench: Bench, *overrides: str, env: dict[str, str] | None = None
+        cls, cluster: Cluster, bench: JobFolder, *overrides: str, env: dict[str, str] | None = None
     ) -> Campaign:
         done = bench.call("submit", str(bench.job), *overrides, "--json", env=env)
         assert done.code == 0, done.err

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Bench, make_bench
+from cli_calls import JobFolder, make_job_folder
 from slurm.cluster import PROFILE, Cluster, ClusterUnavailable
 
 
@@ -41,12 +41,12 @@ def cluster(booted: Cluster) -> Cluster:
 @pytest.fixture
 def job_bench(
     cluster: Cluster, tmp_path: Path
-) -> Callable[[int | Sequence[dict[str, Any]]], Bench]:
+) -> Callable[[int | Sequence[dict[str, Any]]], JobFolder]:
     """Makes a working folder whose job runs on the cluster: the project's own profile, which
     tests change by overrides (`slurm.nodes=2`, `model=null-engine`)."""
 
-    def make(rows: int | Sequence[dict[str, Any]]) -> Bench:
-        bench = make_bench(tmp_path, rows)
+    def make(rows: int | Sequence[dict[str, Any]]) -> JobFolder:
+        bench = make_job_folder(tmp_path, rows)
         (tmp_path / "slurm").mkdir()
         shutil.copy(PROFILE, tmp_path / "slurm" / PROFILE.name)
         text = bench.job.read_text()

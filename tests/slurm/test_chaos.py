@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from harness import Bench, recorded, rows_of
+from cli_calls import JobFolder, recorded, rows_of
 from slurm.campaign import Campaign, rows
 from slurm.cluster import Cluster
 
@@ -20,7 +20,7 @@ from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import journal_files
 from batchgen.paths import RunPaths
 
-Make = Callable[..., Bench]
+Make = Callable[..., JobFolder]
 SETTINGS = (
     "slurm.ranks_per_node=1",
     "slurm.max_attempts=50",
@@ -96,7 +96,7 @@ def chaos(run: Campaign, monkey: Monkey, count: int, kills: int) -> None:
     run.wait(1500, meanwhile=meanwhile)
 
 
-def undisturbed(bench: Bench) -> set[tuple[Any, ...]]:
+def undisturbed(bench: JobFolder) -> set[tuple[Any, ...]]:
     """The same rows in one quiet process on this machine."""
     done = bench.run("slurm=inline", *SETTINGS[2:])
     assert done.code == 0, done.err

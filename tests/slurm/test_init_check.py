@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness import Bench
+from cli_calls import JobFolder
 from slurm.cluster import PROFILE, Cluster
 
 from batchgen.config.build import build
@@ -15,14 +15,14 @@ from batchgen.config.schema import SlurmConfig
 
 
 @pytest.fixture
-def desk(cluster: Cluster, tmp_path: Path) -> Bench:
+def desk(cluster: Cluster, tmp_path: Path) -> JobFolder:
     """A working folder with the project's own profile and nothing else."""
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "mine.yaml").write_text(PROFILE.read_text())
-    return Bench(tmp_path, tmp_path / "job.yaml", tmp_path / "outputs")
+    return JobFolder(tmp_path, tmp_path / "job.yaml", tmp_path / "outputs")
 
 
-def test_init_then_check(desk: Bench) -> None:
+def test_init_then_check(desk: JobFolder) -> None:
     """The written profile says what the cluster is, and works."""
     made = desk.call("slurm", "init", "fresh", "--json")
     assert made.code == 0, made.err
@@ -42,7 +42,7 @@ def test_init_then_check(desk: Bench) -> None:
     assert checked.code == 0 and checked.json["ok"], checked.out + checked.err
 
 
-def test_check_tells_figures_and_cleans_up(desk: Bench) -> None:
+def test_check_tells_figures_and_cleans_up(desk: JobFolder) -> None:
     done = desk.call("slurm", "check", "mine", "--write", "--json")
     assert done.code == 0, done.out + done.err
     verdicts = {f["what"]: f["verdict"] for f in done.json["findings"]}
@@ -56,7 +56,7 @@ def test_check_tells_figures_and_cleans_up(desk: Bench) -> None:
     assert "# preempted by the partition" in text
 
 
-def test_check_of_a_folder_of_many_characters(desk: Bench) -> None:
+def test_check_of_a_folder_of_many_characters(desk: JobFolder) -> None:
     root = "it's q\"x #h $(x) `y` %j%% %A ü节;& [1]"
     done = desk.call("slurm", "check", "mine", "--root", root)
     assert done.code == 0 and "fail" not in done.out, done.out + done.err
@@ -66,7 +66,7 @@ def test_check_of_a_folder_of_many_characters(desk: Bench) -> None:
     assert not (desk.folder / "back\\slash").exists()
 
 
-def test_check_of_a_profile_that_does_not_work(desk: Bench) -> None:
+def test_check_of_a_profile_that_does_not_work(desk: JobFolder) -> None:
     """Each says what is wrong, in Slurm's own words where it has some."""
     lost = desk.call(
         "slurm", "check", "mine", "slurm.python=/no/such/python", "slurm.ranks_per_node=1", "--json"
@@ -81,13 +81,13 @@ def test_check_of_a_profile_that_does_not_work(desk: Bench) -> None:
     assert local.code == 2 and "no Slurm to try" in local.err
 
 
-def test_check_gives_up_on_a_job_that_waits(desk: Bench, cluster: Cluster) -> None:
+def test_check_gives_up_on_a_job_that_waits(desk: JobFolder, cluster: Cluster) -> None:
     late = desk.call("slurm", "check", "mine", "slurm.extra.begin=now+1hour", "--wait", "0.05")
     assert late.code == 1 and "waits (BeginTime)" in late.err
     cluster.wait_until(lambda: not cluster.squeue(), 10)
 
 
-def test_a_node_of_another_version(desk: Bench) -> None:
+def test_a_node_of_another_version(desk: JobFolder) -> None:
     """A venv that is not the same everywhere is found out."""
     other = desk.folder / "python"
     other.write_text(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pyarrow.parquet as pq
 import pytest
-from harness import Bench
+from cli_calls import JobFolder
 from slurm.campaign import NULL, Campaign, rows
 from slurm.cluster import Cluster
 
@@ -16,7 +16,7 @@ from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import journal_files
 from batchgen.scheduler.commands import job_name
 
-Make = Callable[..., Bench]
+Make = Callable[..., JobFolder]
 
 
 def restarts(run: Campaign) -> set[int]:

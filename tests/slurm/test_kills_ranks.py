@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from harness import Bench
+from cli_calls import JobFolder
 from slurm.campaign import NULL, WRITE_S, Campaign, cut_off, rows, stopped_of
 from slurm.cluster import Cluster
 
@@ -16,7 +16,7 @@ from batchgen.ledger.intent import read_intent
 from batchgen.ledger.scan import index_commits
 from batchgen.scheduler.commands import job_name
 
-Make = Callable[..., Bench]
+Make = Callable[..., JobFolder]
 
 
 def test_01_one_rank_is_killed(cluster: Cluster, job_bench: Make) -> None:
@@ -111,7 +111,7 @@ def test_09_submit_is_killed_between_sbatch_and_ids(cluster: Cluster, job_bench:
     assert set(catalog.attempt.str.partition("t")[0]) == {"s1"}
 
 
-def _only_run(cluster: Cluster, bench: Bench) -> Campaign:
+def _only_run(cluster: Cluster, bench: JobFolder) -> Campaign:
     from batchgen.paths import RunPaths
 
     (root,) = bench.root.glob("*/run.json")

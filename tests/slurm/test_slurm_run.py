@@ -14,20 +14,21 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from harness import Bench, rows_of
+from cli_calls import JobFolder, rows_of
 from slurm.campaign import NULL, Campaign, rows
 from slurm.cluster import Cluster, ClusterUnavailable
 
+from batchgen.config.build import build
+from batchgen.config.schema import JobConfig
 from batchgen.ledger.intent import journal_files
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.paths import RunPaths
 from batchgen.runfile import read_run
 from batchgen.runner.executors import slurm as executor
 from batchgen.runner.jobs import write_jobs
-from batchgen.runner.submit import profile_of
 from batchgen.scheduler.commands import job_name
 
-Make = Callable[..., Bench]
+Make = Callable[..., JobFolder]
 
 
 def test_pending_running_and_finished_are_told(cluster: Cluster, job_bench: Make) -> None:
@@ -254,8 +255,9 @@ def equal_rows(run: Campaign, shards: int, env: dict[str, str]) -> None:
     chosen = SubmissionRows(left, shard.astype(np.int32), np.arange(len(left)))
     config = read_run(run.run).config
     config["slurm"]["nodes"] = 4
+    slurm = build(JobConfig, config).slurm
     number = begin_submission(run.run, chosen, SubmissionInfo(config=config))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
-        write_jobs(run.run, number, executor.launch(run.run, number, shards, profile_of(config)))
+        write_jobs(run.run, number, executor.launch(run.run, number, shards, slurm))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from harness import make_bench
+from cli_calls import make_job_folder
 
 from batchgen.tiny.sheet import CAPTION, CELL, COLUMNS, FRAMES, GAP, contact_sheet
 
 
 def test_a_sheet_shows_frames_apart_below_their_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": "a red circle moving left"}, {"prompt": "noise", "num_frames": 1}]
-    bench = make_bench(tmp_path, rows)
+    bench = make_job_folder(tmp_path, rows)
     run = bench.run("model=null-engine").run
     sheet = np.asarray(contact_sheet(run.root)).astype(int)
     assert sheet.shape == (CAPTION + CELL, COLUMNS * FRAMES * (CELL + GAP), 3)

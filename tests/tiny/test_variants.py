@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from diffusers import WanPipeline
-from rig import Keeper, ListSource, request, system, tiny_wan_spec
-from variants import BOUNDARY, ODD_SIZE
+from tiny_models import BOUNDARY, ODD_SIZE
+from toy_engine import Keeper, ListSource, request, system, tiny_wan_spec
 
 from batchgen.engine.engine import Engine
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from batchgen.config.limits import MAX_SIDE
-from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
 from batchgen.families.encoders import clip_parameters as clip_weights
 from batchgen.families.family import Capabilities, Component, Scales, Stride
-from batchgen.records import Bucket
+from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
 PIPELINE = "FluxPipeline"

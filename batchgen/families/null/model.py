@@ -20,7 +20,8 @@ from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source, never, unheard
 from batchgen.engine.lane import Lane
 from batchgen.errors import ConfigError
-from batchgen.records import Rendered, Request, RowStats, StageSeconds
+from batchgen.records import Rendered, RowStats, StageSeconds
+from batchgen.request import Request
 
 SLOW = "BATCHGEN_NULL_SLOW"
 

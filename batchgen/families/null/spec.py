@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities, Component, Scales, Stride
-from batchgen.records import Bucket
+from batchgen.request import Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
 PIPELINE = ""

@@ -19,7 +19,7 @@ from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule, schedule
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, Request
 
 
 def build(

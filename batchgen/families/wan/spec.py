@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import Capabilities, Component, Scales, Stride
-from batchgen.records import Bucket, Solver
+from batchgen.request import Bucket, ModelDefaults, Solver
 
 NUMERICS_VERSION = 2  # since 2: no guidance at scales below 1, as in the pipeline
 PIPELINE = "WanPipeline"

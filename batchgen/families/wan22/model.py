@@ -18,7 +18,7 @@ from batchgen.families.family import Item
 from batchgen.families.wan.model import Wan
 from batchgen.families.wan22 import spec as light
 from batchgen.numerics.guidance import classifier_free
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, Request
 
 TIMESTEPS = 1000  # of training
 

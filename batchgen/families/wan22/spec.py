@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from batchgen.config.schema import ModelDefaults, ModelSpec
+from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.spec import (
@@ -25,6 +25,7 @@ from batchgen.families.wan.spec import (
     tokens,
     width,
 )
+from batchgen.request import ModelDefaults
 
 __all__ = [
     "COMPONENTS",

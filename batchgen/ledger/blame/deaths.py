@@ -49,8 +49,7 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
             fences[attempt.submission] = fence_times(run, attempt.submission)
         if _outlived(run, facts, fences[attempt.submission].of(attempt)):
             continue
-        alone = facts.alone in facts.open_rows
-        rows = (facts.alone,) if alone else () if facts.alone >= 0 else sorted(facts.open_rows)
+        alone, rows = facts.in_flight.died_alone, sorted(facts.in_flight.suspects)
         host, device = place_of(facts)
         death = Death(
             attempt=attempt,

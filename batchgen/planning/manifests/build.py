@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.config.limits import MAX_SEED
 from batchgen.errors import ManifestError, closest
 from batchgen.planning.manifests.cells import STORED, IllegalValue, cell_value
 from batchgen.planning.manifests.check import check_table
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.source import read_source
+from batchgen.request import MAX_SEED
 
 _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9._-]+")
 

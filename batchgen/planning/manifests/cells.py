@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.errors import ManifestError
-from batchgen.planning.manifests.columns import REQUEST_COLUMNS, Kind
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.problems import Problems
+from batchgen.request import Kind
 
 STORED: dict[Kind, pa.DataType] = {
     "text": pa.string(),
@@ -38,7 +39,7 @@ class IllegalValue(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """What was read: a table, and where its rows stand in the file."""
 
     path: Path
@@ -72,7 +73,7 @@ class Gathered:
         """Note that the row that comes next has an illegal value."""
         self._problems.add([len(self._lines)], column, [value], reason)
 
-    def finish(self) -> Source:
+    def finish(self) -> SourceFile:
         """All rows; raises ManifestError listing the illegal values."""
         self._flush()
         lines = self._lines
@@ -82,7 +83,7 @@ class Gathered:
 
         self._problems.raise_if_any(self._path, place)
         table = pa.concat_tables(self._pieces, promote_options="permissive")
-        return Source(self._path, table, place)
+        return SourceFile(self._path, table, place)
 
     def _flush(self) -> None:
         first = len(self._lines) - len(self._rows)

@@ -17,7 +17,7 @@ from batchgen.planning.manifests.manifest import (
     open_manifest,
     pandas_index_note,
 )
-from batchgen.planning.manifests.parts import BATCH_ROWS, Part
+from batchgen.planning.manifests.parts import BATCH_ROWS, ManifestPart
 from batchgen.planning.manifests.problems import Problems, row_place
 from batchgen.planning.manifests.rowids import RowIds
 from batchgen.planning.manifests.rows import resolve_rows
@@ -51,7 +51,7 @@ def check_manifest(
 def check_table(path: Path, table: pa.Table, place: Callable[[int], str]) -> None:
     """Raise ManifestError if `check_manifest` would refuse these rows of `path`; `place` names a
     row in messages."""
-    part = Part(path, table.schema, len(table), BATCH_ROWS)
+    part = ManifestPart(path, table.schema, len(table), BATCH_ROWS)
     check_columns(
         Manifest(path, (part,)), [n for n in table.schema.names if n not in REQUEST_COLUMNS]
     )
@@ -70,7 +70,7 @@ def _check_rows(
     """Note what is wrong with any row; returns how many there are."""
     ids, given = RowIds(), False
     for batch in batches:
-        ids.add(resolve_rows(batch, ids.rows, defaults, problems).row_id)
+        ids.add(resolve_rows(batch, ids.rows, defaults, problems).column("row_id"))
         given |= "row_id" in batch.schema.names
     if given:  # the others are numbers
         ids.report_duplicates(problems, place)

@@ -1,37 +1,12 @@
-"""The columns of a manifest: names, kinds, legal Parquet types."""
+"""The columns of a manifest and the Parquet types that each may have."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pyarrow as pa
 
-Kind = Literal["text", "integer", "number"]
+from batchgen.request import MANIFEST, Kind
 
-REQUEST_COLUMNS: dict[str, Kind] = {
-    "prompt": "text",
-    "row_id": "text",
-    "negative_prompt": "text",
-    "seed": "integer",
-    "width": "integer",
-    "height": "integer",
-    "resolution": "text",
-    "aspect_ratio": "text",
-    "num_frames": "integer",
-    "fps": "number",
-    "num_steps": "integer",
-    "guidance_scale": "number",
-    "guidance_scale_2": "number",
-    "true_cfg_scale": "number",
-    "cache_strategy": "text",
-    "cache_ratio": "number",
-    "cache_warmup": "integer",
-    "cache_cooldown": "integer",
-    "cache_params": "text",
-    "image": "text",
-    "lora": "text",
-    "tags": "text",
-}
+REQUEST_COLUMNS: dict[str, Kind] = {name: field.kind for name, field in MANIFEST.items()}
 
 LEGAL_TYPES: dict[Kind, str] = {
     "text": "string, large_string, string_view, or a dictionary of strings",

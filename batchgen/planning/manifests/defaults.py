@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
 
 from batchgen.config.capability import served_by, unserved_columns
-from batchgen.config.limits import MAX_FRAMES, MAX_SIDE
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.family import Stride, family_spec
@@ -16,11 +16,18 @@ from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.geometry import (
     NamedSizes,
     Policy,
-    frames_rule,
+    grids,
     named_sizes,
     off_grid,
-    side_rule,
     snap,
+)
+from batchgen.request import (
+    MAX_FRAMES,
+    MAX_SIDE,
+    MODEL_FIELDS,
+    ROW_DEFAULTS,
+    Field,
+    ModelDefaults,
 )
 
 N = TypeVar("N", int, float)
@@ -35,19 +42,9 @@ SINGLE_FRAME_FORMATS = ("png", "jpeg")
 class Defaults:
     """Values and rules of one job, for its rows."""
 
+    request: ModelDefaults  # the model's, as the job changes them
     job_seed: int
     seed: int | None
-    negative_prompt: str
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    num_steps: int
-    guidance_scale: float
-    guidance_scale_2: float | None
-    true_cfg_scale: float
-    solver: str
-    sigma_shift: float
     format: str
     quality: int
     tags: str | None
@@ -63,38 +60,17 @@ def job_defaults(job: JobConfig) -> Defaults:
 
     Raises ConfigError for a default that the model cannot draw or two that contradict each other.
     """
-    rows, model = job.row_defaults, job.model.request_defaults
+    rows = job.row_defaults
     stride = family_spec(job.model.family).stride(job.model)
     names = named_sizes(job.model, rows.resolution, rows.aspect_ratio)
     _check_lists(job)
     width, height = _size(job, names)
-    sampler = job.system.sampler
+    request = replace(_request(job), width=width, height=height, fps=_fps(job))
+    _check_grid(job, request, stride)
     return Defaults(
+        request=request,
         job_seed=job.seed,
         seed=rows.seed,
-        negative_prompt=_text(job),
-        width=_on_grid(job, "width", width, stride.pixels, 0, stride.max_side, side_rule(stride)),
-        height=_on_grid(
-            job, "height", height, stride.pixels, 0, stride.max_side, side_rule(stride)
-        ),
-        num_frames=_on_grid(
-            job,
-            "num_frames",
-            _first(rows.num_frames, model.num_frames),
-            stride.frames,
-            1,
-            stride.max_frames,
-            frames_rule(stride),
-        ),
-        fps=_fps(job),
-        num_steps=_first(rows.num_steps, model.num_steps),
-        guidance_scale=float(_first(rows.guidance_scale, model.guidance_scale)),
-        guidance_scale_2=model.guidance_scale_2
-        if rows.guidance_scale_2 is None
-        else rows.guidance_scale_2,
-        true_cfg_scale=float(_first(rows.true_cfg_scale, model.true_cfg_scale)),
-        solver=sampler.solver or model.solver,
-        sigma_shift=float(_first(sampler.sigma_shift, model.sigma_shift)),
         format=job.output.format,
         quality=job.output.quality,
         tags=rows.tags,
@@ -109,19 +85,11 @@ def job_defaults(job: JobConfig) -> Defaults:
 def any_model() -> Defaults:
     """Rules without a job: ranges and texts are judged, sizes and unserved columns are not."""
     return Defaults(
+        request=ModelDefaults(
+            width=1, height=1, num_frames=1, fps=1.0, num_steps=1, guidance_scale=1.0
+        ),
         job_seed=0,
         seed=None,
-        negative_prompt="",
-        width=1,
-        height=1,
-        num_frames=1,
-        fps=1.0,
-        num_steps=1,
-        guidance_scale=1.0,
-        guidance_scale_2=None,
-        true_cfg_scale=1.0,
-        solver="",
-        sigma_shift=1.0,
         format="frames",
         quality=0,
         tags=None,
@@ -133,16 +101,26 @@ def any_model() -> Defaults:
     )
 
 
+def _request(job: JobConfig) -> ModelDefaults:
+    """The model's defaults with what the job sets in their place."""
+    values = {field.name: _set_by_job(job, field) for field in MODEL_FIELDS}
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    request = replace(job.model.request_defaults, **given)
+    for field in MODEL_FIELDS:
+        if field.kind == "text" and "\0" in (getattr(request, field.name) or ""):
+            raise ConfigError(f"row_defaults.{field.name}: holds a NUL character")
+    return request
+
+
+def _set_by_job(job: JobConfig, field: Field) -> object:
+    """The job's value for all rows; None where it has none."""
+    if field.column.set_by == "row":
+        return getattr(job.row_defaults, field.name)
+    return attrgetter(field.column.set_by)(job)
+
+
 def _first(value: N | None, otherwise: N) -> N:
     return otherwise if value is None else value
-
-
-def _text(job: JobConfig) -> str:
-    text = job.row_defaults.negative_prompt
-    text = job.model.request_defaults.negative_prompt if text is None else text
-    if "\0" in text:
-        raise ConfigError("row_defaults.negative_prompt: holds a NUL character")
-    return text
 
 
 def _fps(job: JobConfig) -> float:
@@ -171,26 +149,27 @@ def _size(job: JobConfig, names: NamedSizes) -> tuple[int, int]:
     return size
 
 
-def _on_grid(
-    job: JobConfig, name: str, value: int, step: int, offset: int, limit: int, rule: str
-) -> int:
-    """`value` if the model can draw it, or what `output.geometry` makes of it for each row."""
-    policy: Policy = job.output.geometry
-    moved = int(snap(np.array([value]), step, offset, policy)[0])
-    if off_grid(np.array([moved]), step, offset, limit)[0]:
-        own = getattr(job.row_defaults, name) is None
-        tier = "model.request_defaults" if own else "row_defaults"
-        raise ConfigError(f"{tier}.{name}: {value} is not a size of {job.model.name}; {rule}")
-    return value
+def _check_grid(job: JobConfig, request: ModelDefaults, stride: Stride) -> None:
+    """Refuse a size that the model cannot draw and `output.geometry` does not move to one it can:
+    what it moves, it moves in each row."""
+    for name, grid in grids(stride).items():
+        value = getattr(request, name)
+        moved = snap(np.array([value]), grid, job.output.geometry)
+        if off_grid(moved, grid)[0]:
+            own = getattr(job.row_defaults, name) is None
+            tier = "model.request_defaults" if own else "row_defaults"
+            message = f"{value} is not a size of {job.model.name}; {grid.rule}"
+            raise ConfigError(f"{tier}.{name}: {message}")
 
 
 def _check_lists(job: JobConfig) -> None:
     """`locked` names request columns, `carry_columns` names others, none of them twice."""
-    lockable = [name for name in REQUEST_COLUMNS if name not in ("prompt", "row_id")]
     for name in job.locked:
-        if name not in lockable:
-            listed = ", ".join(lockable)
-            raise ConfigError(f"locked: {name!r} is not one of {listed}{closest(name, lockable)}")
+        if name not in ROW_DEFAULTS:
+            listed = ", ".join(ROW_DEFAULTS)
+            raise ConfigError(
+                f"locked: {name!r} is not one of {listed}{closest(name, ROW_DEFAULTS)}"
+            )
     for name in job.carry_columns:
         if name in REQUEST_COLUMNS:
             raise ConfigError(f"carry_columns: {name!r} is a request column and is kept anyway")

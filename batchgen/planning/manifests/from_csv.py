@@ -14,7 +14,7 @@ from batchgen.errors import ManifestError
 from batchgen.planning.manifests.cells import (
     Gathered,
     IllegalValue,
-    Source,
+    SourceFile,
     cell_value,
     check_name,
     guessed,
@@ -24,7 +24,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 _EXCEL_HINT = re.compile(r'"?sep=(.)"?\s*')  # a first line by which Excel is told the delimiter
 
 
-def read_csv(path: Path) -> Source:
+def read_csv(path: Path) -> SourceFile:
     """Columns by their header; an empty cell is null. The delimiter is the one under which the
     header names `prompt`. Raises ManifestError naming line, column and value."""
     csv.field_size_limit(sys.maxsize)  # prompts may be long

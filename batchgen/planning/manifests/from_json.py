@@ -8,12 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchgen.errors import ManifestError
-from batchgen.planning.manifests.cells import Gathered, IllegalValue, Source, check_name, json_value
+from batchgen.planning.manifests.cells import (
+    Gathered,
+    IllegalValue,
+    SourceFile,
+    check_name,
+    json_value,
+)
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.problems import shorten
 
 
-def read_json_lines(path: Path) -> Source:
+def read_json_lines(path: Path) -> SourceFile:
     """Every line is a row. Raises ManifestError naming line, column and value."""
     gathered, kinds = Gathered(path), dict[str, tuple[str, int]]()
     known: set[str] = set(REQUEST_COLUMNS)

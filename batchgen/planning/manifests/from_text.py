@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.manifests.cells import Gathered, IllegalValue, Source, cell_value
+from batchgen.planning.manifests.cells import Gathered, IllegalValue, SourceFile, cell_value
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 
 # what the web UIs call columns
@@ -16,7 +16,7 @@ _TAKES_WORDS = ("prompt", "negative_prompt")  # up to the next option, quoted or
 _OPTION = re.compile(r"\s--([A-Za-z][\w-]*)")
 
 
-def read_text(path: Path) -> Source:
+def read_text(path: Path) -> SourceFile:
     """One prompt a line; lines of white space alone separate and are no rows. A line that begins
     with `--` is read as `--prompt "a cat" --steps 20 --seed 1`. Raises ManifestError."""
     gathered = Gathered(path)

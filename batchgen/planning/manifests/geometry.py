@@ -13,38 +13,48 @@ from batchgen.families.family import Stride
 Policy = Literal["error", "round", "pad"]
 
 
-def snap(values: np.ndarray, step: int, offset: int, policy: Policy) -> np.ndarray:
-    """Values `offset + k * step` (k >= 0, at least one step where the offset is 0) for int64
-    `values`: the nearest (`round`, ties up) or the next above (`pad`, whose media are cut to what
-    was asked for once they are drawn: `media.cut`). A model's upper limit is left to `off_grid`: a
-    size far beyond it is a mistake, not a matter of rounding."""
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Values that a model can draw: `offset + k * step` up to `limit`."""
+
+    step: int
+    offset: int
+    limit: int
+    rule: str  # the legal values, for messages
+
+
+def grids(stride: Stride) -> dict[str, Grid]:
+    """The grid of each field that `output.geometry` moves."""
+    step, sides = stride.frames, stride.pixels
+    counts = f"{step}n+1 (1, {step + 1}, {2 * step + 1}, ...) up to {stride.max_frames}"
+    if stride.max_frames == 1:
+        counts = "1 (the model draws images)"
+    side = Grid(sides, 0, stride.max_side, f"legal: multiples of {sides} up to {stride.max_side}")
+    frames = Grid(step, 1, stride.max_frames, f"legal: {counts}")
+    return {"width": side, "height": side, "num_frames": frames}
+
+
+def snap(values: np.ndarray, grid: Grid, policy: Policy) -> np.ndarray:
+    """int64 `values` on the grid (at least one step where its offset is 0): the nearest (`round`,
+    ties up) or the next above (`pad`, whose media are cut to what was asked for once they are
+    drawn: `media.cut`). The upper limit is left to `off_grid`: a size far beyond it is a mistake,
+    not a matter of rounding."""
     if policy == "error":
         return values
-    up = step - 1 if policy == "pad" else step // 2
-    snapped = (values - offset + up) // step * step + offset
-    result: np.ndarray = np.maximum(snapped, offset or step)
+    up = grid.step - 1 if policy == "pad" else grid.step // 2
+    snapped = (values - grid.offset + up) // grid.step * grid.step + grid.offset
+    result: np.ndarray = np.maximum(snapped, grid.offset or grid.step)
     return result
 
 
-def off_grid(values: np.ndarray, step: int, offset: int, limit: int) -> np.ndarray:
-    """Mask of values that are not `offset + k * step` inside the model's limit."""
+def off_grid(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """Mask of values that are not on the grid."""
     mask: np.ndarray = (
-        ((values - offset) % step != 0) | (values < max(offset, 1)) | (values > limit)
+        ((values - grid.offset) % grid.step != 0)
+        | (values < max(grid.offset, 1))
+        | (values > grid.limit)
     )
     return mask
-
-
-def side_rule(stride: Stride) -> str:
-    """Legal widths and heights, for messages."""
-    return f"legal: multiples of {stride.pixels} up to {stride.max_side}"
-
-
-def frames_rule(stride: Stride) -> str:
-    """Legal frame counts, for messages."""
-    step = stride.frames
-    if stride.max_frames == 1:
-        return "legal: 1 (the model draws images)"
-    return f"legal: {step}n+1 (1, {step + 1}, {2 * step + 1}, ...) up to {stride.max_frames}"
 
 
 @dataclass(frozen=True, slots=True)

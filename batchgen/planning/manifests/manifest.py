@@ -20,7 +20,7 @@ from batchgen.planning.manifests.columns import (
     is_legal,
     plain,
 )
-from batchgen.planning.manifests.parts import Part, open_parts
+from batchgen.planning.manifests.parts import ManifestPart, open_parts
 from batchgen.planning.manifests.problems import row_place
 
 _PANDAS_INDEX = "__index_level_"  # what pandas calls an index without a name
@@ -31,7 +31,7 @@ class Manifest:
     """A manifest that opens: its parts in the order of their names."""
 
     path: Path
-    parts: tuple[Part, ...]
+    parts: tuple[ManifestPart, ...]
 
     @property
     def rows(self) -> int:
@@ -124,7 +124,7 @@ def open_manifest(path: Path) -> Manifest:
 def check_columns(manifest: Manifest, carry_columns: Sequence[str] = ()) -> None:
     """Raise ManifestError for a missing, doubled or wrongly typed column, and for all columns that
     nobody reads."""
-    unread: dict[str, Part] = {}
+    unread: dict[str, ManifestPart] = {}
     for part in manifest.parts:
         _check_names(part)
         for name in part.schema.names:
@@ -149,7 +149,7 @@ def pandas_index_note(names: Sequence[str]) -> str:
     return f"{found[0]} is the index of a pandas frame: write it with to_parquet(..., index=False)"
 
 
-def _check_names(part: Part) -> None:
+def _check_names(part: ManifestPart) -> None:
     names = part.schema.names
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
@@ -160,7 +160,7 @@ def _check_names(part: Part) -> None:
         raise ManifestError(f"{part.path}: no column 'prompt'{near}; columns: {listed}")
 
 
-def _check_type(part: Part, name: str) -> None:
+def _check_type(part: ManifestPart, name: str) -> None:
     kind, given = REQUEST_COLUMNS[name], part.schema.field(name).type
     if not is_legal(kind, given):
         raise ManifestError(
@@ -168,7 +168,7 @@ def _check_type(part: Part, name: str) -> None:
         )
 
 
-def _unread(unread: dict[str, Part], parts: int) -> str:
+def _unread(unread: dict[str, ManifestPart], parts: int) -> str:
     """One line for one column, a list for several."""
     if len(unread) == 1:
         [(name, part)] = unread.items()

@@ -30,7 +30,7 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ManifestPart:
     """One Parquet file of a manifest."""
 
     path: Path
@@ -58,7 +58,7 @@ class Part:
             raise ManifestError(f"{self.path}: {reason}") from error
 
 
-def open_parts(path: Path) -> tuple[Part, ...]:
+def open_parts(path: Path) -> tuple[ManifestPart, ...]:
     """Open a Parquet file, or every file below a folder in the order of their names.
 
     Raises ManifestError for a missing path, a folder without parts, a link that leads nowhere, a
@@ -142,7 +142,7 @@ def _is_parquet(path: Path) -> bool:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _open_part(path: Path, fixed: dict[str, pa.Scalar]) -> Part:
+def _open_part(path: Path, fixed: dict[str, pa.Scalar]) -> ManifestPart:
     try:
         with pq.ParquetFile(path) as file:
             schema, meta = file.schema_arrow, file.metadata
@@ -165,7 +165,7 @@ def _open_part(path: Path, fixed: dict[str, pa.Scalar]) -> Part:
         schema = schema.append(pa.field(name, value.type))
     per_row = max(1, sum(groups) // max(1, rows))
     size = max(16, min(BATCH_ROWS, _BATCH_BYTES // per_row))
-    return Part(path, schema, rows, size, tuple(fixed.items()))
+    return ManifestPart(path, schema, rows, size, tuple(fixed.items()))
 
 
 # ------------------------------------------------------------------------------------ folder names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +11,16 @@ import pyarrow.compute as pc
 
 from batchgen.config.aliases import NO_CACHE
 from batchgen.config.limits import REQUEST_RANGES
-from batchgen.planning.manifests.columns import CANONICAL, REQUEST_COLUMNS, Kind
+from batchgen.planning.manifests.columns import CANONICAL, REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import (
     CLIP_FORMAT,
     SINGLE_FRAME_FORMATS,
     STILL_FORMAT,
     Defaults,
 )
-from batchgen.planning.manifests.geometry import frames_rule, off_grid, side_rule, snap
+from batchgen.planning.manifests.geometry import grids, off_grid, snap
 from batchgen.planning.manifests.problems import Problems
-from batchgen.records import Bucket
+from batchgen.request import FIELDS, MODEL_FIELDS, Bucket, Field, Kind
 
 ROW_ID_RULE = "legal: 1 to 128 characters of A-Z a-z 0-9 . _ -"
 _ROW_ID = r"\A[A-Za-z0-9._-]{1,128}\z"
@@ -30,30 +29,25 @@ _INT64_MAX = 2**63 - 1
 _EXACT = {16: 2**11, 32: 2**24, 64: 2**53}  # bits of a float -> whole numbers that it tells apart
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ResolvedRows:
-    """Rows of one batch with nothing left open but seed and key. Arrays have one entry per row."""
+    """Rows of one batch with nothing left open but seed and key."""
 
     first_row: int
-    row_id: pa.Array
-    prompt: pa.Array
-    negative_prompt: pa.Array
-    seed: pa.Array  # int64, null where it comes from the row id
-    width: np.ndarray
-    height: np.ndarray
-    num_frames: np.ndarray
-    requested: tuple[np.ndarray, np.ndarray, np.ndarray]  # width, height, frames before geometry
-    media_size: pa.Array  # text, null where the media are as large as what is drawn
-    fps: np.ndarray
-    num_steps: np.ndarray
-    guidance_scale: np.ndarray
-    guidance_scale_2: pa.Array  # float64, null where guidance_scale counts
-    true_cfg_scale: np.ndarray
-    format: pa.Array
-    tags: pa.Array
+    # Fields of the request by name (`seed` is null where it comes from the row id), and
+    # `requested_<size>`, null where geometry left the size as it was.
+    columns: pa.RecordBatch
 
     def __len__(self) -> int:
-        return len(self.row_id)
+        return int(self.columns.num_rows)
+
+    def column(self, name: str) -> pa.Array:
+        """A field of all rows."""
+        return self.columns.column(name)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A field of all rows that is a number in each."""
+        return _numpy(self.column(name))
 
 
 def resolve_rows(
@@ -80,33 +74,27 @@ class _Batch:
                 self.columns[name] = self._canonical(name, batch.column(name))
 
     def resolve(self) -> ResolvedRows:
-        defaults = self.defaults
         self._check_locked()
         self._check_unserved()
         self._check_ranges()
-        width, height = self._sizes()
-        frames = self._integers("num_frames", defaults.num_frames)
-        requested = (width, height, frames)
-        width, height, frames = self._on_grid(width, height, frames)
-        return ResolvedRows(
-            first_row=self.first_row,
-            row_id=self._row_ids(),
-            prompt=self._prompts(),
-            negative_prompt=self._texts("negative_prompt", defaults.negative_prompt),
-            seed=self._seeds(),
-            width=width,
-            height=height,
-            num_frames=frames,
-            requested=requested,
-            media_size=self._media_sizes(requested, (width, height, frames)),
-            fps=self._numbers("fps", defaults.fps),
-            num_steps=self._integers("num_steps", defaults.num_steps),
-            guidance_scale=self._numbers("guidance_scale", defaults.guidance_scale),
-            guidance_scale_2=self._optional("guidance_scale_2", defaults.guidance_scale_2),
-            true_cfg_scale=self._numbers("true_cfg_scale", defaults.true_cfg_scale),
-            format=self._formats(frames),
-            tags=self._get("tags") if defaults.tags is None else self._texts("tags", defaults.tags),
-        )
+        columns = {field.name: self._filled(field) for field in MODEL_FIELDS}
+        width, height = self._sizes(_numpy(columns["width"]), _numpy(columns["height"]))
+        asked = {"width": width, "height": height, "num_frames": _numpy(columns["num_frames"])}
+        drawn = self._on_grid(asked)
+        for name, values in drawn.items():
+            columns[name] = pa.array(values)
+            moved = asked[name] != values
+            columns[f"requested_{name}"] = pa.array(asked[name], mask=~moved)
+        columns |= {
+            "row_id": self._row_ids(),
+            "prompt": self._prompts(),
+            "seed": self._seeds(),
+            "format": self._formats(drawn["num_frames"]),
+            "quality": pa.repeat(self.defaults.quality, self.rows),
+            "media_size": self._media_sizes(asked, drawn),
+            "tags": self._tags(),
+        }
+        return ResolvedRows(self.first_row, pa.RecordBatch.from_pydict(columns))
 
     # ------------------------------------------------------------------------------------ columns
     def _canonical(self, name: str, column: pa.Array) -> pa.Array:
@@ -157,29 +145,25 @@ class _Batch:
 
     def _get(self, name: str) -> pa.Array:
         column = self.columns.get(name)
-        return pa.nulls(self.rows, CANONICAL[REQUEST_COLUMNS[name]]) if column is None else column
+        return pa.nulls(self.rows, CANONICAL[FIELDS[name].kind]) if column is None else column
 
-    def _texts(self, name: str, default: str) -> pa.Array:
-        column = pc.fill_null(self._get(name), default)
-        if name in self.columns:
-            nul = pc.match_substring(column, "\0")
-            self._report(nul, name, "holds a NUL character")
-        return column
-
-    def _integers(self, name: str, default: int) -> np.ndarray:
-        return self._numpy(pc.fill_null(self._get(name), default))
-
-    def _numbers(self, name: str, default: float) -> np.ndarray:
-        return self._numpy(pc.fill_null(self._get(name), default))
-
-    def _optional(self, name: str, default: float | None) -> pa.Array:
-        column = self._get(name)
+    def _filled(self, field: Field) -> pa.Array:
+        """The column with the job's value where the row has none."""
+        column = self._get(field.name)
+        default = getattr(self.defaults.request, field.name)
+        if field.kind == "text":
+            return self._texts(field.name, default)
         return column if default is None else pc.fill_null(column, default)
 
-    @staticmethod
-    def _numpy(column: pa.Array) -> np.ndarray:
-        values: np.ndarray = column.to_numpy(zero_copy_only=False)
-        return values
+    def _texts(self, name: str, default: str | None) -> pa.Array:
+        column = self._get(name)
+        if name in self.columns:
+            self._report(pc.match_substring(column, "\0"), name, "holds a NUL character")
+        return column if default is None else pc.fill_null(column, default)
+
+    def _tags(self) -> pa.Array:
+        default = self.defaults.tags
+        return self._get("tags") if default is None else self._texts("tags", default)
 
     # ------------------------------------------------------------------------------------- checks
     def _report(
@@ -187,7 +171,7 @@ class _Batch:
     ) -> None:
         """Note the rows where the mask `bad` is true (null counts as false)."""
         if not isinstance(bad, np.ndarray):
-            bad = self._numpy(pc.fill_null(bad, False))
+            bad = _numpy(pc.fill_null(bad, False))
         rows = np.flatnonzero(bad)
         if len(rows):
             source = self._get(column) if values is None else values
@@ -246,17 +230,14 @@ class _Batch:
         return seed if self.defaults.seed is None else pc.fill_null(seed, self.defaults.seed)
 
     # ----------------------------------------------------------------------------------- geometry
-    def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Width and height of every row: its own, its named size, or the job's."""
-        defaults = self.defaults
-        width = self._integers("width", defaults.width)
-        height = self._integers("height", defaults.height)
+    def _sizes(self, width: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Width and height of every row: its named size where it has one, else as given."""
         if "resolution" not in self.columns and "aspect_ratio" not in self.columns:
             return width, height
         resolution, aspect = self._get("resolution"), self._get("aspect_ratio")
-        named = self._numpy(pc.or_(resolution.is_valid(), aspect.is_valid()))
+        named = _numpy(pc.or_(resolution.is_valid(), aspect.is_valid()))
         sized = pc.or_(self._get("width").is_valid(), self._get("height").is_valid())
-        both = named & self._numpy(sized)
+        both = named & _numpy(sized)
         shown = "resolution" if "resolution" in self.columns else "aspect_ratio"
         self._report(both, shown, "set resolution and aspect_ratio, or width and height, not both")
         width, height = width.copy(), height.copy()
@@ -272,7 +253,7 @@ class _Batch:
     ) -> None:
         """Write the sizes that `names` (resolution, aspect ratio) call for into `sizes` (width,
         height) at `rows`; report unknown names."""
-        table, defaults = self.defaults.names, self.defaults
+        table, defaults = self.defaults.names, self.defaults.request
         columns = [column.take(pa.array(rows)).to_pylist() for column in names]
         keys = list(zip(*columns, strict=True))
         known = {key: table.find(*key) for key in set(keys)}
@@ -285,36 +266,24 @@ class _Batch:
                 shown = " ".join(part for part in key if part is not None)
                 self.problems.add(np.array([row + self.first_row]), column, [shown], table.rule())
 
-    def _on_grid(
-        self, width: np.ndarray, height: np.ndarray, frames: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        stride = self.defaults.stride
-        side = (stride.pixels, 0, stride.max_side)
-        count = (stride.frames, 1, stride.max_frames)
-        return (
-            self._snapped("width", width, side, side_rule(stride)),
-            self._snapped("height", height, side, side_rule(stride)),
-            self._snapped("num_frames", frames, count, frames_rule(stride)),
-        )
+    def _on_grid(self, asked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Sizes as they are drawn; those that the model cannot draw are reported."""
+        drawn = {}
+        for name, grid in grids(self.defaults.stride).items():
+            values = asked[name]
+            drawn[name] = snap(values, grid, self.defaults.geometry)
+            bounds = REQUEST_RANGES[name]
+            assert bounds.low is not None and bounds.high is not None
+            in_range = (values >= bounds.low) & (values <= bounds.high)  # the rest is reported
+            self._report(off_grid(drawn[name], grid) & in_range, name, grid.rule, pa.array(values))
+        return drawn
 
-    def _snapped(
-        self, name: str, values: np.ndarray, grid: tuple[int, int, int], rule: str
-    ) -> np.ndarray:
-        moved = snap(values, grid[0], grid[1], self.defaults.geometry)
-        bounds = REQUEST_RANGES[name]
-        assert bounds.low is not None and bounds.high is not None
-        in_range = (values >= bounds.low) & (values <= bounds.high)  # the rest is reported already
-        self._report(off_grid(moved, *grid) & in_range, name, rule, pa.array(values))
-        return moved
-
-    def _media_sizes(
-        self, requested: Sequence[np.ndarray], drawn: Sequence[np.ndarray]
-    ) -> pa.Array:
+    def _media_sizes(self, asked: dict[str, np.ndarray], drawn: dict[str, np.ndarray]) -> pa.Array:
         """What padded rows are cut to once they are drawn."""
-        padded = np.any([a != b for a, b in zip(requested, drawn, strict=True)], axis=0)
+        padded = np.any([asked[name] != drawn[name] for name in drawn], axis=0)
         if self.defaults.geometry != "pad" or not padded.any():
             return pa.nulls(self.rows, pa.string())
-        sizes = zip(*(values.tolist() for values in requested), strict=True)
+        sizes = zip(*(values.tolist() for values in asked.values()), strict=True)
         return pa.array(map(str, itertools.starmap(Bucket, sizes)), pa.string(), mask=~padded)
 
     def _formats(self, frames: np.ndarray) -> pa.Array:
@@ -326,6 +295,11 @@ class _Batch:
             reason = f"output.format {wanted} holds one frame; legal: 1, or output.format=frames"
             self._report(frames != 1, "num_frames", reason, pa.array(frames))
         return pa.array(np.full(self.rows, wanted), pa.string())
+
+
+def _numpy(column: pa.Array) -> np.ndarray:
+    values: np.ndarray = column.to_numpy(zero_copy_only=False)
+    return values
 
 
 def _is_utf8(value: bytes) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchgen.errors import ManifestError, closest
-from batchgen.planning.manifests.cells import Source
+from batchgen.planning.manifests.cells import SourceFile
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.from_csv import read_csv
 from batchgen.planning.manifests.from_json import read_json_lines
@@ -16,7 +16,7 @@ from batchgen.planning.manifests.from_text import read_text
 from batchgen.planning.manifests.manifest import check_columns, open_manifest
 from batchgen.planning.manifests.textfile import check_utf8
 
-_READERS: dict[str, Callable[[Path], Source]] = {
+_READERS: dict[str, Callable[[Path], SourceFile]] = {
     ".txt": read_text,
     ".csv": read_csv,
     ".tsv": read_csv,
@@ -26,7 +26,7 @@ _PARQUET = (".parquet", ".parq", ".pq")
 SOURCES = (*_READERS, ".parquet")
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> SourceFile:
     """The rows of a source file or of a folder of Parquet parts. Raises ManifestError naming line,
     column and value."""
     if not path.exists():
@@ -49,7 +49,7 @@ def read_source(path: Path) -> Source:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _read_parquet(path: Path) -> Source:
+def _read_parquet(path: Path) -> SourceFile:
     manifest = open_manifest(path)
     extra = [name for name in manifest.columns if name not in REQUEST_COLUMNS]
     check_columns(manifest, extra)
@@ -62,4 +62,4 @@ def _read_parquet(path: Path) -> Source:
             yield pa.record_batch(columns, schema=schema)
             done += len(batch)
 
-    return Source(path, pa.Table.from_batches(batches(), schema), manifest.place)
+    return SourceFile(path, pa.Table.from_batches(batches(), schema), manifest.place)

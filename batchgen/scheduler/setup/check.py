@@ -19,7 +19,7 @@ from batchgen.scheduler import commands as scheduler
 from batchgen.scheduler.batch import Batch, parameters
 from batchgen.scheduler.commands import SchedulerError
 from batchgen.scheduler.options import check_folder
-from batchgen.scheduler.setup.findings import Clock, Finding, judge
+from batchgen.scheduler.setup.findings import CheckLine, NodeClock, judge
 from batchgen.scheduler.setup.probe import Environment, NodeReport, RankReport
 
 TIME_LIMIT_MIN = 10
@@ -32,7 +32,7 @@ _LATE_S = 10.0  # a file system may show the last reports a little after the job
 class Checked:
     """Findings, the ranks' reports, and where the probe's files are (None: deleted)."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckLine, ...]
     ranks: tuple[RankReport, ...]
     folder: Path | None
 
@@ -89,7 +89,7 @@ class _Probe:
         self, folder: Path, name: str, slurm: SlurmConfig, nodes: int, say: Callable[[str], None]
     ) -> None:
         self.folder, self.name, self.slurm, self.nodes, self.say = folder, name, slurm, nodes, say
-        self.clocks: dict[str, Clock] = {}
+        self.clocks: dict[str, NodeClock] = {}
         self._asked = 0.0
 
     def submit(self) -> None:
@@ -148,7 +148,7 @@ class _Probe:
             answer = self.folder / f"time.{side}"
             if side not in self.clocks and answer.exists():
                 told = float(answer.read_text())
-                self.clocks[side] = Clock("", self._asked, told, time.time())
+                self.clocks[side] = NodeClock("", self._asked, told, time.time())
 
     def judged(self) -> Checked:
         ranks = [RankReport(**_read(file)) for file in self.folder.glob("rank-*.json")]
@@ -157,7 +157,7 @@ class _Probe:
         if not ranks or len(nodes) < self.nodes:
             said = f"{len(nodes)} of {self.nodes} nodes sent a report; {self._last_words()}"
             advice = "does the profile's python, with batchgen, work there, and see this folder?"
-            return Checked((Finding("fail", "start", said, advice),), tuple(ranks), self.folder)
+            return Checked((CheckLine("fail", "start", said, advice),), tuple(ranks), self.folder)
         clocks = [replace(clock, host=nodes[side].host) for side, clock in self.clocks.items()]
         here = Environment.here()
         findings = judge(self.slurm, here, ranks, list(nodes.values()), clocks)

@@ -22,7 +22,7 @@ _SAME_VENV = (
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckLine:
     """One line of the table."""
 
     verdict: Verdict
@@ -32,7 +32,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class NodeClock:
     """When the login node asked for a node's time, what it got, and when it had read it."""
 
     host: str
@@ -53,8 +53,8 @@ def judge(
     login: Environment,
     ranks: Sequence[RankReport],
     nodes: Sequence[NodeReport],
-    clocks: Sequence[Clock],
-) -> list[Finding]:
+    clocks: Sequence[NodeClock],
+) -> list[CheckLine]:
     """Findings in the order of the table. `nodes` has one or two reports."""
     return [
         *_environment(login, ranks),
@@ -68,7 +68,7 @@ def judge(
 
 
 # ----------------------------------------------------------------------------------------- findings
-def _environment(login: Environment, ranks: Sequence[RankReport]) -> list[Finding]:
+def _environment(login: Environment, ranks: Sequence[RankReport]) -> list[CheckLine]:
     return [
         _alike("batchgen", login.version, {r.host: r.version for r in ranks}, "fail"),
         _alike("package", login.package, {r.host: r.package for r in ranks}, "warn"),
@@ -76,15 +76,15 @@ def _environment(login: Environment, ranks: Sequence[RankReport]) -> list[Findin
     ]
 
 
-def _alike(what: str, here: str, there: dict[str, str], otherwise: Verdict) -> Finding:
+def _alike(what: str, here: str, there: dict[str, str], otherwise: Verdict) -> CheckLine:
     differing = {host: value for host, value in there.items() if value != here}
     if not differing:
-        return Finding("ok", what, here)
+        return CheckLine("ok", what, here)
     said = ", ".join(f"{host}: {value}" for host, value in differing.items())
-    return Finding(otherwise, what, f"{here} here, {said}", _SAME_VENV)
+    return CheckLine(otherwise, what, f"{here} here, {said}", _SAME_VENV)
 
 
-def _ranks(slurm: SlurmConfig, ranks: Sequence[RankReport], nodes: int) -> Finding:
+def _ranks(slurm: SlurmConfig, ranks: Sequence[RankReport], nodes: int) -> CheckLine:
     wanted = slurm.ranks_per_node
     per_host: dict[str, list[int]] = {}
     for report in ranks:
@@ -97,18 +97,18 @@ def _ranks(slurm: SlurmConfig, ranks: Sequence[RankReport], nodes: int) -> Findi
         and {r.world_size for r in ranks} == {wanted * nodes}
     )
     if good:
-        return Finding("ok", "ranks", spread)
+        return CheckLine("ok", "ranks", spread)
     advice = (
         f"each of {nodes} nodes should have ranks 0 to {wanted - 1}; look at srun_args and extra"
     )
-    return Finding("fail", "ranks", spread, advice)
+    return CheckLine("fail", "ranks", spread, advice)
 
 
-def _gpus(slurm: SlurmConfig, ranks: Sequence[RankReport]) -> Finding:
+def _gpus(slurm: SlurmConfig, ranks: Sequence[RankReport]) -> CheckLine:
     broken = [r for r in ranks if r.problem]
     if broken:
         first = broken[0]
-        return Finding(
+        return CheckLine(
             "fail", "device", f"{first.host}: {first.problem}", "rows cannot be rendered"
         )
     asked = bool(slurm.gpus_per_node or slurm.gres)
@@ -116,97 +116,101 @@ def _gpus(slurm: SlurmConfig, ranks: Sequence[RankReport]) -> Finding:
     visible = sorted({r.visible for r in ranks if r.visible})
     given = f"CUDA_VISIBLE_DEVICES={' or '.join(visible) or 'unset'}"
     if slurm.device.name == "cpu" and not seen:
-        return Finding("ok", "device", "CPU, as the profile's `device` says" + asked * f"; {given}")
+        return CheckLine(
+            "ok", "device", "CPU, as the profile's `device` says" + asked * f"; {given}"
+        )
     if not asked and seen:
         advice = "the profile asks for none: other jobs may be on them; set gpus_per_node or gres"
-        return Finding("warn", "device", f"{len(seen)} ranks see a GPU", advice)
+        return CheckLine("warn", "device", f"{len(seen)} ranks see a GPU", advice)
     if len(seen) < len(ranks):
         said = f"{len(ranks) - len(seen)} of {len(ranks)} ranks see no GPU; {given}"
-        return Finding(
+        return CheckLine(
             "fail", "device", said, "look at the driver, torch's build and gpus_per_node"
         )
     shared = [d for d, n in Counter((r.host, r.device) for r in seen).items() if n > 1]
     if shared:
         advice = "ranks_per_node should be the number of GPUs"
-        return Finding("warn", "device", f"several ranks share a GPU on {shared[0][0]}", advice)
+        return CheckLine("warn", "device", f"several ranks share a GPU on {shared[0][0]}", advice)
     names = Counter(str((r.figures or {}).get("name")) for r in seen)
     said = ", ".join(f"{n} x {name}" for name, n in names.items())
     if all(slurm.device.name.lower() in name.lower() for name in names):
-        return Finding("ok", "device", said)
+        return CheckLine("ok", "device", said)
     advice = (
         f"the profile's device.name {slurm.device.name!r} is no part of it: forecasts find no runs"
     )
-    return Finding("warn", "device", said, advice)
+    return CheckLine("warn", "device", said, advice)
 
 
-def _clocks(clocks: Sequence[Clock]) -> Finding:
+def _clocks(clocks: Sequence[NodeClock]) -> CheckLine:
     if not clocks:
-        return Finding("warn", "clock", "no node answered", "see `shared folder`")
+        return CheckLine("warn", "clock", "no node answered", "see `shared folder`")
     worst = max(clocks, key=lambda c: abs(c.skew_s))
     width = max(c.read - c.asked for c in clocks)
     said = f"within {abs(worst.skew_s) + width:.1f} s of this machine's"
     if abs(worst.skew_s) < SKEW_WARN_S:
-        return Finding("ok", "clock", said)
+        return CheckLine("ok", "clock", said)
     said = f"{worst.host} is {worst.skew_s:+.1f} s off"
     advice = "times in status and the end of a job's time are wrong by that; the nodes need NTP"
-    return Finding("fail" if abs(worst.skew_s) >= SKEW_FAIL_S else "warn", "clock", said, advice)
+    return CheckLine("fail" if abs(worst.skew_s) >= SKEW_FAIL_S else "warn", "clock", said, advice)
 
 
-def _shared(nodes: Sequence[NodeReport]) -> list[Finding]:
+def _shared(nodes: Sequence[NodeReport]) -> list[CheckLine]:
     """What the run folder rests on, from two nodes."""
     if len(nodes) < 2:
         said = "not tried: only one node"
-        return [Finding("warn", "shared folder", said, "try again with two nodes")]
+        return [CheckLine("warn", "shared folder", said, "try again with two nodes")]
     broken = next((node.problem for node in nodes if node.problem), "")
     if broken:
         advice = "is output.root_dir on a file system that all nodes share, and close in time?"
-        return [Finding("fail", "shared folder", broken, advice)]
+        return [CheckLine("fail", "shared folder", broken, advice)]
     return [_races(nodes), _renames(nodes), _appends(nodes)]
 
 
-def _races(nodes: Sequence[NodeReport]) -> Finding:
+def _races(nodes: Sequence[NodeReport]) -> CheckLine:
     wins = Counter(number for node in nodes for number in node.races_won)
     wrong = [n for n in range(RACES) if wins[n] != 1]
     if not wrong:
-        return Finding("ok", "mkdir race", f"{RACES} of {RACES} won by one node alone")
+        return CheckLine("ok", "mkdir race", f"{RACES} of {RACES} won by one node alone")
     said = f"{len(wrong)} of {RACES} won by both nodes or by none"
-    return Finding(
+    return CheckLine(
         "fail", "mkdir race", said, "two submissions could get one number: do not use it"
     )
 
 
-def _renames(nodes: Sequence[NodeReport]) -> Finding:
+def _renames(nodes: Sequence[NodeReport]) -> CheckLine:
     reads, torn = sum(n.reads for n in nodes), sum(n.torn for n in nodes)
     if torn:
         said = f"{torn} of {reads} reads saw a file that was torn or missing"
-        return Finding("fail", "rename", said, "replacing a file is not atomic here: do not use it")
-    return Finding("ok", "rename", f"{reads} reads during replacement, none torn")
+        return CheckLine(
+            "fail", "rename", said, "replacing a file is not atomic here: do not use it"
+        )
+    return CheckLine("ok", "rename", f"{reads} reads during replacement, none torn")
 
 
-def _appends(nodes: Sequence[NodeReport]) -> Finding:
+def _appends(nodes: Sequence[NodeReport]) -> CheckLine:
     slowest = max(max(node.append_s, default=0.0) for node in nodes)
     said = f"fsynced lines seen by the other node in {slowest:.2f} s at most"
     if slowest <= SLOW_APPEND_S:
-        return Finding("ok", "append", said)
-    return Finding("warn", "append", said, "status lags by so much; nothing is lost")
+        return CheckLine("ok", "append", said)
+    return CheckLine("warn", "append", said, "status lags by so much; nothing is lost")
 
 
-def _sbatch(slurm: SlurmConfig, nodes: Sequence[NodeReport]) -> Finding:
+def _sbatch(slurm: SlurmConfig, nodes: Sequence[NodeReport]) -> CheckLine:
     if slurm.steward_python is not None:  # the probe runs under the tasks' python
         advice = f"it needs sbatch beside it: `sbatch --test-only` where {slurm.steward_python} is"
-        return Finding("warn", "sbatch", "not tried: the steward uses steward_python", advice)
+        return CheckLine("warn", "sbatch", "not tried: the steward uses steward_python", advice)
     broken = next(((n.host, n.sbatch) for n in nodes if n.sbatch), None)
     if broken is None:
-        return Finding("ok", "sbatch", "works on the nodes: the steward can resubmit")
+        return CheckLine("ok", "sbatch", "works on the nodes: the steward can resubmit")
     said = f"{broken[0]}: {broken[1].splitlines()[0]}"
     advice = (
         "the steward cannot resubmit from there; name a steward_partition, or a steward_python "
         "outside the container, or use `resume`"
     )
-    return Finding("warn", "sbatch", said, advice)
+    return CheckLine("warn", "sbatch", said, advice)
 
 
-def _space(nodes: Sequence[NodeReport]) -> list[Finding]:
+def _space(nodes: Sequence[NodeReport]) -> list[CheckLine]:
     shared = min(node.shared_gib for node in nodes)
     least = min(nodes, key=lambda node: node.scratch_gib)
     little = "little; `batchgen plan` says how much a run takes"
@@ -217,9 +221,11 @@ def _space(nodes: Sequence[NodeReport]) -> list[Finding]:
     ]
 
 
-def _room(what: str, gib: float, where: str, advice: str) -> Finding:
+def _room(what: str, gib: float, where: str, advice: str) -> CheckLine:
     said = f"{gib:.0f} GiB free {where}"
-    return Finding("warn", what, said, advice) if gib < LITTLE_GIB else Finding("ok", what, said)
+    return (
+        CheckLine("warn", what, said, advice) if gib < LITTLE_GIB else CheckLine("ok", what, said)
+    )
 
 
 # ------------------------------------------------------------------------------------------ figures

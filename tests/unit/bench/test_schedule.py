@@ -8,10 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from batchgen.bench.cases import EQUAL_COST, EQUAL_ROWS, OURS, Case, Compared, compare, cuts
-from batchgen.bench.costs import GIANT_SHARE, KINDS, make_costs
-from batchgen.bench.schedule import Cluster, shard_walls, simulate
-from batchgen.cli.bench import KINDS as OFFERED
+from batchgen.bench.schedule import KINDS as OFFERED
+from batchgen.bench.schedule.cases import (
+    EQUAL_COST,
+    EQUAL_ROWS,
+    OURS,
+    Case,
+    Compared,
+    compare,
+    cuts,
+)
+from batchgen.bench.schedule.costs import GIANT_SHARE, KINDS, make_costs
+from batchgen.bench.schedule.simulate import Cluster, shard_walls, simulate
 from batchgen.cli.main import main
 
 TARGET = 1.05  # makespan over ideal

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rig import tiny_wan_spec
 from safetensors.numpy import load_file, save_file
+from toy_engine import tiny_wan_spec
 
 from batchgen.config.checkpoint import check_checkpoint
 from batchgen.config.schema import ModelSpec

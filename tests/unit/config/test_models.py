@@ -16,7 +16,7 @@ from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.family import component_bytes, family_spec
 from batchgen.numerics.solver import schedule
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "auto")

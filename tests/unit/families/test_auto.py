@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from flux_rig import flux_spec, save_flux
-from rig import small_spec, tiny_wan_spec, two_experts
+from toy_engine import small_spec, tiny_wan_spec, two_experts
+from toy_flux import flux_spec, save_flux
 
 from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import compose_job, recompose

@@ -16,7 +16,7 @@ from batchgen.engine.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
 from batchgen.families.wan import spec as wan
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
 LARGE, SMALL = Bucket(1024, 1024, 1), Bucket(512, 512, 1)

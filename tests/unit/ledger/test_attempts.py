@@ -7,35 +7,35 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import Lab
+from run_folder import RunFolder
+from waiting import process_state, wait_for
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.intent import accepted_journals, last_intent, read_intent, submission_numbers
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.scan import STATUS_NAMES
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart, read_shard
+from batchgen.ledger.submissions import read_shard
 from batchgen.ledger.winners import missing_rows, winners
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
 
-def statuses(lab: Lab) -> list[str]:
+def statuses(lab: RunFolder) -> list[str]:
     return [STATUS_NAMES[code] for code in winners(lab.run).status.tolist()]
 
 
-def winning_attempts(lab: Lab) -> list[str]:
+def winning_attempts(lab: RunFolder) -> list[str]:
     found = winners(lab.run)
     journals = [facts.journal.attempt.tag for facts in found.index.journals]
     return [journals[found.index.journal[n]] if n >= 0 else "" for n in found.line.tolist()]
 
 
-def test_a_submission_is_numbered_and_says_who_made_it(make_lab: Callable[..., Lab]) -> None:
+def test_a_submission_is_numbered_and_says_who_made_it(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(3)
     assert [lab.submit(), lab.submit()] == [1, 2]
     intent = read_intent(lab.run, 2)
@@ -45,7 +45,7 @@ def test_a_submission_is_numbered_and_says_who_made_it(make_lab: Callable[..., L
     assert (intent.rows, intent.shards, intent.manifest_rows) == (3, 1, 3)
 
 
-def test_shards_keep_their_rows_in_order(make_lab: Callable[..., Lab]) -> None:
+def test_shards_keep_their_rows_in_order(make_lab: Callable[..., RunFolder]) -> None:
     from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 
     lab = make_lab(5)
@@ -56,7 +56,7 @@ def test_shards_keep_their_rows_in_order(make_lab: Callable[..., Lab]) -> None:
 
 
 def test_what_a_zombie_commits_after_its_successor_began_is_waste(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(3)
     zombie = lab.journal(lab.submit())
@@ -72,7 +72,7 @@ def test_what_a_zombie_commits_after_its_successor_began_is_waste(
     assert statuses(lab) == ["ok", "ok", "pending"]
 
 
-def test_a_zombie_stays_fenced_off_for_ever(make_lab: Callable[..., Lab]) -> None:
+def test_a_zombie_stays_fenced_off_for_ever(make_lab: Callable[..., RunFolder]) -> None:
     """A third submission copies the second's limits; it does not measure the journal again."""
     lab = make_lab(3)
     zombie = lab.journal(lab.submit())
@@ -86,7 +86,7 @@ def test_a_zombie_stays_fenced_off_for_ever(make_lab: Callable[..., Lab]) -> Non
 
 
 def test_an_attempt_that_begins_after_it_was_fenced_off_publishes_nothing(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """A task of the first submission that waited in a queue until the second had begun."""
     lab = make_lab(2)
@@ -100,7 +100,7 @@ def test_an_attempt_that_begins_after_it_was_fenced_off_publishes_nothing(
 
 
 def test_a_torn_line_is_not_accepted_when_it_is_completed_later(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """The limit is the last newline, not the file's length."""
     lab = make_lab(2)
@@ -117,7 +117,7 @@ def test_a_torn_line_is_not_accepted_when_it_is_completed_later(
 
 
 def test_a_crash_before_the_intent_uses_up_a_number_and_no_more(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make_lab(2)
     journal = lab.journal(lab.submit())
@@ -139,7 +139,7 @@ def test_a_crash_before_the_intent_uses_up_a_number_and_no_more(
 
 
 def test_of_two_that_begin_at_once_one_is_refused_and_told_by_whom(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """Two processes stop right before they take the number, then go on together."""
     lab = make_lab(2)
@@ -185,7 +185,7 @@ except RunStateError as error:
 
 
 def test_a_submission_that_is_half_begun_keeps_others_out_while_its_maker_lives(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """Its folder is made, its intent is not: the next number would render the same rows."""
     lab = make_lab(2)
@@ -202,9 +202,7 @@ begin_submission(RunPaths(Path(sys.argv[1])), rows, SubmissionInfo())
         [sys.executable, "-c", code, str(lab.run.root)],
         env={**os.environ, "BATCHGEN_FAILPOINT": "submission.before_intent:1:stop"},
     )
-    stat = Path(f"/proc/{maker.pid}/stat")
-    while stat.read_text().rpartition(")")[2].split()[0] != "T":
-        time.sleep(0.01)
+    wait_for(lambda: process_state(maker.pid) == "T")
     with pytest.raises(RunStateError, match=rf"process {maker.pid} on .* began submission 1"):
         lab.submit()
     assert read_status(lab.run).state == "planned"
@@ -213,7 +211,7 @@ begin_submission(RunPaths(Path(sys.argv[1])), rows, SubmissionInfo())
     assert lab.submit() == 2
 
 
-def test_one_that_was_waited_for_has_won(make_lab: Callable[..., Lab]) -> None:
+def test_one_that_was_waited_for_has_won(make_lab: Callable[..., RunFolder]) -> None:
     """The other's intent arrives while we wait: its rows are ours, so we are refused."""
     lab = make_lab(2)
     lab.submit()
@@ -231,7 +229,7 @@ def test_one_that_was_waited_for_has_won(make_lab: Callable[..., Lab]) -> None:
 
 
 def test_a_restart_accepts_what_its_task_committed_and_fences_off_the_rest(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(4)
     number = lab.submit()
@@ -250,7 +248,9 @@ def test_a_restart_accepts_what_its_task_committed_and_fences_off_the_rest(
     assert (status.ok, status.failed, status.left) == (3, 0, 1)
 
 
-def test_a_second_restart_copies_the_limits_of_the_first(make_lab: Callable[..., Lab]) -> None:
+def test_a_second_restart_copies_the_limits_of_the_first(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(3)
     number = lab.submit()
     zombie = lab.journal(number)
@@ -263,14 +263,14 @@ def test_a_second_restart_copies_the_limits_of_the_first(make_lab: Callable[...,
     assert statuses(lab) == ["ok", "pending", "pending"]
 
 
-def test_a_first_start_accepts_nothing(make_lab: Callable[..., Lab]) -> None:
+def test_a_first_start_accepts_nothing(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(1)
     number = lab.submit()
     assert accept_restart(lab.run, Attempt(number, 0, 0, 0)) == {}
-    assert not lab.run.acceptance(Attempt(number, 0, 0, 0)).exists()
+    assert not lab.run.fence(Attempt(number, 0, 0, 0)).exists()
 
 
-def test_limits_name_the_fenced_journals_only(make_lab: Callable[..., Lab]) -> None:
+def test_limits_name_the_fenced_journals_only(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     old = lab.journal(lab.submit())
     lab.render(old, 0)
@@ -280,7 +280,7 @@ def test_limits_name_the_fenced_journals_only(make_lab: Callable[..., Lab]) -> N
     assert limits == {old.path: size, new.path: None}
 
 
-def test_an_ok_row_keeps_its_media_when_a_retry_fails(make_lab: Callable[..., Lab]) -> None:
+def test_an_ok_row_keeps_its_media_when_a_retry_fails(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     first = lab.journal(lab.submit())
     lab.render(first, 0)
@@ -295,7 +295,7 @@ def test_an_ok_row_keeps_its_media_when_a_retry_fails(make_lab: Callable[..., La
     assert winning_attempts(lab) == ["s3t0r0p0", "s2t0r0p0"]
 
 
-def test_a_commit_counts_only_under_the_plans_key(make_lab: Callable[..., Lab]) -> None:
+def test_a_commit_counts_only_under_the_plans_key(make_lab: Callable[..., RunFolder]) -> None:
     """After a change of settings the plan holds new keys: old results of those rows are gone."""
     lab = make_lab(2)
     journal = lab.journal(lab.submit())
@@ -305,7 +305,7 @@ def test_a_commit_counts_only_under_the_plans_key(make_lab: Callable[..., Lab]) 
     assert statuses(lab) == ["ok", "pending"]
 
 
-def make_plan_with_new_key(lab: Lab, row: int) -> None:
+def make_plan_with_new_key(lab: RunFolder, row: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -317,7 +317,7 @@ def make_plan_with_new_key(lab: Lab, row: int) -> None:
 
 
 def test_missing_rows_tells_pending_from_failed_and_leaves_aliases_out(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(6, aliases={4: 1, 5: 2})
     journal = lab.journal(lab.submit([0, 1, 2, 3]))
@@ -329,14 +329,18 @@ def test_missing_rows_tells_pending_from_failed_and_leaves_aliases_out(
     assert missing.all.tolist() == [1, 2, 3]
 
 
-def test_an_unreadable_intent_is_an_error_that_names_the_file(make_lab: Callable[..., Lab]) -> None:
+def test_an_unreadable_intent_is_an_error_that_names_the_file(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(1)
     lab.run.intent(lab.submit()).write_text(json.dumps({"number": 1}))
     with pytest.raises(RunStateError, match=r"intent\.json (cannot be read|is damaged)"):
         lab.submit()
 
 
-def test_a_plan_that_is_missing_or_damaged_is_a_users_error(make_lab: Callable[..., Lab]) -> None:
+def test_a_plan_that_is_missing_or_damaged_is_a_users_error(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(1)
     lab.run.plan.write_bytes(b"PAR1 no")
     with pytest.raises(RunStateError, match=r"plan\.parquet: damaged plan"):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from lab import Lab, die, fail
+from run_folder import RunFolder, die, fail
 
 from batchgen.catalog import table
 from batchgen.catalog.collect import collect
@@ -21,36 +21,32 @@ from batchgen.ledger.blame.rows import Blame, Verdict, read_blame
 from batchgen.ledger.events import End, to_plain
 from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import (
-    SubmissionInfo,
-    SubmissionRows,
-    accept_restart,
-    begin_submission,
-)
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.tally import read_counters
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt
 
 
-def blame(lab: Lab) -> Blame:
+def blame(lab: RunFolder) -> Blame:
     return read_blame(lab.run, all_gone=True)
 
 
-def suspects(lab: Lab) -> list[int]:
+def suspects(lab: RunFolder) -> list[int]:
     found: list[int] = blame(lab).suspects.tolist()
     return found
 
 
-def convicted(lab: Lab) -> list[int]:
+def convicted(lab: RunFolder) -> list[int]:
     return [verdict.row_index for verdict in blame(lab).convicted]
 
 
 # suspects
 
 
-def test_rows_in_flight_at_a_death_are_suspects(make_lab: Callable[..., Lab]) -> None:
+def test_rows_in_flight_at_a_death_are_suspects(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(5)
     journal = lab.journal(lab.submit(), host="n7")
     lab.render(journal, 0)
@@ -66,7 +62,9 @@ def test_rows_in_flight_at_a_death_are_suspects(make_lab: Callable[..., Lab]) ->
     assert found.convicted == ()
 
 
-def test_a_killed_process_is_seen_at_once_on_its_machine(make_lab: Callable[..., Lab]) -> None:
+def test_a_killed_process_is_seen_at_once_on_its_machine(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(3)
     rank = lab.start_rank(lab.submit(), [0, 1, 2], "journal.before_append:2:kill")
     assert rank.wait(60) == -signal.SIGKILL
@@ -74,7 +72,7 @@ def test_a_killed_process_is_seen_at_once_on_its_machine(make_lab: Callable[...,
     assert (found.suspects.tolist(), len(found.deaths)) == ([1], 1)
 
 
-def test_whoever_ends_with_a_last_line_did_not_die(make_lab: Callable[..., Lab]) -> None:
+def test_whoever_ends_with_a_last_line_did_not_die(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(4)
     number = lab.submit()
     for task, reason in enumerate(("drained", "terminated", "superseded", "SickNode")):
@@ -87,7 +85,9 @@ def test_whoever_ends_with_a_last_line_did_not_die(make_lab: Callable[..., Lab])
     assert (status.suspects, status.running, status.state) == (0, 0, "stopped")
 
 
-def test_a_saved_row_is_no_suspect_even_if_its_attempt_dies(make_lab: Callable[..., Lab]) -> None:
+def test_a_saved_row_is_no_suspect_even_if_its_attempt_dies(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(3)
     with lab.journal(lab.submit()) as journal:
         for row in (0, 1, 2):
@@ -96,14 +96,14 @@ def test_a_saved_row_is_no_suspect_even_if_its_attempt_dies(make_lab: Callable[.
     assert suspects(lab) == [0, 2]
 
 
-def test_whoever_is_rendered_later_is_cleared(make_lab: Callable[..., Lab]) -> None:
+def test_whoever_is_rendered_later_is_cleared(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(3)
     die(lab, lab.submit(), 0, 1, 2)
     lab.render(lab.journal(lab.submit(), host="n2"), 1)
     assert suspects(lab) == [0, 2]
 
 
-def test_a_suspect_that_fails_alone_is_no_killer(make_lab: Callable[..., Lab]) -> None:
+def test_a_suspect_that_fails_alone_is_no_killer(make_lab: Callable[..., RunFolder]) -> None:
     """An error is not a death: what came before it no longer counts."""
     lab = make_lab(2)
     die(lab, lab.submit(), 0)
@@ -114,7 +114,7 @@ def test_a_suspect_that_fails_alone_is_no_killer(make_lab: Callable[..., Lab]) -
     assert (suspects(lab), convicted(lab)) == ([0], [])
 
 
-def test_what_waits_for_another_try_was_not_in_flight(make_lab: Callable[..., Lab]) -> None:
+def test_what_waits_for_another_try_was_not_in_flight(make_lab: Callable[..., RunFolder]) -> None:
     """A row that failed once stays open; then a suspect was alone, and killed the process."""
     lab = make_lab(3)
     journal = lab.journal(lab.submit())
@@ -130,7 +130,7 @@ def test_what_waits_for_another_try_was_not_in_flight(make_lab: Callable[..., La
 # what a zombie did
 
 
-def test_the_death_of_a_zombie_counts_for_nothing(make_lab: Callable[..., Lab]) -> None:
+def test_the_death_of_a_zombie_counts_for_nothing(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(4)
     zombie = lab.journal(lab.submit())
     zombie.start(0, "row0000")
@@ -142,7 +142,7 @@ def test_the_death_of_a_zombie_counts_for_nothing(make_lab: Callable[..., Lab]) 
     assert suspects(lab) == [2]
 
 
-def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., Lab]) -> None:
+def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     number = lab.submit()
     die(lab, number, 0)
@@ -154,7 +154,7 @@ def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., Lab]) -> No
 
 
 def test_a_zombie_that_only_beats_counts_for_nothing(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.ledger.blame import deaths as deaths_module
 
@@ -170,7 +170,7 @@ def test_a_zombie_that_only_beats_counts_for_nothing(
 
 @pytest.mark.parametrize(("ahead_s", "counts"), [(50.0, True), (70.0, False)])
 def test_a_death_counts_where_the_clock_is_ahead(
-    ahead_s: float, counts: bool, make_lab: Callable[..., Lab]
+    ahead_s: float, counts: bool, make_lab: Callable[..., RunFolder]
 ) -> None:
     """By as much as `slurm check` lets pass: the last heartbeat seems to come after the fence."""
     lab = make_lab(2)
@@ -183,7 +183,7 @@ def test_a_death_counts_where_the_clock_is_ahead(
     assert suspects(lab) == ([0] if counts else [])
 
 
-def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., Lab]) -> None:
+def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., RunFolder]) -> None:
     from batchgen.ledger.intent import read_fence
 
     lab = make_lab(8)
@@ -214,7 +214,7 @@ def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., Lab]) 
     assert fence.suspects == (1, 2)
 
 
-def test_a_restart_withholds_who_died_alone(make_lab: Callable[..., Lab]) -> None:
+def test_a_restart_withholds_who_died_alone(make_lab: Callable[..., RunFolder]) -> None:
     """For good: the rows that died in company are tried alone first."""
     from batchgen.ledger.intent import read_fence
 
@@ -233,7 +233,7 @@ def test_a_restart_withholds_who_died_alone(make_lab: Callable[..., Lab]) -> Non
     assert read_status(lab.run).suspects == 3
 
 
-def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., Lab]) -> None:
+def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., RunFolder]) -> None:
     """Its rank died later, or said how it ended."""
     from batchgen.ledger.intent import read_fence
 
@@ -278,7 +278,7 @@ def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., Lab])
     ],
 )
 def test_a_row_that_kills_alone_on_two_devices_is_convicted(
-    deaths: str, local: bool, cluster: bool, executor: str, make_lab: Callable[..., Lab]
+    deaths: str, local: bool, cluster: bool, executor: str, make_lab: Callable[..., RunFolder]
 ) -> None:
     """`!`: alone. Twice on one device is enough where the run had no other."""
     lab, guilty = make_lab(3), local if executor == "local" else cluster
@@ -292,7 +292,7 @@ def test_a_row_that_kills_alone_on_two_devices_is_convicted(
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_one_device_takes_as_many_deaths_alone_as_the_row_has_tries(
-    retries: int, make_lab: Callable[..., Lab]
+    retries: int, make_lab: Callable[..., RunFolder]
 ) -> None:
     lab = make_lab(1)
     die(lab, lab.submit(executor="local", row_retries=retries), 0)
@@ -305,7 +305,7 @@ def test_one_device_takes_as_many_deaths_alone_as_the_row_has_tries(
     assert "when it was alone, on the only device of the run: s1t0r0p0" in verdict.reason
 
 
-def test_cards_of_one_machine_are_devices_of_their_own(make_lab: Callable[..., Lab]) -> None:
+def test_cards_of_one_machine_are_devices_of_their_own(make_lab: Callable[..., RunFolder]) -> None:
     """Their names are the same, and so may be the numbers that processes have for them."""
     lab = make_lab(2)
     lab.journal(lab.submit(), card="GPU-b").close()  # it has been seen
@@ -318,7 +318,7 @@ def test_cards_of_one_machine_are_devices_of_their_own(make_lab: Callable[..., L
     assert "when it was alone, on another device: " in verdict.reason
 
 
-def preempted(lab: Lab, submission: int, row: int, host: str, alone: bool) -> None:
+def preempted(lab: RunFolder, submission: int, row: int, host: str, alone: bool) -> None:
     """An attempt that is told to end and killed before it could."""
     journal = lab.journal(submission, host=host)
     journal.start(row, f"row{row:04d}", alone)
@@ -327,7 +327,9 @@ def preempted(lab: Lab, submission: int, row: int, host: str, alone: bool) -> No
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_kill_after_a_signal_convicts_nobody(alone: bool, make_lab: Callable[..., Lab]) -> None:
+def test_a_kill_after_a_signal_convicts_nobody(
+    alone: bool, make_lab: Callable[..., RunFolder]
+) -> None:
     """Its rows run alone, in case. They are convicted by deaths of their own only."""
     lab = make_lab(2)
     for host in ("n1", "n2", "n3"):
@@ -342,7 +344,9 @@ def test_a_kill_after_a_signal_convicts_nobody(alone: bool, make_lab: Callable[.
     assert "s3t0r0p0" not in verdict.reason and "s4t0r0p0 on n4 (alone)" in verdict.reason
 
 
-def test_a_row_that_was_killed_after_a_signal_is_not_withheld(make_lab: Callable[..., Lab]) -> None:
+def test_a_row_that_was_killed_after_a_signal_is_not_withheld(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     from batchgen.ledger.intent import read_fence
 
     lab = make_lab(2)
@@ -354,7 +358,7 @@ def test_a_row_that_was_killed_after_a_signal_is_not_withheld(make_lab: Callable
     assert (fence.suspects, fence.withheld) == ((0,), ())
 
 
-def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., Lab]) -> None:
+def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(1)
     number = lab.submit()
     die(lab, number, 0, host="n1", alone=True)
@@ -368,12 +372,12 @@ def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., Lab]
     assert verdict.host == "n2"
 
 
-def killer(lab: Lab, row: int = 0) -> None:
+def killer(lab: RunFolder, row: int = 0) -> None:
     die(lab, lab.submit([row]), row, host="n1", alone=True)
     die(lab, lab.submit([row]), row, host="n2", alone=True)
 
 
-def test_a_quarantined_row_is_shown_and_left_alone(make_lab: Callable[..., Lab]) -> None:
+def test_a_quarantined_row_is_shown_and_left_alone(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(4, aliases={3: 0})
     killer(lab)
     number = quarantine_rows(lab.run, blame(lab).convicted)
@@ -391,7 +395,7 @@ def test_a_quarantined_row_is_shown_and_left_alone(make_lab: Callable[..., Lab])
     assert (frame["host"][0], frame["attempt"][0]) == ("n2", f"s{number}t0r0p0")
 
 
-def test_a_retry_of_a_quarantined_row_begins_anew(make_lab: Callable[..., Lab]) -> None:
+def test_a_retry_of_a_quarantined_row_begins_anew(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     killer(lab)
     quarantine_rows(lab.run, blame(lab).convicted)
@@ -405,7 +409,7 @@ def test_a_retry_of_a_quarantined_row_begins_anew(make_lab: Callable[..., Lab]) 
 
 
 def test_an_innocent_row_that_is_retried_after_its_ok_has_no_past(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(1)
     die(lab, lab.submit(), 0, host="n1")
@@ -418,7 +422,7 @@ def test_an_innocent_row_that_is_retried_after_its_ok_has_no_past(
 
 
 def test_a_quarantine_keeps_what_was_known_of_hosts_and_attempts(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(2)
     rows = SubmissionRows(
@@ -435,7 +439,9 @@ def test_a_quarantine_keeps_what_was_known_of_hosts_and_attempts(
     assert (intent.kind, intent.attempt, intent.excluded) == ("quarantine", 3, {"n9": "why"})
 
 
-def test_a_row_that_is_not_in_the_plan_cannot_be_quarantined(make_lab: Callable[..., Lab]) -> None:
+def test_a_row_that_is_not_in_the_plan_cannot_be_quarantined(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(2)
     with pytest.raises(RunStateError, match=r"plan\.parquet has no row with row_index 5"):
         quarantine_rows(lab.run, [Verdict(5, "it kills", "n1")])
@@ -446,7 +452,7 @@ def test_a_row_that_is_not_in_the_plan_cannot_be_quarantined(make_lab: Callable[
 
 
 def test_ok_lines_are_not_parsed(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.ledger.blame import hosts as hosts_module
 
@@ -476,7 +482,7 @@ class World:
     Innocent rows survive whenever they are alone; killers never survive.
     """
 
-    def __init__(self, lab: Lab, seed: int) -> None:
+    def __init__(self, lab: RunFolder, seed: int) -> None:
         self.lab, self.dice = lab, random.Random(seed)
         self.killers = set(self.dice.sample(range(ROWS), self.dice.randint(0, 3)))
         self.quarantined: set[int] = set()
@@ -543,7 +549,7 @@ class World:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_the_innocent_are_rendered_and_the_killers_quarantined(
-    seed: int, make_lab: Callable[..., Lab]
+    seed: int, make_lab: Callable[..., RunFolder]
 ) -> None:
     world = World(make_lab(ROWS), seed)
     for _ in range(60):

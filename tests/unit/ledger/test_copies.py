@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from lab import Lab
+from run_folder import RunFolder
 
 from batchgen.catalog.verify import verify
 from batchgen.ledger.intent import last_render, own_render
@@ -23,7 +23,9 @@ from batchgen.scheduler.commands import job_name, slurm_intent
 
 
 @pytest.fixture
-def at_work(make_lab: Callable[..., Lab]) -> Iterator[tuple[Lab, subprocess.Popen[bytes]]]:
+def at_work(
+    make_lab: Callable[..., RunFolder],
+) -> Iterator[tuple[RunFolder, subprocess.Popen[bytes]]]:
     """A rank that is stopped in the middle of its second row."""
     lab = make_lab(3)
     rank = lab.start_rank(lab.submit(), [0, 1, 2], "journal.before_append:2:stop")
@@ -34,7 +36,7 @@ def at_work(make_lab: Callable[..., Lab]) -> Iterator[tuple[Lab, subprocess.Pope
 
 
 def test_the_ranks_of_the_original_are_not_the_copys(
-    at_work: tuple[Lab, subprocess.Popen[bytes]], tmp_path: Path
+    at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     lab, rank = at_work
     copy = RunPaths(tmp_path / "elsewhere" / lab.run.root.name)
@@ -47,7 +49,7 @@ def test_the_ranks_of_the_original_are_not_the_copys(
     assert slurm_intent(copy) is None and maker_of(copy, 1) is None
     assert job_name(copy, 2) != job_name(lab.run, 2)
     assert verify(copy, repair=True).is_sound, "nothing is at work in it"
-    again = Lab(copy, lab.requests)
+    again = RunFolder(copy, lab.requests)
     with again.journal(again.submit([1, 2])) as journal:
         again.render(journal, 1)
         assert len(live_attempts(copy)) == 1 and own_render(copy) is not None
@@ -55,7 +57,7 @@ def test_the_ranks_of_the_original_are_not_the_copys(
 
 
 def test_a_run_that_was_moved_keeps_its_ranks(
-    at_work: tuple[Lab, subprocess.Popen[bytes]], tmp_path: Path
+    at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     lab, rank = at_work
     moved = RunPaths(lab.run.root.rename(tmp_path / "moved"))
@@ -75,7 +77,7 @@ print(steward.cancel(RunPaths(Path(sys.argv[1]))))
 
 
 def test_to_cancel_a_copy_leaves_the_original_alone(
-    at_work: tuple[Lab, subprocess.Popen[bytes]], tmp_path: Path
+    at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     lab, rank = at_work
     copy = RunPaths(tmp_path / "copy")

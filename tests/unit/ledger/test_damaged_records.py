@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Lab
+from run_folder import RunFolder
 
 from batchgen.catalog.verify import verify
 from batchgen.cli.main import main
 from batchgen.ledger.events import End
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.records import Attempt
 
 
 @pytest.fixture
-def lab(make_lab: Callable[..., Lab]) -> Lab:
+def lab(make_lab: Callable[..., RunFolder]) -> RunFolder:
     """Two submissions of a row each, the second with a restart."""
     made = make_lab(2)
     for row in (0, 1):
@@ -60,7 +60,7 @@ def a_folder(path: Path) -> None:
     ],
 )
 def test_it_is_named_with_the_way_on_and_a_repair_moves_it(
-    lab: Lab, record: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    lab: RunFolder, record: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = str(lab.run.root)
     assert main(["collect", root]) == 0

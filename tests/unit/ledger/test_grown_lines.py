@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from lab import Lab
+from run_folder import RunFolder
 
 from batchgen.catalog.verify import verify
 from batchgen.ledger.events import START
 from batchgen.ledger.intent import read_fence
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart
 from batchgen.records import Attempt
 
 
 @pytest.fixture
-def grown(make_lab: Callable[..., Lab]) -> Lab:
+def grown(make_lab: Callable[..., RunFolder]) -> RunFolder:
     """Three rows committed; the start line of the second lost its end, and the newline with it."""
     lab = make_lab(3)
     with lab.journal(lab.submit()) as journal:
@@ -32,20 +32,20 @@ def grown(make_lab: Callable[..., Lab]) -> Lab:
     return lab
 
 
-def test_scan_and_verify_name_it(grown: Lab) -> None:
+def test_scan_and_verify_name_it(grown: RunFolder) -> None:
     (facts,) = index_commits(grown.run).journals
-    assert (facts.starts, facts.open_rows, len(facts.bad_lines)) == (2, set(), 1)
+    assert (facts.starts, facts.in_flight.rows, len(facts.bad_lines)) == (2, set(), 1)
     (damage,) = verify(grown.run).damage
     assert damage.kind == "journal" and f"byte {facts.bad_lines[0]}" in damage.detail
 
 
-def test_status_says_what_the_scan_says(grown: Lab) -> None:
+def test_status_says_what_the_scan_says(grown: RunFolder) -> None:
     status = read_status(grown.run)
     assert (status.ok, status.left) == (2, 1)
     assert status.attempts[0].started == 2, "the row is not in flight"
 
 
-def test_a_restart_has_no_suspect_by_it(grown: Lab) -> None:
+def test_a_restart_has_no_suspect_by_it(grown: RunFolder) -> None:
     again = Attempt(1, 0, 1, 0)
     assert accept_restart(grown.run, again) == {0: "ok", 2: "ok"}
     fence = read_fence(grown.run, again)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lab import Lab, die, fail
+from run_folder import RunFolder, die, fail
 
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.events import End
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.records import Attempt
 
 
-def blame(lab: Lab) -> Blame:
+def blame(lab: RunFolder) -> Blame:
     return read_blame(lab.run, all_gone=True)
 
 
 def test_a_host_on_which_three_rows_fail_is_bad_if_another_is_good(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(8)
     number = lab.submit()
@@ -42,7 +42,7 @@ def test_a_host_on_which_three_rows_fail_is_bad_if_another_is_good(
     assert blame(lab).bad_hosts == {}, "one was rendered"
 
 
-def test_no_host_is_bad_while_none_is_good(make_lab: Callable[..., Lab]) -> None:
+def test_no_host_is_bad_while_none_is_good(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(8)
     number = lab.submit()
     for task in (0, 1):
@@ -53,7 +53,7 @@ def test_no_host_is_bad_while_none_is_good(make_lab: Callable[..., Lab]) -> None
 
 
 def test_rows_that_would_fail_anywhere_speak_against_no_host(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(6)
     number = lab.submit()
@@ -64,7 +64,7 @@ def test_rows_that_would_fail_anywhere_speak_against_no_host(
     assert blame(lab).bad_hosts == {}
 
 
-def test_deaths_speak_against_a_host_by_one_row_each(make_lab: Callable[..., Lab]) -> None:
+def test_deaths_speak_against_a_host_by_one_row_each(make_lab: Callable[..., RunFolder]) -> None:
     """Four rows in flight when the cluster killed their node once are no evidence against it."""
     lab = make_lab(8)
     lab.render(lab.journal(lab.submit(), host="n2"), 7)
@@ -78,7 +78,9 @@ def test_deaths_speak_against_a_host_by_one_row_each(make_lab: Callable[..., Lab
     assert list(blame(lab).bad_hosts) == ["n1"]
 
 
-def test_the_deaths_of_a_convicted_row_speak_against_no_host(make_lab: Callable[..., Lab]) -> None:
+def test_the_deaths_of_a_convicted_row_speak_against_no_host(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(8)
     lab.render(lab.journal(lab.submit(), host="n2"), 7)
     for row in (0, 1, 2):
@@ -90,7 +92,7 @@ def test_the_deaths_of_a_convicted_row_speak_against_no_host(make_lab: Callable[
     assert [verdict.row_index for verdict in blame(lab).convicted] == [0, 1, 2]
 
 
-def test_an_attempt_that_gave_up_speaks_for_itself(make_lab: Callable[..., Lab]) -> None:
+def test_an_attempt_that_gave_up_speaks_for_itself(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(8)
     number = lab.submit()
     with lab.journal(number, host="n1") as journal:
@@ -108,7 +110,7 @@ def test_an_attempt_that_gave_up_speaks_for_itself(make_lab: Callable[..., Lab])
 # rows that are to blame themselves
 
 
-def sick(lab: Lab, submission: int, host: str, *rows: int, task: int = 0) -> None:
+def sick(lab: RunFolder, submission: int, host: str, *rows: int, task: int = 0) -> None:
     """An attempt whose first rows all fail."""
     with lab.journal(submission, task, host=host) as journal:
         for row in rows:
@@ -116,7 +118,7 @@ def sick(lab: Lab, submission: int, host: str, *rows: int, task: int = 0) -> Non
         journal.end(End(reason="SickNode", error="the first rows failed"))
 
 
-def test_a_row_that_fails_on_two_hosts_is_tried_no_more(make_lab: Callable[..., Lab]) -> None:
+def test_a_row_that_fails_on_two_hosts_is_tried_no_more(make_lab: Callable[..., RunFolder]) -> None:
     """Five rows too large for any machine, at the head of a shard: both machines that tried them
     are good."""
     lab = make_lab(12)
@@ -134,7 +136,7 @@ def test_a_row_that_fails_on_two_hosts_is_tried_no_more(make_lab: Callable[..., 
 
 
 def test_one_row_of_its_own_speaks_against_a_host_that_gave_up(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(12)
     number = lab.submit()
@@ -146,7 +148,7 @@ def test_one_row_of_its_own_speaks_against_a_host_that_gave_up(
     assert found.rows_failed_on(found.bad_hosts).tolist() == [0, 5]
 
 
-def test_whoever_is_rendered_at_last_was_not_to_blame(make_lab: Callable[..., Lab]) -> None:
+def test_whoever_is_rendered_at_last_was_not_to_blame(make_lab: Callable[..., RunFolder]) -> None:
     """Two sick machines cannot make a row guilty for good, nor each other innocent."""
     lab = make_lab(8)
     number = lab.submit()
@@ -163,7 +165,7 @@ def test_whoever_is_rendered_at_last_was_not_to_blame(make_lab: Callable[..., La
 
 
 def test_a_row_that_fails_twice_on_one_host_may_do_better_elsewhere(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(8)
     number = lab.submit()
@@ -178,7 +180,7 @@ def test_a_row_that_fails_twice_on_one_host_may_do_better_elsewhere(
 # machines that break
 
 
-def broken(lab: Lab, submission: int, host: str, *rows: int, task: int = 0) -> None:
+def broken(lab: RunFolder, submission: int, host: str, *rows: int, task: int = 0) -> None:
     """An attempt that renders row 10 + task, and then fails."""
     with lab.journal(submission, task, host=host) as journal:
         lab.render(journal, 10 + task)
@@ -187,7 +189,9 @@ def broken(lab: Lab, submission: int, host: str, *rows: int, task: int = 0) -> N
         journal.end(End(reason="SickNode", error="3 rows in a row failed"))
 
 
-def test_a_host_that_gave_up_after_its_last_good_row_is_bad(make_lab: Callable[..., Lab]) -> None:
+def test_a_host_that_gave_up_after_its_last_good_row_is_bad(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(16)
     number = lab.submit()
     broken(lab, number, "n1", 0, 1, 2)
@@ -206,7 +210,7 @@ def test_a_host_that_gave_up_after_its_last_good_row_is_bad(make_lab: Callable[.
 
 
 def test_a_host_on_which_rows_that_fail_anywhere_follow_a_good_one_is_good(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(16)
     number = lab.submit()
@@ -216,7 +220,9 @@ def test_a_host_on_which_rows_that_fail_anywhere_follow_a_good_one_is_good(
     assert (found.bad_hosts, found.rows_failed_on({"n1", "n2"}).tolist()) == ({}, [])
 
 
-def test_what_a_fenced_off_attempt_rendered_clears_no_host(make_lab: Callable[..., Lab]) -> None:
+def test_what_a_fenced_off_attempt_rendered_clears_no_host(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(16)
     zombie = lab.journal(lab.submit(), 3, host="n1")
     number = lab.submit()
@@ -227,7 +233,7 @@ def test_what_a_fenced_off_attempt_rendered_clears_no_host(make_lab: Callable[..
 
 
 def test_a_host_where_rows_come_out_as_nan_one_after_the_other_is_bad(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """Until they do so elsewhere too."""
     lab = make_lab(16)
@@ -251,14 +257,19 @@ def test_a_host_where_rows_come_out_as_nan_one_after_the_other_is_bad(
 
 
 def fall(
-    lab: Lab, submission: int, host: str, task: int, error: str = "WeightsError", replica: int = 0
+    lab: RunFolder,
+    submission: int,
+    host: str,
+    task: int,
+    error: str = "WeightsError",
+    replica: int = 0,
 ) -> None:
     """An attempt that cannot even load."""
     with lab.journal(submission, task, replica=replica, host=host) as journal:
         journal.end(End(reason=error, error="/weights is missing"))
 
 
-def test_a_host_where_loading_fails_is_bad(make_lab: Callable[..., Lab]) -> None:
+def test_a_host_where_loading_fails_is_bad(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(8)
     number = lab.submit()
     fall(lab, number, "n1", 0)
@@ -276,7 +287,7 @@ def test_a_host_where_loading_fails_is_bad(make_lab: Callable[..., Lab]) -> None
 
 
 def test_a_host_where_attempts_die_before_their_first_row_is_bad(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(8)
     number = lab.submit()
@@ -289,7 +300,7 @@ def test_a_host_where_attempts_die_before_their_first_row_is_bad(
     assert "came to no row there: 2, the last one by a death before its first row;" in reason
 
 
-def test_kills_after_a_signal_speak_against_no_host(make_lab: Callable[..., Lab]) -> None:
+def test_kills_after_a_signal_speak_against_no_host(make_lab: Callable[..., RunFolder]) -> None:
     """Preempted twice while a large model loads, and with rows in flight."""
     lab = make_lab(8)
     number = lab.submit()
@@ -304,7 +315,9 @@ def test_kills_after_a_signal_speak_against_no_host(make_lab: Callable[..., Lab]
     assert blame(lab).bad_hosts == {}
 
 
-def test_a_mate_that_had_begun_a_row_speaks_for_the_host(make_lab: Callable[..., Lab]) -> None:
+def test_a_mate_that_had_begun_a_row_speaks_for_the_host(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     """The task was killed as a whole while one of its ranks was still loading."""
     lab = make_lab(8)
     number = lab.submit()
@@ -323,7 +336,7 @@ def test_a_mate_that_had_begun_a_row_speaks_for_the_host(make_lab: Callable[...,
     assert list(blame(lab).bad_hosts) == ["n1"]
 
 
-def test_what_ends_every_attempt_speaks_against_no_host(make_lab: Callable[..., Lab]) -> None:
+def test_what_ends_every_attempt_speaks_against_no_host(make_lab: Callable[..., RunFolder]) -> None:
     """A full disk, an unknown run, a person, a stale file handle; an error that a good host met in
     that submission."""
     lab = make_lab(8)
@@ -341,7 +354,7 @@ def test_what_ends_every_attempt_speaks_against_no_host(make_lab: Callable[..., 
 
 
 def test_ranks_that_are_killed_since_another_one_fell_speak_against_no_host(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """A task of two nodes: the error of one ends the ranks of the other."""
     lab = make_lab(8)
@@ -354,7 +367,7 @@ def test_ranks_that_are_killed_since_another_one_fell_speak_against_no_host(
 
 
 def test_what_falls_after_its_rows_were_taken_over_speaks_against_no_host(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(8)
     number = lab.submit()
@@ -369,7 +382,7 @@ def test_what_falls_after_its_rows_were_taken_over_speaks_against_no_host(
 # machines that break down later
 
 
-def fell(lab: Lab, submission: int, task: int, host: str, end: End) -> None:
+def fell(lab: RunFolder, submission: int, task: int, host: str, end: End) -> None:
     """An attempt that comes to no row."""
     with lab.journal(submission, task, host=host) as journal:
         journal.end(end)
@@ -379,7 +392,7 @@ def broke(host: str, reason: str = "RuntimeError") -> End:
     return End(reason=reason, error=f"{host} has no device")
 
 
-def test_a_host_that_breaks_down_after_good_rows_is_bad(make_lab: Callable[..., Lab]) -> None:
+def test_a_host_that_breaks_down_after_good_rows_is_bad(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(12)
     number = lab.submit()
     for task, host in enumerate(("n1", "n2")):
@@ -404,7 +417,7 @@ def test_a_host_that_breaks_down_after_good_rows_is_bad(make_lab: Callable[..., 
     assert blame(lab).bad_hosts == {}, "it renders again"
 
 
-def test_what_other_good_hosts_meet_too_breaks_none(make_lab: Callable[..., Lab]) -> None:
+def test_what_other_good_hosts_meet_too_breaks_none(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(12)
     number = lab.submit()
     for task, host in enumerate(("n1", "n2", "n3")):

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from lab import Lab
+from run_folder import RunFolder
 
 from batchgen import catalog
 from batchgen.ledger.intent import seniority
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import accept_restart
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt, Media
@@ -43,7 +43,7 @@ class Model:
         return mine[-1][2:] if mine else ("pending", "")
 
 
-def commit(lab: Lab, journal: JournalWriter, row: int, status: str) -> str:
+def commit(lab: RunFolder, journal: JournalWriter, row: int, status: str) -> str:
     """Commit a row without rendering it; returns the path of the media that it names."""
     attempt = parse_journal(journal.path)
     path = f"media/{row}-{attempt.tag}.png" if status == "ok" else ""
@@ -53,7 +53,7 @@ def commit(lab: Lab, journal: JournalWriter, row: int, status: str) -> str:
     return path
 
 
-def check(lab: Lab, model: Model) -> None:
+def check(lab: RunFolder, model: Model) -> None:
     expected = [model.winner(ALIASES.get(row, row)) for row in range(ROWS)]
     frame = catalog.snapshot(lab.run.root)
     assert list(zip(frame["status"], frame["media_path"], strict=True)) == expected
@@ -69,7 +69,7 @@ def check(lab: Lab, model: Model) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_readers_agree_with_the_rules_in_plain_words(
-    seed: int, make_lab: Callable[..., Lab]
+    seed: int, make_lab: Callable[..., RunFolder]
 ) -> None:
     dice = random.Random(seed)
     lab, model = make_lab(ROWS, aliases=ALIASES), Model()
@@ -118,7 +118,7 @@ def test_readers_agree_with_the_rules_in_plain_words(
     check(lab, model)
 
 
-def read_rows(lab: Lab, submission: int) -> list[int]:
+def read_rows(lab: RunFolder, submission: int) -> list[int]:
     from batchgen.ledger.submissions import read_shard
 
     rows: list[int] = read_shard(lab.run, submission, 0).all.tolist()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import STAGES, Lab, read_journal
+from run_folder import STAGES, RunFolder, read_journal
 
 from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger import events
@@ -95,7 +95,7 @@ def test_a_reader_takes_lines_of_later_versions_and_of_earlier_ones() -> None:
         events.from_plain(events.End, {"t": 2.0})
 
 
-def test_a_journal_reads_back_as_written(make_lab: Callable[..., Lab]) -> None:
+def test_a_journal_reads_back_as_written(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     with lab.journal(lab.submit()) as journal:
         journal.phase("load", 1.0)
@@ -109,7 +109,7 @@ def test_a_journal_reads_back_as_written(make_lab: Callable[..., Lab]) -> None:
 
 
 def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(3)
     journal = lab.journal(lab.submit())
@@ -134,7 +134,7 @@ def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
 @pytest.mark.parametrize("kind", ["attempt", "device", "start", "saved", "phase", "commit", "end"])
 @pytest.mark.parametrize("counted", [True, False])
 def test_readers_outlive_a_damaged_line_of_any_kind(
-    kind: str, counted: bool, make_lab: Callable[..., Lab]
+    kind: str, counted: bool, make_lab: Callable[..., RunFolder]
 ) -> None:
     """Zeros where the storage lost a page: that line is gone, the others count."""
     from batchgen import catalog
@@ -163,7 +163,7 @@ def test_readers_outlive_a_damaged_line_of_any_kind(
         assert read_status(lab.run).ok == survives
 
 
-def test_a_limit_cuts_at_whole_lines(make_lab: Callable[..., Lab]) -> None:
+def test_a_limit_cuts_at_whole_lines(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     with lab.journal(lab.submit()) as journal:
         lab.render(journal, 0)
@@ -175,7 +175,7 @@ def test_a_limit_cuts_at_whole_lines(make_lab: Callable[..., Lab]) -> None:
     assert not [e for e in one_less if isinstance(e, Commit)]
 
 
-def test_a_zero_length_journal_is_empty(make_lab: Callable[..., Lab]) -> None:
+def test_a_zero_length_journal_is_empty(make_lab: Callable[..., RunFolder]) -> None:
     """A crash between the making of the file and its first line."""
     lab = make_lab(1)
     path = lab.run.journal(Attempt(lab.submit(), 0, 0, 0))
@@ -191,7 +191,7 @@ def test_a_zero_length_journal_is_empty(make_lab: Callable[..., Lab]) -> None:
     assert lab.submit() == 2
 
 
-def test_a_file_that_no_attempt_writes_is_left_alone(make_lab: Callable[..., Lab]) -> None:
+def test_a_file_that_no_attempt_writes_is_left_alone(make_lab: Callable[..., RunFolder]) -> None:
     """Somebody's copy of a journal beside it must neither count nor be in the way."""
     from batchgen.ledger.status import read_status
 
@@ -215,7 +215,7 @@ def test_whole_length_looks_back_over_a_long_torn_line(tmp_path: Path) -> None:
     assert whole_length(path) == 4
 
 
-def test_an_attempt_starts_only_once(make_lab: Callable[..., Lab]) -> None:
+def test_an_attempt_starts_only_once(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(1)
     number = lab.submit()
     lab.journal(number).close()
@@ -224,7 +224,7 @@ def test_an_attempt_starts_only_once(make_lab: Callable[..., Lab]) -> None:
 
 
 def test_a_failed_append_leaves_whole_lines_and_stops_the_journal(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills up in the middle of a line: the half line is cut off again."""
     lab = make_lab(3)
@@ -242,7 +242,7 @@ def test_a_failed_append_leaves_whole_lines_and_stops_the_journal(
     assert read_journal(journal.path).torn_bytes == 0
 
 
-def test_threads_do_not_mix_their_lines(make_lab: Callable[..., Lab]) -> None:
+def test_threads_do_not_mix_their_lines(make_lab: Callable[..., RunFolder]) -> None:
     """Starts come from the engine's thread while commits come from another."""
     lab = make_lab(200)
     journal = lab.journal(lab.submit())
@@ -266,7 +266,7 @@ def test_threads_do_not_mix_their_lines(make_lab: Callable[..., Lab]) -> None:
 
 
 def test_counters_that_cannot_be_written_do_not_stop_the_journal(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """They are a short cut for readers; the journal says all."""
     lab = make_lab(1)

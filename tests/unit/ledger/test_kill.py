@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pandas as pd
 import pytest
-from lab import Lab
+from run_folder import RunFolder
+from waiting import process_state, wait_for
 
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import verify
@@ -26,7 +27,9 @@ POINTS = [
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_loses_no_commit_and_invents_none(point: str, make_lab: Callable[..., Lab]) -> None:
+def test_a_kill_loses_no_commit_and_invents_none(
+    point: str, make_lab: Callable[..., RunFolder]
+) -> None:
     """Killed while it works on its second of three rows; then the rest is rendered."""
     lab = make_lab(3)
     rank = lab.start_rank(lab.submit(), [0, 1, 2], f"{point}:2:kill")
@@ -57,9 +60,9 @@ def test_a_kill_loses_no_commit_and_invents_none(point: str, make_lab: Callable[
 
 
 def test_a_rank_that_is_killed_and_started_again_renders_only_the_rest(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
     from batchgen.records import Attempt
 
     lab = make_lab(3)
@@ -72,19 +75,15 @@ def test_a_rank_that_is_killed_and_started_again_renders_only_the_rest(
     assert (status.ok, status.left, status.state) == (3, 0, "finished")
 
 
-def test_a_stopped_rank_that_wakes_up_late_publishes_nothing(make_lab: Callable[..., Lab]) -> None:
+def test_a_stopped_rank_that_wakes_up_late_publishes_nothing(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     """SIGSTOP in the middle of a row, a resume that renders all, then SIGCONT."""
     import os
-    import time
-    from pathlib import Path
 
     lab = make_lab(2)
     zombie = lab.start_rank(lab.submit(), [0, 1], "journal.before_append:2:stop")
-    stat = Path(f"/proc/{zombie.pid}/stat")
-    deadline = time.monotonic() + 60
-    while stat.read_text().rpartition(")")[2].split()[0] != "T":
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: process_state(zombie.pid) == "T")
     assert read_status(lab.run).running == 1
     assert lab.start_rank(lab.submit([1]), [1]).wait(60) == 0
     before = media_by_row(lab)
@@ -99,7 +98,7 @@ def test_a_stopped_rank_that_wakes_up_late_publishes_nothing(make_lab: Callable[
     assert runs["retried_s"].tolist() == pytest.approx([1.1, 0.0])
 
 
-def media_by_row(lab: Lab) -> dict[str, str]:
+def media_by_row(lab: RunFolder) -> dict[str, str]:
     from batchgen import catalog
 
     frame = catalog.snapshot(lab.run.root)

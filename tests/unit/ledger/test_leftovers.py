@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Lab
-from shift import make_shift
+from planned_run import plan_run
+from run_folder import RunFolder
 
 from batchgen.catalog.collect import collect
 from batchgen.ledger import leftovers
@@ -46,7 +46,7 @@ def there(run: RunPaths) -> list[str]:
 
 @pytest.mark.parametrize(("age_s", "stay"), [(3500, DRAFTS), (3700, [])], ids=["new", "old"])
 def test_a_collect_sweeps_what_is_old(
-    make_lab: Callable[..., Lab], age_s: float, stay: list[str]
+    make_lab: Callable[..., RunFolder], age_s: float, stay: list[str]
 ) -> None:
     lab = make_lab(1)
     with lab.journal(lab.submit()) as journal:
@@ -58,7 +58,7 @@ def test_a_collect_sweeps_what_is_old(
     assert all(path.exists() for path in before)
 
 
-def test_the_room_that_an_attempt_at_work_keeps_stays(make_lab: Callable[..., Lab]) -> None:
+def test_the_room_that_an_attempt_at_work_keeps_stays(make_lab: Callable[..., RunFolder]) -> None:
     """It was written when the attempt began; the heartbeat beside it is new."""
     lab = make_lab(1)
     journal = lab.journal(lab.submit())
@@ -73,7 +73,7 @@ def test_the_room_that_an_attempt_at_work_keeps_stays(make_lab: Callable[..., La
 
 
 def test_a_resume_sweeps_and_a_new_run_sweeps_unfinished_ones(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [1])
+    shift = plan_run(tmp_path, [1])
     leave(shift.run, 3700)
     (shift.run.root / "journal" / "0001" / ".0-r1.accept.json.0a.tmp").parent.rename(
         tmp_path / "no-journals"
@@ -87,5 +87,5 @@ def test_a_resume_sweeps_and_a_new_run_sweeps_unfinished_ones(tmp_path: Path) ->
         (draft / "plan.parquet").touch()
         make_old(draft / "plan.parquet", plan_s)
         make_old(draft, draft_s)
-    make_shift(tmp_path, [1])
+    plan_run(tmp_path, [1])
     assert [path.name for path in root.glob(".*")] == [".busy.draft"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab import Lab, render
+from run_folder import RunFolder, render
 
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import verify
@@ -17,7 +17,7 @@ from batchgen.errors import RunStateError
 from batchgen.ledger.events import End, decode_line, encode_line
 from batchgen.ledger.intent import submission_numbers
 from batchgen.ledger.losses import find_losses
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.winners import missing_rows
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
@@ -27,7 +27,7 @@ FIRST, SECOND = "journal/0001/0-r0-0.jsonl", "journal/0002/0-r0-0.jsonl"
 
 
 @pytest.fixture
-def lab(make_lab: Callable[..., Lab]) -> Lab:
+def lab(make_lab: Callable[..., RunFolder]) -> RunFolder:
     """Four rows: two of a first submission, two of a second; not collected."""
     made = make_lab(4)
     for number, rows in enumerate(([0, 1], [2, 3]), start=1):
@@ -67,13 +67,13 @@ def all_gone(path: Path) -> None:
     shutil.rmtree(path.parents[1])
 
 
-def forget_synced(lab: Lab) -> None:
+def forget_synced(lab: RunFolder) -> None:
     """Counters of the second submission as they were before they knew of it."""
     path = lab.run.counters(Attempt(2, 0, 0, 0))
     path.write_text(path.read_text().replace('"synced": ', '"other": '))
 
 
-def refuse(lab: Lab, match: str) -> None:
+def refuse(lab: RunFolder, match: str) -> None:
     """Neither a collect nor a submission goes on, and neither leaves anything behind."""
     before = sorted(lab.run.root.rglob("*"))
     for verb in (lambda: collect(lab.run), lambda: lab.submit([0])):
@@ -82,7 +82,7 @@ def refuse(lab: Lab, match: str) -> None:
     assert sorted(lab.run.root.rglob("*")) == before
 
 
-def mend(lab: Lab, purge: bool = False) -> None:
+def mend(lab: RunFolder, purge: bool = False) -> None:
     """Repair, render what is left, and all is well again; no picture vanishes."""
     media = contents(lab.run)
     repaired = verify(lab.run, repair=True, purge=purge)
@@ -105,7 +105,7 @@ def mend(lab: Lab, purge: bool = False) -> None:
 @pytest.mark.parametrize("damage", [gone, emptied, cut, folder_gone, all_gone])
 @pytest.mark.parametrize("name", [FIRST, SECOND])
 def test_a_lost_emptied_or_shortened_journal_is_told_and_mended(
-    lab: Lab, name: str, damage: Callable[[Path], None], collected: bool
+    lab: RunFolder, name: str, damage: Callable[[Path], None], collected: bool
 ) -> None:
     """The first by the length that the second submission accepted, the second by its counters."""
     if collected:
@@ -121,7 +121,7 @@ def test_a_lost_emptied_or_shortened_journal_is_told_and_mended(
     mend(lab, purge=True)
 
 
-def test_what_only_the_catalog_knows_is_lost_too(lab: Lab) -> None:
+def test_what_only_the_catalog_knows_is_lost_too(lab: RunFolder) -> None:
     collect(lab.run)
     forget_synced(lab)
     cut(lab.run.root / SECOND)
@@ -132,7 +132,7 @@ def test_what_only_the_catalog_knows_is_lost_too(lab: Lab) -> None:
     mend(lab)
 
 
-def test_a_journal_of_another_run_does_not_hide_what_is_lost(lab: Lab) -> None:
+def test_a_journal_of_another_run_does_not_hide_what_is_lost(lab: RunFolder) -> None:
     """It has lines of the same rows, and is no shorter than what it stands for."""
     collect(lab.run)
     path = lab.run.root / SECOND
@@ -145,7 +145,7 @@ def test_a_journal_of_another_run_does_not_hide_what_is_lost(lab: Lab) -> None:
     mend(lab, purge=True)
 
 
-def test_what_only_media_know_is_lost_too(lab: Lab) -> None:
+def test_what_only_media_know_is_lost_too(lab: RunFolder) -> None:
     shutil.rmtree(lab.run.counters_dir / "0002")
     (lab.run.root / SECOND).unlink()
     lost = [f for f in verify(lab.run).damage if f.kind == "lost"]
@@ -153,7 +153,7 @@ def test_what_only_media_know_is_lost_too(lab: Lab) -> None:
     mend(lab)
 
 
-def test_what_a_restart_accepted_is_known(make_lab: Callable[..., Lab]) -> None:
+def test_what_a_restart_accepted_is_known(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(4)
     lab.submit()
     with lab.journal(1) as journal:
@@ -169,7 +169,7 @@ def test_what_a_restart_accepted_is_known(make_lab: Callable[..., Lab]) -> None:
 @pytest.mark.parametrize(
     "path", ["0001/intent.json", "0002/intent.json", "0001/shards.parquet", "0001", "0002", ""]
 )
-def test_a_lost_record_of_a_submission_is_told_and_mended(lab: Lab, path: str) -> None:
+def test_a_lost_record_of_a_submission_is_told_and_mended(lab: RunFolder, path: str) -> None:
     target = lab.run.submissions / path
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     lab.age()
@@ -183,7 +183,7 @@ def test_a_lost_record_of_a_submission_is_told_and_mended(lab: Lab, path: str) -
     mend(lab)
 
 
-def test_all_but_the_catalog_is_lost(lab: Lab) -> None:
+def test_all_but_the_catalog_is_lost(lab: RunFolder) -> None:
     """The repair's submission gets a number that no file of before bears."""
     collect(lab.run)
     for folder in (lab.run.journals, lab.run.submissions, lab.run.counters_dir):
@@ -193,7 +193,7 @@ def test_all_but_the_catalog_is_lost(lab: Lab) -> None:
     assert submission_numbers(lab.run)[0] == 3
 
 
-def test_lines_that_a_power_cut_took_are_no_loss(make_lab: Callable[..., Lab]) -> None:
+def test_lines_that_a_power_cut_took_are_no_loss(make_lab: Callable[..., RunFolder]) -> None:
     """A start line is not synced: the counters know of it, the disk need not."""
     lab = make_lab(2)
     with lab.journal(lab.submit()) as journal:
@@ -206,7 +206,7 @@ def test_lines_that_a_power_cut_took_are_no_loss(make_lab: Callable[..., Lab]) -
     lab.submit([1])
 
 
-def test_counters_of_before_they_knew_what_was_synced_tell_of_a_journal(lab: Lab) -> None:
+def test_counters_of_before_they_knew_what_was_synced_tell_of_a_journal(lab: RunFolder) -> None:
     forget_synced(lab)
     assert find_losses(lab.run) == []
     emptied(lab.run.root / SECOND)
@@ -214,7 +214,7 @@ def test_counters_of_before_they_knew_what_was_synced_tell_of_a_journal(lab: Lab
 
 
 def test_a_purge_keeps_what_a_line_calls_the_media_of_a_row_that_is_not_ok(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """Of a fenced-off attempt: nobody else has drawn the row. What nothing names is deleted."""
     lab = make_lab(2)
@@ -229,7 +229,7 @@ def test_a_purge_keeps_what_a_line_calls_the_media_of_a_row_that_is_not_ok(
     assert (lab.run.orphans / commit.media.path).exists()
 
 
-def test_nothing_that_was_set_aside_is_overwritten(make_lab: Callable[..., Lab]) -> None:
+def test_nothing_that_was_set_aside_is_overwritten(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(1)
     for text in ("one", "two", "three"):
         lab.run.media.mkdir(exist_ok=True)
@@ -244,7 +244,7 @@ def test_nothing_that_was_set_aside_is_overwritten(make_lab: Callable[..., Lab])
 
 
 def test_a_collect_that_another_one_overtakes_calls_nothing_lost(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it reads of the journals is older than the catalog that it meets."""
     from batchgen.catalog import collect as catalog
@@ -267,6 +267,8 @@ def test_a_collect_that_another_one_overtakes_calls_nothing_lost(
     assert verify(lab.run).is_sound
 
 
-def test_purge_without_repair_is_refused(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_purge_without_repair_is_refused(
+    lab: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["verify", str(lab.run.root), "--purge"]) == 2
     assert "--purge needs --repair" in capsys.readouterr().err

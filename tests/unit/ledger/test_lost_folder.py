@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab import Lab, render
-from shift import Shift, make_shift
+from planned_run import PlannedRun, plan_run
+from run_folder import RunFolder, render
 
 from batchgen.anchor import Anchor, Place
 from batchgen.catalog.verify import verify
@@ -68,7 +68,7 @@ def tree(root: Path) -> set[str]:
 def test_a_rank_ends_when_its_folder_goes_away(
     tmp_path: Path, happens: Callable[[Path], RunPaths | None]
 ) -> None:
-    shift = make_shift(tmp_path, [5, 60, 60, 60])
+    shift = plan_run(tmp_path, [5, 60, 60, 60])
     shift.begin([0, 1, 2, 3])
     rank = shift.start(1)
     shift.wait_for(lambda: shift.of(Commit, 1))
@@ -81,7 +81,7 @@ def test_a_rank_ends_when_its_folder_goes_away(
     if after is None:
         return
     where = after.root / "journal.away" if happens is journals_replaced else after.journals
-    lost = Shift(after, shift.config)
+    lost = PlannedRun(after, shift.config)
     if where == after.journals:
         (end,) = lost.of(End, 1)
         assert end.reason == "StorageError"
@@ -92,7 +92,7 @@ def test_a_rank_ends_when_its_folder_goes_away(
 
 
 def test_a_row_that_was_written_before_the_move_is_not_committed_after_it(
-    make_lab: Callable[..., Lab], tmp_path: Path
+    make_lab: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     """Not even where a copy of the run took the place, so that its media was written."""
     lab = make_lab(2)
@@ -149,7 +149,7 @@ def test_a_folder_made_anew_is_another_one_even_with_the_same_number(tmp_path: P
     anchor.close()
 
 
-def test_nothing_makes_a_run_folder_again(make_lab: Callable[..., Lab]) -> None:
+def test_nothing_makes_a_run_folder_again(make_lab: Callable[..., RunFolder]) -> None:
     """Each of what a rank writes, on its own."""
     lab = make_lab(1)
     run, attempt = lab.run, Attempt(1, 0, 0, 0)
@@ -186,7 +186,7 @@ def test_a_place_knows_the_moved_run_from_a_copy(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_media_that_are_unmounted_are_not_written_below_the_mount(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [5, 60, 60, 60])
+    shift = plan_run(tmp_path, [5, 60, 60, 60])
     media = shift.run.media
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(media)]).returncode != 0:
         pytest.skip("no tmpfs can be mounted here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from lab import Lab
+from run_folder import RunFolder
 
 from batchgen import catalog
 from batchgen.catalog.collect import collect
@@ -19,7 +19,7 @@ from batchgen.runner.submit import submit
 
 
 @pytest.fixture
-def lost(make_lab: Callable[..., Lab]) -> Lab:
+def lost(make_lab: Callable[..., RunFolder]) -> RunFolder:
     """Two submissions of a row each; nothing is at work."""
     lab = make_lab(3)
     for number, row in ((1, 0), (2, 1)):
@@ -32,7 +32,7 @@ def lost(make_lab: Callable[..., Lab]) -> Lab:
 
 @pytest.mark.parametrize("numbers", [[2], [1, 2]])
 def test_every_verb_names_it_and_a_repair_draws_the_line_anew(
-    lost: Lab, numbers: list[int]
+    lost: RunFolder, numbers: list[int]
 ) -> None:
     run = lost.run
     for number in numbers:
@@ -55,14 +55,16 @@ def test_every_verb_names_it_and_a_repair_draws_the_line_anew(
     assert verify(run).findings == ()
 
 
-def test_an_earlier_one_is_not_needed(lost: Lab) -> None:
+def test_an_earlier_one_is_not_needed(lost: RunFolder) -> None:
     """All that counts of it is in the later one; that it is gone is told."""
     lost.run.intent(1).unlink()
     assert collect(lost.run).ok == read_status(lost.run).ok == 2
     assert [damage.path for damage in verify(lost.run).damage] == ["submissions/0001/intent.json"]
 
 
-def test_one_that_comes_late_is_waited_for(lost: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_comes_late_is_waited_for(
+    lost: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another machine has begun it: here the journals are seen first."""
     path = lost.run.intent(2)
     hidden = path.rename(path.with_name("hidden"))
@@ -70,7 +72,7 @@ def test_one_that_comes_late_is_waited_for(lost: Lab, monkeypatch: pytest.Monkey
     assert read_status(lost.run).ok == 2
 
 
-def test_a_submission_that_was_cut_off_is_no_fault(lost: Lab) -> None:
+def test_a_submission_that_was_cut_off_is_no_fault(lost: RunFolder) -> None:
     """A crash between the folder and its intent."""
     lost.run.submission(3).mkdir()
     assert collect(lost.run).ok == read_status(lost.run).ok == 2

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from lab import STAGES, Lab, Told
+from run_folder import STAGES, RunFolder, Told
 
 from batchgen import catalog
 from batchgen.catalog.collect import collect
@@ -19,15 +19,10 @@ from batchgen.errors import RunStateError
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger.events import END, HEAD, LEFT, START, End, Saved, Start, Tried, encode_line
 from batchgen.ledger.intent import read_intent
+from batchgen.ledger.restarts import accept_restart
 from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
-from batchgen.ledger.submissions import (
-    SubmissionInfo,
-    SubmissionRows,
-    accept_restart,
-    begin_submission,
-    read_shard,
-)
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission, read_shard
 from batchgen.paths import FAN_OUT_ENTRIES, RunPaths, parse_journal
 from batchgen.records import Attempt, RankSeconds
 
@@ -35,7 +30,7 @@ ROW_S = STAGES.encode + STAGES.denoise
 SOON_S = 0.2  # from a heartbeat to what the test does next
 
 
-def runs(lab: Lab) -> pd.DataFrame:
+def runs(lab: RunFolder) -> pd.DataFrame:
     collect(lab.run)
     frame: pd.DataFrame = pd.read_parquet(lab.run.catalog_runs)
     return frame
@@ -70,7 +65,7 @@ def test_readers_that_parse_no_json_know_the_lines() -> None:
 
 @pytest.mark.parametrize("followed", [True, False])
 def test_a_row_that_is_saved_or_to_be_tried_again_is_not_in_flight(
-    followed: bool, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    followed: bool, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted by the writer, or by a reader of lines after the counters were written."""
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if followed else 0.0)
@@ -83,15 +78,15 @@ def test_a_row_that_is_saved_or_to_be_tried_again_is_not_in_flight(
     journal.tried(1, 0.5, ValueError("no"))
     assert read_status(lab.run).running == 2
     (facts,) = index_commits(lab.run).journals
-    assert facts.open_rows == {2, 3}
+    assert facts.in_flight.rows == {2, 3}
     journal.start(1, "row0001")
     assert read_status(lab.run).running == 3
     (facts,) = index_commits(lab.run).journals
-    assert (facts.open_rows, facts.saved, facts.tried_s) == ({1, 2, 3}, {0: 0.5}, 0.5)
+    assert (facts.in_flight.rows, facts.saved, facts.tried_s) == ({1, 2, 3}, {0: 0.5}, 0.5)
 
 
 def test_a_saved_line_is_durable(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
     monkeypatch.setattr(journal_module.os, "fsync", synced.append)
@@ -107,7 +102,7 @@ def test_a_saved_line_is_durable(
 
 
 def test_a_saved_row_is_carried_over_and_counted_where_it_was_spent(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """Two attempts draw one half each: both are useful work, none of it twice."""
     lab = make_lab(2)
@@ -139,7 +134,7 @@ def test_a_saved_row_is_carried_over_and_counted_where_it_was_spent(
 
 
 def test_a_row_that_is_saved_and_then_finished_by_the_same_attempt_counts_once(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     lab = make_lab(1)
     with lab.journal(lab.submit()) as journal:
@@ -152,7 +147,7 @@ def test_a_row_that_is_saved_and_then_finished_by_the_same_attempt_counts_once(
     assert closes(run)
 
 
-def test_a_try_that_failed_is_retried_time(make_lab: Callable[..., Lab]) -> None:
+def test_a_try_that_failed_is_retried_time(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(1)
     with lab.journal(lab.submit()) as journal:
         journal.start(0, "row0000")
@@ -164,7 +159,7 @@ def test_a_try_that_failed_is_retried_time(make_lab: Callable[..., Lab]) -> None
     assert closes(run)
 
 
-def test_lost_is_what_rows_without_a_line_took(make_lab: Callable[..., Lab]) -> None:
+def test_lost_is_what_rows_without_a_line_took(make_lab: Callable[..., RunFolder]) -> None:
     """Of what an attempt told in its last line."""
     lab = make_lab(3)
     with lab.journal(lab.submit()) as journal:
@@ -180,7 +175,7 @@ def test_lost_is_what_rows_without_a_line_took(make_lab: Callable[..., Lab]) -> 
 
 @pytest.mark.parametrize("by", ["line", "heartbeat"])
 def test_of_a_killed_attempt_the_last_sign_counts(
-    by: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    by: str, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line, or the heartbeat after it; whatever it was doing then."""
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if by == "line" else 0.0)
@@ -202,7 +197,7 @@ def test_of_a_killed_attempt_the_last_sign_counts(
 
 
 def test_a_row_that_was_encoded_and_dropped_before_it_began_is_lost(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """No line names it."""
     lab = make_lab(1)
@@ -214,7 +209,7 @@ def test_a_row_that_was_encoded_and_dropped_before_it_began_is_lost(
     assert closes(run)
 
 
-def test_a_row_that_is_saved_and_then_fails_counts_once(make_lab: Callable[..., Lab]) -> None:
+def test_a_row_that_is_saved_and_then_fails_counts_once(make_lab: Callable[..., RunFolder]) -> None:
     """Denoised, it is saved as it waits for the decoder, where it fails. Nobody is left to try it
     again."""
     lab = make_lab(1)
@@ -228,7 +223,7 @@ def test_a_row_that_is_saved_and_then_fails_counts_once(make_lab: Callable[..., 
     assert closes(run)
 
 
-def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
+def test_the_waste_of_a_run(make_lab: Callable[..., RunFolder]) -> None:
     """A failure, a zombie's commit after its fence, and a row that was dropped."""
     lab = make_lab(4)
     with pytest.raises(RunStateError, match="batchgen collect"):
@@ -252,7 +247,9 @@ def test_the_waste_of_a_run(make_lab: Callable[..., Lab]) -> None:
     assert wasted["share"] == pytest.approx(wasted["total"] / (4 * ROW_S + 0.8), abs=SOON_S)
 
 
-def test_phases_of_one_name_add_up_and_unknown_ones_are_kept(make_lab: Callable[..., Lab]) -> None:
+def test_phases_of_one_name_add_up_and_unknown_ones_are_kept(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(1)
     with lab.journal(lab.submit()) as journal:
         for name, seconds in (("load", 1.0), ("load", 0.5), ("wait", 0.25), ("mend", 0.25)):
@@ -265,13 +262,13 @@ def test_phases_of_one_name_add_up_and_unknown_ones_are_kept(make_lab: Callable[
 # suspects of a submission
 
 
-def with_suspects(lab: Lab) -> int:
+def with_suspects(lab: RunFolder) -> int:
     index = np.arange(5)
     rows = SubmissionRows(index, np.zeros(5, np.int32), index[::-1], index % 2 == 1)
     return begin_submission(lab.run, rows, SubmissionInfo(attempt=2, excluded={"n1": "sick"}))
 
 
-def test_a_shard_names_its_suspects_apart(make_lab: Callable[..., Lab]) -> None:
+def test_a_shard_names_its_suspects_apart(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(5)
     shard = read_shard(lab.run, with_suspects(lab), 0)
     assert (shard.rows.tolist(), shard.suspects.tolist()) == ([4, 2, 0], [3, 1])
@@ -280,7 +277,7 @@ def test_a_shard_names_its_suspects_apart(make_lab: Callable[..., Lab]) -> None:
     assert (len(shard.rows), len(shard.suspects)) == (5, 0)
 
 
-def test_submissions_of_older_runs_are_read(make_lab: Callable[..., Lab]) -> None:
+def test_submissions_of_older_runs_are_read(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(5)
     number = with_suspects(lab)
     path = lab.run.shards(number)
@@ -299,7 +296,7 @@ def test_submissions_of_older_runs_are_read(make_lab: Callable[..., Lab]) -> Non
 
 @pytest.mark.parametrize("state", ["fresh", "stale", "missing"])
 def test_status_counts_suspects_until_they_are_committed(
-    state: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    state: str, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.ledger import status as status_module
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from lab import Lab
+from run_folder import RunFolder
+from waiting import process_state, wait_for
 
 from batchgen.catalog.collect import collect
 from batchgen.cli import status as status_command
@@ -36,7 +37,7 @@ def figures(status: RunStatus) -> tuple[int, int, int]:
     return status.ok, status.failed, status.left
 
 
-def test_a_run_goes_through_its_states(make_lab: Callable[..., Lab]) -> None:
+def test_a_run_goes_through_its_states(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(2)
     assert read_status(lab.run).state == "planned"
     number = lab.submit()
@@ -60,7 +61,7 @@ def test_a_run_goes_through_its_states(make_lab: Callable[..., Lab]) -> None:
     assert read_status(lab.run).state == "finished"
 
 
-def test_aliases_count_as_manifest_rows(make_lab: Callable[..., Lab]) -> None:
+def test_aliases_count_as_manifest_rows(make_lab: Callable[..., RunFolder]) -> None:
     """Rows 3, 4 and 5 equal row 1: one rendering finishes four rows of the manifest."""
     lab = make_lab(6, aliases={3: 1, 4: 1, 5: 1})
     journal = lab.journal(lab.submit([0, 1, 2]))
@@ -78,16 +79,18 @@ def test_aliases_count_as_manifest_rows(make_lab: Callable[..., Lab]) -> None:
     assert figures(read_status(lab.run)) == (6, 0, 0)
 
 
-def test_a_failed_alias_original_fails_all_its_rows(make_lab: Callable[..., Lab]) -> None:
+def test_a_failed_alias_original_fails_all_its_rows(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(3, aliases={2: 0})
     lab.fail(lab.journal(lab.submit([0, 1])), 0)
     assert figures(read_status(lab.run)) == (0, 2, 1)
     assert collect(lab.run).failed == 2
 
 
-def test_figures_agree_with_the_catalog_whatever_happened(make_lab: Callable[..., Lab]) -> None:
+def test_figures_agree_with_the_catalog_whatever_happened(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     """Failures, retries that succeed and fail, a zombie, a restart, aliases."""
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
 
     lab = make_lab(10, aliases={8: 0, 9: 3})
     first = lab.journal(lab.submit(list(range(8))))
@@ -120,7 +123,7 @@ def test_figures_agree_with_the_catalog_whatever_happened(make_lab: Callable[...
 
 
 def test_a_commit_in_the_middle_of_a_new_submission_is_not_counted(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It arrives after the lengths were taken and before the journals were read."""
     lab = make_lab(3)
@@ -139,10 +142,10 @@ def test_a_commit_in_the_middle_of_a_new_submission_is_not_counted(
 
 
 def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
 ) -> None:
     """Rank 0 draws it while the others open their journals."""
-    from batchgen.ledger.submissions import accept_restart
+    from batchgen.ledger.restarts import accept_restart
 
     lab = make_lab(4)
     first = lab.journal(number := lab.submit())
@@ -162,7 +165,7 @@ def test_a_rank_that_begins_before_its_task_has_drawn_the_line_counts_right(
 
 @pytest.mark.parametrize("state", ["fresh", "stale", "missing", "damaged", "beyond", "ahead"])
 def test_figures_are_exact_whatever_the_counters_say(
-    state: str, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    state: str, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counters lag behind by up to half a second, and may be lost; the journal decides."""
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 0.0 if state != "stale" else 1e9)
@@ -180,7 +183,7 @@ def test_figures_are_exact_whatever_the_counters_say(
         from batchgen.ledger.intent import Fence
 
         fence = Fence(accepted={"0001/0-r0-0.jsonl": limit}, statuses={0: "ok"})
-        lab.run.acceptance(Attempt(1, 0, 1, 0)).write_text(json.dumps(to_plain(fence)))
+        lab.run.fence(Attempt(1, 0, 1, 0)).write_text(json.dumps(to_plain(fence)))
         assert figures(read_status(lab.run)) == (2, 0, 2)
         return
     elif state == "ahead":  # a power cut took the end of the journal, but not the counters
@@ -193,18 +196,16 @@ def test_figures_are_exact_whatever_the_counters_say(
     assert (status.attempts[0].started, status.attempts[0].commits) == (2, 2)
 
 
-def test_a_process_is_alive_until_it_is_gone_and_never_again(make_lab: Callable[..., Lab]) -> None:
+def test_a_process_is_alive_until_it_is_gone_and_never_again(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     """Also when it was killed before anybody waited for it, and when its pid is used again."""
     lab = make_lab(200)
     rank = lab.start_rank(lab.submit(), list(range(200)), "journal.after_append:20:stop")
-    deadline = time.monotonic() + 60
-    while read_status(lab.run).ok < 20:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: read_status(lab.run).ok == 20)
     assert [a.attempt.tag for a in live_attempts(lab.run)] == ["s1t0r0p0"]
     rank.kill()
-    while Path(f"/proc/{rank.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline
+    wait_for(lambda: process_state(rank.pid) == "Z")
     assert read_status(lab.run).attempts[0].life == "dead"
     rank.wait()
     status = read_status(lab.run)
@@ -219,7 +220,7 @@ def test_a_process_is_alive_until_it_is_gone_and_never_again(make_lab: Callable[
 
 @pytest.mark.parametrize("followed", [True, False])
 def test_a_row_that_is_tried_again_is_in_flight_once(
-    followed: bool, make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    followed: bool, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted by the writer, or by a reader of lines after the counters were written."""
     lab = make_lab(3)
@@ -248,7 +249,7 @@ def test_a_row_that_is_tried_again_is_in_flight_once(
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_an_attempt_that_ends_by_an_error_says_which(
-    counted: bool, make_lab: Callable[..., Lab]
+    counted: bool, make_lab: Callable[..., RunFolder]
 ) -> None:
     lab = make_lab(2)
     ends = {"drained": "", "WeightsError": "no such folder /weights", "MemoryError": "too large"}
@@ -265,7 +266,7 @@ def test_an_attempt_that_ends_by_an_error_says_which(
 
 @pytest.mark.parametrize("counted", [True, False])
 def test_the_device_is_known_from_the_line_that_names_it(
-    counted: bool, make_lab: Callable[..., Lab]
+    counted: bool, make_lab: Callable[..., RunFolder]
 ) -> None:
     """Not from the first one, which comes before anything that may fail; in older journals it is
     there."""
@@ -296,7 +297,9 @@ def test_the_device_is_known_from_the_line_that_names_it(
     assert pd.read_parquet(lab.run.catalog_runs)["device"].tolist() == ["NVIDIA H100", "cpu"]
 
 
-def test_an_attempt_on_another_machine_lives_by_its_heartbeat(make_lab: Callable[..., Lab]) -> None:
+def test_an_attempt_on_another_machine_lives_by_its_heartbeat(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     lab = make_lab(1)
     lab.journal(lab.submit()).close()
     path = lab.run.counters(Attempt(1, 0, 0, 0))
@@ -309,7 +312,7 @@ def test_an_attempt_on_another_machine_lives_by_its_heartbeat(make_lab: Callable
 
 
 def test_the_heartbeat_goes_on_without_commits(
-    make_lab: Callable[..., Lab], monkeypatch: pytest.MonkeyPatch
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make_lab(1)
     journal = lab.journal(lab.submit())
@@ -325,7 +328,7 @@ def test_the_heartbeat_goes_on_without_commits(
     assert counters.t > before.t
 
 
-def test_rate_and_eta_come_from_live_attempts(make_lab: Callable[..., Lab]) -> None:
+def test_rate_and_eta_come_from_live_attempts(make_lab: Callable[..., RunFolder]) -> None:
     lab = make_lab(6)
     journal = lab.journal(lab.submit())
     for row in (0, 1):
@@ -347,7 +350,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         read_status(RunPaths(tmp_path))
 
 
-def test_status_is_light_and_quick(make_lab: Callable[..., Lab]) -> None:
+def test_status_is_light_and_quick(make_lab: Callable[..., RunFolder]) -> None:
     """No package outside the standard library, also when journals are read."""
     lab = make_lab(3)
     journal = lab.journal(lab.submit())
@@ -365,7 +368,9 @@ print(sorted(heavy & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
-def test_of_an_attempt_that_ended_the_counters_alone_are_read(make_lab: Callable[..., Lab]) -> None:
+def test_of_an_attempt_that_ended_the_counters_alone_are_read(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     """A large run has thousands of them: their journals are listed, not opened. A later start of
     the task accepts less of one of them, which is therefore counted anew."""
     from batchgen.ledger.intent import Fence
@@ -379,7 +384,7 @@ def test_of_an_attempt_that_ended_the_counters_alone_are_read(make_lab: Callable
             lab.render(journal, row)
             journal.end(End(reason="done"))
     fence = Fence(accepted={f"{number:04d}/3-r0-0.jsonl": limit}, statuses={})
-    lab.run.acceptance(Attempt(number, 3, 1, 0)).write_text(json.dumps(to_plain(fence)))
+    lab.run.fence(Attempt(number, 3, 1, 0)).write_text(json.dumps(to_plain(fence)))
     code = f"""
 import sys
 from pathlib import Path
@@ -398,7 +403,7 @@ print(status.ok, {{f.name for f in files if f.suffix == ".jsonl"}}, counters)
 
 
 def test_json_names_the_attempts_that_run_and_the_last_that_ended(
-    make_lab: Callable[..., Lab],
+    make_lab: Callable[..., RunFolder],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
-from lab import Lab, make_request, read_journal, render
+from run_folder import RunFolder, make_request, read_journal, render
 
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import verify
@@ -57,7 +57,7 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_full_disk_fails_rows_then_the_journal_and_all_is_well_with_room(
-    make_lab: Callable[..., Lab], disk: Path
+    make_lab: Callable[..., RunFolder], disk: Path
 ) -> None:
     lab = make_lab(4, root=disk / "run")
     journal = lab.journal(lab.submit())
@@ -94,7 +94,9 @@ def fill_journal(journal: JournalWriter, row: int) -> None:
         journal.start(row, f"row{row:04d}", alone=True)
 
 
-def test_whoever_a_full_disk_ends_did_not_die(make_lab: Callable[..., Lab], disk: Path) -> None:
+def test_whoever_a_full_disk_ends_did_not_die(
+    make_lab: Callable[..., RunFolder], disk: Path
+) -> None:
     """The last line has room when no other has: else the row would be convicted on the second
     host, and the hosts blamed."""
     lab = make_lab(2, root=disk / "run")
@@ -119,7 +121,7 @@ def test_whoever_a_full_disk_ends_did_not_die(make_lab: Callable[..., Lab], disk
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_no_room_to_keep(
-    make_lab: Callable[..., Lab], disk: Path
+    make_lab: Callable[..., RunFolder], disk: Path
 ) -> None:
     """What cannot be kept is done without: nothing is raised for it."""
     lab = make_lab(2, root=disk / "run")
@@ -160,7 +162,7 @@ def test_the_encoders_words_become_a_number(
 
 
 def test_a_journal_that_cannot_even_begin_is_a_storage_error(
-    make_lab: Callable[..., Lab], disk: Path
+    make_lab: Callable[..., RunFolder], disk: Path
 ) -> None:
     lab = make_lab(1, root=disk / "run")
     number = lab.submit()
@@ -172,7 +174,7 @@ def test_a_journal_that_cannot_even_begin_is_a_storage_error(
 
 
 def test_a_read_only_folder_is_told_and_still_readable(
-    make_lab: Callable[..., Lab], disk: Path
+    make_lab: Callable[..., RunFolder], disk: Path
 ) -> None:
     lab = make_lab(2, root=disk / "run")
     first = lab.journal(lab.submit())

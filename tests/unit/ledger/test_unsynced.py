@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import Lab
+from run_folder import RunFolder
 
 from batchgen.catalog import collect as catalog
 from batchgen.catalog.verify import verify
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import End
 from batchgen.ledger.losses import UNSEEN_S, find_losses
-from batchgen.ledger.submissions import accept_restart
+from batchgen.ledger.restarts import accept_restart
 from batchgen.records import Attempt
 
 
 @pytest.fixture
-def killed(make_lab: Callable[..., Lab]) -> tuple[Lab, Path]:
+def killed(make_lab: Callable[..., RunFolder]) -> tuple[RunFolder, Path]:
     """A rank that was killed after a line that it does not sync; its journal."""
     lab = make_lab(2)
     journal = lab.journal(lab.submit())
@@ -30,21 +30,23 @@ def killed(make_lab: Callable[..., Lab]) -> tuple[Lab, Path]:
     return lab, journal.path
 
 
-def accept(lab: Lab) -> None:
+def accept(lab: RunFolder) -> None:
     accept_restart(lab.run, Attempt(1, 0, 1, 0))
 
 
-def submit_again(lab: Lab) -> None:
+def submit_again(lab: RunFolder) -> None:
     lab.submit([1])
 
 
-def collect(lab: Lab) -> None:
+def collect(lab: RunFolder) -> None:
     catalog.collect(lab.run)
 
 
 @pytest.mark.parametrize("step", [accept, submit_again, collect])
 def test_lines_are_on_the_disk_before_anything_is_said_of_them(
-    killed: tuple[Lab, Path], step: Callable[[Lab], None], monkeypatch: pytest.MonkeyPatch
+    killed: tuple[RunFolder, Path],
+    step: Callable[[RunFolder], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lab, path = killed
     synced: list[int] = []
@@ -59,7 +61,9 @@ def test_lines_are_on_the_disk_before_anything_is_said_of_them(
     assert path.stat().st_ino in synced
 
 
-def test_a_loss_that_only_the_extent_of_the_catalog_tells(make_lab: Callable[..., Lab]) -> None:
+def test_a_loss_that_only_the_extent_of_the_catalog_tells(
+    make_lab: Callable[..., RunFolder],
+) -> None:
     """No row needs the line: it is told, a submission goes on, and a collect does not wait long
     after its catalog was written."""
     lab = make_lab(2)

@@ -25,7 +25,8 @@ from batchgen.planning.timemodel import (
     ring_bytes,
 )
 from batchgen.planning.work import Work, planned_work, read_work
-from batchgen.records import Bucket, Layout
+from batchgen.records import Layout
+from batchgen.request import Bucket
 
 JOBS = Path(__file__).parents[3] / "jobs"
 HD, SD = Bucket(1280, 720, 81), Bucket(832, 480, 81)

@@ -21,7 +21,8 @@ from batchgen.planning.forecast import Forecast, forecast
 from batchgen.planning.layout import choose_layout
 from batchgen.planning.plan import Plan, make_plan, read_costs
 from batchgen.planning.work import Work
-from batchgen.records import Bucket, Layout
+from batchgen.records import Layout
+from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]
 H200 = DeviceConfig(name="h200", memory_gib=139, matmul_tflops=790)

@@ -14,7 +14,8 @@ from batchgen.errors import ConfigError
 from batchgen.planning.candidates import most_demanding
 from batchgen.planning.layout import choose_layout, resolve_layout
 from batchgen.planning.work import Work
-from batchgen.records import Bucket, Layout
+from batchgen.records import Layout
+from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]
 WAN = ROOT / "jobs" / "wan21_1_3b_480p.yaml"

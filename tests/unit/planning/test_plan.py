@@ -25,7 +25,7 @@ from batchgen.planning.plan import (
     row_indices,
 )
 from batchgen.planning.store import ROW_GROUP
-from batchgen.records import Bucket, Request
+from batchgen.request import Bucket, Request
 
 Write = Callable[..., Path]
 JobOver = Callable[..., JobConfig]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from desk import Desk
+from cli_calls import make_job_folder
 from fake_slurm import FakeSlurm
-from harness import make_bench
+from login_node import LoginNode
 
 from batchgen.scheduler import commands as scheduler
 
@@ -24,5 +24,5 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 
 @pytest.fixture
-def desk(fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
-    return Desk(make_bench(tmp_path, 4), fake, capsys)
+def desk(fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> LoginNode:
+    return LoginNode(make_job_folder(tmp_path, 4), fake, capsys)

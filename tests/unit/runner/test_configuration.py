@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from harness import write_manifest
+from cli_calls import write_manifest
 
 from batchgen.cli.main import main
 from batchgen.config.compose import compose_job

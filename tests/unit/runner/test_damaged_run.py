@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import make_bench
+from cli_calls import make_job_folder
 
 from batchgen.cli.main import main
 from batchgen.ledger.status import read_status
@@ -64,7 +64,7 @@ DAMAGES: dict[str, Damage] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run of two rows that are ok."""
-    bench = make_bench(tmp_path_factory.mktemp("finished"), 2)
+    bench = make_job_folder(tmp_path_factory.mktemp("finished"), 2)
     assert main(["run", str(bench.job), "model=null-engine"]) == 0
     return RunPaths(next(bench.root.iterdir()))
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import make_bench, rows_of
-from shift import Shift, make_shift
+from cli_calls import make_job_folder, rows_of
+from planned_run import BEATING, PlannedRun, plan_run
 
 from batchgen.durable import write_bytes_atomic
 from batchgen.ledger.blame.rows import read_blame
@@ -21,14 +20,14 @@ from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_su
 from batchgen.runner.decide import Move, next_move
 from batchgen.runner.submit import Settings
 
-Make = Callable[..., Shift]
+Make = Callable[..., PlannedRun]
 SLURM = "slurm.executor=slurm"
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """A run of `count` rows of 10 ms."""
-    return lambda count, *overrides: make_shift(
+    return lambda count, *overrides: plan_run(
         tmp_path, [1] * count, *overrides, model="null-engine"
     )
 
@@ -37,12 +36,12 @@ def killed_at(row: int) -> dict[str, str]:
     return {"BATCHGEN_FAILPOINT": f"row.row-{row}:*:kill"}
 
 
-def follow(shift: Shift, move: Move) -> int:
+def follow(shift: PlannedRun, move: Move) -> int:
     """Begin the submission of a move."""
     return begin(shift, move, np.zeros(len(move.rows), np.int32))
 
 
-def begin(shift: Shift, move: Move, shard: np.ndarray, alone: np.ndarray | None = None) -> int:
+def begin(shift: PlannedRun, move: Move, shard: np.ndarray, alone: np.ndarray | None = None) -> int:
     """The same in shards, some rows alone."""
     rows, settings = move.rows, move.settings
     shards = SubmissionRows(rows, shard, np.arange(len(rows)), alone)
@@ -115,7 +114,7 @@ def test_progress_is_measured_by_what_was_started(make: Make) -> None:
 
 def test_what_leads_to_a_conviction_is_progress(tmp_path: Path) -> None:
     """The innocent row that died with the convicted one is still to be rendered."""
-    shift = make_shift(tmp_path, [200] * 2, SLURM, "slurm.max_attempts=2", model="null-engine")
+    shift = plan_run(tmp_path, [200] * 2, SLURM, "slurm.max_attempts=2", model="null-engine")
     shift.work(shift.begin(range(2)), killed_at(1))
     move = next_move(shift.run)
     assert move is not None and move.settings.attempt == 2
@@ -131,7 +130,7 @@ def test_what_leads_to_a_conviction_is_progress(tmp_path: Path) -> None:
 
 def test_a_chain_that_stops_leaves_no_verdict_unsaid(tmp_path: Path) -> None:
     """One attempt each, by hand: the catalog says of a row that it was convicted just now."""
-    work = make_bench(tmp_path, 3)
+    work = make_job_folder(tmp_path, 3)
     env = {"BATCHGEN_FAILPOINT": "row.row-000:*:kill"}
     once = ("slurm.executor=local", "slurm.max_attempts=1")
     done = work.run("model=null-engine", *once, env=env)
@@ -154,12 +153,11 @@ def test_a_retry_that_was_cut_off_goes_on(make: Make) -> None:
 
 def test_a_row_longer_than_the_limit_is_carried_on(tmp_path: Path) -> None:
     """Each submission saves a part of it: that is progress, though nothing is finished."""
-    shift = make_shift(tmp_path, [300], SLURM, "slurm.max_attempts=2", model="null-engine")
+    shift = plan_run(tmp_path, [300], SLURM, "slurm.max_attempts=2", model="null-engine")
     number = shift.begin([0])
     for _ in range(3):
-        rank = shift.start(number)
-        shift.wait_for(lambda number=number: len(shift.events(number)) >= 3)
-        time.sleep(0.6)
+        rank = shift.start(number, BEATING)
+        shift.wait_for_steps(number, busy_s=0.5)  # of three
         rank.send_signal(signal.SIGUSR2)
         rank.communicate(timeout=60)
         move = next_move(shift.run)
@@ -221,7 +219,7 @@ def test_a_rank_that_somebody_ended(
     tmp_path: Path, overrides: tuple[str, ...], goes_on: bool
 ) -> None:
     """On this machine a person did it; on a cluster it was one array element of many."""
-    shift = make_shift(tmp_path, [100] * 4, *overrides, model="null-engine")
+    shift = plan_run(tmp_path, [100] * 4, *overrides, model="null-engine")
     number = shift.begin(range(4))
     rank = shift.start(number)
     shift.wait_for(lambda: len(shift.events(number)) >= 3)

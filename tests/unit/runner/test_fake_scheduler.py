@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk import JOB, TWO_SHARDS, Desk
+from cli_calls import rows_of
 from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
-from harness import rows_of
+from login_node import JOB, TWO_SHARDS, LoginNode
+from waiting import wait_for
 
 from batchgen.catalog.repair import void_rows
 from batchgen.ledger.intent import submission_numbers
@@ -142,7 +143,7 @@ def test_a_cancel_that_was_not_heard_is_an_error(two_jobs: FakeSlurm, do: str, s
 
 
 # ------------------------------------------------------------------------------------------- submit
-def test_a_run_from_submit_to_catalog_asks_accounting_nothing(desk: Desk) -> None:
+def test_a_run_from_submit_to_catalog_asks_accounting_nothing(desk: LoginNode) -> None:
     """Also the plain twin of all that follows; accounting lags by minutes."""
     desk.fake.steer("sacct", "blind", 300)
     assert desk.submit() == 0
@@ -162,7 +163,7 @@ def test_a_run_from_submit_to_catalog_asks_accounting_nothing(desk: Desk) -> Non
     assert desk.fake.calls("sbatch") == 2
 
 
-def test_a_banner_of_sbatch_is_not_taken_for_the_job_id(desk: Desk) -> None:
+def test_a_banner_of_sbatch_is_not_taken_for_the_job_id(desk: LoginNode) -> None:
     """The steward waits for what was submitted, not for the job that the banner talks about."""
     desk.fake.steer("sbatch", "banner", "Note: job 7 and job 8 are over the quota\n99 of 100 hours")
     assert desk.submit() == 0
@@ -173,7 +174,7 @@ def test_a_banner_of_sbatch_is_not_taken_for_the_job_id(desk: Desk) -> None:
 
 @pytest.mark.parametrize("refusal", [BUSY, POLICY])
 def test_a_scheduler_that_takes_nothing_is_told_and_the_run_can_be_resumed(
-    desk: Desk, refusal: str
+    desk: LoginNode, refusal: str
 ) -> None:
     desk.fake.steer("sbatch", "fail", refusal)
     assert desk.submit() == 1
@@ -186,7 +187,7 @@ def test_a_scheduler_that_takes_nothing_is_told_and_the_run_can_be_resumed(
     assert desk.names() == {"s2": 2, "s2-steward": 1}
 
 
-def test_the_steward_submits_what_a_limit_on_jobs_kept_out(desk: Desk) -> None:
+def test_the_steward_submits_what_a_limit_on_jobs_kept_out(desk: LoginNode) -> None:
     """Arrays of one element; the second is refused, the steward is not."""
     desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
     desk.fake.steer("sbatch", "fail", BUSY, skip=1, calls=1)
@@ -198,7 +199,7 @@ def test_the_steward_submits_what_a_limit_on_jobs_kept_out(desk: Desk) -> None:
     desk.assert_every_row_once()
 
 
-def test_arrays_without_a_steward_get_one_by_resume(desk: Desk) -> None:
+def test_arrays_without_a_steward_get_one_by_resume(desk: LoginNode) -> None:
     """The limit was reached just before the steward."""
     desk.fake.steer("sbatch", "fail", POLICY, skip=1)
     assert desk.submit() == 0
@@ -212,7 +213,7 @@ def test_arrays_without_a_steward_get_one_by_resume(desk: Desk) -> None:
 
 
 # ---------------------------------------------------------------------------------- several arrays
-def launch(desk: Desk, shards: int, nodes: int, window: int) -> list[list[dict[str, Any]]]:
+def launch(desk: LoginNode, shards: int, nodes: int, window: int) -> list[list[dict[str, Any]]]:
     """Submit this many shards on a cluster with arrays of at most `window`; the elements of each
     array that Slurm was given, the steward's last."""
     desk.fake.steer("sbatch", "fail", TIMED_OUT, calls=1)
@@ -240,7 +241,12 @@ def shards_of(array: list[dict[str, Any]]) -> list[int]:
     ],
 )
 def test_arrays_run_side_by_side_and_share_the_nodes(
-    desk: Desk, shards: int, window: int, nodes: int, throttles: list[int], behind: dict[int, int]
+    desk: LoginNode,
+    shards: int,
+    window: int,
+    nodes: int,
+    throttles: list[int],
+    behind: dict[int, int],
 ) -> None:
     """One after the other, an element that waits or is long would leave the other nodes idle."""
     *arrays, steward_jobs = launch(desk, shards, nodes, window)
@@ -254,7 +260,7 @@ def test_arrays_run_side_by_side_and_share_the_nodes(
     assert sum(throttles[: nodes if behind else None]) == nodes
 
 
-def test_every_element_of_several_arrays_renders_its_shard(desk: Desk) -> None:
+def test_every_element_of_several_arrays_renders_its_shard(desk: LoginNode) -> None:
     """And what a submit that was cut off leaves behind is noted as what it is."""
     desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
     desk.fake.steer("sbatch", "fail", BUSY, skip=2)
@@ -276,7 +282,9 @@ def test_every_element_of_several_arrays_renders_its_shard(desk: Desk) -> None:
     assert desk.names() == {"s1": 4, "s1-steward": 1}
 
 
-def test_what_each_element_prints_is_found(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_each_element_prints_is_found(
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder that sbatch is told is there, and `logs` looks into it."""
     desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
     assert desk.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
@@ -299,7 +307,7 @@ def test_what_each_element_prints_is_found(desk: Desk, monkeypatch: pytest.Monke
     }
 
 
-def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Desk) -> None:
+def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: LoginNode) -> None:
     desk.fake.steer("sbatch", "fail", TIMED_OUT, skip=3, calls=1)
     first, second, _ = launch(desk, 6, 6, window=2)
     assert [first[0]["throttle"], second[0]["throttle"]] == [3, 3]
@@ -320,7 +328,7 @@ def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Desk)
     ],
 )
 def test_below_a_limit_on_submitted_jobs_a_part_is_submitted(
-    desk: Desk, limit: int, window: int, taken: list[list[int]], gone: list[int]
+    desk: LoginNode, limit: int, window: int, taken: list[list[int]], gone: list[int]
 ) -> None:
     """Slurm takes an array as a whole or not at all. The steward follows whatever was taken, and
     what makes way for it are the shortest shards of that."""
@@ -338,7 +346,7 @@ def test_below_a_limit_on_submitted_jobs_a_part_is_submitted(
     assert "the steward will submit the rest" in noted and "no steward" not in noted
 
 
-def test_a_run_below_a_limit_on_submitted_jobs_comes_to_its_end(desk: Desk) -> None:
+def test_a_run_below_a_limit_on_submitted_jobs_comes_to_its_end(desk: LoginNode) -> None:
     desk.fake.limit(3)
     assert desk.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
     assert desk.names() == {"s1": 2, "s1-steward": 1}
@@ -348,7 +356,7 @@ def test_a_run_below_a_limit_on_submitted_jobs_comes_to_its_end(desk: Desk) -> N
 
 @pytest.mark.parametrize(("refusals", "taken"), [(0, 16), (1, 4), (2, 1)])
 def test_where_the_cluster_is_full_a_quarter_is_tried(
-    desk: Desk, refusals: int, taken: int
+    desk: LoginNode, refusals: int, taken: int
 ) -> None:
     """MaxJobCount may be below one array, which then never fits as a whole. sbatch itself tries
     for two minutes, so there are few tries."""
@@ -363,7 +371,7 @@ def test_where_the_cluster_is_full_a_quarter_is_tried(
     assert noted.exists() == (taken < 16)
 
 
-def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: Desk) -> None:
+def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: LoginNode) -> None:
     """Nothing is cancelled for it: there would be nothing to follow."""
     desk.fake.limit(1)
     assert desk.submit() == 0
@@ -379,7 +387,7 @@ def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: Desk) -> None
         TIMED_OUT,
     ],
 )
-def test_other_refusals_are_not_met_with_fewer_tasks(desk: Desk, refusal: str) -> None:
+def test_other_refusals_are_not_met_with_fewer_tasks(desk: LoginNode, refusal: str) -> None:
     desk.fake.steer("sbatch", "fail", refusal)
     assert desk.submit() == 1
     assert desk.fake.calls("sbatch") == 1
@@ -394,7 +402,7 @@ def test_other_refusals_are_not_met_with_fewer_tasks(desk: Desk, refusal: str) -
 @pytest.mark.parametrize(("do", "say"), [("die", ""), ("lose", TIMED_OUT)])
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_slurm_took_without_saying_so_is_not_submitted_again(
-    desk: Desk, do: str, say: str, which: int
+    desk: LoginNode, do: str, say: str, which: int
 ) -> None:
     """`which`: the tasks' sbatch, or the steward's."""
     desk.fake.steer("sbatch", do, say, skip=which, calls=1)
@@ -405,7 +413,7 @@ def test_what_slurm_took_without_saying_so_is_not_submitted_again(
     assert desk.run.jobs(1).exists()
 
 
-def test_another_try_does_not_submit_again_what_the_first_did(desk: Desk) -> None:
+def test_another_try_does_not_submit_again_what_the_first_did(desk: LoginNode) -> None:
     """A steward is patient: it tries again after a refusal, which was none."""
     desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
     desk.fake.steer("sbatch", "fail", BUSY)
@@ -418,7 +426,7 @@ def test_another_try_does_not_submit_again_what_the_first_did(desk: Desk) -> Non
     assert desk.fake.jobs()[2]["after"] == ["1001", "1002"]
 
 
-def test_a_sbatch_that_hangs_is_an_error(desk: Desk) -> None:
+def test_a_sbatch_that_hangs_is_an_error(desk: LoginNode) -> None:
     desk.fake.steer("sbatch", "hang", HANG_S, calls=1)
     started = time.monotonic()
     assert desk.submit() == 1
@@ -428,7 +436,7 @@ def test_a_sbatch_that_hangs_is_an_error(desk: Desk) -> None:
     assert desk.names() == {"s2": 2, "s2-steward": 1}
 
 
-def test_tasks_that_nobody_knew_of_are_adopted_once_they_show(desk: Desk) -> None:
+def test_tasks_that_nobody_knew_of_are_adopted_once_they_show(desk: LoginNode) -> None:
     """sbatch is killed after the job was taken, and the queue does not list it yet."""
     desk.fake.steer("sbatch", "die", calls=1)
     desk.fake.steer("squeue", "blind", 3600)
@@ -443,7 +451,7 @@ def test_tasks_that_nobody_knew_of_are_adopted_once_they_show(desk: Desk) -> Non
     desk.assert_every_row_once()
 
 
-def test_two_submissions_of_one_run_publish_every_row_once(desk: Desk) -> None:
+def test_two_submissions_of_one_run_publish_every_row_once(desk: LoginNode) -> None:
     """Worst of all: the queue lists nothing long after sbatch, and somebody resumes. Both are with
     Slurm then; the earlier one steps back."""
     assert desk.submit() == 0
@@ -467,7 +475,7 @@ SILENT = [
 
 @pytest.mark.parametrize(("do", "say", "told"), SILENT)
 def test_status_works_from_the_run_folder_alone(
-    desk: Desk, do: str, say: object, told: str
+    desk: LoginNode, do: str, say: object, told: str
 ) -> None:
     assert desk.submit() == 0
     desk.fake.steer("squeue", do, say)
@@ -483,7 +491,7 @@ def test_status_works_from_the_run_folder_alone(
     assert desk.fake.calls("squeue") == asked + 1
 
 
-def test_watching_offline_asks_nobody(desk: Desk) -> None:
+def test_watching_offline_asks_nobody(desk: LoginNode) -> None:
     assert desk.submit() == 0
     asked = len(desk.fake.asked())
     assert desk.on_run("status", "--watch", "--offline") == 1
@@ -491,7 +499,7 @@ def test_watching_offline_asks_nobody(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("do", "say", "told"), SILENT)
-def test_who_cannot_know_does_nothing(desk: Desk, do: str, say: object, told: str) -> None:
+def test_who_cannot_know_does_nothing(desk: LoginNode, do: str, say: object, told: str) -> None:
     """Resume, retry and cancel refuse; the run is as it was."""
     assert desk.submit() == 0
     desk.fake.steer("squeue", do, say)
@@ -505,7 +513,7 @@ def test_who_cannot_know_does_nothing(desk: Desk, do: str, say: object, told: st
 
 
 @pytest.mark.parametrize(("do", "say", "told"), SILENT[1:])
-def test_a_steward_waits_for_an_answer(desk: Desk, do: str, say: object, told: str) -> None:
+def test_a_steward_waits_for_an_answer(desk: LoginNode, do: str, say: object, told: str) -> None:
     """One that gave up would end the chain: rows left, and no catalog."""
     desk.fake.steer("sbatch", "fail", BUSY)
     assert desk.submit() == 1
@@ -517,7 +525,7 @@ def test_a_steward_waits_for_an_answer(desk: Desk, do: str, say: object, told: s
     assert desk.names() == {"s2": 2, "s2-steward": 1}
 
 
-def test_a_cancel_that_is_not_heard_leaves_the_mark_and_says_so(desk: Desk) -> None:
+def test_a_cancel_that_is_not_heard_leaves_the_mark_and_says_so(desk: LoginNode) -> None:
     """The tasks find the mark in the run folder when they start."""
     assert desk.submit() == 0
     desk.fake.steer("scancel", "fail", UNREACHABLE)
@@ -531,7 +539,7 @@ def test_a_cancel_that_is_not_heard_leaves_the_mark_and_says_so(desk: Desk) -> N
 
 # ------------------------------------------------------------------ settings of sbatch of one's own
 def test_a_users_own_settings_of_sbatch_do_not_win_over_the_profile(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But a site's defaults hold where the profile says nothing, and the steward passes them on."""
     mine = {"JOB_NAME": "x", "WAIT": "1", "TIMELIMIT": "1", "ARRAY_INX": "0", "EXPORT": "NONE",
@@ -547,7 +555,9 @@ def test_a_users_own_settings_of_sbatch_do_not_win_over_the_profile(
     assert "export SBATCH_PARTITION=gpu\n" in steward_job["script"]
 
 
-def test_a_token_of_the_user_reaches_sbatch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_of_the_user_reaches_sbatch(
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clusters with auth/jwt take nothing without it."""
     monkeypatch.setenv("SLURM_JWT", "token")
     monkeypatch.setenv("SLURM_JOB_NAME", "outer")
@@ -567,7 +577,7 @@ def test_a_token_of_the_user_reaches_sbatch(desk: Desk, monkeypatch: pytest.Monk
     ],
 )
 def test_what_is_held_is_shown_and_known_by_who_holds_it(
-    desk: Desk, reason: str, released: bool
+    desk: LoginNode, reason: str, released: bool
 ) -> None:
     assert desk.submit() == 0
     desk.fake.change("1002", reason=reason)
@@ -586,7 +596,7 @@ def test_what_is_held_is_shown_and_known_by_who_holds_it(
         assert "Priority x1, Resources x1" in desk.out
 
 
-def test_launch_gives_up_in_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_gives_up_in_time(desk: LoginNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience ends: with an error for the first array, and the ids of what was taken after it."""
     desk.fake.steer("sbatch", "fail", BUSY)
     assert desk.submit() == 1
@@ -623,7 +633,7 @@ def test_a_users_own_settings_of_the_list_do_not_hide_jobs(
                           ("Priority", False), ("JobHeldUser", False)],
 )  # fmt: skip
 def test_what_slurm_holds_does_not_block_the_rest(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, second: str, freed: bool
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, second: str, freed: bool
 ) -> None:
     """Another array and the steward wait behind it: the last task to end lets them go."""
     monkeypatch.setattr(recover, "LOOK_AGAIN_S", 0.0)
@@ -638,20 +648,21 @@ def test_what_slurm_holds_does_not_block_the_rest(
 
 
 def test_the_last_tasks_of_all_see_each_other_end(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert desk.submit() == 0
     desk.fake.change("1001", reason="launch failed requeued held")
     desk.fake.change("1002", state="RUNNING", reason="None")
     monkeypatch.setattr(recover, "LOOK_AGAIN_S", 1.0)
+    before = desk.fake.calls("squeue")
     with ThreadPoolExecutor() as pool:
         freed = pool.submit(recover.free_the_steward, desk.run)
-        time.sleep(0.5)  # it has looked once
+        wait_for(lambda: desk.fake.calls("squeue") > before)
         desk.fake.change("1002", state="COMPLETED")
         assert [task.task_id for task in freed.result(30)] == ["1001_0"]
 
 
-def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: Desk) -> None:
+def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: LoginNode) -> None:
     assert desk.submit() == 0
     desk.fake.work(job_name(desk.run, 1))
     (steward_job,) = desk.fake.jobs(job_name(desk.run, 1, steward=True))
@@ -663,7 +674,7 @@ def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: Desk) 
     desk.assert_every_row_once()
 
 
-def test_logs_are_those_of_the_last_tasks(desk: Desk) -> None:
+def test_logs_are_those_of_the_last_tasks(desk: LoginNode) -> None:
     """Verdicts and repairs are submissions without any."""
     assert desk.submit() == 0
     desk.fake.work()
@@ -674,7 +685,7 @@ def test_logs_are_those_of_the_last_tasks(desk: Desk) -> None:
     assert "what the tasks printed" in desk.out
 
 
-def test_a_run_whose_rows_are_asked_for_again_is_not_finished(desk: Desk) -> None:
+def test_a_run_whose_rows_are_asked_for_again_is_not_finished(desk: LoginNode) -> None:
     assert desk.submit() == 0
     desk.fake.work()
     assert desk.on_run("status", "--json") == 0
@@ -690,7 +701,7 @@ def test_a_run_whose_rows_are_asked_for_again_is_not_finished(desk: Desk) -> Non
 
 
 def test_a_steward_that_stops_leaves_no_verdict_unsaid(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row has just killed its process alone, and no submission follows that would say so."""
     monkeypatch.setenv("BATCHGEN_FAILPOINT", "row.row-000:*:kill")
@@ -706,7 +717,7 @@ def test_a_steward_that_stops_leaves_no_verdict_unsaid(
 
 # --------------------------------------------------------------------------------- odd environments
 def test_a_steward_without_slurms_commands_writes_the_catalog_at_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In a container, say: to ask again for a quarter of an hour would be in vain."""
     assert desk.submit() == 0
@@ -718,7 +729,7 @@ def test_a_steward_without_slurms_commands_writes_the_catalog_at_once(
     assert list(rows_of(desk.run).status) == ["pending"] * 4
 
 
-def test_a_steward_may_stay_outside_the_container(desk: Desk) -> None:
+def test_a_steward_may_stay_outside_the_container(desk: LoginNode) -> None:
     contained = ("slurm.python=python3", "slurm.srun_args=['--container-image=x.sqsh']")
     assert desk.submit(*contained, "slurm.steward_python=/project/python", "--dry-run") == 0
     *_, task, behind = json.loads(desk.out.splitlines()[-1])["scripts"]
@@ -728,7 +739,9 @@ def test_a_steward_may_stay_outside_the_container(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("where", ["no commands", "no answer"])
-def test_a_dry_run_needs_no_slurm(desk: Desk, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_a_dry_run_needs_no_slurm(
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     """It says what it had to assume, and nothing of how Slurm is looked for."""
     if where == "no commands":
         monkeypatch.setenv("PATH", "/nowhere")
@@ -739,7 +752,7 @@ def test_a_dry_run_needs_no_slurm(desk: Desk, monkeypatch: pytest.MonkeyPatch, w
     assert shown["max_array_size"] == 1001 and len(shown["scripts"]) == 2
 
 
-def test_a_dry_run_asks_the_cluster_for_its_limit(desk: Desk) -> None:
+def test_a_dry_run_asks_the_cluster_for_its_limit(desk: LoginNode) -> None:
     desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
     assert desk.submit("--dry-run") == 0
     assert "is assumed" not in desk.out
@@ -747,7 +760,7 @@ def test_a_dry_run_asks_the_cluster_for_its_limit(desk: Desk) -> None:
     assert desk.fake.jobs() == [] and not desk.bench.root.exists()
 
 
-def test_only_hosts_of_the_cluster_are_excluded(desk: Desk, fake: FakeSlurm) -> None:
+def test_only_hosts_of_the_cluster_are_excluded(desk: LoginNode, fake: FakeSlurm) -> None:
     """Slurm refuses a job that excludes a node which it does not know."""
     assert desk.submit() == 0
     profile = replace(_profile(desk.run), exclude="node4")

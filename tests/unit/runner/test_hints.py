@@ -6,14 +6,14 @@ import json
 import re
 import shlex
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from desk import JOB, TWO_SHARDS, Desk
+from cli_calls import make_job_folder, rows_of
 from fake_slurm import UNREACHABLE
-from harness import make_bench, rows_of
-from shift import make_shift
+from login_node import JOB, TWO_SHARDS, LoginNode
+from planned_run import plan_run
+from waiting import wait_for
 
 from batchgen.catalog.repair import quarantine_rows
 from batchgen.cli.main import main
@@ -38,7 +38,7 @@ def test_a_run_is_named_as_it_is_found(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_hint_finds_its_run_wherever_it_lies(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    desk: LoginNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "somewhere else"
@@ -60,7 +60,7 @@ def test_every_hint_finds_its_run_wherever_it_lies(
 
 
 def test_below_outputs_the_name_is_enough(tmp_path: Path) -> None:
-    work = make_bench(tmp_path, 1)
+    work = make_job_folder(tmp_path, 1)
     started = work.call("submit", str(work.job), "model=null-engine", "slurm.executor=local")
     ((verb, name, option),) = hints(started.out)
     assert (verb, option) == ("status", "--watch")
@@ -71,7 +71,7 @@ def test_below_outputs_the_name_is_enough(tmp_path: Path) -> None:
 @pytest.fixture
 def quarantined(tmp_path: Path) -> RunPaths:
     """A run of three rows, the middle one quarantined, nothing rendered."""
-    run = make_shift(tmp_path, [1] * 3, "slurm=inline").run
+    run = plan_run(tmp_path, [1] * 3, "slurm=inline").run
     quarantine_rows(run, [Verdict(1, "it bites", "node1")])
     return run
 
@@ -130,12 +130,12 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
 
 def test_who_only_watched_has_nothing_to_go_on_with(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert desk.submit() == 0
     for where, argv in (
         ("batchgen.cli.status._redraw", ("status", str(desk.run.root), "--watch")),
-        ("batchgen.bench.cases.compare", ("bench", "schedule", "--seeds", "1")),
+        ("batchgen.bench.schedule.cases.compare", ("bench", "schedule", "--seeds", "1")),
     ):
         with monkeypatch.context() as patch:
             interrupt_at(patch, where)
@@ -143,14 +143,11 @@ def test_who_only_watched_has_nothing_to_go_on_with(
         assert "interrupted" in desk.err and "resume" not in desk.err
 
 
-def test_an_interrupt_is_one_also_if_slurm_does_not_answer(desk: Desk) -> None:
+def test_an_interrupt_is_one_also_if_slurm_does_not_answer(desk: LoginNode) -> None:
     process = desk.bench.start("run", str(desk.bench.job), *JOB, *TWO_SHARDS, "--json")
-    while not any("steward" in job["name"] for job in desk.fake.jobs()):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: any("steward" in job["name"] for job in desk.fake.jobs()))
     desk.fake.steer("squeue", "fail", UNREACHABLE)
-    while not list(desk.bench.root.glob("job-*/submissions/0001/jobs.json")):
-        time.sleep(0.05)
+    wait_for(lambda: list(desk.bench.root.glob("job-*/submissions/0001/jobs.json")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
-from desk import Desk
 from fake_slurm import UNREACHABLE
-from lab import Lab, make_request
+from login_node import LoginNode
+from run_folder import RunFolder, make_request
 
 from batchgen.ledger.events import End
 from batchgen.runner import recover
@@ -22,9 +22,9 @@ from batchgen.scheduler.commands import SchedulerError
 class Night:
     """What happens to tasks of a submission, one after the other; each is a journal."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: LoginNode) -> None:
         self.desk = desk
-        self.lab = Lab(desk.run, [make_request(row) for row in range(4)])
+        self.lab = RunFolder(desk.run, [make_request(row) for row in range(4)])
         self.tasks = count()
 
     def rendered(self, host: str) -> None:
@@ -47,7 +47,7 @@ class Night:
 
 
 @pytest.fixture
-def night(desk: Desk) -> Night:
+def night(desk: LoginNode) -> Night:
     """An array of two: one element at work, one pending."""
     assert desk.submit() == 0
     desk.fake.change("1001", state="RUNNING", node="node9", reason="None")
@@ -97,7 +97,7 @@ def test_not_more_than_half_of_the_nodes_break(night: Night) -> None:
 
 
 # --------------------------------------------------------------------------------------- the order
-def test_an_array_keeps_away_from_one_node_more(desk: Desk) -> None:
+def test_an_array_keeps_away_from_one_node_more(desk: LoginNode) -> None:
     """Slurm replaces the list, and says of what runs that it cannot be changed."""
     assert desk.submit("slurm.exclude='node[3-4]'") == 0
     desk.fake.change("1001", state="RUNNING", node="node1", reason="None")
@@ -109,7 +109,7 @@ def test_an_array_keeps_away_from_one_node_more(desk: Desk) -> None:
     assert [c for c in desk.fake.asked()[asked:] if c[:2] == ["scontrol", "update"]] == []
 
 
-def test_an_order_that_is_not_carried_out_is_an_error(desk: Desk) -> None:
+def test_an_order_that_is_not_carried_out_is_an_error(desk: LoginNode) -> None:
     assert desk.submit() == 0
     with pytest.raises(SchedulerError, match="Invalid node name"):
         scheduler.exclude("1001", "node9")
@@ -118,7 +118,7 @@ def test_an_order_that_is_not_carried_out_is_an_error(desk: Desk) -> None:
         scheduler.exclude("1001", "node2")
 
 
-def test_nothing_is_ordered_once_nothing_is_pending(desk: Desk) -> None:
+def test_nothing_is_ordered_once_nothing_is_pending(desk: LoginNode) -> None:
     assert desk.submit() == 0
     for job_id in ("1001", "1002"):
         desk.fake.change(job_id, state="RUNNING", node="node1", reason="None")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from harness import make_bench
-from shift import make_shift
+from cli_calls import make_job_folder
+from planned_run import plan_run
 
 from batchgen.cli.main import main
 from batchgen.ledger.events import Start
@@ -28,7 +28,7 @@ TOO_SMALL = "slurm.device.memory_gib=1e-9"
 @pytest.fixture
 def work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """A verb on a job of two rows (or on its run), in this process."""
-    bench = make_bench(tmp_path, 2)
+    bench = make_job_folder(tmp_path, 2)
 
     def call(verb: str, *options: str, code: int = 0) -> dict[str, Any]:
         capsys.readouterr()
@@ -134,27 +134,27 @@ def test_intents_of_before_are_read_by_every_verb(work: Callable[..., dict[str, 
 
 
 def test_a_task_of_an_older_submission_goes_on(tmp_path: Path) -> None:
-    shift = make_shift(tmp_path, [2])
-    number = shift.begin([0])
-    plain = json.loads(shift.run.intent(number).read_bytes())
+    planned = plan_run(tmp_path, [2])
+    number = planned.begin([0])
+    plain = json.loads(planned.run.intent(number).read_bytes())
     del plain["sha256"], plain["layout"]
     plain["config"] = json.dumps(plain["config"])
-    shift.run.intent(number).write_text(json.dumps(plain))
-    assert shift.work(number) == 0
-    assert len(shift.frames(number)) == 1
+    planned.run.intent(number).write_text(json.dumps(plain))
+    assert planned.work(number) == 0
+    assert len(planned.frames(number)) == 1
 
 
 # ---------------------------------------------------------------------------------- in the worker
 def test_a_rank_that_cannot_keep_to_the_layout_ends_before_it_takes_a_row(tmp_path: Path) -> None:
-    """Here is no accelerator; the null model takes any device."""
-    shift = make_shift(tmp_path, [2], model="tiny-wan")
-    number = shift.begin([0])
-    intent = read_intent(shift.run, number)
+    """No accelerator is seen; the null model would take any device."""
+    planned = plan_run(tmp_path, [2], model="tiny-wan")
+    number = planned.begin([0])
+    intent = read_intent(planned.run, number)
     assert intent is not None
     layout = Layout(memory="model", precision="bfloat16", attention="sdpa", device="h200")
-    shift.run.intent(number).write_text(json.dumps(sealed(replace(intent, layout=layout))))
-    assert shift.work(number, env={"CUDA_VISIBLE_DEVICES": ""}) != 0
-    assert not shift.of(Start, number)
-    (attempt,) = read_status(shift.run).attempts
+    planned.run.intent(number).write_text(json.dumps(sealed(replace(intent, layout=layout))))
+    assert planned.work(number, env={"CUDA_VISIBLE_DEVICES": ""}) != 0
+    assert not planned.of(Start, number)
+    (attempt,) = read_status(planned.run).attempts
     assert attempt.ended == "ConfigError"
     assert "the layout was decided for h200" in attempt.error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from harness import rows_of, write_manifest
+from cli_calls import rows_of, write_manifest
 
 from batchgen.cli.main import main
 from batchgen.config.compose import compose_job

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from harness import write_manifest
+from cli_calls import write_manifest
 
 from batchgen.cli.main import main
 from batchgen.media import formats
 from batchgen.media.cut import cut_to
-from batchgen.records import Bucket
+from batchgen.request import Bucket
 
 JOB = """\
 defaults: [base, {model: null-engine}, {override slurm: inline}, _self_]

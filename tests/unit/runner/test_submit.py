@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from desk import Desk
-from harness import make_bench
-from lab import Lab, make_request
+from cli_calls import make_job_folder
+from login_node import LoginNode
+from run_folder import RunFolder, make_request
 
 from batchgen.ledger.status import read_status
 from batchgen.planning.plan import read_plan
 
 
-def test_a_replan_that_leaves_nothing_to_render_starts_nothing(desk: Desk) -> None:
+def test_a_replan_that_leaves_nothing_to_render_starts_nothing(desk: LoginNode) -> None:
     """The default seed: every row has its own."""
     assert desk.submit() == 0
     desk.fake.work()
@@ -29,7 +29,7 @@ def test_a_replan_that_leaves_nothing_to_render_starts_nothing(desk: Desk) -> No
 
 @pytest.mark.parametrize("refused", [("slurm.nodes=2",), ("slurm=inline", "--detach")])
 def test_a_resume_that_is_refused_leaves_no_draft(tmp_path: Path, refused: tuple[str, ...]) -> None:
-    work = make_bench(tmp_path, 1)
+    work = make_job_folder(tmp_path, 1)
     run = work.run("model=null-engine", "slurm.executor=local").run
     before, files = read_plan(run.plan).plan_id, sorted(run.root.iterdir())
     done = work.call("resume", str(run.root), "row_defaults.num_steps=3", "--rerender-changed",
@@ -47,7 +47,7 @@ def test_a_resume_that_is_refused_leaves_no_draft(tmp_path: Path, refused: tuple
     ],
 )
 def test_a_suspect_goes_elsewhere_if_there_is_somewhere_else(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, others: dict[str, str], excluded: str
+    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, others: dict[str, str], excluded: str
 ) -> None:
     """It died alone on node1; to wait for nodes that are down would be to wait for ever."""
     monkeypatch.setenv("BATCHGEN_FAILPOINT", "row.row-000:*:kill")
@@ -64,10 +64,10 @@ def test_a_suspect_goes_elsewhere_if_there_is_somewhere_else(
 
 @pytest.mark.parametrize(("signalled", "excluded"), [(False, "node1"), (True, "")])
 def test_where_a_suspect_was_killed_after_a_signal_is_no_place_to_avoid(
-    desk: Desk, signalled: bool, excluded: str
+    desk: LoginNode, signalled: bool, excluded: str
 ) -> None:
     assert desk.submit("slurm.max_attempts=1") == 0
-    lab = Lab(desk.run, [make_request(row) for row in range(4)])
+    lab = RunFolder(desk.run, [make_request(row) for row in range(4)])
     with lab.journal(1, host="node1") as journal:
         journal.start(0, "row-000", alone=True)
         if signalled:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from desk import Desk
-from lab import Lab, make_request
+from login_node import LoginNode
+from run_folder import RunFolder, make_request
 
 from batchgen.ledger.events import End
 from batchgen.ledger.intent import submission_numbers
 
 
 @pytest.fixture
-def away(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Desk:
+def away(desk: LoginNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoginNode:
     """One row is rendered, then the run is seen from elsewhere."""
     assert desk.submit() == 0
     desk.fake.work()
@@ -32,7 +32,7 @@ def away(desk: Desk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Desk:
     ],
 )
 def test_the_run_can_be_taken_up(
-    away: Desk, caplog: pytest.LogCaptureFixture, argv: tuple[str, ...]
+    away: LoginNode, caplog: pytest.LogCaptureFixture, argv: tuple[str, ...]
 ) -> None:
     assert away.on_run(*argv) == 0, away.err
     assert "squeue: not found" in caplog.text
@@ -40,9 +40,11 @@ def test_the_run_can_be_taken_up(
     away.assert_every_row_once()
 
 
-def test_a_rank_that_beats_keeps_others_out(away: Desk, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rank_that_beats_keeps_others_out(
+    away: LoginNode, caplog: pytest.LogCaptureFixture
+) -> None:
     """Of this machine, whose process is known to live."""
-    lab = Lab(away.run, [make_request(row) for row in range(4)])
+    lab = RunFolder(away.run, [make_request(row) for row in range(4)])
     with lab.journal(2, host="node1") as journal:
         for verb in (("resume", "slurm=local"), ("verify", "--repair")):
             assert away.on_run(*verb) == 2
@@ -52,11 +54,11 @@ def test_a_rank_that_beats_keeps_others_out(away: Desk, caplog: pytest.LogCaptur
     assert len(submission_numbers(away.run)) == 3
 
 
-def test_a_cluster_is_still_needed_to_submit_to_it(away: Desk) -> None:
+def test_a_cluster_is_still_needed_to_submit_to_it(away: LoginNode) -> None:
     assert away.on_run("resume") == 2
     assert "slurm=local" in away.err
 
 
-def test_watching_ends_where_nobody_can_be_asked(away: Desk) -> None:
+def test_watching_ends_where_nobody_can_be_asked(away: LoginNode) -> None:
     assert away.on_run("status", "--watch") == 0
     assert "queue     unknown" in away.out and "squeue: not found" in away.out

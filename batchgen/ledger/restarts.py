@@ -1,0 +1,83 @@
+"""A task that is started again: the line that it draws before its earlier starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from batchgen.durable import make_folder, write_json
+from batchgen.errors import StorageError
+from batchgen.ledger.events import END, HEAD, SIGNALLED
+from batchgen.ledger.fold import InFlight
+from batchgen.ledger.intent import Fence, fences, journal_files, sealed
+from batchgen.ledger.journal import durable_length, whole_lines
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
+
+
+def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
+    """Draw the line before the earlier starts of a restarted task, durably.
+
+    Called once by the leader of the task, before any row is given out. Returns row_index -> status
+    of the rows that the accepted parts have committed in this submission: the ok ones need not be
+    rendered again. The fence names the suspects too: rows that were in flight when an earlier start
+    died. Who was alone then is withheld: it might take down one node after the other, since Slurm
+    starts a task again whose node it loses. A first start (restart 0) accepts nothing and gets an
+    empty mapping.
+    """
+    if attempt.restart == 0:
+        return {}
+    earlier = fences(run, attempt.submission).get(attempt.task)
+    accepted: dict[str, int] = {}
+    past = _Past()
+    for other, path in journal_files(run):
+        if (other.submission, other.task) != (attempt.submission, attempt.task):
+            continue
+        if other.restart >= attempt.restart:
+            continue
+        name = path.relative_to(run.journals).as_posix()
+        if earlier is not None and other.restart < earlier[0]:
+            accepted[name] = earlier[1].accepted.get(name, 0)
+        else:
+            accepted[name] = durable_length(path)
+        past.add(path, accepted[name])
+    path = run.fence(attempt)
+    fence = Fence(
+        accepted=accepted,
+        statuses=past.statuses,
+        suspects=tuple(sorted(past.suspects - past.statuses.keys())),
+        withheld=tuple(sorted(past.died_alone - past.statuses.keys())),
+        created=time.time(),
+    )
+    try:
+        make_folder(path.parent, run.root)
+        write_json(path, sealed(fence))
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+    return past.statuses
+
+
+@dataclass(slots=True)
+class _Past:
+    """What the earlier starts of a task left behind."""
+
+    statuses: dict[int, str] = field(default_factory=dict)  # row_index -> as committed
+    suspects: set[int] = field(default_factory=set)  # in flight when a start died
+    died_alone: set[int] = field(default_factory=set)  # of these, without a signal before
+
+    def add(self, path: Path, limit: int) -> None:
+        """Read the accepted part of one journal."""
+        in_flight, signalled = InFlight(), False
+        for line in whole_lines(path, limit):
+            found = in_flight.heed(line)
+            if found is not None and found.re is HEAD:
+                row, status = int(found[2]), found[3].decode()
+                if self.statuses.get(row) != "ok":
+                    self.statuses[row] = status
+            elif line.startswith(END):
+                return
+            signalled = signalled or line.startswith(SIGNALLED)
+        self.suspects |= in_flight.suspects
+        if in_flight.died_alone and not signalled:
+            self.died_alone.add(in_flight.alone)

@@ -1,0 +1,268 @@
+"""Several collects at once: the catalog never goes back, is never of two of them or of two plans,
+and whoever was killed while it published keeps nobody from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_folder import RunFolder
+
+from batchgen import catalog
+from batchgen.catalog import collect as catalog_module
+from batchgen.catalog import turns
+from batchgen.catalog.collect import collect
+from batchgen.catalog.repair import void_rows
+from batchgen.catalog.turns import Overtaken, turn_of
+from batchgen.durable import write_json
+from batchgen.errors import RunStateError
+from batchgen.ledger import losses
+from batchgen.ledger.events import End
+from batchgen.ledger.winners import Winners
+from batchgen.paths import RunPaths
+from batchgen.processes import ProcessId
+from batchgen.regular import digest_regular
+from batchgen.runfile import RunFile, read_run
+
+
+def statuses(run: RunPaths) -> str:
+    """First letters, as anybody with pandas reads them."""
+    return "".join(status[0] for status in pd.read_parquet(run.catalog_rows)["status"])
+
+
+def collects(run: RunPaths) -> set[bytes]:
+    """The collects that the parts are of."""
+    parts = run.catalog_rows.glob("*.parquet")
+    return {pq.read_schema(part).metadata[catalog_module.COLLECT_KEY] for part in parts}
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, once: Callable[[], object]) -> None:
+    """Call `once` when the next collect has read the ledger and has not published yet."""
+    real = catalog_module.winners
+    left = [once]
+
+    def late(run: RunPaths) -> Winners:
+        found = real(run)
+        if left:
+            left.pop()()
+        return found
+
+    monkeypatch.setattr(catalog_module, "winners", late)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+def test_an_older_collect_that_comes_last_starts_again(
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    lab = make_lab(2)
+    journal = lab.journal(lab.submit())
+    if not first:
+        collect(lab.run)
+
+    def overtake() -> None:
+        lab.render(journal, 0)
+        assert collect(lab.run).ok == 1
+
+    meanwhile(monkeypatch, overtake)
+    summary = collect(lab.run)
+    assert (summary.ok, summary.pending) == (1, 1)
+    assert statuses(lab.run) == "op"
+    assert [p.name for p in lab.run.catalog_rows.iterdir()] == ["part-00000.parquet"]
+
+
+def header_for(lab: RunFolder, plan: Path, plan_id: str) -> RunFile:
+    """The run's header with another plan."""
+    size, digest = plan.stat().st_size, digest_regular(plan)[0]
+    return replace(read_run(lab.run), plan_id=plan_id, plan_bytes=size, plan_sha256=digest)
+
+
+def change_plan(lab: RunFolder, steps: int = 9) -> None:
+    """As a replan does: other keys, another number of steps, a new header."""
+    table = pq.read_table(lab.run.plan)
+    keys = pa.array([f"{steps:064x}"] * len(table))
+    table = table.set_column(table.column_names.index("row_key"), "row_key", keys)
+    counts = pa.array([steps] * len(table))
+    table = table.set_column(table.column_names.index("num_steps"), "num_steps", counts)
+    draft = lab.run.root / ".plan-1.parquet"
+    pq.write_table(table, draft)
+    write_json(lab.run.next_run_json, header_for(lab, draft, f"plan-{steps}").to_json())
+    os.replace(draft, lab.run.plan)
+    os.replace(lab.run.next_run_json, lab.run.run_json)
+
+
+def test_a_replan_in_between_is_not_mixed_with_what_was_rendered_under_the_old_plan(
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make_lab(2)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 0)
+    meanwhile(monkeypatch, lambda: change_plan(lab))
+    assert collect(lab.run).pending == 2
+    frame = pd.read_parquet(lab.run.catalog_rows)
+    assert set(frame["num_steps"]) == {9} and set(frame["plan_id"]) == {"plan-9"}
+    assert set(frame["status"]) == {"pending"}
+    meanwhile(monkeypatch, lambda: change_plan(lab, 10))
+    assert set(catalog.snapshot(lab.run.root)["num_steps"]) == {10}
+
+
+def test_the_header_is_the_one_of_the_plan_while_a_replan_is_installed(
+    make_lab: Callable[..., RunFolder],
+) -> None:
+    """A crash may leave it like this."""
+    lab = make_lab(1)
+    metadata = {b"batchgen": json.dumps({"plan_id": "new"}).encode()}
+    table = pq.read_table(lab.run.plan).replace_schema_metadata(metadata)
+    draft = lab.run.root / ".plan-1.parquet"
+    pq.write_table(table, draft)
+    write_json(lab.run.next_run_json, header_for(lab, draft, "new").to_json())
+    collect(lab.run)
+    assert set(pd.read_parquet(lab.run.catalog_rows)["plan_id"]) == {"plan-demo-1"}
+    os.replace(draft, lab.run.plan)
+    collect(lab.run)
+    assert set(pd.read_parquet(lab.run.catalog_rows)["plan_id"]) == {"new"}
+
+
+def test_a_ledger_that_lost_something_does_not_take_the_catalog_back(
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "UNSEEN_S", 0.1)
+    lab = make_lab(2)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 0)
+        journal.end(End(reason="done"))
+    collect(lab.run)
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole[:100])
+    with pytest.raises(RunStateError, match=r"jsonl has 100 bytes; it had \d+ .*verify"):
+        collect(lab.run)
+    assert statuses(lab.run) == "op"
+    void_rows(lab.run, [(0, "media/x.png", "lost")])  # as a repair writes it off
+    assert collect(lab.run).pending == 2
+
+
+PARTS = """
+import sys
+from pathlib import Path
+from batchgen.catalog import collect as catalog
+from batchgen.paths import RunPaths
+catalog.GROUP_ROWS = catalog.PART_ROWS = 2
+print(catalog.collect(RunPaths(Path(sys.argv[1]))).ok)
+"""
+
+
+def start_collect(run: RunPaths, failpoint: str = "") -> subprocess.Popen[bytes]:
+    """Two rows a part."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PARTS, str(run.root)],
+        env={**os.environ, "BATCHGEN_FAILPOINT": failpoint},
+    )
+
+
+@pytest.fixture
+def parts(make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run of three parts that was collected, and has gone on since."""
+    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
+    monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
+    lab = make_lab(6)
+    collect(lab.run)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 5)
+    return lab
+
+
+def test_a_collect_that_is_killed_between_two_parts_keeps_nobody_waiting(parts: RunFolder) -> None:
+    assert start_collect(parts.run, "collect.before_part:2:kill").wait() == -signal.SIGKILL
+    assert len(collects(parts.run)) == 2
+    began = time.monotonic()
+    assert collect(parts.run).ok == 1
+    assert time.monotonic() - began < turns.NAMELESS_S
+    assert len(collects(parts.run)) == 1 and statuses(parts.run) == "pppppo"
+
+
+def test_a_collect_waits_while_another_one_publishes(parts: RunFolder) -> None:
+    """One that is stopped between two parts, and goes on: the second has the last word."""
+    slow = start_collect(parts.run, "collect.before_part:2:stop")
+    assert os.waitpid(slow.pid, os.WUNTRACED)[1]
+    with parts.journal(1, task=1) as journal:
+        parts.render(journal, 4)
+    second = threading.Thread(target=collect, args=[parts.run])
+    second.start()
+    second.join(0.5)
+    assert second.is_alive() and len(collects(parts.run)) == 2
+    os.kill(slow.pid, signal.SIGCONT)
+    second.join(60)
+    assert slow.wait(60) == 0 and not second.is_alive()
+    assert len(collects(parts.run)) == 1 and statuses(parts.run) == "ppppoo"
+
+
+def test_many_collects_at_once_leave_one_whole_catalog(parts: RunFolder) -> None:
+    stop = threading.Event()
+    seen: list[int] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            seen.append(statuses(parts.run).count("o"))
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    with parts.journal(1, task=1) as journal:
+        for row in range(5):
+            others = [threading.Thread(target=collect, args=[parts.run]) for _ in range(3)]
+            for other in others:
+                other.start()
+            parts.render(journal, row)
+            for other in others:
+                other.join(60)
+            assert len(collects(parts.run)) == 1
+    collect(parts.run)
+    stop.set()
+    reader.join()
+    assert statuses(parts.run) == "oooooo"
+    hidden = [p.name for p in parts.run.catalog_rows.parent.iterdir() if p.name[0] == "."]
+    assert hidden == [".turns"]
+    assert len(list((parts.run.catalog_rows.parent / ".turns").iterdir())) == 1
+
+
+def test_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "turns"
+    monkeypatch.setattr(turns, "PATIENCE_S", 0.1)
+    holder = f"process {os.getpid()} on .* does not end"
+    with turn_of(folder) as first:
+        with pytest.raises(RunStateError, match=holder), turn_of(folder):
+            raise AssertionError("two at once")
+        first.check()
+        gone = replace(ProcessId.current(), start=1)
+        write_json(folder / "000001" / "holder.json", asdict(gone))
+        with turn_of(folder) as second:
+            with pytest.raises(Overtaken):
+                first.check()
+            first.end()  # of one that was believed dead: it ends nobody else's
+            second.check()
+            with pytest.raises(RunStateError), turn_of(folder):
+                raise AssertionError("two at once")
+    elsewhere = replace(ProcessId.current(), place="another machine")
+    (folder / "000003").mkdir()
+    write_json(folder / "000003" / "holder.json", asdict(elsewhere))
+    with pytest.raises(RunStateError, match="does not end"), turn_of(folder):
+        raise AssertionError("it may live")
+    long_ago = time.time() - turns.ELSEWHERE_S - 10
+    os.utime(folder / "000003", (long_ago, long_ago))
+    with turn_of(folder) as fourth:
+        assert fourth.number == 4
+    (folder / "000005").mkdir()  # killed before it said its name
+    os.utime(folder / "000005", (long_ago, long_ago))
+    with turn_of(folder) as sixth:
+        assert sixth.number == 6
+    assert [path.name for path in folder.iterdir()] == ["000006"]

@@ -1,0 +1,104 @@
+"""Resume scan and collect over many rows: quick, and in memory that hardly grows with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from run_folder import STAGES, make_request
+
+from batchgen.durable import write_json
+from batchgen.ledger.events import AttemptHeader, Start, encode_line
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt, Commit, Media, RowStats
+from batchgen.regular import digest_regular
+from batchgen.runfile import RunFile
+
+MEASURE = """
+import json, resource, sys, time
+from pathlib import Path
+from batchgen.catalog.collect import collect
+from batchgen.ledger.winners import missing_rows
+from batchgen.paths import RunPaths
+run = RunPaths(Path(sys.argv[1]))
+clock = time.process_time()
+left = len(missing_rows(run).all)
+scan_s, clock = time.process_time() - clock, time.process_time()
+ok = collect(run).ok
+collect_s = time.process_time() - clock
+rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+print(json.dumps({"ok": ok, "left": left, "scan": scan_s, "collect": collect_s, "mib": rss}))
+"""
+
+
+def make_run(root: Path, rows: int, shards: int) -> RunPaths:
+    """A finished run: a plan and one journal a shard."""
+    run = RunPaths(root)
+    root.mkdir()
+    first = make_request(0)
+    keys = [f"{row:064x}" for row in range(rows)]
+    ids = [f"row{row:08d}" for row in range(rows)]
+    columns = {f.name: [getattr(first, f.name)] * rows for f in fields(first)}
+    columns |= {"row_index": list(range(rows)), "row_id": ids, "row_key": keys}
+    table = pa.table(columns).append_column("alias_of", pa.nulls(rows, pa.string()))
+    pq.write_table(table, run.plan, row_group_size=8192)
+    header = RunFile(
+        name="big",
+        tag="",
+        created=0.0,
+        rows=rows,
+        unique_rows=rows,
+        plan_id="p",
+        plan_sha256=digest_regular(run.plan)[0],
+        plan_bytes=run.plan.stat().st_size,
+        manifest="m",
+        manifest_digest="d",
+        key_context={},
+        config={},
+        overrides=[],
+    )
+    write_json(run.run_json, header.to_json())
+    index = np.arange(rows)
+    begin_submission(run, SubmissionRows(index, index % shards, index), SubmissionInfo())
+    stats = RowStats(stages=STAGES, steps_total=100, steps_computed=100.0, device="gpu")
+    for shard in range(shards):
+        attempt = Attempt(1, shard, 0, 0)
+        path = run.journal(attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(encode_line(AttemptHeader(attempt=attempt)))
+            for row in range(shard, rows, shards):
+                media = Media(f"media/{ids[row]}-{attempt.tag}.mp4", keys[row], 9, keys[row], 81)
+                file.write(encode_line(Start(row, ids[row], 1.0)))
+                place = (attempt.tag, shard, "n", 1.0, 2.0, 1)
+                commit = Commit(row, ids[row], keys[row], "ok", *place, media, stats)
+                file.write(encode_line(commit))
+    return run
+
+
+def measure(run: RunPaths) -> dict[str, float]:
+    command = [sys.executable, "-c", MEASURE, str(run.root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.slow
+def test_many_rows_are_scanned_and_collected_quickly_in_flat_memory(tmp_path: Path) -> None:
+    """Processor seconds, since the machine may be busy; 1.1 kB of journal a row."""
+    began = time.monotonic()
+    small, large = (measure(make_run(tmp_path / str(n), n, 16)) for n in (100_000, 400_000))
+    print(f"100k {small} 400k {large} in {time.monotonic() - began:.0f} s")
+    assert (large["ok"], large["left"]) == (400_000, 0)
+    assert large["scan"] < 4.0, "1M rows in 10 s"
+    assert large["collect"] < 8.0, "100k rows/s on two processors"
+    assert large["mib"] - small["mib"] < 200, "300k rows more are 330 MB of journals"

@@ -1,0 +1,223 @@
+"""Pipes, sockets, folders, dangling links where files should be: nobody waits for them, and they
+are told by name."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from run_folder import RunFolder, make_request
+
+from batchgen import catalog
+from batchgen.catalog.collect import collect
+from batchgen.catalog.verify import verify
+from batchgen.durable import digest_file, remove, sync
+from batchgen.errors import RunStateError
+from batchgen.ledger.events import End
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.status import read_status
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt
+from batchgen.regular import open_regular
+from batchgen.runner.jobs import jobs_of
+from batchgen.worker.queue import QueueLost, TicketClient
+from batchgen.worker.states import RowStates
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        os.chdir(path.parent)  # a socket's path is short
+        server.bind(path.name)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_dangling_link(path: Path) -> None:
+    path.symlink_to("/nowhere/at/all")
+
+
+def a_link_to_a_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
+KINDS = [a_pipe, a_socket, a_folder, a_dangling_link, a_link_to_a_pipe]
+Make = Callable[[Path], None]
+
+
+@pytest.fixture
+def done(
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> RunFolder:
+    """Two rows, rendered and collected."""
+    monkeypatch.chdir(tmp_path)
+    lab = make_lab(2)
+    with lab.journal(lab.submit()) as journal:
+        lab.render(journal, 0)
+        lab.render(journal, 1)
+        journal.end(End(reason="done"))
+    collect(lab.run)
+    return lab
+
+
+def swap(path: Path, make: Make) -> None:
+    remove(path)
+    make(path)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_among_the_media(done: RunFolder, make: Make) -> None:
+    first, second = sorted(done.run.media.iterdir())
+    swap(first, make)
+    strange = second.with_name("strange.png")
+    if make is not a_link_to_a_pipe:
+        make(strange)
+    report = verify(done.run)
+    (damage,) = report.damage
+    assert damage.path == first.relative_to(done.run.root).as_posix()
+    assert strange.name in {Path(f.path).name for f in report.findings} or not strange.exists()
+    assert collect(done.run).ok == 2
+    after = verify(done.run, repair=True)
+    assert (after.voided, after.is_sound) == (1, True)
+    assert verify(done.run).findings == ()
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_the_folder_of_the_catalog(done: RunFolder, make: Make) -> None:
+    """It is damage; collect puts it aside, whatever it is, and publishes."""
+    swap(done.run.catalog_rows, make)
+    if make is a_folder:
+        assert verify(done.run).is_sound, "a catalog without a part is one to come"
+    else:
+        (damage,) = verify(done.run).damage
+        assert damage.kind == "catalog" and "is not a folder" in damage.detail
+        with pytest.raises(RunStateError, match="is not a folder"):
+            catalog.open_runs(done.run.root)
+    collect(done.run)
+    assert len(pd.read_parquet(done.run.catalog_rows)) == 2 and verify(done.run).is_sound
+    aside = list(done.run.catalog_rows.parent.glob("rows.not-a-folder-*"))
+    assert len(aside) == (make is not a_folder)
+
+
+def test_a_plain_file_in_place_of_the_catalog_is_mended_by_a_repair(done: RunFolder) -> None:
+    remove(done.run.catalog_rows)
+    done.run.catalog_rows.write_text("somebody's notes")
+    assert not verify(done.run).is_sound
+    assert verify(done.run, repair=True).is_sound
+    (aside,) = done.run.catalog_rows.parent.glob("rows.not-a-folder-*")
+    assert aside.read_text() == "somebody's notes"
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_part_of_the_catalog(done: RunFolder, make: Make) -> None:
+    swap(done.run.catalog_rows / "part-00000.parquet", make)
+    (damage,) = verify(done.run).damage
+    assert damage.kind == "catalog" and "is not a regular file" in damage.detail
+    with pytest.raises(RunStateError, match=r"part-00000\.parquet is not a regular file"):
+        catalog.open_runs(done.run.root)
+    assert collect(done.run).ok == len(catalog.open_runs(done.run.root))
+    assert verify(done.run).is_sound
+
+
+@pytest.mark.parametrize("name", ["catalog/runs.parquet", "time_stats.csv"])
+def test_a_folder_in_place_of_another_published_file(done: RunFolder, name: str) -> None:
+    swap(done.run.root / name, a_folder)
+    collect(done.run)
+    assert (done.run.root / name).is_file()
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("name", ["7-r0-0.jsonl", "0-r1.accept.json"])
+def test_among_the_journals(done: RunFolder, make: Make, name: str) -> None:
+    make(done.run.journals / "0001" / name)
+    for verb in (read_status, collect, verify):
+        with pytest.raises(RunStateError, match=f"{name} is not a regular file"):
+            verb(done.run)
+
+
+def test_a_file_in_place_of_a_folder_of_journals(done: RunFolder) -> None:
+    (done.run.journals / "0002").touch()
+    for verb in (read_status, collect, verify):
+        with pytest.raises(RunStateError, match="0002 is not a folder"):
+            verb(done.run)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_counters_are_done_without(done: RunFolder, make: Make) -> None:
+    swap(done.run.counters(Attempt(1, 0, 0, 0)), make)
+    assert read_status(done.run).ok == 2
+    assert collect(done.run).ok == 2
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_small_files(done: RunFolder, make: Make) -> None:
+    run = done.run
+    swap(run.intent(1), make)
+    if make is not a_dangling_link:
+        with pytest.raises(RunStateError, match=r"intent\.json is damaged: it is not a file"):
+            read_intent(run, 1)
+    remove(run.intent(1).with_name("pipe"))
+    make(run.jobs(1))
+    if make is a_dangling_link:
+        assert jobs_of(run, 1) == []
+    else:
+        with pytest.raises(RunStateError, match=r"jobs\.json is damaged: .*at work, delete it"):
+            jobs_of(run, 1)
+    state = run.row_state(0, 2)
+    state.parent.mkdir(parents=True)
+    make(state)
+    states = RowStates(run, 2, "strict", "")
+    assert states.load(make_request(0)) is None and states.share_left(make_request(0)) == 1.0
+    address = run.submission(1) / "address.json"
+    remove(address.with_name("pipe"))
+    make(address)
+    with pytest.raises(QueueLost):
+        TicketClient(address, patience_s=0.2)
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_reading_and_syncing(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(b"x")
+    make(folder / "1.png")
+    for call in (digest_file, sync) if make is not a_folder else (digest_file,):
+        with pytest.raises(OSError, match=r"not a regular file|No such|such device"):
+            call(folder)
+    with pytest.raises(OSError):
+        open_regular(folder / "1.png")
+    with open_regular(folder / "0.png") as file:
+        assert file.read() == b"x"
+
+
+def test_parts_of_two_collects_are_damage(
+    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchgen.catalog import collect as catalog_module
+
+    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
+    monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
+    lab = make_lab(4)
+    collect(lab.run)
+    part = lab.run.catalog_rows / "part-00001.parquet"
+    kept = part.read_bytes()
+    collect(lab.run)
+    assert verify(lab.run).is_sound
+    part.write_bytes(kept)
+    (damage,) = verify(lab.run).damage
+    assert damage.kind == "catalog" and "different collects" in damage.detail
+    assert isinstance(lab.run, RunPaths) and verify(lab.run, repair=True).is_sound
+    assert verify(lab.run).findings == ()

@@ -1,0 +1,51 @@
+"""A submission reads journals and keys once, and once more only where somebody wrote since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_calls import make_job_folder
+from run_folder import RunFolder
+
+from batchgen.ledger import scan, winners
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.scan import index_commits
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.winners import choose, read_plan_rows
+
+
+def test_what_was_committed_since_it_was_read_counts(make_lab: Callable[..., RunFolder]) -> None:
+    lab = make_lab(rows=3)
+    lab.submit([0, 1, 2])
+    with lab.journal(1) as journal:
+        lab.render(journal, 0)
+        found = choose(index_commits(lab.run), read_plan_rows(lab.run.plan))
+        lab.render(journal, 1)
+    rest = np.array([1, 2])
+    rows = SubmissionRows(rest, np.zeros(2, np.int32), np.arange(2))
+    number = begin_submission(lab.run, rows, SubmissionInfo(), found=found)
+    intent = read_intent(lab.run, number)
+    assert intent is not None and intent.before.ok == 2
+    assert intent.reopened == {"ok": (1,)}
+
+
+def test_journals_and_keys_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = make_job_folder(tmp_path, 2)
+    run = work.run("model=null-engine", "slurm=inline").run
+    read: list[str] = []
+    for module, name in ((scan, "_index_journal"), (winners, "_plan_rows")):
+        real = getattr(module, name)
+
+        def spy(*args: object, name: str = name, real: Callable[..., object] = real) -> object:
+            read.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(module, name, spy)
+    from batchgen.runner.submit import submit
+
+    started = submit(run, rows=np.array([0]))
+    assert started is not None and started.number == 2
+    assert read == ["_index_journal", "_plan_rows"]
