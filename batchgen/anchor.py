@@ -1,7 +1,7 @@
-"""Whether a run folder is still the one that was opened, and whether it is a copy of another.
+"""Tells whether a run folder is still the one that was opened, and whether it is a copy of another.
 
-A path is only a name: the folder can be moved, deleted, unmounted or replaced under whoever works
-in it. Its inode cannot go to another folder while a descriptor of it is open.
+A path is only a name: the folder can be moved, deleted, unmounted or replaced while a process works
+in it. Its inode cannot be reused by another folder while a descriptor of it is open.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from batchgen.paths import RunPaths
 
 
 def is_same(path: Path, descriptor: int) -> bool:
-    """Whether a path still leads to what is open; OSError if the path cannot be looked at for
-    another reason than that nothing is there."""
+    """Whether a path still leads to what is open. OSError if the path cannot be read, for another
+    reason than that nothing is there."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -27,11 +27,12 @@ def is_same(path: Path, descriptor: int) -> bool:
 
 
 class Anchor:
-    """A run folder and its `media/`, held from the moment that a process began to work there."""
+    """A run folder and its `media/`, held open from the moment when a process begins to work
+    there."""
 
     def __init__(self, run: RunPaths) -> None:
-        """StorageError if the run folder cannot be opened. Media of its own place (a mount, a
-        link) are watched as soon as they are there."""
+        """StorageError if the run folder cannot be opened. A `media/` in another place (a mount, a
+        link) is held as soon as it exists."""
         self._held: dict[Path, int] = {}
         try:
             self._hold(run.root)
@@ -42,16 +43,16 @@ class Anchor:
             raise StorageError(f"{run.root}: the run folder cannot be opened: {error}") from error
 
     def check(self) -> None:
-        """StorageError unless both are the folders that were opened."""
+        """StorageError unless both folders are those that were opened."""
         if path := self._strayed(patient=False):
             raise StorageError(gone(path))
 
     def is_lost(self) -> bool:
-        """The same as an answer; storage that does not answer now is no loss."""
+        """Whether `check` would fail; False if the storage does not answer now."""
         return self._strayed(patient=True) is not None
 
     def close(self) -> None:
-        """Let go; safe to call twice."""
+        """Close the descriptors; safe to call twice."""
         while self._held:
             os.close(self._held.popitem()[1])
 
@@ -70,7 +71,7 @@ class Anchor:
 
 
 def gone(path: Path) -> str:
-    """What to say of a folder or file of a run that is not the one that was opened."""
+    """The message about a folder or file of a run that is not the one that was opened."""
     return (
         f"{path}: the run folder is not the one that was opened: it, or a folder in it, was moved, "
         "deleted, unmounted or replaced; what is committed is where it went, and `batchgen resume` "
@@ -80,7 +81,7 @@ def gone(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run folder was when work on it began: what that began is not of its copies."""
+    """Where a run folder was when work on it began: copies of the folder do not own that work."""
 
     root: str = ""  # as resolved; empty: not recorded
     inode: int = 0
@@ -90,8 +91,8 @@ class Place:
         return cls(str(run.root.resolve()), run.root.stat().st_ino)
 
     def is_of(self, run: RunPaths) -> bool:
-        """Whether `run` is the folder, or took its place; true too if it was moved, or is seen
-        under another path, and if nothing was recorded. A copy is another folder elsewhere."""
+        """Whether `run` is this folder or took its place: also if it was moved, is seen under
+        another path, or nothing was recorded. A copy is another folder elsewhere."""
         if not self.root:
             return True
         with suppress(OSError):

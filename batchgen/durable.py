@@ -19,7 +19,7 @@ from batchgen.regular import digest_regular, open_regular
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, durably: readers see the old file or the new one. OSError if the
-    folder cannot be written; then the old file is untouched."""
+    folder cannot be written; the old file is then unchanged."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -28,7 +28,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # not of a file that nobody has seen
+        error.filename, error.filename2 = str(path), None  # name the target, not the temporary file
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -42,8 +42,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def make_folder(path: Path, root: Path) -> None:
-    """Make a folder below `root` and those between, so that they are there after a power cut.
-    FileNotFoundError if `root` is not there: a run folder that went away is never made again."""
+    """Make a folder below `root` and those between, durably. FileNotFoundError if `root` does not
+    exist: a run folder that went away is never made again."""
     root.stat()
     missing = [f for f in (path, *path.parents) if f.is_relative_to(root) and not f.exists()]
     for folder in reversed(missing):
@@ -76,8 +76,8 @@ def sync_folder(path: Path) -> None:
 
 
 def digest_file(path: Path) -> tuple[str, int]:
-    """sha256 and bytes of a file; of a folder: sha256 over its sorted lines `name sha256`, and the
-    sum of the bytes. OSError for what is neither, and for a folder inside a folder."""
+    """sha256 and bytes of a file; for a folder, the sha256 over its sorted lines `name sha256`, and
+    the sum of the bytes. OSError for anything else, and for a folder inside a folder."""
     if not path.is_dir():
         return digest_regular(path)
     entries = [(file.name, *digest_regular(file)) for file in sorted(path.iterdir())]
@@ -86,7 +86,7 @@ def digest_file(path: Path) -> tuple[str, int]:
 
 
 def remove(path: Path) -> None:
-    """Delete a media file or folder if it is there."""
+    """Delete a media file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

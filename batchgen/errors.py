@@ -12,7 +12,9 @@ BatchgenError
     MediaError          the row's media file cannot be written
   KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
+  DividedForwardFailed  a rank failed inside a forward that others share
   SickNode              row after row of an attempt failed; it ends and leaves the rest
+  ReplicaFailed         one rank of a replica failed where the others waited for it, or is gone
 Told                    a signal ends this process (no Exception, as KeyboardInterrupt)
 """
 
@@ -31,7 +33,8 @@ class BatchgenError(Exception):
 
 
 class UsageError(BatchgenError):
-    """The user's to mend: the command line prints the message alone and exits with 2."""
+    """An error that the user can correct: the command line prints the message alone and exits with
+    2."""
 
 
 class ConfigError(UsageError):
@@ -51,7 +54,7 @@ class RunStateError(UsageError):
 
 
 class RowError(BatchgenError):
-    """One row cannot be rendered; recorded with class and message, the shard goes on."""
+    """One row cannot be rendered. It is recorded with class and message, and the shard goes on."""
 
 
 class PromptTooLong(RowError):
@@ -67,33 +70,43 @@ class MediaError(RowError):
 
 
 class KeysChanged(BatchgenError):
-    """What a rank would draw with (weights, say) is not what its rows' keys were made of: nothing
-    is drawn, and no row or machine is to blame."""
+    """What a rank would draw with (weights, for example) is not what the row keys were made from.
+    Nothing is drawn, and no row or machine is to blame."""
 
 
 class StorageError(BatchgenError):
     """The journal itself cannot be written (disk full, quota, read-only): the worker stops."""
 
 
+class DividedForwardFailed(BatchgenError):
+    """A rank failed inside a forward that the ranks of its replica share: the others wait for it,
+    so the attempt ends on all of them. Names rank, rows and the collective begun last."""
+
+
 class SickNode(BatchgenError):
-    """Row after row of an attempt failed, none for a reason of its own: the machine is to blame,
-    and the rest is left for others."""
+    """Row after row of an attempt failed, none by a fault of its own: the machine is to blame, and
+    the rest is left to other ranks."""
+
+
+class ReplicaFailed(BatchgenError):
+    """A rank of a replica raised inside a forward that all its ranks share, died or fell silent:
+    the attempt ends on all of them. Says which rank, which rows and in which collective."""
 
 
 class Told(KeyboardInterrupt):
-    """A signal told this process to end. `going_on`: what of its work goes on, and how to follow
-    it; empty where nothing does."""
+    """A signal told this process to end. `going_on` says what work goes on and how to follow it;
+    empty if none does."""
 
     def __init__(self, name: str, going_on: str = "") -> None:
         super().__init__(name)
         self.name, self.going_on = name, going_on
 
 
-FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # the same again however often it is tried
+FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # another try would fail in the same way
 
 
 def reason_of(error: OSError) -> str:
-    """`path: reason` of an error of the system; the reason alone where it names no path."""
+    """`path: reason` of a system error; the reason alone if it names no path."""
     names = [n for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
     reason = plain_reason(error)
     if not names:
@@ -103,22 +116,22 @@ def reason_of(error: OSError) -> str:
 
 
 def plain_reason(error: OSError) -> str:
-    """Why, without the path."""
+    """The reason without the path."""
     reason = error.strerror or str(error)
-    within = re.search(r"\[errno (\d+)\]", reason)  # pyarrow's, in a sentence of its own
+    within = re.search(r"\[errno (\d+)\]", reason)  # pyarrow puts the number inside a sentence
     return os.strerror(int(within[1])) if within else reason
 
 
 def _shown(path: str) -> str:
-    """A path that is too long for the system is too long to be read too."""
+    """The path, shortened: a path too long for the system is also too long to read."""
     return path if len(path) < 300 else f"{path[:100]} ... {path[-100:]}"
 
 
 @contextmanager
 def naming(paths: Mapping[str, str | os.PathLike[str] | None], written: str = "") -> Iterator[None]:
-    """An error of the system about one of `paths` (name of an option or a key -> path), or about
-    something in it, becomes a UsageError that says which of them it is. One without a path, as a
-    full disk gives, is about `written`."""
+    """Turns a system error about one of `paths` (name of an option or key -> path), or about
+    something below it, into a UsageError that names it. An error without a path, as from a full
+    disk, is about `written`."""
     try:
         yield
     except OSError as error:
@@ -127,14 +140,14 @@ def naming(paths: Mapping[str, str | os.PathLike[str] | None], written: str = ""
             named = str(path) in str(error) or _draft_of(Path(path)) in str(error)
             if named or (name == written and error.filename is None):
                 reason = reason_of(error)
-                if not error.filename or str(path) not in str(error):  # pyarrow's; of its draft
+                if not error.filename or str(path) not in str(error):  # pyarrow's; of a draft
                     reason = f"{_shown(str(path))}: {obstacle(Path(path)) or plain_reason(error)}"
                 raise UsageError(f"{name}: {reason}") from error
         raise
 
 
 def _draft_of(path: Path) -> str:
-    """How the name begins under which a file is written before it is renamed to `path`."""
+    """Beginning of the names under which a file is written before it is renamed to `path`."""
     return str(path.parent / f".{path.name}.")
 
 
@@ -143,8 +156,8 @@ def _longest(named: tuple[str, object]) -> int:
 
 
 def obstacle(path: Path) -> str:
-    """What stands where `path` needs a folder: a link that leads nowhere, or a file; empty if
-    neither does."""
+    """What is in the place of a folder that `path` needs: a dangling link, or a file; empty if
+    nothing is."""
     for each in (path, *path.parents):
         with suppress(OSError):
             if each.is_symlink() and not each.exists():

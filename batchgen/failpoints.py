@@ -1,10 +1,11 @@
 """Named crash points for the durability tests.
 
-`BATCHGEN_FAILPOINT="name:n:action,..."` acts at the n-th pass of the point `name` (1-based; n may
-be `*`): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
-ENOSPC, `stop` sends SIGSTOP, `sleep52` is deaf for 52 s, `hog` takes memory until somebody kills
-this process. Beside the steps of a commit there are `row.<row_id>` and `host.<host>`, where a row
-begins. Without the variable a point costs one dictionary look-up.
+`BATCHGEN_FAILPOINT="name:n:action,..."` acts at the n-th pass of the point `name` (1-based; `*` =
+every pass): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
+ENOSPC, `stop` sends SIGSTOP, `sleep52` sleeps 52 s whatever signals come, `hog` takes memory until
+this process is killed. Beside the steps of a commit there are `row.<row_id>` and `host.<host>`,
+where a row begins; of rank N of a replica `meet.N`, `forward.N`, `collective.N` and `report.N`
+(orders are applied). Without the variable a point costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-HOG_MIB = 4096  # at most: a machine that kills nobody shall survive
+HOG_MIB = 4096  # at most, so that a machine that kills no process survives
 _passes: Counter[str] = Counter()
 
 
@@ -30,7 +31,7 @@ def failpoint(name: str) -> None:
 
 
 def is_armed(name: str) -> bool:
-    """Whether the environment asks for anything at this point."""
+    """Whether the environment asks for an action at this point."""
     return any(point == name for point, _, _ in _wanted())
 
 
@@ -59,13 +60,13 @@ def _act(name: str, action: str) -> None:
 
 
 def _sleep(seconds: float) -> None:
-    """Whatever signals come."""
+    """Sleep, whatever signals come."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.5)
 
 
 def _hog() -> None:
-    """Take memory, written to so that it counts; MemoryError when nobody minds."""
+    """Take memory and write to it, so that it counts; MemoryError if the process is not killed."""
     taken = [bytearray(b"x") * (64 << 20) for _ in range(HOG_MIB // 64)]
     raise MemoryError(f"{len(taken)} x 64 MiB were there to take")

@@ -1,4 +1,5 @@
-"""RunPaths: the one place that knows the names inside a run folder; and how a run is called."""
+"""RunPaths: the one place that knows the names inside a run folder; also how a run is named on a
+command line."""
 
 from __future__ import annotations
 
@@ -10,17 +11,17 @@ from pathlib import Path
 from batchgen.errors import UsageError
 from batchgen.records import Attempt
 
-RUNS = "outputs"  # below the current folder, where a run is looked for by its name
+RUNS = "outputs"  # folder below the current one in which runs are found by name
 _JOURNAL_NAME = re.compile(r"(\d+)-r(\d+)-(\d+)\.jsonl")
 _BLOCK_NAME = re.compile(r"(\d+)(?:\.\d+)?")
-BLOCK_TASKS = 500  # whose files share a folder: with eight ranks, two starts of each stay below 10k
-BATCH_FILES = 8000  # scripts of arrays and logs of their elements in one folder
+BLOCK_TASKS = 500  # tasks whose files share a folder: two starts with eight ranks stay below 10k
+BATCH_FILES = 8000  # most scripts and logs of array elements in one folder
 FAN_OUT_ENTRIES = 4096  # aim for at most this many entries in one media folder (limit: 10k)
 
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
-    """Paths of one run; builds names, makes nothing."""
+    """Paths inside one run folder; builds names and makes nothing."""
 
     root: Path
 
@@ -31,7 +32,7 @@ class RunPaths:
 
     @property
     def dump_config(self) -> Path:
-        """Tiers, versions, commit, hardware and digests in one JSON: enough to do it again."""
+        """Tiers, versions, commit, hardware and digests in one JSON: enough to repeat the run."""
         return self.root / "dump_config.json"
 
     @property
@@ -44,7 +45,8 @@ class RunPaths:
 
     @property
     def next_run_json(self) -> Path:
-        """run.json of a replan that is being installed: becomes run.json when its plan is there."""
+        """The new run.json of a replan that is being installed; renamed to run.json once the new
+        plan is in place."""
         return self.root / "run.next.json"
 
     # submissions and their journals
@@ -59,14 +61,14 @@ class RunPaths:
         return self.submission(number) / "intent.json"
 
     def shards(self, number: int) -> Path:
-        """Which rows, cut into which shards: Parquet (row_index, shard, order)."""
+        """The rows of a submission and their shards: Parquet (row_index, shard, order, alone)."""
         return self.submission(number) / "shards.parquet"
 
     def jobs(self, number: int) -> Path:
         return self.submission(number) / "jobs.json"
 
     def cancelled(self, number: int) -> Path:
-        """There while a submission is to end: its ranks look for it at every tick."""
+        """A file that exists once a submission is to end; its ranks look for it at every tick."""
         return self.submission(number) / "cancelled"
 
     def queue_address(self, attempt: Attempt) -> Path:
@@ -74,9 +76,14 @@ class RunPaths:
         name = f"{attempt.task}-r{attempt.restart}.json"
         return self.submission(attempt.submission) / "queues" / block / name
 
+    def team_address(self, attempt: Attempt) -> Path:
+        """Where the leader of a replica says that it listens."""
+        queue = self.queue_address(attempt)
+        return queue.with_name(f"{queue.stem}-{attempt.replica}.json")
+
     def batches(self, number: int, place: int, elements: int) -> Path:
-        """Folder for the script of a submission's array number `place` and what its elements print;
-        `elements`: of the longest array. Small ones share a folder."""
+        """Folder for the script of array number `place` of a submission, and for what its elements
+        print. `elements` is the number of the longest array: small arrays share a folder."""
         together = max(1, BATCH_FILES // (1 + elements))
         return self._slurm(number) / str(place // together)
 
@@ -84,7 +91,8 @@ class RunPaths:
         return self._slurm(number) / "steward"
 
     def printed(self, number: int, name: str = "*") -> list[Path]:
-        """What the jobs of a submission printed, of one job or array element or all."""
+        """Files with what the jobs of a submission printed: of all, or of one job or array
+        element."""
         return sorted(self._slurm(number).glob(f"*/{name}.log"))
 
     def _slurm(self, number: int) -> Path:
@@ -99,12 +107,12 @@ class RunPaths:
         return self.root / f"journal/{_block(attempt)}/{name}"
 
     def fence(self, attempt: Attempt) -> Path:
-        """How many bytes of the earlier journals of its task a restarted attempt accepts."""
+        """The fence of a restarted task: how many bytes of its earlier journals count."""
         name = f"{attempt.task}-r{attempt.restart}.accept.json"
         return self.journals / _block(attempt) / name
 
     def journal_blocks(self, submission: int | None = None) -> list[Path]:
-        """Folders that hold journals and fences, of one submission or all."""
+        """Folders with journals and fences, of one submission or of all."""
         if not self.journals.is_dir():
             return []
         found = [(_BLOCK_NAME.fullmatch(path.name), path) for path in self.journals.iterdir()]
@@ -135,7 +143,7 @@ class RunPaths:
 
     @property
     def orphans(self) -> Path:
-        """Where a repair puts media that no row names."""
+        """Where a repair moves damaged files and media that no row names."""
         return self.root / "orphans"
 
     # what is published
@@ -167,22 +175,23 @@ class RunPaths:
         return self.root / "state"
 
     def row_state(self, row_index: int, total_rows: int) -> Path:
-        """Where a row in flight is kept between two attempts; folders as in `media/`."""
+        """Folder for the state of a row in flight between two attempts; subfolders are as in
+        `media/`."""
         folder = self.state / "rows" / media_fan_out(row_index, total_rows)
         return folder / f"{row_index}.safetensors"
 
 
 def as_typed(run: Path) -> str:
-    """RUN on a command line, for a shell: the name of a run in ./outputs, the path of another."""
+    """A run as typed for RUN, quoted for a shell: its name if it is in ./outputs, else its path."""
     run = run.absolute()
     return shlex.quote(run.name if run.parent == Path(RUNS).absolute() else str(run))
 
 
 def at_home(path: str | Path) -> Path:
-    """`path` with a leading `~` or `~user` as the home folder, which shells leave alone in
-    `key=~/x`. Raises UsageError where there is none."""
+    """`path` with a leading `~` or `~user` replaced by the home folder, which shells do not do in
+    `key=~/x`. UsageError if there is no such home."""
     if not str(path).startswith("~"):
-        return Path(path)  # also ./~, which a Path forgets
+        return Path(path)  # a leading ./~ as well, since a Path drops the ./
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -193,7 +202,7 @@ def at_home(path: str | Path) -> Path:
 
 
 def parse_journal(path: Path) -> Attempt:
-    """The attempt that writes `path`; raises ValueError for any other file."""
+    """The attempt that writes the journal `path`; ValueError for any other file."""
     match, block = _JOURNAL_NAME.fullmatch(path.name), _BLOCK_NAME.fullmatch(path.parent.name)
     if match is None or block is None:
         raise ValueError(f"{path} is not a journal")
@@ -202,19 +211,20 @@ def parse_journal(path: Path) -> Attempt:
 
 
 def parse_counters(path: Path) -> Attempt:
-    """The attempt that writes counters to `path`; raises ValueError for any other file."""
+    """The attempt that writes the counters `path`; ValueError for any other file."""
     return parse_journal(path.with_suffix(".jsonl"))
 
 
 def _block(attempt: Attempt) -> str:
-    """Folder of an attempt's small files: its submission's, cut by tasks where there are many."""
+    """Name of the folder of an attempt's small files: one for each submission and BLOCK_TASKS
+    tasks."""
     block = attempt.task // BLOCK_TASKS
     return f"{attempt.submission:04d}" + (f".{block}" if block else "")
 
 
 def media_fan_out(row_index: int, total_rows: int) -> str:
-    """Folder (relative to `media/` or `state/rows/`) of a row: none for small runs, else two-digit
-    hex levels so that no folder holds more than about FAN_OUT_ENTRIES entries."""
+    """Folder of a row, relative to `media/` or `state/rows/`: none in small runs, else two-digit
+    hex levels, so that no folder has more than about FAN_OUT_ENTRIES entries."""
     folders = -(-total_rows // FAN_OUT_ENTRIES)
     if folders <= 1:
         return ""

@@ -1,10 +1,10 @@
-"""plan.parquet held against the header of its run, and read so that damage never passes for a plan.
+"""plan.parquet: compared with the run's header, and read so that damage never passes for a plan.
 
-Who reads how much: `submit`, `resume`, `retry`, `collect` and `verify` hold every byte against the
-sha256 in run.json before they act (a second or two for the 1 GB of ten million rows). A rank, of
-which there may be thousands, looks at size and plan id; the check sum of every page that it reads
-is verified, and it makes the key of every row anew before the row is drawn (`worker.source`). The
-plan of a run that is older than the digest is held against its plan id alone.
+`submit`, `resume`, `retry`, `collect` and `verify` compare every byte with the sha256 in run.json
+before they act (a second or two for the 1 GB of ten million rows). A rank, of which there may be
+thousands, checks size and plan id, and the check sum of every page that it reads, and computes the
+key of every row again before the row is drawn (`worker.source`). In runs older than the digest only
+the plan id is compared.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from batchgen.regular import digest_regular
 from batchgen.request import REQUEST_FIELDS, Field
 from batchgen.runfile import RunFile, read_header
 
-_BIG = 2**31  # what 32 bits do not hold
+_BIG = 2**31  # more than 32 bits hold
 
 
 def stored_type(field: Field) -> pa.DataType:
-    """How a field lies in a plan."""
+    """Arrow type of a field in a plan."""
     if field.kind == "number":
         return pa.float64()
     if field.kind == "text":
@@ -39,7 +39,7 @@ def stored_type(field: Field) -> pa.DataType:
     return pa.int32() if bounds and bounds.high and bounds.high < _BIG else pa.int64()
 
 
-# All columns of a plan but those that it carries along.
+# All columns of a plan, without the carried ones.
 PLAN_COLUMNS = pa.schema(
     [
         *((field.name, stored_type(field)) for field in REQUEST_FIELDS),
@@ -51,14 +51,14 @@ PLAN_COLUMNS = pa.schema(
     ]
 )
 HEADER = b"batchgen"  # key of the plan's own header in the file's metadata
-# What readers of Parquet, and of JSON in it, raise for bytes that changed.
+# What readers of Parquet, and of JSON in it, raise for changed bytes.
 _DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 @contextmanager
 def reading(path: Path, what: str = "plan") -> Iterator[None]:
-    """Whatever goes wrong while `path` is read is one RunStateError that names it; StorageError if
-    it only cannot be read at this moment."""
+    """Turns any error while `path` is read into a RunStateError that names it, or into StorageError
+    if the file only cannot be read at this moment."""
     try:
         yield
     except FileNotFoundError:
@@ -70,8 +70,8 @@ def reading(path: Path, what: str = "plan") -> Iterator[None]:
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """An open file that verifies the check sums of its pages; call it inside `reading`. It is kept,
-    since a worker asks for a few rows many times; a replaced one is opened anew."""
+    """An open file that verifies the check sums of its pages; call it inside `reading`. Files stay
+    open, since a worker asks for a few rows many times; a replaced file is opened again."""
     stat = path.stat()
     return _opened(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
@@ -82,12 +82,13 @@ def _opened(path: Path, mtime_ns: int, size: int, inode: int) -> pq.ParquetFile:
 
 
 def read_table(path: Path, columns: list[str], filters: list[Any] | None = None) -> pa.Table:
-    """Columns of the rows that `filters` choose; page check sums and `reading` as above."""
+    """Columns of the rows that `filters` select. Verifies check sums; errors are those of
+    `reading`."""
     return pq.read_table(path, columns=columns, filters=filters, page_checksum_verification=True)
 
 
 def plan_header(path: Path) -> dict[str, Any]:
-    """The plan's own header; empty if the file is Parquet but no plan."""
+    """The plan's own header; empty if the Parquet file is no plan."""
     with reading(path):
         metadata = open_parquet(path).metadata.metadata or {}
         header: dict[str, Any] = json.loads(metadata.get(HEADER, b"{}"))
@@ -101,8 +102,8 @@ def plan_schema(path: Path) -> pa.Schema:
 
 
 def check_plan(run: RunPaths, header: RunFile, *, whole: bool = True) -> None:
-    """Raise RunStateError unless plan.parquet is the one that `header` was written for. Not
-    `whole`: by its size and id alone."""
+    """RunStateError unless plan.parquet is the one that `header` was written for. With
+    `whole=False` only size and id are compared."""
     difference = _difference(run.plan, header, whole)
     if not difference:
         return
@@ -114,7 +115,7 @@ def check_plan(run: RunPaths, header: RunFile, *, whole: bool = True) -> None:
 
 
 def is_next_plan(run: RunPaths) -> bool:
-    """Whether a replan was cut off after its plan came and before its run.json did."""
+    """Whether a replan was cut off between installing its plan and its run.json."""
     try:
         new = read_header(run.next_run_json)
         return new is not None and not _difference(run.plan, new, whole=True)

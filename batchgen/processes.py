@@ -1,4 +1,5 @@
-"""Whether a process is still the one we knew: pid, start time and the place where a pid counts."""
+"""Tells whether a process is still the same: pid, start time, and the place where the pid
+counts."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """One process for ever: a pid alone is used again."""
+    """One process, told from all others, since a pid alone is used again."""
 
     host: str
     pid: int
-    place: str  # boot and pid namespace: equal only where `pid` means the same process
+    place: str  # boot and pid namespace: where equal, `pid` means the same process
     start: int  # clock ticks from boot to the start of the process; 0 = unknown
 
     @classmethod
@@ -30,7 +31,7 @@ class ProcessId:
         return cls(host or socket.gethostname(), pid, _place(), _start_ticks(pid))
 
     def alive(self) -> bool | None:
-        """True or False on the machine where it runs; None if that is another one."""
+        """True or False on the machine where it runs; None on another machine."""
         if not self.place or self.place != _place():
             return None
         return self.start != 0 and _start_ticks(self.pid) == self.start
@@ -46,7 +47,8 @@ def children_of(process: ProcessId) -> list[ProcessId]:
 
 
 def wait_until_gone(processes: Sequence[ProcessId], timeout_s: float) -> bool:
-    """Poll until none of this machine's is alive; False when some still are at the end."""
+    """Poll until none of these processes of this machine is alive; False if some are after
+    `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while any(process.alive() for process in processes):
         if time.monotonic() > deadline:
@@ -59,7 +61,7 @@ def _place() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # no /proc: liveness is then judged by the age of the heartbeat
+    except OSError:  # no /proc: the age of the heartbeat then decides
         return ""
 
 

@@ -44,14 +44,19 @@ class Layout:
         return self.nodes * self.ranks_per_node
 
     @property
-    def replica(self) -> int:
-        """Ranks that draw each row together."""
+    def ranks_of_a_replica(self) -> int:
+        """That draw each row together."""
         return self.cfg * self.ulysses * self.ring
 
     @property
-    def replicas_per_node(self) -> int:
-        """That draw the rows of one shard; a replica is within a node."""
-        return max(1, self.ranks_per_node // self.replica)
+    def nodes_together(self) -> int:
+        """Nodes that a replica spans: one job has them all, and as many replicas as fit."""
+        return -(-self.ranks_of_a_replica // self.ranks_per_node)
+
+    @property
+    def replicas_together(self) -> int:
+        """Replicas of one job: they draw the rows of its shard."""
+        return max(1, self.nodes_together * self.ranks_per_node // self.ranks_of_a_replica)
 
     def __str__(self) -> str:
         """Short, for tables: `dp2 resident bf16`."""
@@ -62,8 +67,8 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Seconds of one row by stage. Shares of shared work are amortised: over all rows they add up
-    to the busy time; `queue` is waiting and is not busy time."""
+    """Seconds of one row by stage. Shared work is divided among its rows, so that all rows add up
+    to the busy time; `queue` is waiting, not busy time."""
 
     queue: float = 0.0
     encode: float = 0.0
@@ -79,8 +84,8 @@ class RowStats:
 
     stages: StageSeconds = field(default_factory=StageSeconds)
     steps_total: int = 0  # transformer evaluations over both branches without a cache
-    steps_computed: float = 0.0  # the same, as computed
-    steps_restored: int = 0  # solver steps taken over from an attempt that saved the row
+    steps_computed: float = 0.0  # evaluations really computed; fractions for partial caches
+    steps_restored: int = 0  # solver steps taken by an earlier attempt that saved the row
     step_p50_s: float = 0.0
     step_p95_s: float = 0.0
     batch_size_mean: float = 0.0  # items per forward, mean over the row's forwards
@@ -88,7 +93,7 @@ class RowStats:
     host_rss_gib: float = 0.0  # resident set of the process, the largest so far
     prompt_tokens: int = 0
     prompt_truncated: bool = False
-    negative_prompt_tokens: int = 0  # 0 where guidance is off: it is not read then
+    negative_prompt_tokens: int = 0  # 0 without guidance: the text is then not read
     negative_prompt_truncated: bool = False
     determinism: Determinism = "throughput"
     attention_kernel: str = ""
@@ -97,16 +102,16 @@ class RowStats:
 
 @dataclass(frozen=True, slots=True)
 class RankSeconds:
-    """What the rendering thread of a rank has spent since it began, in seconds. It is at one of
-    these at any moment; decoding and writing run behind it."""
+    """Seconds that the rendering thread of a rank has spent since it began. One of them runs at any
+    moment; decoding and writing run behind."""
 
     load: float = 0.0  # until it could render
-    move: float = 0.0  # components on their way to the device and from it
+    move: float = 0.0  # moving components to the device and back
     encode: float = 0.0
     denoise: float = 0.0
-    idle: float = 0.0  # waiting for rows, for the writer, for other ranks; work followed
-    tail: float = 0.0  # the same after its last work (or since it could render)
-    open: float = 0.0  # part of encode and denoise: on rows that no line has closed yet
+    idle: float = 0.0  # waiting for rows, the writer or other ranks, before further work
+    tail: float = 0.0  # waiting after the last work (or since it could render)
+    open: float = 0.0  # part of encode and denoise: on rows without a closing line
 
     @property
     def busy(self) -> float:
@@ -119,38 +124,41 @@ class RankSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCounters:
-    """What an engine counts while it renders. The last line of a journal and the catalog have these
-    fields because they stand here."""
+    """What an engine counts while it renders. The end line of a journal and the catalog take their
+    fields from this class."""
 
     forwards: int = 0
     items: int = 0  # branches of rows over all forwards
     unique_texts_encoded: int = 0
     text_encoder_calls: int = 0
     component_moves: int = 0  # onto the device
-    expert_swaps: int = 0  # of them: one expert in the place of another, between two steps
+    expert_swaps: int = 0  # those that replaced one expert by another between two steps
     device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing
     windows: int = 0
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     peak_mem_gib: float | None = None  # of the device; None on a CPU
     host_rss_gib: float = 0.0
-    self_test: str = ""  # passed, failed, not needed
+    self_test: str = ""  # packs keep bits: passed, failed, not needed
+    split_test: str = ""  # and so do forwards over several ranks
 
 
 def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
-    """Of several renders by one engine: sums, but for the highest peaks and the first self-test."""
+    """Counters of several renders by one engine: sums, but the highest peaks and the first
+    self-tests."""
     parts = list(runs)
     if not parts:
         return EngineCounters()
     sums = {
         spec.name: sum(getattr(part, spec.name) for part in parts)
         for spec in fields(EngineCounters)
-        if spec.name not in ("peak_mem_gib", "host_rss_gib", "self_test")
+        if spec.name not in ("peak_mem_gib", "host_rss_gib", "self_test", "split_test")
     }
     return EngineCounters(
         **sums,
         peak_mem_gib=max((p.peak_mem_gib for p in parts if p.peak_mem_gib), default=None),
         host_rss_gib=max(part.host_rss_gib for part in parts),
         self_test=parts[0].self_test,
+        split_test=parts[0].split_test,
     )
 
 
@@ -191,7 +199,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """The end of a row in one attempt: the one journal line that publishes or fails it."""
+    """The end of a row in one attempt: the journal line that publishes or fails it."""
 
     row_index: int
     row_id: str
@@ -213,7 +221,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Where this process stands among the processes of its task."""
+    """This process's place among the processes of its task."""
 
     rank: int
     world_size: int
@@ -222,5 +230,5 @@ class RankInfo:
     restart: int
     host: str
     job_id: str = ""
-    address: str = "127.0.0.1"  # where the ranks of this task reach rank 0, if this is rank 0
+    address: str = "127.0.0.1"  # of rank 0: where the other ranks of the task reach it
     ends: float | None = None  # unix seconds of the task's wall-time limit; None = unknown

@@ -1,5 +1,5 @@
-"""Reading files of a run folder, and nothing else that may have their names: whoever opens a pipe
-or a device waits for ever."""
+"""Reads files of a run folder, and refuses pipes and devices that have their names: opening one
+could wait for ever."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class NotRegular(OSError):
 
 
 class Damaged(RunStateError):
-    """A file of a run that is not as it was written."""
+    """A file of a run is not as it was written."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading. NotRegular for anything but a regular file, other OSErrors as
+    """Open a file for reading. NotRegular if it is not a regular file; other OSErrors as from
     `open`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -42,7 +42,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def digest_regular(path: Path) -> tuple[str, int]:
-    """sha256 (hex) and bytes of a regular file; OSError as `open_regular`."""
+    """sha256 (hex) and bytes of a regular file; OSError as from `open_regular`."""
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256")
         return digest.hexdigest(), file.tell()
@@ -68,5 +68,5 @@ def read_control(path: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path, reason: str) -> Damaged:
-    """The error for a file that does not say what it should."""
+    """The error for a file whose content is wrong."""
     return Damaged(f"{path} is damaged: {reason}")

@@ -1,4 +1,4 @@
-"""run.json: what a run is, written by rename when it is made or replanned."""
+"""run.json: what a run is. Written by rename when the run is made or planned again."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFile:
-    """Header of a run folder. `config` is the resolved configuration as Hydra composed it and
-    `key_context` what enters every row key beside the request, both as plain JSON."""
+    """Header of a run folder. `config` is the resolved configuration as Hydra composed it, and
+    `key_context` is what enters every row key beside the request; both are plain JSON."""
 
     schema: int = SCHEMA
     name: str
     tag: str
     created: float  # unix seconds
     rows: int  # of the manifest
-    unique_rows: int  # rendered; the others are aliases with an equal key
+    unique_rows: int  # rows that are rendered; the others are aliases with an equal key
     plan_id: str  # sha256 of the plan file's row keys
-    plan_sha256: str = ""  # of the whole file; empty in runs that are older than it
+    plan_sha256: str = ""  # of the whole plan file; empty in older runs
     plan_bytes: int = 0
     manifest: str
     manifest_digest: str
@@ -42,7 +42,7 @@ class RunFile:
 
 
 def read_run(run: RunPaths) -> RunFile:
-    """The header of `run`; raises RunStateError when there is none or it is of another schema."""
+    """The header of `run`; RunStateError if there is none or it has another schema."""
     header = read_header(run.run_json)
     if header is None:
         raise RunStateError(f"{run.root} is not a run folder: it has no run.json")
@@ -50,8 +50,8 @@ def read_run(run: RunPaths) -> RunFile:
 
 
 def read_header(path: Path) -> RunFile | None:
-    """The header in a file, if there is one. Keys of later versions are ignored; RunStateError if
-    one is missing or of another kind."""
+    """The header in a file; None if there is no file. Keys of later versions are ignored;
+    RunStateError if a key is missing or of another kind."""
     fields = read_control(path)
     if fields is None:
         return None

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ranks import Ranks
 
 _SIGNALS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
@@ -54,3 +59,13 @@ def odd_token_folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory)
     from tiny_models import save_tiny
 
     return save_tiny(tmp_path_factory.mktemp("odd-tokens"))
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Up to four processes that are the ranks of a replica."""
+    from ranks import Ranks
+
+    found = Ranks(tmp_path_factory.mktemp("ranks"), most=4)
+    yield found
+    found.close()

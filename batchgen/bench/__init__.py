@@ -1,6 +1,6 @@
-"""Measurements of batchgen itself: one module or folder here is one bench, found by its name.
+"""Measurements of batchgen itself: each module or folder here is one bench, found by its name.
 
-A bench imports what is heavy inside `run`, since `--help` loads all of them.
+A bench imports heavy packages inside `run`, since `--help` loads all benches.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Protocol, cast
 
 
 class Bench(Protocol):
-    """What a bench module has."""
+    """What each bench module has."""
 
     SUMMARY: str
     DESCRIPTION: str
     EPILOG: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Put the bench's options on the command line."""
+        """Add the bench's options to the command line."""
 
     def run(self, args: argparse.Namespace) -> dict[str, object]:
-        """Measure and print; what `--json` prints of it."""
+        """Measure and print; returns what `--json` prints."""
 
 
 def bench_names() -> list[str]:
-    """All benches, in order of their names."""
+    """Names of all benches, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def bench_named(name: str) -> Bench:
-    """One of `bench_names`."""
+    """The bench of that name."""
     return cast(Bench, importlib.import_module(f"{__name__}.{name}"))

@@ -1,25 +1,24 @@
-"""runs.parquet: where the device time of each attempt went.
+"""runs.parquet: where the device time of each attempt went, in seconds.
 
 wall = load + compile + warmup + other + move + busy + idle + tail
-load     until it could render; of an attempt that did not get so far, as long as it tried
-other    further phases that the attempt wrote down, by whatever name
-move     components on their way to the device and from it (one at a time in mode `model`)
+load     until the attempt could render, or until it ended if it never could
+other    further phases that the attempt wrote down, whatever their names
+move     moving components to the device and back (one at a time in mode `model`)
 busy     the rendering thread encoded or denoised; decoding and writing run behind it and have
          columns of their own; busy = useful + retried + saved + lost
-idle     it waited: for rows, for its writer, for other ranks (to join the shard's queue, while one
-         of them renders a suspect)
-tail     the same after its last work, up to the end; all of it in a rank that had no row
-useful   its share in the commits that won; of a row that an earlier attempt had saved, this
-         attempt's part
-retried  its share in tries that failed, and in commits that did not win: failed ones, ones
-         another attempt overruled or that came after the attempt was fenced off (fenced: the
-         latter alone)
-saved    its share in rows that were kept as they stood for another attempt to go on with
-lost     its share in rows that were dropped in flight: what it had spent, at its last sign, on rows
-         that no line of it has closed
-The attempt measures them by one clock (`engine.clock`) and writes them into its lines and counters.
-Of an attempt that was killed the last of these signs counts, and the wall time ends there too: what
-it did after that is not known. The wall time is by the time of day in the first and the last sign.
+idle     waiting: for rows, for the writer, or for other ranks (until they join the shard's queue,
+         or while one of them renders a suspect)
+tail     idle time after the last work; all idle time of a rank that had no row
+useful   part of busy in commits that won; of a row that an earlier attempt had saved, only what
+         this attempt spent on it
+retried  part of busy in tries that failed and in commits that did not win: failed ones, and ones
+         that were overruled or came after the attempt was fenced off (fenced: the latter alone)
+saved    part of busy in rows that were saved in flight for another attempt
+lost     part of busy in rows that were dropped in flight: those without a closing line
+The attempt measures all of them by one clock (`engine.clock`) and writes them into its lines and
+counters. For a killed attempt the last line or counters file counts, and the wall time ends there,
+since nobody knows what it did later. The wall time is taken from the time of day of the first and
+the last of these.
 """
 
 from __future__ import annotations
@@ -50,7 +49,8 @@ BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
 
 
 class Spent:
-    """Seconds of every commit line: added as the catalog is made, so that lines are parsed once."""
+    """Seconds of every commit line. They are added while the catalog is made, so that each line is
+    parsed only once."""
 
     def __init__(self, index: CommitIndex) -> None:
         self._index = index
@@ -58,12 +58,12 @@ class Spent:
         self.write_s = np.zeros(len(index.row_index))
 
     def add(self, lines: np.ndarray, commits: pa.Table) -> None:
-        """Commits at places `lines` of the index, as parsed by `table.parse_commits`."""
+        """Add the commits at places `lines` of the index, as parsed by `parse_commits`."""
         self.busy_s[lines] = sum(_seconds(commits, stage) for stage in _BUSY)
         self.write_s[lines] = _seconds(commits, "write")
 
     def add_rest(self) -> None:
-        """Parse the commits that did not win."""
+        """Parse and add the commits that did not win."""
         rest = np.flatnonzero(np.isnan(self.busy_s))
         for begin in range(0, len(rest), _CHUNK):
             lines = rest[begin : begin + _CHUNK]
@@ -71,7 +71,8 @@ class Spent:
 
 
 def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) -> pa.Table:
-    """One row an attempt, in schema `RUNS`; `spent` holds the winning commits at least."""
+    """One row for each attempt, in schema `RUNS`; `spent` must hold at least the winning
+    commits."""
     won = np.zeros(len(found.index.row_index), bool)
     won[found.line[found.line >= 0]] = True
     won &= found.index.status == STATUS_CODES["ok"]
@@ -83,7 +84,7 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         submission = facts.journal.attempt.submission
         if submission not in intents:
             intents[submission] = read_intent(run, submission)
-        lines = slice(int(bounds[number]), int(bounds[number + 1]))  # a journal's lines adjoin
+        lines = slice(int(bounds[number]), int(bounds[number + 1]))  # its lines are adjacent
         counters = read_counters(run.counters(facts.journal.attempt))
         row = _identity(run, facts) | _work(facts, counters)
         row |= _rows_and_seconds(found.index, facts, lines, won, spent)
@@ -93,13 +94,13 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
 
 
 def load_seconds(index: CommitIndex) -> list[float]:
-    """Of each attempt that loaded its model."""
+    """Seconds to load the model, of each attempt that did so."""
     found = ([p.seconds for p in facts.phases if p.name == "load"] for facts in index.journals)
     return [sum(seconds) for seconds in found if seconds]
 
 
 def _clock(facts: JournalFacts, counters: Counters | None) -> dict[str, float]:
-    """What the attempt measured, by its last line or, without one, by its last sign."""
+    """What the attempt measured, by its end line or, without one, by its last line or counters."""
     if facts.end is not None:
         return {name: getattr(facts.end, name) for name in _CLOCK}
     spent = facts.spent or RankSeconds()
@@ -140,7 +141,7 @@ def _identity(run: RunPaths, facts: JournalFacts) -> dict[str, Any]:
 
 
 def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
-    """Wall time, phases and what the last line (or sign) says."""
+    """Wall time, phases, and what the end line (or the last line or counters) says."""
     end, header = facts.end, facts.header
     began = header.t if header else facts.first_start_t
     ended = end.t if end else _last_sign(facts, counters)
@@ -182,7 +183,7 @@ def _rows_and_seconds(
 
 
 def _configuration(intent: Intent | None, header: RunFile) -> dict[str, Any]:
-    """What the attempt's submission ran under; the run's own where that was not recorded."""
+    """Of the attempt's submission, or of the run if that was not recorded."""
     if intent is not None and intent.config:
         return {"config": json.dumps(intent.config), "overrides": json.dumps(intent.overrides)}
     return {"config": json.dumps(header.config), "overrides": json.dumps(header.overrides)}

@@ -1,4 +1,4 @@
-"""What `verify` can find, and the collected catalog held against the journals."""
+"""What `verify` can find, and the comparison of the collected catalog with the journals."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ _COLUMNS = ["row_id", "status", "media_path", "media_sha256"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One thing that is wrong."""
 
     kind: Kind
     path: str  # relative to the run folder
     detail: str
-    row_index: int = -1  # -1: of no single row
+    row_index: int = -1  # -1: about no single row
     row_id: str = ""
 
 
 class Collected:
-    """The parts of `catalog/rows`, read along with the rows they should hold."""
+    """The parts of `catalog/rows`, read in step with the rows that they should hold."""
 
     def __init__(self, run: RunPaths, gone: Collection[int] = ()) -> None:
-        """`gone`: row_index of rows whose lines were lost since (`losses.rows_gone`)."""
+        """`gone`: row_index of rows whose lines were lost after the collect
+        (`losses.rows_gone`)."""
         self._run, self._gone = run, gone
         self._folder = run.catalog_rows.relative_to(run.root).as_posix()
-        self._rows: pa.Table | None = None  # read and not yet compared
+        self._rows: pa.Table | None = None  # read but not yet compared
         self._broken = False
         self._parts: list[Path] = []
-        self.first: list[Finding] = []  # what is wrong before any row is looked at
+        self.first: list[Finding] = []  # findings made before any row is compared
         try:
             self._parts = parts_of(run.catalog_rows)
             if len({_collect_of(part) for part in self._parts}) > 1:
@@ -59,7 +60,8 @@ class Collected:
         return Finding("catalog", self._folder, detail)
 
     def compare(self, expected: pa.Table) -> list[Finding]:
-        """Differences from the next rows as the journals have them; none without a catalog."""
+        """Differences of the next rows from the rows that the journals give; none without a
+        catalog."""
         if not self._parts or self._broken:
             return []
         try:
@@ -74,7 +76,7 @@ class Collected:
         return [] if rows.equals(wanted) else list(self._differences(rows, wanted, expected))
 
     def rest(self) -> list[Finding]:
-        """What is left after the last row of the plan."""
+        """Findings after the last row of the plan."""
         if not self._parts or self._broken:
             return []
         try:
@@ -117,6 +119,6 @@ class Collected:
 
 
 def _collect_of(part: Path) -> bytes:
-    """Which collect a part is of."""
+    """Number of the collect that wrote a part."""
     number: bytes = (pq.read_schema(part).metadata or {}).get(COLLECT_KEY, b"")
     return number

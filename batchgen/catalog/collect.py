@@ -1,18 +1,18 @@
 """Collect a run: plan + journals -> `catalog/rows/`, `catalog/runs.parquet`, `time_stats.csv`.
 
-Works at any time and from any state: what is not finished is `pending`. The plan is streamed, so
+A run can be collected at any time: what is not finished is `pending`. The plan is streamed, so
 memory does not grow with the rows.
 
-How a reader never meets a torn catalog: part k always holds the same rows of the plan (PART_ROWS
-of them), so a run has the same file names at every collect. All parts are written and synced in a
-hidden folder first. The first time that folder is renamed to `catalog/rows`; later each part is
-renamed over its predecessor. A reader sees every row exactly once at any moment; one who lists and
-opens several parts across those few renames may get some parts of the collect before. Parts carry
-the number of their collect, and `open_runs` reads again when they differ. (Swapping folders would
-not be better: whoever listed the old one would open files of the new one, or none.)
+A reader never meets a torn catalog. Part k always holds the same PART_ROWS rows of the plan, so
+every collect writes the same file names. All parts are first written and synced in a hidden folder.
+The first collect renames that folder to `catalog/rows`; a later one renames each part over its
+predecessor. So a reader sees every row exactly once, but one that opens several parts during those
+renames may get some of the earlier collect. Parts carry the number of their collect, and
+`open_runs` reads again when these differ. (Swapping folders would be no better: who had listed the
+old one would open files of the new one, or none.)
 
-One collect publishes at a time (`turns`), and only if the ledger as it read it is not behind what
-stands and the plan is still the one that it read; else it starts again.
+One collect publishes at a time (`turns`), and only if the plan has not changed and the published
+catalog is not newer; else it starts again.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from batchgen.runfile import RunFile
 
 PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
-TRIES = 20  # each follows on a replan, or on a newer catalog, that came meanwhile
-TURNS = ".turns"  # beside the parts
+TRIES = 20  # a collect starts again after a replan, or when a newer catalog was published
+TURNS = ".turns"  # folder beside the parts
 _REPEATED = (
     *(n for n, field in FIELDS.items() if field.kind == "text" and n not in ("row_id", "row_key")),
     *("status", "attempt", "host", "device", "plan_id"),
@@ -64,21 +64,21 @@ _REPEATED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogSummary:
-    """What a collect found; counts are manifest rows."""
+    """What a collect found, counted in manifest rows."""
 
-    path: Path  # the folder of parts
+    path: Path  # folder of the parts
     rows: int
     ok: int
     failed: int
     quarantined: int
     pending: int
-    wasted: int  # commits that were refused because their attempt had been fenced off
+    wasted: int  # commits behind a fence
     parts: int
     seconds: float
 
 
 class _Outdated(Exception):
-    """The run went on, or another collect did, since this one began to read."""
+    """Since this collect began to read, the plan was replaced or a newer catalog was published."""
 
 
 @dataclass(slots=True)
@@ -88,18 +88,19 @@ class _Totals:
     timers: Timers = field(default_factory=Timers)
 
     def add(self, table: pa.Table) -> None:
-        """Catalog rows."""
+        """Add rows of the catalog."""
         for entry in pc.value_counts(table["status"].combine_chunks()).to_pylist():
             self.status[entry["values"]] += entry["counts"]
         self.timers.add(table)
 
 
 def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> CatalogSummary:
-    """Write the catalog of a run. `progress` gets the number of rows of each piece written.
+    """Write the catalog of a run; `progress` is called with the number of rows of each piece
+    written.
 
-    RunStateError if the plan is not the run's, or if the ledger has lost some of what the catalog
-    that stands was made from; StorageError if the folder cannot be written (the catalog before
-    stays as it was).
+    RunStateError if the plan is not the run's, or if the ledger has lost something that the
+    published catalog was made from; StorageError if the folder cannot be written (the published
+    catalog then stays as it was).
     """
     for _ in range(TRIES):
         with suppress(_Outdated, Overtaken):
@@ -110,7 +111,7 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
 
 def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSummary:
     began = time.perf_counter()
-    source = RunSource.of(run)  # before the journals, which may go on growing
+    source = RunSource.of(run)  # taken before the journals, which may go on growing
     header = source.header
     _check_plan(run, source)
     found = winners(run)
@@ -152,7 +153,7 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
 
 
 def snapshot_table(run: RunPaths) -> pa.Table:
-    """The catalog as it would be collected now, in memory: for a look at a run in progress."""
+    """The catalog as a collect would write it now, in memory."""
     for _ in range(TRIES):
         with suppress(_Outdated):
             source = RunSource.of(run)
@@ -170,7 +171,7 @@ def snapshot_table(run: RunPaths) -> pa.Table:
 
 
 def _check_plan(run: RunPaths, source: RunSource) -> None:
-    """RunStateError if the plan is damaged; _Outdated if a new one has come meanwhile."""
+    """RunStateError if the plan is damaged; _Outdated if it has been replaced."""
     try:
         check_plan(run, source.header)
     except RunStateError as error:
@@ -235,22 +236,23 @@ def _part_writer(folder: Path, number: int, schema: pa.Schema) -> pq.ParquetWrit
 
 
 def _sync_journals(found: Winners) -> None:
-    """What the catalog says that it was made from must not be lost to a power cut. Ranks sync some
-    lines only; an intent has synced the journals before it, and the last line of one does."""
+    """Sync the journals, so that what the catalog was made from survives a power cut. Only some
+    lines were synced by their ranks; earlier journals were synced by the intent, ended ones by
+    their last line."""
     for facts in found.index.journals:
         if facts.journal.limit is None and facts.end is None:
             sync(facts.journal.path)
 
 
 def _refuse_older(run: RunPaths, source: RunSource) -> None:
-    """_Outdated if the plan is another one by now, or if what stands was made from more."""
+    """_Outdated if the plan was replaced, or if the published catalog was made from more."""
     if not source.is_current(run) or source.extent.is_before(collected(run)):
         raise _Outdated
 
 
 def _wait_for_all(run: RunPaths) -> None:
-    """Until all that the published catalog was made from is there: another machine may have written
-    it, and this one does not see it yet. RunStateError if it does not come."""
+    """Wait until this machine sees all that the published catalog was made from, since another may
+    just have written it. RunStateError if it does not appear."""
     deadline = time.monotonic() + may_come_s(run)
     while (now := Extent.of(run)).is_before(stands := collected(run)):
         if time.monotonic() > deadline:
@@ -277,21 +279,21 @@ def _publish(temporary: Path, target: Path, turn: Turn) -> None:
             _clear(target / name)
             (temporary / name).replace(target / name)
         for old in target.glob("part-*.parquet"):
-            if old.name not in names:  # of a version that cut the plan into more parts
+            if old.name not in names:  # from a version that cut the plan into more parts
                 old.unlink()
         sync_folder(target)
     sync_folder(target.parent)
 
 
 def _clear(*files: Path) -> None:
-    """Folders where files are to come: no rename replaces one."""
+    """Move away folders where files are to be written: no rename replaces a folder."""
     for path in files:
         if path.is_dir() and not path.is_symlink():
             _set_aside(path, "file")
 
 
 def _set_aside(path: Path, wanted: str) -> None:
-    """What stands in the way is not ours to delete."""
+    """What is in the place of a file is not ours to delete."""
     path.rename(path.with_name(f"{path.name}.not-a-{wanted}-{uuid.uuid4().hex[:8]}"))
 
 

@@ -1,8 +1,8 @@
-"""The catalog's columns: one explicit schema, so that every part of every run reads alike.
+"""The catalog's columns: one explicit schema, so that every part of every run has the same types.
 
-Numbers of record are never null (a null int64 would read as float64 in pandas and lose large
-seeds): rows without a commit hold 0, 0.0 or "", and `status` says so. Strings of record are never
-null either; what a row did not say (`tags`) or does not have (`alias_of`) is.
+Numbers are not null, except where the column says so: pandas would read an int64 with nulls as
+float64 and lose large seeds. Rows without a commit hold 0, 0.0 or "", and `status` says so. Strings
+are not null either, except what a row left out (`tags`) or does not have (`alias_of`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def _of_request(name: str) -> pa.Field:
     return pa.field(name, TEXT if pa.types.is_string(kind) else kind, nullable=nullable)
 
 
-# of the plan, as resolved before anything was rendered
+# from the plan, as resolved before rendering
 REQUEST = [
     _of_request(name)
     for name in dict.fromkeys([*PLAN_COLUMNS.names, *FIELDS])
     if name not in FIELDS or FIELDS[name].column.catalog
 ]
-# what became of it
+# from the row's commit line
 OUTCOME = [
     *columns(TEXT, "status"),
     *columns(TEXT, "media_path media_sha256"),
@@ -47,7 +47,7 @@ OUTCOME = [
     *columns(pa.float64(), "step_p50_s step_p95_s"),
     *columns(pa.int32(), "steps_total"),
     *columns(pa.float64(), "steps_computed batch_size_mean"),
-    *columns(pa.float64(), "peak_mem_gib", nullable=True),  # of the device; null on a CPU
+    *columns(pa.float64(), "peak_mem_gib", nullable=True),  # memory of the device; null on a CPU
     *columns(pa.float64(), "host_rss_gib"),
     *columns(pa.int32(), "steps_restored prompt_tokens"),
     *columns(pa.bool_(), "prompt_truncated"),
@@ -67,7 +67,7 @@ COMMIT_PATHS = {
     **{f"{name}_s": f"stats.stages.{name}" for name in STAGES},
     **{field.name: f"stats.{field.name}" for field in STATS[1:]},
 }
-# device time was spent once, on the row that was rendered: an alias shows none of it
+# device time was spent once, on the rendered row, so an alias has 0
 ALIAS_ZERO = tuple(f"{name}_s" for name in (*STAGES, "latency"))
 
 LAYOUT_PREFIX = "layout_"
@@ -109,7 +109,7 @@ RUNS = pa.schema(
 
 
 def default_of(kind: pa.DataType) -> object:
-    """The value of record where there is nothing to record."""
+    """The value of a column that is never null, where there is nothing to record."""
     if pa.types.is_large_string(kind):
         return ""
     if pa.types.is_boolean(kind):

@@ -24,9 +24,9 @@ _TRIES = 20
 
 
 def open_runs(*runs: str | Path) -> pd.DataFrame:
-    """The catalogs of one or many run folders, one below the other, with a column `run` (the
-    folder's name). A run whose ledger holds more than was collected is shown as it stands
-    (`snapshot`). RunStateError for a folder that is no run."""
+    """The catalogs of one or many run folders in one frame, with a column `run` (the folder's
+    name). If the ledger of a run holds more than its catalog, `snapshot` is used. RunStateError if
+    a folder is no run."""
     import pandas as pd
 
     if not runs:
@@ -40,17 +40,20 @@ def open_runs(*runs: str | Path) -> pd.DataFrame:
 
 
 def snapshot(run: str | Path) -> pd.DataFrame:
-    """What the catalog would say now, of a run in progress too: plan and journals, never a torn
-    row. RunStateError if there is no plan."""
+    """What the catalog would say now, also of a run in progress, made from plan and journals.
+    RunStateError if there is no plan."""
     frame: pd.DataFrame = snapshot_table(RunPaths(at_home(run))).to_pandas()
     return frame
 
 
 def throughput_by_bucket(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per width, height, num_frames and num_steps: rendered rows, what they took of a device
-    (`device_s`: their shares of encoding, denoising and decoding), and rows per hour and frames per
-    second of that. Loading, waiting and lost work are not in it, so a run as a whole is slower;
-    what was decoded behind the steps of other rows is, so it may be faster too."""
+    """Rows, device seconds, rows per hour and frames per second by width, height, num_frames and
+    num_steps.
+
+    `device_s` adds up the shares of encoding, denoising and decoding of rendered rows, and the
+    rates are per device second. A whole run may be slower, since loading, waiting and lost work are
+    left out, or faster, since decoding runs behind the steps of other rows.
+    """
     own = _rendered(frame)
     own = own.assign(device_s=own[["encode_s", "denoise_s", "decode_s"]].sum(axis=1))
     keys = ["width", "height", "num_frames", "num_steps"]
@@ -61,12 +64,12 @@ def throughput_by_bucket(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def waste(run: str | Path) -> pd.Series:
-    """Busy seconds of a run (replica seconds) that no result came of: `lost` with rows that a death
-    or a drain cut off, `retried` on failures and on what was rendered twice or too late (`fenced`
-    alone: by attempts whose task another had taken over; part of `retried`), `total` of lost and
-    retried, and `share`, the total over all busy seconds (0 if there are none).
+    """Busy seconds of a run (replica seconds) that gave no result.
 
-    From `catalog/runs.parquet`; RunStateError if the run was not collected yet.
+    `lost` went to rows cut off by a death or a drain; `retried` to failures and to rows that were
+    rendered twice or too late; `fenced` is the part of `retried` spent by attempts that had been
+    fenced off; `total` = lost + retried; `share` = total over all busy seconds (0 if there are
+    none). Read from `catalog/runs.parquet`; RunStateError if the run was not collected yet.
     """
     import pandas as pd
 
@@ -88,7 +91,7 @@ def waste(run: str | Path) -> pd.Series:
 
 
 def failures(frame: pd.DataFrame) -> pd.DataFrame:
-    """Rows that failed or were quarantined, with their errors; the most frequent error first."""
+    """Rows that failed or were quarantined, with their errors, the most frequent error first."""
     bad = frame[frame["status"].isin(["failed", "quarantined"])]
     count = bad.groupby("error_type")["row_id"].transform("size")
     columns = [c for c in ("run", "row_id", "status", "attempt", "host") if c in bad.columns]
@@ -98,8 +101,8 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def stage_shares(frame: pd.DataFrame) -> pd.Series:
-    """Share of each stage in the seconds of all rendered rows; adds up to 1 (0 if there are none).
-    Device-to-host copies and writing run behind the device's work."""
+    """Share of each stage in the seconds of all rendered rows; they add up to 1 (or are 0 if there
+    are no rows). Device-to-host copies and writing run behind the device's work."""
     seconds = _rendered(frame)[list(STAGES)].sum()
     total = float(seconds.sum())
     return seconds / total if total > 0 else seconds
@@ -110,7 +113,7 @@ def _rendered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _catalog_of(run: RunPaths) -> pa.Table:
-    """All parts of one collect; read again if a collect publishes in between."""
+    """All parts of one collect; reads again if another collect is published in between."""
     folder = run.catalog_rows
     for _ in range(_TRIES):
         parts = parts_of(folder)

@@ -29,12 +29,12 @@ from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
 from batchgen.records import Attempt, Commit
 
-QUARANTINED = "KilledItsProcess"  # error_type of such a row
+QUARANTINED = "KilledItsProcess"  # error_type of a quarantined row
 
 
 def void_rows(run: RunPaths, damaged: Sequence[tuple[int, str, str]]) -> int:
-    """Take back all commits of some rows: (row_index, path of the media, reason). Returns the
-    number of the submission that says so. RunStateError if another one begins at this moment."""
+    """Take back all commits of the rows in `damaged`: (row_index, path of the media, reason).
+    Returns the number of the new submission. RunStateError if another one begins at this moment."""
     rows = np.array(sorted({row for row, _, _ in damaged}), np.int64)
     chosen = SubmissionRows(rows, np.zeros(len(rows), np.int32), np.arange(len(rows)))
     number = begin_submission(run, chosen, _info(run, "repair"))
@@ -47,12 +47,12 @@ def void_rows(run: RunPaths, damaged: Sequence[tuple[int, str, str]]) -> int:
 
 
 def quarantine_rows(run: RunPaths, verdicts: Sequence[Verdict], *, last: int | None = None) -> int:
-    """Commit convicted rows as quarantined, with the reason. They are rendered again only when
-    somebody asks for them, and an ok commit then clears them.
+    """Commit convicted rows as quarantined, with the reason. They are rendered again only when a
+    person asks for them; an ok commit then clears them.
 
-    Call it when no attempt is at work, since this fences all of them off; `last` as in
-    `begin_submission`. Returns the number of the submission. RunStateError if another one begins at
-    this moment, or if a row is not in the plan.
+    Call it when no attempt is at work, since it fences off all of them. `last` is as in
+    `begin_submission`. Returns the number of the new submission. RunStateError if another one
+    begins at this moment, or if a row is not in the plan.
     """
     rows = np.array(sorted(verdict.row_index for verdict in verdicts), np.int64)
     names = _names(run, rows)
@@ -90,7 +90,7 @@ class QuarantinedRows:
 
 
 def first_quarantined(run: RunPaths, most: int) -> QuarantinedRows:
-    """Who is quarantined and why, from the journals alone."""
+    """Up to `most` quarantined rows with their reasons, from the journals alone."""
     found = winners(run)
     rows = np.flatnonzero((found.status == STATUS_CODES["quarantined"]) & ~found.plan.alias)
     names = _names(run, rows[:most])
@@ -100,7 +100,7 @@ def first_quarantined(run: RunPaths, most: int) -> QuarantinedRows:
 
 
 def _info(run: RunPaths, kind: str) -> SubmissionInfo:
-    """What the submission before said of attempts and hosts goes on to hold."""
+    """Record of a submission without tasks; keeps attempt and excluded hosts of the one before."""
     before = last_intent(run)
     if before is None:
         return SubmissionInfo(kind=kind)
@@ -121,22 +121,22 @@ def _names(run: RunPaths, rows: np.ndarray) -> dict[int, tuple[str, str]]:
 
 
 def claimed_media(run: RunPaths, found: Winners) -> set[str]:
-    """Media (relative to the run) of rows that are not ok, by a journal line or by the catalog:
-    whatever took the row back, the file may be all that is left of it."""
+    """Media paths (relative to the run) that a journal line or the catalog gives to a row that is
+    not ok now. Whatever took the row back, the file may be all that is left of it."""
     index, rows = found.index, len(found.status)
     own = found.status[found.plan.original] == STATUS_CODES["ok"]
     inside = index.row_index < rows
     without = ~own[np.where(inside, index.row_index, 0)] | ~inside
     lines = np.flatnonzero(without & (index.status == STATUS_CODES["ok"]))
     claimed = set(commit_column(parse_commits(index, lines), "media.path").to_pylist())
-    with suppress(RunStateError):  # a catalog that cannot be read claims nothing
+    with suppress(RunStateError):  # a catalog that cannot be read names no media
         paths = catalog_column(run, "media_path").to_pylist()
         claimed |= {path for row, path in enumerate(paths) if row >= rows or not own[row]}
     return claimed - {"", None}
 
 
 def delete_files(paths: Iterable[Path]) -> int:
-    """Delete media files and folders; returns how many."""
+    """Delete media files and folders; returns their number."""
     count = 0
     for path in paths:
         remove(path)
@@ -145,8 +145,8 @@ def delete_files(paths: Iterable[Path]) -> int:
 
 
 def set_aside(run: RunPaths, paths: Iterable[Path]) -> int:
-    """Move files that are there to `orphans/`, under their path in the run and never over others;
-    returns how many. StorageError if one cannot be moved."""
+    """Move existing files to `orphans/`, under their path in the run and never over other files;
+    returns their number. StorageError if one cannot be moved."""
     count = 0
     for path in paths:
         if not os.path.lexists(path):
@@ -162,14 +162,14 @@ def set_aside(run: RunPaths, paths: Iterable[Path]) -> int:
 
 
 def set_records_aside(run: RunPaths) -> list[Path]:
-    """Move damaged records of submissions to `orphans/`: the run goes on as if they were lost.
-    Returns where they were."""
+    """Move damaged records of submissions to `orphans/`; the run then goes on as if they were lost.
+    Returns the paths where they were."""
     damaged = damaged_records(run)
     set_aside(run, damaged)
     return damaged
 
 
 def _free(path: Path) -> Path:
-    """The path, or the first of `path.1`, `path.2` ... where nothing is."""
+    """`path`, or the first of `path.1`, `path.2` ... that does not exist."""
     names = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
     return next(name for name in itertools.chain([path], names) if not os.path.lexists(name))

@@ -1,4 +1,4 @@
-"""What a catalog is made from: a plan with its header, and a ledger up to some extent."""
+"""What a catalog is made from: a plan with its header, and a ledger of some extent."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from batchgen.paths import RunPaths
 from batchgen.planfile import plan_header
 from batchgen.runfile import RunFile, read_header, read_run
 
-COLLECT_KEY = b"batchgen.collect"  # a number of its own, in every part
+COLLECT_KEY = b"batchgen.collect"  # key in the metadata of every part: the number of its collect
 
 
 @dataclass(frozen=True, slots=True)
 class RunSource:
-    """Taken before the journals and the plan are read; `is_current` is asked after that."""
+    """The plan and ledger of a run at one moment. Taken before they are read; `is_current` is asked
+    afterwards."""
 
     header: RunFile
     plan: tuple[int, int, int]  # inode, bytes and time of the plan file: a replan replaces it
@@ -24,7 +25,8 @@ class RunSource:
 
     @classmethod
     def of(cls, run: RunPaths) -> RunSource:
-        """RunStateError if there is no run or no plan, or if the ledger has no answer."""
+        """The source as it is now. RunStateError without a run or plan, or if the ledger does not
+        say which rows count."""
         refuse_lost_intent(run)
         return cls(_header(run), _plan_file(run), Extent.of(run))
 
@@ -42,7 +44,7 @@ def _plan_file(run: RunPaths) -> tuple[int, int, int]:
 
 
 def _header(run: RunPaths) -> RunFile:
-    """The header of the plan that lies there: while a new one is installed, or if that was cut off,
+    """The header of the present plan. While a new one is installed, or after a crash during that,
     run.json may still be the old one's."""
     header = read_run(run)
     try:

@@ -25,12 +25,12 @@ from batchgen.request import FIELDS
 
 CARRY = "carry."
 _TAKEN = {*ROWS.names, "run"}  # `open_runs` adds `run`
-REQUESTED = "requested_"  # geometry as asked for: null in the plan where it was used as it was
+REQUESTED = "requested_"  # prefix of the geometry asked for; null in the plan where it was kept
 
 
 def catalog_schema(plan: pa.Schema) -> pa.Schema:
-    """`ROWS` and the columns that the plan carries along: under their own name, or with the prefix
-    `carry.` where that name is taken."""
+    """`ROWS` and the carried columns of the plan, under their own name, or with the prefix `carry.`
+    if that name is taken."""
     extra = [field.with_name(target) for field, target in _extra_columns(plan)]
     return pa.schema([*ROWS, *extra])
 
@@ -43,12 +43,13 @@ class PlanPart:
     lines: np.ndarray  # places of the commits in the index, ascending
     journals: np.ndarray  # of each of `lines`: its journal's place in the index
     commits: pa.Table  # schema COMMIT, one row for each of `lines`
-    place: pa.Array  # of each plan row in `commits`; null where nothing is committed
+    place: pa.Array  # place of each plan row in `commits`; null where nothing is committed
     alias: pa.Array  # bool
 
 
 def join(plan: pa.Table, found: Winners) -> PlanPart:
-    """Fetch what was committed for some rows of the plan (aliases: for their original)."""
+    """Fetch the commits that count for some rows of the plan (for an alias: those of its
+    original)."""
     rows = plan["row_index"].to_numpy()
     line = found.line[found.plan.original[rows]]
     unique, place = np.unique(line, return_inverse=True)
@@ -65,7 +66,7 @@ def join(plan: pa.Table, found: Winners) -> PlanPart:
 
 
 def layouts_of(run: RunPaths, index: CommitIndex) -> pa.Array:
-    """The layout of each journal of the index, in short; empty where none was recorded."""
+    """The layout of each journal in the index, in short; empty if none was recorded."""
     numbers = [facts.journal.attempt.submission for facts in index.journals]
     found = {number: read_intent(run, number) for number in sorted({*numbers})}
     layouts = {number: intent.layout if intent else None for number, intent in found.items()}
@@ -73,8 +74,8 @@ def layouts_of(run: RunPaths, index: CommitIndex) -> pa.Array:
 
 
 def catalog_rows(part: PlanPart, plan_id: str, layouts: pa.Array | None = None) -> pa.Table:
-    """The catalog of a part of the plan, in its order and in `catalog_schema`; `layouts` of the
-    journals in the index, if the column is wanted."""
+    """The catalog of a part of the plan, in the plan's order and in `catalog_schema`. `layouts` are
+    those of the journals in the index, if the column is wanted."""
     columns = [_request_column(part.plan, field) for field in REQUEST]
     columns += [_outcome_column(part, field, plan_id, layouts) for field in OUTCOME]
     extra = [part.plan[field.name] for field, _ in _extra_columns(part.plan.schema)]

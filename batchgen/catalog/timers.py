@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 HEADER = ["Timestamp", "Timer Name", "Min (ms)", "Max (ms)", "Avg (ms)", "Samples"]
-# timer -> catalog column; `load` has one sample an attempt, the others one a rendered row
+# timer -> catalog column. Each rendered row is one sample; `load` has one for each attempt.
 ROW_TIMERS = {
     "overall": "latency_s",
     "encode": "encode_s",
@@ -32,7 +32,7 @@ class _Timer:
     samples: int = 0
 
     def add(self, seconds: pa.ChunkedArray) -> None:
-        """Samples, float64."""
+        """Add samples (float64, seconds)."""
         if not len(seconds):
             return
         edges = pc.min_max(seconds).as_py()
@@ -44,22 +44,22 @@ class _Timer:
 
 @dataclass(slots=True)
 class Timers:
-    """Adds up over parts of the catalog; memory does not grow."""
+    """Timers summed over parts of the catalog; memory does not grow."""
 
     _timers: dict[str, _Timer] = field(default_factory=lambda: {name: _Timer() for name in _ORDER})
 
     def add(self, rows: pa.Table) -> None:
-        """Catalog rows: those that are ok and were rendered for themselves count."""
+        """Add rows of the catalog; only ok rows that are no aliases count."""
         own = pc.and_(pc.equal(rows["status"], "ok"), pc.is_null(rows["alias_of"]))
         for name, column in ROW_TIMERS.items():
             self._timers[name].add(rows[column].filter(own))
 
     def add_loads(self, seconds: Iterable[float]) -> None:
-        """One of each attempt that came so far that it could render."""
+        """Add one sample for each attempt that loaded its model."""
         self._timers["load"].add(pa.chunked_array([pa.array(seconds, pa.float64())]))
 
     def csv(self, now: float) -> str:
-        """The file's text; timers without samples are left out."""
+        """Text of the CSV file without empty timers; `now` is in unix seconds."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(HEADER)

@@ -1,8 +1,9 @@
-"""One publisher at a time, without a lock that could stay.
+"""One publisher at a time, without a lock that could be left behind.
 
-A turn is a numbered folder, made by exclusive mkdir; the highest number has the right. It is never
-taken away: whoever comes next makes the next number, once the holder is done or gone. So nothing
-has to be removed after a kill, and of two who find the same holder gone only one comes next.
+A turn is a numbered folder, made by exclusive mkdir; whoever made the highest number may publish.
+Once the holder is done or gone, the next process makes the next number. So nothing has to be
+removed after a kill, and when two processes find that a holder is gone, only one of them gets the
+next turn.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from batchgen.ledger.events import from_plain
 from batchgen.processes import ProcessId
 from batchgen.regular import read_control
 
-NAMELESS_S = 5.0  # from mkdir to the holder's name, at most, for a holder that lives
-ELSEWHERE_S = 60.0  # a turn takes seconds; of a holder on another machine no more is known
-PATIENCE_S = 60.0  # with a holder that lives
+NAMELESS_S = 5.0  # longest time from mkdir to the holder's name for a holder that is alive
+ELSEWHERE_S = 60.0  # a turn takes seconds: a holder on another machine is taken for gone after this
+PATIENCE_S = 60.0  # how long to wait for a holder that is alive
 LOOK_S = 0.02
 
 
 class Overtaken(BatchgenError):
-    """Another process has taken the next turn: this one was taken for gone."""
+    """Another process took the next turn, because it found this one gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,15 @@ class Turn:
     number: int
 
     def check(self) -> None:
-        """Raise Overtaken once somebody else has the right."""
+        """Raise Overtaken if a later turn has been taken."""
         if _path(self.folder, self.number + 1).exists():
             raise Overtaken(f"{self.folder}: turn {self.number} is over")
 
     def end(self) -> None:
-        """Let the next one go on; forget the turns before."""
+        """Let the next process publish, and delete the turns before this one."""
         own = _path(self.folder, self.number)
         with suppress(OSError):
-            _holder(own).rename(own / "done")  # takes no room on a full disk
+            _holder(own).rename(own / "done")  # a rename works on a full disk too
         for number in _numbers(self.folder):
             if number < self.number:
                 shutil.rmtree(_path(self.folder, number), ignore_errors=True)
@@ -54,8 +55,8 @@ class Turn:
 
 @contextmanager
 def turn_of(folder: Path) -> Iterator[Turn]:
-    """Wait for a turn among those who publish in `folder`, and hold it. RunStateError if its holder
-    lives and does not come to an end; OSError if the folder cannot be written."""
+    """Wait for a turn to publish in `folder`, and hold it. RunStateError if the holder is alive and
+    does not finish within PATIENCE_S; OSError if the folder cannot be written."""
     folder.mkdir(exist_ok=True)
     turn = _take(folder)
     try:
@@ -74,7 +75,7 @@ def _take(folder: Path) -> Turn:
             time.sleep(LOOK_S)
             continue
         turn = Turn(folder, last + 1)
-        with suppress(FileExistsError, FileNotFoundError):  # somebody was quicker, or follows
+        with suppress(FileExistsError, FileNotFoundError):  # another process was quicker
             _path(folder, turn.number).mkdir()
             write_json(_holder(_path(folder, turn.number)), asdict(ProcessId.current()))
             return turn

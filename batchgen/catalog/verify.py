@@ -1,19 +1,19 @@
-"""Is every published row really there? Catalog and media checked against the journals, both ways.
+"""Is every published row really there? Checks catalog and media against the journals, both ways.
 
-Damage is anything wrong with what is published: a media file that is missing, of another size or
-content, that does not decode or has another number of frames, two rows that share a file, a journal
-line that storage changed, a file of the ledger that is lost or cut short (`losses`), a catalog that
-has other rows than the plan or names a file that is gone. Files that nothing names (orphans: what
-killed, retried or fenced-off attempts left behind) and a catalog that is merely older than the
-journals are told, but are no damage.
+Damage is anything wrong with what is published: a media file that is missing, has another size or
+content, does not decode or has another number of frames; two rows that share a file; a journal line
+that storage changed; a file of the ledger that is lost or cut short (`losses`); a catalog with
+other rows than the plan, or one that names a file that is gone. Orphans (files that nothing names,
+left behind by killed, retried or fenced-off attempts) and a catalog older than the journals are
+reported, but are no damage.
 
-Repair never edits another's journal. It begins a submission of its own without tasks, lest an
-attempt that was taken for dead publishes an orphan after all, and writes `void` lines to that
-submission's journal: they take back every earlier commit of the damaged rows, which thereby are
-left to render. What was lost is recorded with it, and thereby accepted. Damaged media and what
-nothing names is moved to `orphans/`, and the catalog is collected again. A purge deletes orphans,
-but none that a line or the catalog calls the media of a row that is not ok now, and none at all
-where the ledger has lost lines.
+Repair never edits another process's journal. It begins a submission of its own, without tasks: that
+fences off any attempt that was taken for dead and might still publish an orphan. To that
+submission's journal it writes `void` lines, which take back every earlier commit of the damaged
+rows, so that these are left to render. Losses are recorded with the submission and thereby
+accepted. Damaged media and orphans are moved to `orphans/`, and the catalog is collected again. A
+purge deletes orphans instead, but none that a journal line or the catalog gives to a row that is
+not ok now, and none at all if the ledger has lost lines.
 """
 
 from __future__ import annotations
@@ -44,40 +44,40 @@ from batchgen.records import Attempt
 from batchgen.runfile import RunFile, read_run
 
 _TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
-_STAYS: tuple[Kind, ...] = ("journal", "unchecked")  # after a repair too
+_STAYS: tuple[Kind, ...] = ("journal", "unchecked")  # kinds of findings that a repair leaves
 _KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport:
-    """What was checked and found; a repair moves what it dealt with from `findings` to `mended`,
-    and all counts are those after it."""
+    """What was checked and found. A repair moves the findings that it dealt with from `findings` to
+    `mended`, and all counts are those after it."""
 
     rows: int  # of the manifest
     ok: int  # rows with a published result, aliases included
     files: int  # media of these rows
     bytes: int
     findings: tuple[Finding, ...]
-    live: int  # attempts at work meanwhile: their files are not judged
+    live: int  # attempts at work: their files are not judged
     mended: tuple[Finding, ...] = ()
-    voided: int = 0  # rows that are left to render now
-    moved: int = 0  # to `orphans/`
+    voided: int = 0  # rows taken back, left to render
+    moved: int = 0  # files moved to `orphans/`
     deleted: int = 0  # orphans and temporary files
     submission: int = 0  # the repair's own; 0: none was needed
 
     @property
     def damage(self) -> tuple[Finding, ...]:
-        """Findings that concern what is published."""
+        """Findings about what is published."""
         return tuple(finding for finding in self.findings if finding.kind not in HARMLESS)
 
     @property
     def is_sound(self) -> bool:
-        """Nothing published is damaged."""
+        """Whether nothing published is damaged."""
         return not self.damage
 
     @property
     def left(self) -> bool:
-        """The repair has left rows to render."""
+        """Whether the repair has left rows to render."""
         lost = any(finding.kind == "lost" for finding in self.mended)
         return self.voided > 0 or (lost and self.ok < self.rows)
 
@@ -94,7 +94,7 @@ class _Published:
 
 @dataclass(slots=True)
 class _Ledger:
-    """What the journals say, gathered over the plan."""
+    """What the journals say, gathered over the whole plan."""
 
     ok: int = 0
     media: list[_Published] = field(default_factory=list)
@@ -102,7 +102,7 @@ class _Ledger:
 
     @property
     def size(self) -> int:
-        """Bytes of all media."""
+        """Bytes of all published media."""
         return sum(item.bytes for item in self.media)
 
 
@@ -113,11 +113,11 @@ def verify(
     purge: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Check a run; `progress` gets 1 for every media file.
+    """Check a run; `progress` is called with 1 for every media file.
 
-    With `repair`, damaged rows become left (render them with `resume`) and unnamed files are moved
-    to `orphans/`, or deleted with `purge`. RunStateError if there is no run, its plan is another,
-    or a repair is asked for while attempts are at work.
+    With `repair`, damaged rows become left (`resume` renders them) and orphans are moved to
+    `orphans/`, or deleted with `purge`. RunStateError if there is no run, if its plan is another,
+    or if a repair is asked for while attempts are at work.
     """
     header = read_run(run)
     check_plan(run, header)
@@ -125,7 +125,7 @@ def verify(
     if repair and live:
         at = ", ".join(f"{a.attempt.tag} on {a.host}" for a in live[:3])
         raise RunStateError(f"{run.root}: repair must wait until nothing is at work ({at})")
-    listed = list(_media_files(run.media))  # before the journals: what is committed later is newer
+    listed = list(_media_files(run.media))  # before the journals: newer files have no line there
     losses = [Finding("lost", loss.path, loss.detail) for loss in find_losses(run)]
     found = winners(run, index_commits(run))
     ledger = _read_ledger(run, found, frozenset(rows_gone(run, found).tolist()))
@@ -148,7 +148,7 @@ def verify(
 
 
 def _read_ledger(run: RunPaths, found: Winners, gone: Collection[int] = ()) -> _Ledger:
-    """Stream the plan: media of every row that is ok, and how the collected catalog differs."""
+    """Stream the plan: media of every ok row, and how the collected catalog differs."""
     ledger = _Ledger()
     owners: dict[str, _Published] = {}
     collected = Collected(run, gone)
@@ -182,7 +182,8 @@ def _bad_lines(run: RunPaths, found: Winners) -> Iterator[Finding]:
 def _check_media(
     run: RunPaths, media: list[_Published], progress: Callable[[int], None] | None
 ) -> list[Finding]:
-    """Every published file: place, size, content, decoding; on as many threads as processors."""
+    """Check place, size, content and decoding of every published file, on one thread for each
+    CPU."""
     findings: list[Finding] = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for finding in pool.map(lambda item: _check_file(run, item), media):
@@ -220,7 +221,7 @@ def _finding(kind: Kind, item: _Published, detail: str) -> Finding:
 
 
 def _media_files(folder: Path) -> Iterator[Path]:
-    """Media files and folders (format `frames`) below `media/`, temporary ones too."""
+    """Media files and folders (format `frames`) below `media/`, temporary ones included."""
     for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
         if entry.name in _KEPT:
             continue
@@ -245,7 +246,7 @@ def _unnamed(
 
 
 def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
-    """Journals that are gone and nothing else tells of: an attempt has one before its media."""
+    """Lost journals that no other finding reports: an attempt has a journal before it has media."""
     known = {finding.path for finding in findings if finding.kind == "lost"}
     lost: dict[str, Finding] = {}
     for finding in findings:
@@ -254,7 +255,9 @@ def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
             journal = run.journal(Attempt(*map(int, re.findall(r"\d+", tag[1]))))
             path = journal.relative_to(run.root).as_posix()
             if path not in known and not journal.exists():
-                lost.setdefault(path, Finding("lost", path, f"is gone; it began {finding.path}"))
+                lost.setdefault(
+                    path, Finding("lost", path, f"is gone; {finding.path} is of its attempt")
+                )
     return [*lost.values()]
 
 
@@ -266,7 +269,7 @@ def _unchecked(run: RunPaths, header: RunFile) -> list[Finding]:
 
 
 def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
-    """Deal with all findings but those that nobody may mend: journal lines are not rewritten."""
+    """Deal with all findings but those of kinds in `_STAYS`: journal lines are never rewritten."""
     mended = tuple(f for f in report.findings if f.kind not in _STAYS)
     rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog", "lost")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
@@ -275,7 +278,7 @@ def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
     submission = void_rows(run, damaged) if damaged or waste or lost else 0
     found = winners(run)
     after = _read_ledger(run, found)
-    named = {run.root / item.path for item in after.media}  # one may have been published meanwhile
+    named = {run.root / item.path for item in after.media}  # looked up again: more may be published
     waste = [path for path in waste if path not in named]
     deleted = 0
     if purge and not any(f.kind in ("lost", "journal") for f in report.findings):
@@ -300,5 +303,5 @@ def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
 
 
 def _is_ours(run: RunPaths, path: Path) -> bool:
-    """Whether the name itself (not what it may link to) lies in the run's media folder."""
+    """Whether the path itself (not what it may link to) lies in the run's media folder."""
     return path.parent.resolve().is_relative_to(run.media.resolve())

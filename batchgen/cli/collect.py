@@ -1,4 +1,4 @@
-"""`collect` and `verify`: publish the catalog, and hold it against the media."""
+"""`collect` and `verify`: publish the catalog, and check it with the media against the journals."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def handle_verify(args: argparse.Namespace) -> Result:
     if args.repair:
         for path in set_records_aside(run):
             print(f"damaged     {path} was moved to {run.orphans}")
-        refuse_if_alive(run)  # ranks that are still loading would be fenced off
+        refuse_if_alive(run)  # a repair would fence off ranks that are still loading
     report = verify(run, repair=args.repair, purge=args.purge)
     found = sorted((*report.findings, *report.mended), key=lambda f: f.kind in HARMLESS)
     for finding in found[:SHOWN_FINDINGS]:
@@ -96,7 +96,7 @@ def handle_verify(args: argparse.Namespace) -> Result:
 
 
 def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
-    """Print counts, the first rows that are not ok, where to look and how to go on; exit code 1
+    """Print counts, the first rows that are not ok, where to look and how to go on. Exit code 1
     unless all rows are ok."""
     others = {"failed": summary.failed, "quarantined": summary.quarantined, "left": summary.pending}
     print(f"{summary.ok} of {summary.rows} rows ok", end="")
@@ -117,8 +117,8 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
 
 
 def go_on_lines(run: RunPaths, left: bool, quarantined: Sequence[str]) -> list[str]:
-    """What renders the rows that are not ok: a resume takes what is `left`, or has failed; it never
-    takes the `quarantined`, whose first row ids are given."""
+    """The commands that render the rows that are not ok: a resume for rows that are `left` or
+    failed, another for the `quarantined` (their first row ids)."""
     lines = [f"go on    batchgen resume {as_typed(run.root)}"] if left else []
     if quarantined:
         rows = shlex.quote(",".join(quarantined))

@@ -35,7 +35,7 @@ exit codes: 0 all rows ok; 1 rows failed or left; 2 usage or configuration; 130 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; verb files import nothing heavy until their handler runs."""
+    """The whole command line. Verb files import nothing heavy until their handler runs."""
     top = argparse.ArgumentParser(
         prog="batchgen",
         description="Render a Parquet manifest of prompts with a diffusion model, every row once.",
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def _leaves(
     verbs: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> list[argparse.ArgumentParser]:
-    """Parsers of the verbs that do something, below groups such as `manifest`."""
+    """Parsers of the verbs that do something, also those in groups such as `manifest`."""
     found = []
     for verb in verbs.choices.values():
         groups = [a for a in verb._actions if isinstance(a, argparse._SubParsersAction)]
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse_lost_folder() -> None:
-    """Raise UsageError where the current folder is gone: no path that is typed leads anywhere."""
+    """UsageError if the current folder is gone, since no relative path leads anywhere then."""
     try:
         os.getcwd()
     except OSError as error:
@@ -108,12 +108,14 @@ def _refuse_lost_folder() -> None:
 
 
 def _kept(args: argparse.Namespace) -> str:
-    """What became of the run that `run` or `submit` made before an error."""
+    """Says that a run made by `run` or `submit` before the error is kept; empty if none was
+    made."""
     return f"; the run is kept{_to_go_on(args)}" if getattr(args, "made", None) else ""
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """`key=value` words may stand after options too, where argparse leaves them over."""
+    """The parsed command line, with `key=value` words after options too, which argparse leaves
+    over."""
     top = parser()
     args, left_over = top.parse_known_args(argv)
     taker = next((name for name in ("overrides", "sweeps") if hasattr(args, name)), None)
@@ -130,7 +132,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _to_go_on(args: argparse.Namespace) -> str:
     """How to go on with the run that a verb rendered or began; empty for other verbs."""
-    made = getattr(args, "made", None)  # by `run` and `submit`
+    made = getattr(args, "made", None)  # set by `run` and `submit`
     if made:
         run = as_typed(Path(made))
     elif args.verb in ("resume", "retry"):
@@ -156,7 +158,7 @@ def entry() -> None:
     answer_signals()
     try:
         code = main()
-    except KeyboardInterrupt:  # before its verb was known
+    except KeyboardInterrupt:  # pressed before the verb was known
         code = INTERRUPTED
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`manifest build` and `manifest check`: make a manifest, or hear all that is wrong with one."""
+"""`manifest build` and `manifest check`: make a manifest, or list all that is wrong with one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_build(args: argparse.Namespace) -> Result:
-    """Write the manifest and say what is in it."""
+    """Write the manifest and print what is in it."""
     from batchgen.planning.manifests.build import build_manifest
 
     sweeps: dict[str, str] = {}
@@ -95,7 +95,7 @@ def handle_build(args: argparse.Namespace) -> Result:
 
 
 def handle_check(args: argparse.Namespace) -> Result:
-    """Exit code 2 when a row is illegal."""
+    """Exit code 2 if a row is illegal."""
     from batchgen.planning.manifests.check import check_manifest
 
     job = None

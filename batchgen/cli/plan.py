@@ -72,7 +72,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_plan(args: argparse.Namespace) -> Result:
-    """Print the plan; exit code 2 for a job that cannot be planned, does not fit or is over the
+    """Print the plan. Exit code 2 if the job cannot be planned, does not fit or is over the
     budget."""
     from batchgen.config.compose import compose_job
     from batchgen.runner.create import check_place, header_of
@@ -156,7 +156,7 @@ def _dump(target: Path, composed: Composed, header: RunFile) -> None:
 
     dump = describe(header, composed.resolved, composed.overrides)
     text = json.dumps(dump, indent=2, ensure_ascii=False)
-    if target.exists() and not target.is_file():  # /dev/stdout, say
+    if target.exists() and not target.is_file():  # /dev/stdout, for example
         target.write_text(f"{text}\n", encoding="utf-8")
     else:
         write_bytes_atomic(target, f"{text}\n".encode())

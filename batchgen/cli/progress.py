@@ -1,4 +1,4 @@
-"""The progress bar of a render; silent where nobody watches."""
+"""The progress bar of a render; it is not drawn unless the output is a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[RunStatus], None]]:
-    """Yields a function to be called with the status now and then."""
+    """Yields a function that draws a status; call it from time to time."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""What a verb gives back to the command line."""
+"""What a verb returns to the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Exit code and the one JSON object that `--json` prints last."""
+    """Exit code, and the JSON object that `--json` prints last."""
 
     exit_code: int = OK
     data: dict[str, object] = field(default_factory=dict)

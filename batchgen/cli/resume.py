@@ -78,12 +78,14 @@ def handle_resume(args: argparse.Namespace) -> Result:
     if done := _mend(run):
         return _mended(args, run, done)
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
-    if settings.replan is not None and not args.overrides:  # nobody has asked for it here
+    # without overrides nobody has asked for a replan: say why there is one
+    if settings.replan is not None and not args.overrides:
         changed = ", ".join(settings.replan.changed)
         print(
             f"changed  {changed} since the run was planned: its rows are planned anew", flush=True
         )
-    if settings.replan is None and (news := manifest_news(run)):  # a replan has compared it
+    # a replan has compared the manifest already
+    if settings.replan is None and (news := manifest_news(run)):
         print(news, flush=True)
     if args.quarantined:
         return _go_on(args, run, settings, _quarantined_too(run, settings))
@@ -100,7 +102,7 @@ def _writable_run(args: argparse.Namespace) -> RunPaths:
 
 
 def _quarantined_too(run: RunPaths, settings: Settings) -> np.ndarray:
-    """What a resume renders and the rows that it leaves alone unless it is asked."""
+    """row_index of what a resume renders, and of the quarantined rows."""
     import numpy as np
 
     from batchgen.ledger.winners import missing_rows
@@ -110,7 +112,7 @@ def _quarantined_too(run: RunPaths, settings: Settings) -> np.ndarray:
 
 
 def _tell_quarantined(run: RunPaths) -> None:
-    """Name the rows that stay behind, and how they are taken along."""
+    """Print the quarantined rows that a resume leaves out, and how to take them along."""
     from batchgen.catalog.repair import first_quarantined
     from batchgen.ledger.status import read_status
 
@@ -126,11 +128,12 @@ def _tell_quarantined(run: RunPaths) -> None:
 
 
 def _mend(run: RunPaths) -> str:
-    """What was found with Slurm and goes on by itself now; empty if nothing was."""
+    """Mend what keeps the run on Slurm from going on; returns what was done, empty if nothing
+    was."""
     from batchgen.runner.recover import free_the_steward, give_a_steward
     from batchgen.scheduler.commands import NoScheduler
 
-    with suppress(NoScheduler):  # from here nobody sees any
+    with suppress(NoScheduler):  # this machine has no Slurm to look at
         if tasks := give_a_steward(run):
             return f"{len(tasks)} task(s) were found with Slurm; a steward follows them now"
         if tasks := free_the_steward(run):
@@ -140,12 +143,12 @@ def _mend(run: RunPaths) -> str:
 
 
 def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:
-    """The run goes on by itself now."""
+    """Follow the run, which goes on by itself."""
     from batchgen.cli.run import wait_to_end
 
     if args.overrides or args.rerender_changed:
         raise RunStateError(
-            f"{done}; under the old settings: for new ones "
+            f"{done}; these have the old settings: to use new ones, "
             f"`batchgen cancel {as_typed(run.root)}` first"
         )
     print(done)
@@ -181,12 +184,12 @@ def _go_on(
         refuse_inline(settings, "--detach")
         return started_result(run, submit(run, settings, rows))
     finally:
-        if settings.replan is not None:  # a draft that was not installed
+        if settings.replan is not None:  # removes a draft that was not installed
             settings.replan.plan.unlink(missing_ok=True)
 
 
 def _options(args: argparse.Namespace) -> list[str]:
-    """Those that say which rows are rendered."""
+    """The options that say which rows are rendered."""
     if args.verb == "retry":
         return ["--rows", args.rows] if args.rows else []
     given = {"--rerender-changed": args.rerender_changed, "--quarantined": args.quarantined}
@@ -194,7 +197,7 @@ def _options(args: argparse.Namespace) -> list[str]:
 
 
 def _named_rows(run: RunPaths, row_ids: list[str]) -> np.ndarray:
-    """Indices of the rows that are rendered for `row_ids` (an alias stands for its original)."""
+    """row_index of the rows that are rendered for `row_ids` (of an alias: its original)."""
     import numpy as np
 
     from batchgen.planning.plan import row_indices

@@ -1,4 +1,4 @@
-"""`run` and `submit`: a job becomes a run folder and starts."""
+"""`run` and `submit`: make a run folder for a job and start it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def handle_run(args: argparse.Namespace) -> Result:
 
 
 def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = None) -> Result:
-    """Wait with a progress bar, collect, print the summary."""
+    """Drive the run to its end with a progress bar, and print the summary."""
     from batchgen.cli.collect import summary_result
     from batchgen.cli.progress import progress_bar
     from batchgen.runner.steward import drive
@@ -77,7 +77,7 @@ def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = No
 
 
 def wait_to_end(run: RunPaths) -> Result:
-    """Wait for what was started elsewhere, collect, print the summary."""
+    """Wait for what another process started, collect, print the summary."""
     from batchgen.catalog.collect import collect
     from batchgen.cli.collect import summary_result
     from batchgen.cli.progress import progress_bar
@@ -90,7 +90,7 @@ def wait_to_end(run: RunPaths) -> Result:
 
 @contextmanager
 def _going_on(run: RunPaths, executor: str) -> Iterator[None]:
-    """Says, where a signal ends this process alone, that its ranks go on and how to follow them."""
+    """If a signal ends this process alone, says that its ranks go on and how to follow them."""
     from batchgen.runner.jobs import last_submission
 
     try:
@@ -102,7 +102,8 @@ def _going_on(run: RunPaths, executor: str) -> Iterator[None]:
         raise Told(
             told.name,
             f"; its ranks go on: see `batchgen status {name} --watch`, end them with `batchgen "
-            f"cancel {name}`; what is left then, and the catalog: `batchgen resume {name}`",
+            f"cancel {name}`; then `batchgen resume {name}` renders what is left and writes the "
+            "catalog",
         ) from None
 
 
@@ -129,7 +130,7 @@ def _show(args: argparse.Namespace) -> Result:
 
 
 def started_result(run: RunPaths, started: Submission | None) -> Result:
-    """What was started in the background, and how to watch it."""
+    """Print what was started in the background and how to watch it."""
     if started is None or started.rows == 0:
         return _nothing_started(run)
     print(f"run      {run.root}")
@@ -144,7 +145,7 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
 
 
 def _nothing_started(run: RunPaths) -> Result:
-    """Why there was nothing to render; exit code 0 only if every row is ok."""
+    """Print why there was nothing to render. Exit code 0 only if every row is ok."""
     from batchgen.catalog.repair import first_quarantined
     from batchgen.cli.collect import SHOWN_FAILURES, go_on_lines
     from batchgen.ledger.status import read_status
@@ -163,7 +164,7 @@ def _nothing_started(run: RunPaths) -> Result:
 
 
 def refuse_inline(settings: Settings, verb: str) -> None:
-    """Raise ConfigError where nothing would be left to render in the background."""
+    """ConfigError for the executor `inline`, with which nothing can go on in the background."""
     from batchgen.errors import ConfigError
 
     if settings.resolved["slurm"]["executor"] == "inline":
@@ -176,7 +177,7 @@ def refuse_inline(settings: Settings, verb: str) -> None:
 def check_tensors(config: JobConfig) -> None:
     """Raise WeightsError unless the job's weights can be loaded."""
     if config.model.weights not in ("random", "embedded"):
-        from batchgen.engine.weights import check_weights  # torch: only where tensors are checked
+        from batchgen.engine.weights import check_weights  # imports torch, so only here
 
         check_weights(config.model)
 
@@ -192,7 +193,7 @@ def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
     settings = Settings(composed.resolved, list(composed.overrides))
     executor_for(composed.config.slurm)
     if settings.executor == "slurm":
-        max_array_size()  # whether Slurm answers, before anything is made
+        max_array_size()  # raises if Slurm does not answer, before anything is made
     if args.verb == "submit":
         refuse_inline(settings, "submit")
     with naming(inputs_of(composed.config)):

@@ -1,4 +1,4 @@
-"""From what a person types for RUN to a run folder."""
+"""Finds the run folder for what a person types as RUN."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def find_run(args: argparse.Namespace) -> RunPaths:
-    """The run that `args.run` names; raises RunStateError with what there is."""
+    """The run that `args.run` names; RunStateError with the existing runs if there is none."""
     direct = at_home(args.run)
     try:
         if _is_run(direct):
@@ -43,21 +43,21 @@ def find_run(args: argparse.Namespace) -> RunPaths:
 
 
 def _runs_in(root: Path) -> dict[str, Path]:
-    """Runs below `root` by name; RunStateError if it cannot be looked into."""
+    """Name -> folder of the runs below `root`; RunStateError if it cannot be read."""
     try:
         listed = list(root.iterdir()) if root.is_dir() else []
     except OSError as error:
         raise RunStateError(f"--root: {reason_of(error)}") from None
     found = {}
     for path in listed:
-        with suppress(OSError):  # somebody else's, closed to us
-            if _is_run(path) and not path.name.startswith("."):  # one that is being made
+        with suppress(OSError):  # a folder that this user may not read
+            if _is_run(path) and not path.name.startswith("."):  # a dot: it is being made
                 found[path.name] = path
     return found
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether it holds a run.json, of whatever kind."""
+    """Whether the folder holds a run.json, even one that is not a file."""
     try:
         os.lstat(folder / "run.json")
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,5 @@
-"""`slurm init`: a profile from what the cluster says; `slurm check`: whether a profile works."""
+"""`slurm init` writes a profile from what the cluster says; `slurm check` tests whether a profile
+works."""
 
 from __future__ import annotations
 
@@ -136,7 +137,7 @@ def handle_check(args: argparse.Namespace) -> Result:
 
 
 def _profile(name: str, overrides: list[str]) -> SlurmConfig:
-    """The profile as a job would have it; ConfigError if there is none or a key is wrong."""
+    """The profile as a job would get it; ConfigError if it does not exist or has a wrong key."""
     from batchgen.config.compose import compose_job
     from batchgen.runner.executors import check_profile
 

@@ -23,8 +23,8 @@ WATCH_S = 1.0
 TAIL_LINES = 20
 SHOWN_FAILURES = 20
 SHOWN_ATTEMPTS = 16
-JSON_ENDED = 100  # attempts that are over, in --json
-QUEUE_WATCH_S = 10.0  # a scheduler is asked less often than files are read
+JSON_ENDED = 100  # most ended attempts in --json
+QUEUE_WATCH_S = 10.0  # seconds between two questions to the scheduler
 
 
 def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -65,7 +65,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 # ------------------------------------------------------------------------------------------ status
 def handle_status(args: argparse.Namespace) -> Result:
-    """Exit code 0 when every row is ok, 1 while rows are failed or left."""
+    """Exit code 0 if every row is ok, else 1."""
     run = find_run(args)
     view = None if args.offline else look(run)
     status = with_queue(read_status(run), view)
@@ -84,7 +84,8 @@ def handle_status(args: argparse.Namespace) -> Result:
 
 
 def _data(status: RunStatus, view: QueueView | None) -> dict[str, object]:
-    """All figures, but of the attempts only those that run and the last ones that ended."""
+    """All figures for `--json`; of the attempts those that run and the last JSON_ENDED that
+    ended."""
     over = [a for a in status.attempts if a.life != "running"]
     latest = sorted(over, key=lambda a: a.heartbeat_age_s)[:JSON_ENDED]
     listed = {a.attempt for a in latest}
@@ -98,18 +99,18 @@ def _data(status: RunStatus, view: QueueView | None) -> dict[str, object]:
 
 
 def _goes_on(run: RunPaths, status: RunStatus, view: QueueView | None) -> bool:
-    """Whether there is more to watch: ranks at work, or some that may still come up or go."""
+    """Whether there is more to watch: ranks at work, or tasks that may still start or end."""
     if view is not None and not view.absent:
         return not view.empty
     if status.alive or slurm_intent(run) is not None:
-        return bool(status.alive)  # of what waits with Slurm nothing is known: nobody is asked
+        return bool(status.alive)  # Slurm was not asked, so waiting tasks are unknown
     from batchgen.runner.jobs import is_alive
 
     return is_alive(run)
 
 
 def _redraw(lines: list[str]) -> None:
-    """Over the last picture on a terminal, below it elsewhere."""
+    """Print over the last picture on a terminal, below it elsewhere."""
     if sys.stdout.isatty():
         print("\033[H\033[2J", end="")
     print("\n".join(lines), flush=True)
@@ -144,11 +145,11 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
 
 def _layout(layout: Layout) -> str:
     where = f"{layout.nodes} node(s) of {layout.ranks_per_node} rank(s)"
-    return f"{layout} on {where}, about {layout.vram_gib:.2f} GiB a rank"
+    return f"{layout} on {where}; {layout.reason}"
 
 
 def _catalog_lines(run: RunPaths, view: QueueView | None) -> list[str]:
-    """Where it is; nothing while a steward is to write it."""
+    """Where the catalog is; nothing while a steward has yet to write it."""
     if run.catalog_rows.is_dir():
         return [f"catalog   {run.catalog_rows}"]
     if view is not None and not view.empty:
@@ -170,9 +171,10 @@ def _rate(status: RunStatus) -> str:
 
 def _attempt_line(attempt: AttemptStatus) -> str:
     how = attempt.ended or (attempt.phase if attempt.life == "running" else "died")
+    ranks = f" x{attempt.devices}" if attempt.devices > 1 else ""
     return (
         f"  {attempt.attempt.tag:10} {attempt.life:8} {how:12} {attempt.commits:6} rows  "
-        f"{_duration(attempt.wall_s):>7}  {attempt.host} {attempt.device}"
+        f"{_duration(attempt.wall_s):>7}  {attempt.host} {attempt.device}{ranks}"
     )
 
 
@@ -193,7 +195,7 @@ def handle_cancel(args: argparse.Namespace) -> Result:
         ended = cancel(run)
     except SchedulerError as error:
         raise SchedulerError(
-            f"{error}; ranks at work see the mark and end, ask again later"
+            f"{error}; ranks at work find the mark and end by themselves; ask again later"
         ) from error
     if ended is None:
         print("nothing is at work")
@@ -218,8 +220,8 @@ def handle_logs(args: argparse.Namespace) -> Result:
 
 
 def _log_files(run: RunPaths) -> list[Path]:
-    """Logs of the ranks and what the processes of the last submission that started any printed,
-    where not empty."""
+    """Logs of the ranks, and what the processes of the last submission with tasks printed, if not
+    empty."""
     found = sorted(run.logs.glob("*.log")) + sorted(run.logs.glob("*/*.log"))
     if (last := last_render(run)) is not None:
         for printed in ("submitit/*.out", "submitit/*.err"):
@@ -229,8 +231,8 @@ def _log_files(run: RunPaths) -> list[Path]:
 
 
 def _failures(run: RunPaths) -> Result:
-    """Failed rows with their errors, then attempts that died or ended by an error, with the end of
-    what they printed."""
+    """Failed rows with their errors, then attempts that died or ended with an error, with the end
+    of what they printed."""
     from batchgen.catalog.frames import failures, snapshot
 
     rows = snapshot(run.root)
@@ -242,14 +244,15 @@ def _failures(run: RunPaths) -> Result:
     ended = [a for a in read_status(run).attempts if a.life == "dead" or a.error]
     for attempt in ended[-SHOWN_FAILURES:]:
         print(f"==> {_attempt_line(attempt).strip()}  {attempt.error}")
-        if log := _printed_by(run, attempt.attempt):
+        if log := _printed_by(run, attempt.attempt, attempt.devices):
             print("\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
     tags = [attempt.attempt.tag for attempt in ended]
     return Result(OK, {"run": str(run.root), "failed": list(failed.row_id), "attempts": tags})
 
 
-def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
-    """What the processes of an attempt's task printed, if anything."""
+def _printed_by(run: RunPaths, attempt: Attempt, ranks: int) -> Path | None:
+    """What the processes of an attempt's task printed, if anything; of a replica of so many, its
+    leader."""
     from batchgen.runner.jobs import jobs_of
 
     jobs = [job for job in jobs_of(run, attempt.submission) if job.holds(attempt.task)]
@@ -258,5 +261,5 @@ def _printed_by(run: RunPaths, attempt: Attempt) -> Path | None:
     job, number = jobs[0], attempt.submission
     element = f"{job.job_id}_{(attempt.task - job.task) // job.stride}"
     logs = [*run.printed(number, element), *run.printed(number, job.job_id)]  # or an array of one
-    logs.append(run.submission(number) / f"submitit/{job.job_id}_{attempt.replica}_log.err")
+    logs.append(run.submission(number) / f"submitit/{job.job_id}_{attempt.replica * ranks}_log.err")
     return next((log for log in logs if log.is_file() and log.stat().st_size), None)

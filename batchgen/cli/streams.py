@@ -1,4 +1,5 @@
-"""Standard streams and signals of this process: to lose a reader or a terminal ends no work."""
+"""Standard streams and signals of this process: losing a reader or a terminal does not end the
+work."""
 
 from __future__ import annotations
 
@@ -12,14 +13,13 @@ from typing import TextIO
 
 from batchgen.errors import Told
 
-SILENT = (errno.EPIPE, errno.EIO)  # the reader has seen enough; the terminal is closed
+SILENT = (errno.EPIPE, errno.EIO)  # the reader has closed the pipe; the terminal is closed
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Stream(io.TextIOWrapper):
-    """Standard output or error. What cannot be written is dropped, and so is all after it: whoever
-    reads has gone, and the exit code is to tell of the work. What its encoding cannot hold is
-    escaped."""
+    """Standard output or error. After a write that fails all is dropped: the reader is gone, and
+    the exit code should be about the work. What the encoding cannot hold is escaped."""
 
     gone = False
 
@@ -39,25 +39,26 @@ class Stream(io.TextIOWrapper):
     def _lose(self, error: OSError) -> None:
         self.gone = True
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self.fileno())  # takes what is still buffered
+        os.dup2(nothing, self.fileno())  # swallows what is still buffered
         os.close(nothing)
         if self is sys.stdout and error.errno not in SILENT:
             print(f"batchgen: stdout cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def survive_streams() -> None:
-    """Make the streams of this process such; closed ones lead nowhere. Otherwise the next file that
-    is opened would take the number of a closed one, and what is printed."""
+    """Make the streams of this process `Stream`s; closed ones lead to the null device. Otherwise
+    the next opened file would get a closed one's number, and all that is printed."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
     sys.stdout, sys.stderr = _stream(sys.stdout, 1), _stream(sys.stderr, 2)
 
 
 def _stream(old: TextIO, number: int) -> Stream:
-    """`old` lives on as `sys.__stdout__` does; it is None where the stream was closed."""
+    """A `Stream` in place of `old`, which stays open as `sys.__stdout__` does; `old` is None if it
+    was closed."""
     if isinstance(old, io.TextIOWrapper):
         by_line = old.line_buffering
         return Stream(old.buffer, old.encoding, "backslashreplace", line_buffering=by_line)
@@ -65,23 +66,23 @@ def _stream(old: TextIO, number: int) -> Stream:
 
 
 def reader_is_gone() -> bool:
-    """Whether what is printed reaches nobody any more."""
+    """Whether a stream has lost its reader."""
     return isinstance(sys.stdout, Stream) and sys.stdout.gone
 
 
 def answer_signals() -> None:
-    """SIGTERM and a closed terminal end a verb as Ctrl-C does: by an exception, so that nothing is
-    left half made. Ignored signals (`nohup`) stay ignored."""
+    """Let SIGTERM and a closed terminal end a verb as Ctrl-C does, by an exception, so that nothing
+    is left half made. Ignored signals (`nohup`) stay ignored."""
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
 
 
 class _End:
-    """A rank in this process has put its own answer to SIGTERM there, and saves its rows: it passes
-    the signal on here when it has."""
+    """Raises an exception for the first signal. A rank in this process replaces it as handler of
+    SIGTERM, saves its rows, and then raises the signal again here."""
 
-    first = 0  # the signal that came, whatever is passed on
+    first = 0  # the signal that came first
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.first = self.first or number
@@ -89,7 +90,7 @@ class _End:
             signal.raise_signal(signal.SIGTERM)
             return
         for each in ENDING:
-            signal.signal(each, signal.SIG_IGN)  # the next one, usual after these, changes nothing
+            signal.signal(each, signal.SIG_IGN)  # a second signal often follows; it changes nothing
         raise Told(signal.Signals(self.first).name)
 
 

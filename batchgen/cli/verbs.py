@@ -1,4 +1,4 @@
-"""How a verb is put on the command line: one shape for all of them."""
+"""Puts a verb on the command line: all verbs have the same form."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def add_verb(
     description: str,
     epilog: str,
 ) -> argparse.ArgumentParser:
-    """A verb with its one-line summary, what it does, and examples that are shown as written."""
+    """Add a verb with its one-line summary, its description, and examples that are shown as
+    written."""
     parser = verbs.add_parser(
         name,
         help=summary,
@@ -45,8 +46,8 @@ def add_verb(
 
 
 def path_argument(text: str) -> Path:
-    """A path as typed; `~` is home also where the shell leaves it alone, as in `--root=~/runs`. An
-    empty one would mean the current folder."""
+    """A path as typed, with `~` as the home folder, also in `--root=~/runs`. An empty path is an
+    error: it would mean the current folder."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty (a shell variable that is not set?)")
     try:
@@ -68,7 +69,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def inputs_of(config: JobConfig) -> dict[str, str | None]:
-    """Key -> path of what a composed job is made from; None where it is a word, as `random`."""
+    """Key -> path of each input of a composed job; None if the value is a word such as `random`."""
     weights = config.model.weights
     return {
         "manifest": config.manifest,
@@ -77,6 +78,6 @@ def inputs_of(config: JobConfig) -> dict[str, str | None]:
 
 
 def refuse_special(option: str, path: Path) -> None:
-    """Raise UsageError where a file would take the place of a device, a pipe or a folder."""
-    if os.path.exists(path) and not os.path.isfile(path):  # what cannot be looked at is told later
+    """UsageError if writing the file would replace a device, a pipe or a folder."""
+    if os.path.exists(path) and not os.path.isfile(path):  # an unreadable path fails later
         raise UsageError(f"{option}: {path} is there and is not a plain file: it is not replaced")

@@ -1,4 +1,4 @@
-"""`weights convert`: pickled checkpoints become safetensors."""
+"""`weights convert`: rewrites pickled checkpoints as safetensors."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from batchgen.config.degrees import CFG, Room, degrees_of, legal_ulysses, product_of
+from batchgen.config.degrees import CFG, Room, degrees_of, product_of
 from batchgen.config.schema import (
     CacheConfig,
     CompileConfig,
@@ -15,6 +15,7 @@ from batchgen.config.schema import (
 )
 from batchgen.errors import ConfigError
 from batchgen.families.family import Capabilities, family_spec
+from batchgen.families.sequence import legal_ulysses
 from batchgen.request import ROW_DEFAULTS, Field
 
 _COMPILE = CompileConfig()
@@ -27,6 +28,7 @@ def check_served(config: JobConfig) -> None:
     served = served_by(config.model)
     _check_cfg(config.system.parallel)
     media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
+    _check_heads(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
         if value not in legal:
@@ -55,16 +57,21 @@ def _check_cfg(parallel: ParallelConfig) -> None:
         )
 
 
-def _check_degrees(config: JobConfig) -> None:
-    """Heads divide, and some legal degrees multiply to the ranks of all nodes."""
-    parallel, room = config.system.parallel, room_of(config)
-    ulysses, heads = parallel.ulysses, room.heads
-    if isinstance(ulysses, int) and heads % ulysses:
-        listed = ", ".join(map(str, legal_ulysses(room)))
+def _check_heads(config: JobConfig) -> None:
+    """A Ulysses degree given by hand divides the attention heads; `auto` may pad them."""
+    degree = config.system.parallel.ulysses
+    heads = family_spec(config.model.family).heads(config.model)
+    if isinstance(degree, int) and degree not in legal_ulysses(heads, heads):
+        listed = ", ".join(map(str, legal_ulysses(heads, heads)))
         raise ConfigError(
-            f"system.parallel.ulysses: {ulysses} does not divide the {heads} heads of "
-            f"{config.model.name}; legal: {listed}, or auto"
+            f"system.parallel.ulysses: {degree} does not divide the {heads} attention heads of "
+            f"{config.model.name}; legal: {listed}"
         )
+
+
+def _check_degrees(config: JobConfig) -> None:
+    """Some legal degrees multiply to the ranks of all nodes."""
+    parallel, room = config.system.parallel, room_of(config)
     legal, out = degrees_of(parallel, room)
     if legal:
         return

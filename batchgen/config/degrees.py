@@ -77,11 +77,6 @@ def degrees_of(parallel: ParallelConfig, room: Room) -> tuple[list[Degrees], lis
     return legal, out
 
 
-def legal_ulysses(room: Room) -> tuple[int, ...]:
-    """What may be given by hand: divisors of the heads."""
-    return tuple(degree for degree in room.served.ulysses if room.heads % degree == 0)
-
-
 def product_of(job: JobConfig) -> int:
     """Of the degrees that are given by hand."""
     parallel, found = job.system.parallel, 1
@@ -108,15 +103,22 @@ def _asked(degree: int | Auto, choices: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _objection(degrees: Degrees, parallel: ParallelConfig, room: Room) -> str | None:
-    for name in ("cfg", "ulysses", "ring"):
+    for name in ("cfg", "ring"):
         served: tuple[int, ...] = getattr(room.served, name)
         if getattr(degrees, name) not in served:
             return f"of {name} the model has {', '.join(map(str, served))}"
-    if degrees.ulysses > room.heads:
-        return f"ulysses divides heads, and there are {room.heads}"
-    if room.ranks_per_node % degrees.replica:
-        return f"a row is drawn on one node, and its {room.ranks_per_node} ranks do not divide so"
+    if not _may(degrees.ulysses, room):
+        return f"of ulysses the model has up to {min(max(room.served.ulysses), room.heads)}"
+    small, large = sorted((degrees.replica, room.ranks_per_node))
+    if large % small:
+        return f"rows are drawn by whole nodes of {room.ranks_per_node} ranks or equal parts of one"
     return _capped(degrees, parallel, room)
+
+
+def _may(ulysses: int, room: Room) -> bool:
+    """Whether `auto` may take it: heads that it does not divide are padded."""
+    most = max(room.served.ulysses)
+    return ulysses in room.served.ulysses or ulysses <= min(most, room.heads)
 
 
 def _capped(degrees: Degrees, parallel: ParallelConfig, room: Room) -> str | None:
@@ -124,8 +126,8 @@ def _capped(degrees: Degrees, parallel: ParallelConfig, room: Room) -> str | Non
     cap = parallel.up_limit
     if cap is None:
         return None
-    possible = [n for n in room.served.ulysses if n <= min(cap, room.heads)]
-    most = max(n for n in possible if degrees.sequence % n == 0)
+    possible = [n for n in range(1, cap + 1) if degrees.sequence % n == 0]
+    most = max(n for n in possible if _may(n, room))
     if degrees.ulysses == most:
         return None
     return f"system.parallel.up_limit={cap} makes it ulysses {most}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -12,12 +13,14 @@ from batchgen.engine import device as devices
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
+from batchgen.engine.parallel.mesh import Mesh
+from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
 from batchgen.engine.selftest import pack_equals_solo
-from batchgen.engine.team import Alone
+from batchgen.engine.team import Team
 from batchgen.engine.weights import load_components
-from batchgen.families.family import FamilyModel, family_code, family_spec
+from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -31,15 +34,19 @@ def assemble(
     *,
     overlap: bool,
     moved: Callable[[], object],
+    team: Team,
+    mesh: Mesh | None = None,
 ) -> Replica:
-    """A replica of one rank, as the layout says. `moved` is told of each component that is
-    loaded."""
+    """One rank of a replica, as the layout says; a follower has the components that denoise alone.
+    `moved` is told of each component that is loaded."""
     devices.prepare(device, system)
     plan = plan_memory(model, layout.memory)
-    components = load_components(model, devices.DTYPES[layout.precision], moved)
+    stages = STAGES if team.leads else ("denoise",)
+    components = load_components(model, devices.DTYPES[layout.precision], moved, stages)
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
+    split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = Residency(family.modules, device, plan)
     return Replica(
         system=system,
@@ -52,17 +59,23 @@ def assemble(
             device,
             system.batch.token_budget,
             system.determinism,
-            equal=_self_test(family, residency),
+            equal=_self_test(family, residency, split),
+            ranks=mesh.cfg.size if mesh is not None else 1,
         ),
-        team=Alone(),
+        team=team,
+        split=split,
         overlap=overlap,
     )
 
 
-def _self_test(family: FamilyModel, residency: Residency) -> Callable[[Bucket, int], bool]:
-    """Experts are of one architecture: whichever is on the device answers for both."""
+def _self_test(
+    family: FamilyModel, residency: Residency, split: Split | None
+) -> Callable[[Bucket, int], bool]:
+    """Experts are of one architecture: whichever is on the device answers for both. A rank asks
+    alone, whatever the others do."""
 
     def equal(bucket: Bucket, items: int) -> bool:
-        return pack_equals_solo(family, bucket, items, residency.expert)
+        with split.whole() if split else nullcontext():
+            return pack_equals_solo(family, bucket, items, residency.expert)
 
     return equal

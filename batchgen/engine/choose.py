@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.contract import Renderer
+from batchgen.engine.team import Team
+from batchgen.errors import ConfigError
 from batchgen.families.family import family_code, family_spec
 from batchgen.records import Layout
 
@@ -18,13 +21,17 @@ class FamilyEngine(Protocol):
     def renderer(self, system: SystemConfig, host: str) -> Renderer: ...
 
 
+Moved = Callable[[], object]  # told of each component that is loaded
+
+
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """An engine that is still to be loaded."""
+    """An engine that is still to be loaded, for the leader of a team or for one that follows."""
 
     device: str  # as the catalog names it
     device_class: str  # kind of device and precision: two of the same compute alike
-    load: Callable[[Callable[[], object]], Renderer]  # told of each component that is loaded
+    load: Callable[[Moved, Team], Renderer]
+    follow: Callable[[Moved, Team], Callable[[], None]]  # then to be called until it is over
     device_id: str = ""  # tells it from others of that name on the same host
 
 
@@ -45,7 +52,7 @@ def choose_engine(
     devices were `asked` for (in words), the CPU is none."""
     if family_spec(model.family).OWN_ENGINE:
         own = cast(FamilyEngine, family_code(model.family))
-        return EngineChoice("cpu", "none", lambda moved: own.renderer(system, host))
+        return EngineChoice("cpu", "none", lambda moved, team: own.renderer(system, host), _alone)
     from batchgen.engine.device import (
         device_id,
         device_name,
@@ -64,9 +71,18 @@ def choose_engine(
     obeyed = layout or lone_layout(model, system, where)
     if layout is not None:
         require_room(where, layout)
+
+    def load(moved: Moved, team: Team) -> Engine:
+        return Engine.load(model, system, device, layout=obeyed, moved=moved, team=team)
+
     return EngineChoice(
         device_name(where),
         f"{where.type} {obeyed.precision}",
-        lambda moved: Engine.load(model, system, device, layout=obeyed, moved=moved),
+        load,
+        lambda moved, team: partial(load(moved, team).follow, moved),
         device_id(where),
     )
+
+
+def _alone(moved: Moved, team: Team) -> Callable[[], None]:
+    raise ConfigError("system.parallel: an engine of its own draws on one rank")

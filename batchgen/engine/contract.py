@@ -92,6 +92,7 @@ class EngineReport(EngineCounters):
     move_s: float = 0.0  # components on their way to the device and from it
     idle_s: float = 0.0  # the calling thread did none of encode, denoise, move
     self_test: str = "not needed"
+    split_test: str = "not needed"
     pack_sizes: tuple[tuple[str, int], ...] = ()  # (bucket, items per forward) as found
 
 

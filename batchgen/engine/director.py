@@ -13,7 +13,7 @@ decoder: its script of orders is what the ranks do, and it reads the flight to s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Literal
@@ -31,6 +31,8 @@ from batchgen.engine.packs import Packer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.engine.snapshot import pack
+from batchgen.engine.team import Lost, uneven
+from batchgen.errors import RowError
 from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
 from batchgen.request import Bucket
@@ -61,6 +63,7 @@ class Director:
         self.expert: str | None = None  # the one on the device, if it is an expert's turn
         self.exhausted = False
         self.stopping = False  # `stop` has said so
+        self.uneven: dict[int, str] = {}  # rows that some ranks have lost and others not, and why
         self.taken = 0  # rows so far
         self.windows = 0
         self.swaps = 0
@@ -79,6 +82,7 @@ class Director:
             if self._wants_window():
                 yield from self._open_window()
             yield from self._admit()
+            yield from self._drop_uneven()
             if self.flight.rows:
                 yield from self._tick()
             elif self.exhausted and not self.flight.waiting:
@@ -89,8 +93,10 @@ class Director:
         yield from self._decode_window()
         yield Orders(over=True)
 
-    def heed(self, outcome: Outcome) -> None:
-        """What came of the orders."""
+    def heed(self, outcome: Outcome, others: Sequence[Lost] = ()) -> None:
+        """What came of the orders here, and which rows each of the other ranks has lost."""
+        if others:
+            self.uneven |= uneven([outcome.lost, *others])
         for request, meter, error in outcome.failed:
             self.lane.put(Broken(request, meter, error))
         for state in outcome.done:
@@ -153,6 +159,16 @@ class Director:
                 self._save()
             self.lane.put(self.denoised.popleft())
         self.lane.drain()
+
+    def _drop_uneven(self) -> Iterator[Orders]:
+        """What one rank has lost, no rank goes on with."""
+        if not self.uneven:
+            return
+        lost, self.uneven = self.uneven, {}
+        for number, why in lost.items():
+            if row := self.flight.rows.get(number):
+                self.lane.put(Broken(row.request, row.meter, RowError(why)))
+        yield Orders(drop=tuple(lost))
 
     # ----------------------------------------------------------------------------------- joining
     def _admit(self) -> Iterator[Orders]:
@@ -259,7 +275,7 @@ class Room:
         if self.most != "auto":
             return self.rows < self.most
         tokens = self.packer.tokens(bucket) * branches
-        return self.rows < AUTO_ROWS and tokens <= self.packer.token_budget - self.tokens
+        return self.rows < AUTO_ROWS and tokens <= self.packer.tick_tokens - self.tokens
 
     def add(self, bucket: Bucket, branches: int) -> None:
         """The row has joined."""

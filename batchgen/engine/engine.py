@@ -12,8 +12,11 @@ from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
 from batchgen.engine.meter import Setting
-from batchgen.engine.render import render
+from batchgen.engine.parallel.meet import meet
+from batchgen.engine.parallel.mesh import Degrees
+from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
+from batchgen.engine.team import Alone, Team
 from batchgen.records import Layout
 
 
@@ -36,18 +39,24 @@ class Engine:
         layout: Layout | None = None,
         overlap: bool = True,
         moved: Callable[[], object] = unheard,
+        team: Team | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
         `device` is `auto` (CUDA if there is one, else CPU) or a torch device; `layout` is what the
         submission decided (None: there is none, see `device.lone_layout`); `moved` is told of each
         component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
-        on the calling thread and gives equal frames. Raises WeightsError for weights that do not
-        fit, ConfigError for an unknown family or a device that is not there. In strict mode on a
-        CPU the process goes to one torch thread."""
-        where = devices.pick_device(device)
+        on the calling thread and gives equal frames. `team`: the ranks that draw together, else
+        this one is alone. Raises WeightsError for weights that do not fit, ConfigError for an
+        unknown family or a device that is not there. In strict mode on a CPU the process goes to
+        one torch thread."""
+        where, team = devices.pick_device(device), team or Alone()
         layout = layout or devices.lone_layout(model, system, where)
-        return cls(assemble(model, system, layout, where, overlap=overlap, moved=moved))
+        mesh = meet(team, Degrees(layout.cfg, layout.ring, layout.ulysses), where)
+        made = assemble(
+            model, system, layout, where, overlap=overlap, moved=moved, team=team, mesh=mesh
+        )
+        return cls(made)
 
     @property
     def device_name(self) -> str:
@@ -83,3 +92,8 @@ class Engine:
                 setting=setting,
                 clock=clock or Clock(),
             )
+
+    def follow(self, moved: Callable[[], object] = unheard) -> None:
+        """Draw with the leader of the team, in all its renders, until it dismisses this rank."""
+        with torch.no_grad():
+            follow(self.replica, moved)

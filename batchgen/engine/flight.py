@@ -21,6 +21,7 @@ from batchgen.engine.orders import Join, Orders, Slot
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.engine.snapshot import fits, unpack
+from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
 from batchgen.numerics.solver import History, Schedule, step
 from batchgen.request import Request
@@ -60,6 +61,17 @@ class Outcome:
 
     done: list[RowState] = field(default_factory=list)
     failed: list[tuple[Request, RowMeter, Exception]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of those that failed, in that order
+
+    def fail(self, number: int, request: Request, meter: RowMeter, error: Exception) -> None:
+        self.failed.append((request, meter, error))
+        self.numbers.append(number)
+
+    @property
+    def lost(self) -> Lost:
+        """What the ranks of a replica tell each other of it."""
+        whys = (f"{type(error).__name__}: {error}" for _, _, error in self.failed)
+        return tuple(zip(self.numbers, whys, strict=True))
 
 
 class Flight:
@@ -68,7 +80,9 @@ class Flight:
     def __init__(self, replica: Replica, clock: Clock, moved: Callable[[], object]) -> None:
         self.replica = replica
         self.family = replica.family
-        self.forwards = Forwards(replica.family, replica.packer, replica.device)
+        self.forwards = Forwards(
+            replica.family, replica.packer, replica.device, replica.team, replica.split
+        )
         self.clock = clock
         self.moved = moved
         self.waiting: dict[int, tuple[EncodedRow, RowMeter]] = {}  # encoded, not joined yet
@@ -82,8 +96,9 @@ class Flight:
             self._use(orders.use)
         if orders.encode:
             self._encode(orders.encode)
-        for number in orders.drop:
-            del self.waiting[number]
+        for number in orders.drop:  # another rank may have lost it already
+            self.waiting.pop(number, None)
+            self.rows.pop(number, None)
         for join in orders.joins:
             self._join(join, outcome)
         if orders.packs:
@@ -94,15 +109,19 @@ class Flight:
         return outcome
 
     def _use(self, components: tuple[str, ...]) -> None:
-        """No row's seconds: they are moved for a window, however many rows that has."""
-        with self.clock.on("move"):
-            self.replica.residency.use(*components)
+        """No row's seconds: they are moved for a window, however many rows that has. A follower has
+        those that denoise alone, and they stay."""
+        if here := [name for name in components if name in self.family.modules]:
+            with self.clock.on("move"):
+                self.replica.residency.use(*here)
 
     def _encode(self, window: Sequence[tuple[int, Request]]) -> None:
         requests = [request for _, request in window]
         meters = [RowMeter() for _ in requests]
         with self.clock.on("encode"):
-            rows = self.replica.prompts.encode(requests, self.moved)
+            rows = self.replica.team.result(
+                lambda: self.replica.prompts.encode(requests, self.moved)
+            )
         self.clock.share({row.request.row_index: row.seconds for row in rows})
         for (number, _), row, meter in zip(window, rows, meters, strict=True):
             meter.note_texts(row)
@@ -117,7 +136,7 @@ class Flight:
             Failed(row.error, 0.0) if row.error else attempt(lambda: self._open(row, meter, join))
         )
         if isinstance(state, Failed):
-            outcome.failed.append((row.request, meter, state.error))
+            outcome.fail(join.number, row.request, meter, state.error)
         elif state.done:
             outcome.done.append(state)
         else:
@@ -128,7 +147,9 @@ class Flight:
         alone."""
         request, device = row.request, self.replica.device
         schedule = self.family.schedule(request)
-        branches = tuple(Branch(condition) for condition in row.conditions)
+        branches = tuple(
+            Branch(tuple(tensor.to(device) for tensor in condition)) for condition in row.conditions
+        )
         meter.steps_total = len(schedule) * len(branches)
         latents = self.family.initial_latents(request).to(self.family.state_dtype)
         if join.snapshot is None or not fits(join.snapshot, latents):
@@ -185,7 +206,7 @@ class Flight:
             lambda: self._step(row, [v for v in branches if isinstance(v, Tensor)])
         )
         if isinstance(moved, Failed):
-            outcome.failed.append((row.request, row.meter, moved.error))
+            outcome.fail(number, row.request, row.meter, moved.error)
         elif row.done:
             outcome.done.append(row)
         else:

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from batchgen.errors import ReplicaFailed
+
 T = TypeVar("T")
 
 
@@ -23,14 +25,14 @@ class Failed:
 def attempt(work: Callable[[], T]) -> T | Failed:
     """The result of `work`, or the exception it raised as a value.
 
-    A broken accelerator is not the row's fault and stays broken, so it is raised on; running out
-    of its memory can be."""
+    A broken accelerator or a broken replica is not the row's fault and stays broken, so it is
+    raised on; running out of an accelerator's memory can be."""
     begin = perf_counter()
     try:
         return work()
     except torch.OutOfMemoryError as error:
         return Failed(error, perf_counter() - begin)
-    except torch.AcceleratorError:
+    except (torch.AcceleratorError, ReplicaFailed):
         raise
     except Exception as error:
         return Failed(error, perf_counter() - begin)

@@ -26,7 +26,7 @@ class Orders:
 
     use: tuple[str, ...] = ()  # components that have to be on the device
     encode: tuple[tuple[int, Request], ...] = ()  # a window of rows
-    drop: tuple[int, ...] = ()  # encoded rows that will not join
+    drop: tuple[int, ...] = ()  # rows that will not go on, wherever they are
     joins: tuple[Join, ...] = ()
     packs: tuple[tuple[Slot, ...], ...] = ()  # one forward each; together every branch of each row
     over: bool = False  # the render ends

@@ -67,8 +67,11 @@ class Packer:
         determinism: Determinism,
         *,
         equal: Callable[[Bucket, int], bool],
+        ranks: int = 1,
     ) -> None:
-        """`tokens`: of one item of a bucket. `equal`: the self-test with so many items."""
+        """`tokens`: of one item of a bucket. `equal`: the self-test with so many items. `ranks`:
+        that divide the items of a pack; sizes are those of the forward of each."""
+        self.ranks = ranks
         self.tokens = tokens
         self.strict = determinism == "strict"
         self.sweeps = token_budget == "auto" and device.type != "cpu"
@@ -78,6 +81,11 @@ class Packer:
         self._equal = equal
         self._limits: dict[Bucket, int] = {}
         self._sweeps: dict[Bucket, _Sweep] = {}
+
+    @property
+    def tick_tokens(self) -> int:
+        """Tokens that all ranks together take in one forward each."""
+        return self.token_budget * self.ranks
 
     def limit(self, bucket: Bucket) -> int:
         """Most items of a forward: the budget, or one where strict mode's self-test failed."""
@@ -97,6 +105,7 @@ class Packer:
         """Cut the items of a tick into forwards: exactly by size while the sweep wants that size
         measured, else into as few and as even ones as possible."""
         size, sweep = self.size(bucket), self._sweep(bucket)
+        size *= self.ranks
         if sweep is None or sweep.settled:
             return even_chunks(items, size)
         return [items[i : i + size] for i in range(0, len(items), size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from batchgen.config.schema import ModelSpec
 from batchgen.families.dims import stored_dims
-from batchgen.families.family import family_spec
+from batchgen.families.family import STAGES, Stage, family_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,10 @@ class CheckpointPart:
     spec_key: str  # where the ModelSpec keeps them, for messages
 
 
-def parts(model: ModelSpec, dtype: torch.dtype) -> tuple[CheckpointPart, ...]:
-    """The parts to load; the scheduler is made from the model's dimensions."""
+def parts(
+    model: ModelSpec, dtype: torch.dtype, stages: Collection[Stage] = STAGES
+) -> tuple[CheckpointPart, ...]:
+    """The parts to load for some stages; the scheduler is made from the model's dimensions."""
     return tuple(
         CheckpointPart(
             name=component.name,
@@ -37,7 +40,7 @@ def parts(model: ModelSpec, dtype: torch.dtype) -> tuple[CheckpointPart, ...]:
             spec_key=f"model.{component.dims}",
         )
         for component in family_spec(model.family).COMPONENTS
-        if component.kind != "scheduler"
+        if component.kind != "scheduler" and component.stage in stages
     )
 
 

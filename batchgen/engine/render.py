@@ -1,4 +1,5 @@
-"""One call of `Engine.render`: the director's orders, applied to the flight, until it is over."""
+"""Orders, applied to the flight until they are over: the leader's part, where a director gives
+them, and that of the ranks that follow it."""
 
 from __future__ import annotations
 
@@ -36,8 +37,20 @@ def render(
     with lane:
         script = director.script()
         while not (orders := replica.team.share(next(script))).over:
-            director.heed(flight.apply(orders))
+            outcome = flight.apply(orders)
+            director.heed(outcome, replica.team.reports(outcome.lost))
     return _report(director, finisher, before, spent, perf_counter() - begin)
+
+
+def follow(replica: Replica, moved: Callable[[], object]) -> None:
+    """Do what the leader of this replica does, render after render, but for what is its alone:
+    rows, texts, decoding. Ends by team.Dismissed, or ReplicaFailed."""
+    clock = Clock()
+    while True:
+        flight = Flight(replica, clock, moved)
+        while not (orders := replica.team.share(None)).over:
+            replica.team.reports(flight.apply(orders).lost)
+            moved()
 
 
 def _texts_and_moves(replica: Replica) -> tuple[int, int, int]:
@@ -80,5 +93,6 @@ def _report(
         peak_mem_gib=used.peak_device_gib,
         host_rss_gib=used.host_rss_gib,
         self_test=replica.packer.self_test,
+        split_test=replica.split.self_test if replica.split else "not needed",
         pack_sizes=replica.packer.sizes,
     )

@@ -9,6 +9,7 @@ import torch
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
+from batchgen.engine.parallel.split import Split
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.team import Team
 from batchgen.families.family import FamilyModel
@@ -25,4 +26,5 @@ class Replica:
     prompts: PromptBook
     packer: Packer
     team: Team
+    split: Split | None  # of forwards over several ranks
     overlap: bool  # decode and deliver on a background thread

@@ -1,10 +1,12 @@
-"""Does a device keep the promise that packing does not change pixels?"""
+"""Does a device keep the promise that neither packing nor dividing a forward changes pixels?"""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from batchgen.families.family import FamilyModel
+from batchgen.engine.isolation import Failed, attempt
+from batchgen.families.family import FamilyModel, Item
 from batchgen.request import Bucket
 
 
@@ -15,3 +17,10 @@ def pack_equals_solo(family: FamilyModel, bucket: Bucket, items: int, expert: st
     return all(
         torch.equal(y, family.forward([item])[0]) for y, item in zip(together, pack, strict=True)
     )
+
+
+def split_equals_whole(family: FamilyModel, item: Item, velocity: Tensor) -> bool:
+    """Does an item give the bits of `velocity`, which a forward over many ranks gave, in a forward
+    of its own on this rank alone? No, where that does not fit."""
+    whole = attempt(lambda: family.forward([item])[0])
+    return not isinstance(whole, Failed) and torch.equal(whole, velocity)

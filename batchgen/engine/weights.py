@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from batchgen.engine.contract import unheard
 from batchgen.engine.parts import CheckpointPart, parts
 from batchgen.engine.random_weights import random_component
 from batchgen.errors import WeightsError
+from batchgen.families.family import STAGES, Stage
 
 _WRAPPERS = ("state_dict", "model", "module", "model_state", "ema")  # around the tensors in a file
 _INDEX = ".bin.index.json"
@@ -48,9 +49,13 @@ def check_weights(model: ModelSpec) -> None:
 
 
 def load_components(
-    model: ModelSpec, dtype: torch.dtype, moved: Callable[[], object] = unheard
+    model: ModelSpec,
+    dtype: torch.dtype,
+    moved: Callable[[], object] = unheard,
+    stages: Collection[Stage] = STAGES,
 ) -> dict[str, Any]:
-    """All components on the host, in evaluation mode, checked first; `random` weights are made.
+    """The components of some stages on the host, in evaluation mode, checked first (all of them);
+    `random` weights are made.
 
     `dtype` is the precision of the transformer and the text encoder; `moved` is told of each
     component."""
@@ -59,7 +64,7 @@ def load_components(
         logging.disable_progress_bar()  # stderr belongs to the run's own progress
     folder = model.weights_folder
     components = {}
-    for part in parts(model, dtype):
+    for part in parts(model, dtype, stages):
         components[part.name] = random_component(part) if folder is None else _load(folder, part)
         moved()
     return components

@@ -1,2 +1,2 @@
-"""One folder per model family: `spec.py` is light, `model.py` is torch. The folder is the registry;
+"""One folder per model family, found by its name: `spec.py` needs no torch, `model.py` does.
 `family.py` says what the two hold."""

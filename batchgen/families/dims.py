@@ -1,4 +1,4 @@
-"""Dimensions of a component as a dataclass whose fields are named as in its config.json."""
+"""Base of the dataclasses that describe a component, with fields named as in its config.json."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ _STORED = "stored"
 
 
 class ComponentDims:
-    """Dimensions of a component."""
+    """Dimensions of a component. Base class."""
 
     __slots__ = ()
 
     def random_extras(self) -> dict[str, Any]:
-        """What else of its config.json random weights need."""
+        """Further entries of config.json for random weights."""
         return {}
 
 
 def stored(default: Any, name: str | None) -> Any:
-    """A field that config.json calls `name`; None: it is not stored there, since no weight depends
-    on it."""
+    """A dataclass field that config.json calls `name`. None: config.json does not have it, since no
+    weight depends on it."""
     return field(default=default, metadata={_STORED: name})
 
 
 def stored_names(dims: type, component: str) -> Iterator[tuple[str, str]]:
-    """(field, its name in config.json) of a component of a family's `Dims`."""
+    """(field, its name in config.json) for each field of a component in a family's `Dims`."""
     for spec in fields(get_type_hints(dims)[component]):
         name = spec.metadata.get(_STORED, spec.name)
         if name is not None:
@@ -34,7 +34,7 @@ def stored_names(dims: type, component: str) -> Iterator[tuple[str, str]]:
 
 
 def stored_fields(dims: Any) -> Iterator[tuple[str, str, object]]:
-    """(field, its name in config.json, its value as JSON has it) of a component's dimensions."""
+    """(field, its name in config.json, its value as in JSON) for each stored dimension."""
     for spec in fields(dims):
         name = spec.metadata.get(_STORED, spec.name)
         if name is not None:
@@ -43,5 +43,5 @@ def stored_fields(dims: Any) -> Iterator[tuple[str, str, object]]:
 
 
 def stored_dims(dims: Any) -> dict[str, Any]:
-    """The part of a component's config.json that its dimensions decide."""
+    """The part of a component's config.json that follows from its dimensions."""
     return {name: value for _, name, value in stored_fields(dims)}

@@ -1,4 +1,4 @@
-"""Text encoders that several families have: dimensions, FLOPs, weights."""
+"""Text encoders that several families use: dimensions, FLOPs, weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from batchgen.families.dims import ComponentDims, stored
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5Dims(ComponentDims):
-    """The encoder of a T5 or UMT5, as in its transformers config."""
+    """Dimensions of the encoder of a T5 or UMT5, as in its transformers config."""
 
     vocab_size: int = 256384
     d_model: int = 4096
@@ -17,11 +17,11 @@ class T5Dims(ComponentDims):
     d_ff: int = 10240
     num_layers: int = 24
     num_heads: int = 64
-    max_tokens: int = stored(512, None)  # a choice of the pipeline's call
+    max_tokens: int = stored(512, None)  # an argument of the pipeline's call
 
 
 def t5_flops(text: T5Dims) -> float:
-    """FLOPs for one text, padded to its maximum length."""
+    """FLOPs for one text, padded to `max_tokens`."""
     inner = text.num_heads * text.d_kv
     per_token = 2 * (4 * text.d_model * inner + 3 * text.d_model * text.d_ff)
     attention = 4 * text.max_tokens * inner
@@ -29,7 +29,7 @@ def t5_flops(text: T5Dims) -> float:
 
 
 def t5_parameters(text: T5Dims) -> int:
-    """Weights with the embedding table, the gated feed-forward counted."""
+    """Number of weights, with the embedding table and the gated feed-forward."""
     inner = text.num_heads * text.d_kv
     block = 4 * text.d_model * inner + 3 * text.d_model * text.d_ff
     return text.num_layers * block + text.vocab_size * text.d_model
@@ -37,7 +37,7 @@ def t5_parameters(text: T5Dims) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipDims(ComponentDims):
-    """The text half of a CLIP, as in its transformers config."""
+    """Dimensions of the text encoder of a CLIP, as in its transformers config."""
 
     vocab_size: int = 49408
     hidden_size: int = 768
@@ -46,18 +46,18 @@ class ClipDims(ComponentDims):
     num_attention_heads: int = 12
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
-    eos_token_id: int = 2  # where the pooled state is taken; 2 stands for the highest id in a text
+    eos_token_id: int = 2  # token whose state is the pooled one; 2 = the highest id in the text
 
 
 def clip_flops(text: ClipDims) -> float:
-    """FLOPs for one text, padded to the maximum."""
+    """FLOPs for one text, padded to the maximum length."""
     d, n = text.hidden_size, text.max_position_embeddings
     linear = 2 * n * (4 * d * d + 2 * d * text.intermediate_size)
     return float(text.num_hidden_layers * (linear + 4 * n * n * d))
 
 
 def clip_parameters(text: ClipDims) -> int:
-    """Weights with the embedding tables."""
+    """Number of weights, with the embedding tables."""
     d = text.hidden_size
     block = 4 * d * d + 2 * d * text.intermediate_size
     tables = (text.vocab_size + text.max_position_embeddings) * d

@@ -1,8 +1,8 @@
-"""What a model family is, and how one is found: by the name of its folder.
+"""What a model family is, and how it is found by the name of its folder.
 
-`families/<name>/spec.py` answers what planning and loading ask, without torch (`FamilySpec`).
-`families/<name>/model.py` computes: `build` makes a `FamilyModel` of loaded components. The engine
-knows the rest: packing, ticks, windows, the solver's step.
+`families/<name>/spec.py` (`FamilySpec`) answers the questions of planning and loading, without
+torch. `families/<name>/model.py` computes: its `build` makes a `FamilyModel` from loaded
+components. The engine does the rest: packing, ticks, windows, solver steps.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
+from batchgen.families.sequence import SequencePlan
 from batchgen.request import Bucket, ModelDefaults, Request
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
 FAMILIES = Path(__file__).parent
 Stage = Literal["encode", "denoise", "decode"]
+STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 # ------------------------------------------------------------------------------------ without torch
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What the engine can do with a model today: every other legal setting is refused."""
+    """What the engine can do with a model now; every other legal setting is refused."""
 
     cfg: tuple[int, ...] = (1,)
     ulysses: tuple[int, ...] = (1,)
@@ -44,9 +46,9 @@ class Capabilities:
     tiled_vae: bool = False
     cache_strategies: tuple[str, ...] = ("none",)
     solvers: tuple[str, ...] = ("unipc", "euler", "dpm++")
-    sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the size of the row
-    boundary: bool = False  # where a second expert takes over can be set
-    columns: tuple[str, ...] = ("guidance_scale",)  # of the request columns that few models read
+    sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size
+    boundary: bool = False  # the job may set where the second expert takes over
+    columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,14 @@ class Stride:
 class Component:
     """One folder of a checkpoint in diffusers layout."""
 
-    name: str  # the folder
+    name: str  # name of the folder
     kind: Literal["model", "tokenizer", "scheduler"] = "model"
-    loads: str  # what loads it: `library.Class`
-    model_type: str = ""  # of a transformers model: what its config.json says it is
+    loads: str  # class that loads it: `library.Class`
+    model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device
-    dims: str = ""  # the field of the family's dims that describes it; experts share one
+    dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
-    stacks: tuple[str, ...] = ()  # its lists of blocks, in the order of the forward
+    stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
 
     @property
     def library(self) -> str:
@@ -83,7 +85,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class ComponentBytes:
-    """Bytes of weights as loaded: (component, stage, bytes)."""
+    """Bytes of the loaded weights: (component, stage, bytes)."""
 
     parts: tuple[tuple[str, Stage, int], ...]
 
@@ -93,7 +95,8 @@ class ComponentBytes:
 
     @property
     def largest(self) -> int:
-        """Of what must be on the device at once: the encoders together, one expert at a time."""
+        """The most bytes that must be on the device at once: all encoders together, but one expert
+        at a time."""
         denoise = [size for _, stage, size in self.parts if stage == "denoise"]
         ends = [
             sum(size for _, stage, size in self.parts if stage == end)
@@ -103,7 +106,7 @@ class ComponentBytes:
 
 
 class Scales(Protocol):
-    """The guidance of a row, or of many as arrays."""
+    """The guidance scales of one row, or of many rows as arrays."""
 
     @property
     def guidance_scale(self) -> Any: ...
@@ -112,13 +115,13 @@ class Scales(Protocol):
 
 
 class FamilySpec(Protocol):
-    """`spec.py`: the light side of a family; FLOPs count a multiply-add as two."""
+    """What `spec.py` of a family has. FLOPs count a multiply-add as two."""
 
     NUMERICS_VERSION: int  # raised by hand whenever pixels of equal requests change
     COMPONENTS: tuple[Component, ...]
-    Dims: type  # dataclass of the model's dimensions: a field a component, and what else it takes
-    PIPELINE: str  # of diffusers: what model_index.json calls itself; "" for none
-    MEDIA: Literal["video", "image"]  # what it draws
+    Dims: type  # dataclass: one field per component, and further dimensions
+    PIPELINE: str  # diffusers' class, as in model_index.json; "" for none
+    MEDIA: Literal["video", "image"]
     OWN_ENGINE: bool  # `model.py` holds an engine (`FamilyEngine`), not a model for the common one
 
     def capabilities(self, model: ModelSpec) -> Capabilities: ...
@@ -127,28 +130,32 @@ class FamilySpec(Protocol):
         """Whether a checkpoint with this model_index.json is of the family."""
 
     def settings(self, index: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The fields of `Dims` that a checkpoint's model_index.json decides."""
+        """Fields of `Dims` that a checkpoint's model_index.json holds."""
 
     def defaults(self, dims: Any, scheduler: Mapping[str, Any]) -> ModelDefaults:
-        """Values of a request where no preset gives them; `scheduler`: the checkpoint's own."""
+        """Request values for a model without a preset; `scheduler` is the checkpoint's scheduler
+        config."""
 
     def stride(self, model: ModelSpec) -> Stride:
-        """Which sizes and frame counts the model can draw."""
+        """Widths, heights and frame counts that the model can draw."""
 
     def tokens(self, model: ModelSpec, bucket: Bucket) -> int:
-        """Tokens of one item of one forward: the cost unit of packing."""
+        """Tokens of one item in a forward: the unit of the packing budget."""
 
     def layers(self, model: ModelSpec) -> int:
-        """Blocks of one forward: each launches its kernels."""
+        """Number of blocks in one forward; each costs a launch of kernels."""
+
+    def heads(self, model: ModelSpec) -> int:
+        """Of its attentions over all tokens: Ulysses divides them over ranks."""
 
     def branches(self, model: ModelSpec, row: Scales) -> Any:
-        """Forwards of one step: 2 where the row is guided. Elementwise if `row` holds arrays."""
+        """Forwards in one step: 2 if the row is guided. Elementwise if `row` holds arrays."""
 
     def boundary(self, model: ModelSpec) -> float | None:
-        """Share of the training timesteps from which on the first of two experts draws."""
+        """Share of the training timesteps at and above which the first of two experts draws."""
 
     def max_tokens(self, model: ModelSpec) -> int:
-        """Of one text; what is longer is cut."""
+        """Most tokens of one text; longer texts are cut."""
 
     def forward_flops(self, model: ModelSpec, bucket: Bucket) -> float:
         """FLOPs of the transformer for one item: one row, one branch, one step."""
@@ -160,10 +167,7 @@ class FamilySpec(Protocol):
         """FLOPs of the decoder for one row."""
 
     def parameters(self, model: ModelSpec, component: str) -> int:
-        """Weights of a component of kind `model`."""
-
-    def heads(self, model: ModelSpec) -> int:
-        """Of the self-attention: Ulysses divides them over ranks."""
+        """Number of weights of a component of kind `model`."""
 
     def width(self, model: ModelSpec) -> int:
         """Channels of a token between two blocks."""
@@ -176,7 +180,7 @@ class FamilySpec(Protocol):
 
 
 def component_bytes(model: ModelSpec) -> ComponentBytes:
-    """Bytes of each component in the precision it runs in on an accelerator."""
+    """Bytes of each component in the precision in which it runs on an accelerator."""
     spec = family_spec(model.family)
     return ComponentBytes(
         tuple(
@@ -192,13 +196,13 @@ def component_bytes(model: ModelSpec) -> ComponentBytes:
 
 
 def family_names() -> list[str]:
-    """All families: the folders beside this file."""
+    """Names of all families: the folders beside this file."""
     return sorted(path.parent.name for path in FAMILIES.glob("*/spec.py"))
 
 
 @cache
 def family_spec(name: str) -> FamilySpec:
-    """`spec.py` of a family; raises ConfigError naming those there are."""
+    """`spec.py` of a family; ConfigError naming the existing ones if it is unknown."""
     known = family_names()
     if name not in known:
         listed = ", ".join(known)
@@ -216,7 +220,7 @@ class Tokens:
     truncated: bool
 
 
-Condition: TypeAlias = "tuple[Tensor, ...]"  # what the transformer is told of a branch's texts
+Condition: TypeAlias = "tuple[Tensor, ...]"  # what the transformer gets for a branch's texts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,14 +234,15 @@ class Item:
 
 
 class FamilyModel(Protocol):
-    """One model, loaded. All items of one forward share `group` and `expert`."""
+    """One loaded model. All items of one forward have the same `group` and `expert`."""
 
-    modules: Mapping[str, nn.Module]  # movable components by name
-    max_tokens: int  # of one text
+    modules: Mapping[str, nn.Module]  # loaded components that can be moved, by name
+    max_tokens: int  # most tokens of one text
     state_dtype: torch.dtype  # of latents between two steps
+    sequence: SequencePlan  # of its transformers
 
     def texts(self, request: Request) -> tuple[str, ...]:
-        """The texts to encode, one per guidance branch, the prompt first."""
+        """The texts to encode, one for each guidance branch, the prompt first."""
 
     def tokenize(self, text: str) -> Tokens:
         """Clean and tokenise one text as the family's diffusers pipeline does."""
@@ -252,13 +257,13 @@ class FamilyModel(Protocol):
         """Timesteps and solver coefficients of the row."""
 
     def group(self, request: Request) -> Hashable:
-        """Items of different groups cannot share a forward."""
+        """A key: only items with equal keys can share a forward."""
 
     def expert(self, request: Request, timestep: float) -> str:
-        """The component that draws the step."""
+        """Name of the transformer component that draws the step."""
 
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
-        """Velocities of the items, each shaped as its latents."""
+        """Velocities of the items, each in the shape of its latents."""
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
         """One velocity from those of the row's branches, in the pipeline's order of operations."""
@@ -271,7 +276,7 @@ class FamilyModel(Protocol):
 
 
 class FamilyCode(Protocol):
-    """`model.py`."""
+    """What `model.py` of a family has."""
 
     def build(
         self,
@@ -280,17 +285,18 @@ class FamilyCode(Protocol):
         components: Mapping[str, Any],
         device: torch.device,
     ) -> FamilyModel:
-        """The family at work on its loaded components."""
+        """Make the family's model from its loaded components. A rank that follows has those of the
+        stage `denoise` alone: it neither encodes nor decodes."""
 
 
 def family_code(name: str) -> FamilyCode:
-    """`model.py` of a family; raises ConfigError naming those there are."""
+    """`model.py` of a family; ConfigError naming the existing ones if it is unknown."""
     family_spec(name)
     return cast(FamilyCode, importlib.import_module(f"batchgen.families.{name}.model"))
 
 
 def probe_request(bucket: Bucket) -> Request:
-    """A request of no row, for items of noise."""
+    """A request that belongs to no row, for items of noise."""
     return Request(
         row_index=-1,
         row_id="self-test",

@@ -1,4 +1,4 @@
-"""Commit lines as Arrow tables: the schema of what a journal says of a row, and its reader."""
+"""Commit lines as Arrow tables: their schema, and the function that parses them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow.json as pj
 
 from batchgen.ledger.scan import CommitIndex, fetch_lines
 
-TEXT = pa.large_string()  # 32-bit offsets overflow at 2 GiB of prompts in one piece
+TEXT = pa.large_string()  # the 32-bit offsets of pa.string() overflow at 2 GiB of prompts
 STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
 
 
@@ -48,7 +48,7 @@ COMMIT = pa.schema(
 
 
 def parse_commits(index: CommitIndex, lines: np.ndarray) -> pa.Table:
-    """The commit lines at places `lines` of the index, in that order, in schema `COMMIT`."""
+    """The commit lines at places `lines` of the index, in that order, in the schema `COMMIT`."""
     if not len(lines):
         return COMMIT.empty_table()
     raw = fetch_lines(index, lines)

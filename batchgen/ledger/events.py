@@ -1,9 +1,9 @@
 """The lines of a journal: typed events, and the one mapping between them and JSON.
 
 A line is `{"kind":"...", <fields>, "crc":"<crc32 of all before it>"}` and a newline. Commit lines
-begin with row_index, status and row_key and start lines with row_index and alone, so that readers
-which need no more (`HEAD`, `START`) can leave the JSON unparsed; the check sum makes that safe. A
-field `spent` of any line says what the attempt had spent when it wrote that line.
+begin with row_index, status and row_key, start lines with row_index and alone. Readers that need no
+more match `HEAD` or `START` and do not parse the JSON; the check sum makes that safe. Any line may
+have a field `spent`: what the attempt had spent when it wrote that line.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptHeader:
-    """First line: who writes this journal, where, with what. It is written before anything that may
-    fail, so that the device is known later, from a `Device` line."""
+    """First line of a journal: which attempt writes it, where, and with which versions."""
 
     attempt: Attempt
     rank: int = 0
     world_size: int = 1
     host: str = ""
     job_id: str = ""
-    device: str = ""  # of older journals, and as `scan` reads it from the `Device` line
-    device_id: str = ""  # the same
-    devices: int = 1  # devices of this replica: its wall time x devices is what it costs
+    device: str = ""  # written by older versions; `scan` fills it from the `Device` line
+    device_id: str = ""  # as `device`
+    devices: int = 1  # devices of this replica; it costs wall time x devices
     versions: tuple[tuple[str, str], ...] = ()
     process: ProcessId = field(default_factory=ProcessId.current)
     t: float = field(default_factory=time.time)  # unix seconds, like every `t` below
@@ -57,26 +56,28 @@ class AttemptHeader:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the attempt renders on, once it has found out."""
+    """The device of the attempt, once it is known."""
 
     name: str
     t: float
-    id: str = ""  # tells it from others of that name on the same host; empty where there is one
+    id: str = ""  # tells devices of one name on a host apart; empty where there is one
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A row joins; not synced: it only helps to tell what a dead attempt was doing."""
+    """A row joins those in flight. Not synced: it only helps to tell what a dead attempt was
+    doing."""
 
     row_index: int
     row_id: str
     t: float
-    alone: bool = False  # no other row is in flight: it was, at an earlier death
+    alone: bool = False  # a suspect: no other row is in flight beside it
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A row in flight is kept in the run folder: whoever starts it next goes on from there."""
+    """The state of a row in flight was saved in the run folder; the next attempt at it goes on from
+    there."""
 
     row_index: int
     step: int  # solver steps it has taken, over all attempts
@@ -86,26 +87,26 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A row in flight failed and will be tried again by this attempt."""
+    """A row in flight failed, and this attempt will try it again."""
 
     row_index: int
     seconds: float  # busy seconds that this try cost
-    error: str  # class
+    error: str  # class of the error
     t: float
 
 
 @dataclass(frozen=True, slots=True)
 class Signalled:
-    """The attempt was told to end. If it is killed before it could, that is no fault of its rows
-    nor of its machine."""
+    """The attempt was told to end. If it is then killed before it has ended, neither its rows nor
+    its machine are to blame."""
 
-    name: str  # of the signal
+    name: str  # SIGTERM ...
     t: float
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Seconds of work that belongs to no row: load, compile, warmup."""
+    """Seconds of work that belong to no row: load, compile, warmup."""
 
     name: str
     seconds: float
@@ -114,22 +115,22 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """All commits of a row in earlier submissions no longer count: their media is damaged."""
+    """Commits of a row in earlier submissions no longer count, because the media are damaged."""
 
     row_index: int
     path: str  # of the damaged media
     reason: str
     t: float
     status: str = "void"
-    row_key: str = ""  # whatever its key was
+    row_key: str = ""  # empty: commits are taken back whatever their key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End(EngineCounters):
-    """Last line of an attempt that ended by itself, with its ledger of device seconds.
+    """Last line of an attempt that ended by itself, with the seconds that it measured.
 
-    busy = encode + denoise; decoding runs behind. Seconds are those of `records.RankSeconds`, also
-    if an error ended it; the other figures are of renders that came to their end.
+    busy = encode + denoise; decoding runs behind. The seconds are those of `records.RankSeconds`,
+    also after an error; the other figures cover only renders that came to their end.
     """
 
     reason: str  # done, stopped, error ...
@@ -138,7 +139,7 @@ class End(EngineCounters):
     move_s: float = 0.0
     idle_s: float = 0.0
     tail_s: float = 0.0
-    lost_s: float = 0.0  # of busy: on rows that this attempt has left without a line
+    lost_s: float = 0.0  # part of busy: spent on rows that have no closing line from this attempt
     encode_s: float = 0.0
     denoise_s: float = 0.0
     error: str = ""
@@ -164,7 +165,7 @@ _FIRST = ("row_index", "status", "row_key", "alone")
 
 
 def encode_line(event: Event, spent: RankSeconds | None = None) -> bytes:
-    """One line with its newline."""
+    """One line with its newline; `spent` becomes a field of it."""
     plain = to_plain(event)
     if spent is not None:
         plain["spent"] = {name: round(s, 4) for name, s in to_plain(spent).items()}
@@ -194,19 +195,19 @@ def is_whole(line: bytes) -> bool:
 
 
 def time_of(line: bytes) -> float:
-    """When a line was written, unix seconds; 0 if it is not whole."""
+    """When a line was written (unix seconds); 0 if it is not whole."""
     plain = json.loads(line) if is_whole(line) else {}
     return float(plain.get("t") or plain.get("ended") or 0.0)
 
 
 def spent_of(line: bytes) -> RankSeconds | None:
-    """What the attempt had spent when a line was written; None if the line does not say."""
+    """What the attempt had spent when it wrote a line; None if the line does not say."""
     plain = json.loads(line).get("spent") if is_whole(line) else None
     return from_plain(RankSeconds, plain) if plain else None
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass (or tuple, scalar) as JSON values; text that UTF-8 cannot hold is escaped and
+    """A dataclass, tuple or scalar as JSON values. Text that UTF-8 cannot hold is escaped, and
     numbers that JSON cannot hold become null."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -224,8 +225,9 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(cls: type[T], plain: dict[str, Any]) -> T:
-    """The inverse of `to_plain`. Unknown keys are ignored and absent ones take their default, so
-    that journals outlive small changes; ValueError if a field without default is absent."""
+    """The inverse of `to_plain`; ValueError if a value does not fit or a field without default is
+    absent. Unknown keys are ignored and absent ones take their default, so that older journals can
+    be read."""
     if not isinstance(plain, dict):
         raise ValueError(f"{cls.__name__}: {type(plain).__name__} where fields are expected")
     hints = _hints(cls)  # type: ignore[arg-type]
@@ -239,7 +241,7 @@ def from_plain(cls: type[T], plain: dict[str, Any]) -> T:
     try:
         known = {name: _restore(hints[name], item) for name, item in plain.items() if name in hints}
         return cls(**known)
-    except (TypeError, AttributeError) as error:  # absent, or of another kind
+    except (TypeError, AttributeError) as error:  # a value of another kind
         raise ValueError(f"{cls.__name__}: {error}") from error
 
 

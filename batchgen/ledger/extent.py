@@ -1,4 +1,4 @@
-"""How much a run's ledger holds, from names and sizes alone: whether there is more than before."""
+"""How much a run's ledger holds, from names and sizes of files alone."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from os import scandir
 from batchgen.ledger.intent import submission_numbers
 from batchgen.paths import RunPaths
 
-EXTENT_KEY = b"batchgen.extent"  # in a catalog: the ledger that it was made from
+EXTENT_KEY = b"batchgen.extent"  # key in a catalog's metadata: the extent that it was made from
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Each of these only grows: submissions begin, restarted tasks draw lines, and files of both,
-    as the journals, are only ever appended to or added (but for what storage loses)."""
+    """How much a ledger holds. Each number only grows, unless storage loses files."""
 
     submission: int = 0  # the last one that has an intent
-    files: int = 0  # journals, and lines drawn by restarted tasks
-    size: int = 0  # bytes of them all
+    files: int = 0  # journals, and fences of restarted tasks
+    size: int = 0  # bytes of all these files
 
     @classmethod
     def of(cls, run: RunPaths) -> Extent:
-        """As it stands; one look at each file."""
+        """As it is now; looks once at each file."""
         begun = [n for n in submission_numbers(run) if run.intent(n).exists()]
         blocks = [block for block in run.journal_blocks() if block.is_dir()]
         found = [e for block in blocks for e in scandir(block) if e.is_file()]
@@ -32,7 +31,7 @@ class Extent:
 
     @classmethod
     def parse(cls, text: bytes | None) -> Extent:
-        """The inverse of `encode`; nothing at all if it was not recorded."""
+        """The inverse of `encode`; an empty extent for None."""
         return cls(*json.loads(text)) if text else cls()
 
     def __str__(self) -> str:
@@ -42,10 +41,10 @@ class Extent:
         return json.dumps(astuple(self)).encode()
 
     def is_before(self, other: Extent) -> bool:
-        """Whether a catalog of this is older than one of the other. A later submission decides: a
-        repair may have written off what was lost."""
+        """Whether a catalog of this extent is older than one of the other. A later submission is
+        newer even with fewer files: a repair may have written off losses."""
         return astuple(self) < astuple(other)
 
     def exceeds(self, other: Extent) -> bool:
-        """Whether anything was added since the other."""
+        """Whether any number is higher than in the other."""
         return any(a > b for a, b in zip(astuple(self), astuple(other), strict=True))

@@ -1,4 +1,5 @@
-"""What a journal says of rows in flight: the one rule, line by line, for all who read journals."""
+"""Which rows are in flight after each line of a journal: the one rule for all readers of
+journals."""
 
 from __future__ import annotations
 
@@ -6,35 +7,42 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from batchgen.errors import ReplicaFailed
 from batchgen.ledger.events import HEAD, LEFT, START
+
+
+def is_death(reason: str) -> bool:
+    """Whether an attempt that ended so has died: without a last line (an empty reason), or by the
+    loss of a rank of its replica, which its leader still says."""
+    return reason in ("", ReplicaFailed.__name__)
 
 
 @dataclass(slots=True)
 class InFlight:
-    """The rows that an attempt has begun and neither committed, saved nor given up."""
+    """The rows that an attempt has begun and not yet committed, saved or given up."""
 
     rows: set[int] = field(default_factory=set)
-    alone: int = -1  # row of the last start line, if nothing else was in flight then
+    alone: int = -1  # row of the last start line if it was alone; else -1
 
     @classmethod
     def of(cls, rows: Iterable[int]) -> InFlight:
-        """To go on from where somebody else has read to."""
+        """Start from rows in flight that another reader has found."""
         return cls({*rows})
 
     @property
     def died_alone(self) -> bool:
-        """If this is where the attempt died: whether it was at one row, and at no other."""
+        """Whether a death at this point had just one row in flight, a suspect rendered alone."""
         return self.alone in self.rows
 
     @property
     def suspects(self) -> set[int]:
-        """If this is where the attempt died: rows that may have killed it. Beside a row that was
-        alone there was none in flight, whatever has no line to say so."""
+        """Rows that may have killed the attempt if it died at this point. Beside a row that was
+        alone there can be no other, so rows whose closing line is missing are left out."""
         return self.rows & {self.alone} if self.alone >= 0 else self.rows
 
     def heed(self, line: bytes) -> re.Match[bytes] | None:
-        """Take in a whole line; the match of START or HEAD if it is a start or a commit (or void),
-        so that readers of millions of these need not look twice."""
+        """Take in a whole line. Returns the match of START or HEAD for a start, commit or void
+        line, so that readers of millions of lines need not match again."""
         if start := START.match(line):
             row = int(start[1])
             self.alone = row if start[2] == b"true" else -1

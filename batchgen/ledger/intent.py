@@ -1,9 +1,9 @@
-"""What a submission or a restarted task wrote down before it began: the fence around the past.
+"""What a submission or a restarted task wrote down before it began: its fence.
 
-`submissions/<n>/intent.json` holds the accepted byte length of every earlier journal. What an older
-attempt appends after that, however late, is waste and is never published. A restarted task draws
-the same line before the journals of its own earlier starts. A submission folder without an intent
-(a crash in between) counts as empty.
+`submissions/<n>/intent.json` holds the length in bytes of every earlier journal at that moment.
+What an older attempt appends after that is waste and is never published. A restarted task draws the
+same fence before the journals of its own earlier starts. A submission folder without an intent,
+left by a crash, counts as empty.
 """
 
 from __future__ import annotations
@@ -35,45 +35,46 @@ from batchgen.regular import Damaged, read_control
 T = TypeVar("T")
 SCHEMA = 1
 _SEAL = "sha256"
-INTENT_UNSEEN_S = 5.0  # a submission's journals may be seen so long before its intent
+INTENT_UNSEEN_S = 5.0  # another machine may see a submission's journals so long before its intent
 _FENCES = ".accept.json"
 _FENCE_NAME = re.compile(r"(\d+)-r(\d+)\.accept\.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """One submission: what it is to do, and how much of the past it accepts."""
+    """One submission: which rows it is to render, and how much of each earlier journal counts."""
 
     number: int
-    kind: str  # render, or one that renders nothing: repair, quarantine
+    kind: str  # render; repair or quarantine (they render nothing)
     created: float  # unix seconds
     made_by: ProcessId
     manifest_rows: int
     rows: int  # rows to render now
     shards: int
-    accepted: dict[str, int]  # journal, relative to the journal folder -> bytes
-    before: Counts  # manifest rows by status at that moment
-    reopened: dict[str, tuple[int, ...]] = field(default_factory=dict)  # status -> its row_index
+    accepted: dict[str, int]  # journal, relative to the journal folder -> bytes that count
+    before: Counts  # manifest rows by status when the submission began
+    # status -> row_index of the rows to render again
+    reopened: dict[str, tuple[int, ...]] = field(default_factory=dict)
     copies: dict[int, int] = field(default_factory=dict)  # row_index -> manifest rows, where > 1
     config: dict[str, Any] = field(default_factory=dict)  # resolved; see `config_of`, `profile_of`
     layout: Layout | None = None  # what its ranks obey; None: it starts none, or is older than it
     overrides: tuple[str, ...] = ()
-    attempt: int = 1  # this many submissions in a row, this one too, without progress before it
+    attempt: int = 1  # place of this submission in a row of submissions without progress, from 1
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
     suspects: tuple[int, ...] = ()  # rows to be rendered alone
-    lost: tuple[str, ...] = ()  # files of submissions that were gone by then, in the run folder
-    place: Place = field(default_factory=Place)  # of the run folder: its jobs are not of a copy
+    lost: tuple[str, ...] = ()  # paths in the run folder of submission files that were gone by then
+    place: Place = field(default_factory=Place)  # of the run folder, to tell it from a copy
     schema: int = SCHEMA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """What one restart of a task accepts of the earlier starts of the same task."""
+    """What counts, for one restart of a task, of the earlier starts of the same task."""
 
     accepted: dict[str, int]
-    statuses: dict[int, str]  # row_index -> status of the rows that they committed
-    suspects: tuple[int, ...] = ()  # other rows, which were in flight when one of them died
-    withheld: tuple[int, ...] = ()  # of these who was alone: left to the next submission to judge
+    statuses: dict[int, str]  # row_index -> status of the rows that the earlier starts committed
+    suspects: tuple[int, ...] = ()  # other rows, in flight when an earlier start died
+    withheld: tuple[int, ...] = ()  # suspects that died alone: left to the next submission
     created: float = 0.0  # unix seconds; 0 = not recorded
     schema: int = SCHEMA
 
@@ -88,8 +89,8 @@ class AcceptedJournal:
 
 
 def submission_numbers(run: RunPaths) -> list[int]:
-    """Numbers taken so far, with or without an intent, in order; also those whose folder is gone
-    but not their journals."""
+    """Numbers of all submissions in order, with or without an intent, also those of which only the
+    journals are left."""
     folders = run.submissions.iterdir() if run.submissions.is_dir() else ()
     numbers = {int(p.name) for p in folders if p.name.isdecimal()}
     return sorted(numbers.union(map(run.block_submission, run.journal_blocks())))
@@ -101,13 +102,13 @@ def read_intent(run: RunPaths, number: int) -> Intent | None:
 
 
 def intents(run: RunPaths, numbers: Iterable[int]) -> Iterator[Intent]:
-    """Those of these submissions that there are, each read when it is asked for."""
+    """The intents of these submissions, each read when it is asked for; those without one are left
+    out."""
     return filter(None, (read_intent(run, number) for number in numbers))
 
 
 def config_of(run: RunPaths, intent: Intent) -> JobConfig:
-    """The configuration that a submission was begun under; RunStateError if it is none, or one
-    that this version does not read."""
+    """The configuration of a submission; RunStateError if it is damaged or of another version."""
     profile_of(run, intent)
     try:
         return build(JobConfig, intent.config)
@@ -117,13 +118,15 @@ def config_of(run: RunPaths, intent: Intent) -> JobConfig:
 
 
 def profile_of(run: RunPaths, intent: Intent) -> SlurmConfig:
-    """The cluster profile of a submission, also where the rest of its configuration is of another
-    version; RunStateError if it has none."""
+    """The Slurm profile of a submission, readable even if the rest of its configuration is of
+    another version; RunStateError if it has none."""
     with suppress(ValueError, TypeError, KeyError):
         slurm = intent.config["slurm"]
         if isinstance(slurm["executor"], str):
             return from_plain(SlurmConfig, slurm)
-    raise RunStateError(f"{run.intent(intent.number)} is damaged: its config is no configuration")
+    raise RunStateError(
+        f"{run.intent(intent.number)} is damaged: its config is not a configuration"
+    )
 
 
 def last_intent(run: RunPaths) -> Intent | None:
@@ -138,15 +141,14 @@ def last_render(run: RunPaths) -> Intent | None:
 
 
 def own_render(run: RunPaths) -> Intent | None:
-    """`last_render`, unless it is of the folder that this one is a copy of: then nothing that it
-    started is at work here."""
+    """`last_render`, or None if that was begun in the folder that was copied to this one."""
     intent = last_render(run)
     return intent if intent is not None and intent.place.is_of(run) else None
 
 
 def lost_intent(run: RunPaths) -> int:
-    """The last submission that has a folder of journals, if its intent is gone and no later one
-    stands in for it; else 0. What counts of the ledger is unknown then."""
+    """Number of the last submission with journals if its intent is gone and no later submission has
+    one; else 0. Without that intent nobody knows which commits count."""
     blocks = [block for block in run.journal_blocks() if block.is_dir()]
     number = max(map(run.block_submission, blocks), default=0)
     later = [n for n in submission_numbers(run) if n >= number]
@@ -154,27 +156,27 @@ def lost_intent(run: RunPaths) -> int:
 
 
 def refuse_lost_intent(run: RunPaths) -> None:
-    """RunStateError if the ledger has no answer to how far the run is. Of a submission that another
-    machine has just begun the journals may be seen first: then look again."""
+    """RunStateError if the intent that says which commits count is lost. Waits a little first,
+    since the journals of a submission on another machine may be seen before its intent."""
     while number := lost_intent(run):
         begun = max(path.stat().st_mtime for path in run.journal_blocks(number))
         if 0 <= time.time() - begun < INTENT_UNSEEN_S:
             time.sleep(0.5)
             continue
         raise RunStateError(
-            f"{run.intent(number)} is gone, though submission {number} has journals: what counts "
-            f"of them is unknown; put it back, or `batchgen verify {as_typed(run.root)} --repair` "
-            "takes them as they are"
+            f"{run.intent(number)} is gone, though submission {number} has journals: which of "
+            f"their lines count is unknown; put it back, or `batchgen verify {as_typed(run.root)} "
+            "--repair` counts them as they are"
         )
 
 
 def read_fence(run: RunPaths, attempt: Attempt) -> Fence | None:
-    """What this restart of a task wrote down; None for a first start."""
+    """The fence that this restart of a task wrote; None for a first start."""
     return _read(Fence, run.fence(attempt))
 
 
 def sealed(value: Intent | Fence) -> dict[str, Any]:
-    """As JSON values, with a check sum over them."""
+    """An intent or fence as JSON values, with a check sum over them."""
     plain: dict[str, Any] = to_plain(value)
     return plain | {_SEAL: _seal(plain)}
 
@@ -184,7 +186,7 @@ def _seal(plain: dict[str, Any]) -> str:
 
 
 def _read(kind: type[T], path: Path) -> T | None:
-    """Damaged, with the way on, if it is not as it was written."""
+    """The record in a file, None without a file; Damaged, with the way on, if it was changed."""
     way = _way_on(path.parents[2])
     try:
         plain = read_control(path)
@@ -193,8 +195,10 @@ def _read(kind: type[T], path: Path) -> T | None:
     if plain is None:
         return None
     seal = plain.pop(_SEAL, None)
-    if seal not in (None, _seal(plain)):  # none: of a run that is older than it
-        raise Damaged(f"{path} cannot be read: its check sum is another: it was changed; {way}")
+    if seal not in (None, _seal(plain)):  # None: runs made before there was a seal
+        raise Damaged(
+            f"{path} cannot be read: its check sum does not fit, so it was changed; {way}"
+        )
     try:
         return from_plain(kind, _as_now(plain))
     except (ValueError, TypeError, AttributeError) as error:
@@ -219,8 +223,8 @@ def _way_on(root: Path) -> str:
 
 
 def damaged_records(run: RunPaths) -> list[Path]:
-    """Intents and lines drawn by restarts that are not as they were written, and what has the name
-    of one, or of a journal, and is no file."""
+    """Intents and fences that are not as they were written, and anything with the name of an
+    intent, fence or journal that is not a file."""
     intents = (run.intent(number) for number in submission_numbers(run))
     damaged = [path for path in intents if _is_damaged(Intent, path)]
     for block in run.journal_blocks():
@@ -245,11 +249,11 @@ def _is_damaged(kind: type[Intent | Fence], path: Path) -> bool:
 
 
 def journal_files(run: RunPaths) -> list[tuple[Attempt, Path]]:
-    """Every journal of the run in the order of attempts. RunStateError for what has the name of one
-    and is no file, or no folder of them: nobody opens a pipe."""
+    """Every journal of the run in the order of attempts. RunStateError if something named like a
+    journal or its folder is not one: opening a pipe would block."""
     found = []
     for path in _files(run, ".jsonl"):
-        with suppress(ValueError):  # somebody's copy: no attempt writes it
+        with suppress(ValueError):  # a copy that a person made: no attempt has such a name
             found.append((parse_journal(path), path))
     return sorted(found, key=lambda item: seniority(item[0]))
 
@@ -274,7 +278,7 @@ def seniority(attempt: Attempt) -> tuple[int, int, int, int]:
 
 
 def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
-    """Every journal of the run in the order of attempts, with its limit."""
+    """Every journal of the run in the order of attempts, with the bytes before its fence."""
     intent = last_intent(run)
     current = intent.number if intent else 0
     accepted = intent.accepted if intent else {}
@@ -284,7 +288,7 @@ def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
     for attempt, path in files:
         name = f"{path.parent.name}/{path.name}"
         if attempt.submission < current:
-            limit: int | None = accepted.get(name, 0)  # absent: begun after it was fenced off
+            limit: int | None = accepted.get(name, 0)  # absent: begun after the fence was drawn
         else:
             limit = _limit_of_restart(drawn.get(attempt.task), attempt, name)
         result.append(AcceptedJournal(path, attempt, limit))
@@ -292,7 +296,7 @@ def accepted_journals(run: RunPaths) -> list[AcceptedJournal]:
 
 
 def tally_for(run: RunPaths, intent: Intent | None, attempt: Attempt) -> Tally:
-    """An empty tally of what `attempt` changes, given how its rows stood before it began."""
+    """Counts of what `attempt` changes, still empty, from how its rows stood before it began."""
     if intent is None:
         return Tally({}, {})
     known = {row: status for status, rows in intent.reopened.items() for row in rows}
@@ -303,26 +307,26 @@ def tally_for(run: RunPaths, intent: Intent | None, attempt: Attempt) -> Tally:
 
 
 def suspects_of(run: RunPaths, intent: Intent | None, attempt: Attempt) -> frozenset[int]:
-    """Rows that `attempt` renders alone, as far as it is up to it."""
+    """Rows that `attempt` must render alone."""
     fence = read_fence(run, attempt) if attempt.restart else None
     return frozenset((*(intent.suspects if intent else ()), *(fence.suspects if fence else ())))
 
 
 @dataclass(frozen=True, slots=True)
 class FenceTimes:
-    """When the attempts of one submission were fenced off, in unix seconds."""
+    """When the attempts of one submission were fenced off (unix seconds)."""
 
-    restarts: dict[int, list[tuple[int, float]]]  # task -> (restart, when it took over)
-    later: float  # when the next submission did; infinite while there is none
+    restarts: dict[int, list[tuple[int, float]]]  # task -> (restart, when it drew its fence)
+    later: float  # when the next submission drew its fence; infinite while there is none
 
     def of(self, attempt: Attempt) -> float:
-        """The first time that another attempt drew the line before this one; infinite if none."""
+        """When this attempt was first fenced off; infinite if it was not."""
         drawn = self.restarts.get(attempt.task, [])
         return min([t for restart, t in drawn if restart > attempt.restart] + [self.later])
 
 
 def fence_times(run: RunPaths, submission: int) -> FenceTimes:
-    """Read them; fences of older runs, which do not tell, count as never drawn."""
+    """Read the fence times of a submission. Fences of older runs have no time and are left out."""
     restarts: dict[int, list[tuple[int, float]]] = defaultdict(list)
     for path in _files(run, _FENCES, submission):
         if match := _FENCE_NAME.fullmatch(path.name):
@@ -336,7 +340,7 @@ def fence_times(run: RunPaths, submission: int) -> FenceTimes:
 
 
 def fences(run: RunPaths, submission: int) -> dict[int, tuple[int, Fence]]:
-    """task -> its highest restart in `submission` that wrote a fence, and the fence."""
+    """Task -> (its highest restart in `submission` that wrote a fence, that fence)."""
     result: dict[int, tuple[int, Fence]] = {}
     for path in _files(run, _FENCES, submission):
         match = _FENCE_NAME.fullmatch(path.name)

@@ -1,7 +1,7 @@
-"""The journal of one attempt: one writer, append only, one line an event.
+"""The journal of one attempt: one writer, append only, one line for each event.
 
-A commit line is appended in one write and fsynced before `commit` returns: it alone publishes or
-fails a row. Beside the journal the writer keeps a small counters file for `status`.
+A commit line is appended in one write and fsynced before `commit` returns; nothing else publishes
+or fails a row. Beside the journal the writer keeps a small counters file for `status`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from batchgen.records import Commit, RankSeconds
 
 COUNTERS_EVERY_S = 2.0  # readers follow the journal from where the counters end
 RECENT = 64  # commit times kept for the rate
-RESERVE_BYTES = 2 * 4096  # of the disk, kept for the last line and the counters after it
+RESERVE_BYTES = 2 * 4096  # disk space reserved for the last line and the last counters
 TORN = "journal.torn"  # failpoint
 
 
@@ -41,14 +41,14 @@ class Meter(Protocol):
         """All of it."""
 
     def share(self, rows: Mapping[int, float]) -> None:
-        """Take back what `close` gave."""
+        """Undo `close` for these rows (row_index -> seconds)."""
 
     def close(self, row_index: int) -> float:
-        """A line closes a row: what it took is open no more. Returns it."""
+        """Close a row as its line is written; returns its open busy seconds."""
 
 
 class Unmetered:
-    """The meter of who measures nothing."""
+    """The meter of a process that measures nothing."""
 
     def read(self) -> RankSeconds:
         return RankSeconds()
@@ -61,7 +61,7 @@ class Unmetered:
 
 
 class JournalWriter:
-    """Appends to the journal of one attempt; may be called from several threads of its process."""
+    """Appends to the journal of one attempt. All threads of its process may call it."""
 
     def __init__(
         self, run: RunPaths, header: events.AttemptHeader, descriptor: int, meter: Meter
@@ -90,11 +90,11 @@ class JournalWriter:
     def open(
         cls, run: RunPaths, header: events.AttemptHeader, meter: Meter | None = None
     ) -> JournalWriter:
-        """Make the journal of `header.attempt` (with O_EXCL) and write its first line durably.
-        `meter` is read for every line and heartbeat: so much is known of an attempt that is killed.
+        """Create the journal of `header.attempt` (with O_EXCL) and write its first line durably.
 
-        Raises RunStateError if this attempt was started before, StorageError if the run folder
-        cannot be written.
+        `meter` is read for every line and heartbeat, so that the cost of a killed attempt is known.
+        RunStateError if this attempt was started before, StorageError if the run folder cannot be
+        written.
         """
         path = run.journal(header.attempt)
         try:
@@ -120,7 +120,7 @@ class JournalWriter:
         return writer
 
     def device(self, name: str, id_: str = "") -> None:
-        """Note what this attempt renders on; `id_` tells it from others of that name there."""
+        """Note the device of this attempt; `id_` tells devices of one name on a host apart."""
         with self._lock:
             now = time.time()
             self._write(events.Device(name, now, id_))
@@ -128,8 +128,8 @@ class JournalWriter:
             self._save_counters(now, force=True)
 
     def start(self, row_index: int, row_id: str, alone: bool = False) -> None:
-        """Note that a row joins; `alone`: nothing else is in flight, since it is a suspect. Not
-        synced: a kill loses nothing, and after a power cut nobody is blamed."""
+        """Note that a row joins; `alone` means that it is a suspect and no other row is in flight.
+        Not synced: a kill loses nothing, and after a power cut nobody is blamed."""
         with self._lock:
             now = time.time()
             self._write(events.Start(row_index, row_id, now, alone))
@@ -138,8 +138,9 @@ class JournalWriter:
             self._save_counters(now)
 
     def saved(self, row_index: int, step: int, seconds: float) -> None:
-        """Note, durably, that the state of a row in flight after solver step `step` is kept in the
-        run folder; this attempt was busy with it for `seconds`. It is no longer in flight."""
+        """Note, durably, that the state of a row after solver step `step` was saved in the run
+        folder, and that this attempt was busy with the row for `seconds`. The row is no longer in
+        flight."""
         with self._lock:
             now = time.time()
             self.check_place()
@@ -149,8 +150,8 @@ class JournalWriter:
         self._sync()
 
     def tried(self, row_index: int, seconds: float, error: Exception) -> None:
-        """Note that a row in flight failed after `seconds` of busy time and will be tried again.
-        Until it starts again it is not in flight. Not synced, like `start`."""
+        """Note that a row failed after `seconds` of busy time and will be tried again. It is not in
+        flight until it starts again. Not synced, like `start`."""
         with self._lock:
             now = time.time()
             with self._closing(row_index):
@@ -158,21 +159,21 @@ class JournalWriter:
             self._save_counters(now)
 
     def check_place(self) -> None:
-        """StorageError unless the run folder is the one that was opened, and this journal in it:
-        its descriptor would follow a folder that is moved, while media are written by their path.
-        """
+        """StorageError unless the run folder is the one that was opened and this journal is in it.
+        The open descriptor would follow a folder that is moved, but media are written by their
+        path."""
         self._anchor.check()
         try:
             here = is_same(self.path, self._descriptor)
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be looked at: {error}") from error
+            raise StorageError(f"{self.path} cannot be read: {error}") from error
         if not here:
             raise StorageError(gone(self.path))
 
     def commit(self, commit: Commit) -> None:
-        """Publish or fail a row: durable when this returns. Raises StorageError if the line could
-        not be written; the journal then ends with the line before and takes no more. The same, with
-        nothing written, if the run folder went away: the row's media is somewhere else."""
+        """Publish or fail a row; durable when this returns. StorageError if the line could not be
+        written (the journal then ends before it and takes no more), or, with nothing written, if
+        the run folder went away, since the row's media is then elsewhere."""
         with self._lock:
             tally, _ = self._past
             failpoint("journal.before_append")
@@ -202,8 +203,8 @@ class JournalWriter:
             self._save_counters(now, force=True)
 
     def signalled(self, name: str) -> None:
-        """Note, durably, that this process was told to end by signal `name`: a kill may follow.
-        StorageError if the line could not be written."""
+        """Note, durably, that this process was told to end by signal `name`, since a kill may
+        follow. StorageError if the line could not be written."""
         with self._lock:
             now = time.time()
             self._write(events.Signalled(name, now))
@@ -211,13 +212,13 @@ class JournalWriter:
         self._sync()
 
     def beat(self) -> None:
-        """Say that this process is alive. Cheap: writes at most every COUNTERS_EVERY_S seconds."""
+        """Say that this process is alive; writes at most every COUNTERS_EVERY_S seconds."""
         with self._lock:
             self._save_counters(time.time())
 
     def end(self, end: events.End) -> None:
-        """The last line: the attempt ended by itself, so that it is not taken for dead. Tried even
-        if a line before could not be written: that one was cut off, and room is kept for this."""
+        """Write the last line: the attempt ended by itself. It is tried even if an earlier line
+        could not be written: that one was cut off, and disk space is reserved for this one."""
         with self._lock:
             self._give_room()
             self._broken = ""
@@ -244,7 +245,7 @@ class JournalWriter:
         self.close()
 
     def _keep_room(self) -> None:
-        """A disk that fills up takes this from nobody. Zeros might be stored in no room at all."""
+        """Reserve disk space with random bytes: a file of zeros might take no space at all."""
         with contextlib.suppress(OSError), self._reserve_path.open("wb") as file:
             file.write(os.urandom(RESERVE_BYTES))
             file.flush()
@@ -262,7 +263,7 @@ class JournalWriter:
 
     @contextlib.contextmanager
     def _closing(self, row_index: int) -> Iterator[None]:
-        """The line in the block closes a row, if it can be written."""
+        """Close a row in the meter, unless writing its line fails."""
         seconds = self._meter.close(row_index)
         try:
             yield
@@ -272,7 +273,7 @@ class JournalWriter:
         self._open.discard(row_index)
 
     def _write(self, event: events.Event, write: Callable[[bytes], int] | None = None) -> None:
-        """One line in one write. A line that got in only in part is cut off again."""
+        """Write one line in one write. A line that was written only in part is cut off again."""
         if self._broken:
             raise StorageError(self._broken)
         line = events.encode_line(event, self._meter.read())
@@ -292,7 +293,7 @@ class JournalWriter:
         return os.write(self._descriptor, line)
 
     def _write_torn(self, line: bytes) -> int:
-        """The failpoint `journal.torn` acts when half of a commit line is on its way."""
+        """The failpoint `journal.torn` acts after half of a line."""
         half = os.write(self._descriptor, line[: len(line) // 2])
         failpoint(TORN)
         return half + os.write(self._descriptor, line[half:])
@@ -302,14 +303,14 @@ class JournalWriter:
         try:
             os.fsync(self._descriptor)
             self._synced = max(self._synced, written)
-        except OSError as error:  # what the disk holds now is unknown: nothing more is promised
+        except OSError as error:  # what the disk holds is unknown now: the journal ends here
             self._broken = f"{self.path}: the journal cannot be synced: {error}"
             raise StorageError(self._broken) from error
 
     @cached_property
     def _past(self) -> tuple[Tally, frozenset[int]]:
-        """The tally of what changes here, and the suspects. Only the first rows need them: a rank
-        opens its journal while the first one of a restarted task still writes down what was."""
+        """Counts of what changes here, and the suspects. Read late: the task's first rank may still
+        be writing the fence when a rank opens its journal."""
         try:
             intent = read_intent(self._run, self._attempt.submission)
             suspects = suspects_of(self._run, intent, self._attempt)
@@ -334,8 +335,7 @@ class JournalWriter:
         self._save_counters(time.time())
 
     def _save_counters(self, now: float, force: bool = False) -> None:
-        """Counters are a short cut for readers: if they cannot be written the journal still says
-        all, so a full disk is not reported from here."""
+        """Write the counters. Errors are ignored: the journal has the same facts."""
         if now - self._written_t < COUNTERS_EVERY_S and not force:
             return
         if self._anchor.is_lost():  # another run may be at this path now
@@ -355,7 +355,7 @@ class JournalWriter:
 
 
 def raw_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(offset, line) from byte `start`; stops before the first line that ends after `limit`."""
+    """(offset, line) from byte `start` on; stops before the first line that ends after `limit`."""
     offset = start
     with path.open("rb") as file:
         file.seek(start)
@@ -367,7 +367,7 @@ def raw_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[
 
 
 def whole_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterator[bytes]:
-    """The lines of `raw_lines` whose check sum fits, up to one that is not ended yet."""
+    """The lines of `raw_lines` whose check sum fits, up to the first that has no newline yet."""
     for _, line in raw_lines(path, limit, start):
         if not line.endswith(b"\n"):
             return
@@ -376,7 +376,7 @@ def whole_lines(path: Path, limit: int | None = None, start: int = 0) -> Iterato
 
 
 def whole_length(path: Path) -> int:
-    """Bytes up to and with the last newline: what an intent accepts of a journal."""
+    """Bytes up to and including the last newline: what a fence counts of a journal."""
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:
@@ -390,8 +390,8 @@ def whole_length(path: Path) -> int:
 
 
 def durable_length(path: Path) -> int:
-    """Whole lines of a journal, on the disk: a dead writer may have left some unsynced, and what
-    is accepted must not be lost to a power cut."""
+    """Bytes of whole lines, synced to the disk first: a dead writer may have left lines unsynced,
+    and what a fence counts must survive a power cut."""
     length = whole_length(path)
     try:
         sync(path)

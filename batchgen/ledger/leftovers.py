@@ -1,4 +1,4 @@
-"""What was killed while it wrote leaves drafts behind. Readers pass over them; here they go."""
+"""Deletes the drafts that killed processes left behind. Readers pass over drafts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from batchgen.durable import remove
 from batchgen.paths import RunPaths
 
-LEFTOVER_S = 3600.0  # a draft that nobody has written to for so long is of a process that died
-DRAFT_RUN_S = 24 * LEFTOVER_S  # of a whole run: to read a large checkpoint takes hours
+LEFTOVER_S = 3600.0  # a draft not written to for this long belongs to a dead process
+DRAFT_RUN_S = 24 * LEFTOVER_S  # for a draft of a run: reading a large checkpoint takes hours
 _DRAFTS = (
     ".plan-*.parquet", ".*.tmp", "catalog/.rows-*", "catalog/.*.tmp", "journal/*/.*.tmp",
     "submissions/*/.*.tmp", "submissions/*/queues/*/.*.tmp", "submissions/*/slurm/*/.submission-*",
@@ -20,8 +20,8 @@ _DRAFTS = (
 
 
 def sweep(run: RunPaths) -> None:
-    """Delete old drafts in a run folder, and the room that dead attempts kept on the disk; never an
-    error. Drafts of media are told, and deleted, by `verify`."""
+    """Delete old drafts in a run folder, and the disk space reserved by dead attempts; never raises
+    an error. Drafts of media are left to `verify`."""
     for pattern in _DRAFTS:
         for path in run.root.glob(pattern):
             _remove_if_old(path, path, LEFTOVER_S)
@@ -31,7 +31,7 @@ def sweep(run: RunPaths) -> None:
 
 
 def sweep_drafts(root: Path) -> None:
-    """Delete run folders in `root` that were never finished; never an error."""
+    """Delete unfinished run folders in `root`; never raises an error."""
     drafts: list[Path] = []
     with suppress(OSError):  # of what is no folder, say
         drafts = list(root.glob(".*.draft"))
@@ -47,7 +47,7 @@ def _with_its_files(folder: Path) -> Iterator[Path]:
 
 
 def _remove_if_old(path: Path, sign: Path, age_s: float) -> None:
-    """`sign`: whose time says when it was last written to."""
+    """Delete `path` if the file `sign` was not written to for `age_s` seconds."""
     with suppress(OSError):
         if time.time() - sign.lstat().st_mtime > age_s:
             remove(path)

@@ -1,10 +1,11 @@
-"""What the ledger is known to have held and holds no more: journals that were lost, emptied or cut
-short, submissions whose record is gone, rows that the catalog has from lines that are not there.
+"""What the ledger is known to have held and has lost.
 
-Every submission writes down how long each earlier journal was, every restart those of its task;
-counters say how much of their own journal was synced, and a catalog what it was made from. Nobody
-begins a submission over a loss but a repair, which records it: so the last intent tells all that
-need be known of the past, and what a repair has accepted is not told again.
+That is journals that are gone, emptied or cut short, submissions whose record is gone, and rows of
+the catalog whose lines are gone. The evidence: every submission writes down how long each earlier
+journal was, and every restart does so for its task; counters say how much of their journal was
+synced; a catalog says what it was made from. After a loss only a repair may begin a submission, and
+it records the loss. So the last intent tells all there is to know of the past, and a loss that a
+repair has accepted is not reported again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from batchgen.planfile import reading
 from batchgen.records import Attempt
 
 SHOWN = 3
-UNSEEN_S = 60.0  # what NFS may take to show another machine's files
+UNSEEN_S = 60.0  # how long NFS may take to show another machine's files
 GROUP_ROWS = 50_000
 
 
@@ -49,15 +50,15 @@ class Loss:
 
     path: str  # relative to the run folder
     detail: str
-    needed: bool = True  # to say what counts; of an earlier submission the later ones say it too
+    needed: bool = True  # which rows count cannot be said without it
 
     def __str__(self) -> str:
         return f"{self.path} {self.detail}"
 
 
 def find_losses(run: RunPaths) -> list[Loss]:
-    """Lost files, from names and sizes. Evidence is read before what it speaks of, so that ranks
-    may go on writing meanwhile. While a record cannot be read nothing else is known."""
+    """Lost files, by names and sizes. Evidence is read before the files that it is about, so that
+    ranks may write meanwhile. If a record is damaged, only that is reported."""
     if damaged := damaged_records(run):
         return [Loss(_relative(run, path), "is damaged") for path in damaged]
     intent = last_intent(run)
@@ -69,37 +70,38 @@ def find_losses(run: RunPaths) -> list[Loss]:
 
 
 def wait_for_unseen(run: RunPaths) -> None:
-    """Give what seems lost the time to come: another machine may have written it just now."""
+    """Wait, up to UNSEEN_S, for files that seem lost: another machine may have just written
+    them."""
     deadline = time.monotonic() + UNSEEN_S
     while time.monotonic() < deadline and any(loss.needed for loss in find_losses(run)):
         time.sleep(1.0)
 
 
 def lost_submissions(run: RunPaths) -> tuple[str, ...]:
-    """Paths of intents and lists of shards that are gone, whether or not a repair knows of them."""
+    """Paths of intents and lists of shards that are gone, including those a repair has accepted."""
     return tuple(loss.path for loss in _submissions(run))
 
 
 def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
-    """row_index (sorted) of rows that the catalog calls ok under the plan's key, of which no line
-    says so any more, nor takes it back. None if a repair came after the catalog."""
+    """row_index (sorted) of rows that the catalog calls ok under the plan's key, but of which no
+    journal has an ok or void line any more. Empty if a repair came after the catalog."""
     nobody = np.zeros(0, np.int64)
     if not run.catalog_rows.is_dir() or _repaired_since(run, collected(run).submission):
         return nobody
-    with suppress(RunStateError):  # of a catalog that cannot be read nothing is known
+    with suppress(RunStateError):  # a catalog that cannot be read is no evidence
         ok = pc.equal(catalog_column(run, "status"), "ok").to_numpy()
         if len(ok) != len(found.status) or not (gone := ok & ~_told(found)).any():
             return nobody
         gone &= catalog_column(run, "row_key").to_numpy().astype(KEY_TYPE) == found.plan.key
-        if gone.any():  # or another collect has published what was committed meanwhile
+        if gone.any():  # unless a newer collect has published newer lines: read again
             gone &= ~_told(choose(index_commits(run), found.plan))
         return np.flatnonzero(gone)
     return nobody
 
 
 def _told(found: Winners) -> np.ndarray:
-    """Of which rows some line says that they are ok under the plan's key (a journal may be another
-    run's), or that they are no more; of a fenced-off attempt too: that is waste, but not lost."""
+    """bool (rows,): some journal has an ok line under the plan's key, or a void line, for the row.
+    Lines behind a fence count here: they are waste, but not lost."""
     index, rows = found.index, len(found.status)
     inside = index.row_index < rows
     own = index.key == found.plan.key[np.where(inside, index.row_index, 0)] if rows else inside
@@ -111,8 +113,8 @@ def _told(found: Winners) -> np.ndarray:
 
 
 def refuse_losses(run: RunPaths, found: Winners | None = None) -> None:
-    """Raise RunStateError if the ledger has lost files, or rows of `found`: they would be rendered
-    again, or be taken from the catalog, without a word."""
+    """RunStateError if the ledger has lost files, or rows of `found`. Going on would silently
+    render them again or drop them from the catalog."""
     told = [str(loss) for loss in find_losses(run) if loss.needed]
     if not told and found is not None and len(gone := rows_gone(run, found)):
         catalog = run.catalog_rows.relative_to(run.root)
@@ -127,7 +129,7 @@ def refuse_losses(run: RunPaths, found: Winners | None = None) -> None:
 
 
 def collected(run: RunPaths) -> Extent:
-    """What the catalog was made from; nothing if there is none, or it cannot be read."""
+    """What the catalog was made from; an empty extent if there is none or it cannot be read."""
     first = _first_part(run)
     with suppress(RunStateError), reading(first, "catalog"):
         metadata = pq.read_schema(first).metadata if first.is_file() else None
@@ -136,7 +138,7 @@ def collected(run: RunPaths) -> Extent:
 
 
 def may_come_s(run: RunPaths) -> float:
-    """How long some of what the catalog was made from may go unseen here."""
+    """Seconds for which files older than the catalog may still be unseen here."""
     with suppress(OSError):
         age = time.time() - _first_part(run).stat().st_mtime
         return min(max(UNSEEN_S - age, 0.0), UNSEEN_S)
@@ -144,8 +146,8 @@ def may_come_s(run: RunPaths) -> float:
 
 
 def _less_than(run: RunPaths, stands: Extent) -> list[Loss]:
-    """Whether the ledger is less than what the catalog was made from. No row that counts needs
-    what is gone, or it would be told by its name."""
+    """A loss if the ledger holds less than the catalog was made from. It is not `needed`: files
+    that matter to rows that count are reported by name."""
     now = Extent.of(run)
     if now.submission != stands.submission or not now.is_before(stands):
         return []
@@ -154,7 +156,7 @@ def _less_than(run: RunPaths, stands: Extent) -> list[Loss]:
 
 
 def _first_part(run: RunPaths) -> Path:
-    return run.catalog_rows / "part-00000.parquet"  # it is the first to be replaced
+    return run.catalog_rows / "part-00000.parquet"  # the first that a collect replaces
 
 
 def catalog_column(run: RunPaths, name: str) -> pa.ChunkedArray:
@@ -166,7 +168,7 @@ def catalog_column(run: RunPaths, name: str) -> pa.ChunkedArray:
 
 
 def highest_number(run: RunPaths) -> int:
-    """The last submission that anything speaks of."""
+    """The highest submission number that any file mentions."""
     return max([collected(run).submission, *submission_numbers(run)])
 
 
@@ -176,7 +178,7 @@ def _repaired_since(run: RunPaths, number: int) -> bool:
 
 
 def _known_lengths(run: RunPaths) -> dict[str, tuple[int, str]]:
-    """Journal (relative to the journal folder) -> bytes that it had at least, and who says so."""
+    """Journal (relative to the journal folder) -> (bytes that it had at least, who says so)."""
     known: dict[str, tuple[int, str]] = {}
 
     def note(name: str, size: int, source: Path) -> None:
@@ -210,7 +212,7 @@ def _journals(run: RunPaths, known: dict[str, tuple[int, str]]) -> Iterator[Loss
 
 
 def _length(path: Path, size: int) -> int | None:
-    """Bytes of a journal; None if there is none. A network filesystem may tell an old size until
+    """Bytes of a journal; None if there is none. A network filesystem may report an old size until
     the file is opened."""
     try:
         length = path.stat().st_size
@@ -223,8 +225,8 @@ def _length(path: Path, size: int) -> int | None:
 
 
 def _submissions(run: RunPaths) -> Iterator[Loss]:
-    """Numbers have no gaps. A folder without intent is what a crash leaves, unless ranks were
-    started from it."""
+    """Lost intents and lists of shards. Numbers have no gaps. A folder without intent is what a
+    crash leaves, and a loss only if ranks were started from it."""
     begun = set(map(run.block_submission, run.journal_blocks()))
     last = last_intent(run)
     for number in range(1, highest_number(run) + 1):

@@ -1,4 +1,4 @@
-"""Parquet files read in pieces of equal length, whatever their row groups are."""
+"""Reads Parquet files in pieces of equal length, whatever their row groups are."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from batchgen.planfile import reading
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The Parquet parts of a published folder, in order; none without a folder. RunStateError for
-    what is no folder, or no file where a part should be."""
+    """The Parquet parts of a published folder, in order; none if there is no folder. RunStateError
+    if the folder is not one, or a part is not a file."""
     if not folder.exists() and not folder.is_symlink():
         return []
     if not folder.is_dir():
@@ -28,7 +28,7 @@ def parts_of(folder: Path) -> list[Path]:
 def pieces(
     files: Sequence[Path], rows: int, columns: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Tables of exactly `rows` rows (the last may be shorter), over all files in their order.
+    """Tables of exactly `rows` rows (the last may be shorter) over all files in order.
     RunStateError naming a file that cannot be read."""
     held: list[pa.RecordBatch] = []
     count = 0

@@ -1,7 +1,8 @@
-"""A task that is started again: the line that it draws before its earlier starts."""
+"""What a restarted task does first: it draws the fence before its earlier starts."""
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from batchgen.durable import make_folder, write_json
 from batchgen.errors import StorageError
 from batchgen.ledger.events import END, HEAD, SIGNALLED
-from batchgen.ledger.fold import InFlight
+from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import Fence, fences, journal_files, sealed
 from batchgen.ledger.journal import durable_length, whole_lines
 from batchgen.paths import RunPaths
@@ -17,14 +18,15 @@ from batchgen.records import Attempt
 
 
 def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
-    """Draw the line before the earlier starts of a restarted task, durably.
+    """Draw the fence before the earlier starts of a restarted task, durably.
 
-    Called once by the leader of the task, before any row is given out. Returns row_index -> status
-    of the rows that the accepted parts have committed in this submission: the ok ones need not be
-    rendered again. The fence names the suspects too: rows that were in flight when an earlier start
-    died. Who was alone then is withheld: it might take down one node after the other, since Slurm
-    starts a task again whose node it loses. A first start (restart 0) accepts nothing and gets an
-    empty mapping.
+    The task's leader calls this once, before any row is given out. Returns row_index -> status of
+    the rows that the earlier starts committed before the fence; those that are ok need not be
+    rendered again. A first start (restart 0) draws no fence and gets an empty mapping.
+
+    The fence names the suspects too: rows in flight when an earlier start died. A suspect that was
+    alone at the death is withheld: Slurm restarts a task whose node is lost, so such a row could
+    take down one node after the other.
     """
     if attempt.restart == 0:
         return {}
@@ -62,12 +64,12 @@ def accept_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
 class _Past:
     """What the earlier starts of a task left behind."""
 
-    statuses: dict[int, str] = field(default_factory=dict)  # row_index -> as committed
+    statuses: dict[int, str] = field(default_factory=dict)  # row_index -> status
     suspects: set[int] = field(default_factory=set)  # in flight when a start died
-    died_alone: set[int] = field(default_factory=set)  # of these, without a signal before
+    died_alone: set[int] = field(default_factory=set)  # suspects that died alone, without a signal
 
     def add(self, path: Path, limit: int) -> None:
-        """Read the accepted part of one journal."""
+        """Read the first `limit` bytes of one journal."""
         in_flight, signalled = InFlight(), False
         for line in whole_lines(path, limit):
             found = in_flight.heed(line)
@@ -75,7 +77,7 @@ class _Past:
                 row, status = int(found[2]), found[3].decode()
                 if self.statuses.get(row) != "ok":
                     self.statuses[row] = status
-            elif line.startswith(END):
+            elif line.startswith(END) and not is_death(json.loads(line)["reason"]):
                 return
             signalled = signalled or line.startswith(SIGNALLED)
         self.suspects |= in_flight.suspects

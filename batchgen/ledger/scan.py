@@ -1,8 +1,8 @@
 """One pass over all journals of a run: an index of every commit line, and facts about each journal.
 
 The index keeps some 60 bytes a line in arrays (row, status, key, journal, offset, length); the
-lines themselves are fetched later, a part of the plan at a time. So a run of millions of rows is
-resumed and collected in bounded memory.
+lines themselves are fetched later, for one part of the plan at a time. So a run of millions of rows
+is resumed and collected in bounded memory.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ from batchgen.records import RankSeconds
 STATUS_CODES = {"pending": 0, "ok": 1, "failed": 2, "quarantined": 3, "void": 4}
 STATUS_NAMES = {code: name for name, code in STATUS_CODES.items()}
 _STATUS_BYTES = {name.encode(): code for name, code in STATUS_CODES.items()}
-KEY_TYPE = "S32"  # 128 bits of the hexadecimal row key tell two keys of one row apart
+KEY_TYPE = "S32"  # the first 128 bits of the hexadecimal row key are enough
 
 
 @dataclass(slots=True)
 class JournalFacts:
-    """What one journal says beside its commits, past its accepted part too."""
+    """What one journal says beside its commits, on both sides of its fence."""
 
     journal: AcceptedJournal
-    header: AttemptHeader | None = None  # with the device, whatever line names it
+    header: AttemptHeader | None = None  # with the device, whichever line names it
     phases: list[Phase] = field(default_factory=list)
     end: End | None = None
     starts: int = 0
     signalled: bool = False  # told to end
     in_flight: InFlight = field(default_factory=InFlight)  # at the end of the journal
     saved: dict[int, float] = field(default_factory=dict)  # row_index -> busy seconds carried over
-    tried_s: float = 0.0  # busy seconds of tries that failed and were followed by another
-    whole_bytes: int = 0  # up to the end of the last line, past the accepted part too
+    tried_s: float = 0.0  # busy seconds of tries that failed and were tried again
+    whole_bytes: int = 0  # up to the end of the last line, on both sides of the fence
     first_start_t: float = 0.0
     last_t: float = 0.0  # time of the last whole line
-    spent: RankSeconds | None = None  # up to then
-    bad_lines: list[int] = field(default_factory=list)  # offsets; whole lines that do not fit
+    spent: RankSeconds | None = None  # what the attempt had spent at last_t
+    bad_lines: list[int] = field(default_factory=list)  # offsets of lines with a wrong check sum
     torn_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CommitIndex:
-    """All commit and void lines in the order of attempts (later overrules earlier)."""
+    """All commit and void lines in the order of attempts (later ones overrule earlier ones)."""
 
     journals: tuple[JournalFacts, ...]
     row_index: np.ndarray  # int64
@@ -74,11 +74,11 @@ class CommitIndex:
     journal: np.ndarray  # int32, place in `journals`
     offset: np.ndarray  # int64, byte in the journal
     length: np.ndarray  # int32
-    accepted: np.ndarray  # bool; False: appended after the attempt was fenced off (waste)
+    accepted: np.ndarray  # bool; False: behind the fence (waste)
 
     @property
     def submission(self) -> np.ndarray:
-        """int64, the submission of each line."""
+        """int64 (lines,): the submission of each line."""
         numbers = [facts.journal.attempt.submission for facts in self.journals]
         per_journal = np.array(numbers, np.int64)
         lines: np.ndarray = per_journal[self.journal]
@@ -96,7 +96,7 @@ class _Columns:
     accepted: array[int] = field(default_factory=lambda: array("b"))
 
     def append(self, head: re.Match[bytes], journal: int, offset: int, length: int) -> int:
-        """Add a line without its `accepted`; returns its row."""
+        """Add a line, without its `accepted`; returns its row_index."""
         _, row, status, key = head.groups()
         row_index = int(row)
         self.row_index.append(row_index)
@@ -109,7 +109,8 @@ class _Columns:
 
 
 def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) -> CommitIndex:
-    """Read every journal of the run once; `progress` gets the number of lines of each journal."""
+    """Read every journal of the run once; `progress` is called with the number of lines of each
+    journal."""
     columns = _Columns()
     facts = []
     for number, journal in enumerate(accepted_journals(run)):
@@ -130,7 +131,7 @@ def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) 
 
 
 def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> JournalFacts:
-    """The inner loop of resume and collect: microseconds a line count here."""
+    """Add a journal's commits to `columns`; returns its other facts. Each microsecond counts."""
     facts = JournalFacts(journal)
     limit = float("inf") if journal.limit is None else journal.limit
     saved, heed = facts.saved, facts.in_flight.heed
@@ -141,7 +142,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
             if not line.endswith(b"\n"):
                 facts.torn_bytes = size
                 break
-            if not is_whole(line):  # start lines too: one may be grown together with a commit
+            if not is_whole(line):  # start lines too: a torn one may have run into a commit line
                 facts.bad_lines.append(offset)
             else:
                 last, found = line, heed(line)
@@ -164,7 +165,7 @@ def _index_journal(journal: AcceptedJournal, number: int, columns: _Columns) -> 
 
 
 def _note(facts: JournalFacts, line: bytes) -> bool:
-    """Keep what a line other than a commit says; False if it says nothing known."""
+    """Keep what a line other than a commit says; False if the line is of no known kind."""
     try:
         event = decode_line(line)
     except ValueError:
@@ -184,7 +185,7 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         facts.saved[event.row_index] = event.seconds
     elif isinstance(event, Tried):
         facts.tried_s += event.seconds
-        facts.saved.pop(event.row_index, None)  # the whole try counts, the saved part too
+        facts.saved.pop(event.row_index, None)  # the failed try includes the saved seconds
     return isinstance(event, AttemptHeader | Device | Phase | End | Signalled | Saved | Tried)
 
 

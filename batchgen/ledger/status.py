@@ -1,7 +1,8 @@
-"""How far is a run? Standard library only, so that the answer comes at once, on any machine.
+"""How far a run is. Uses the standard library only, so that the answer comes at once on any
+machine.
 
-The counters beside each journal are added up, and the few journal lines after them are read, so
-the figures are exact right after a kill -9 too. No scheduler is asked.
+Adds up the counters beside each journal and reads the few journal lines after them, so the figures
+are exact right after a kill -9 too. Asks no scheduler.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from batchgen.ledger.events import (
     is_whole,
     time_of,
 )
-from batchgen.ledger.fold import InFlight
+from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import (
     AcceptedJournal,
     Intent,
@@ -41,7 +42,7 @@ from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Layout
 from batchgen.runfile import read_run
 
-STALE_S = 60.0  # no heartbeat for so long on another machine: taken for dead
+STALE_S = 60.0  # an attempt on another machine without a heartbeat for this long is taken for dead
 State = Literal["planned", "submitted", "running", "stopped", "finished"]
 Life = Literal["running", "ended", "dead"]
 
@@ -51,8 +52,8 @@ class AttemptStatus:
     """One attempt as its journal and counters show it."""
 
     attempt: Attempt
-    life: Life  # dead = gone without a last line
-    phase: str  # what it is (or was) at: load, then render
+    life: Life  # dead = gone without an end line
+    phase: str  # load, then render
     host: str
     process: ProcessId
     device: str
@@ -60,14 +61,15 @@ class AttemptStatus:
     commits: int  # rows
     wall_s: float
     gpu_s: float  # wall time x devices
+    devices: int  # ranks of the replica
     heartbeat_age_s: float
-    ended: str  # reason; empty if it did not end by itself
-    error: str  # what ended it, where `ended` is the class of an error
-    fenced: bool  # a later attempt has drawn a line: what it still appends is waste
+    ended: str  # reason of its end; empty if it did not end by itself
+    error: str  # message, where `ended` is the class of an error
+    fenced: bool  # what it still appends is waste
 
     @property
     def running(self) -> int:
-        """Rows in flight: of a live attempt only."""
+        """Rows in flight; 0 if the attempt is not alive."""
         return max(0, self.started - self.commits) if self.life == "running" else 0
 
 
@@ -78,33 +80,33 @@ class RunStatus:
     run: str
     state: State
     rows: int
-    unique_rows: int  # rendered ones; the others are aliases of them
+    unique_rows: int  # rows that are rendered; the others are aliases of them
     aliases: int
     ok: int
     failed: int
     quarantined: int
-    suspects: int  # rows that were in flight at a death, to be rendered alone; not committed yet
-    left: int  # not finished, those in flight included
+    suspects: int  # rows in flight at a death, to be rendered alone, not yet committed
+    left: int  # not finished, including those in flight
     running: int  # rows in flight now (each may stand for several manifest rows)
     submission: int  # the last one; 0 = none yet
     shards: int  # of the last submission
     layout: Layout | None  # of the last one that started ranks; None: not recorded
     attempts: tuple[AttemptStatus, ...]
-    rate_per_s: float  # rendered rows a second, of the live attempts lately; 0 if none is live
-    eta_s: float | None  # None: unknown or nothing to wait for
+    rate_per_s: float  # rows that live attempts rendered a second, lately; 0 if none is live
+    eta_s: float | None  # None = unknown, or nothing left
     gpu_hours: float
     last_error: str
     t: float
 
     @property
     def alive(self) -> int:
-        """Attempts that run now."""
+        """Number of attempts that run now."""
         return sum(attempt.life == "running" for attempt in self.attempts)
 
 
 def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
     """Status of a run from its folder alone; RunStateError if it is not a run folder, or if its
-    ledger does not say how far it is."""
+    ledger does not say which rows count."""
     now = time.time() if now is None else now
     header = read_run(run)
     refuse_lost_intent(run)
@@ -142,7 +144,7 @@ def read_status(run: RunPaths, now: float | None = None) -> RunStatus:
 
 
 def live_attempts(run: RunPaths) -> list[AttemptStatus]:
-    """Attempts that run now, or may: on another machine and heard of lately."""
+    """Attempts that run now. One on another machine counts if its heartbeat is recent."""
     now = time.time()
     intent = last_intent(run)
     views = [_View(run, intent, journal) for journal in accepted_journals(run)]
@@ -150,8 +152,8 @@ def live_attempts(run: RunPaths) -> list[AttemptStatus]:
 
 
 def _state(intent: Intent | None, attempts: Iterable[AttemptStatus], left: int, todo: int) -> State:
-    """`todo`: rows of the last submission without a verdict of its own; those that are rendered
-    again have an older one, so that none may be left."""
+    """`todo`: rows of the last submission that it has not committed; some may be rendered again, so
+    that none is `left`."""
     if intent is None:
         return "planned"
     lives = [a.life for a in attempts if a.attempt.submission == intent.number]
@@ -172,13 +174,14 @@ def _suspects(
     for view, status in zip(views, attempts, strict=True):
         if status.attempt.submission == intent.number:
             rows |= suspects_of(run, intent, status.attempt)
-            rows |= {*view.counters.open_rows} if status.life == "dead" else set()
+            died = status.life != "running" and is_death(status.ended)
+            rows |= {*view.counters.open_rows} if died else set()
             cleared |= {*view.counters.cleared}
     return len(rows - cleared)
 
 
 class _View:
-    """A journal's counters, brought up to date with the lines after them."""
+    """The counters of a journal, brought up to date with the lines after them."""
 
     def __init__(self, run: RunPaths, intent: Intent | None, journal: AcceptedJournal) -> None:
         self.run, self.journal = run, journal
@@ -187,7 +190,7 @@ class _View:
         if counters is None:
             counters = _from_header(journal)
         elif counters.ended and (journal.limit is None or counters.offset <= journal.limit):
-            current = False  # its commits were durable before it said so: nothing is to be followed
+            current = False  # an ended attempt's counters are complete: no lines to follow
         elif current and counters.offset > _length(journal):
             counters = replace(
                 _from_header(journal),
@@ -200,7 +203,7 @@ class _View:
         self.counters = counters
 
     def status(self, now: float) -> AttemptStatus:
-        """The attempt as it stands at `now` (unix seconds)."""
+        """The attempt at time `now` (unix seconds)."""
         counters = self.counters
         age = max(0.0, now - counters.t)
         life = "ended" if counters.ended else _life(counters.process, age)
@@ -218,6 +221,7 @@ class _View:
             commits=counters.commits,
             wall_s=wall,
             gpu_s=wall * counters.devices,
+            devices=counters.devices,
             heartbeat_age_s=age,
             ended=counters.ended,
             error=counters.error,
@@ -234,26 +238,26 @@ class _View:
 
 
 def _life(process: ProcessId, age_s: float) -> Life:
-    """Of an attempt that has not said that it ended; `age_s`: since its heartbeat."""
+    """Whether an attempt without an end line lives; `age_s` is the age of its heartbeat."""
     alive = process.alive()
     return "running" if alive or (alive is None and age_s < STALE_S) else "dead"
 
 
 def _is_of_another(run: RunPaths, submission: int) -> bool:
-    """Whether the submission was begun in the folder that this one is a copy of."""
+    """Whether the submission was begun in the folder of which this one is a copy."""
     intent = read_intent(run, submission)
     return intent is not None and not intent.place.is_of(run)
 
 
 def _length(journal: AcceptedJournal) -> int:
-    """Bytes that count: counters may be ahead of them (what a fenced-off attempt still counts, or
-    lines that a power cut took)."""
+    """Bytes of the journal that count. Counters may be ahead of them: a fenced-off attempt counts
+    on, and a power cut may take lines."""
     size = journal.path.stat().st_size
     return size if journal.limit is None else min(size, journal.limit)
 
 
 def _from_header(journal: AcceptedJournal) -> Counters:
-    """Counters at the first line, for an attempt that was killed before it wrote any."""
+    """Counters at the first line, for an attempt that was killed before it wrote any counters."""
     unknown = Counters(offset=0, process=ProcessId("", 0, "", 0))
     _, first = next(raw_lines(journal.path), (0, b""))
     event = decode_line(first) if first.endswith(b"\n") and is_whole(first) else None
@@ -272,8 +276,8 @@ def _from_header(journal: AcceptedJournal) -> Counters:
 def _follow(
     run: RunPaths, intent: Intent | None, journal: AcceptedJournal, counters: Counters
 ) -> Counters:
-    """Counters after the whole lines beyond `counters.offset`. As a rule these are few; but where
-    counters were lost it is the whole journal, so ok commits and starts are not parsed as JSON."""
+    """Counters after the whole lines beyond `counters.offset`. These are few, but if counters were
+    lost it is the whole journal; so ok commits and starts are not parsed as JSON."""
     tally: Tally | None = None
     suspects: frozenset[int] = frozenset()
     cleared = list(counters.cleared)

@@ -1,7 +1,7 @@
-"""Submissions and restarts: who may render which rows, and what of the past counts.
+"""Submissions: which rows each may render, and what counts of the journals before it.
 
-The only lock is `mkdir` of a submission's folder. Everything else follows from who wrote what:
-each journal has one writer, and a later attempt notes how much of each earlier journal it accepts.
+The only lock is `mkdir` of a submission's folder. Everything else follows from who wrote what: each
+journal has one writer, and a later submission draws a fence through each earlier journal.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from batchgen.records import Layout
 from batchgen.regular import read_control
 from batchgen.runfile import read_run
 
-HALF_BEGUN_S = 5.0  # from mkdir to intent.json, at most, for a maker that lives
-ELSEWHERE_S = 60.0  # the same for a maker on another machine, whose life cannot be looked up
+HALF_BEGUN_S = 5.0  # longest time from mkdir to intent.json for a maker that is alive
+ELSEWHERE_S = 60.0  # the same for a maker on another machine, which cannot be asked if it is alive
 _SHARDS = pa.schema(
     [
         pa.field("row_index", pa.int64(), nullable=False),
@@ -64,7 +64,7 @@ class SubmissionRows:
     row_index: np.ndarray  # int64
     shard: np.ndarray  # int32
     order: np.ndarray  # int64: place inside the shard, ascending
-    alone: np.ndarray | None = None  # bool: suspects, to be rendered one at a time; None = no row
+    alone: np.ndarray | None = None  # bool: suspects, rendered one at a time; None = no row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,11 +72,11 @@ class ShardRows:
     """The rows of one shard: row_index (int64) in the order in which to render them."""
 
     rows: np.ndarray
-    suspects: np.ndarray  # none of `rows`: after them, one at a time
+    suspects: np.ndarray  # further rows: rendered after `rows`, one at a time
 
     @property
     def all(self) -> np.ndarray:
-        """Both, in that order."""
+        """`rows`, then `suspects`."""
         return np.concatenate([self.rows, self.suspects])
 
 
@@ -85,11 +85,11 @@ class SubmissionInfo:
     """What is recorded about a submission beside its rows."""
 
     kind: str = "render"  # or repair, quarantine
-    host: str = ""  # name to show; default the machine's
+    host: str = ""  # name to show; default: the machine's
     config: dict[str, Any] = field(default_factory=dict)  # resolved
     layout: Layout | None = None  # None: it starts no ranks
     overrides: tuple[str, ...] = ()
-    attempt: int = 1  # submissions in a row, this one too, without progress before it
+    attempt: int = 1  # place in a row of submissions without progress, from 1
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
 
 
@@ -102,17 +102,18 @@ def begin_submission(
     found: Winners | None = None,
     under_lock: Callable[[], None] = lambda: None,
 ) -> int:
-    """Take the next submission number, fence off all earlier ones and record the rows to render.
+    """Take the next submission number, fence off all earlier submissions and record the rows to
+    render.
 
-    `last` is the latest submission that the caller has looked at when it chose the rows (default:
-    look now): whoever began another one since then makes this one fail. `found` is what it read to
-    choose them, by the plan that will then be the run's: journals are read again only if they have
-    grown since. `under_lock` runs as soon as the number is taken, before anything is recorded: what
-    nobody else may do meanwhile.
+    `last` is the latest submission that the caller had seen when it chose the rows (default: look
+    now); if another has begun since, this fails. `found` is what the caller read to choose them, by
+    the plan that will then be the run's: journals are read again only if they have grown.
+    `under_lock` runs as soon as the number is taken and before anything is recorded, for work that
+    nobody else may do at the same time.
 
-    Returns the number. RunStateError if another process is about to begin one, or if the ledger has
-    lost something and this is no repair; StorageError if the run folder cannot be written (then a
-    later submission simply takes the next number).
+    Returns the number. RunStateError if another process is about to begin a submission, or if the
+    ledger has lost something and this is no repair; StorageError if the run folder cannot be
+    written (a later submission then takes the next number).
     """
     if info.kind == "repair":
         last = highest_number(run)
@@ -135,7 +136,8 @@ def begin_submission(
 
 
 def _take_number(run: RunPaths, last: int | None) -> int:
-    """Make the folder of the submission after `last`, which nobody else has then."""
+    """Make the folder of the submission after `last`; only one process can, and it owns the
+    number."""
     if last is None:
         last = (submission_numbers(run) or [0])[-1]
     if last:
@@ -158,14 +160,14 @@ def read_shard(run: RunPaths, submission: int, shard: int) -> ShardRows:
             path, filters=[("shard", "=", shard)], page_checksum_verification=True
         )
         rows = _plan_rows(run, table.sort_by("order"))
-        if "alone" not in table.column_names:  # of a run that is older than suspects
+        if "alone" not in table.column_names:  # runs made before there were suspects
             return ShardRows(rows, rows[:0])
         alone: np.ndarray = table.sort_by("order")["alone"].to_numpy()
         return ShardRows(rows[~alone], rows[alone])
 
 
 def rows_of(run: RunPaths, submission: int, tasks: Collection[int] | None = None) -> np.ndarray:
-    """row_index (int64) of all rows that a submission was to render, or those of some tasks;
+    """row_index (int64) of all rows that a submission was to render, or of those of some tasks;
     RunStateError if they cannot be read."""
     with _reading_shards(run, submission) as path:
         table = read_table(path, ["row_index", "shard"])
@@ -191,7 +193,7 @@ def _plan_rows(run: RunPaths, table: pa.Table) -> np.ndarray:
 def _draw_intent(
     run: RunPaths, number: int, rows: SubmissionRows, info: SubmissionInfo, found: Winners | None
 ) -> Intent:
-    accepted = _accept(run)
+    accepted = _fence_lengths(run)
     if found is None or _grown(found.index, run, accepted):
         plan = read_plan_rows(run.plan) if found is None else found.plan
         found = choose(_up_to(index_commits(run), run, accepted), plan)
@@ -219,8 +221,8 @@ def _draw_intent(
     )
 
 
-def _accept(run: RunPaths) -> dict[str, int]:
-    """Journal -> bytes that this submission accepts of it; they are on the disk then."""
+def _fence_lengths(run: RunPaths) -> dict[str, int]:
+    """Journal -> its bytes before the fence, synced to the disk."""
     accepted = {}
     for journal in accepted_journals(run):
         name = _name(run, journal)
@@ -232,7 +234,7 @@ def _accept(run: RunPaths) -> dict[str, int]:
 
 
 def _grown(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> bool:
-    """Whether more or less is accepted than the index has read and counts."""
+    """Whether the fence counts more or less of a journal than the index does."""
     read = {}
     for facts in index.journals:
         limit = facts.journal.limit
@@ -246,7 +248,7 @@ def _name(run: RunPaths, journal: AcceptedJournal) -> str:
 
 
 def _up_to(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> CommitIndex:
-    """The index with the lines that `accepted` covers: commits go on arriving while it is drawn."""
+    """The index with just the lines before the fence: commits keep arriving while it is drawn."""
     paths = [_name(run, facts.journal) for facts in index.journals]
     limits = np.array([accepted.get(path, 0) for path in paths], np.int64)
     within = index.offset + index.length <= limits[index.journal] if paths else index.accepted
@@ -259,7 +261,7 @@ def _count(status: np.ndarray, copies: np.ndarray) -> Counts:
 
 
 def _reopened(status: np.ndarray, rows: np.ndarray) -> dict[str, tuple[int, ...]]:
-    """Rows of a submission that have a status already: retried ones."""
+    """Status -> row_index of rows that have it already and are retried."""
     result = {}
     for code in np.unique(status[rows]).tolist() if len(rows) else ():
         if code != STATUS_CODES["pending"]:
@@ -287,8 +289,8 @@ def _maker_file(run: RunPaths, number: int) -> Path:
 
 
 def maker_of(run: RunPaths, number: int) -> ProcessId | None:
-    """The process that took a submission's number; None if it did not get to say so, or did it in
-    the folder that this one is a copy of."""
+    """The process that took a submission's number; None if it left no name, or left it in the
+    folder that was copied to this one."""
     with suppress(RunStateError, ValueError):
         maker = read_control(_maker_file(run, number))
         if maker and from_plain(Place, maker.get("run", {})).is_of(run):
@@ -297,8 +299,8 @@ def maker_of(run: RunPaths, number: int) -> ProcessId | None:
 
 
 def _refuse_half_begun(run: RunPaths, number: int) -> None:
-    """Return if the last submission has its intent or its maker is gone. While its maker may be
-    between the two, taking the next number would have two submissions render the same rows."""
+    """Return once the last submission has its intent or its maker is gone; else RunStateError. If
+    its maker is still between the two, taking the next number would render the same rows twice."""
     patience = time.monotonic() + HALF_BEGUN_S
     waited = False
     while (intent := read_intent(run, number)) is None:
@@ -306,7 +308,7 @@ def _refuse_half_begun(run: RunPaths, number: int) -> None:
         if maker is not None and (maker.alive() is False or maker == ProcessId.current()):
             return
         if not run.submission(number).exists():
-            return  # lost: a repair goes on behind it
+            return  # the folder is lost: a repair takes the number after it
         age = time.time() - run.submission(number).stat().st_mtime
         if age > (HALF_BEGUN_S if maker is None else ELSEWHERE_S) and not (maker and maker.alive()):
             return
@@ -319,7 +321,7 @@ def _refuse_half_begun(run: RunPaths, number: int) -> None:
 
 
 def _lost_race(run: RunPaths, number: int) -> str:
-    """Names who took the number; the winner's file may still be on its way."""
+    """Message naming who took the number. Waits a second for the winner to write its name."""
     maker = None
     for _ in range(50):
         maker = maker_of(run, number)

@@ -1,4 +1,4 @@
-"""Counting rows by status as their commits come in, and the small file that carries the counts.
+"""Counts of rows by status as commits come in, and the small file that carries them.
 
 Counts are in manifest rows: a row that is rendered once for three equal manifest rows counts three.
 """
@@ -23,7 +23,7 @@ FINAL = ("ok", "failed", "quarantined")
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Manifest rows by the status that the catalog would show now."""
+    """Manifest rows by the status that the catalog would show."""
 
     ok: int = 0
     failed: int = 0
@@ -38,16 +38,16 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """Rows that have a status."""
+        """Number of rows that have a status."""
         return self.ok + self.failed + self.quarantined
 
 
 class Tally:
-    """Changes of the counts since a state that is known for some rows.
+    """Changes of the counts since a known state.
 
     `known` holds the status of every row that may be committed here and was not missing before;
-    `copies` the manifest rows of a row where it is more than one. Rules as in `attempts.winners`:
-    an ok row stays ok, of other statuses the last one counts.
+    `copies` holds the number of manifest rows of each row that stands for more than one. The rule
+    is that of `ledger.winners`: an ok row stays ok, otherwise the last status counts.
     """
 
     def __init__(self, known: Mapping[int, str], copies: Mapping[int, int]) -> None:
@@ -70,22 +70,22 @@ class Tally:
             if name != MISSING:
                 self._counts[name] += change
         if after == "ok":
-            self._known.pop(row_index, None)  # never committed again here; keeps memory flat
+            self._known.pop(row_index, None)  # not committed again here; keeps memory flat
         else:
             self._known[row_index] = after
 
     @property
     def counts(self) -> Counts:
-        """The changes so far; single figures may be negative."""
+        """The changes so far; single numbers may be negative."""
         return Counts(**self._counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """What one journal says up to byte `offset`: `status` reads this and the few lines after it."""
+    """What one journal says up to byte `offset`. `status` reads this and the few lines after it."""
 
     offset: int
-    synced: int = 0  # bytes of the journal that are on the disk for good; 0 = not recorded
+    synced: int = 0  # bytes of the journal that are synced; 0 = not recorded
     process: ProcessId
     device: str = ""
     devices: int = 1
@@ -95,30 +95,31 @@ class Counters:
     commits: int = 0  # commit lines
     changes: Counts = field(default_factory=Counts)
     recent: tuple[float, ...] = ()  # times of the last commits
-    phase: str = "load"  # what it is at: load, then render
+    phase: str = "load"  # load, then render
     cleared: tuple[int, ...] = ()  # suspects that were committed
     last_error: str = ""
     last_error_t: float = 0.0
     spent: RankSeconds = field(default_factory=RankSeconds)  # at the heartbeat
     ended: str = ""  # reason of the end; empty while it runs (or was killed)
-    error: str = ""  # what ended it, if that was an error
+    error: str = ""  # message, if an error ended it
 
     def after_end(self, end: End) -> Counters:
         """These counters once the attempt has ended by itself."""
-        ended = replace(self, ended=end.reason, error=end.error, recent=())  # no rate any more
+        ended = replace(self, ended=end.reason, error=end.error, recent=())  # it has no rate
         if not end.error:
             return ended
         return replace(ended, last_error=f"{end.reason}: {end.error}", last_error_t=end.t)
 
 
 def read_counters(path: Path) -> Counters | None:
-    """The counters of a journal; None if there are none (then the whole journal is read)."""
+    """The counters of a journal; None if there are none or they are damaged: then read the whole
+    journal."""
     plain, counters = None, None
     with suppress(RunStateError):
         plain = read_control(path)
     if plain is None:
         return None
-    with suppress(KeyError, TypeError):  # of another version, or damaged
+    with suppress(KeyError, TypeError):  # written by another version, or damaged
         counters = _restored(plain)
     if counters is None:
         with suppress(ValueError):
@@ -127,7 +128,7 @@ def read_counters(path: Path) -> Counters | None:
 
 
 def _is_sane(counters: Counters) -> bool:
-    """Whether all is of its kind: damaged counters are as none."""
+    """Whether every value has its type; damaged counters are treated as absent."""
     process, changes, spent = counters.process, counters.changes, counters.spent
     texts = (process.host, process.place, counters.device, counters.phase, counters.last_error,
              counters.ended, counters.error)  # fmt: skip
@@ -144,7 +145,8 @@ def _is_sane(counters: Counters) -> bool:
 
 
 def _restored(plain: dict[str, Any]) -> Counters:
-    """As `from_plain`, where all fields are there and no others: `status` reads thousands."""
+    """Like `from_plain`, but faster, for exactly the fields of this version: `status` reads
+    thousands of these."""
     return Counters(
         **plain
         | {

@@ -1,4 +1,4 @@
-"""Which commit counts for each row of the plan, and which rows are left."""
+"""Which commit counts for each row of the plan, and which rows are left to render."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from batchgen.planfile import open_parquet, reading
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanRows:
-    """What the ledger needs of every row of the plan, in order of row_index."""
+    """What the ledger needs to know of every row of the plan, in the order of row_index."""
 
     key: np.ndarray  # KEY_TYPE (rows,)
-    original: np.ndarray  # int64 (rows,): row_index rendered for the row; itself normally
+    original: np.ndarray  # int64 (rows,): row_index rendered for the row; itself unless an alias
 
     @property
     def alias(self) -> np.ndarray:
@@ -29,13 +29,14 @@ class PlanRows:
 
     @property
     def copies(self) -> np.ndarray:
-        """int64 (rows,): manifest rows that a row stands for; 0 for an alias."""
+        """int64 (rows,): number of manifest rows that a row stands for; 0 for an alias."""
         return np.bincount(self.original, minlength=len(self.original))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Winners:
-    """Per row of the plan, by row_index: its status and the line of the index that says so."""
+    """For each row of the plan, by row_index: its status, and the line of the index that says
+    so."""
 
     index: CommitIndex
     plan: PlanRows
@@ -45,11 +46,11 @@ class Winners:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MissingRows:
-    """Rows of the plan (no aliases) without ok media, as sorted arrays of row_index."""
+    """Rows of the plan (without aliases) that have no ok media, as sorted arrays of row_index."""
 
     pending: np.ndarray  # never finished
-    failed: np.ndarray  # rendered again when somebody resumes
-    quarantined: np.ndarray  # rendered again only when they are named
+    failed: np.ndarray  # rendered again by a resume
+    quarantined: np.ndarray  # rendered again only when asked for
 
     @property
     def all(self) -> np.ndarray:
@@ -60,9 +61,9 @@ class MissingRows:
 def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
     """The commit that counts for every row of the plan (aliases have none of their own).
 
-    Only accepted commits whose row_key is the plan's count, and none that a later submission took
-    back. The `ok` commit of the highest (submission, restart) wins; without one the last commit
-    does. So an ok row that is rendered again and fails keeps its earlier media.
+    Only commits before the fence and with the plan's row_key count, and none that a later
+    submission took back. The `ok` commit of the highest (submission, restart) wins; without one,
+    the last commit. So an ok row that is rendered again and fails keeps its earlier media.
     RunStateError if the plan cannot be read.
     """
     index = index_commits(run) if index is None else index
@@ -70,13 +71,12 @@ def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
 
 
 def missing_rows(run: RunPaths, plan: Path | None = None) -> MissingRows:
-    """What is left to render, from the plan (or another one, not installed yet) and the journals
-    alone."""
+    """What is left to render, from the journals and the plan (or `plan`, one not installed yet)."""
     return missing_of(choose(index_commits(run), read_plan_rows(plan or run.plan)))
 
 
 def missing_of(found: Winners) -> MissingRows:
-    """What is left to render by these winners."""
+    """What is left to render, given the winners."""
     own = ~found.plan.alias
     pending = own & (found.status == STATUS_CODES["pending"])
     failed = own & (found.status == STATUS_CODES["failed"])
@@ -85,7 +85,7 @@ def missing_of(found: Winners) -> MissingRows:
 
 
 def choose(index: CommitIndex, plan: PlanRows) -> Winners:
-    """The rule of `winners` over arrays."""
+    """The rule of `winners`, applied to arrays."""
     rows = len(plan.key)
     line = np.full(rows, -1, np.int64)
     status = np.zeros(rows, np.int8)
@@ -99,14 +99,14 @@ def choose(index: CommitIndex, plan: PlanRows) -> Winners:
         np.maximum.at(voided, row[void], submission[void])
         counts = ~void & (index.key[places] == plan.key[row]) & (submission > voided[row])
         ok = code == STATUS_CODES["ok"]
-        for chosen in (counts & ~ok, counts & ok):  # in order of attempts: the last one stays
+        for chosen in (counts & ~ok, counts & ok):  # in order of attempts, so the last one stays
             line[row[chosen]] = places[chosen]
         status = np.where(line >= 0, index.status[line], 0).astype(np.int8)
     return Winners(index, plan, status, line)
 
 
 def read_plan_rows(plan: Path) -> PlanRows:
-    """Keys and aliases of the plan; RunStateError if it is missing or not a plan."""
+    """Keys and aliases of the plan; RunStateError if the file is missing or not a plan."""
     with reading(plan):
         return _plan_rows(open_parquet(plan))
 
@@ -137,7 +137,7 @@ def _plan_rows(file: pq.ParquetFile) -> PlanRows:
 
 
 def _find_rows(file: pq.ParquetFile, row_ids: Sequence[str]) -> dict[str, int]:
-    """row_id -> row_index of some rows of the plan."""
+    """row_id -> row_index for the given row_ids."""
     wanted = set(row_ids)
     found: dict[str, int] = {}
     for batch in file.iter_batches(columns=["row_index", "row_id"]):

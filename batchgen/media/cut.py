@@ -1,4 +1,4 @@
-"""What is left of a padded picture or clip: the size that was asked for."""
+"""Cuts a padded picture or clip to the size that was asked for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from batchgen.request import Bucket
 
 
 def cut_to(frames: np.ndarray, size: Bucket) -> np.ndarray:
-    """The middle of each frame and the first frames, of uint8 (frames, height, width, 3)."""
+    """The middle of each frame and the first frames of uint8 (frames, height, width, 3), in the
+    size of `size`."""
     _, height, width, _ = frames.shape
     top, left = (height - size.height) // 2, (width - size.width) // 2
     cut = frames[: size.num_frames, top : top + size.height, left : left + size.width]

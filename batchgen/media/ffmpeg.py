@@ -1,7 +1,7 @@
 """Frames to a file and back through the ffmpeg binary that comes with imageio-ffmpeg.
 
-The binary is called directly: the library's writer does not look at its exit status, so a disk
-that fills up while the last bytes are written would leave a torn file that counts as good.
+The binary is called directly, because the library's writer ignores its exit status: if the disk
+fills up while the last bytes are written, a torn file would count as good.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 
-# one version of the encoder and a fixed thread count: equal frames, equal bytes
+# with one version of the encoder and a fixed thread count, equal frames give equal bytes
 BITEXACT = ("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1")
 _STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_TELEVISION = (24, 30, 48, 60, 120, 240)  # a thousandth slower
+_TELEVISION = (24, 30, 48, 60, 120, 240)  # frame rates that television plays a thousandth slower
 _PPM_HEADER = re.compile(rb"P6\n(\d+) (\d+)\n255\n")
 
 
 def encode(frames: np.ndarray, path: Path, *, fps: float, output: Sequence[str]) -> None:
-    """Encode uint8 (F, H, W, 3) with the ffmpeg output options `output`; OSError with the
-    encoder's own words if it fails, and with `errno` if they tell of a full or read-only disk."""
+    """Encode uint8 (F, H, W, 3) with the ffmpeg output options `output`. OSError with the encoder's
+    message if it fails; its `errno` is set if the message is about a full or read-only disk."""
     _, height, width, _ = frames.shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate(fps)]
     data = np.ascontiguousarray(frames).reshape(-1).data
@@ -34,8 +34,8 @@ def encode(frames: np.ndarray, path: Path, *, fps: float, output: Sequence[str])
 
 
 def rate(fps: float) -> str:
-    """A frame rate as ffmpeg takes it, a fraction where it is not whole: 23.976 and its like are
-    the rates of television, 24000/1001."""
+    """A frame rate as ffmpeg's option value, a fraction if it is not whole: 23.976 and similar
+    television rates become 24000/1001."""
     nearest = round(fps * 1.001)
     if nearest in _TELEVISION and abs(fps - nearest / 1.001) < 0.005:
         return f"{nearest * 1000}/1001"

@@ -1,8 +1,7 @@
-"""A row's media file: encoded, durable under its final name, or not there at all.
+"""Writes a row's media file: encoded and durable under its final name, or not there at all.
 
-It is published by its journal line alone (`ledger.journal`); what this module promises is that
-whoever reads that line finds the whole file. Names carry the attempt, so that no attempt can touch
-another's file.
+Only its journal line publishes it (`ledger.journal`); this module makes sure that whoever reads
+that line finds the whole file. Names contain the attempt, so no attempt can touch another's file.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ _TEMPORARY = re.compile(r".+\.tmp(\.[a-z0-9]+)?")
 def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows: int) -> Media:
     """Encode a row's frames and make the file durable under its final name.
 
-    `total_rows` is the number of rows of the plan: it alone chooses the folders inside `media/`.
-    Raises MediaError (a row's error, the shard goes on) if the file cannot be encoded or written;
-    then nothing is left under the temporary or the final name.
+    `total_rows` is the number of rows of the plan; the folders inside `media/` depend on it alone.
+    MediaError if the file cannot be encoded or written: the row fails, the shard goes on, and
+    nothing is left under the temporary or final name.
     """
     request = rendered.request
     final = media_path(run, request.row_id, request.row_index, request.format, attempt, total_rows)
@@ -64,7 +63,7 @@ def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows:
 def media_path(
     run: RunPaths, row_id: str, row_index: int, format_name: str, attempt: Attempt, total_rows: int
 ) -> Path:
-    """Where an attempt keeps a row's media: always inside `run.media` (MediaError otherwise)."""
+    """Where an attempt puts a row's media: always inside `run.media` (else MediaError)."""
     if _ROW_ID.fullmatch(row_id) is None:
         raise MediaError(f"row_id {row_id!r} cannot be a file name: use [A-Za-z0-9._-]{{1,128}}")
     extension = formats.get(format_name).EXTENSION
@@ -73,12 +72,13 @@ def media_path(
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name under `media/` is one that a crash left behind before its rename."""
+    """Whether a file name under `media/` is that of a file not yet renamed, as a crash leaves
+    it."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def digest_frames(frames: np.ndarray) -> str:
-    """sha256 of the uint8 values in C order: the evidence of pixels, whatever the format."""
+    """sha256 of the uint8 values in C order: evidence of the pixels, whatever the format."""
     return hashlib.sha256(frames.tobytes()).hexdigest()
 
 
@@ -91,5 +91,5 @@ def _encode(rendered: Rendered, path: Path) -> None:
 
 def _publish(temporary: Path, final: Path) -> None:
     if temporary.is_dir():
-        remove(final)  # of this same attempt: a folder cannot be renamed over one with files
+        remove(final)  # from this same attempt: a folder cannot be renamed over one that has files
     temporary.replace(final)

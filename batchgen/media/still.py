@@ -1,4 +1,4 @@
-"""Single pictures through Pillow: what the still formats share."""
+"""Single pictures through Pillow: what the still formats (png, jpeg) share."""
 
 from __future__ import annotations
 

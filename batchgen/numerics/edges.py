@@ -1,10 +1,10 @@
-"""Batch-invariant edges: packing must not change pixels.
+"""Batch-invariant edges: modules that run item by item, so that packing does not change pixels.
 
-A few modules give results that depend on the batch in the last bits: a matrix product of one row
-takes another kernel than one of two rows, so every Linear that sees one vector per item does; and
-so does a patch convolution, which picks its algorithm by batch. Run item by item, they make a whole
-pack bit-equal to each item alone, at a cost within the noise of a forward, so they always do.
-Whether a device's other kernels keep the promise is asked by the self-test.
+The last bits of a few modules depend on the number of items: a matrix product of one row uses
+another kernel than one of two, so every Linear that sees one vector per item does; and a patch
+convolution chooses its algorithm by that number. Run item by item, they make a pack bit-equal to
+each item alone, at a cost within the noise of a forward. The engine's self-test finds out whether a
+device's other kernels keep the promise.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MARK = "_runs_item_by_item"
 
 
 def make_batch_invariant(model: nn.Module) -> None:
-    """Apply the rule to every module of a transformer. State-dict keys do not change; doing it
-    twice does nothing."""
+    """Apply the rule to every module of a transformer. State-dict keys do not change, and doing it
+    twice has no further effect."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             _split(module, only_vectors=True)
@@ -30,7 +30,7 @@ def make_batch_invariant(model: nn.Module) -> None:
 
 
 def is_edge(module: nn.Module, x: Tensor) -> bool:
-    """Whether the rule runs `module` item by item on the input `x`."""
+    """Whether the rule runs `module` item by item on input `x`."""
     split: bool | None = getattr(module, _MARK, None)
     return split is not None and (not split or x.ndim == 2)
 

@@ -1,4 +1,4 @@
-"""Ways to make one velocity of those of a row's branches."""
+"""Guidance: one velocity from the velocities of a row's branches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 def classifier_free(velocities: Sequence[Tensor], scale: float) -> Tensor:
-    """With the prompt and without it, in diffusers' order of operations; one branch is as it is."""
+    """v_neg + scale * (v_pos - v_neg), in diffusers' order of operations; one velocity is returned
+    unchanged."""
     if len(velocities) == 1:
         return velocities[0]
     return velocities[1] + scale * (velocities[0] - velocities[1])

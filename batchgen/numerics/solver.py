@@ -33,7 +33,7 @@ SOLVERS: tuple[Solver, ...] = ("unipc", "euler", "dpm++")
 @dataclass(frozen=True, slots=True)
 class History:
     """What a multistep solver remembers of a row: earlier x0 predictions, newest first, and the
-    latents that the last predictor started from."""
+    latents from which the last predictor started."""
 
     outputs: tuple[Tensor, ...] = ()
     sample: Tensor | None = None
@@ -59,13 +59,13 @@ class StepCoefs:
 
     sigma: Tensor
     predictor: Update | None = None
-    corrector: Update | None = None  # UniPC: mends the last prediction before the next one
-    dt: Tensor | None = None  # Euler alone
+    corrector: Update | None = None  # UniPC: corrects the last prediction before the next one
+    dt: Tensor | None = None  # of Euler only
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """All steps of one denoising: `timesteps` are what the transformer is told, float32 (n,)."""
+    """All steps of one denoising. `timesteps`, float32 (n,), are what the transformer is given."""
 
     solver: Solver
     timesteps: Tensor
@@ -77,21 +77,20 @@ class Schedule:
 
 @lru_cache(maxsize=512)
 def schedule(solver: Solver, shift: float, steps: int) -> Schedule:
-    """The table of `solver` over `steps` steps; `shift` is diffusers' flow shift.
-
-    Raises ConfigError for an unknown solver."""
+    """The table of `solver` over `steps` steps; `shift` is diffusers' flow shift. ConfigError for
+    an unknown solver."""
     if solver not in SOLVERS:
         legal = ", ".join(SOLVERS)
         raise ConfigError(f"solver: {solver!r} is not one of {legal}{closest(solver, SOLVERS)}")
     scheduler = reference_scheduler(solver, shift)
-    with warnings.catch_warnings():  # DPM-Solver++ gives numpy a tensor in a deprecated way
+    with warnings.catch_warnings():  # DPM-Solver++ passes numpy a tensor in a deprecated way
         warnings.simplefilter("ignore", DeprecationWarning)
         scheduler.set_timesteps(steps)
     return table(solver, scheduler.sigmas, scheduler.timesteps)
 
 
 def table(solver: Solver, sigmas: Tensor, timesteps: Tensor) -> Schedule:
-    """The coefficients of `solver` over the sigmas (one more than steps) of any scheduler."""
+    """The table of `solver` for the sigmas (one more than steps) and timesteps of any scheduler."""
     make = {"unipc": _unipc, "euler": _euler, "dpm++": _dpmpp}[solver]
     steps = len(timesteps)
     coefs = tuple(make(sigmas, i, steps) for i in range(steps))
@@ -101,7 +100,8 @@ def table(solver: Solver, sigmas: Tensor, timesteps: Tensor) -> Schedule:
 def reference_scheduler(
     solver: Solver, shift: float
 ) -> UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler:
-    """diffusers' scheduler of the same name: the source of sigmas and the plain twin of `step`."""
+    """diffusers' scheduler for the solver: the source of the sigmas, and the plain twin of
+    `step`."""
     if solver == "euler":
         return FlowMatchEulerDiscreteScheduler(shift=shift)
     kind = UniPCMultistepScheduler if solver == "unipc" else DPMSolverMultistepScheduler
@@ -110,7 +110,7 @@ def reference_scheduler(
 
 def step(coefs: StepCoefs, x: Tensor, v: Tensor, history: History) -> tuple[Tensor, History]:
     """One solver step from latents `x` with the guided velocity `v`; returns the next latents and
-    history. Latents stay in their own precision (float32), whatever precision `v` has."""
+    history. Latents keep their own precision (float32), whatever the precision of `v`."""
     if coefs.dt is not None:
         return x + coefs.dt * v, history
     assert coefs.predictor is not None
@@ -155,7 +155,7 @@ def _unipc(sigmas: Tensor, i: int, steps: int) -> StepCoefs:
 
 
 def _unipc_order(i: int, steps: int) -> int:
-    """Order of step i: it warms up from one, and the last steps go back to one."""
+    """Order of step i: the first step and the last ones have order one."""
     return min(ORDER, steps - i, i + 1)
 
 

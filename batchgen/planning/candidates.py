@@ -181,8 +181,8 @@ class _Pricing:
     def _devices(self, degrees: Degrees, rows: int) -> int:
         """That are held: of nodes that have a row to draw, all."""
         slurm = self.job.slurm
-        a_node = slurm.ranks_per_node // degrees.replica
-        return slurm.ranks_per_node * min(slurm.nodes, ceil(min(rows, degrees.dp) / a_node))
+        nodes = ceil(min(rows, degrees.dp) * degrees.replica / slurm.ranks_per_node)
+        return slurm.ranks_per_node * min(slurm.nodes, nodes)
 
 
 def _total(seconds: Sequence[tuple[float, int]]) -> float:

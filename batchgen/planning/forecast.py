@@ -52,12 +52,12 @@ def forecast(
     layout = choose_layout(job, planned_work(plan.buckets))
     start_up = start_up_seconds(job)
     shards = count_shards(job, costs, start_up, layout)
-    busy = plan.cost_s_total * layout.replica / layout.speed  # of devices
+    busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
     idle_start = start_up * layout.ranks_per_node * shards
     low, high = _interval(calibration)
     media_bytes, media_files = _media(job, plan.buckets)
     disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
-    at_work = layout.replica * min(layout.dp, max(1, plan.unique_rows))
+    at_work = layout.ranks_of_a_replica * min(layout.dp, max(1, plan.unique_rows))
     return Forecast(
         gpu_hours=(busy + idle_start) / 3600,
         low=(busy * low + idle_start) / 3600,
@@ -79,9 +79,9 @@ def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float, layout: La
     shard = cut_shards(
         costs.cost_s[~costs.is_alias] / layout.speed,
         shards=None,
-        slots=job.slurm.nodes,
+        slots=job.slurm.nodes // layout.nodes_together,
         start_up_s=start_up_s,
-        ranks=layout.replicas_per_node,
+        ranks=layout.replicas_together,
         most_s=most_shard_seconds(job.slurm),
     )
     return int(np.max(shard)) + 1

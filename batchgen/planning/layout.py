@@ -79,7 +79,8 @@ def _choose(job: JobConfig, candidates: Sequence[Candidate]) -> Candidate:
     """On a CPU, which has no figures of links, the first; elsewhere the best price."""
     fitting = [candidate for candidate in candidates if candidate.fits]
     if not fitting:
-        return min(candidates, key=lambda candidate: candidate.peak_bytes)
+        first = [c for c in candidates if c.degrees == candidates[0].degrees]
+        return min(first, key=lambda candidate: candidate.peak_bytes)
     by_degrees = groupby(fitting, key=lambda candidate: candidate.degrees)
     best = [_first_of_the_best(job, list(group), _TIE) for _, group in by_degrees]
     if on_cpu(job):

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.families.family import family_spec
+from batchgen.families.sequence import padded_heads, sent_around_ring, sent_in_all_to_all
 from batchgen.planning.cost import LAUNCH_S
 from batchgen.records import Precision
 from batchgen.request import Bucket
@@ -80,21 +81,6 @@ def wires_of(device: DeviceConfig, ranks_per_node: int) -> Wires:
     return Wires(1e9 * device.link_gbs, 1e9 * device.nic_gbs, ranks_per_node)
 
 
-def all_to_all_bytes(tokens: float, width: float, ranks: int, element: int) -> float:
-    """That a rank sends in a block, to itself not counted (module docstring)."""
-    return 4 * (tokens / ranks) * width * (ranks - 1) / ranks * element
-
-
-def ring_bytes(tokens: float, width: float, ranks: int, element: int) -> float:
-    """That a rank sends in a block (module docstring)."""
-    return 2 * tokens * width * (ranks - 1) / ranks * element
-
-
-def padding(heads: int, ulysses: int) -> float:
-    """Heads that are attended with over those there are: what Ulysses does not divide it pads."""
-    return -(-heads // ulysses) * ulysses / heads
-
-
 @dataclass(frozen=True, slots=True)
 class SharedForward:
     """Forwards of a shape that `ulysses` x `ring` ranks share; `alone_s`: one item on one rank."""
@@ -116,19 +102,25 @@ class SharedForward:
         return self.ulysses * self.ring
 
     @property
+    def _heads(self) -> int:
+        """With those that are padded where Ulysses does not divide them."""
+        return padded_heads(self.shape.heads, self.ulysses)
+
+    @property
     def _longer(self) -> float:
         """Compute over that of one rank: attention over padded heads, and chunk by chunk."""
         chunked = CHUNKED if self.ring > 1 else 1.0
-        return 1 + self.shape.attention * (padding(self.shape.heads, self.ulysses) * chunked - 1)
+        return 1 + self.shape.attention * (self._heads / self.shape.heads * chunked - 1)
 
     def _waits_s(self) -> float:
         """Communication of one item that nothing hides, over all blocks."""
-        shape, width = self.shape, self.shape.width * padding(self.shape.heads, self.ulysses)
-        sent = all_to_all_bytes(shape.tokens / self.ring, width, self.ulysses, shape.element)
+        shape, element = self.shape, self.shape.element
+        width = shape.width // shape.heads * self._heads
+        sent = element * sent_in_all_to_all(shape.tokens, width, self.ulysses, self.ring)
         to_heads = sent / (ALL_TO_ALL_SHARE * self.wires.rate(self.ulysses))
         if self.ring == 1:
             return shape.blocks * to_heads
-        passed = ring_bytes(shape.tokens, width / self.ulysses, self.ring, shape.element)
+        passed = element * sent_around_ring(shape.tokens, width, self.ring, self.ulysses)
         pass_s = passed / (self.ring - 1) / (PASS_SHARE * self.wires.rate(self._ranks))
         attend_s = self.alone_s * shape.attention / shape.blocks / self._ranks / self.ring
         return shape.blocks * (to_heads + (self.ring - 1) * max(0.0, pass_s - attend_s))

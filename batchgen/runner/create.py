@@ -1,4 +1,5 @@
-"""A new run folder: planned under a hidden name, then renamed, so that none is ever half made."""
+"""Makes a new run folder: planned under a hidden name, then renamed, so that no run is half
+made."""
 
 from __future__ import annotations
 
@@ -27,14 +28,14 @@ from batchgen.scheduler.options import check_folder
 
 LONGEST_PATH = 4095  # bytes, on Linux
 PROBE_BYTES = 4096
-LONGEST_INSIDE = 250  # of a run: media with a row id of 128 and the names of temporary files
+LONGEST_INSIDE = 250  # bytes inside a run: media of a row id of 128, with a temporary name
 
 
 def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths:
     """Plan the job into `<root_dir>/<tag or name>-<time>-<id>/`.
 
-    Raises ManifestError, ConfigError or WeightsError with nothing left behind, nor a folder above
-    it that was made for it.
+    ManifestError, ConfigError or WeightsError leave nothing behind, nor any parent folder that was
+    made for the run.
     """
     config = composed.config
     root, name = _place(config)
@@ -51,14 +52,14 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     except BaseException:
         shutil.rmtree(draft.root, ignore_errors=True)
         for folder in made:
-            with suppress(OSError):  # somebody else's run is in it by now
+            with suppress(OSError):  # another run is in it by now
                 folder.rmdir()
         raise
     return RunPaths(root / name)
 
 
 def check_place(config: JobConfig) -> None:
-    """Raise ConfigError where `create_run` could make no run, and make nothing."""
+    """Raise ConfigError if `create_run` could make no run here. Makes nothing."""
     root, _ = _place(config)
     there = next(each for each in (root, *root.parents) if os.path.lexists(each))
     if not os.access(there, os.W_OK | os.X_OK):
@@ -66,7 +67,7 @@ def check_place(config: JobConfig) -> None:
 
 
 def _place(config: JobConfig) -> tuple[Path, str]:
-    """The folder of a new run and its name there, if they suit what will read them."""
+    """Parent folder and name of a new run. ConfigError if they do not suit what reads them."""
     root = Path(config.output.root_dir).absolute()
     name = f"{config.tag or config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     check_folder(config.slurm.executor, root)
@@ -81,12 +82,13 @@ def _no_run(root: Path, reason: str) -> ConfigError:
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there, the innermost first."""
+    """The folder and its parents that do not exist, the innermost first."""
     return [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
 
 
 def _refuse_long(root: Path, name: str) -> None:
-    """The files inside must have names that the system takes, and other programs read."""
+    """ConfigError if paths inside the run would be too long for the system or for other
+    programs."""
     length = len(os.fsencode(root / name)) + LONGEST_INSIDE
     if length > LONGEST_PATH:
         most = LONGEST_PATH - LONGEST_INSIDE - 1 - len(os.fsencode(name))
@@ -98,8 +100,8 @@ def _refuse_long(root: Path, name: str) -> None:
 
 @contextmanager
 def _refusing(root: Path) -> Iterator[None]:
-    """An error of the system with a path below or above `root`, or with none (a full disk), is one
-    of `output.root_dir`."""
+    """Turns an OSError about `root`, a path above or below it, or no path (a full disk), into an
+    error about `output.root_dir`."""
     try:
         yield
     except OSError as error:
@@ -111,7 +113,7 @@ def _refusing(root: Path) -> Iterator[None]:
 
 
 def refuse_unwritable(run: RunPaths) -> None:
-    """Raise RunStateError where nothing can be written into a run that is to go on."""
+    """RunStateError if nothing can be written into a run that is to go on."""
     try:
         write_bytes_atomic(run.root / ".probe", bytes(PROBE_BYTES))
         (run.root / ".probe").unlink(missing_ok=True)
@@ -120,7 +122,7 @@ def refuse_unwritable(run: RunPaths) -> None:
 
 
 def note_launch(run: RunPaths, resolved: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Append a command that starts something of `run` to `logs/launch.log`, if its configuration
+    """Append the command that starts something of `run` to `logs/launch.log`, if the configuration
     asks for that log."""
     if not resolved["output"]["enable_launch_log"]:
         return
@@ -137,7 +139,7 @@ def _fill(draft: RunPaths, composed: Composed, plan: Plan) -> None:
 
 
 def header_of(composed: Composed, plan: Plan) -> RunFile:
-    """The content of run.json, for the plan as it lies at `plan.path` now."""
+    """The content of run.json for the plan at `plan.path`."""
     config = composed.config
     plan_sha256, plan_bytes = digest_regular(plan.path)
     return RunFile(
@@ -164,8 +166,8 @@ def header_of(composed: Composed, plan: Plan) -> RunFile:
 def write_configuration(
     run: RunPaths, header: RunFile, config: Mapping[str, Any], overrides: Sequence[str]
 ) -> None:
-    """Say what the run is from now on: `dump_config.json`, and `.hydra/` where
-    `output.hydra_dump_mode` of `config` (resolved) wants it; `off` leaves that to run.json."""
+    """Write what the run is from now on: `dump_config.json`, and `.hydra/` where
+    `output.hydra_dump_mode` of `config` (resolved) says; with `off` only run.json has it."""
     submissions = [
         {"number": intent.number, "created": intent.created, "overrides": list(intent.overrides)}
         for intent in intents(run, submission_numbers(run))
@@ -176,5 +178,5 @@ def write_configuration(
     wanted = folders.pop(config["output"]["hydra_dump_mode"], None)
     if wanted is not None:
         write_hydra(config, overrides, header.hydra, wanted)
-    for other in folders.values():  # of settings before
+    for other in folders.values():  # folders of earlier settings
         shutil.rmtree(other, ignore_errors=True)

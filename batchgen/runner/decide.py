@@ -1,4 +1,4 @@
-"""What to do once a submission has ended: which rows to submit again, and under which settings."""
+"""What to do when a submission has ended: which rows to submit again, and under which settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from batchgen.config.schema import ONE_MACHINE
-from batchgen.errors import KeysChanged
+from batchgen.errors import KeysChanged, ReplicaFailed
 from batchgen.ledger.blame.hosts import rows_rendered
 from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import Intent, last_render
@@ -23,24 +23,24 @@ from batchgen.runner.jobs import last_submission
 from batchgen.runner.submit import Settings
 
 log = logging.getLogger(__name__)
-PROGRESS = 0.1  # a submission that finishes a smaller share of its rows uses up an attempt
+PROGRESS = 0.1  # a submission that finishes a smaller share of its rows made no progress
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Move:
-    """A submission to make."""
+    """The next submission to make."""
 
     rows: np.ndarray  # row_index
     settings: Settings
 
 
 def next_move(run: RunPaths) -> Move | None:
-    """What to submit after the latest submission; None when nothing is left, somebody cancelled it,
-    all its ranks met the same error at once, or `max_attempts` of them in a row came to little. A
-    death by one row alone is something: the others are rid of that row once it is convicted.
+    """What to submit after the latest submission. None if nothing is left, a person cancelled it,
+    all its ranks met the same error at once, or `max_attempts` in a row made no progress.
 
-    Only rows of that submission are taken: those that it did not finish, one way or the other, and
-    those that failed on a bad host (`ledger.hosts`). Such hosts are excluded from here on.
+    The rows are those that it did not commit, and those that failed on a bad host
+    (`ledger.blame.hosts`), which is excluded from now on. The death of a row alone is progress:
+    once convicted, the row no longer disturbs the others.
     """
     intent = last_render(run)
     if intent is None or run.cancelled(intent.number).exists():
@@ -68,14 +68,14 @@ def next_move(run: RunPaths) -> Move | None:
 
 
 def _finished_since(index: CommitIndex, submission: int) -> np.ndarray:
-    """row_index of the rows with an accepted verdict of this submission or a later one."""
+    """row_index of the rows committed by this submission or a later one."""
     return np.unique(index.row_index[index.accepted & (index.submission >= submission)])
 
 
 def _is_progress(run: RunPaths, index: CommitIndex, intent: Intent, left: np.ndarray) -> bool:
-    """Whether a good part came of what was started: tasks without a journal may have been kept out
-    by a limit on jobs. Work that was saved inside rows that are longer than the wall limit allows
-    counts too: a tenth of what these rows were predicted to take."""
+    """Whether enough of the started rows were finished. Tasks without a journal do not count: a
+    limit on jobs may have kept them out. Work saved inside rows longer than the wall time counts
+    too, from a tenth of the rows' predicted cost on."""
     mine = [f for f in index.journals if f.journal.attempt.submission == intent.number]
     started = rows_of(run, intent.number, {f.journal.attempt.task for f in mine})
     done = len(started) - int(np.isin(started, left).sum())
@@ -88,7 +88,7 @@ def _is_progress(run: RunPaths, index: CommitIndex, intent: Intent, left: np.nda
 
 
 def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
-    """Why another submission would be in vain or is not wanted; empty if it is."""
+    """Why another submission would be useless or is not wanted; empty if it makes sense."""
     most = int(settings.resolved["slurm"]["max_attempts"])
     if most == 1:
         return "slurm.max_attempts is 1"
@@ -96,10 +96,10 @@ def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
         return f"{most} submissions in a row finished hardly any"
     ranks = _ranks(run, intent)
     if changed := [rank.error for rank in ranks if rank.ended == KeysChanged.__name__]:
-        return changed[0]  # wherever they go, until somebody decides
+        return changed[0]  # on every host, until a person decides
     if settings.executor in ONE_MACHINE and any(rank.ended == "terminated" for rank in ranks):
         return "somebody ended the ranks"
-    judged = [rank for rank in ranks if rank.host not in settings.excluded]  # others go elsewhere
+    judged = [rank for rank in ranks if rank.host not in settings.excluded]  # other rows move on
     if judged and len({rank.error for rank in judged}) == 1 and all(map(_fell_at_once, judged)):
         return f"every rank met the same error: {judged[0].error}"
     return ""
@@ -108,8 +108,8 @@ def _reason_to_stop(run: RunPaths, intent: Intent, settings: Settings) -> str:
 def _without_lone_host(
     run: RunPaths, intent: Intent, settings: Settings, rendered: Mapping[str, int]
 ) -> Settings:
-    """Near the end a submission may be one shard. If all its ranks fell at once on one host, and
-    others have rendered rows, it is the host: the rows go elsewhere."""
+    """Exclude the only host of a submission if all its ranks failed at once there and other hosts
+    have rendered rows. Near the end a submission may be one shard."""
     ranks = _ranks(run, intent)
     hosts = {rank.host for rank in ranks}
     if len(hosts) != 1 or not all(map(_fell_at_once, ranks)) or not rendered.keys() - hosts:
@@ -124,4 +124,6 @@ def _ranks(run: RunPaths, intent: Intent) -> list[AttemptStatus]:
 
 
 def _fell_at_once(rank: AttemptStatus) -> bool:
-    return bool(rank.error) and rank.commits == 0
+    """By an error that may come again. One that another rank of the replica met, or its death, is
+    judged like the death of a lone rank."""
+    return bool(rank.error) and rank.commits == 0 and rank.ended != ReplicaFailed.__name__

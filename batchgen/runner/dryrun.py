@@ -1,4 +1,4 @@
-"""What a submit would hand to Slurm, without handing it over."""
+"""Shows what a submit would give to Slurm, without submitting it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ from batchgen.scheduler.commands import SchedulerError
 from batchgen.scheduler.options import check_folder
 
 ASSUMED_ARRAY = 1001  # Slurm's default of MaxArraySize
-RUN = "RUN"  # stands for the folder that a submit would make
+RUN = "RUN"  # stands for the run folder that a submit would make
 
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """A submission that is not made."""
+    """What a submit would do."""
 
     rows: int
     shards: int
-    scripts: tuple[str, ...] = ()  # one per array, the steward's last; none on one machine
-    max_array_size: int | None = None  # that the arrays were cut for
-    assumed: bool = False  # since Slurm does not say it here
+    scripts: tuple[str, ...] = ()  # one per array, then the steward's; none on one machine
+    max_array_size: int | None = None  # the limit that the arrays were cut for
+    assumed: bool = False  # the limit is assumed, since Slurm did not answer
 
 
 def dry_run(composed: Composed) -> DryRun:
-    """Plan the job, cut it, and make the batch scripts; leaves nothing behind and needs no Slurm.
-
-    Raises what a plan raises.
-    """
+    """Plan the job, cut it into shards and make the batch scripts. Leaves nothing behind and needs
+    no Slurm. Raises what a plan raises."""
     slurm = composed.config.slurm
     check_profile(slurm)
     check_folder(slurm.executor, Path(composed.config.output.root_dir).absolute())

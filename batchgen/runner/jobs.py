@@ -1,4 +1,4 @@
-"""The jobs of a submission as they were started, and whether they are at work."""
+"""The jobs of a submission as they were started, and whether any is at work."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 def write_jobs(run: RunPaths, number: int, jobs: list[Job]) -> None:
-    """Note, durably, what was started for a submission."""
+    """Write down, durably, the jobs that were started for a submission."""
     write_json(run.jobs(number), {"jobs": [asdict(job) for job in jobs]})
 
 
 def jobs_of(run: RunPaths, number: int) -> list[Job]:
-    """The started jobs of a submission; none when it was cut off before they were written."""
+    """The started jobs of a submission; empty if it was cut off before they were written."""
     path, way = run.jobs(number), "once nothing of the run is at work, delete it"
     try:
         found = read_control(path)
@@ -52,8 +52,8 @@ def executor_of(run: RunPaths, intent: Intent) -> Executor:
 def is_alive(run: RunPaths) -> bool:
     """Whether the run may still gain rows: a job, a rank, or the maker of a submission is at work.
 
-    Raises SchedulerError where Slurm has to be asked and does not answer. Where its commands are
-    missing the heartbeats of ranks decide: what waits in the queue is not seen then.
+    SchedulerError if Slurm has to be asked and does not answer. If Slurm's commands are missing,
+    the heartbeats of ranks decide; waiting jobs are then not seen.
     """
     number, render = last_submission(run), own_render(run)
     if render is not None and _renders(run, render):
@@ -78,7 +78,7 @@ def _say_once(text: str) -> None:
 
 
 def refuse_if_alive(run: RunPaths) -> None:
-    """Raise RunStateError while the latest submission is at work: two would render rows twice."""
+    """RunStateError if the latest submission is at work: two would render the same rows."""
     if is_alive(run):
         raise RunStateError(
             f"submission {last_submission(run)} of {run.root.name} is at work; wait for it, or "

@@ -1,4 +1,4 @@
-"""Whether the manifest of a run is still the one it was planned from, for whoever resumes it."""
+"""Tells whoever resumes a run whether the manifest has changed since it was planned."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from batchgen.planning.identity import KeyContext
 from batchgen.planning.manifest_changes import ManifestChanges, manifest_changes
 from batchgen.runfile import RunFile, read_run
 
-_NAMED = 3  # ids of each kind
+_NAMED = 3  # row ids named for each kind of change
 
 
 def manifest_news(run: RunPaths) -> str:
     """What has changed in the manifest since the run was planned, and what to type; empty if
-    nothing has. The run goes on either way: its rows are those of the plan."""
+    nothing has. The run goes on either way, with the rows of its plan."""
     header = read_run(run)
     job = recompose(header.config, (), header.hydra).config
     context = KeyContext.from_json(header.key_context)
@@ -59,7 +59,7 @@ def _command(header: RunFile) -> str:
     name = header.hydra.get("job", {}).get("config_name") or header.name
     job = Path(*folders[:1], f"{name}.yaml")
     known = shlex.quote(str(job)) if job.is_file() else "JOB"
-    # a relative path was meant from where it was typed
+    # a relative path was meant from the folder where it was typed
     here = f"manifest={header.manifest}"
     words = [here if text.startswith("manifest=") else text for text in header.overrides]
     return " ".join(["batchgen run", known, *map(shlex.quote, words)])

@@ -1,5 +1,5 @@
-"""What would keep a run on Slurm from its end: tasks that nobody follows after a submit that was
-cut off, and tasks on hold that a steward would wait for. All are found by the jobs' name."""
+"""Mends what would keep a run on Slurm from its end: tasks without a steward after a submit that
+was cut off, and held tasks that the steward would wait for for ever. All are found by job name."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from batchgen.scheduler.commands import (
 )
 
 log = logging.getLogger(__name__)
-# From the intent to the steward's sbatch, for a maker whose life cannot be looked up.
+# Longest time from intent to steward, for a maker that cannot be asked if it is alive.
 MAKING_S = 60.0
-# The last tasks may end together, each while it sees the others at work: they look again.
+# The last tasks may end together, and each may still see the others at work: so they look again.
 LOOKS, LOOK_AGAIN_S, FEW = 4, 5.0, 3
 
 
 def give_a_steward(run: RunPaths) -> list[QueuedTask]:
-    """If the latest submission's tasks are with Slurm and nobody waits behind them, submit a
-    steward and note the jobs; returns the tasks. Empty when there is nothing to mend.
-    SchedulerError if Slurm does not answer."""
+    """If the latest submission has tasks with Slurm but no steward, submit a steward, write the
+    jobs down and return the tasks. Empty if there is nothing to mend; SchedulerError if Slurm does
+    not answer."""
     intent = slurm_intent(run)
     if intent is None or _is_being_made(run, intent):
         return []
@@ -56,10 +56,13 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
 
 
 def free_the_steward(run: RunPaths) -> list[QueuedTask]:
-    """If all that keeps the run from going on is on hold by Slurm's own doing (a launch that
-    failed, a requeue that was stopped), cancel it: the steward submits its rows again. What a
-    person holds is left alone. Called by each task as it ends, and by a resume; returns what was
-    ended, nothing if the steward itself is among it: then a resume has to go on."""
+    """If only tasks held by Slurm itself (after a failed launch or a stopped requeue) keep the run
+    from going on, cancel them: the steward submits their rows again. Tasks held by a person are
+    left alone.
+
+    Called by each task as it ends, and by a resume. Returns the cancelled tasks, or nothing if the
+    steward was one of them: then the resume has to do its work.
+    """
     intent = slurm_intent(run)
     if intent is None:
         return []
@@ -75,14 +78,18 @@ def free_the_steward(run: RunPaths) -> list[QueuedTask]:
         return []
     cancel_tasks([task.task_id for task in held])
     for task in held:
-        log.warning("task %s was on hold (%s): its rows come again", task.task_id, task.reason)
+        log.warning(
+            "task %s was on hold (%s) and is cancelled: its rows are submitted again",
+            task.task_id,
+            task.reason,
+        )
     return [] if any(task.is_steward for task in held) else held
 
 
 def keep_away(run: RunPaths, submission: int, host: str) -> None:
-    """Exclude a bad host from what is pending of a submission. A node where tasks end as they start
-    is always free: it would take one element after the other. Called by a task that ends by an
-    error."""
+    """Exclude a bad host from the pending tasks of a submission. A node where tasks end as soon as
+    they start is always free, and would take one element after the other. Called by a task that
+    ends with an error."""
     if host not in read_blame(run).bad_hosts:
         return
     tasks = [task for task in queued(run, submission) if task.waits and not task.is_steward]

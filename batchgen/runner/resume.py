@@ -1,4 +1,4 @@
-"""Resume: the same rows under other settings, refused when finished rows would change."""
+"""Resume: the same rows under other settings, refused if finished rows would change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from batchgen.runner.create import header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
 from batchgen.runner.submit import Replan, Settings
 
-# Settings outside every row key: they say where and how fast, never which pixels.
+# Settings that are in no row key: they decide where and how fast, never the pixels.
 NEUTRAL = (
     "tag", "name", "slurm.", "system.parallel.", "system.batch.", "system.memory.mode",
     "system.memory.vram_limit", "system.memory.prefetch", "system.memory.pin",
@@ -35,10 +35,10 @@ NEUTRAL = (
 
 
 def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: bool) -> Settings:
-    """The settings of the next submission: the run's own with `overrides` on top.
+    """The settings of the next submission: the run's own, with `overrides` on top.
 
-    Raises RunStateError naming the settings when keys of finished rows would change, unless
-    `rerender_changed`: then the run is replanned and just those rows lose their result.
+    RunStateError naming the settings if keys of finished rows would change, unless
+    `rerender_changed`: then the run is planned again and just those rows lose their result.
     """
     last = last_submission(run)
     refuse_lost_intent(run)
@@ -59,7 +59,7 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
 
 
 def changed_settings(old: Any, new: Any, name: str = "") -> list[str]:
-    """Dotted names of the leaves in which two configurations differ."""
+    """Dotted names of the leaves in which two nested configurations differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [
@@ -79,8 +79,8 @@ def _is_neutral(name: str) -> bool:
 def _replan(
     run: RunPaths, header: RunFile, composed: Composed, names: list[str], rerender: bool
 ) -> Replan:
-    """Plan again beside the old plan; it may be installed if no finished row changes or
-    `rerender` asks for it. The draft is the caller's until then."""
+    """Plan again beside the old plan. RunStateError if a finished row would change, unless
+    `rerender`. The draft is the caller's."""
     _refuse_another_manifest(composed.config, header)
     check_plan(run, header)
     draft = run.root / f".plan-{os.getpid()}.parquet"
@@ -106,15 +106,15 @@ def _replan(
         failpoint("replan.before_plan")
         os.replace(draft, run.plan)
         failpoint("replan.after_plan")
-        write_json(run.run_json, new.to_json())  # not by rename: another resume may tidy up now
+        write_json(run.run_json, new.to_json())  # no rename: another resume may be mending this
         run.next_run_json.unlink(missing_ok=True)
 
     return Replan(draft, install, tuple(sorted(set(names))))
 
 
 def finish_replan(run: RunPaths) -> None:
-    """Bring plan and run.json together again after a crash between the two: the plan decides.
-    RunStateError if it is of neither."""
+    """Make plan and run.json agree after a crash between writing the two: the plan decides.
+    RunStateError if neither header belongs to it."""
     if not run.next_run_json.exists():
         return
     if is_next_plan(run):

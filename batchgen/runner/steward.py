@@ -1,6 +1,6 @@
-"""Drives a run to its end: wait, submit again what is missing, collect; and ends it.
+"""Drives a run to its end: wait, submit again what is missing, collect. Also cancels a run.
 
-`drive` does so from a person's process; `follow_up` is one move of it, made by the job that waits
+`drive` does all of it from a person's process; `follow_up` does one step, in the job that waits
 behind the arrays of a cluster.
 """
 
@@ -33,18 +33,20 @@ from batchgen.scheduler.commands import NoScheduler, SchedulerError, job_name, p
 
 log = logging.getLogger(__name__)
 DRAIN_S = 30.0
-SCHEDULER_PATIENCE_S = 900.0  # a controller that is restarted must not end the chain
+SCHEDULER_PATIENCE_S = 900.0  # a restart of Slurm's controller must not end the run
 Watch = Callable[[RunStatus], None]
 
 
 def drive(
     run: RunPaths, settings: Settings, watch: Watch, rows: np.ndarray | None = None
 ) -> CatalogSummary:
-    """Submit `rows` (default: all that is missing), wait, submit again what is left for as long as
-    `next_move` finds it worth while (on a cluster its steward does), and write the catalog. `watch`
-    sees the status now and then. KeyboardInterrupt drains the ranks and goes on to the caller; a
-    signal from elsewhere (Told) leaves them at work. StorageError if the run folder goes away
-    meanwhile."""
+    """Submit `rows` (default: all missing rows), wait, submit again as long as `next_move` finds it
+    worth while (on a cluster the steward does this), and write the catalog. `watch` is shown the
+    status from time to time.
+
+    KeyboardInterrupt drains the ranks and is raised again; a signal from elsewhere (Told) leaves
+    them at work. StorageError if the run folder goes away.
+    """
     anchor = Anchor(run)
     try:
         started = submit(run, settings, rows)
@@ -58,7 +60,7 @@ def drive(
     except KeyboardInterrupt:
         try:
             cancel(run)
-        except BatchgenError as trouble:  # it stays an interrupt
+        except BatchgenError as trouble:  # the interrupt is raised, not this
             log.error("%s; ranks at work see the mark in the run folder and end", trouble)
         raise
     finally:
@@ -68,8 +70,8 @@ def drive(
 
 
 def wait(run: RunPaths, watch: Watch) -> None:
-    """Return when the run can gain no more rows by itself. StorageError if the run folder goes away
-    meanwhile: its ranks then end by themselves."""
+    """Return when the run can gain no more rows by itself. StorageError if the run folder goes
+    away; its ranks then end by themselves."""
     anchor, intent = Anchor(run), last_render(run)
     pause = executor_of(run, intent).POLL_S if intent else 0.0
     try:
@@ -78,7 +80,7 @@ def wait(run: RunPaths, watch: Watch) -> None:
             time.sleep(pause)
             anchor.check()
         watch(read_status(run))
-    except UsageError:  # nothing can be read any more: is this why?
+    except UsageError:  # because the folder is gone?
         anchor.check()
         raise
     finally:
@@ -88,15 +90,17 @@ def wait(run: RunPaths, watch: Watch) -> None:
 def _may_be_alive(run: RunPaths) -> bool:
     try:
         return is_alive(run)
-    except SchedulerError as error:  # it will answer again; what it runs, runs on
+    except SchedulerError as error:  # Slurm will answer again, and its tasks run on
         log.warning("%s", error)
         return True
 
 
 def follow_up(run: RunPaths, number: int) -> int:
-    """The steward job of submission `number`: submit what is left, or write the catalog. Returns
-    its exit status: 1 if it ends the run with rows left or failed. Harmless when somebody else went
-    on meanwhile, or an earlier start of this job was killed halfway."""
+    """What the steward job of submission `number` does: submit what is left, or write the catalog.
+
+    Returns its exit status: 1 if the run ends with rows left or failed. Does nothing harmful if
+    another process went on meanwhile, or an earlier start of this job was killed halfway.
+    """
     failpoint("steward")
     wait_for_unseen(run)
     try:
@@ -106,11 +110,11 @@ def follow_up(run: RunPaths, number: int) -> int:
         if _submitted_again(run):
             return 0
         write_verdicts(run)
-    except NoScheduler as error:  # in a container without them, say
+    except NoScheduler as error:  # in a container without Slurm's commands, for example
         log.error("%s; nothing is submitted again: set slurm.steward_python", error)
     try:
         summary = collect(run)
-    except RunStateError as error:  # the run folder is damaged: another start finds the same
+    except RunStateError as error:  # a damaged run folder: another start would find the same
         log.error("no catalog: %s", error)
         return 1
     log.info("catalog: %d of %d rows ok", summary.ok, summary.rows)
@@ -118,7 +122,7 @@ def follow_up(run: RunPaths, number: int) -> int:
 
 
 def _submitted_again(run: RunPaths) -> bool:
-    """Submit what is left, if anything is and it can be done from here."""
+    """Submit what is left; returns whether something was submitted."""
     move = next_move(run)
     if move is None:
         return False
@@ -133,8 +137,8 @@ def _submitted_again(run: RunPaths) -> bool:
 
 
 def _others_go_on(run: RunPaths, number: int) -> bool:
-    """Whether this steward has nothing to do: tasks are at work, or another steward is here that
-    goes first - of a later submission, or of the same one and submitted before."""
+    """Whether this steward has nothing to do: tasks are at work, or another steward goes first,
+    being of a later submission, or of the same one and submitted earlier."""
     if give_a_steward(run) or is_alive(run):
         return True
     own = int(os.environ.get("SLURM_JOB_ID", "0"))
@@ -145,13 +149,16 @@ def _others_go_on(run: RunPaths, number: int) -> bool:
 
 
 def cancel(run: RunPaths) -> int | None:
-    """Drain the run's ranks and kill those that do not; returns how many were at work, None if
-    nothing was. What is committed stays, rows in flight are saved for a resume. Ranks find the mark
-    in the submission's folder, those that are still starting too, and without Slurm's help."""
+    """Drain the run's ranks and kill those that do not end; returns how many were at work, None if
+    nothing was.
+
+    Committed rows stay, and rows in flight are saved for a resume. The ranks find a mark in the
+    submission's folder; so do those that are still starting, and no help of Slurm is needed.
+    """
     met, told = _ranks(run), 0
     deadline = time.monotonic() + DRAIN_S
     while (intent := own_render(run)) is not None:
-        if intent.number != told:  # a steward may have submitted another one meanwhile
+        if intent.number != told:  # a steward may have begun another submission meanwhile
             if not _tell_to_end(run, intent):
                 return len(met) if told else None
             told = intent.number
@@ -167,17 +174,17 @@ def cancel(run: RunPaths) -> int | None:
 
 
 def _tell_to_end(run: RunPaths, intent: Intent) -> bool:
-    """Leave the mark and drain; False, with no mark left, if nothing is at work."""
+    """Leave the mark and drain. False, with the mark taken away, if nothing is at work."""
     mark = run.cancelled(intent.number)
     write_bytes_atomic(mark, b"")
     if not is_alive(run):
         mark.unlink()
         return False
-    with suppress(NoScheduler):  # the ranks find the mark
+    with suppress(NoScheduler):  # the ranks find the mark without Slurm
         executor_of(run, intent).drain(run, intent.number, jobs_of(run, intent.number))
     return True
 
 
 def _ranks(run: RunPaths) -> set[ProcessId]:
-    """Ranks at work, but for this process itself (executor `inline`)."""
+    """Ranks at work, without this process itself (executor `inline`)."""
     return {attempt.process for attempt in live_attempts(run)} - {ProcessId.current()}

@@ -1,4 +1,4 @@
-"""A submission: what is missing, cut for the nodes at hand and started."""
+"""Submissions: finds what is missing, cuts it into shards for the nodes and starts them."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ NOBODY = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class Replan:
-    """A plan that waits for the submission's lock to be installed."""
+    """A new plan, to be installed while the submission holds its lock."""
 
     plan: Path
     install: Callable[[], None]
-    changed: tuple[str, ...]  # settings, or files of the weights
+    changed: tuple[str, ...]  # names of the settings, or files of the weights, that changed
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a submission runs under: the resolved configuration and the overrides that made it.
+    """What a submission runs under: the resolved configuration, and the overrides that made it.
 
-    `last` is the latest submission that was there when they were checked (None: look again);
-    `replan` is installed with the submission. `attempt` and `excluded` (host -> reason) are what
-    the submissions before this one came to, where a steward makes it.
+    `last` is the latest submission that existed when the settings were checked (None: look again).
+    `replan` is installed with the submission. `attempt` (place in a row of submissions without
+    progress, from 1) and `excluded` (host -> reason) are given by a steward.
     """
 
     resolved: dict[str, Any]
@@ -70,7 +70,7 @@ class Settings:
         return str(self.resolved["slurm"]["executor"])
 
     def info(self, layout: Layout | None) -> SubmissionInfo:
-        """What the submission records of them."""
+        """What is recorded of the settings with the submission."""
         return SubmissionInfo(
             config=self.resolved,
             layout=layout,
@@ -82,7 +82,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One submission as started."""
+    """A submission that was started."""
 
     run: RunPaths
     number: int
@@ -98,13 +98,12 @@ def submit(
     *,
     patience_s: float = 0.0,
 ) -> Submission | None:
-    """Start `rows` of `run` (default: all without a published result); None when there are none.
+    """Start `rows` of `run` (default: all without a published result); None if there are none.
 
-    Rows that were found to kill their process are not started but recorded as quarantined, and rows
-    under suspicion run alone. `settings` default to the run's own; `patience_s` is how long a
-    scheduler may refuse before SchedulerError. Raises RunStateError when a submission of this run
-    is alive, or when another process has begun one since the settings were checked; ConfigError
-    when the rows do not fit the profile's device.
+    Convicted rows are not started but recorded as quarantined, and suspects run alone. `settings`
+    default to the run's own; `patience_s` is how long a scheduler may refuse before SchedulerError
+    is raised. RunStateError if a submission of this run is at work, or another process has begun
+    one since the settings were checked; ConfigError if the rows do not fit the profile's device.
     """
     header = read_run(run)
     refuse_lost_intent(run)
@@ -142,7 +141,7 @@ def submit(
 
 
 def _checked_plan(run: RunPaths, header: RunFile, settings: Settings) -> Path:
-    """The plan to cut shards from; one that is to be replaced was looked at before."""
+    """The plan to cut shards from: the run's, checked, or the one that will replace it."""
     if settings.replan is not None:
         return settings.replan.plan
     check_plan(run, header)
@@ -150,14 +149,14 @@ def _checked_plan(run: RunPaths, header: RunFile, settings: Settings) -> Path:
 
 
 def _missing(run: RunPaths, found: Winners) -> np.ndarray:
-    """RunStateError if rows are missing that are ok by the catalog: their lines were lost."""
+    """row_index of the rows to render. RunStateError if the ledger has lost something."""
     refuse_losses(run, found)
     return missing_of(found).all
 
 
 def write_verdicts(run: RunPaths) -> None:
-    """Quarantine what was convicted and is not submitted again, so that the catalog says why; but
-    not while the run is at work, or may be: this would fence it off, and it writes them itself."""
+    """Quarantine convicted rows that no submission takes up, so that the catalog says why. Not done
+    while the run may be at work: that would fence it off, and it writes the verdicts itself."""
     last = last_submission(run)
     verdicts = read_blame(run, all_gone=True).convicted
     with suppress(RunStateError, SchedulerError):
@@ -167,8 +166,8 @@ def write_verdicts(run: RunPaths) -> None:
 
 
 def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
-    """The profile with more hosts excluded: those that Slurm knows. It refuses a job that excludes
-    another one, and the run may have been on a login node or another cluster before."""
+    """The profile with more hosts excluded, but only those that Slurm knows: it refuses a job that
+    excludes an unknown one. The run may have been on a login node or another cluster before."""
     more = {*hosts}
     if more and slurm.executor not in ONE_MACHINE:
         with suppress(SchedulerError):
@@ -180,7 +179,7 @@ def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:
 def _launch(
     run: RunPaths, number: int, shards: int, slurm: SlurmConfig, blame: Blame, patience_s: float
 ) -> list[Job]:
-    """Start the shards; a replan may leave nothing to render."""
+    """Start the shards, if there are any: after a replan nothing may be left to render."""
     if not shards:
         return []
     jobs = _launch_elsewhere(run, number, shards, slurm, blame)
@@ -190,8 +189,9 @@ def _launch(
 def _launch_elsewhere(
     run: RunPaths, number: int, shards: int, slurm: SlurmConfig, blame: Blame
 ) -> list[Job]:
-    """Stay away from hosts where a suspect died alone: it must die elsewhere too to be convicted,
-    since it may be the host that kills. No jobs if there is no such host, or no other is up."""
+    """Launch without the hosts on which a suspect died alone: it must die on another host too to be
+    convicted, since the host may be what kills. Empty if there is no such host, or no other is
+    up."""
     suspects = set(blame.suspects.tolist())
     alone = [death for death in blame.deaths if death.alone and not death.signalled]
     hosts = {death.host for death in alone if not suspects.isdisjoint(death.rows)} - {""}
@@ -214,17 +214,17 @@ def cut(
     layout: Layout | None,
     suspects: np.ndarray = NOBODY,
 ) -> SubmissionRows:
-    """Shards by predicted cost, the longest rows of each first and `suspects` apart; one machine is
-    one shard."""
+    """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
+    machine gets one shard."""
     slurm = config.slurm
-    replicas, speed = (layout.replicas_per_node, layout.speed) if layout else (1, 1.0)
+    replicas, speed = (layout.replicas_together, layout.speed) if layout else (1, 1.0)
     costs = read_costs(plan).cost_s[rows] / speed
     alone = np.isin(rows, suspects)
-    costs[alone] *= replicas  # the others wait meanwhile
+    costs[alone] *= replicas  # the others wait while a suspect runs
     shard = cut_shards(
         costs,
         shards=1 if slurm.executor in ONE_MACHINE else None,
-        slots=slurm.nodes,
+        slots=slurm.nodes // (layout.nodes_together if layout else 1),
         start_up_s=start_up_seconds(config),
         ranks=replicas,
         most_s=most_shard_seconds(slurm),

@@ -1,4 +1,4 @@
-"""What an executor starts: a folder and numbers; everything else is in the run folder.
+"""What an executor starts. It is given a folder and numbers; everything else is in the run folder.
 
 `python -m batchgen.runner.task task RUN SUBMISSION FIRST STRIDE` is one rank of an array element
 (shard FIRST + STRIDE * array index); `... steward RUN SUBMISSION` is the job behind the arrays.
@@ -17,15 +17,15 @@ from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.scheduler.rank import rank_from_environment
 from batchgen.worker import work
-from batchgen.worker.queue import announce
+from batchgen.worker.address import announce
 
 START_AGAIN = 200
-_NOBODYS = (KeysChanged, RunStateError, StorageError)  # errors that are no fault of the node
+_NOBODYS = (KeysChanged, RunStateError, StorageError)  # errors for which the node is not to blame
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def run_task(folder: str, submission: int, task: int) -> None:
-    """One rank of one task."""
+    """Run one rank of one task."""
     run, rank = RunPaths(Path(folder)), rank_from_environment(task)
     if rank.rank == 0:
         announce(run.queue_address(Attempt(submission, task, rank.restart, rank.rank)))
@@ -33,9 +33,10 @@ def run_task(folder: str, submission: int, task: int) -> None:
 
 
 def main(what: str, folder: str, *numbers: str) -> int:
-    """Exit status of the process: 0, or of a steward 1 when rows are left or failed. `numbers`: the
-    submission, and of a task its array's first shard and the step from one element to the next."""
-    printed = logging.StreamHandler()  # of a rank only what is wrong: the rest is in its own log
+    """Run a task or steward and return the exit status: 0; of a steward 1 if rows are left or
+    failed. `numbers` are the submission and, for a task, the array's first shard and the step from
+    one element to the next."""
+    printed = logging.StreamHandler()  # a rank prints only warnings: the rest is in its own log
     printed.setLevel(logging.INFO if what == "steward" else logging.WARNING)
     logging.basicConfig(handlers=[printed], level=logging.INFO, format=FORMAT)
     run, submission = RunPaths(Path(folder)), int(numbers[0])
@@ -56,8 +57,8 @@ def main(what: str, folder: str, *numbers: str) -> int:
 
 
 def _leave(run: RunPaths, submission: int, error: Exception | None) -> None:
-    """A task that fails looks after those that would follow it to this node, and the last one to
-    end sees to it that the steward comes."""
+    """Called as a task ends: after an error keeps a bad node from the next tasks, and lets the
+    steward start if this is the last task."""
     from batchgen.runner.recover import free_the_steward, keep_away
 
     host = rank_from_environment(0).host
@@ -67,16 +68,19 @@ def _leave(run: RunPaths, submission: int, error: Exception | None) -> None:
 
 
 def _try(call: Callable[[], object]) -> None:
-    """What goes wrong here must not hide how the task ended: `status` tells, a person decides."""
+    """Call, and only log an error: it must not hide how the task ended."""
     try:
         call()
     except Exception as trouble:
-        logging.getLogger(__name__).warning("the queue cannot be looked after: %s", trouble)
+        logging.getLogger(__name__).warning(
+            "after this task the queue could not be checked: %s", trouble
+        )
 
 
 def _steward(run: RunPaths, submission: int) -> int:
-    """An error that is not a refusal (a stale file handle, say) asks for another start, as a kill
-    does: the batch script starts whatever ends with 128 or more again, a few times."""
+    """Run the steward. After an unexpected error (a stale file handle, for example) it returns an
+    exit status of 128 or more, with which the batch script starts the steward again, a few
+    times."""
     try:
         from batchgen.runner.steward import follow_up
 

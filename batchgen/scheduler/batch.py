@@ -1,7 +1,7 @@
-"""One sbatch to be: a job's parameters from the profile, its script made by submitit.
+"""One sbatch: a job's parameters from the profile, its script made by submitit.
 
-It runs a plain command instead of a pickle: a submit that is cut off after `sbatch` leaves an array
-that works, no stale result is ever believed, and submitit's own requeue stays out of it.
+It runs a plain command and not a pickle. So a submit that is cut off after `sbatch` leaves an array
+that works, no stale result is read, and submitit does not requeue by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from batchgen.scheduler.options import as_pattern, outside_any_job
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One sbatch to be: its script is made by submitit."""
+    """One sbatch; its script is made by submitit."""
 
     folder: Path
     command: str
@@ -30,8 +30,8 @@ class Batch:
     elements: int = 1
 
     def script(self) -> str:
-        """The text that sbatch gets: submitit's, by its private way to start a command instead of
-        a pickle, in this one place. All ranks of an element print into one file."""
+        """The text that sbatch gets. Only a private method of submitit starts a command instead of
+        a pickle. All ranks of an element print into one file."""
         name = "%A_%a.log" if self.elements > 1 else "%j.log"
         output = f"{as_pattern(self.folder)}/{name}"
         given = dict(self.parameters)
@@ -43,11 +43,11 @@ class Batch:
         text = str(_make_sbatch_string(self.command, self.folder, **given))
         if "signal_delay_s" in self.parameters:
             return text
-        return re.sub(r"^#SBATCH --signal=.*\n", "", text, flags=re.M)  # submitit always asks
+        return re.sub(r"^#SBATCH --signal=.*\n", "", text, flags=re.M)  # submitit always adds it
 
     def submit(self) -> str:
         """Job id of the array; SchedulerError if Slurm refuses it or does not answer."""
-        for folder in (self.folder.parent, self.folder):  # a submission that is gone is not remade
+        for folder in (self.folder.parent, self.folder):  # never remakes a lost submission
             folder.mkdir(exist_ok=True)
         draft = self.folder / f".submission-{uuid.uuid4().hex}.sh"
         script = self.script()
@@ -58,14 +58,16 @@ class Batch:
         return job_id
 
 
-def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[str, Any]:
-    """What submitit's executor takes, for one node group of the profile. `drains`: the processes
-    know the signal before the end; others would die of it."""
+def parameters(
+    slurm: SlurmConfig, name: str, *, drains: bool = True, together: int = 1
+) -> dict[str, Any]:
+    """Parameters for submitit's executor, for a group of `together` nodes of the profile. `drains`:
+    the processes handle the signal before the end; others would die of it."""
     minutes = slurm.timeout_min
     given: dict[str, Any] = {
         "job_name": name,
         "time": minutes,
-        "nodes": 1,
+        "nodes": together,
         "ntasks_per_node": slurm.ranks_per_node,
         "cpus_per_task": slurm.cpus_per_rank,
         "mem": None if slurm.mem_gb is None else f"{int(slurm.mem_gb * 1024)}M",
@@ -80,14 +82,14 @@ def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[st
         "dependency": slurm.extra.get("dependency") or None,
         "wckey": None,
         "setup": [
-            # Under --export=NONE srun would hand on Slurm's own variables alone.
+            # Under --export=NONE srun would pass on nothing but Slurm's own variables.
             "export SLURM_EXPORT_ENV=ALL",
             f"export BATCHGEN_JOB_ENDS=$(( $(date +%s) + {60 * minutes} ))",
             f"export OMP_NUM_THREADS={slurm.cpus_per_rank}",
             *slurm.setup,
         ],
-        # srun of Slurm 22 and later does not take over cpus-per-task, and one rank that dies
-        # must not end the others.
+        # srun of Slurm 22 and later does not inherit cpus-per-task. A rank that dies must not
+        # end the others.
         "srun_args": [
             f"--cpus-per-task={slurm.cpus_per_rank}",
             "--kill-on-bad-exit=0",
@@ -100,8 +102,8 @@ def parameters(slurm: SlurmConfig, name: str, *, drains: bool = True) -> dict[st
 
 
 def after(batch: Batch, job_ids: Sequence[str]) -> Batch:
-    """The batch, to start once these jobs have ended, however they ended, and once what it already
-    waits for has come."""
+    """The batch with a dependency: it starts once these jobs have ended, however they ended, and
+    its earlier dependencies are met."""
     if not job_ids:
         return batch
     own, ours = batch.parameters.get("dependency"), f"afterany:{':'.join(job_ids)}"
@@ -110,7 +112,8 @@ def after(batch: Batch, job_ids: Sequence[str]) -> Batch:
 
 
 def _further(slurm: SlurmConfig) -> dict[str, str | bool]:
-    """Options of `extra`, also those without a value (true); what is false is not asked for."""
+    """Options of `extra`; `true` stands for an option without a value, and options that are false
+    are left out."""
     given = without(slurm.extra, "dependency")
     return {option: value for option, value in given.items() if value is not False}
 

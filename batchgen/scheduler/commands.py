@@ -1,8 +1,8 @@
-"""Questions and orders to Slurm. Standard library only: `status` uses it too.
+"""Questions and orders to Slurm. Standard library only, since `status` uses it too.
 
-Jobs are addressed by name, which is made from run and submission: names are known before anything
-is submitted, so a submit that was cut off is found again. Accounting (`sacct`) is never asked; what
-was rendered is in the run folder.
+Jobs are addressed by name, made from run and submission. Names are known before anything is
+submitted, so the jobs of a submit that was cut off are found again. Accounting (`sacct`) is never
+asked: what was rendered is in the run folder.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from batchgen.paths import RunPaths
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-PATIENCE_S = 20.0  # with a question
-ORDER_PATIENCE_S = 180.0  # with sbatch, which tries again by itself while there are too many jobs
+PATIENCE_S = 20.0  # for a question
+ORDER_PATIENCE_S = 180.0  # for sbatch, which retries by itself while there are too many jobs
 RETRY_S = 5.0
-STEWARD = "-steward"  # end of its job's name
+STEWARD = "-steward"  # suffix of its job name
 _FIELDS = ("%i", "%A", "%F", "%j", "%T", "%N", "%r")
 _TITLES = re.compile(r"JOBID\|JOBID\|ARRAY_JOB_ID\|NAME\|STATE\|NODELIST\|REASON")
-# Slurm put these on hold by itself; what a person holds is the person's business.
+# Reasons of jobs that Slurm itself holds. Jobs that a person holds are left alone.
 _HELD_BY_SLURM = ("launch failed", "requeued held", "requeued in held", "jobheldadmin")
-# idle~ is switched off to save power; idle* does not answer, idle$ is kept for maintenance.
+# idle~ is powered off and usable; idle* does not answer and idle$ is reserved for maintenance.
 _USABLE = re.compile(r"(idle|mix|alloc|comp|plnd)[~#+-]?")
-# A user's own settings of these commands' output would hide jobs of the run.
+# Environment variables by which a user's settings could hide jobs of the run.
 _WISHES = ("SQUEUE_", "SCANCEL_", "SINFO_")
 
 
 class SchedulerError(BatchgenError):
-    """Slurm refuses, does not answer, or answers with something that cannot be read."""
+    """Slurm refuses, does not answer, or answers something that cannot be read."""
 
 
 class NoScheduler(SchedulerError):
-    """Slurm's commands are not on this machine, or not in this container: to wait is in vain."""
+    """Slurm's commands are not on this machine (or in this container), so waiting is useless."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueuedTask:
     """One line of the queue: an array element, or a job without an array."""
 
-    task_id: str  # as Slurm's commands take it: 123_4
-    job_id: str  # of this element alone: SLURM_JOB_ID of its processes
-    array_id: str  # what a dependency on the whole array names
+    task_id: str  # as Slurm's commands name it: 123_4
+    job_id: str  # of this element: SLURM_JOB_ID of its processes
+    array_id: str  # id of the whole array, for dependencies
     name: str
     state: str  # PENDING, RUNNING, COMPLETING ...
     node: str
@@ -69,7 +69,7 @@ class QueuedTask:
 
     @property
     def held(self) -> bool:
-        """Whether it will wait for ever unless somebody releases it."""
+        """Whether it waits until somebody releases it."""
         return self.waits and (self.held_by_slurm or "held" in self.reason.lower())
 
     @property
@@ -79,8 +79,8 @@ class QueuedTask:
 
 
 def slurm_intent(run: RunPaths) -> Intent | None:
-    """The latest submission that started tasks, if it did so on Slurm and not in the folder that
-    this one is a copy of."""
+    """The intent of the latest submission that started tasks, if it did so on Slurm and not in the
+    folder that was copied to this one."""
     intent = own_render(run)
     if intent is None or profile_of(run, intent).executor != "slurm":
         return None
@@ -88,13 +88,13 @@ def slurm_intent(run: RunPaths) -> Intent | None:
 
 
 def job_name(run: RunPaths, submission: int, *, steward: bool = False) -> str:
-    """Name of a submission's arrays (all of them), or of its steward; unique to the run."""
+    """Job name of all arrays of a submission, or of its steward; no other run has it."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "-", run.root.name)
     return f"bg-{plain}{_copy_mark(run)}-s{submission}" + (STEWARD if steward else "")
 
 
 def _copy_mark(run: RunPaths) -> str:
-    """What tells the jobs of a copied run folder from those of the original."""
+    """The part of a job name that differs between a run folder and its copy."""
     first = read_intent(run, 1)
     if first is None or first.place.is_of(run):
         return ""
@@ -102,37 +102,37 @@ def _copy_mark(run: RunPaths) -> str:
 
 
 def names(run: RunPaths, submission: int) -> list[str]:
-    """Job names under which a submission may be at work: its arrays, its steward, and the steward
-    that hands over to it (there may be a submission of verdicts in between)."""
+    """Job names under which a submission may be at work: its arrays, its steward, and the earlier
+    steward that started it (a submission that only quarantined rows may lie in between)."""
     numbers = range(submission, max(0, submission - 3), -1)
     return [job_name(run, submission), *(job_name(run, n, steward=True) for n in numbers)]
 
 
 def queued(run: RunPaths, submission: int) -> list[QueuedTask]:
-    """What Slurm has of a submission, but for the job that asks and for what has ended: a task that
-    is COMPLETING commits no more, and if it is started again it finds itself superseded."""
+    """A submission's tasks in the queue, without the job that asks and those that have ended: a
+    COMPLETING task commits no more, and if it is started again it is fenced off."""
     return others(queue(names(run, submission)))
 
 
 def others(tasks: Sequence[QueuedTask]) -> list[QueuedTask]:
-    """Those that may still do something, without the job that asks."""
+    """The tasks that may still do something, without the job that asks."""
     own = os.environ.get("SLURM_JOB_ID") if "BATCHGEN_JOB_ENDS" in os.environ else None
     return [task for task in tasks if task.job_id != own and task.state != "COMPLETING"]
 
 
 def is_there() -> bool:
-    """Whether this machine has Slurm's commands."""
+    """Whether Slurm's commands are on this machine."""
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 
 def queue(names: Sequence[str]) -> list[QueuedTask]:
-    """What Slurm has, pending or at work, under these job names; one call of `squeue`.
+    """Pending and running tasks with these job names; one call of `squeue`.
 
-    Raises SchedulerError when it does not answer, and when the list is not whole lines below their
-    titles: a site's banner may stand above, but something else instead is no empty queue.
+    SchedulerError if Slurm does not answer, or if the answer is not a table of whole lines. A
+    site's banner may stand above the table, but an answer without a table is no empty queue.
     """
     wanted = f"--name={','.join(names)}", f"--format={'|'.join(_FIELDS)}"
-    text = ask("squeue", "--all", "--array", *wanted)  # all: jobs in hidden partitions too
+    text = ask("squeue", "--all", "--array", *wanted)  # --all: jobs in hidden partitions too
     lines = [line.strip() for line in text.splitlines()]
     if not any(map(_TITLES.fullmatch, lines)) or not text.endswith("\n"):
         raise SchedulerError(f"squeue: {text[:200].strip()!r} is no list of jobs, or not all of it")
@@ -149,35 +149,35 @@ def _task(line: str) -> QueuedTask:
 
 
 def cancel(names: Sequence[str], *, pending_only: bool = False) -> None:
-    """End the jobs of these names; SchedulerError if Slurm does not answer."""
+    """Cancel the jobs of these names; SchedulerError if Slurm does not answer."""
     only = ["--state=PENDING"] if pending_only else []
     for name in names:
         ask("scancel", "--quiet", *only, f"--name={name}")
 
 
 def cancel_tasks(task_ids: Sequence[str]) -> None:
-    """End single array elements."""
+    """Cancel single array elements."""
     ask("scancel", "--quiet", *task_ids)
 
 
 def exclude(array_id: str, node: str) -> bool:
-    """Keep what is still pending of an array away from one node more; False if nothing is pending
-    or it keeps away already. SchedulerError if Slurm does not do it."""
+    """Keep an array's pending elements away from one more node. False if none is pending or all
+    keep away already; SchedulerError if Slurm refuses."""
     pending = _excluded(array_id)
     if not pending or all(node in hosts_in(listed) for listed in pending):
         return False
     everything = ",".join([*filter(None, sorted(pending)), node])
-    try:  # the list is replaced: no version adds to it
+    try:  # Slurm replaces the list; no version can add to it
         ask("scontrol", "update", f"JobId={array_id}", f"ExcNodeList={everything}")
-    except SchedulerError:  # also told where an element runs, which cannot be changed any more
+    except SchedulerError:  # also raised for running elements, which cannot be changed
         if not all(node in hosts_in(listed) for listed in _excluded(array_id)):
             raise
     return True
 
 
 def _excluded(array_id: str) -> set[str]:
-    """The lists of nodes that the pending elements of an array keep away from, as Slurm writes
-    them: node[1-3]; elements that are started again may have another one."""
+    """The node lists that pending elements of an array exclude, as Slurm writes them: node[1-3].
+    Elements that were started again may have another list."""
     wanted = (f"--jobs={array_id}", "--states=PENDING", "--format=excluded=%x")
     text = ask("squeue", "--all", "--noheader", *wanted)
     found = re.findall(r"^excluded=(.*?)\s*$", text, re.M)  # below a site's banner
@@ -185,7 +185,7 @@ def _excluded(array_id: str) -> set[str]:
 
 
 def hosts_in(listed: str) -> set[str]:
-    """The single nodes of a list as Slurm writes it."""
+    """The single nodes of a node list as Slurm writes it."""
     return {*ask("scontrol", "show", "hostnames", listed).split()} if listed else set()
 
 
@@ -208,7 +208,7 @@ def usable_nodes(partition: str | None) -> set[str]:
 
 
 def max_array_size() -> int:
-    """Most elements of one array; 1 where the cluster has arrays switched off."""
+    """The most elements that one array may have; 1 if arrays are switched off on the cluster."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.M)
     if found is None:
         raise SchedulerError("scontrol show config: there is no MaxArraySize in the answer")
@@ -216,7 +216,8 @@ def max_array_size() -> int:
 
 
 def patiently(call: Callable[[], T], patience_s: float) -> T:
-    """`call`, again every few seconds while it raises SchedulerError, for at most `patience_s`."""
+    """Return `call()`, called again every few seconds while it raises SchedulerError, for at most
+    `patience_s`."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -231,7 +232,8 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
 
 
 def order(script: Path) -> str:
-    """Job id of a batch script that Slurm took; SchedulerError if it did not, or did not say so."""
+    """Submit a batch script and return its job id; SchedulerError if Slurm refuses or names no
+    id."""
     text = ask("sbatch", "--parsable", str(script), patience_s=ORDER_PATIENCE_S)
     found = re.findall(r"^(\d+)(?:;\S+)?$", text, re.M)  # below a site's banner
     if not found:
@@ -240,7 +242,7 @@ def order(script: Path) -> str:
 
 
 def ask(*command: str, patience_s: float | None = None) -> str:
-    """Standard output of a command of Slurm."""
+    """Standard output of a command of Slurm; SchedulerError if it fails or is slow."""
     name, patience_s = command[0], PATIENCE_S if patience_s is None else patience_s
     env = {key: value for key, value in os.environ.items() if not key.startswith(_WISHES)}
     try:

@@ -1,4 +1,5 @@
-"""What else reaches sbatch: the profile's `extra`, and SBATCH_* variables of whoever submits."""
+"""Further options for sbatch: the profile's `extra`, and SBATCH_* variables of the person who
+submits."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from pathlib import Path
 
 from batchgen.errors import ConfigError
 
-# A backslash switches off all that begins with `%` in Slurm's file names, and is lost itself; lines
-# of a batch script end where a line ends; a script is UTF-8.
+# In Slurm's file names a backslash disables every `%` and is dropped. A line of a batch script
+# cannot hold a line break or NUL, and the script is UTF-8.
 _NO_SLURM_PATH = re.compile(r"[\\\n\r\0\ud800-\udfff]")
-_NO_SUBMITIT_PATH = re.compile(r"%[jtaA]")  # it puts numbers in their place, with no way around
-KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # they lead to a cluster, not to a job
-# A site's or a user's defaults: they hold where the profile says nothing.
+_NO_SUBMITIT_PATH = re.compile(r"%[jtaA]")  # submitit replaces these; there is no escape
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # they name a cluster, not a job
+# Defaults of a site or a user: they apply where the profile has no value.
 DEFAULTS = {
     f"SBATCH_{option.upper()}": option
     for option in ("account", "partition", "qos", "reservation", "constraint")
@@ -57,7 +58,7 @@ _REFUSED = {
 
 
 def check_extra(extra: Mapping[str, object]) -> None:
-    """Raise ConfigError for an option that would break what a run on Slurm rests on."""
+    """Raise ConfigError for an option that would break what runs on Slurm need."""
     for key, value in extra.items():
         option = key.replace("_", "-")
         if option in _OWN_KEYS:
@@ -74,7 +75,7 @@ def check_extra(extra: Mapping[str, object]) -> None:
 
 
 def check_folder(executor: str, folder: Path) -> None:
-    """Raise ConfigError for a run's folder that what starts its ranks cannot take as it is."""
+    """Raise ConfigError if the executor cannot start ranks for a run in this folder."""
     refused = {"slurm": _NO_SLURM_PATH, "local": _NO_SUBMITIT_PATH}.get(executor)
     if refused is not None and (wrong := refused.search(str(folder))):
         named = "a backslash" if wrong[0] == "\\" else repr(wrong[0])
@@ -85,15 +86,16 @@ def check_folder(executor: str, folder: Path) -> None:
 
 
 def as_pattern(folder: Path) -> str:
-    """A folder in a file name pattern of sbatch and srun, where `%j` would be the job's id."""
+    """The folder escaped for file name patterns of sbatch and srun, where `%j` would be the job's
+    id."""
     return str(folder).replace("%", "%%")
 
 
 @contextmanager
 def outside_any_job(given: Collection[str]) -> Iterator[None]:
-    """Without the variables that sbatch would take for wishes: those of the job that this process
-    may itself run in (a steward, somebody's salloc), and SBATCH_*, which win over the script.
-    Defaults stay for what is not among `given`, the options that the script has."""
+    """Hide the variables that sbatch would obey: those of the job in which this process may itself
+    run (a steward, an salloc), and SBATCH_*, which win over the script. A variable with a default
+    of the site or user stays unless its option is in `given`, the options of the script."""
     prefixes = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "BATCHGEN_JOB_", "SBATCH_")
     kept = {*KEPT, *(name for name, option in DEFAULTS.items() if option not in given)}
     hidden = {k: v for k, v in os.environ.items() if k.startswith(prefixes) and k not in kept}
@@ -106,6 +108,6 @@ def outside_any_job(given: Collection[str]) -> Iterator[None]:
 
 
 def export_defaults() -> list[str]:
-    """Shell lines that give a job the defaults of this process: what it submits needs them, also
-    those that were hidden while it was submitted itself."""
+    """Shell lines that export the defaults of this process to a job that will submit others (also
+    defaults that were hidden when this process was submitted)."""
     return [f"export {k}={shlex.quote(os.environ[k])}" for k in DEFAULTS if k in os.environ]

@@ -1,4 +1,4 @@
-"""What Slurm has of a run, for people to read. Standard library only; one call of `squeue`."""
+"""What Slurm says about a run, for people to read. Standard library only; one call of `squeue`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HELD_BY_ADMIN = "JobHeldAdmin"
 
 @dataclass(frozen=True, slots=True)
 class QueueView:
-    """Tasks of the latest submission by what Slurm says of them."""
+    """Tasks of the latest submission, by their state in Slurm's queue."""
 
     running: int = 0
     pending: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)  # why tasks wait -> how many
-    held: dict[str, str] = field(default_factory=dict)  # task -> reason: waits for ever
-    steward: str = ""  # waits and why, running; empty: there is none
-    problem: str = ""  # why nothing is known
-    absent: bool = False  # for there is no Slurm on this machine to be asked
+    reasons: dict[str, int] = field(default_factory=dict)  # reason to wait -> number of tasks
+    held: dict[str, str] = field(default_factory=dict)  # task that waits for a release -> reason
+    steward: str = ""  # "running", "waits" with the reason; empty: there is no steward
+    problem: str = ""  # why the queue is unknown
+    absent: bool = False  # the queue is unknown because this machine has no Slurm
 
     @property
     def known(self) -> bool:
@@ -40,7 +40,8 @@ class QueueView:
 
 
 def look(run: RunPaths) -> QueueView | None:
-    """Ask Slurm about a run; None for a run that is not on Slurm. Never raises for its silence."""
+    """Ask Slurm about a run; None if it is not on Slurm. Never raises: the view says if Slurm is
+    silent."""
     intent = slurm_intent(run)
     if intent is None:
         return None
@@ -67,12 +68,12 @@ def _of_steward(steward: QueuedTask) -> str:
 
 
 def with_queue(status: RunStatus, view: QueueView | None) -> RunStatus:
-    """The status with what heartbeats cannot know: whether anything is still to come."""
+    """The status corrected by the queue: heartbeats do not show whether tasks are still to come."""
     if view is None or not view.known:
         return status
     if view.empty and status.state in ("running", "submitted"):
         return replace(status, state="stopped" if status.left else "finished", running=0)
-    comes = view.running or view.pending or view.held  # beside a steward that collects
+    comes = view.running or view.pending or view.held  # a steward alone only collects
     if (status.state == "stopped" and not view.empty) or (status.state == "finished" and comes):
         return replace(status, state="submitted")
     return status

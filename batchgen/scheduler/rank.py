@@ -12,8 +12,8 @@ from batchgen.records import RankInfo
 def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> RankInfo:
     """This process's place among the processes of task `task`.
 
-    Who started it says so: submitit's batch script for Slurm, or its local executor. Without either
-    the process is alone, also inside somebody's own allocation, whose variables mean other ranks.
+    Read from the variables of submitit's batch script (Slurm) or local executor. Without them the
+    process is alone, also inside a person's own allocation, whose variables are about other ranks.
     """
     executor = env.get("SUBMITIT_EXECUTOR")
     if executor == "slurm":
@@ -42,7 +42,7 @@ def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> Ran
 
 
 def _wall_limit(env: Mapping[str, str]) -> float | None:
-    """When Slurm ends the task: Slurm says so itself from version 23 on, before that the batch
-    script works it out from the limit that it asked for."""
+    """When Slurm ends the task (unix seconds); None if unknown. Slurm 23 and later say it; for
+    older ones the batch script computes it from the limit that it asked for."""
     text = env.get("SLURM_JOB_END_TIME") or env.get("BATCHGEN_JOB_ENDS")
     return float(text) if text else None

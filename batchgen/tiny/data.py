@@ -38,7 +38,7 @@ _SQRT3 = 3**0.5
 
 @dataclass(frozen=True)
 class Scene:
-    """Names of the four attributes of one clip."""
+    """The four attributes of one clip, by name."""
 
     colour: str
     shape: str

@@ -152,6 +152,6 @@ HELD_OUT_FRACTION: Final = 8
 
 
 def is_held_out(colour: str, shape: str, motion: str) -> bool:
-    """Whether training never sees this combination (about one in eight, by hash)."""
+    """Whether this combination is kept out of the training (about one in eight, by hash)."""
     digest = hashlib.sha256(f"{colour}/{shape}/{motion}".encode()).digest()
     return digest[0] % HELD_OUT_FRACTION == 0

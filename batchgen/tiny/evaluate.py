@@ -1,6 +1,6 @@
-"""Measure the embedded model as it is: ``python -m batchgen.tiny.evaluate [--weights DIR]``.
+"""Measures the embedded model: ``python -m batchgen.tiny.evaluate [--weights DIR]``.
 
-Prints the reconstruction quality of the autoencoder on unseen clips and the judge's verdict on
+Prints the reconstruction quality of the autoencoder on unseen clips, and the judge's verdict on
 generated ones.
 """
 

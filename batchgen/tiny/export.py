@@ -1,4 +1,4 @@
-"""Write trained parts as a folder in the layout of a diffusers text-to-video checkpoint."""
+"""Writes trained parts as a folder in the layout of a diffusers text-to-video checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ModuleT = TypeVar("ModuleT", bound=torch.nn.Module)
 
 
 def make_scheduler() -> UniPCMultistepScheduler:
-    """Wan2.1's own scheduler with the shift of the training."""
+    """Wan2.1's own scheduler, with the shift used in training."""
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,

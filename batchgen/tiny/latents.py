@@ -1,4 +1,4 @@
-"""Encode training clips once: the encoder is frozen, so every epoch can reuse them."""
+"""Encodes training clips once: the encoder is frozen, so every epoch can reuse the latents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from batchgen.tiny.checkpoint import load_if_there, save_atomically
 
 @dataclass(frozen=True)
 class LatentSet:
-    """Encoded clips ``(n, c, t, h, w)`` and what each shows."""
+    """Latents ``(n, c, t, h, w)`` and what each clip shows."""
 
     latents: Tensor
     scenes: list[data.Scene]
@@ -26,7 +26,7 @@ class LatentSet:
         return self.latents.mean((0, 2, 3, 4)), self.latents.std((0, 2, 3, 4))
 
     def normalised(self, mean: Tensor, std: Tensor) -> LatentSet:
-        """The same clips with the given statistics ``(c,)`` taken out."""
+        """The same clips, minus ``mean`` and divided by ``std`` (``(c,)`` both)."""
         return LatentSet(
             (self.latents - mean.view(1, -1, 1, 1, 1)) / std.view(1, -1, 1, 1, 1), self.scenes
         )
@@ -58,7 +58,7 @@ def encode_part(
 def encode_parts(
     vae: AutoencoderKLWan, folder: Path, *, parts: int, count: int, frames: int, size: int
 ) -> None:
-    """Encode the parts that ``folder`` lacks; each depends on its number alone."""
+    """Encode the parts that are missing in ``folder``; each depends on its number alone."""
     start = time.monotonic()
     for i in range(parts):
         path = folder / f"{frames:03d}-{i:04d}.pt"

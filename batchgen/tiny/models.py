@@ -66,10 +66,10 @@ def make_text_encoder(vocabulary_size: int) -> UMT5EncoderModel:
 
 
 def skip_zero_work(vae: AutoencoderKLWan) -> None:
-    """Replace slow but equal parts of the autoencoder for training.
+    """Replace slow parts of the autoencoder, for training, by faster ones that agree to rounding.
 
     A causal convolution over a single first frame multiplies two of its three time taps with
-    padding; the norm goes through a slow CPU kernel. Results agree to rounding.
+    padding, and the norm uses a slow CPU kernel.
     """
     for module in vae.modules():
         if isinstance(module, WanCausalConv3d):

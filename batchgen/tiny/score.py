@@ -28,10 +28,10 @@ from batchgen.tiny.domain import (
 
 Floats = npt.NDArray[np.float32]
 
-#: Words after which "on a <colour>" is about the place and not about the shape.
+#: Words that tell that "on a <colour>" is about the place and not about the shape.
 _PLACE_WORDS: Final = frozenset({"background", "backdrop", "scene"})
 
-#: Farthest a colour may be from its ideal, as a Euclidean distance in unit RGB.
+#: Largest distance of a colour from its ideal (Euclidean, in unit RGB).
 _COLOUR_REACH: Final = 0.33
 #: Largest mismatch with the best template, as a share of the shape's area.
 _SHAPE_REACH: Final = 0.6
@@ -45,7 +45,7 @@ _SMALLEST: Final = 0.003
 
 @dataclass(frozen=True)
 class Attributes:
-    """The four attributes of a clip or of a prompt; ``None`` where unknown or not named."""
+    """The four attributes of a clip or a prompt; ``None`` if unknown or not named."""
 
     colour: str | None = None
     shape: str | None = None
@@ -55,7 +55,7 @@ class Attributes:
 
 @dataclass(frozen=True)
 class Score:
-    """Which attributes named by a prompt the clip got right; ``None`` for those not named."""
+    """Which attributes that a prompt names are right in the clip; ``None`` for those not named."""
 
     colour: bool | None
     shape: bool | None
@@ -72,7 +72,7 @@ class Score:
 
 
 def parse(prompt: str) -> Attributes:
-    """Attributes that a prompt names, in any phrasing; the first mention of each counts."""
+    """The attributes that a prompt names, in any phrasing; the first mention of each counts."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"navy\s+blue", "navy", prompt.lower()))
     pairs = list(pairwise([*words, ""]))
     colours, shapes = _lookup(COLOUR_WORDS), _lookup(SHAPE_WORDS)
@@ -157,7 +157,8 @@ def _nearest(colour: Floats, table: dict[str, RGB]) -> str | None:
 
 
 def _fill_colour(pixels: Floats, ground: Floats) -> Floats | None:
-    """Median colour ``(3,)`` of what differs from the ground, ``None`` if little does."""
+    """Median colour ``(3,)`` of the pixels that differ from the ground; ``None`` if there are
+    few."""
     difference = np.abs(pixels - ground).sum(-1)
     strong = difference > 0.35
     if strong.sum() < _SMALLEST * difference.size:
@@ -168,7 +169,8 @@ def _fill_colour(pixels: Floats, ground: Floats) -> Floats | None:
 
 
 def _coverage(pixels: Floats, ground: Floats, fill: Floats) -> Floats:
-    """Share of each pixel that the shape covers, ``(f, h, w)``: place between the colours."""
+    """Share of each pixel that the shape covers, ``(f, h, w)``, by its place between the
+    colours."""
     axis = fill - ground
     cover = ((pixels - ground) @ axis) / float(axis @ axis)
     found: Floats = np.where(cover < 0.15, 0, np.clip(cover, 0, 1)).astype(np.float32)
@@ -185,7 +187,7 @@ def _centre(cover: Floats) -> tuple[float, float]:
 
 
 def _motion(cover: Floats, areas: Floats) -> str | None:
-    """Compare the first and the last frame that show the shape."""
+    """The motion between the first and the last frame that show the shape."""
     visible = np.flatnonzero(areas >= _SMALLEST / 2 * cover[0].size)
     if len(visible) < 2:
         return None
@@ -203,7 +205,7 @@ def _motion(cover: Floats, areas: Floats) -> str | None:
 
 
 def _shape(cover: Floats, areas: Floats) -> str | None:
-    """Name the template that fits best over the frames in which the shape is large."""
+    """The shape whose template fits best over the frames in which the shape is large."""
     large = np.flatnonzero(areas >= 0.6 * areas.max())
     chosen = large[np.linspace(0, len(large) - 1, min(len(large), 5)).astype(int)]
     mismatch = {

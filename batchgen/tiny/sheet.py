@@ -1,4 +1,4 @@
-"""A contact sheet of a run: ``python -m batchgen.tiny.sheet RUN OUT.png``."""
+"""Makes a contact sheet of a run: ``python -m batchgen.tiny.sheet RUN OUT.png``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from batchgen import catalog
 from batchgen.media import formats
 
 CELL = 96  # pixels of one frame on the sheet
-GAP = 3  # white pixels behind a frame: without them a row of frames looks like one picture
+GAP = 3  # white pixels after a frame: without them a row of frames looks like one picture
 CAPTION = 18  # pixels above the frames
 FRAMES = 5  # of each clip, evenly spaced
 COLUMNS = 2

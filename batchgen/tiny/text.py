@@ -1,4 +1,4 @@
-"""Text conditions exactly as the Wan pipeline makes them, but differentiable and in batches."""
+"""Text conditions as the Wan pipeline makes them, but differentiable and in batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def embed(
     """Encode prompts to ``(n, TEXT_LENGTH, width)``, zero past each prompt's own length.
 
     The empty prompt is the encoding of the end-of-text token alone. Only the longest prompt's
-    length is computed; the mask makes padding inside the encoder immaterial.
+    length is computed; the attention mask hides the padding of shorter ones.
     """
     batch = tokenizer(
         prompts, padding="longest", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"

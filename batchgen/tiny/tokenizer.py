@@ -36,7 +36,8 @@ def vocabulary() -> list[str]:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-case, split at spaces and punctuation, look up; every text ends with ``</s>``."""
+    """Lower-cases, splits at spaces and punctuation, looks words up; every text ends with
+    ``</s>``."""
     ids = {word: i for i, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(WordLevel(ids, unk_token=UNK))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])

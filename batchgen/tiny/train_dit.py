@@ -1,4 +1,4 @@
-"""Train the transformer and the text encoder together, by flow matching on encoded clips."""
+"""Trains the transformer and the text encoder together, by flow matching on encoded clips."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ QUICK_DIT = DitRecipe(steps=6, batch=2, average_every=1, save_every=1)
 
 
 class Denoiser(nn.Module):
-    """The two parts trained jointly; one module, so that both are averaged and saved together."""
+    """The two parts that are trained together; one module, so that both are averaged and saved
+    together."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class Denoiser(nn.Module):
 def draw_captions(
     recipe: DitRecipe, scenes: list[data.Scene], generator: torch.Generator
 ) -> list[str]:
-    """One fresh caption for each scene, some empty, some with a strange word in them."""
+    """One new caption for each scene, some empty, some with an unknown word in them."""
     captions = []
     for scene, (u, v, w) in zip(
         scenes, torch.rand(len(scenes), 3, generator=generator).tolist(), strict=True
@@ -172,7 +173,8 @@ def _average(averaged: Denoiser, model: Denoiser, decay: float) -> None:
 def _draw(
     recipe: DitRecipe, sets: list[LatentSet], generator: torch.Generator
 ) -> tuple[Tensor, list[str]]:
-    """Latents ``(n, c, t, h, w)`` and captions of one step; all of a batch have one length."""
+    """Latents ``(n, c, t, h, w)`` and captions of one step; all clips of a batch have the same
+    length."""
     kind = torch.rand(1, generator=generator).item()
     chosen = sets[1] if kind < recipe.long_clips else sets[0]
     rows = torch.randint(len(chosen.latents), (recipe.batch,), generator=generator)

@@ -1,7 +1,7 @@
-"""Train the autoencoder: first on single frames, then on clips and single frames in turn.
+"""Trains the autoencoder: first on single frames, then on clips and single frames in turn.
 
-The loss is weighted towards the shape: it covers a tenth of the picture, and with even weights its
-hue is the last thing to be learnt.
+The loss has a higher weight on the shape: it covers a tenth of the picture, and with even weights
+its hue is learnt last.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class VaeRecipe:
 
     @property
     def steps(self) -> int:
-        """All steps."""
+        """Number of all steps."""
         return self.frame_steps + self.joint_steps
 
 
@@ -89,7 +89,7 @@ def draw_batch(recipe: VaeRecipe, step: int, generator: torch.Generator) -> tupl
 
 
 def _batch_shape(recipe: VaeRecipe, step: int) -> tuple[int, int]:
-    """Clips in a step and their frames."""
+    """Number of clips in a step, and of frames in each."""
     if step < recipe.frame_steps or step % 4 == 0:
         return recipe.frame_batch, 1
     if step % 8 == 5:

@@ -33,6 +33,7 @@ class Drain:
         self._looked = 0.0
         self._signalled = self._terminated = False
         self.reason = ""
+        self.signal = ""  # the name of the first that came
 
     def __enter__(self) -> Drain:
         """Signals are the main thread's; elsewhere (a test) nobody sends any."""
@@ -69,9 +70,18 @@ class Drain:
         os.write(self._told, b"\0")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
         self._terminated |= number == signal.SIGTERM
-        self.reason = self.reason or SIGNALS[signal.Signals(number)]
+        self._hear(signal.Signals(number))
+
+    def hear(self, name: str) -> None:
+        """A signal came to another rank of the replica: the same as if it had come here."""
+        self._hear(signal.Signals[name])
+        os.write(self._told, bytes([signal.Signals[name]]))
+
+    def _hear(self, number: signal.Signals) -> None:
+        self._signalled = True
+        self.signal = self.signal or number.name
+        self.reason = self.reason or SIGNALS[number]
 
     def __call__(self) -> bool:
         """Cheap enough for every tick: looks into the run folder every two seconds."""

@@ -10,26 +10,21 @@ flight, and it gets one when all replicas that are connected have said so.
 
 from __future__ import annotations
 
-import json
 import secrets
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from batchgen.durable import write_json
-from batchgen.errors import BatchgenError, StorageError
+from batchgen.errors import BatchgenError
 from batchgen.failpoints import failpoint
-from batchgen.processes import ProcessId
+from batchgen.worker.address import Address, Unreachable, connect, publish, wait_for
 
 TOKEN_S = 30.0  # patience with a stray connection
-NO_SIGN_S = 60.0  # patience with a rank 0 that has not even announced its queue
-CONNECT_S = 5.0  # one try to connect
 ALONE = "alone"  # what a replica says that wants a suspect
 POLL_S = 0.2  # how often whoever waits for others looks up
 
@@ -104,7 +99,7 @@ class TicketServer:
         self._acceptor.start()
         port = self._socket.getsockname()[1]
         failpoint("queue.before_address")
-        _write_address(address_file, {"host": host, "port": port, "token": self._token})
+        publish(address_file, Address(host, port, self._token))
 
     def _accept(self) -> None:
         while True:
@@ -201,14 +196,17 @@ class TicketClient:
         patience_s: float = 300.0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        address = _wait_for(address_file, patience_s, stop)
         try:
-            self._connection = _connect((address["host"], address["port"]), patience_s, stop)
+            address = wait_for(address_file, "the shard's queue", patience_s, stop)
+        except Unreachable as error:
+            raise QueueLost(str(error)) from error
+        try:
+            self._connection = connect(address, patience_s, stop)
         except OSError as error:
             raise QueueLost(f"no queue at {address_file}: {error}") from error
         self._stream = self._connection.makefile("rwb")
         try:
-            self._send(address["token"])
+            self._send(address.token)
         except OSError as error:
             self.close()
             raise QueueLost(f"no queue at {address_file}: {error}") from error
@@ -242,56 +240,6 @@ class TicketClient:
         self._connection.close()
 
 
-def _connect(
-    address: tuple[str, int], patience_s: float, stop: Callable[[], bool]
-) -> socket.socket:
-    """Several short tries, since `stop` cannot be asked during one."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            connection = socket.create_connection(address, timeout=CONNECT_S)
-        except TimeoutError:
-            if stop() or time.monotonic() > deadline:
-                raise
-        else:
-            connection.settimeout(patience_s)
-            return connection
-
-
 def _is_readable(connection: socket.socket, patience_s: float) -> bool:
     """Whether something has come, or the other end is closed."""
     return bool(select.select([connection], [], [], patience_s)[0])
-
-
-def announce(address_file: Path) -> None:
-    """Say who is going to serve, first thing in its life: whoever waits then sees it die.
-    StorageError if the file cannot be written."""
-    _write_address(address_file, {"process": asdict(ProcessId.current())})
-
-
-def _write_address(address_file: Path, address: dict[str, object]) -> None:
-    """With its folder and the one above; a submission that is gone is not made again."""
-    try:
-        for folder in (address_file.parent.parent, address_file.parent):
-            folder.mkdir(exist_ok=True)
-        write_json(address_file, address)
-    except OSError as error:
-        raise StorageError(f"{address_file} cannot be written: {error}") from error
-
-
-def _wait_for(address_file: Path, patience_s: float, stop: Callable[[], bool]) -> dict[str, Any]:
-    """The server's address; only its process is known until it serves."""
-    start = time.monotonic()
-    while not stop():
-        found: dict[str, Any] = (
-            json.loads(address_file.read_text()) if address_file.is_file() else {}
-        )
-        if "port" in found:
-            return found
-        patience = patience_s if found else min(patience_s, NO_SIGN_S)
-        if time.monotonic() - start > patience:
-            raise QueueLost(f"{address_file} did not appear within {patience:.0f} s")
-        if found and ProcessId(**found["process"]).alive() is False:
-            raise QueueLost("rank 0 died before it served the shard's queue")
-        time.sleep(0.05)
-    raise QueueLost("told to end before the shard's queue was there")

@@ -179,10 +179,11 @@ def open_source(
     admission: Admission,
     start: RowStart,
     stop: Callable[[], bool],
+    replicas: int,
 ) -> Iterator[ShardSource]:
-    """Join the shard's queue; rank 0 serves it until every replica that came has let go. `stop` is
-    asked while it waits for them too, so that the watchdog sees it move. RunStateError if the plan
-    is not that of the run."""
+    """Join the shard's queue, as one of so many; rank 0 serves it until every replica that came has
+    let go. `stop` is asked while it waits for them too, so that the watchdog sees it move.
+    RunStateError if the plan is not that of the run."""
     header = read_run(run)
     check_plan(run, header, whole=False)
     pages = partial(Pages, run.plan, KeyContext.from_json(header.key_context))
@@ -192,7 +193,7 @@ def open_source(
         if rank.rank == 0:
             portion = Portion.read(run, attempt)
             sizes = len(portion.rows), len(portion.suspects)
-            server = TicketServer(*sizes, rank.world_size, address, rank.address)
+            server = TicketServer(*sizes, replicas, address, rank.address)
             stack.callback(server.close, stop)
             tickets = server.here()
         else:

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toy_engine import request, small_spec, system, two_experts
 from toy_flux import flux_spec
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.checkpoint import meta_model
 from batchgen.engine.memory.plan import plan_memory
+from batchgen.engine.parallel.dispatch import attend_through
+from batchgen.engine.parallel.sequence import named
 from batchgen.engine.parts import parts
 from batchgen.engine.selftest import pack_equals_solo
 from batchgen.engine.weights import load_components
+from batchgen.errors import ConfigError
 from batchgen.families.family import (
     FamilySpec,
     Item,
@@ -24,6 +28,7 @@ from batchgen.families.family import (
     family_names,
     family_spec,
 )
+from batchgen.families.sequence import Cut
 from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.numerics.solver import SOLVERS
 from batchgen.request import Bucket, Request
@@ -104,6 +109,62 @@ def test_every_module_is_a_component_and_the_stacks_hold_its_blocks(loaded: Load
         ]
         assert all(isinstance(stack, torch.nn.ModuleList) for stack in stacks)
         assert sum(len(stack) for stack in stacks) == loaded.spec.layers(loaded.model)
+
+
+def test_tokens_are_divided_where_diffusers_divides_them(loaded: Loaded) -> None:
+    """Its plan is right for these models (but for a timestep per token, which none has here); what
+    it lacks is whose tokens a tensor holds, and shares of different sizes."""
+    plan = loaded.family.sequence
+    for expert in loaded.experts:
+        transformer = loaded.family.modules[expert]
+        theirs = {
+            (module, tensor, one.split_dim)
+            for module, tensors in transformer._cp_plan.items()
+            if isinstance(tensors, dict)
+            for tensor, one in tensors.items()
+        }
+        ours = {(cut.module, cut.tensor, cut.dim) for cut in plan.cuts}
+        assert theirs - ours <= {("", "timestep", 1)}
+        assert ours <= theirs
+        where = transformer._cp_plan[plan.gather.module].gather_dim
+        assert plan.gather == Cut(plan.gather.module, 0, plan.gather.stream, where)
+
+
+@torch.no_grad()
+def test_every_block_attends_over_all_tokens_through_an_op_of_ours(loaded: Loaded) -> None:
+    """diffusers' processors lead there in this version of it."""
+    handed: list[int] = []
+
+    def whole(attend: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        handed.append(q.shape[1])
+        out: Tensor = attend(q, k, v)
+        return out
+
+    item = loaded.items(1)[0]
+    alone = loaded.family.forward([item])[0]
+    undo = [
+        attend_through(module, whole)
+        for attends in loaded.family.sequence.attends
+        for module in named(loaded.family.modules[loaded.experts[0]], attends.modules)
+    ]
+    routed = loaded.family.forward([item])[0]
+    for step in undo:
+        step()
+    loaded.family.forward([item])
+    assert torch.equal(routed, alone)
+    assert len(handed) == len(undo) == loaded.spec.layers(loaded.model)
+    assert len(set(handed)) == 1
+    assert handed[0] >= loaded.spec.tokens(loaded.model, loaded.bucket)
+
+
+def test_a_processor_that_leads_nowhere_is_refused() -> None:
+    class Own:
+        _parallel_config = None
+
+    attention = torch.nn.Module()
+    attention.processor = Own()  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="Own of this diffusers does not let attention be"):
+        attend_through(attention, lambda attend, q, k, v: attend(q, k, v))
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))

@@ -1,4 +1,4 @@
-"""`bench schedule`: what the cut into shards is worth, on simulated clusters."""
+"""`bench schedule`: compares ways to cut a run into shards, on simulated clusters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The simulated run and its cluster."""
+    """Options of the simulated run and its cluster."""
     many, some = _at_least(int, 1), _at_least(float, 0.001)
     for name, kind, default, text in (
         ("--ranks", many, 8, "replicas of a node"),
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
-    """Print a line for every case and strategy; the figures."""
+    """Print a line for every case and strategy; returns the same figures."""
     from batchgen.bench.schedule.cases import OURS, compare
 
     print(
@@ -94,7 +94,7 @@ def _data(compared: Compared) -> dict[str, object]:
 
 
 def _at_least(kind: type[int] | type[float], least: float) -> Callable[[str], float]:
-    """An option's type: a finite number from `least` on."""
+    """Type of an option: a finite number that is at least `least`."""
 
     def read(text: str) -> float:
         try:

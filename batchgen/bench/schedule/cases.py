@@ -19,9 +19,12 @@ EQUAL_ROWS = "equal rows"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A run on a cluster. `waves`: how long the run is, in shards of GOOD_MULTIPLE start-ups for
-    every node; `slow`: speed of the one node that differs; `noise`: sigma of the log of real over
-    predicted cost; `most_s`: as in `cut_shards`."""
+    """A run on a cluster.
+
+    `waves`: length of the run, in shards of GOOD_MULTIPLE start-ups for every node; `slow`: speed
+    of the one node that differs; `noise`: sigma of the log of real over predicted cost; `most_s`:
+    as in `cut_shards`.
+    """
 
     nodes: int = 64
     ranks: int = 8
@@ -47,7 +50,8 @@ class Case:
         )
 
     def clusters(self) -> Iterator[Cluster]:
-        """The slow node gets the first, longest shard, or the last one of the first wave."""
+        """Clusters where the slow node gets the first and longest shard, or the last shard of the
+        first wave."""
         fast = (1.0,) * (self.nodes - 1)
         for speeds in {(self.slow, *fast), (*fast, self.slow)}:
             yield Cluster(speeds, self.ranks, self.start_up_s)
@@ -55,17 +59,17 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One strategy on one case, over seeds and places of the slow node; the worst run is shown."""
+    """One strategy on one case; of all seeds and places of the slow node the worst run is shown."""
 
     case: Case
     strategy: str
     mean_ratio: float
     worst: Simulated
-    imbalance: float  # longest over mean predicted work of a shard
+    imbalance: float  # predicted work of the longest shard over the mean
 
 
 def compare(case: Case, seeds: int) -> list[Compared]:
-    """Our cut against the same number of shards of equal cost, and of equal row counts."""
+    """Compare our cut with the same number of shards of equal cost, and of equal row counts."""
     found: dict[str, list[tuple[Simulated, float]]] = {}
     for seed in range(seeds):
         predicted = case.predicted(seed)
@@ -80,7 +84,7 @@ def compare(case: Case, seeds: int) -> list[Compared]:
 
 
 def cuts(case: Case, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """Shard of each row by strategy; equal row counts are taken in manifest order."""
+    """Strategy -> the shard of each row. Equal row counts are cut in manifest order."""
     cut = partial(
         cut_shards, predicted, slots=case.nodes, start_up_s=case.start_up_s, ranks=case.ranks
     )

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 SHORT_SHARE = 0.8  # rows of the cheap kind in a bimodal manifest
-GIANT_SHARE = 0.25  # of the ideal run is what the one giant row takes at full speed
+GIANT_SHARE = 0.25  # of the ideal run time: what the giant row takes at full speed
 
 
 def make_costs(
     kind: str, *, rows: int, total_s: float, replicas: int, spread: float, seed: int
 ) -> np.ndarray:
-    """`rows` costs that add up to `total_s` replica seconds, `spread` times between the least and
-    the most; `giant` has one row more that alone takes GIANT_SHARE of `total_s / replicas`."""
+    """`rows` costs that add up to `total_s` replica seconds; the largest is `spread` times the
+    smallest. Kind `giant` has one further row that takes GIANT_SHARE of `total_s / replicas`."""
     costs = KINDS[kind](np.random.default_rng(seed), rows, spread)
     giant = GIANT_SHARE * total_s / replicas if kind == "giant" else 0.0
     costs *= (total_s - giant) / costs.sum()
@@ -32,7 +32,7 @@ def _bimodal(rng: np.random.Generator, rows: int, spread: float) -> np.ndarray:
 
 
 def _sorted(rng: np.random.Generator, rows: int, spread: float) -> np.ndarray:
-    """As manifests often come: prompts at one size, then the same ones at the next."""
+    """As manifests often come: all prompts at one size, then all at the next."""
     return np.sort(_log_uniform(rng, rows, spread))
 
 

@@ -1,4 +1,5 @@
-"""Simulates a Slurm array: shards start in order on node groups, replicas pull rows in a shard."""
+"""Simulates a Slurm array: shards start in order on slots, and the replicas of a slot pull rows
+from its shard."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Slots (node groups that one shard keeps busy) with a speed each; 1.0 renders a row in its
-    predicted cost. A start-up takes as long at any speed."""
+    """Slots (one shard runs on each) with their speeds. At speed 1.0 a row takes its predicted
+    cost; a start-up takes the same time at any speed."""
 
     speeds: tuple[float, ...]
-    ranks: int  # replicas of a slot that pull rows at once
+    ranks: int  # replicas of a slot
     start_up_s: float
 
     def ideal_s(self, costs: np.ndarray) -> float:
-        """Total work over the sum of speeds: no start-ups, no waiting."""
+        """Total work over the sum of speeds, without start-ups and waiting."""
         return float(costs.sum()) / (sum(self.speeds) * self.ranks)
 
 
@@ -27,12 +28,12 @@ class Simulated:
     """One simulated run. Shares are of the makespan times all slots, or replicas."""
 
     shards: int
-    makespan_s: float  # start-ups counted
-    ideal_s: float  # start-ups not counted
+    makespan_s: float  # with start-ups
+    ideal_s: float  # without start-ups
     start_up_share: float
-    tail_s: float  # from the first slot without work to the end
-    shard_idle_share: float  # replicas that wait for the last row of their shard
-    longest_shard_s: float  # wall seconds, start-up counted, at speed 1
+    tail_s: float  # from the moment the first slot has no work to the end
+    shard_idle_share: float  # of replicas that wait for the last row of their shard
+    longest_shard_s: float  # wall seconds at speed 1, with start-up
 
     @property
     def ratio(self) -> float:
@@ -40,7 +41,7 @@ class Simulated:
 
 
 def simulate(costs: np.ndarray, shard: np.ndarray, cluster: Cluster) -> Simulated:
-    """Run shards 0, 1, ... (`shard`: number of each row) as slots become free."""
+    """Run shards 0, 1, ... as slots become free; `shard` holds the shard of each row."""
     rows_s = shard_walls(costs, shard, cluster.ranks)
     free = [(0.0, slot) for slot in range(len(cluster.speeds))]
     waited = 0.0
@@ -65,7 +66,7 @@ def simulate(costs: np.ndarray, shard: np.ndarray, cluster: Cluster) -> Simulate
 
 
 def shard_walls(costs: np.ndarray, shard: np.ndarray, ranks: int) -> np.ndarray:
-    """Seconds of each shard's rows at speed 1, pulled longest first by `ranks` replicas."""
+    """Seconds for the rows of each shard at speed 1, pulled longest first by `ranks` replicas."""
     order = np.lexsort((-costs, shard))
     ends = np.cumsum(np.bincount(shard))
     return np.array([_pulled(rows, ranks) for rows in np.split(costs[order], ends[:-1])])

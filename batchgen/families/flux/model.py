@@ -1,7 +1,7 @@
 """FLUX.1 dev and schnell: FluxTransformer2DModel, AutoencoderKL, CLIP and T5.
 
-Equal seed and settings give what diffusers' FluxPipeline gives. Latents are drawn as an image and
-kept as the transformer takes them: packed 2x2 to (1, tokens, channels).
+With equal seed and settings it gives what diffusers' FluxPipeline gives. Latents are drawn in the
+shape of an image and then packed 2x2 to (1, tokens, channels), as the transformer takes them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flux import spec as light
+from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
@@ -28,11 +29,25 @@ from batchgen.request import Bucket, Request
 
 MODULES = ("text_encoder", "text_encoder_2", "transformer", "vae")
 
+SEQUENCE = SequencePlan(
+    cuts=(
+        Cut("", "hidden_states", "image", dim=1),
+        Cut("", "img_ids", "image", dim=0),
+        Cut("", "encoder_hidden_states", "text", dim=1),
+        Cut("", "txt_ids", "text", dim=0),
+    ),
+    attends=(
+        Attends("transformer_blocks.*.attn", ("text", "image")),
+        Attends("single_transformer_blocks.*.attn", ("text", "image")),
+    ),
+    gather=Cut("proj_out", 0, "image", dim=1),
+)
+
 
 def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Flux:
-    """A FLUX.1 from its loaded components."""
+    """Make a FLUX.1 from its loaded components."""
     return Flux(spec, components, device)
 
 
@@ -40,8 +55,8 @@ def build(
 def flux_schedule(
     scheduler: light.FluxScheduler, shift: float, image_tokens: int, steps: int
 ) -> Schedule:
-    """The checkpoint's scheduler over `steps` steps, set as FluxPipeline sets it; `shift` counts
-    where it does not shift by the number of image tokens."""
+    """The checkpoint's scheduler over `steps` steps, set as FluxPipeline sets it. `shift` is used
+    only if the scheduler does not shift by the number of image tokens."""
     config = stored_dims(replace(scheduler, shift=shift))
     source = FlowMatchEulerDiscreteScheduler(**config)
     mu = dynamic_shift(scheduler, image_tokens)
@@ -50,7 +65,8 @@ def flux_schedule(
 
 
 def dynamic_shift(scheduler: light.FluxScheduler, image_tokens: int) -> float:
-    """The scheduler's mu: linear in the image tokens, in FluxPipeline's order of operations."""
+    """The scheduler's mu: a linear function of the image tokens, in FluxPipeline's order of
+    operations."""
     tokens = scheduler.max_image_seq_len - scheduler.base_image_seq_len
     slope = (scheduler.max_shift - scheduler.base_shift) / tokens
     start = scheduler.base_shift - slope * scheduler.base_image_seq_len
@@ -58,23 +74,25 @@ def dynamic_shift(scheduler: light.FluxScheduler, image_tokens: int) -> float:
 
 
 class Flux:
-    """See `batchgen.families.family.FamilyModel`."""
+    """A FLUX.1 (`batchgen.families.family.FamilyModel`)."""
+
+    sequence = SEQUENCE
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
     ) -> None:
-        self.spec = spec  # the checkpoint agrees with it
+        self.spec = spec  # checked against the checkpoint when it was loaded
         self.dims = light.dims(spec)
         self.device = device
         self.max_tokens = light.max_tokens(spec)
-        self.tokenizers = components["tokenizer"], components["tokenizer_2"]
-        self.clip: nn.Module = components["text_encoder"]
-        self.t5: nn.Module = components["text_encoder_2"]
+        self.tokenizers: Any = components.get("tokenizer"), components.get("tokenizer_2")
+        self.clip: Any = components.get("text_encoder")
+        self.t5: Any = components.get("text_encoder_2")
         self.transformer: Any = components["transformer"]
-        self.vae: Any = components["vae"]
-        self.modules: dict[str, nn.Module] = {name: components[name] for name in MODULES}
+        self.vae: Any = components.get("vae")
+        self.modules: dict[str, nn.Module] = {n: components[n] for n in MODULES if n in components}
         self.dtype: torch.dtype = self.transformer.dtype
-        self.state_dtype = self.dtype  # the pipeline keeps latents in the model's precision
+        self.state_dtype = self.dtype  # as in the pipeline: latents have the model's precision
 
     # ------------------------------------------------------------------------------------- texts
     def texts(self, request: Request) -> tuple[str, ...]:
@@ -82,7 +100,7 @@ class Flux:
         return (request.prompt, request.negative_prompt)[: light.branches(self.spec, request)]
 
     def tokenize(self, text: str) -> Tokens:
-        """For CLIP and for T5, padded and cut to what each takes; T5's tokens are counted."""
+        """Token ids for CLIP and for T5, each padded and cut to its maximum; `count` is T5's."""
         clip, t5 = self.tokenizers
         count = len(t5(text, add_special_tokens=True, verbose=False).input_ids)
         inputs = tuple(
@@ -97,8 +115,8 @@ class Flux:
         return Tokens(inputs, count, count > self.max_tokens)
 
     def encode(self, tokens: Tokens) -> Condition:
-        """T5's states (1, max_tokens, width) and CLIP's pooled one (1, width). No attention mask is
-        used: padding is attended to."""
+        """T5's states (1, max_tokens, width) and CLIP's pooled state (1, width). No attention mask
+        is used, as in the pipeline: padding is attended to."""
         clip_ids, t5_ids = (ids.to(self.device) for ids in tokens.inputs)
         states = self.t5(t5_ids, output_hidden_states=False)[0]
         pooled = self.clip(clip_ids, output_hidden_states=False).pooler_output
@@ -106,7 +124,7 @@ class Flux:
 
     # ----------------------------------------------------------------------------------- denoise
     def initial_latents(self, request: Request) -> Tensor:
-        """Drawn as (1, channels, rows, columns), then packed 2x2."""
+        """Noise drawn as (1, channels, rows, columns), then packed 2x2."""
         height, width = light.cells(self.spec, request.bucket)
         channels = self.dims.transformer.in_channels // 4
         noise = seeded_noise((1, channels, 2 * height, 2 * width), request.seed)
@@ -118,14 +136,14 @@ class Flux:
         return flux_schedule(self.dims.scheduler, request.sigma_shift, tokens, request.num_steps)
 
     def group(self, request: Request) -> Hashable:
-        """Positions of the image are one input for all items of a forward."""
+        """The bucket: all items of a forward share one input of image positions."""
         return request.bucket
 
     def expert(self, request: Request, timestep: float) -> str:
         return "transformer"
 
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
-        """One transformer forward; timestep and guidance are per item."""
+        """One transformer forward; each item has its own timestep and guidance."""
         times = torch.tensor([item.timestep for item in items]).to(self.dtype)
         guidance = None
         if self.dims.transformer.guidance_embeds:
@@ -168,7 +186,7 @@ class Flux:
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
-        """Noise, one of many timesteps and guidances, and random conditions."""
+        """Noise with one of many timesteps and guidances, and random conditions."""
         spec = self.dims.transformer
         states = seeded_noise((1, self.max_tokens, spec.joint_attention_dim), seed + 1)
         pooled = seeded_noise((1, spec.pooled_projection_dim), seed + 2)

@@ -1,8 +1,8 @@
 """FLUX.1 text-to-image, dev and schnell: geometry, FLOPs and bytes from the dimensions alone.
 
 Text and image attend to each other as one sequence of N tokens of width d. A double block takes
-24Nd^2 for projections and feed-forwards of both streams, a single block 24Nd^2 as well, either
-4N^2d for attention; modulation is once per item.
+24Nd^2 FLOPs for the projections and feed-forwards of both streams; a single block takes 24Nd^2 too.
+Each takes 4N^2d for attention. Modulation is computed once per item.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
 from batchgen.families.encoders import clip_parameters as clip_weights
 from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -83,7 +84,7 @@ class FluxTransformer(ComponentDims):
     num_single_layers: int  # blocks with one stream for both
     num_attention_heads: int
     attention_head_dim: int
-    guidance_embeds: bool  # dev: guidance_scale is an input; schnell is distilled without
+    guidance_embeds: bool  # guidance_scale is an input (dev; not schnell)
     in_channels: int = 64
     joint_attention_dim: int = 4096
     pooled_projection_dim: int = 768
@@ -126,10 +127,10 @@ class FluxT5(T5Dims):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FluxScheduler(ComponentDims):
-    """What of its scheduler_config.json decides the sigmas."""
+    """The fields of scheduler_config.json that decide the sigmas."""
 
-    shift: float = 3.0  # unless it shifts dynamically: a row's sigma_shift is this by default
-    use_dynamic_shifting: bool = True  # by the row's image tokens
+    shift: float = 3.0  # default of a row's sigma_shift, unless the shift is dynamic
+    use_dynamic_shifting: bool = True  # shift by the row's image tokens
     base_shift: float = 0.5
     max_shift: float = 1.15
     base_image_seq_len: int = 256
@@ -155,7 +156,8 @@ class Dims:
     scheduler: FluxScheduler = field(default_factory=FluxScheduler)
 
     def __post_init__(self) -> None:
-        """Lists have the lengths that the layers take, and steps draw no noise."""
+        """ConfigError unless lists have the lengths that the layers need and steps draw no
+        noise."""
         levels = len(self.vae.block_out_channels)
         for key, values, length in (
             ("transformer.axes_dims_rope", self.transformer.axes_dims_rope, 3),
@@ -174,10 +176,13 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """dev is told the guidance scale; schnell has none, and a shift that does not follow the size
-    of the row."""
+    """dev takes a guidance scale. schnell does not, and its shift does not depend on the row's
+    size."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
+        cfg=(1, 2),
+        ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
+        ring=RINGS,
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=("guidance_scale", "true_cfg_scale") if guided else ("true_cfg_scale",),
@@ -193,7 +198,7 @@ def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
-    """dev's or schnell's, whichever it is."""
+    """Defaults of dev or schnell, whichever the dimensions are of."""
     guided = dims.transformer.guidance_embeds
     return ModelDefaults(
         width=1024,
@@ -208,7 +213,8 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
 
 
 def branches(model: ModelSpec, row: Scales) -> Any:
-    """guidance_scale is an input of the one branch; true_cfg_scale adds the negative prompt's."""
+    """1, since guidance_scale is an input of the one branch; 2 if true_cfg_scale adds the negative
+    prompt."""
     return 1 + (row.true_cfg_scale > 1.0)
 
 
@@ -217,7 +223,7 @@ def boundary(model: ModelSpec) -> float | None:
 
 
 def max_tokens(model: ModelSpec) -> int:
-    """Of T5; CLIP always cuts at its 77."""
+    """Most tokens for T5; CLIP always cuts at its 77."""
     return dims(model).text_encoder_2.max_tokens
 
 
@@ -234,12 +240,12 @@ def width(model: ModelSpec) -> int:
 
 
 def stride(model: ModelSpec) -> Stride:
-    """Latent cells in pairs, one frame."""
+    """Sizes are whole pairs of latent cells; one frame."""
     return Stride(2 * dims(model).vae.factor, 1, MAX_SIDE, 1)
 
 
 def cells(model: ModelSpec, bucket: Bucket) -> tuple[int, int]:
-    """Rows and columns of image tokens: each is 2x2 latent cells."""
+    """Rows and columns of image tokens; each token is 2x2 latent cells."""
     side = 2 * dims(model).vae.factor
     return bucket.height // side, bucket.width // side
 
@@ -250,7 +256,7 @@ def image_tokens(model: ModelSpec, bucket: Bucket) -> int:
 
 
 def tokens(model: ModelSpec, bucket: Bucket) -> int:
-    """Image and text, which attend to each other."""
+    """Image and text tokens together."""
     return image_tokens(model, bucket) + max_tokens(model)
 
 
@@ -264,8 +270,8 @@ def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
 
 
 def _once_per_item(spec: FluxTransformer) -> int:
-    """Weights that see one vector per item: modulation of every block and of the output, embeddings
-    of timestep, guidance and pooled text."""
+    """Weights of layers that see one vector per item: modulation of every block and of the output,
+    embeddings of timestep, guidance and pooled text."""
     d = spec.width
     embedders = (1 + spec.guidance_embeds) * (_TIME * d + d * d)
     pooled = spec.pooled_projection_dim * d + d * d
@@ -279,7 +285,7 @@ def encode_flops(model: ModelSpec) -> float:
 
 
 def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
-    """FLOPs of the decoder's convolutions and of its one attention, from latents to pixels."""
+    """FLOPs of the decoder's convolutions and its one attention, from latents to pixels."""
     vae = dims(model).vae
     size = float((bucket.height // vae.factor) * (bucket.width // vae.factor))
     top = vae.block_out_channels[-1]
@@ -305,7 +311,7 @@ def _levels(vae: FluxVae) -> list[tuple[int, int]]:
 
 
 def _middle(channels: int) -> int:
-    """Weights between encoder and decoder: two residual blocks and an attention."""
+    """Weights between encoder and decoder levels: two residual blocks and an attention."""
     return 4 * _TAPS * channels**2 + 4 * channels**2
 
 
@@ -316,7 +322,7 @@ def _resnets(before: int, after: int, count: int) -> int:
 
 
 def parameters(model: ModelSpec, component: str) -> int:
-    """Weights of a component, without biases and norms."""
+    """Number of weights of a component, without biases and norms."""
     if component == "text_encoder":
         return clip_weights(dims(model).text_encoder)
     if component == "text_encoder_2":
@@ -325,8 +331,8 @@ def parameters(model: ModelSpec, component: str) -> int:
 
 
 def transformer_parameters(model: ModelSpec) -> int:
-    """24 d^2 for the two streams of a double block, 12 d^2 for the one of a single block, and what
-    sees one vector per item."""
+    """24 d^2 for the two streams of a double block, 12 d^2 for a single block, and the layers that
+    see one vector per item."""
     spec = dims(model).transformer
     d = spec.width
     blocks = (24 * spec.num_layers + 12 * spec.num_single_layers) * d * d
@@ -335,7 +341,7 @@ def transformer_parameters(model: ModelSpec) -> int:
 
 
 def vae_parameters(model: ModelSpec) -> int:
-    """Weights of both halves of the autoencoder."""
+    """Number of weights of both halves of the autoencoder."""
     vae = dims(model).vae
     top, low, count = vae.block_out_channels[-1], vae.block_out_channels[0], vae.layers_per_block
     total = 2 * _middle(top) + _TAPS * top * 3 * vae.latent_channels + 2 * _TAPS * low * 3
@@ -343,8 +349,8 @@ def vae_parameters(model: ModelSpec) -> int:
         total += _resnets(before, after, count + 1)
     for before, after in pairwise([low, *vae.block_out_channels]):
         total += _resnets(before, after, count)
-    samplers = sum(c * c for c in vae.block_out_channels[1:])  # the decoder's, but at the end
-    samplers += sum(c * c for c in vae.block_out_channels[:-1])  # the encoder's
+    samplers = sum(c * c for c in vae.block_out_channels[1:])  # decoder: none after the last
+    samplers += sum(c * c for c in vae.block_out_channels[:-1])  # of the encoder
     return total + _TAPS * samplers
 
 

@@ -1,8 +1,9 @@
-"""The engine of family `null`: every row takes as long as it is predicted to, and no torch.
+"""The engine of family `null`: every row takes its predicted time. Needs no torch.
 
-A row hashes its seed once a step and makes noise of the last digest, so that a row which went on
-from a wrong state shows. `BATCHGEN_NULL_SLOW="node2=2.0,node3=1.5"` makes hosts slow (`*`: every
-other one; 0: rows take no time)."""
+A row hashes its seed once a step and turns the last digest into noise, so a row resumed from a
+wrong state gives other pixels. `BATCHGEN_NULL_SLOW="node2=2.0,node3=1.5"` makes hosts slow (`*`:
+all others; 0: rows take no time).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ class _Row:
 
     request: Request
     step: int = 0
-    restored: int = 0  # steps that an earlier attempt has taken
+    restored: int = 0  # steps taken by an earlier attempt
     seconds: float = 0.0
     digest: bytes = b""
     error: Exception | None = None
@@ -44,10 +45,10 @@ def renderer(system: SystemConfig, host: str) -> NullEngine:
 
 
 class NullEngine:
-    """See `batchgen.engine.contract.Renderer`; one row in flight."""
+    """An engine without a model (`batchgen.engine.contract.Renderer`); one row in flight."""
 
     def __init__(self, system: SystemConfig, host: str) -> None:
-        """Raises ConfigError when the variable that makes hosts slow cannot be read."""
+        """ConfigError if the variable that makes hosts slow cannot be read."""
         self.determinism = system.determinism
         self.pace = pace_of(host, os.environ.get(SLOW, ""))
 
@@ -60,7 +61,7 @@ class NullEngine:
         moved: Callable[[], object] = unheard,
         clock: Clock | None = None,
     ) -> EngineReport:
-        """One row after the other; finished rows are delivered on a background thread."""
+        """Render one row after the other; a background thread delivers finished rows."""
         return _Render(self, source, sink, stop, moved, clock or Clock()).run()
 
 
@@ -106,7 +107,7 @@ class _Render:
         )
 
     def _draw(self, request: Request) -> _Row | None:
-        """The row after its last step, or with its error; None when it was stopped before."""
+        """The row after its last step, or with its error; None if it was stopped before."""
         self.sink.started(request)
         row = _Row(request, digest=request.seed.to_bytes(8, "big"))
         before = self.clock.read().busy
@@ -134,13 +135,13 @@ class _Render:
             row.digest = snapshot.arrays["digest"].tobytes()
 
     def _walk(self, row: _Row) -> bool:
-        """Take the steps that are left; False when stopped in between."""
+        """Take the remaining steps; False if stopped before the last."""
         step_s = row.request.cost_s / row.request.num_steps * self.engine.pace
         due = time.monotonic()
         while row.step < row.request.num_steps:
             if self.stop():
                 return False
-            due += step_s  # late wake-ups do not add up
+            due += step_s  # counted from the last due time, so late wake-ups do not add up
             time.sleep(max(0.0, due - time.monotonic()))
             row.digest = hashlib.sha256(row.digest).digest()
             row.step += 1
@@ -183,7 +184,7 @@ def _noise(row: _Row) -> np.ndarray:
 
 
 def pace_of(host: str, text: str) -> float:
-    """How many times longer than predicted rows take on `host`, from `host=factor,...`."""
+    """Factor by which rows on `host` take longer than predicted, from `host=factor,...`."""
     paces: dict[str, float] = {}
     for entry in filter(None, text.split(",")):
         name, _, factor = entry.partition("=")

@@ -1,8 +1,8 @@
-"""No model at all: rows sleep for as long as they are predicted to take. For trying a cluster, its
-profile and the runner, where nothing is to be drawn.
+"""No model at all: rows sleep for their predicted time and come out as noise of their seed. For
+trying a cluster, its profile and the runner.
 
-A step is 10 ms on the CPU figures of the packaged profiles (0.05 TFLOP/s at the share of it that
-planning expects), and shorter on a faster device. Frames are noise of the row's seed.
+A step takes 10 ms on the CPU of the packaged profiles (0.05 TFLOP/s, of which planning expects a
+share), and less on a faster device.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MEDIA: Literal["video", "image"] = "video"
 OWN_ENGINE = True
 COMPONENTS: tuple[Component, ...] = ()
 
-_STEP_FLOPS = 2.695e8  # with one layer's launch: 10 ms
+_STEP_FLOPS = 2.695e8  # 10 ms together with the launch of one layer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dims:
-    """Nothing has a size."""
+    """No dimensions."""
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
@@ -46,7 +46,7 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
 
 
 def branches(model: ModelSpec, row: Scales) -> Any:
-    """As a guided video model has them, so that a trial of the runner looks like one."""
+    """Two for a guided row, as in a video model, so that a trial of the runner resembles one."""
     return 1 + (row.guidance_scale > 1.0)
 
 
@@ -71,17 +71,17 @@ def width(model: ModelSpec) -> int:
 
 
 def stride(model: ModelSpec) -> Stride:
-    """Any number of small frames."""
+    """Small frames, in any number."""
     return Stride(pixels=16, frames=1, max_side=256, max_frames=64)
 
 
 def tokens(model: ModelSpec, bucket: Bucket) -> int:
-    """One a 16x16 tile of a frame."""
+    """One for each 16x16 tile of a frame."""
     return bucket.num_frames * (bucket.width // 16) * (bucket.height // 16)
 
 
 def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
-    """The same for every size: the steps of a row alone say how long it takes."""
+    """The same for every size, so that a row's time depends on its steps alone."""
     return _STEP_FLOPS
 
 

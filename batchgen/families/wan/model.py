@@ -1,6 +1,6 @@
 """Wan 2.1 text-to-video (and tiny-wan): WanTransformer3DModel, AutoencoderKLWan, UMT5.
 
-Equal seed and settings give what diffusers' WanPipeline gives.
+With equal seed and settings it gives what diffusers' WanPipeline gives.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
 from batchgen.families.wan import spec as light
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
@@ -21,32 +22,44 @@ from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule, schedule
 from batchgen.request import Bucket, Request
 
+SEQUENCE = SequencePlan(
+    cuts=(
+        Cut("rope", 0, "video", dim=1),  # cosines, then sines, of each token's place
+        Cut("rope", 1, "video", dim=1),
+        Cut("blocks.0", "hidden_states", "video", dim=1),
+    ),
+    attends=(Attends("blocks.*.attn1", ("video",)),),
+    gather=Cut("proj_out", 0, "video", dim=1),
+    crosses=(Crosses("blocks.*.attn2", "video"),),
+)
+
 
 def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Wan:
-    """A Wan from its loaded components."""
+    """Make a Wan from its loaded components."""
     return Wan(spec, components, device)
 
 
 class Wan:
-    """See `batchgen.families.family.FamilyModel`."""
+    """A Wan with one expert (`batchgen.families.family.FamilyModel`)."""
 
     experts: tuple[str, ...] = ("transformer",)
     state_dtype = torch.float32
+    sequence = SEQUENCE
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
     ) -> None:
-        self.spec = spec  # the checkpoint agrees with it
+        self.spec = spec  # checked against the checkpoint when it was loaded
         self.device = device
         self.max_tokens = light.max_tokens(spec)
-        self.tokenizer = components["tokenizer"]
-        self.text_encoder: nn.Module = components["text_encoder"]
+        self.tokenizer: Any = components.get("tokenizer")
+        self.text_encoder: Any = components.get("text_encoder")
         self.transformer: Any = components["transformer"]
-        self.vae: Any = components["vae"]
+        self.vae: Any = components.get("vae")
         names = ("text_encoder", *self.experts, "vae")
-        self.modules: dict[str, nn.Module] = {name: components[name] for name in names}
+        self.modules: dict[str, nn.Module] = {n: components[n] for n in names if n in components}
 
     # ------------------------------------------------------------------------------------- texts
     def texts(self, request: Request) -> tuple[str, ...]:
@@ -54,7 +67,7 @@ class Wan:
         return (request.prompt, request.negative_prompt)[: light.branches(self.spec, request)]
 
     def tokenize(self, text: str) -> Tokens:
-        """WanPipeline's cleaning and tokenisation, padded and cut to `max_tokens`."""
+        """Clean and tokenise as WanPipeline does, padded and cut to `max_tokens`."""
         clean = prompt_clean(text)
         count = len(self.tokenizer(clean, add_special_tokens=True, verbose=False).input_ids)
         cut = self.tokenizer(
@@ -69,8 +82,8 @@ class Wan:
         return Tokens((cut.input_ids, cut.attention_mask), count, count > self.max_tokens)
 
     def encode(self, tokens: Tokens) -> Condition:
-        """Hidden states of the text's own tokens (1, n, text_dim); padding is left out, since it
-        is zeros and is put back where it is used."""
+        """Hidden states of the text's own tokens, (1, n, text_dim). The padding is zeros; `forward`
+        puts it back."""
         ids, mask = tokens.inputs
         states = self.text_encoder(ids.to(self.device), mask.to(self.device)).last_hidden_state
         length = int(mask.sum())
@@ -100,7 +113,8 @@ class Wan:
         return "transformer"
 
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
-        """One transformer forward; timesteps are per item, so rows at different steps share it."""
+        """One transformer forward. Each item has its own timestep, so rows at different steps share
+        it."""
         transformer: Any = self.modules[self.expert(items[0].request, items[0].timestep)]
         latents = torch.cat([item.latents for item in items]).to(transformer.dtype)
         times = torch.tensor([item.timestep for item in items], dtype=torch.float32)
@@ -118,7 +132,8 @@ class Wan:
 
     # ------------------------------------------------------------------------------------ decode
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        """One row at a time: the autoencoder's result must not depend on batch mates either."""
+        """Decode one row at a time, since the autoencoder's result must not depend on batch mates
+        either."""
         config, like = self.vae.config, (1, -1, 1, 1, 1)
         latents = latents.to(self.vae.dtype)
         mean = torch.tensor(config.latents_mean).view(like).to(latents.device, latents.dtype)
@@ -129,7 +144,7 @@ class Wan:
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
-        """Noise, one of many timesteps, and a random condition of full length."""
+        """Noise with one of many timesteps and a random condition of full length."""
         width = self.transformer.config.text_dim
         states = seeded_noise((1, self.max_tokens, width), seed + 1)
         return Item(

@@ -1,9 +1,9 @@
 """Wan text-to-video: geometry, FLOPs and bytes from the dimensions alone.
 
-With N video tokens, T text tokens, width d, feed-forward width f and L blocks, one forward takes
-L x (8Nd^2 + 4Nd^2 + 4Td^2 + 4Ndf + 4N^2d + 4NTd): self projections, cross projections of the
-video and of the text, feed-forward, self attention, cross attention. The 1.3B model at
-832x480x81 comes to 283 TFLOP, the 14B model at 1280x720x81 to 6523 TFLOP.
+With N video tokens, T text tokens, width d, feed-forward width f and L blocks, one forward takes L
+x (8Nd^2 + 4Nd^2 + 4Td^2 + 4Ndf + 4N^2d + 4NTd) FLOPs: self projections, cross projections of the
+video and of the text, feed-forward, self attention, cross attention. That is 283 TFLOP for the 1.3B
+model at 832x480x81 and 6523 TFLOP for the 14B model at 1280x720x81.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults, Solver
 
-NUMERICS_VERSION = 2  # since 2: no guidance at scales below 1, as in the pipeline
+NUMERICS_VERSION = 2  # 2: no guidance at scales below 1, as in the pipeline
 PIPELINE = "WanPipeline"
 MEDIA: Literal["video", "image"] = "video"
 OWN_ENGINE = False
@@ -46,14 +47,14 @@ TRANSFORMER = Component(
     dims="transformer",
     stacks=("blocks",),
 )
-# in float32 whatever the transformer runs in, as its makers advise: in bfloat16 it bands visibly
+# always in float32, as its makers advise: in bfloat16 its pictures have visible bands
 VAE = Component(
     name="vae", loads="diffusers.AutoencoderKLWan", stage="decode", dims="vae", float32=True
 )
 SCHEDULER = Component(
     name="scheduler",
     kind="scheduler",
-    loads="diffusers.UniPCMultistepScheduler",  # or another of flow matching: a row names its own
+    loads="diffusers.UniPCMultistepScheduler",  # or another one of flow matching
     stage="denoise",
 )
 COMPONENTS = (TRANSFORMER, TEXT_ENCODER, VAE, SCHEDULER, TOKENIZER)
@@ -98,12 +99,12 @@ class WanVae(ComponentDims):
     z_dim: int = 16
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)  # spelled as in diffusers
+    temperal_downsample: tuple[bool, ...] = (False, True, True)  # the spelling is diffusers'
     spatial_factor: int = stored(8, "scale_factor_spatial")  # pixels per latent cell
-    temporal_factor: int = stored(4, "scale_factor_temporal")  # frames per latent frame, but one
+    temporal_factor: int = stored(4, "scale_factor_temporal")  # frames per latent frame after one
 
     def random_extras(self) -> dict[str, Any]:
-        """diffusers' statistics of latents are for 16 channels."""
+        """Statistics of the latents, since diffusers' defaults are for 16 channels."""
         if self.z_dim == 16:
             return {}
         return {"latents_mean": [0.0] * self.z_dim, "latents_std": [1.0] * self.z_dim}
@@ -118,7 +119,7 @@ class Dims:
     text_encoder: T5Dims = field(default_factory=T5Dims)
 
     def __post_init__(self) -> None:
-        """Lists have the lengths that the layers take."""
+        """ConfigError unless lists have the lengths that the layers need."""
         for key, values, length in (
             ("transformer.patch_size", self.transformer.patch_size, 3),
             ("vae.temperal_downsample", self.vae.temperal_downsample, len(self.vae.dim_mult) - 1),
@@ -133,11 +134,13 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return Capabilities()
+    heads = dims(model).transformer.num_attention_heads
+    return Capabilities(cfg=(1, 2), ulysses=legal_ulysses(heads, MOST_RANKS), ring=RINGS)
 
 
 def serves(index: Mapping[str, Any]) -> bool:
-    """A Wan with one transformer; TI2V spreads its timesteps over the frames and is another."""
+    """Whether it is a Wan with one transformer. TI2V is not: it spreads its timesteps over the
+    frames."""
     second = (index.get("transformer_2") or [None])[0]
     return (
         index.get("_class_name") == PIPELINE
@@ -151,7 +154,7 @@ def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
-    """Wan2.1's at 480p."""
+    """Defaults of Wan2.1 at 480p."""
     return ModelDefaults(
         width=832,
         height=480,
@@ -170,11 +173,12 @@ def solver_of(scheduler: Mapping[str, Any]) -> Solver:
 
 
 def shift_of(scheduler: Mapping[str, Any], otherwise: float) -> float:
+    """The flow shift of a scheduler_config.json."""
     return float(scheduler.get("flow_shift") or scheduler.get("shift") or otherwise)
 
 
 def branches(model: ModelSpec, row: Scales) -> Any:
-    """Classifier-free guidance is on above one, as in WanPipeline."""
+    """2 if guidance_scale is above 1, as in WanPipeline; else 1."""
     return 1 + (row.guidance_scale > 1.0)
 
 
@@ -199,7 +203,8 @@ def width(model: ModelSpec) -> int:
 
 
 def stride(model: ModelSpec) -> Stride:
-    """Latent cells times the patch; the rotary table bounds each axis of the token grid."""
+    """Sizes are whole patches of latent cells; the rotary table bounds each axis of the token
+    grid."""
     transformer, vae = dims(model).transformer, dims(model).vae
     frames, height, width = transformer.patch_size
     pixels = vae.spatial_factor * max(height, width)
@@ -209,7 +214,7 @@ def stride(model: ModelSpec) -> Stride:
 
 
 def latent_shape(model: ModelSpec, bucket: Bucket) -> tuple[int, int, int]:
-    """Latent frames, height, width of a bucket."""
+    """Latent frames, rows and columns of a bucket."""
     factor = dims(model).vae.spatial_factor
     frames = 1 + (bucket.num_frames - 1) // dims(model).vae.temporal_factor
     return frames, bucket.height // factor, bucket.width // factor
@@ -248,7 +253,7 @@ def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
     cells = float(frames * height * width)
     total = cells * _conv(vae.z_dim, channels[0]) + 4 * cells * _conv(channels[0], channels[0])
     for stage, (before, after) in enumerate(pairwise(channels)):
-        inputs = before // 2 if stage else before  # up-sampling halves the channels
+        inputs = before // 2 if stage else before  # the up-sampling before has halved the channels
         total += cells * (_conv(inputs, after) + (2 * vae.num_res_blocks + 1) * _conv(after, after))
         if stage == len(channels) - 2:
             break
@@ -266,14 +271,14 @@ def _conv(inputs: int, outputs: int) -> float:
 
 
 def parameters(model: ModelSpec, component: str) -> int:
-    """Weights of a component."""
+    """Number of weights of a component."""
     if component == "text_encoder":
         return t5_parameters(dims(model).text_encoder)
     return vae_parameters(dims(model).vae) if component == "vae" else transformer_parameters(model)
 
 
 def transformer_parameters(model: ModelSpec) -> int:
-    """Weights of the blocks and the embeddings; biases and norms are below one percent."""
+    """Number of weights of blocks and embeddings; biases and norms are below one percent."""
     spec = dims(model).transformer
     d = spec.width
     patch = spec.patch_size[0] * spec.patch_size[1] * spec.patch_size[2]
@@ -284,7 +289,7 @@ def transformer_parameters(model: ModelSpec) -> int:
 
 
 def vae_parameters(vae: WanVae) -> int:
-    """Weights of the autoencoder: residual blocks of both halves (encoder about 3/4 of decoder)."""
+    """Number of weights of the residual blocks of both halves (encoder about 3/4 of decoder)."""
     channels = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
     total = 4 * _KERNEL * channels[0] ** 2 + _KERNEL * vae.z_dim * channels[0]
     for stage, (before, after) in enumerate(pairwise(channels)):

@@ -1,7 +1,7 @@
 """Wan2.2 text-to-video A14B: what differs from a Wan with one expert.
 
-Equal seed and settings give what diffusers' WanPipeline gives: whether a row is guided is decided
-by `guidance_scale`, the scale of the first expert, alone.
+With equal seed and settings it gives what diffusers' WanPipeline gives. As there, `guidance_scale`
+alone (of the first expert) decides whether a row is guided.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from batchgen.families.wan22 import spec as light
 from batchgen.numerics.guidance import classifier_free
 from batchgen.request import Bucket, Request
 
-TIMESTEPS = 1000  # of training
+TIMESTEPS = 1000  # of the training
 
 
 def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Wan22:
-    """The model from its loaded components."""
+    """Make the model from its loaded components."""
     return Wan22(spec, system, components, device)
 
 
 class Wan22(Wan):
-    """See `batchgen.families.family.FamilyModel`."""
+    """A Wan with two experts (`batchgen.families.family.FamilyModel`)."""
 
     experts = ("transformer", "transformer_2")
 
@@ -49,18 +49,19 @@ class Wan22(Wan):
         self.boundary = share * TIMESTEPS
 
     def expert(self, request: Request, timestep: float) -> str:
-        """By the timestep, as the pipeline does; timesteps fall, so the switch is one-way."""
+        """The expert for the timestep, as in the pipeline. Timesteps fall, so a row changes its
+        expert only once."""
         return self.experts[timestep < self.boundary]
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
-        """Guidance of the expert that draws the step."""
+        """Guided by the scale of the expert that draws the step."""
         scale = request.guidance_scale
         if timestep < self.boundary and request.guidance_scale_2 is not None:
             scale = request.guidance_scale_2
         return classifier_free(velocities, scale)
 
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
-        """One of the expert's timesteps."""
+        """An item at one of the expert's timesteps."""
         top, steps = self.boundary - 1, self.boundary - 1
         if expert == self.experts[0]:
             top, steps = TIMESTEPS - 1.0, TIMESTEPS - self.boundary

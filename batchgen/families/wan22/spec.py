@@ -1,5 +1,5 @@
-"""Wan2.2 text-to-video A14B: a Wan with two experts of one architecture. `transformer` draws the
-steps of high noise, up to the boundary; `transformer_2` the rest."""
+"""Wan2.2 text-to-video A14B: a Wan with two experts of the same architecture. `transformer` draws
+the steps of high noise, down to the boundary; `transformer_2` draws the rest."""
 
 from __future__ import annotations
 
@@ -70,28 +70,29 @@ COMPONENTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dims(wan.Dims):
-    """Dimensions of a Wan whose experts are alike, and where one takes over from the other."""
+    """Dimensions of a Wan with two equal experts, and where the second takes over."""
 
-    boundary: float = 0.875  # of the 1000 training timesteps: from there up `transformer` draws
+    boundary: float = 0.875  # share of the training timesteps; `transformer` draws from there up
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return Capabilities(boundary=True, columns=("guidance_scale", "guidance_scale_2"))
+    columns = ("guidance_scale", "guidance_scale_2")
+    return replace(wan.capabilities(model), boundary=True, columns=columns)
 
 
 def serves(index: Mapping[str, Any]) -> bool:
-    """A Wan with a second transformer."""
+    """Whether it is a Wan with a second transformer."""
     second = (index.get("transformer_2") or [None])[0]
     return index.get("_class_name") == PIPELINE and second is not None
 
 
 def settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The boundary stands in model_index.json."""
+    """The boundary, which is in model_index.json."""
     return {"boundary": index["boundary_ratio"]} if index.get("boundary_ratio") else {}
 
 
 def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
-    """As published with the model; the low-noise expert is guided less."""
+    """As published with the model; the low-noise expert has a lower guidance scale."""
     return ModelDefaults(
         width=1280,
         height=720,

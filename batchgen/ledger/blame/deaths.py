@@ -1,34 +1,35 @@
-"""Attempts that ended without a word."""
+"""Deaths: attempts without an end line, or ended by the loss of one of their ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from batchgen.ledger.fold import is_death
 from batchgen.ledger.intent import FenceTimes, fence_times
 from batchgen.ledger.scan import CommitIndex, JournalFacts
 from batchgen.ledger.tally import read_counters
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
-# Clocks of two machines may differ by this: more fails `slurm check`. Who lived on for less than
-# that after it was fenced off, and then died, is taken for one that died before.
+# Clocks of two machines may differ by this much; `slurm check` fails for more. An attempt that died
+# within this time after its fence is treated as if it had died before the fence.
 FENCE_MARGIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """An attempt that ended without a word."""
+    """An attempt that ended without an end line."""
 
     attempt: Attempt
     host: str
-    device: str  # what tells it from others of that host
+    device: str  # id of the device on that host
     rows: tuple[int, ...]  # row_index of the rows in flight
-    alone: bool  # the one row was rendered alone, as a suspect
-    signalled: bool  # it was told to end before: neither its rows nor its machine are behind it
+    alone: bool  # the row in flight was a suspect, rendered alone
+    signalled: bool  # it had been told to end: no evidence against its rows or its machine
 
     @property
     def place(self) -> tuple[str, str]:
-        """The device it was on."""
+        """Host and device that the attempt was on."""
         return self.host, self.device
 
     def __str__(self) -> str:
@@ -37,13 +38,13 @@ class Death:
 
 
 def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[Death, ...]:
-    """Attempts without a last line that are not in `live`, in the order of attempts. What an
-    attempt did after it was fenced off counts for nothing, its death neither."""
+    """Attempts without an end line that are not in `live`, in the order of attempts. An attempt
+    that died after it was fenced off is left out."""
     deaths = []
     fences: dict[int, FenceTimes] = {}
     for facts in index.journals:
         attempt = facts.journal.attempt
-        if facts.end is not None or attempt in live:
+        if not is_death(facts.end.reason if facts.end else "") or attempt in live:
             continue
         if attempt.submission not in fences:
             fences[attempt.submission] = fence_times(run, attempt.submission)
@@ -64,7 +65,8 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
 
 
 def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:
-    """Whether an attempt worked on, or was alive, after another one took over (unix seconds)."""
+    """Whether an attempt still worked, or was alive, after it was fenced off at `fenced` (unix
+    seconds)."""
     limit = facts.journal.limit
     if limit is None:
         return False
@@ -75,13 +77,12 @@ def _outlived(run: RunPaths, facts: JournalFacts, fenced: float) -> bool:
 
 
 def place_of(facts: JournalFacts) -> tuple[str, str]:
-    """The device that an attempt was on: its host and what tells it from others there; the latter
-    is empty as long as the attempt has not found out."""
+    """Host and device id of an attempt; the id is empty if the journal does not name the device."""
     header = facts.header
     return host_of(facts), (header.device_id or header.device) if header else ""
 
 
 def host_of(facts: JournalFacts) -> str:
-    """Where an attempt was; empty if unknown."""
+    """Host of an attempt; empty if unknown."""
     header = facts.header
     return (header.host or header.process.host) if header else ""

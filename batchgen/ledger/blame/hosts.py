@@ -1,21 +1,21 @@
-"""Which machines are bad, and which failed rows are at fault themselves.
+"""Which machines are bad, and which rows fail by their own fault.
 
-A row that failed on two machines and was rendered on none is at fault: it is not tried elsewhere
-any more, and counts against no machine.
+A row that failed on two machines and was rendered on none is at fault: it is not tried elsewhere,
+and counts against no machine.
 
-A machine is bad, while another one rendered some rows, if after the last row rendered there
+A machine can be bad only if another one rendered rows. It is bad if, after the last row rendered on
+it,
 
-- an attempt gave up there (SickNode), unless all the rows that it tried are at fault; or
-- two starts of tasks came to nothing there: an attempt of theirs ended by an error. Errors of the
-  run folder or of a person do not count, nor those that another good machine met in the same
-  submission. If that is so of more than half of the machines that rendered rows, it is the cluster
-  or the job.
+- an attempt gave up there (SickNode), unless all rows that it tried are at fault; or
+- two starts of tasks came to nothing there: one of their attempts ended with an error. Errors of
+  the run folder or of a person do not count, nor do those that another good machine met in the same
+  submission. If this is true of more than half of the machines that rendered rows, the cluster or
+  the job is to blame, and no machine is.
 
-Of a machine where no row was rendered at all, attempts that died before their first row count as
-such starts too, unless a mate on the same machine had begun a row or one on another fell by an
-error; and it is bad if three rows failed or died there. Of the rows of one death one counts at
-most, since one of them, or the cluster, may have killed them all; nor does a death of a convicted
-row count.
+A machine that rendered no row is also bad if three rows failed or died there. Attempts that died
+before their first row then count as such starts, unless another rank on the machine had begun a row
+or one elsewhere ended with an error. Of each death at most one row counts: one of them, or the
+cluster, may have killed all. Deaths of convicted rows do not count.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from batchgen.errors import (
     FINAL_ERRORS,
     KeysChanged,
     PromptTooLong,
+    ReplicaFailed,
     RunStateError,
     SickNode,
     StorageError,
@@ -42,7 +43,7 @@ from batchgen.ledger.winners import Winners
 from batchgen.records import Attempt
 
 BAD_AFTER = 3  # rows
-BAD_AFTER_STARTS = 2  # of tasks, that came to nothing
+BAD_AFTER_STARTS = 2  # starts of tasks that came to nothing
 _FINAL = [error.__name__ for error in FINAL_ERRORS]
 _NOBODYS = [
     error.__name__
@@ -53,21 +54,21 @@ Start = tuple[int, int, int]  # submission, task, restart: its ranks began toget
 
 @dataclass(slots=True)
 class _Record:
-    """What speaks against one machine."""
+    """The evidence against one machine."""
 
     failed: set[int] = field(default_factory=set)  # rows
     deaths: list[Death] = field(default_factory=list)  # with rows in flight
-    sick: bool = False  # an attempt gave up, and nothing was rendered since
+    sick: bool = False  # an attempt gave up there, and no row was rendered since
     fallen: dict[Start, str] = field(default_factory=dict)  # starts that came to nothing, and how
 
     @property
     def is_broken(self) -> bool:
-        """Whether tasks come to nothing there."""
+        """Whether enough starts of tasks came to nothing there."""
         return len(self.fallen) >= BAD_AFTER_STARTS
 
     @property
     def is_barren(self) -> bool:
-        """Bad if no row was rendered there."""
+        """Whether it is bad, given that it rendered no row."""
         return self.is_broken or _distinct(self.failed, self.deaths) >= BAD_AFTER
 
     def __str__(self) -> str:
@@ -97,8 +98,8 @@ def rows_at_fault(found: Winners) -> np.ndarray:
 
 
 def bad_hosts(index: CommitIndex, deaths: Sequence[Death], at_fault: Set[int]) -> dict[str, str]:
-    """Host -> why it is bad, in words. `deaths` of convicted rows and those after a signal are left
-    out, `at_fault` are rows that count against nobody."""
+    """Host -> the reason why it is bad. `deaths` must hold neither deaths of convicted rows nor
+    those after a signal; rows in `at_fault` count against no machine."""
     hosts = [host_of(facts) for facts in index.journals]
     ok = rows_rendered(index)
     records: dict[str, _Record] = defaultdict(_Record)
@@ -130,8 +131,8 @@ def bad_hosts(index: CommitIndex, deaths: Sequence[Death], at_fault: Set[int]) -
 
 
 def _last_rendered(index: CommitIndex, hosts: Sequence[str]) -> dict[str, float]:
-    """When the last row was rendered (unix seconds, by the host's own clock), 0 for never; of hosts
-    where an attempt gave up or ended by another error."""
+    """Host -> when the last row was rendered there (unix seconds by its own clock, 0 = never), for
+    hosts where an attempt ended with an error, SickNode included."""
     ends = [_end(facts) for facts in index.journals]
     bad_ends = [end.error or end.reason == SickNode.__name__ for end in ends]
     last = {host: 0.0 for host, bad in zip(hosts, bad_ends, strict=True) if bad}
@@ -144,7 +145,7 @@ def _last_rendered(index: CommitIndex, hosts: Sequence[str]) -> dict[str, float]
 
 
 def _gave_up(index: CommitIndex, hosts: Sequence[str], last: Mapping[str, float]) -> Iterator[int]:
-    """Places of journals that ended by SickNode after the last row that was rendered there."""
+    """Places of journals that ended by SickNode after the last row rendered on their host."""
     for place, facts in enumerate(index.journals):
         end = _end(facts)
         if end.reason == SickNode.__name__ and end.t > last[hosts[place]]:
@@ -152,7 +153,7 @@ def _gave_up(index: CommitIndex, hosts: Sequence[str], last: Mapping[str, float]
 
 
 def _end(facts: JournalFacts) -> End:
-    """The last line, unless there is none or the attempt was fenced off before it."""
+    """The end line of a journal; an empty one if there is none or if it lies behind the fence."""
     limit = facts.journal.limit
     late = limit is not None and facts.whole_bytes > limit
     return End(reason="") if facts.end is None or late else facts.end
@@ -161,20 +162,20 @@ def _end(facts: JournalFacts) -> End:
 def _fallen(
     index: CommitIndex, deaths: Iterable[Death], last: Mapping[str, float], good: Set[str]
 ) -> list[tuple[str, Start, str]]:
-    """Attempts that came to nothing by a fault of their machine: host, start, how. Of machines in
-    `good`, which rendered rows, those without a commit after the last such row."""
+    """Attempts that came to nothing by a fault of their machine: host, start, how. On hosts in
+    `good`, which rendered rows, only those without a commit after the last one."""
     committed = {index.journals[place].journal.attempt for place in np.unique(index.journal)}
     ends = [(host_of(facts), facts.journal.attempt, _end(facts)) for facts in index.journals]
     ends = [(host, attempt, end) for host, attempt, end in ends if end.error]
     fallen = []
     met: dict[tuple[int, str, str], set[str]] = defaultdict(set)  # good hosts with that error
-    guilty: dict[Start, set[str]] = defaultdict(set)  # hosts that ended a start by an error
+    guilty: dict[Start, set[str]] = defaultdict(set)  # hosts where a rank ended with an error
     for host, attempt, end in ends:
         guilty[_start(attempt)].add(host)
         if host in good:
             met[attempt.submission, end.reason, end.error].add(host)
     for host, attempt, end in ends:
-        if end.reason in (SickNode.__name__, *_NOBODYS):
+        if end.reason in (SickNode.__name__, ReplicaFailed.__name__, *_NOBODYS):  # one is a death
             continue
         if met[attempt.submission, end.reason, end.error] - {host}:
             continue
@@ -194,7 +195,7 @@ def _start(attempt: Attempt) -> Start:
 
 
 def rows_rendered(index: CommitIndex) -> dict[str, int]:
-    """Accepted ok lines by host; hosts without one are left out."""
+    """Host -> number of its ok lines before the fence; hosts without one are left out."""
     hosts = [host_of(facts) for facts in index.journals]
     good = index.journal[index.accepted & (index.status == STATUS_CODES["ok"])]
     counts: dict[str, int] = defaultdict(int)
@@ -204,7 +205,7 @@ def rows_rendered(index: CommitIndex) -> dict[str, int]:
 
 
 def _failures(index: CommitIndex) -> dict[int, dict[int, str]]:
-    """Rows that failed and the class of their error, by place of the journal."""
+    """Place of the journal -> its failed rows, each with the class of its error."""
     lines = np.flatnonzero(index.accepted & (index.status == STATUS_CODES["failed"]))
     errors = commit_column(parse_commits(index, lines), "error_type").to_pylist()
     rows: dict[int, dict[int, str]] = defaultdict(dict)
@@ -214,7 +215,7 @@ def _failures(index: CommitIndex) -> dict[int, dict[int, str]]:
 
 
 def _distinct(failed: Set[int], deaths: Sequence[Death]) -> int:
-    """Distinct rows, at most one of each death."""
+    """Distinct rows that failed or died, at most one of each death."""
     rows = set(failed)
     for death in deaths:
         new = next((row for row in death.rows if row not in rows), None)

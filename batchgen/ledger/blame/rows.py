@@ -1,15 +1,16 @@
 """Who is to blame for deaths and failures: a row, a machine, or nobody. Reads journals only.
 
-A death is an attempt without a last line that is not alive any more. The rows that it had in flight
-are suspects as long as they are missing: they are rendered again after all others and alone, so
-that the next death has one row to blame. A row is convicted once it has killed alone on two
-devices; where the run has one device, once it has done so `row_retries` + 1 times. Whatever was
-committed for a row (rendered, failed, or a verdict) closes its history: only later deaths count. So
-a row that survives alone is never convicted, and a retry of a quarantined row begins anew. An
-attempt that was told to end and killed before it could leaves suspects too, but is evidence against
-nobody.
+A death is an attempt that is no longer alive and wrote no end line. The rows that it had in flight
+are suspects as long as they are missing: they are rendered after all others, each alone, so that
+the next death has one row to blame. A row is convicted once its process has died on two devices
+while the row was alone; in a run with one device, `row_retries` + 1 times on that.
 
-Which machines are bad, and which failed rows are so by themselves: `hosts`.
+Any commit of a row (rendered, failed or quarantined) closes its history: only later deaths count.
+So a row that survives alone is never convicted, and a retry of a quarantined row begins anew. An
+attempt that was told to end and killed before it had ended leaves suspects too, but is evidence
+against nobody.
+
+`hosts` says which machines are bad and which rows fail by their own fault.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from batchgen.records import Attempt
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A row that is not to be rendered again unless asked for."""
+    """A convicted row: it is not rendered again unless a person asks for it."""
 
     row_index: int
     reason: str
@@ -46,21 +47,21 @@ class Blame:
     """What the journals of a run say about its deaths and failures; arrays hold row_index."""
 
     deaths: tuple[Death, ...]  # in the order of attempts
-    suspects: np.ndarray  # missing rows that were in flight at a death, without the convicted
+    suspects: np.ndarray  # missing rows that were in flight at a death and are not convicted
     convicted: tuple[Verdict, ...]
     bad_hosts: dict[str, str]  # host -> reason
     _found: Winners
     _at_fault: np.ndarray  # rows that failed on two hosts
-    _telling: tuple[Death, ...]  # by which one row came closer to a verdict
+    _telling: tuple[Death, ...]  # deaths that brought a row closer to a verdict
 
     def told_by(self, submission: int) -> bool:
-        """Whether a death of that submission brought a row closer to its verdict: so many may be
-        needed that a run without other progress goes on for them."""
+        """Whether a death of that submission brought a row closer to its verdict. Such a submission
+        counts as progress, since a verdict may need several deaths."""
         return any(death.attempt.submission == submission for death in self._telling)
 
     def rows_failed_on(self, hosts: Iterable[str]) -> np.ndarray:
-        """Rows that failed, whatever the error, and the commit that says so came from `hosts`:
-        to be tried again elsewhere, unless they failed elsewhere before."""
+        """Rows whose last commit is a failure on one of `hosts`, whatever the error, and that did
+        not fail on another machine before."""
         failed = np.flatnonzero(self._found.status == STATUS_CODES["failed"])
         failed = np.setdiff1d(failed, self._at_fault)
         index = self._found.index
@@ -72,8 +73,9 @@ class Blame:
 def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = False) -> Blame:
     """Judge a run by its journals.
 
-    `all_gone`: the scheduler knows that no attempt is at work. Else one on another machine is taken
-    for alive until its heartbeat is a minute old. RunStateError if the plan cannot be read.
+    `all_gone`: the scheduler knows that no attempt is at work. Without it, one on another machine
+    is taken for alive until its heartbeat is a minute old. RunStateError if the plan cannot be
+    read.
     """
     found = winners(run, index_commits(run)) if found is None else found
     live = set() if all_gone else {status.attempt for status in live_attempts(run)}
@@ -91,7 +93,7 @@ def read_blame(run: RunPaths, found: Winners | None = None, *, all_gone: bool = 
 
 
 def _histories(found: Winners, deaths: Sequence[Death]) -> dict[int, list[Death]]:
-    """Of every suspect the deaths since it was last committed, in the order of attempts."""
+    """Suspect row -> the deaths since its last commit, in the order of attempts."""
     rows = np.array(sorted({row for death in deaths for row in death.rows}), np.int64)
     rows = rows[rows < len(found.status)]
     rows = rows[(found.status[rows] != STATUS_CODES["ok"]) & ~found.plan.alias[rows]]
@@ -106,7 +108,7 @@ def _histories(found: Winners, deaths: Sequence[Death]) -> dict[int, list[Death]
 
 
 def _place(attempt: Attempt) -> tuple[int, int]:
-    """Order in time of all that happened to one row."""
+    """Sort key by time: attempts at the same row never overlap."""
     return attempt.submission, attempt.restart
 
 
@@ -122,7 +124,7 @@ def _last_commits(index: CommitIndex, rows: np.ndarray) -> dict[int, tuple[int, 
 
 
 class _Law:
-    """The rule for one row, and what it needs to know of the run."""
+    """The rule that convicts one row, and what it needs to know of the run."""
 
     def __init__(self, run: RunPaths, index: CommitIndex) -> None:
         self._run = run
@@ -130,7 +132,6 @@ class _Law:
         self._profiles: dict[int, SlurmConfig] = {}
 
     def judge(self, row: int, past: Sequence[Death]) -> Verdict | None:
-        """None = not convicted."""
         past = [death for death in past if not death.signalled]
         alone = [death for death in past if death.alone]
         if len({death.place for death in alone}) > 1:
@@ -144,19 +145,20 @@ class _Law:
         return Verdict(row, reason, alone[-1].host)
 
     def telling(self, past: Sequence[Death]) -> Sequence[Death]:
-        """The deaths of one row alone that a verdict takes at most: on two devices, or as many as
-        are needed on one."""
+        """Those deaths of one row alone that its verdict needs: at most two, or as many as one
+        device needs."""
         alone = [death for death in past if death.alone and not death.signalled]
         return alone[: max(2, self._needed(alone[-1]))] if alone else []
 
     def _is_enough(self, alone: Sequence[Death]) -> bool:
-        """Whether the only device that these deaths could be on has seen enough of them."""
+        """Whether enough of these deaths were on a device that was the only one the run could
+        use."""
         forced = [death for death in alone if self._choice(death) <= {death.place}]
         return bool(forced) and len(forced) >= self._needed(forced[-1])
 
     def _choice(self, death: Death) -> set[tuple[str, str]]:
-        """The devices that the run had when it happened: those it has been seen on, but of one
-        machine where it was not a cluster's."""
+        """The devices that the run could use at that death: all on which it was seen, or those of
+        the same host if the executor uses one machine."""
         if self._profile(death).executor in ONE_MACHINE:
             return {place for place in self._devices if place[0] == death.host}
         return self._devices
@@ -165,7 +167,8 @@ class _Law:
         return self._profile(death).row_retries + 1
 
     def _profile(self, death: Death) -> SlurmConfig:
-        """What its submission ran under; the defaults where that was not recorded."""
+        """The profile that the death's submission ran under; the defaults if it was not
+        recorded."""
         number = death.attempt.submission
         if number not in self._profiles:
             intent = read_intent(self._run, number)

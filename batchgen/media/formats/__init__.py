@@ -1,8 +1,8 @@
-"""Media formats: one module a format, found by its file name.
+"""Media formats: one module each, found by its file name.
 
 Each module has `EXTENSION`, `write` and `read` as in `MediaFormat`. Frames are always uint8 of
 shape (frames, height, width, 3), RGB. Equal frames and settings give equal bytes. `read` decodes
-all of the file and raises OSError or ValueError for a file that is torn or of another kind.
+the whole file and raises OSError or ValueError if it is torn or of another kind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MediaFormat(Protocol):
-    """What a module of this folder offers."""
+    """What each module in this folder has."""
 
     EXTENSION: str  # with the dot
 
@@ -31,12 +31,12 @@ class MediaFormat(Protocol):
 
 
 def names() -> list[str]:
-    """Legal values of `output.format` (beside `auto`), sorted."""
+    """Legal values of `output.format` (apart from `auto`), sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def get(name: str) -> MediaFormat:
-    """The module of format `name`; ConfigError for a name that is no file here."""
+    """The module of format `name`; ConfigError if there is no such module."""
     legal = names()
     if name not in legal:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A folder of numbered PNG files, lossless; quality does not apply, fps is in the catalog."""
+"""A folder of numbered PNG files. Lossless, so quality does not apply; fps is in the catalog."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
 
 
 def read(path: Path) -> np.ndarray:
-    """uint8 (F, H, W, 3); OSError for a missing or torn frame or a file that does not belong."""
+    """uint8 (F, H, W, 3); OSError if a frame is missing or torn, or another file is in the
+    folder."""
     found = sorted(file.name for file in path.iterdir())
     if not found or found != [f"{number:05d}.png" for number in range(len(found))]:
         raise OSError(f"{path}: frames are missing or files do not belong: {found[:5]} ...")

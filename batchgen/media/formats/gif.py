@@ -1,7 +1,7 @@
-"""Animated GIF with one palette a clip; quality 0..10 is 56..256 colours.
+"""Animated GIF with one palette for each clip; quality 0..10 gives 56..256 colours.
 
-Made by ffmpeg and not by Pillow, which merges equal neighbouring frames into one. GIF counts time
-in hundredths of a second: other frame rates are met on average.
+Made by ffmpeg, because Pillow merges equal neighbouring frames into one. GIF counts time in
+hundredths of a second, so other frame rates are met only on average.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from batchgen.media import ffmpeg
 
 EXTENSION = ".gif"
-_PALETTE_PIXELS = 200_000  # enough to choose 256 colours; of all pixels it takes half a minute
+_PALETTE_PIXELS = 200_000  # enough to choose 256 colours; all pixels would take half a minute
 _TRAILER = b"\x3b"
 
 
@@ -34,6 +34,6 @@ def read(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - 1))
-        if file.read(1) != _TRAILER:  # decoders take a cut file for a shorter clip
+        if file.read(1) != _TRAILER:  # decoders read a cut file as a shorter clip
             raise OSError(f"{path}: the GIF trailer is missing, the file is torn")
     return ffmpeg.decode(path)

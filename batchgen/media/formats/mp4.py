@@ -1,8 +1,9 @@
 """H.264 in MP4: plays in every browser.
 
-Quality 0..10 is constant rate factor 36..16 (8 -> 20). Sizes are kept as they are: even ones are
-stored as yuv420p; an odd width or height cannot be, so those files are yuv444p, which fewer
-players take. Colours are converted and tagged as BT.709, so that players need not guess by size.
+Quality 0..10 is constant rate factor 36..16 (8 -> 20). Sizes are not changed. Even sizes are stored
+as yuv420p; an odd width or height does not allow that, so those files are yuv444p, which fewer
+players can play. Colours are converted to BT.709 and tagged so, since players would guess by size
+otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from batchgen.media import ffmpeg
 
 EXTENSION = ".mp4"
-THREADS = 2  # part of the bytes: x264 cuts its work by the number of threads
+THREADS = 2  # the bytes depend on it: x264 divides its work by the number of threads
 
 
 def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
@@ -30,20 +31,20 @@ def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
 
 def read(path: Path) -> np.ndarray:
     """Decode all frames, uint8 (F, H, W, 3); OSError for a torn file."""
-    if _length_by_boxes(path) != path.stat().st_size:  # decoders put up with a short last box
+    if _length_by_boxes(path) != path.stat().st_size:  # decoders accept a short last box
         raise OSError(f"{path}: the boxes of the MP4 do not fill the file, it is torn")
     return ffmpeg.decode(path)
 
 
 def _length_by_boxes(path: Path) -> int:
-    """Where the last top-level box says that it ends."""
+    """Offset at which the last top-level box ends, by its own header."""
     end, size = 0, path.stat().st_size
     with path.open("rb") as file:
         while end < size:
             file.seek(end)
             head = file.read(16)
             length = int.from_bytes(head[:4])
-            if length == 1:  # the length stands in 64 bits after the name
+            if length == 1:  # then 64 bits after the name hold the length
                 length = int.from_bytes(head[8:16])
             if length < 8:
                 return -1

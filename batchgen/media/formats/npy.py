@@ -1,4 +1,4 @@
-"""The frames as they are, one NumPy array; quality does not apply."""
+"""One NumPy array of the frames; quality does not apply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
 
 
 def read(path: Path) -> np.ndarray:
-    """uint8 (F, H, W, 3), never unpickled; ValueError for a torn file or another array."""
+    """uint8 (F, H, W, 3), read without unpickling; ValueError for a torn file or another kind of
+    array."""
     with path.open("rb") as file:
         frames: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):

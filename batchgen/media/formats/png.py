@@ -21,6 +21,6 @@ def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
 def read(path: Path) -> np.ndarray:
     """uint8 (1, H, W, 3); OSError for a torn file."""
     with path.open("rb") as file:
-        if not file.read().endswith(_END):  # Pillow does not ask for it
+        if not file.read().endswith(_END):  # Pillow does not check for it
             raise OSError(f"{path}: the end of the PNG is missing, the file is torn")
     return read_still(path, "PNG")

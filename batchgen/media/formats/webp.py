@@ -1,7 +1,7 @@
 """WebP, one frame or animated: quality 0..9 is lossy 40..94, 10 is lossless.
 
-The encoder merges equal neighbouring frames into one with a longer duration. The number of frames
-and the frame rate are therefore kept in the file (XMP), and reading lays the frames out again.
+The encoder merges equal neighbouring frames into one with a longer duration. So the number of
+frames and the frame rate are also stored in the file (XMP), and reading repeats the merged frames.
 """
 
 from __future__ import annotations

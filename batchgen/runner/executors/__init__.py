@@ -1,4 +1,4 @@
-"""Executors by name: one module each with `launch`, `is_alive`, `drain` and `kill`."""
+"""Executors by name: one module each, with what `Executor` lists."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class Job:
 
     executor: str
     job_id: str
-    task: int  # the first of an array
-    process: ProcessId | None = None  # the local controller; None where a scheduler knows
-    stride: int = 1  # from the task of one element to that of the next
+    task: int  # of an array: its first task
+    process: ProcessId | None = None  # the local controller; None under a scheduler
+    stride: int = 1  # step from the task of one element to that of the next
 
     def holds(self, task: int) -> bool:
-        """Whether it is one of this job's."""
+        """Whether the task is one of this job's."""
         return task >= self.task and (task - self.task) % self.stride == 0
 
 
 class Executor(Protocol):
     """What an executor module offers."""
 
-    POLL_S: float  # how often it is fair to ask `is_alive`
-    NEEDS_DRIVER: bool  # whether what is left is submitted again by who waits, not by a steward job
+    POLL_S: float  # seconds between two calls of `is_alive`
+    NEEDS_DRIVER: bool  # the waiting process submits what is left, as there is no steward job
 
     def launch(
         self,
@@ -44,20 +44,20 @@ class Executor(Protocol):
         slurm: SlurmConfig,
         patience_s: float = 0.0,
     ) -> list[Job]:
-        """Start one task per shard and return; `inline` returns when they have ended. A scheduler
-        may refuse for `patience_s`."""
+        """Start one task per shard and return (`inline`: when they have ended). A scheduler may
+        refuse for `patience_s`."""
 
     def is_alive(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
         """Whether the submission may still commit rows."""
 
     def drain(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
-        """Ask the jobs to drain; returns at once."""
+        """Ask the jobs to drain and return at once."""
 
     def kill(self, run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
-        """End what did not drain in time."""
+        """End the jobs that did not drain in time."""
 
 
-# Keys of a profile that are wishes to a scheduler.
+# Keys of a profile that only a scheduler obeys.
 _SCHEDULERS = (
     "gres", "mem_gb", "partition", "account", "qos", "constraint", "exclude", "python",
     "srun_args", "steward_partition", "steward_python", "extra", "array_parallelism",
@@ -65,7 +65,7 @@ _SCHEDULERS = (
 
 
 def executor_named(name: str) -> Executor:
-    """The executor module `name`; raises ConfigError naming those there are."""
+    """The executor module `name`; ConfigError naming the existing ones."""
     _refuse_unknown(name)
     return cast(Executor, importlib.import_module(f"{__name__}.{name}"))
 
@@ -79,7 +79,7 @@ def _refuse_unknown(name: str) -> None:
 
 
 def executor_for(slurm: SlurmConfig) -> Executor:
-    """The profile's executor; raises ConfigError for what it cannot start from here."""
+    """The profile's executor; ConfigError if it cannot start the profile from here."""
     check_profile(slurm)
     if slurm.executor == "slurm":
         _refuse_without_slurm()
@@ -87,8 +87,8 @@ def executor_for(slurm: SlurmConfig) -> Executor:
 
 
 def check_profile(slurm: SlurmConfig) -> None:
-    """Raise ConfigError for keys of a profile that do not go together, wherever it is used. A plan
-    asks too: nothing that starts jobs is imported."""
+    """ConfigError for keys of a profile that do not go together, wherever the job is to run. A plan
+    calls this too, so nothing that starts jobs is imported."""
     _refuse_unknown(slurm.executor)
     if slurm.executor in ONE_MACHINE and slurm.nodes != 1:
         raise ConfigError(
@@ -108,7 +108,7 @@ def check_profile(slurm: SlurmConfig) -> None:
 
 
 def _refuse_unheard(slurm: SlurmConfig) -> None:
-    """Keys that only a scheduler hears are an error elsewhere: nothing is swallowed."""
+    """Keys that only a scheduler obeys are an error elsewhere, and not silently ignored."""
     unheard = {
         "slurm": (),
         "local": _SCHEDULERS,
@@ -126,7 +126,7 @@ def _refuse_unheard(slurm: SlurmConfig) -> None:
 
 
 def _refuse_line_breaks(slurm: SlurmConfig) -> None:
-    """What stands in a line of a batch script cannot go on in the next one."""
+    """A value in a line of a batch script must not contain a line break."""
     wishes = {f"slurm.{key}": getattr(slurm, key) for key in _SCHEDULERS}
     wishes |= {f"slurm.extra.{key}": value for key, value in slurm.extra.items()}
     for key, value in wishes.items():

@@ -1,4 +1,5 @@
-"""In this process, one task after the other: for debugging, and where nothing may be started."""
+"""Runs tasks in this process, one after the other: for debugging, and where no process may be
+started."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ NEEDS_DRIVER = True
 def launch(
     run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, patience_s: float = 0.0
 ) -> list[Job]:
-    """Render every shard here; returns when all have ended."""
+    """Render every shard here; returns when all tasks have ended."""
     for task in range(shards):
         run_task(str(run.root), submission, task)
     return []

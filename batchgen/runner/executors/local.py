@@ -1,4 +1,4 @@
-"""submitit's local executor: the ranks of one node as processes of this machine."""
+"""Runs the ranks of one node as processes of this machine, by submitit's local executor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEEDS_DRIVER = True
 def launch(
     run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, patience_s: float = 0.0
 ) -> list[Job]:
-    """Start `ranks_per_node` processes per shard; they outlive this one and its terminal."""
+    """Start `ranks_per_node` processes per shard. They outlive this process and its terminal."""
     run.logs.mkdir(exist_ok=True)
     executor = submitit.LocalExecutor(folder=run.submission(submission) / "submitit")
     executor.update_parameters(
@@ -47,7 +47,7 @@ def launch(
 
 @contextmanager
 def _environment(cpus_per_rank: int) -> Iterator[None]:
-    """What the ranks inherit: as many threads each as the profile gives them."""
+    """Gives the ranks as many threads as the profile gives them CPUs."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(cpus_per_rank)
     try:
@@ -61,8 +61,8 @@ def _environment(cpus_per_rank: int) -> Iterator[None]:
 
 @contextmanager
 def _terminal_ignored() -> Iterator[None]:
-    """Children ignore the terminal's hang-up and Ctrl-C (ignored signals are inherited): the first
-    must not end a submitted run, and the second drains it by SIGTERM instead of killing it."""
+    """Lets children ignore the terminal's hang-up and Ctrl-C (ignored signals are inherited): the
+    first must not end a submitted run, and Ctrl-C drains it by SIGTERM."""
     before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGHUP, signal.SIGINT)}
     try:
         yield
@@ -73,7 +73,8 @@ def _terminal_ignored() -> Iterator[None]:
 
 @contextmanager
 def _output_to(log: Path) -> Iterator[None]:
-    """Children write to `log`: whoever reads this process's output must not wait for theirs."""
+    """Lets children write to `log`, so that a reader of this process's output does not wait for
+    them to end."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (0, 1, 2)]
@@ -90,12 +91,12 @@ def _output_to(log: Path) -> Iterator[None]:
 
 
 def is_alive(run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
-    """Whether a controller lives, or a rank that it left behind."""
+    """Whether a controller is alive, or a rank whose controller is gone."""
     return any(process.alive() for process in _controllers(jobs)) or bool(live_attempts(run))
 
 
 def drain(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
-    """SIGTERM to the controllers, which hand it on, and to ranks that a controller left behind."""
+    """SIGTERM to the controllers, which pass it on, and to ranks whose controller is gone."""
     for process in (*_controllers(jobs), *_ranks(run)):
         _signal(process, signal.SIGTERM)
 

@@ -1,6 +1,6 @@
-"""Slurm arrays through submitit: one array element is one shard, one process per rank.
+"""Runs shards as Slurm arrays through submitit: one array element per shard, one process per rank.
 
-Behind the arrays waits the steward, a job of one process that submits what is missing again and
+Behind the arrays waits the steward, a job of one process that submits again what is missing and
 writes the catalog.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
+from batchgen.ledger.intent import read_intent
 from batchgen.paths import BATCH_FILES, RunPaths
 from batchgen.runfile import read_run
 from batchgen.runner.executors import Job
@@ -28,11 +29,11 @@ from batchgen.scheduler.options import export_defaults
 log = logging.getLogger(__name__)
 POLL_S = 5.0
 NEEDS_DRIVER = False
-STEWARD_MEM_GB = 4.0  # collecting takes half of it, and
-STEWARD_ROW_BYTES = 150  # for the index of commits and the plan
+STEWARD_MEM_GB = 4.0  # fixed memory; collecting takes half of it
+STEWARD_ROW_BYTES = 150  # further memory per row, for the index of commits and the plan
 STEWARD_MIN = 240
-STEWARD_STARTS = 3  # of one that is killed
-ROOM = 2  # tasks that make way for it where a limit on submitted jobs is reached
+STEWARD_STARTS = 3  # starts of a steward that is killed
+ROOM = 2  # tasks cancelled to make room for the steward under a limit on submitted jobs
 
 
 # ---------------------------------------------------------------------------------------- launching
@@ -40,15 +41,18 @@ def launch(
     run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, patience_s: float = 0.0
 ) -> list[Job]:
     """Submit one array element per shard, in as many arrays as the cluster's limit asks for, and
-    the steward behind them. Returns once Slurm has them; raises SchedulerError if it takes none
-    within `patience_s`.
+    the steward behind them. Returns once Slurm has them; SchedulerError if it takes none within
+    `patience_s`.
 
-    If Slurm takes only some, or only part of one (a limit on jobs), the others' rows are left to
+    If Slurm takes only some arrays, or part of one (a limit on jobs), the other rows are left to
     the steward.
     """
     window = scheduler.patiently(scheduler.max_array_size, patience_s)
     name = job_name(run, submission)
-    batches = task_batches(run, submission, shards, slurm, window)
+    intent = read_intent(run, submission)
+    together = intent.layout.nodes_together if intent and intent.layout else 1
+    slurm = replace(slurm, nodes=max(1, slurm.nodes // together))  # groups of nodes from here on
+    batches = task_batches(run, submission, shards, slurm, window, together)
     jobs: list[Job] = []
     for batch in batches:
         known = [job.job_id for job in jobs]
@@ -81,9 +85,9 @@ def launch_steward(
     *,
     make_room: bool = False,
 ) -> bool:
-    """Submit the steward behind the arrays; whether Slurm took it. Without it the tasks still run:
-    a refusal is noted, and `resume` by hand does the same. `make_room`: where a limit on submitted
-    jobs refuses it, cancel some tasks and ask again; once, since others may take the room."""
+    """Submit the steward behind the arrays; returns whether Slurm took it. A refusal is noted and
+    the tasks run anyway: `resume` does the same by hand. `make_room`: if a limit on submitted jobs
+    refuses it, cancel some tasks and ask again, once, since others may take the room."""
     name = job_name(run, submission, steward=True)
     batch = after(steward_batch(run, submission, slurm, read_run(run).rows), arrays)
     try:
@@ -103,9 +107,12 @@ def launch_steward(
 def _submit_once(
     name: str, batch: Batch, known: Sequence[str], patience_s: float
 ) -> tuple[str, int]:
-    """Job id of `batch` and how many of its elements Slurm took. It may have taken a job and not
-    been able to say so, or an earlier start of this process was killed before it heard: the queue
-    is looked at before every try, since the same task twice would be two writers of one journal."""
+    """Job id of `batch`, and how many of its elements Slurm took.
+
+    The queue is looked at before every try: Slurm may have taken the job without saying so, or an
+    earlier start of this process was killed before it heard. The same task twice would be two
+    writers of one journal.
+    """
     try:
         return scheduler.patiently(lambda: _submit_what_fits(name, batch, known), patience_s)
     except SchedulerError:
@@ -116,9 +123,9 @@ def _submit_once(
 
 
 def _submit_what_fits(name: str, batch: Batch, known: Sequence[str]) -> tuple[str, int]:
-    """The batch, or its first half, quarter ... where a limit on submitted jobs refuses it: Slurm
-    takes an array as a whole or not at all. Where the whole cluster is full each try takes sbatch
-    two minutes: then there are fewer."""
+    """Submit the batch, or its first half, quarter ... if a limit on submitted jobs refuses it,
+    since Slurm takes a whole array or nothing. If the whole cluster is full, each try takes sbatch
+    two minutes, so the size drops to a quarter each time."""
     try:
         return _taken(name, known) or batch.submit(), batch.elements
     except SchedulerError as error:
@@ -131,42 +138,45 @@ def _submit_what_fits(name: str, batch: Batch, known: Sequence[str]) -> tuple[st
 
 
 def _is_full(error: SchedulerError) -> bool:
-    """Whether the cluster has as many jobs as it can (MaxJobCount)."""
+    """Whether the cluster has as many jobs as it allows (MaxJobCount)."""
     return "Resource temporarily unavailable" in str(error)
 
 
 def _is_submit_limit(error: SchedulerError) -> bool:
-    """Slurm has one text for all limits of a QOS or account; the one it means stands before it, but
-    not in all versions."""
+    """Whether a limit on submitted jobs was reached. Slurm has one text for all limits; only some
+    versions print which one it is."""
     limits = re.findall(r"\b(?:QOS|Assoc)[A-Z]\w+", str(error))
     return "job submit limit" in str(error) and (not limits or any("Submit" in x for x in limits))
 
 
 def _made_room(run: RunPaths, submission: int, arrays: Sequence[str]) -> bool:
-    """Cancel the last tasks that wait, so that the limit has room for the steward, who submits them
-    again; false if there are none to spare. What is first of an array stays: it is the longest."""
+    """Cancel the last waiting tasks so that the steward fits under the limit; it submits their rows
+    again. False if there are none to spare. The first task of each array stays: it is the
+    longest."""
     tasks = [task for task in scheduler.queue([job_name(run, submission)]) if task.waits]
     spare = [t for t in tasks if t.task_id not in (*arrays[:1], *(f"{a}_0" for a in arrays))]
     spare.sort(key=lambda task: [int(number) for number in task.task_id.split("_")])
     ids = [task.task_id for task in spare[-ROOM:]]
     if ids:
         scheduler.cancel_tasks(ids)
-        _note(run, f"submission {submission}: {', '.join(ids)} gave way to the steward")
+        made = f"cancelled {', '.join(ids)} to make room for the steward"
+        _note(run, f"submission {submission}: {made}")
     return bool(ids)
 
 
 def _taken(name: str, known: Sequence[str]) -> str | None:
-    """An array of this name that is with Slurm and not one of `known`."""
+    """Id of an array of this name that Slurm has and that is not in `known`."""
     found = {task.array_id for task in others(scheduler.queue([name]))} - set(known)
     return min(found, default=None)
 
 
 def task_batches(
-    run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, window: int
+    run: RunPaths, submission: int, shards: int, slurm: SlurmConfig, window: int, together: int = 1
 ) -> list[Batch]:
-    """The arrays of a submission, each of at most `window` elements. Shards are dealt out in turn,
-    since the longest come first: element i of array n is shard n + i * arrays."""
-    shared = parameters(slurm, job_name(run, submission))
+    """The arrays of a submission, each of at most `window` elements, each on `together` nodes.
+    Shards are dealt out in turn, since the longest come first: element i of array n is shard n +
+    i * arrays."""
+    shared = parameters(slurm, job_name(run, submission), together=together)
     stride = array_count(shards, window, slurm)
     longest = -(-shards // max(1, stride))
     return [
@@ -181,10 +191,13 @@ def task_batches(
 
 
 def array_count(shards: int, window: int, slurm: SlurmConfig) -> int:
-    """In how many arrays of at most `window` elements a submission goes to Slurm: a few more than
-    the least if the nodes are shared out better. All are of one length, so where some get a node
-    less than others, the others' nodes are idle in the end: a twentieth of all at most."""
-    window = min(window, BATCH_FILES)  # their logs share a folder
+    """In how many arrays of at most `window` elements to submit the shards.
+
+    All have the same length. If the nodes do not divide evenly among them, some arrays get fewer
+    nodes and end last, while nodes of others are idle. So a few more are made until at most a
+    twentieth is idle.
+    """
+    window = min(window, BATCH_FILES)  # the logs of an array share a folder
     count, most = -(-shards // window), _at_once(slurm)
     if count > most:
         return min(shards, -(-count // most) * most)
@@ -194,15 +207,15 @@ def array_count(shards: int, window: int, slurm: SlurmConfig) -> int:
 
 
 def waits_for(known: Sequence[str], slurm: SlurmConfig) -> list[str]:
-    """Which of the arrays so far, if any, the next one waits for. They run side by side, so that an
-    element that waits or is long holds up no other array; but where there are more arrays than
-    elements may be at work, each waits for the one that many places before it."""
+    """Which of the arrays so far, if any, the next one waits for. Arrays run side by side, so that
+    one long or waiting element does not hold up other arrays. But if there are more arrays than
+    elements may run at once, each array waits for the one that many places before it."""
     most = _at_once(slurm)
     return [known[-most]] if len(known) >= most else []
 
 
 def _shares(slurm: SlurmConfig, arrays: int) -> list[int]:
-    """How many elements of each array may be at work."""
+    """How many elements of each array may run at once."""
     return [max(1, len(range(n, _at_once(slurm), arrays))) for n in range(arrays)]
 
 
@@ -211,25 +224,25 @@ def _at_once(slurm: SlurmConfig) -> int:
 
 
 def _share_again(slurm: SlurmConfig, jobs: Sequence[Job], arrays: int) -> None:
-    """If Slurm took only some of the arrays, they get the nodes of all."""
+    """If Slurm took only some of the arrays, share all the nodes among them."""
     shares = zip(_shares(slurm, arrays)[: len(jobs)], _shares(slurm, len(jobs)), strict=True)
     for job, (before, now) in zip(jobs, shares, strict=True):
         if now > before:
-            with suppress(SchedulerError):  # slower then, and right
+            with suppress(SchedulerError):  # without this the run is slower, but correct
                 order = (f"JobId={job.job_id}", f"ArrayTaskThrottle={now}")
                 scheduler.ask("scontrol", "update", *order)
 
 
 def steward_batch(run: RunPaths, submission: int, slurm: SlurmConfig, rows: int) -> Batch:
     """The steward: one process without devices, with memory for all `rows` of the run. If it is
-    killed it asks for another start."""
+    killed, it is started again."""
     again = (
         f"[ $? -ge 128 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {STEWARD_STARTS - 1} ] && "
         "scontrol requeue $SLURM_JOB_ID"
     )
     wanted = STEWARD_MEM_GB + STEWARD_ROW_BYTES * rows / 2**30
-    memory = min(slurm.mem_gb or wanted, wanted)  # 0 GB are all of a node
-    # None stays None: where nodes have no RealMemory, Slurm takes no job that asks for some.
+    memory = min(slurm.mem_gb or wanted, wanted)  # mem_gb 0 means all memory of a node
+    # None stays None: if nodes have no RealMemory, Slurm refuses any job that asks for memory.
     modest = replace(
         slurm,
         partition=slurm.steward_partition or slurm.partition,
@@ -258,7 +271,7 @@ def _command(slurm: SlurmConfig, what: str, run: RunPaths, *numbers: int) -> str
 
 
 def _note(run: RunPaths, text: str) -> None:
-    """Say it, and keep it for `batchgen logs`."""
+    """Log the text, also where `batchgen logs` finds it."""
     log.warning("%s", text)
     with suppress(OSError), (run.logs / "launch.log").open("a") as file:
         print(text, file=file)
@@ -266,14 +279,14 @@ def _note(run: RunPaths, text: str) -> None:
 
 # ---------------------------------------------------------------------------- watching and ending
 def is_alive(run: RunPaths, submission: int, jobs: Sequence[Job]) -> bool:
-    """Slurm decides, not heartbeats: what runs on after its job is gone is fenced off anyway.
-    Stewards settle among themselves which of them goes on (`steward.follow_up`)."""
+    """Whether Slurm has tasks of the submission. Heartbeats do not count: what outlives its job is
+    fenced off. Stewards decide between themselves who goes on (`steward.follow_up`)."""
     asked_by_steward = os.environ.get("SLURM_JOB_NAME", "").endswith(STEWARD)
     return any(not (asked_by_steward and t.is_steward) for t in queued(run, submission))
 
 
 def drain(run: RunPaths, submission: int, jobs: Sequence[Job]) -> None:
-    """Nothing new starts; the tasks at work see the mark by themselves."""
+    """Nothing new starts; the running tasks find the drain mark by themselves."""
     scheduler.cancel(names(run, submission), pending_only=True)
 
 

@@ -1,4 +1,5 @@
-"""`slurm check`: submit the probe with the parameters of real tasks, wait for it, judge."""
+"""`slurm check`: submit the probe with the parameters of real tasks, wait for it, judge its
+reports."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from batchgen.scheduler.setup.probe import Environment, NodeReport, RankReport
 
 TIME_LIMIT_MIN = 10
 _POLL_S = 0.25
-_ASK_S = 2.0  # between two questions to Slurm
-_LATE_S = 10.0  # a file system may show the last reports a little after the job is gone
+_ASK_S = 2.0  # seconds between two questions to Slurm
+_LATE_S = 10.0  # a shared file system may show the last reports after the job has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,10 @@ def check(
     wait_s: float = 900.0,
     say: Callable[[str], None] = print,
 ) -> Checked:
-    """Run the probe on `nodes` nodes with its files below `root`, where runs are kept.
+    """Run the probe on `nodes` nodes, with its files below `root`, where runs are kept.
 
-    Raises SchedulerError when Slurm refuses the job or it does not start within `wait_s`; the job
-    is cancelled then, and on an interrupt. The files stay when something failed.
+    SchedulerError if Slurm refuses the job or does not start it within `wait_s`; the job is then
+    cancelled, as on an interrupt. The probe's files are kept if something failed.
     """
     word = secrets.token_hex(3)
     folder = root.absolute() / f"slurm-check-{word}"
@@ -74,7 +75,7 @@ def check(
 
 
 def probe_batch(folder: Path, name: str, slurm: SlurmConfig, nodes: int) -> Batch:
-    """The probe as a job, with the profile's parameters but for its short time."""
+    """The probe as a job, with the profile's parameters except for a short wall time."""
     short = replace(slurm, timeout_min=min(slurm.timeout_min, TIME_LIMIT_MIN))
     wishes = {**parameters(short, name, drains=False), "nodes": nodes}
     python = slurm.python or shlex.quote(sys.executable)
@@ -96,7 +97,7 @@ class _Probe:
         try:
             job = probe_batch(self.folder, self.name, self.slurm, self.nodes).submit()
         except SchedulerError:
-            shutil.rmtree(self.folder, ignore_errors=True)  # nothing in it but our own question
+            shutil.rmtree(self.folder, ignore_errors=True)  # it holds only this probe's question
             raise
         self.say(f"job {job} on {self.nodes} nodes ({self.folder})")
 
@@ -107,7 +108,8 @@ class _Probe:
             self.say(f"the probe was not cancelled: {error}")
 
     def wait(self, seconds: float) -> None:
-        """Until all reports are there or the job is gone; SchedulerError when it does not start."""
+        """Wait until all reports are there or the job is gone; SchedulerError if it does not
+        start."""
         deadline, ask_at, said = time.monotonic() + seconds, 0.0, ""
         gone_at: float | None = None
         while not self._complete() and (gone_at is None or time.monotonic() < gone_at + _LATE_S):
@@ -124,12 +126,12 @@ class _Probe:
             time.sleep(_POLL_S)
 
     def _state(self) -> str:
-        """What Slurm says of the job; empty when it is gone."""
+        """State of the job in the queue; empty if it is gone."""
         tasks = scheduler.patiently(lambda: scheduler.queue([self.name]), 30.0)
         if not tasks:
             return ""
         task = tasks[0]
-        why = "" if task.reason in ("", "None") else f" ({task.reason})"  # not judged yet
+        why = "" if task.reason in ("", "None") else f" ({task.reason})"  # "None": not judged yet
         return f"waits{why}" if task.waits else f"runs on {task.node}"
 
     def _complete(self) -> bool:
@@ -137,7 +139,8 @@ class _Probe:
         return all((self.folder / f"rank-{n}.json").exists() for n in range(ranks))
 
     def _compare_clocks(self) -> None:
-        """Ask for the time once every node is there, and read each answer as soon as it comes."""
+        """Ask every node for its time once all nodes are there, and read each answer as soon as it
+        comes."""
         sides = "ab"[: self.nodes]
         if not self._asked:
             if not all((self.folder / f"ready.{side}").exists() for side in sides):
@@ -164,7 +167,7 @@ class _Probe:
         return Checked(tuple(findings), tuple(ranks), self.folder)
 
     def _last_words(self) -> str:
-        """The last line that the job wrote, which tells why it ended."""
+        """The last line that the job wrote: it often says why the job ended."""
         logs = sorted(file for file in (self.folder / "logs").glob("*") if file.suffix != ".sh")
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
         lines = [line.strip() for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""What `slurm check` makes of the reports from the nodes: findings with advice, device figures."""
+"""Judges the nodes' reports for `slurm check`: lines with advice, and figures of the device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class CheckLine:
 
 @dataclass(frozen=True, slots=True)
 class NodeClock:
-    """When the login node asked for a node's time, what it got, and when it had read it."""
+    """When the login node asked for a node's time, the answer, and when the answer was read (unix
+    seconds)."""
 
     host: str
     asked: float
@@ -42,7 +43,8 @@ class NodeClock:
 
     @property
     def skew_s(self) -> float:
-        """Least difference between the two clocks that explains the answer; 0 if none is needed."""
+        """Least difference of the two clocks, in seconds, that explains the answer; 0 if they may
+        agree."""
         if self.told < self.asked:
             return self.told - self.asked
         return max(0.0, self.told - self.read)
@@ -55,7 +57,7 @@ def judge(
     nodes: Sequence[NodeReport],
     clocks: Sequence[NodeClock],
 ) -> list[CheckLine]:
-    """Findings in the order of the table. `nodes` has one or two reports."""
+    """The lines of the table, in order. `nodes` has one or two reports."""
     return [
         *_environment(login, ranks),
         _ranks(slurm, ranks, len(nodes)),
@@ -155,7 +157,7 @@ def _clocks(clocks: Sequence[NodeClock]) -> CheckLine:
 
 
 def _shared(nodes: Sequence[NodeReport]) -> list[CheckLine]:
-    """What the run folder rests on, from two nodes."""
+    """What run folders need of a shared file system, tried from two nodes."""
     if len(nodes) < 2:
         said = "not tried: only one node"
         return [CheckLine("warn", "shared folder", said, "try again with two nodes")]
@@ -230,13 +232,13 @@ def _room(what: str, gib: float, where: str, advice: str) -> CheckLine:
 
 # ------------------------------------------------------------------------------------------ figures
 def measured_device(slurm: SlurmConfig, ranks: Sequence[RankReport]) -> DeviceConfig | None:
-    """The profile's device with the median of what the ranks measured; None if none did. Speeds of
-    links and network are not measured."""
+    """The profile's device with the median of the ranks' measurements; None if no rank measured.
+    Speeds of links and network are not measured."""
     figures = [r.figures for r in ranks if r.figures]
     if not figures:
         return None
     memory = median(f["memory_gib"] for f in figures)
-    if not any(r.device for r in ranks):  # a CPU rank has its part of the node
+    if not any(r.device for r in ranks):  # a CPU rank has a share of the node's memory
         memory = (slurm.mem_gb or memory) / slurm.ranks_per_node
     return replace(
         slurm.device,
@@ -247,12 +249,12 @@ def measured_device(slurm: SlurmConfig, ranks: Sequence[RankReport]) -> DeviceCo
 
 
 def _rounded(value: float) -> float:
-    """Two digits: more would be noise."""
+    """The value to two digits: more would be noise."""
     return float(f"{value:.2g}") if value < 100 else float(round(value))
 
 
 def device_block(device: DeviceConfig) -> str:
-    """YAML of a profile's `device:`."""
+    """The YAML of a profile's `device:`."""
     name = '"' + device.name.replace('"', '\\"') + '"'
     return (
         f"device:\n  name: {name}\n  memory_gib: {device.memory_gib:g}\n"
@@ -262,7 +264,7 @@ def device_block(device: DeviceConfig) -> str:
 
 
 def with_device(profile: str, device: DeviceConfig) -> str:
-    """A profile's text with its `device:` block, in flow or block style, replaced or added."""
+    """A profile's text with its `device:` block replaced or added, whichever YAML style it has."""
     lines = profile.splitlines(keepends=True)
     start = next((i for i, line in enumerate(lines) if line.startswith("device:")), None)
     if start is None:

@@ -1,8 +1,8 @@
 """What a cluster says of itself: partitions, kinds of nodes, limits, preemption, accounts.
 
-Standard library only. Each `parse_*` takes the text of one command; fields that a site's version of
-Slurm does not print keep their defaults, lines that cannot be read raise SchedulerError with the
-line. Sizes are MiB, times are minutes unless the name says otherwise; None = no limit.
+Standard library only. Each `parse_*` takes the output of one command. Fields that a site's version
+of Slurm does not print keep their defaults; a line that cannot be read raises SchedulerError with
+the line. Sizes are MiB and times are minutes unless the name says otherwise; None = no limit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNUSABLE = ("down", "drain", "drng", "fail", "maint", "inval", "unk", "resv")
 class Gpus:
     """GPUs of one type in a node."""
 
-    type: str  # empty where the site names none
+    type: str  # empty if the site names no types
     count: int
 
 
@@ -55,11 +55,11 @@ class Partition:
     state: str = "UP"
     max_time: int | None = None
     default_time: int | None = None
-    max_memory: int | None = None  # of a node
+    max_memory: int | None = None  # per node
     preempt_mode: str = ""
     grace_s: int = 0
-    accounts: tuple[str, ...] = ()  # who may use it; empty = all
-    qos: str = ""  # its own, with limits of its own
+    accounts: tuple[str, ...] = ()  # accounts that may use it; empty = all
+    qos: str = ""  # the partition's own QOS, with limits of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,19 @@ class Limits:
     preempt_type: str = ""
     requeue: bool = True
     signals_before_preemption: bool = False
-    whole_gpus: bool = True  # --gpus-per-node works: select/cons_tres
+    whole_gpus: bool = True  # --gpus-per-node works (select/cons_tres)
     enforces_accounts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What the accounting says of this user; all empty where it says nothing."""
+    """What the accounting database says of this user; empty where it does not answer."""
 
     default_account: str = ""
     accounts: tuple[str, ...] = ()
     qos: tuple[str, ...] = ()
     default_qos: str = ""
-    max_submit: int | None = None  # jobs, where every array element counts
+    max_submit: int | None = None  # jobs; every array element counts as one
     problem: str = ""
 
 
@@ -100,14 +100,15 @@ class ClusterInfo:
         return next((p for p in self.partitions if p.name == name), None)
 
     def groups_of(self, name: str) -> list[NodeGroup]:
-        """Its groups of nodes, usable ones if there are any, those with most GPUs in all first."""
+        """Node groups of a partition, those with most GPUs in all first; only usable ones if there
+        are any."""
         mine = [g for g in self.groups if g.partition == name]
         mine = [g for g in mine if g.usable] or mine
         return sorted(mine, key=lambda g: (-g.gpu_count * g.nodes, -g.cpus * g.nodes))
 
 
 def read_cluster() -> ClusterInfo:
-    """Ask this machine's Slurm: four short commands. Raises SchedulerError."""
+    """Ask this machine's Slurm with four short commands. SchedulerError if one fails."""
     return ClusterInfo(
         limits=parse_config(ask("scontrol", "show", "config")),
         partitions=parse_partitions(ask("scontrol", "--oneliner", "show", "partition")),
@@ -117,10 +118,10 @@ def read_cluster() -> ClusterInfo:
 
 
 def read_access() -> Access:
-    """This user's accounts and QOS; says so where the accounting does not answer."""
+    """This user's accounts and QOS; empty if the accounting does not answer."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # in a container, say: it has a number alone
+    except (KeyError, OSError):  # the user may have no name, in a container for example
         return Access(problem=f"the user with the number {os.getuid()} has no name here")
     fields = "format=account,defaultqos,qos,maxsubmit"
     try:
@@ -133,7 +134,7 @@ def read_access() -> Access:
 
 # ------------------------------------------------------------------------------------------ parsing
 def parse_config(text: str) -> Limits:
-    """`scontrol show config`."""
+    """Limits from `scontrol show config`."""
     found = dict(re.findall(r"^(\w+)\s*=[ \t]*(.*?)[ \t]*$", text, re.M))
     if "MaxArraySize" not in found:
         raise SchedulerError("scontrol show config: there is no MaxArraySize in the answer")
@@ -152,7 +153,7 @@ def parse_config(text: str) -> Limits:
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:
-    """`scontrol --oneliner show partition`; empty when this user sees none."""
+    """Partitions from `scontrol --oneliner show partition`; empty if this user sees none."""
     parsed = []
     for line in filter(None, map(str.strip, text.splitlines())):
         found = dict(re.findall(r"([\w/]+)=(\S*)", line))
@@ -182,9 +183,10 @@ def _partition(found: dict[str, str]) -> Partition:
 
 
 def parse_nodes(text: str) -> tuple[NodeGroup, ...]:
-    """`sinfo --exact --format=%R|%D|%c|%m|%G|%f|%t`; other lines, such as banners, are left out.
+    """Node groups from `sinfo --exact --format=%R|%D|%c|%m|%G|%f|%t`. Other lines, such as banners,
+    are ignored.
 
-    Nodes that differ in nothing but what they do just now are one group.
+    Nodes that differ only in their present state form one group.
     """
     counts: Counter[NodeGroup] = Counter()
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -209,13 +211,14 @@ def parse_nodes(text: str) -> tuple[NodeGroup, ...]:
 
 def parse_gres(text: str) -> tuple[Gpus, ...]:
     """GPUs in a node's gres: `gpu:h100:8(S:0-1),nvme:2` -> eight of type h100."""
-    outside = re.sub(r"\([^)]*\)", "", text)  # socket lists hold commas too
+    outside = re.sub(r"\([^)]*\)", "", text)  # the socket lists in parentheses hold commas
     found = [_GRES.match(item.strip()) for item in outside.split(",")]
     return tuple(Gpus(m["type"] or "", int(m["count"])) for m in found if m)
 
 
 def parse_access(default: str, associations: str) -> Access:
-    """`sacctmgr -nP show user` and `show assoc` (account, default QOS, QOS, MaxSubmitJobs)."""
+    """Access from `sacctmgr -nP show user` and `show assoc` (account, default QOS, QOS,
+    MaxSubmitJobs)."""
     rows = [line.split("|") for line in associations.splitlines() if line.count("|") == 3]
     main = default.strip().splitlines()[0].strip() if default.strip() else ""
     own = [row for row in rows if row[0] == main] or rows
@@ -230,7 +233,8 @@ def parse_access(default: str, associations: str) -> Access:
 
 
 def minutes(text: str) -> int | None:
-    """Slurm's times: `minutes`, `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM:SS`; None = no limit."""
+    """Minutes from Slurm's times `minutes`, `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM:SS`; None = no
+    limit."""
     if text.strip().lower() in _NONE:
         return None
     days, _, rest = text.strip().rpartition("-")

@@ -1,8 +1,9 @@
-"""`slurm check` on the nodes: what one rank sees, and what two nodes see of each other's files.
+"""The part of `slurm check` that runs on the nodes: what a rank sees, and what two nodes see of
+each other's files.
 
 `python -m batchgen.scheduler.setup.probe FOLDER` runs as every rank of a job of two nodes. Each
-rank leaves `rank-<n>.json`, the first of each node `node-<a or b>.json`; the login node judges
-them. Nodes meet by files in FOLDER alone, which is what is on trial.
+rank leaves `rank-<n>.json`, the first of each node also `node-<a or b>.json`; the login node judges
+these. The nodes talk only by files in FOLDER, since the folder is what is tested.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from batchgen.records import RankInfo
 from batchgen.scheduler.options import outside_any_job
 from batchgen.scheduler.rank import rank_from_environment
 
-MEET_S = 90.0  # clients of a network file system may not see a new file for a minute
+MEET_S = 90.0  # a network file system may take a minute to show a new file
 RACES = 100
 REPLACES = 100
 LINES = 5
@@ -39,8 +40,8 @@ _GIB = 1024**3
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """One rank. `device` is its GPU's uuid, empty without one; `figures` as engine.figures has
-    them, with `name`; `problem` is why there are none."""
+    """What one rank found. `device` is the uuid of its GPU, or empty; `figures` are those of
+    engine.figures with `name`, and `problem` says why there are none."""
 
     rank: int
     world_size: int
@@ -59,23 +60,23 @@ class RankReport:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """One node. Times in seconds, sizes in GiB."""
+    """What one node found. Times are in seconds, sizes in GiB."""
 
     host: str
     scratch: str
     scratch_gib: float
     shared_gib: float
-    sbatch: str  # empty: a job can be submitted from here
+    sbatch: str  # why no job can be submitted from here; empty if one can
     races_won: tuple[int, ...] = ()
-    reads: int = 0  # of a file that the other node keeps replacing
-    torn: int = 0  # of those, reads that were neither an old nor a new content
+    reads: int = 0  # number of reads of a file that the other node keeps replacing
+    torn: int = 0  # how many of them gave neither an old nor a new content
     append_s: tuple[float, ...] = ()  # from fsync here to the other node's answer
-    problem: str = ""  # what ended the file tests early
+    problem: str = ""  # error that ended the file tests early
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What must be alike on login node and nodes."""
+    """What must be the same on the login node and all nodes."""
 
     python: str
     python_version: str
@@ -93,11 +94,11 @@ class Environment:
 
 
 class NotSeen(Exception):
-    """The other side's file did not show up in time."""
+    """The other node's file did not appear in time."""
 
 
 class Table:
-    """The folder where two nodes meet; `side` is a or b."""
+    """The folder in which two nodes meet; `side` is a or b."""
 
     def __init__(self, folder: Path, side: str, patience_s: float = MEET_S) -> None:
         self.folder, self.side, self._patience_s = folder, side, patience_s
@@ -107,7 +108,8 @@ class Table:
         write_bytes_atomic(self.folder / f"{what}.{self.side}", text.encode())
 
     def take(self, what: str, side: str = "") -> str:
-        """The other side's text, once it is there; NotSeen if it does not come."""
+        """The other side's text (or that of `side`), once it is there; NotSeen if it does not
+        come."""
         path = self.folder / f"{what}.{side or self.other}"
         return self.wait(lambda: path.read_text() if self._there(path) else None, path.name)
 
@@ -117,6 +119,7 @@ class Table:
         self.take(what)
 
     def wait(self, look: Callable[[], str | None], what: str) -> str:
+        """What `look` returns; NotSeen if that stays None."""
         deadline = time.monotonic() + self._patience_s
         while (found := look()) is None:
             if time.monotonic() > deadline:
@@ -125,7 +128,7 @@ class Table:
         return found
 
     def _there(self, path: Path) -> bool:
-        """NFS remembers that a file is missing; a change of the folder makes it look again."""
+        """Whether the file exists. NFS remembers a missing file until the folder changes."""
         if not path.exists():
             touched = self.folder / f".look.{self.side}"
             touched.touch()
@@ -166,14 +169,15 @@ def _node(table: Table, rank: RankInfo) -> NodeReport:
 
 
 def _answer_clock(table: Table) -> None:
-    """The login node asks once it sees this node; what it gets lies between asking and reading."""
+    """Give the login node this node's time as soon as it asks."""
     table.put("ready")
     table.take("clock", "login")
     table.put("time", repr(time.time()))
 
 
 def _race(table: Table) -> tuple[int, ...]:
-    """Both nodes make the same folders at once; exactly one may succeed with each."""
+    """Both nodes make the same folders at once; exactly one may succeed for each. Returns those of
+    this node."""
     won = []
     table.meet("race")
     for number in range(RACES):
@@ -186,7 +190,8 @@ def _race(table: Table) -> tuple[int, ...]:
 
 
 def _append(table: Table) -> tuple[float, ...]:
-    """Each node appends lines to a journal of its own and waits till the other has read each."""
+    """Each node appends lines to its own journal, and waits until the other has read each. Returns
+    the seconds of each line."""
     seconds = []
     with (table.folder / f"journal.{table.side}").open("ab", buffering=0) as own:
         for number in range(LINES):
@@ -200,7 +205,7 @@ def _append(table: Table) -> tuple[float, ...]:
 
 
 def _read_line(table: Table, number: int) -> str | None:
-    """Line `number` of the other's journal, if it is whole; the file is opened anew each time."""
+    """Line `number` of the other node's journal if it is whole. Opens the file anew each time."""
     try:
         lines = (table.folder / f"journal.{table.other}").read_text().splitlines(keepends=True)
     except FileNotFoundError:
@@ -209,7 +214,8 @@ def _read_line(table: Table, number: int) -> str | None:
 
 
 def _replace(table: Table) -> tuple[int, int]:
-    """Node a replaces a file by rename again and again while b reads it; reads, and torn ones."""
+    """Node a replaces a file by rename again and again while node b reads it. Returns reads and
+    torn reads."""
     path = table.folder / "replaced"
     if table.side == "a":
         write_bytes_atomic(path, _content(0))
@@ -223,7 +229,7 @@ def _replace(table: Table) -> tuple[int, int]:
     while not (table.folder / "replaced.a").exists() and reads < 100 * REPLACES:
         try:
             text = path.read_bytes()
-        except OSError:  # missing, or NFS's stale handle
+        except OSError:  # missing, or a stale NFS handle
             text = b""
         reads, torn = reads + 1, torn + (not _whole(text))
     table.meet("replaced")
@@ -239,7 +245,7 @@ def _whole(text: bytes) -> bool:
 
 
 def sbatch_problem(slurm: SlurmConfig) -> str:
-    """Why the steward could not submit from here; empty when it can. Nothing is submitted."""
+    """Why the steward could not submit from this node; empty if it can. Nothing is submitted."""
     partition = slurm.steward_partition or slurm.partition
     wishes = {"partition": partition, "account": slurm.account, "qos": slurm.qos}
     wishes = {key: value for key, value in wishes.items() if value is not None}
@@ -266,7 +272,7 @@ def _rank(rank: RankInfo) -> RankReport:
     }
     try:
         facts |= _device(rank)
-    except Exception as error:  # a broken driver raises anything; the report is what tells of it
+    except Exception as error:  # a broken driver may raise anything; the report says so
         facts["problem"] = f"{type(error).__name__}: {error}"
     return RankReport(**facts)
 

@@ -1,4 +1,5 @@
-"""From what a cluster says of itself to a profile: what is chosen, why, and the YAML file."""
+"""From what a cluster says of itself to a profile: the choices, notes about them, and the YAML
+file."""
 
 from __future__ import annotations
 
@@ -25,12 +26,13 @@ _UNKNOWN = (16, 50, 10)
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The keys of a profile that follow from the cluster, and what a person should look at."""
+    """The keys of a profile that follow from the cluster, and notes on what a person should look
+    at."""
 
     partition: Partition
     group: NodeGroup
-    gpus: Gpus | None  # of a node; None = a CPU node
-    by_gres: bool  # ask with --gres, since the type must be named or --gpus-per-node is unknown
+    gpus: Gpus | None  # GPUs of a node; None = a CPU node
+    by_gres: bool  # use --gres: the type must be named, or --gpus-per-node does not work
     nodes: int
     ranks_per_node: int
     cpus_per_rank: int
@@ -42,9 +44,10 @@ class Choice:
 
 
 def choose(info: ClusterInfo, partition: str | None = None) -> Choice:
-    """One rank per GPU on the partition's most numerous kind of GPU node, else one per node.
+    """One rank for each GPU of the partition's most numerous kind of GPU node; without GPUs one
+    rank a node.
 
-    Raises UsageError for a partition that is not there or has no nodes.
+    UsageError if the partition does not exist or has no nodes.
     """
     chosen = _partition(info, partition)
     groups = info.groups_of(chosen.name)
@@ -76,7 +79,8 @@ def choose(info: ClusterInfo, partition: str | None = None) -> Choice:
 
 
 def _partition(info: ClusterInfo, wanted: str | None) -> Partition:
-    """The wanted one; else the default, or the one with most GPUs when the default has none."""
+    """The wanted partition; else the default one, or that with most GPUs if the default has
+    none."""
     if not info.partitions:
         raise UsageError("this cluster shows no partition to this user")
     if wanted is not None:
@@ -174,14 +178,14 @@ def _limit_notes(info: ClusterInfo, chosen: Partition) -> list[str]:
 
 
 def describe(group: NodeGroup) -> str:
-    """`64 CPUs, 503 GiB, 8 h100 GPUs`."""
+    """A node group in words: `64 CPUs, 503 GiB, 8 h100 GPUs`."""
     gpus = ", ".join(f"{g.count} {g.type} GPUs".replace("  ", " ") for g in group.gpus)
     return f"{group.cpus} CPUs, {group.memory / 1024:.0f} GiB" + (f", {gpus}" if gpus else "")
 
 
 # --------------------------------------------------------------------------------------------- file
 def profile_text(name: str, info: ClusterInfo, choice: Choice) -> str:
-    """The YAML of a profile; its comments say what was read."""
+    """The YAML of a profile, with comments that say what the cluster said."""
     limits, partition, access = info.limits, choice.partition, info.access
     gpu = choice.gpus
     typed = f"gpu:{gpu.type}:{gpu.count}" if gpu and gpu.type else f"gpu:{gpu.count if gpu else 0}"
@@ -227,7 +231,7 @@ def profile_text(name: str, info: ClusterInfo, choice: Choice) -> str:
 
 
 def _device(gpu: Gpus | None) -> str:
-    """The `device:` block: known figures of a known type, careful ones of another."""
+    """The `device:` block: known figures for a known type of GPU, cautious ones for another."""
     if gpu is None or gpu.type == "fake":
         name, *figures = _CPU
     else:
@@ -242,5 +246,5 @@ def _device(gpu: Gpus | None) -> str:
 
 
 def _quoted(text: str | None) -> str:
-    """A YAML word: names such as `no`, `1` or `null` stay names."""
+    """A YAML string: names such as `no`, `1` or `null` are quoted."""
     return "null" if text is None else json.dumps(text, ensure_ascii=False)

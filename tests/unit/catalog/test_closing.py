@@ -227,7 +227,7 @@ def test_waiting_for_others_is_on_the_clock(tmp_path: Path) -> None:
         assert run["lost_s"] == pytest.approx(0.0, abs=0.01)
         assert run["idle_s"] + run["tail_s"] >= 1.9
         assert run["busy_s"] >= 1.5 * run["rows_ok"]
-        assert run["rows_ok"] or run["tail_s"] >= 1.9 * 1.5  # but for the start of the first
+        assert run["rows_ok"] or run["tail_s"] >= 1.5  # all of a row: it may have come late itself
 
 
 def test_an_attempt_that_dies_or_errs_as_it_loads_has_spent_it_on_that(tmp_path: Path) -> None:

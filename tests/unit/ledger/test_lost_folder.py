@@ -22,7 +22,7 @@ from batchgen.ledger.events import End
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit
-from batchgen.worker.queue import announce
+from batchgen.worker.address import announce
 
 
 def moved(root: Path) -> RunPaths:

@@ -14,8 +14,6 @@ import pytest
 from batchgen.config.build import build, to_mapping
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import JobConfig
-from batchgen.families.family import Capabilities
-from batchgen.families.wan import spec as wan
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,13 +28,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_job() -> JobConfig:
     """jobs/demo.yaml, composed once."""
     return compose_job(ROOT / "jobs" / "demo.yaml").config
-
-
-@pytest.fixture
-def divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models of the Wan family have every degree of parallelism that 16 ranks can be used in."""
-    some = Capabilities(cfg=(1, 2), ulysses=(1, 2, 4, 8, 16), ring=(1, 2, 4, 8, 16))
-    monkeypatch.setattr(wan, "capabilities", lambda model: some)
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def job() -> Make:
     return make
 
 
-def work(bucket: Bucket, rows: int = 100) -> Work:
-    """Rows of 50 steps with guidance."""
+def work(bucket: Bucket, rows: int = 4800) -> Work:
+    """Many rows of 50 steps with guidance."""
     return Work(bucket, rows, rows * 50, rows * 100)
 
 
@@ -58,10 +58,9 @@ def test_degrees_given_by_hand_are_taken_and_multiply_to_all_ranks(job: Make) ->
     given = ("slurm.nodes=2", "system.parallel.dp=16", "system.parallel.cfg=1")
     assert degrees(choose_layout(job(*given), [work(CLIP)])) == (16, 1, 1, 1)
     with pytest.raises(ConfigError, match=r"is 8, but slurm\.nodes x slurm\.ranks_per_node is 16"):
-        job("slurm.nodes=2", "system.parallel.dp=8")
+        job("slurm.nodes=2", "system.parallel={dp: 8, cfg: 1, ulysses: 1, ring: 1}")
 
 
-@pytest.mark.usefixtures("divided")
 def test_degrees_of_a_replica_leave_the_rest_to_dp(job: Make) -> None:
     layout = choose_layout(job("system.parallel.cfg=2", "system.parallel.ulysses=2"), [work(CLIP)])
     assert degrees(layout) == (2, 2, 2, 1)

@@ -59,7 +59,6 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(data["forecast"]) >= {"gpu_hours", "low", "high", "basis", "layout", "files"}  # type: ignore[call-overload]
 
 
-@pytest.mark.usefixtures("divided")
 def test_plan_lists_layouts_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
     job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
     assert main(["plan", job, "slurm=h200x8", "slurm.nodes=2", "--layouts", "--json"]) == 0
@@ -79,7 +78,7 @@ def test_layouts_are_listed_where_none_fits(capsys: pytest.CaptureFixture[str]) 
     job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
     assert main(["plan", job, "slurm=h200x8", "slurm.device.memory_gib=16", "--layouts"]) == 2
     captured = capsys.readouterr()
-    assert captured.out.count("does not fit") == 2
+    assert captured.out.count("does not fit") > 2 and "chosen" not in captured.out
     assert "a replica does not fit one rank" in captured.err
 
 

@@ -42,6 +42,12 @@ def test_each_profile_makes_a_script(name: str, tmp_path: Path) -> None:
     assert "--ntasks-per-node=1" in steward and "gpus" not in steward
 
 
+def test_a_replica_over_two_nodes_is_one_element_of_two_nodes(tmp_path: Path) -> None:
+    slurm = profile("devcluster", "slurm.ranks_per_node=2")
+    (batch,) = task_batches(RunPaths(tmp_path), 1, 3, slurm, 1000, together=2)
+    assert "--nodes=2\n" in batch.script() and "--ntasks-per-node=2\n" in batch.script()
+
+
 def test_h100x8_is_a_whole_node() -> None:
     slurm = profile("h100x8")
     assert slurm.ranks_per_node == slurm.gpus_per_node == 8 and slurm.device.name == "h100"

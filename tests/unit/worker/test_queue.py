@@ -19,8 +19,9 @@ from waiting import wait_for
 
 from batchgen.engine.contract import never
 from batchgen.errors import StorageError
-from batchgen.worker import queue as module
-from batchgen.worker.queue import QueueLost, TicketClient, Tickets, TicketServer, announce
+from batchgen.worker import address as module
+from batchgen.worker.address import announce
+from batchgen.worker.queue import QueueLost, TicketClient, Tickets, TicketServer
 
 
 def take_all(client: TicketClient, room: int) -> list[int]:
@@ -229,7 +230,8 @@ def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -> None:
     code = (
-        "import signal, sys; from pathlib import Path; from batchgen.worker.queue import announce\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from batchgen.worker.address import announce\n"
         "announce(Path(sys.argv[1])); signal.pause()"
     )
     address = tmp_path / "queue.json"

@@ -27,7 +27,7 @@ from batchgen.ledger.tally import read_counters
 from batchgen.planning.plan import read_requests
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Commit
-from batchgen.worker.shard import beat_seconds
+from batchgen.worker.replica import beat_seconds
 from batchgen.worker.states import RowStates
 
 
@@ -338,7 +338,7 @@ def test_a_node_where_torch_cannot_be_imported_is_blamed(tmp_path: Path) -> None
 
 
 def test_the_worker_imports_no_torch() -> None:
-    code = "import sys, batchgen.worker.shard; sys.exit('torch' in sys.modules)"
+    code = "import sys, batchgen.worker.replica; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

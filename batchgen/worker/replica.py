@@ -1,32 +1,35 @@
-"""One rank's part of a shard, from its first journal line to its last."""
+"""A replica's part of a shard, from its first journal line to its last: what its leader does."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from batchgen.config.schema import JobConfig, OutputConfig, SlurmConfig
+from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.durable import make_folder
-from batchgen.engine.choose import EngineChoice, choose_engine
+from batchgen.engine.choose import EngineChoice
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Renderer, Source
+from batchgen.engine.team import Team
 from batchgen.errors import StorageError
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import accept_restart
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Layout, RankInfo
+from batchgen.records import Attempt
 from batchgen.runfile import read_run
 from batchgen.worker.admission import Admission
 from batchgen.worker.as_planned import as_planned
 from batchgen.worker.drain import Drain
 from batchgen.worker.ending import Ending, last_line
+from batchgen.worker.meeting import leading
+from batchgen.worker.post import Post
 from batchgen.worker.sink import Judge, RowPolicy, RowSink
 from batchgen.worker.source import ListSource, RowStart, ShardSource, open_source
 from batchgen.worker.states import RowStates
@@ -38,93 +41,97 @@ log = logging.getLogger(__name__)
 BEATS_PER_S, SHORTEST_BEAT_S, LONGEST_BEAT_S = 100, 2.5, 10.0
 
 
-def work_on(
-    root: RunPaths,
-    config: JobConfig,
-    layout: Layout | None,
-    attempt: Attempt,
-    rank: RankInfo,
-    watchdog: Watchdog,
-) -> None:
-    """See `entry.work`; `layout` is None in a submission that is older than it."""
-    with _run_log(root, config.output, attempt), Drain(root, attempt) as drain:
+def work_on(post: Post, watchdog: Watchdog) -> None:
+    """See `entry.work`."""
+    root, attempt, rank = post.root, post.attempt, post.rank
+    log_ranks = post.config.output.log_ranks if post.config.output.enable_run_log else ()
+    with _run_log(root, attempt, rank.rank in log_ranks), Drain(root, attempt) as drain:
         if rank.rank == 0:
             accept_restart(root, attempt)
-        _attempt(root, config, layout, attempt, rank, drain, watchdog)
-        drain.linger(rank.ends, config.slurm.signal_delay_s, watchdog.kick)
+        _attempt(post, drain, watchdog)
+        drain.linger(rank.ends, post.config.slurm.signal_delay_s, watchdog.kick)
 
 
-def _attempt(
-    root: RunPaths,
-    config: JobConfig,
-    layout: Layout | None,
-    attempt: Attempt,
-    rank: RankInfo,
-    drain: Drain,
-    watchdog: Watchdog,
-) -> None:
+def _attempt(post: Post, drain: Drain, watchdog: Watchdog) -> None:
     """The journal is open before anything is asked of the device: an error ends it with a line,
     a hang or a crash without one, and either tells where."""
+    clock = Clock()
+    with (
+        JournalWriter.open(post.root, _header(post), clock) as journal,
+        last_line(journal, clock) as ending,
+        _heartbeat(journal, drain, beat_seconds(post.config.slurm)),
+        ExitStack() as stack,
+    ):
+        with clock.on("load"):
+            meeting = leading(post.meeting, stop=drain, moved=watchdog.kick, told=drain.hear)
+            team = stack.enter_context(meeting)
+            if team is None:
+                ending.reason = drain.reason
+                return
+            engine = post.choose_engine()
+        watchdog.kick()
+        journal.device(engine.device, engine.device_id)
+        _draw_shard(post, engine, Crew(team, drain, watchdog, clock), journal, ending)
+
+
+def _draw_shard(
+    post: Post, engine: EngineChoice, crew: Crew, journal: JournalWriter, ending: Ending
+) -> None:
+    """From the shard's queue to its end."""
+    root, config, rank = post.root, post.config, post.rank
     run_file, slurm = read_run(root), config.slurm
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
     elsewhere = slurm.executor == "slurm"  # the others have this machine only
-    policy = RowPolicy(attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
-    stop, clock = _stop(drain, watchdog), Clock()
-    with (
-        JournalWriter.open(root, _header(attempt, rank, run_file.versions), clock) as journal,
-        last_line(journal, clock) as ending,
-        _heartbeat(journal, drain, beat_seconds(slurm)),
-    ):
-        with clock.on("load"):
-            engine = _choose(config, layout, rank)
-        watchdog.kick()
-        journal.device(engine.device, engine.device_id)
-        states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
-        admission = Admission(until, share_left=states.share_left)
-        start = RowStart(rank.host, states)
-        with open_source(root, attempt, rank, admission, start, stop) as source:
-            if stop() or source.is_over:  # a model may take minutes to load
-                journal.check_place()
-                ending.reason = _reason(drain, source)
-                return
-            with clock.on("load"), as_planned(root, run_file, config, watchdog.kick):
-                renderer = engine.load(watchdog.kick)
-            load_s = clock.read().load
-            journal.phase("load", load_s)
-            log.info(
-                "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
-                rank.rank, rank.world_size, source.portion.size, config.model.name, engine.device,
-                load_s,
-            )  # fmt: skip
-            sink = RowSink(root, journal, policy, states, admission, _judge(config))
-            shift = Shift(renderer, source, sink, stop, _moved(clock, watchdog), ending)
-            shift.draw_all()
+    policy = RowPolicy(post.attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
+    states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
+    admission = Admission(until, share_left=states.share_left)
+    start, replicas = RowStart(rank.host, states), post.place.replicas
+    with open_source(root, post.attempt, rank, admission, start, crew.stop, replicas) as source:
+        if crew.stop() or source.is_over:  # a model may take minutes to load
             journal.check_place()
-            ending.reason = _reason(drain, source)
-            log.info("ended: %s", ending.reason)
+            ending.reason = _reason(crew.drain, source)
+            return
+        with crew.clock.on("load"), as_planned(root, run_file, config, crew.kick):
+            renderer = engine.load(crew.kick, crew.team)
+        load_s = crew.clock.read().load
+        journal.phase("load", load_s)
+        log.info(
+            "rank %d of %d, shard of %d rows: %s on %s, loaded in %.1f s",
+            rank.rank, rank.world_size, source.portion.size, config.model.name, engine.device,
+            load_s,
+        )  # fmt: skip
+        sink = RowSink(root, journal, policy, states, admission, _judge(config))
+        Shift(renderer, source, sink, crew.stop, crew.moved, ending).draw_all()
+        journal.check_place()
+        ending.reason = _reason(crew.drain, source)
+        log.info("ended: %s", ending.reason)
 
 
-def _choose(config: JobConfig, layout: Layout | None, rank: RankInfo) -> EngineChoice:
-    """The engine: torch is imported, the device is woken up."""
-    return choose_engine(
-        config.model,
-        config.system,
-        layout=layout,
-        local_rank=rank.local_rank,
-        host=rank.host,
-        asked=_gpus_asked(config.slurm),
-        ranks=config.slurm.ranks_per_node,
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class Crew:
+    """Who has to be told that this replica moves, and who says that it is to end."""
 
+    team: Team
+    drain: Drain
+    watchdog: Watchdog
+    clock: Clock
 
-def _gpus_asked(slurm: SlurmConfig) -> str:
-    """What the profile asks of a node, in words. Nothing if its device is the CPU: then the GPUs
-    are there for the scheduler alone, as on a development cluster."""
-    if slurm.device.name == "cpu":
-        return ""
-    if slurm.gpus_per_node:
-        return f"slurm.gpus_per_node={slurm.gpus_per_node}"
-    return f"slurm.gres={slurm.gres}" if slurm.gres else ""
+    def kick(self) -> None:
+        """This rank moves; on any thread."""
+        self.watchdog.kick()
+        self.team.beat()
+
+    def stop(self) -> bool:
+        """What the engine asks at every tick: that it asks shows that it moves."""
+        self.kick()
+        self.team.listen()
+        return self.drain()
+
+    def moved(self) -> None:
+        """What the engine tells of texts encoded and rows finished: this rank has not come to its
+        tail."""
+        self.kick()
+        self.clock.worked()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,27 +170,6 @@ class Shift:
         self.ending.add(report)
 
 
-def _stop(drain: Drain, watchdog: Watchdog) -> Callable[[], bool]:
-    """What the engine asks at every tick: that it asks shows that it moves."""
-
-    def stop() -> bool:
-        watchdog.kick()
-        return drain()
-
-    return stop
-
-
-def _moved(clock: Clock, watchdog: Watchdog) -> Callable[[], object]:
-    """What the engine tells of texts encoded and rows finished: this rank has not come to its
-    tail."""
-
-    def moved() -> None:
-        watchdog.kick()
-        clock.worked()
-
-    return moved
-
-
 def _reason(drain: Drain, source: ShardSource) -> str:
     if drain():
         return drain.reason
@@ -192,14 +178,16 @@ def _reason(drain: Drain, source: ShardSource) -> str:
     return "queue-lost" if source.tickets is None else "done"
 
 
-def _header(attempt: Attempt, rank: RankInfo, versions: dict[str, str]) -> AttemptHeader:
+def _header(post: Post) -> AttemptHeader:
+    rank = post.rank
     return AttemptHeader(
-        attempt=attempt,
+        attempt=post.attempt,
         rank=rank.rank,
         world_size=rank.world_size,
         host=rank.host,
         job_id=rank.job_id,
-        versions=tuple(sorted(versions.items())),
+        devices=post.place.size,
+        versions=tuple(sorted(read_run(post.root).versions.items())),
         process=ProcessId.current(rank.host),
     )
 
@@ -234,10 +222,10 @@ def _heartbeat(journal: JournalWriter, drain: Drain, every_s: float) -> Iterator
 
 
 @contextmanager
-def _run_log(root: RunPaths, output: OutputConfig, attempt: Attempt) -> Iterator[None]:
-    """Log to `logs/` for the ranks that the job asks to hear; a log that cannot be written ends
-    nothing."""
-    if not output.enable_run_log or attempt.replica not in output.log_ranks:
+def _run_log(root: RunPaths, attempt: Attempt, wanted: bool) -> Iterator[None]:
+    """Log to `logs/` if this is one of the ranks that the job asks to hear; a log that cannot be
+    written ends nothing."""
+    if not wanted:
         yield
         return
     file = root.run_log(attempt)

@@ -1,0 +1,1 @@
+"""One forward over the ranks of a replica: items over `cfg`, tokens over `ring` x `ulysses`."""

@@ -1,0 +1,55 @@
+"""What a rank is given: where, what and as which of them it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.engine.choose import EngineChoice, choose_engine
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt, Layout, RankInfo
+from batchgen.worker.meeting import Meeting
+from batchgen.worker.place import Place
+
+PATIENCE = 0.8  # of the watchdog's: whoever misses another rank can still say so
+UNWATCHED_S = 1800.0  # patience where there is no watchdog
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """One rank of one attempt."""
+
+    root: RunPaths
+    config: JobConfig
+    layout: Layout | None  # None in a submission that is older than it
+    attempt: Attempt
+    rank: RankInfo
+    place: Place
+
+    @property
+    def meeting(self) -> Meeting:
+        """With the other ranks of the replica."""
+        patience_s = PATIENCE * self.config.slurm.watchdog_s or UNWATCHED_S
+        return Meeting(self.root.team_address(self.attempt), self.rank, self.place, patience_s)
+
+    def choose_engine(self) -> EngineChoice:
+        """The engine: torch is imported, the device is woken up."""
+        return choose_engine(
+            self.config.model,
+            self.config.system,
+            layout=self.layout,
+            local_rank=self.rank.local_rank,
+            host=self.rank.host,
+            asked=_gpus_asked(self.config.slurm),
+            ranks=self.config.slurm.ranks_per_node,
+        )
+
+
+def _gpus_asked(slurm: SlurmConfig) -> str:
+    """What the profile asks of a node, in words. Nothing if its device is the CPU: then the GPUs
+    are there for the scheduler alone, as on a development cluster."""
+    if slurm.device.name == "cpu":
+        return ""
+    if slurm.gpus_per_node:
+        return f"slurm.gpus_per_node={slurm.gpus_per_node}"
+    return f"slurm.gres={slurm.gres}" if slurm.gres else ""

@@ -1,0 +1,194 @@
+"""Families on a rank: each forward divided and whole, in one process, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from toy_engine import small_spec, system, tiny_wan_spec, two_experts
+from toy_flux import flux_spec
+
+from batchgen.config.schema import ModelSpec, ParallelConfig
+from batchgen.engine.memory.plan import plan_memory
+from batchgen.engine.parallel.mesh import Mesh
+from batchgen.engine.parallel.split import Split, divide
+from batchgen.engine.weights import load_components
+from batchgen.families.family import Item, family_code
+from batchgen.families.wan.model import Wan
+from batchgen.numerics.edges import make_batch_invariant
+from batchgen.request import Bucket, Request
+
+CPU = torch.device("cpu")
+AttentionOpName = Literal["torch", "xfuser"]
+
+
+def odd_texts(spec: ModelSpec, tokens: int) -> ModelSpec:
+    """The same with texts of so many tokens."""
+    encoder = replace(spec.dims.text_encoder_2, max_tokens=tokens)
+    return replace(spec, dims=replace(spec.dims, text_encoder_2=encoder))
+
+
+SPECS: dict[str, ModelSpec] = {
+    "wan": small_spec(),
+    "wan22": two_experts(small_spec()),
+    "flux": flux_spec(heads=4),
+    "tiny-wan": tiny_wan_spec(),  # six heads
+    "flux-odd": odd_texts(flux_spec(heads=4), 21),
+}
+# 48, 27, 3 and 35 tokens: the last end in a block of three queries.
+CLIPS = (
+    *((Bucket(64, 64, 9), 3), (Bucket(48, 48, 9), 2)),
+    *((Bucket(48, 16, 1), 1), (Bucket(112, 80, 1), 1)),
+)
+IMAGES = ((Bucket(64, 64, 1), 3), (Bucket(48, 80, 1), 2))  # 16, 15 tokens
+CASES = {
+    "wan": CLIPS,
+    "wan22": CLIPS[1:2],
+    "tiny-wan": CLIPS[1:2],
+    "flux": IMAGES[:1],
+    "flux-odd": IMAGES[1:],
+}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one rank saw of a pack that was run divided, and its items alone and whole."""
+
+    name: str
+    items: int
+    difference: float  # largest, of any item
+    equal: bool
+    told: str  # by the self-test
+    sent: dict[str, int]  # bytes, by kind
+    tokens: dict[str, int]  # of each stream of an item
+
+
+@cache
+def components(name: str) -> dict[str, Any]:
+    """Of `SPECS[name]`, with torch's own initialisation: random weights are too small to show
+    anything. Made once a process."""
+    found = load_components(SPECS[name], torch.float32)
+    torch.manual_seed(0)
+    for expert in experts(name):
+        for module in found[expert].modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    return found
+
+
+def experts(name: str) -> tuple[str, ...]:
+    return plan_memory(SPECS[name], "resident").experts
+
+
+def family_on(name: str) -> Any:
+    """The family at work, edges set."""
+    spec = SPECS[name]
+    family = family_code(spec.family).build(spec, system(), components(name), CPU)
+    for expert in experts(name):
+        make_batch_invariant(family.modules[expert])
+    return family
+
+
+@contextmanager
+def split_of(mesh: Mesh, name: str, family: Any, op: AttentionOpName = "torch") -> Iterator[Split]:
+    """The family's forwards divided over the ranks of `mesh`; its modules are used again later."""
+    chosen = system(parallel=ParallelConfig(attention_op=op))
+    split = divide(mesh, family, experts(name), chosen)
+    assert split is not None
+    try:
+        yield split
+    finally:
+        if split.sequence is not None:
+            split.sequence.undo()
+
+
+def divided(mesh: Mesh) -> list[Seen]:
+    """Of each case a pack of random items, for each expert of the family."""
+    return [
+        found
+        for name, cases in CASES.items()
+        for bucket, items in cases
+        for found in divided_case(mesh, name, bucket, items)
+    ]
+
+
+def divided_case(
+    mesh: Mesh, name: str, bucket: Bucket, items: int, op: AttentionOpName = "torch"
+) -> list[Seen]:
+    family = family_on(name)
+    with split_of(mesh, name, family, op) as split:
+        packs = [
+            [family.random_item(bucket, seed, expert) for seed in range(items)]
+            for expert in experts(name)
+        ]
+        return [seen(split, name, pack) for pack in packs]
+
+
+# -------------------------------------------------------------------------------- three branches
+class ThreeBranches(Wan):
+    """A Wan whose guided rows have a third branch, as models that edit have."""
+
+    def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
+        if len(velocities) == 1:
+            return velocities[0]
+        full, text, none = velocities
+        return none + request.guidance_scale * (text - none) + 1.5 * (full - text)
+
+
+def three_branches(mesh: Mesh) -> list[bool]:
+    """A guided row of three branches and a row of one in a pack: are both rows' velocities those of
+    one rank?"""
+    family: Any = ThreeBranches(SPECS["wan"], components("wan"), CPU)
+    make_batch_invariant(family.transformer)
+    pack = [family.random_item(Bucket(64, 64, 5), seed, "transformer") for seed in range(4)]
+    rows = (slice(0, 3), slice(3, 4))
+    with split_of(mesh, "wan", family) as split:
+        with split.whole():
+            whole = [family.forward([item])[0] for item in pack]
+        velocities = split.forward(pack)
+    request = replace(pack[0].request, guidance_scale=4.0)
+    return [
+        torch.equal(*(family.combine(request, 500.0, v[row]) for v in (velocities, whole)))
+        for row in rows
+    ]
+
+
+def failing(mesh: Mesh) -> None:
+    """The second rank fails inside its forward, in the second block."""
+    family = family_on("wan")
+    with split_of(mesh, "wan", family) as split:
+        block = family.modules["transformer"].blocks[1]
+
+        def stumble(*_: Any) -> None:
+            raise ValueError("a wire fell out")
+
+        hook = block.register_forward_pre_hook(stumble) if mesh.rank == 1 else None
+        try:
+            split.forward([family.random_item(Bucket(64, 64, 5), 0, "transformer")])
+        finally:
+            if hook is not None:
+                hook.remove()
+
+
+def seen(split: Split, name: str, pack: list[Item]) -> Seen:
+    """The pack divided, and each of its items on this rank alone."""
+    with split.whole():
+        whole = [split.family.forward([item])[0] for item in pack]
+    split.mesh.wire.sent.clear()
+    velocities = split.forward(pack)
+    sent = dict(split.mesh.wire.sent)
+    pairs = list(zip(velocities, whole, strict=True))
+    return Seen(
+        name=name,
+        items=len(pack),
+        difference=max(float((a - b).abs().max()) for a, b in pairs),
+        equal=all(torch.equal(a, b) for a, b in pairs),
+        told=split.self_test,
+        sent=sent,
+        tokens=dict(split.sequence.lengths) if split.sequence else {},
+    )

@@ -1,0 +1,79 @@
+"""Two ranks that are a team: what each does, in a module that other processes can import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from toy_engine import Keeper, ListSource, small_spec, system
+
+from batchgen.engine.device import lone_layout
+from batchgen.engine.engine import Engine
+from batchgen.engine.parallel.mesh import Mesh, leave
+from batchgen.engine.team import Dismissed
+from batchgen.errors import ReplicaFailed
+from batchgen.records import RankInfo
+from batchgen.worker.meeting import Meeting, following, leading
+from batchgen.worker.place import Place
+
+PATIENCE_S = 20.0
+
+
+def unheard(*_: object) -> None:
+    return
+
+
+def meeting(folder: Path, rank: int, patience_s: float = PATIENCE_S) -> Meeting:
+    info = RankInfo(rank, 2, rank, 0, 0, f"host{rank}")
+    return Meeting(folder / "queues" / "0" / "team.json", info, Place(0, rank, 2, 1), patience_s)
+
+
+def in_a_team(mesh: Mesh, folder: Path, play: Callable[..., Any], *args: Any) -> Any:
+    """`play(mesh, team, *args)` on both ranks; the text of what ended it."""
+    place = meeting(folder, mesh.rank)
+    try:
+        if mesh.rank == 0:
+            with leading(place, stop=bool, moved=unheard, told=unheard) as team:
+                return play(mesh, team, *args)
+        with following(place, moved=unheard, told=lambda: "") as team:
+            return play(mesh, team, *args)
+    except ReplicaFailed as error:
+        return str(error)
+
+
+def fail_before_a_collective(mesh: Mesh, team: Any, culprit: int) -> None:
+    with team.together(lambda: "rows row-3, row-4"):
+        if mesh.rank == culprit:
+            raise MemoryError("full")
+        dist.all_reduce(torch.zeros(4))
+
+
+def draw(mesh: Mesh, team: Any, degrees: dict[str, int], rows: list[Any], lost: str) -> Any:
+    """Frames on the leader; of a follower, what it has loaded. `lost` fails on the follower."""
+    model = small_spec("random")
+    layout = replace(lone_layout(model, system(), torch.device("cpu")), **degrees)
+    leave()  # the engine's ranks meet by themselves
+    engine = Engine.load(model, system(), "cpu", layout=layout, team=team)
+    family = engine.family
+    if not team.leads:
+        schedule = family.schedule
+
+        def without_one(row: Any) -> Any:
+            if row.row_id == lost:
+                raise MemoryError("on this rank")
+            return schedule(row)
+
+        family.schedule = without_one  # type: ignore[method-assign]
+        loaded = sorted(family.modules)
+        try:
+            engine.follow()
+        except Dismissed:
+            return loaded
+    keeper = Keeper()
+    for some in (rows[:3], rows[3:]):
+        engine.render(ListSource(some), keeper)
+    return keeper.frames, {name: str(error) for name, error in keeper.errors.items()}
