@@ -36,6 +36,7 @@ class Layout:
     device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
     vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
     fits: bool = True
+    speed: float = 1.0  # predicted, of a replica against one rank of it
     reason: str = ""
 
     @property
@@ -51,6 +52,11 @@ class Layout:
     def nodes_together(self) -> int:
         """Nodes that a replica spans: one job has them all, and as many replicas as fit."""
         return -(-self.ranks_of_a_replica // self.ranks_per_node)
+
+    @property
+    def replicas_together(self) -> int:
+        """Replicas of one job: they draw the rows of its shard."""
+        return max(1, self.nodes_together * self.ranks_per_node // self.ranks_of_a_replica)
 
     def __str__(self) -> str:
         """Short, for tables: `dp2 resident bf16`."""

@@ -11,8 +11,9 @@ import numpy as np
 from batchgen.config.compose import Composed
 from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
-from batchgen.planning.layout import refuse_misfit
+from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import make_plan, read_costs
+from batchgen.planning.work import planned_work
 from batchgen.runner.executors import check_profile
 from batchgen.runner.submit import cut
 from batchgen.scheduler import commands as scheduler
@@ -42,10 +43,11 @@ def dry_run(composed: Composed) -> DryRun:
     check_folder(slurm.executor, Path(composed.config.output.root_dir).absolute())
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
-        refuse_misfit(composed.config, make_plan(composed.config, plan))
+        made = make_plan(composed.config, plan)
+        layout = resolve_layout(composed.config, planned_work(made.buckets))
         is_alias = read_costs(plan).is_alias
         rows = np.flatnonzero(~is_alias)
-        shards = int(cut(plan, rows, composed.config).shard.max(initial=-1)) + 1
+        shards = int(cut(plan, rows, composed.config, layout).shard.max(initial=-1)) + 1
     if slurm.executor != "slurm":
         return DryRun(len(rows), shards)
     try:

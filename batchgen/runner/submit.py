@@ -23,10 +23,12 @@ from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
-from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
+from batchgen.planning.cost import start_up_seconds
+from batchgen.planning.forecast import most_shard_seconds
 from batchgen.planning.layout import resolve_layout
-from batchgen.planning.plan import read_buckets, read_costs
+from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
+from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
@@ -112,9 +114,7 @@ def submit(
     refuse_lost_intent(run)
     settings = settings or Settings(header.config, header.overrides)
     last = last_submission(run) if settings.last is None else settings.last
-    config = build(JobConfig, settings.resolved)
-    executor_for(config.slurm)  # refuses what does not go together
-    check_folder(config.slurm.executor, run.root)
+    config = _checked_config(run, settings)
     patiently(lambda: refuse_if_alive(run), patience_s)
     plan = _checked_plan(run, header, settings)
     found = choose(index_commits(run), read_plan_rows(plan))
@@ -122,12 +122,13 @@ def submit(
     blame = read_blame(run, found, all_gone=True)
     verdicts = [v for v in blame.convicted if v.row_index in wanted]
     wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
-    layout = resolve_layout(config, read_buckets(plan, wanted)) if len(wanted) else None
+    work = read_work(plan, wanted, config.model)
+    layout = resolve_layout(config, work) if work else None
     if verdicts:
         last = quarantine_rows(run, verdicts, last=last)
     if len(wanted) == 0 and settings.replan is None:
         return None
-    shards = cut(plan, wanted, config, blame.suspects)
+    shards = cut(plan, wanted, config, layout, blame.suspects)
     number = begin_submission(
         run, shards, settings.info(layout), last=last, found=found, under_lock=settings.install
     )
@@ -137,6 +138,14 @@ def submit(
     slurm = without_hosts(config.slurm, settings.excluded)
     jobs = _launch(run, number, count, slurm, blame, patience_s)
     return Submission(run, number, len(wanted), count, tuple(jobs))
+
+
+def _checked_config(run: RunPaths, settings: Settings) -> JobConfig:
+    """The configuration; ConfigError for a profile whose keys do not go together."""
+    config = build(JobConfig, settings.resolved)
+    executor_for(config.slurm)
+    check_folder(config.slurm.executor, run.root)
+    return config
 
 
 def _checked_plan(run: RunPaths, header: RunFile, settings: Settings) -> Path:
@@ -207,20 +216,25 @@ def _launch_elsewhere(
 
 
 def cut(
-    plan: Path, rows: np.ndarray, config: JobConfig, suspects: np.ndarray = NOBODY
+    plan: Path,
+    rows: np.ndarray,
+    config: JobConfig,
+    layout: Layout | None,
+    suspects: np.ndarray = NOBODY,
 ) -> SubmissionRows:
     """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
     machine gets one shard."""
     slurm = config.slurm
-    costs = read_costs(plan).cost_s[rows]
+    replicas, speed = (layout.replicas_together, layout.speed) if layout else (1, 1.0)
+    costs = read_costs(plan).cost_s[rows] / speed
     alone = np.isin(rows, suspects)
-    costs[alone] *= slurm.ranks_per_node  # the other ranks of the node wait while a suspect runs
+    costs[alone] *= replicas  # the others wait while a suspect runs
     shard = cut_shards(
         costs,
         shards=1 if slurm.executor in ONE_MACHINE else None,
-        slots=slurm.nodes,
+        slots=slurm.nodes // (layout.nodes_together if layout else 1),
         start_up_s=start_up_seconds(config),
-        ranks=slurm.ranks_per_node,
+        ranks=replicas,
         most_s=most_shard_seconds(slurm),
     )
     order = np.empty(len(rows), np.int64)
