@@ -22,7 +22,7 @@ TWO_SHARDS = ("slurm.nodes=2", "slurm.start_up_s=0.05")
 class LoginNode:
     """A user at a login node: commands in this process, and what they printed."""
 
-    bench: JobFolder
+    job_folder: JobFolder
     fake: FakeSlurm
     capsys: pytest.CaptureFixture[str]
     out: str = ""
@@ -35,14 +35,16 @@ class LoginNode:
         return code
 
     def submit(self, *overrides: str) -> int:
-        return self.call("submit", str(self.bench.job), *JOB, *TWO_SHARDS, *overrides, "--json")
+        return self.call(
+            "submit", str(self.job_folder.job), *JOB, *TWO_SHARDS, *overrides, "--json"
+        )
 
     def on_run(self, verb: str, *options: str) -> int:
         return self.call(verb, str(self.run.root), *options)
 
     @property
     def run(self) -> RunPaths:
-        (folder,) = self.bench.root.iterdir()
+        (folder,) = self.job_folder.root.iterdir()
         return RunPaths(folder)
 
     def names(self) -> Counter[str]:

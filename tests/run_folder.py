@@ -251,7 +251,7 @@ def make_run_folder(
 
 
 def die(
-    lab: RunFolder,
+    run_folder: RunFolder,
     submission: int,
     *rows: int,
     host: str = "n1",
@@ -261,27 +261,31 @@ def die(
     card: str = "",
 ) -> JournalWriter:
     """An attempt that starts some rows and is never heard of again."""
-    journal = lab.journal(submission, task, restart, host=host, card=card)
+    journal = run_folder.journal(submission, task, restart, host=host, card=card)
     for row in rows:
         journal.start(row, f"row{row:04d}", alone)
     journal.close()
     return journal
 
 
-def fail(lab: RunFolder, journal: JournalWriter, row: int, error: str = "RuntimeError") -> None:
+def fail(
+    run_folder: RunFolder, journal: JournalWriter, row: int, error: str = "RuntimeError"
+) -> None:
     """Start a row and commit its failure, by any error."""
     journal.start(row, f"row{row:04d}")
-    commit = lab.commit_of(row, parse_journal(journal.path), None)
+    commit = run_folder.commit_of(row, parse_journal(journal.path), None)
     journal.commit(replace(commit, status="failed", error_type=error, error="boom"))
 
 
 def main(root: str, *numbers: str) -> None:
     submission, task, restart, *rows = map(int, numbers)
-    lab = RunFolder(RunPaths(Path(root)), [make_request(row) for row in range(max(rows) + 1)])
-    with lab.journal(submission, task, restart) as journal:
+    run_folder = RunFolder(
+        RunPaths(Path(root)), [make_request(row) for row in range(max(rows) + 1)]
+    )
+    with run_folder.journal(submission, task, restart) as journal:
         journal.phase("load", 0.5)
         for row in rows:
-            lab.render(journal, row)
+            run_folder.render(journal, row)
         journal.end(End(reason="done"))
 
 

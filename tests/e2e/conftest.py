@@ -25,6 +25,6 @@ def fail_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Callable[[int | Sequence[dict[str, Any]]], JobFolder]:
+def new_job_folder(tmp_path: Path) -> Callable[[int | Sequence[dict[str, Any]]], JobFolder]:
     """Makes a working folder for a manifest: a row count, or the rows themselves."""
     return lambda rows: make_job_folder(tmp_path, rows)

@@ -12,8 +12,8 @@ GPU = ("slurm.executor=local", "slurm.gpus_per_node=1", "slurm.device.name=h100"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
-def test_rows_are_not_rendered_on_the_cpu_in_silence(bench) -> None:
-    work = bench(2)
+def test_rows_are_not_rendered_on_the_cpu_in_silence(new_job_folder) -> None:
+    work = new_job_folder(2)
     done = work.run(*GPU)
     assert done.code == 1
     status = read_status(done.run)
@@ -26,7 +26,7 @@ def test_rows_are_not_rendered_on_the_cpu_in_silence(bench) -> None:
     assert attempt.error in told.out
 
 
-def test_fake_gpus_are_no_devices(bench) -> None:
+def test_fake_gpus_are_no_devices(new_job_folder) -> None:
     """As on a development cluster: the profile names the CPU as its device."""
-    done = bench(1).run(*GPU[:2], "slurm.device.name=cpu")
+    done = new_job_folder(1).run(*GPU[:2], "slurm.device.name=cpu")
     assert list(rows_of(done.run).status) == ["ok"]

@@ -23,8 +23,8 @@ TRUE_CFG = [
 
 
 def test_two_experts_with_one_on_the_device(two_expert_folder: Path, tmp_path: Path) -> None:
-    bench = make_job_folder(tmp_path, TWO_SCALES)
-    done = bench.run_here(
+    job_folder = make_job_folder(tmp_path, TWO_SCALES)
+    done = job_folder.run_here(
         "model=auto",
         f"model.weights={two_expert_folder}",
         "model.text_encoder.max_tokens=32",
@@ -44,10 +44,10 @@ def test_two_experts_with_one_on_the_device(two_expert_folder: Path, tmp_path: P
 def test_images_of_a_flux(one_thread: None, tmp_path: Path) -> None:
     """PNG files hold what the pipeline draws; a column of another family is refused by name."""
     folder = save_flux(tmp_path / "flux", flux_spec())
-    bench = make_job_folder(tmp_path, TRUE_CFG)
+    job_folder = make_job_folder(tmp_path, TRUE_CFG)
     model = ("model=auto", f"model.weights={folder}", "model.text_encoder_2.max_tokens=32")
     size = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
-    done = bench.run_here(*model, *size, "row_defaults.num_steps=3")
+    done = job_folder.run_here(*model, *size, "row_defaults.num_steps=3")
     assert done.code == 0, done.err
     rows = rows_of(done.run)
     assert list(rows.status) == ["ok"] * 3
@@ -87,9 +87,9 @@ def test_what_an_image_model_does_not_read_is_refused(
 ) -> None:
     from batchgen.cli.main import main
 
-    bench = make_job_folder(tmp_path, 1)
+    job_folder = make_job_folder(tmp_path, 1)
     size = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
     model = ("model=flux.1-dev", "slurm.device.memory_gib=128")
-    assert main(["plan", str(bench.job), *model, *size]) == 0
-    assert main(["plan", str(bench.job), *model, *size, override]) == 2
+    assert main(["plan", str(job_folder.job), *model, *size]) == 0
+    assert main(["plan", str(job_folder.job), *model, *size, override]) == 2
     assert message in capsys.readouterr().err

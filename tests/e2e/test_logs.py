@@ -30,8 +30,10 @@ def run_logs(run: RunPaths) -> list[Path]:
         (("output.enable_run_log=false", "output.log_ranks=[0,1]"), []),
     ],
 )
-def test_the_ranks_that_are_asked_for_write_a_log(bench, overrides, ranks: list[int]) -> None:
-    work = bench(6)
+def test_the_ranks_that_are_asked_for_write_a_log(
+    new_job_folder, overrides, ranks: list[int]
+) -> None:
+    work = new_job_folder(6)
     done = work.run(*TWO_RANKS, *overrides)
     assert done.code == 0, done.err
     assert run_logs(done.run) == [done.run.run_log(Attempt(1, 0, 0, rank)) for rank in ranks]
@@ -42,9 +44,9 @@ def test_the_ranks_that_are_asked_for_write_a_log(bench, overrides, ranks: list[
     assert [f"run-s1t0r0p{rank}.log" in shown for rank in (0, 1)] == [n in ranks for n in (0, 1)]
 
 
-def test_the_launch_log_has_what_was_asked_for_and_when(bench) -> None:
+def test_the_launch_log_has_what_was_asked_for_and_when(new_job_folder) -> None:
     """Every start of the run, also those that add nothing."""
-    work = bench(3)
+    work = new_job_folder(3)
     wanted = "output.enable_launch_log=true"
     done = work.run_here(*NULL, wanted)
     assert done.code == 0, done.err
@@ -61,24 +63,24 @@ def test_the_launch_log_has_what_was_asked_for_and_when(bench) -> None:
     assert log.read_text().splitlines() == lines
 
 
-def test_without_being_asked_for_there_is_no_launch_log(bench) -> None:
-    done = bench(1).run_here(*NULL)
+def test_without_being_asked_for_there_is_no_launch_log(new_job_folder) -> None:
+    done = new_job_folder(1).run_here(*NULL)
     assert done.code == 0, done.err
     assert not (done.run.logs / "launch.log").exists()
 
 
 @pytest.mark.parametrize(("override", "name"), [((), "job"), (("tag=night.2",), "night.2")])
-def test_a_run_folder_begins_with_its_tag_or_its_job(bench, override, name: str) -> None:
-    done = bench(1).run_here(*NULL, *override)
+def test_a_run_folder_begins_with_its_tag_or_its_job(new_job_folder, override, name: str) -> None:
+    done = new_job_folder(1).run_here(*NULL, *override)
     assert done.code == 0, done.err
     assert re.fullmatch(rf"{re.escape(name)}-\d{{8}}-\d{{6}}-[0-9a-f]{{6}}", done.run.root.name)
 
 
 def test_two_starts_in_one_second_never_share_a_folder(
-    bench, monkeypatch: pytest.MonkeyPatch
+    new_job_folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even if they draw the same number: the second one ends, the first is as it was."""
-    composed = compose_job(bench(1).job, NULL)
+    composed = compose_job(new_job_folder(1).job, NULL)
     monkeypatch.setattr(create.time, "strftime", lambda form: "20260101-000000")
     roots = [create.create_run(composed).root for _ in range(5)]
     assert len({*roots}) == 5

@@ -15,8 +15,8 @@ MANIFEST = [
 ]
 
 
-def test_a_job_without_a_model_runs_twice_to_the_same_bits(bench) -> None:
-    work = bench(MANIFEST)
+def test_a_job_without_a_model_runs_twice_to_the_same_bits(new_job_folder) -> None:
+    work = new_job_folder(MANIFEST)
     first = work.run(*OPTIONS)
     assert first.code == 0, first.err
     frame = rows_of(first.run)

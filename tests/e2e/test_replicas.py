@@ -42,9 +42,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[object, ...]]:
 
 
 def test_two_ranks_that_share_the_tokens_draw_what_one_draws(
-    bench, alone: set[tuple[object, ...]]
+    new_job_folder, alone: set[tuple[object, ...]]
 ) -> None:
-    done = bench(ROWS).run(*TWO)
+    done = new_job_folder(ROWS).run(*TWO)
     assert done.code == 0, done.err
     assert recorded(done.run) == alone
     attempt = ended(done.run)
@@ -61,9 +61,9 @@ def test_two_ranks_that_share_the_tokens_draw_what_one_draws(
     ],
 )
 def test_layouts_draw_what_one_rank_draws(
-    bench, alone: set[tuple[object, ...]], layout: tuple[str, ...]
+    new_job_folder, alone: set[tuple[object, ...]], layout: tuple[str, ...]
 ) -> None:
-    done = bench(ROWS).run("slurm.executor=local", *layout)
+    done = new_job_folder(ROWS).run("slurm.executor=local", *layout)
     assert done.code == 0, done.err
     assert recorded(done.run) == alone
     replicas = [a.attempt.replica for a in read_status(done.run).attempts]
@@ -71,9 +71,11 @@ def test_layouts_draw_what_one_rank_draws(
 
 
 @pytest.mark.slow
-def test_more_replicas_than_rows(bench) -> None:
+def test_more_replicas_than_rows(new_job_folder) -> None:
     """One of them has nothing to draw, and nobody waits for it."""
-    done = bench(1).run("slurm.executor=local", "slurm.ranks_per_node=4", "system.parallel.cfg=2")
+    done = new_job_folder(1).run(
+        "slurm.executor=local", "slurm.ranks_per_node=4", "system.parallel.cfg=2"
+    )
     assert done.code == 0, done.err
     assert sorted(a.commits for a in read_status(done.run).attempts) == [0, 1]
     assert {a.ended for a in read_status(done.run).attempts} <= {"done", "queue-lost"}
@@ -99,11 +101,14 @@ def test_more_replicas_than_rows(bench) -> None:
     ],
 )
 def test_a_rank_that_fails_ends_its_replica_and_every_row_is_drawn_once(
-    bench, alone: set[tuple[object, ...]], point: str, says: str
+    new_job_folder, alone: set[tuple[object, ...]], point: str, says: str
 ) -> None:
     """Whoever is gone is missed at once; whoever is stopped, or never came, in the watchdog's time,
     which has to be longer than the import of torch takes on a busy machine."""
-    work, watchdog_s = bench(ROWS), 90 if point.endswith("stop") or "meet" in point else 1800
+    work, watchdog_s = (
+        new_job_folder(ROWS),
+        90 if point.endswith("stop") or "meet" in point else 1800,
+    )
     failed = work.run(
         *TWO, "slurm.max_attempts=1", f"slurm.watchdog_s={watchdog_s}",
         env={"BATCHGEN_FAILPOINT": point},
@@ -123,9 +128,9 @@ def test_a_rank_that_fails_ends_its_replica_and_every_row_is_drawn_once(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("told", ["leader", "follower"])
-def test_a_signal_to_either_rank_saves_rows_that_go_on_elsewhere(bench, told: str) -> None:
+def test_a_signal_to_either_rank_saves_rows_that_go_on_elsewhere(new_job_folder, told: str) -> None:
     """On the same layout and on one rank: the pixels of an undisturbed run."""
-    work = bench(2)
+    work = new_job_folder(2)
     long = ("row_defaults.num_steps=60", "system.batch.max_rows_in_flight=1")
     started = work.call("submit", str(work.job), *TWO, *long, "--json")
     assert started.code == 0, started.err

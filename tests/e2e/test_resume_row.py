@@ -15,14 +15,14 @@ STEPS = [60, 45, 3, 60]
 SMALL = ("row_defaults.width=32", "row_defaults.height=32", "row_defaults.num_frames=5")
 
 
-def drain(shift: PlannedRun, restart: int, busy_s: float) -> None:
+def drain(planned_run: PlannedRun, restart: int, busy_s: float) -> None:
     """Start a rank, let it work for a while, and tell it to drain."""
-    rank = shift.start(1, BEATING, restart=restart)
-    shift.wait_for_steps(1, restart, busy_s)
+    rank = planned_run.start(1, BEATING, restart=restart)
+    planned_run.wait_for_steps(1, restart, busy_s)
     rank.send_signal(signal.SIGUSR2)
     _, err = rank.communicate(timeout=120)
     assert rank.returncode == 0, err
-    assert [end.reason for end in shift.of(End, 1, restart)] == ["drained"]
+    assert [end.reason for end in planned_run.of(End, 1, restart)] == ["drained"]
 
 
 @pytest.mark.slow
@@ -30,27 +30,27 @@ def drain(shift: PlannedRun, restart: int, busy_s: float) -> None:
 def test_rows_in_flight_go_on_after_each_of_two_signals(tmp_path: Path) -> None:
     whole = plan_run(tmp_path / "whole", STEPS, *SMALL, model="tiny-wan")
     assert whole.work(whole.begin(range(4))) == 0
-    shift = plan_run(tmp_path / "cut", STEPS, *SMALL, model="tiny-wan")
-    shift.begin(range(4))
+    planned_run = plan_run(tmp_path / "cut", STEPS, *SMALL, model="tiny-wan")
+    planned_run.begin(range(4))
     for restart in (0, 1):
-        drain(shift, restart, 0.25)
-    assert shift.work(1, restart=2) == 0
+        drain(planned_run, restart, 0.25)
+    assert planned_run.work(1, restart=2) == 0
     frames: dict[int, str] = {}
     for restart in (0, 1, 2):
-        frames |= shift.frames(1, restart)
+        frames |= planned_run.frames(1, restart)
     assert frames == whole.frames(1)
-    assert_nothing_twice(shift)
-    assert not [path for path in shift.run.state.rglob("*") if path.is_file()]
+    assert_nothing_twice(planned_run)
+    assert not [path for path in planned_run.run.state.rglob("*") if path.is_file()]
 
 
-def assert_nothing_twice(shift: PlannedRun) -> None:
+def assert_nothing_twice(planned_run: PlannedRun) -> None:
     """Steps computed by all attempts add up to the steps of the rows, branches apart."""
-    saved = {s.row_index: s.step for r in (0, 1) for s in shift.of(Saved, 1, r)}
+    saved = {s.row_index: s.step for r in (0, 1) for s in planned_run.of(Saved, 1, r)}
     assert saved, "the signals came too late to find a row in flight"
-    commits = {c.row_index: c.stats for r in (0, 1, 2) for c in shift.of(Commit, 1, r)}
+    commits = {c.row_index: c.stats for r in (0, 1, 2) for c in planned_run.of(Commit, 1, r)}
     assert set(commits) == set(range(4))
     for row, stats in commits.items():
         assert stats.steps_restored == saved.get(row, 0)
         assert stats.steps_computed == 2 * (STEPS[row] - stats.steps_restored)
-    items = sum(end.items for r in (0, 1, 2) for end in shift.of(End, 1, r))
+    items = sum(end.items for r in (0, 1, 2) for end in planned_run.of(End, 1, r))
     assert items == 2 * sum(STEPS)

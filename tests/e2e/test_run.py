@@ -22,8 +22,8 @@ from batchgen.paths import RunPaths
 from batchgen.runner.jobs import is_alive
 
 
-def test_every_row_of_an_inline_run_is_in_the_catalog(bench) -> None:
-    done = bench(3).run()
+def test_every_row_of_an_inline_run_is_in_the_catalog(new_job_folder) -> None:
+    done = new_job_folder(3).run()
     assert done.code == 0, done.err
     frame = rows_of(done.run)
     assert list(frame.status) == ["ok"] * 3
@@ -38,8 +38,8 @@ def test_every_row_of_an_inline_run_is_in_the_catalog(bench) -> None:
     assert done.run.time_stats.read_text().startswith("Timestamp,")
 
 
-def test_two_ranks_draw_what_one_draws(bench, tmp_path) -> None:
-    rows = bench(7)
+def test_two_ranks_draw_what_one_draws(new_job_folder, tmp_path) -> None:
+    rows = new_job_folder(7)
     alone = rows.run_here()
     shared = rows.run("slurm.executor=local", "slurm.ranks_per_node=2")
     assert (alone.code, shared.code) == (0, 0), shared.err
@@ -47,9 +47,9 @@ def test_two_ranks_draw_what_one_draws(bench, tmp_path) -> None:
     assert pd.read_parquet(shared.run.catalog_runs).shape[0] == 2
 
 
-def test_submit_returns_before_the_rows_are_drawn(bench) -> None:
+def test_submit_returns_before_the_rows_are_drawn(new_job_folder) -> None:
     """Also to a caller that reads its output to the end, as `$(batchgen submit ...)` does."""
-    work = bench(2)
+    work = new_job_folder(2)
     started = work.call("submit", str(work.job), "slurm.executor=local", "--json")
     assert started.code == 0, started.err
     assert read_status(started.run).ok == 0
@@ -64,8 +64,8 @@ def test_submit_returns_before_the_rows_are_drawn(bench) -> None:
     assert shown.out.strip().endswith(f"catalog   {started.run.catalog_rows}")
 
 
-def test_more_ranks_than_rows(bench) -> None:
-    done = bench(1).run(NULL, "slurm.executor=local", "slurm.ranks_per_node=3")
+def test_more_ranks_than_rows(new_job_folder) -> None:
+    done = new_job_folder(1).run(NULL, "slurm.executor=local", "slurm.ranks_per_node=3")
     assert done.code == 0, done.err
     assert len(published(done.run)) == 1
 
@@ -83,9 +83,9 @@ def poisoned_weights(tmp_path: Path) -> Path:
     return folder
 
 
-def test_rows_that_fail_do_not_stop_the_others(bench, poisoned_weights: Path) -> None:
+def test_rows_that_fail_do_not_stop_the_others(new_job_folder, poisoned_weights: Path) -> None:
     """NaN latents and an over-long prompt are recorded with class, message and traceback."""
-    work = bench([
+    work = new_job_folder([
         {"row_id": "good-1", "prompt": "a red circle"},
         {"row_id": "nan", "prompt": "a violet circle"},
         {"row_id": "long", "prompt": "red " * 200},
@@ -108,9 +108,9 @@ def test_rows_that_fail_do_not_stop_the_others(bench, poisoned_weights: Path) ->
 
 @pytest.mark.parametrize("action", ["raise", "enospc"])
 def test_media_that_cannot_be_written_is_tried_again_and_then_fails_its_row(
-    bench, action, fail_at
+    new_job_folder, action, fail_at
 ) -> None:
-    work = bench(3)
+    work = new_job_folder(3)
     fail_at(f"media.before_write:2:{action}")
     once = work.run_here()
     assert once.code == 0, once.err
@@ -123,7 +123,7 @@ def test_media_that_cannot_be_written_is_tried_again_and_then_fails_its_row(
     assert set(frame.error_type) == {"", "MediaError" if action == "enospc" else "RuntimeError"}
 
 
-def test_any_unicode_renders_and_truncation_is_recorded(bench) -> None:
+def test_any_unicode_renders_and_truncation_is_recorded(new_job_folder) -> None:
     prompts = {
         "emoji": "🔴🟦 a red circle 👩‍👩‍👧‍👦",
         "rtl": "دائرة حمراء תמונה",
@@ -132,7 +132,7 @@ def test_any_unicode_renders_and_truncation_is_recorded(bench) -> None:
     }
     rows = [{"row_id": k, "prompt": v} for k, v in prompts.items()]
     rows[0]["negative_prompt"] = "a blurred ring " * 100
-    done = bench(rows).run_here("row_defaults.guidance_scale=3")
+    done = new_job_folder(rows).run_here("row_defaults.guidance_scale=3")
     assert done.code == 0, done.err
     frame = rows_of(done.run).set_index("row_id")
     assert dict(frame.prompt) == prompts
@@ -142,7 +142,7 @@ def test_any_unicode_renders_and_truncation_is_recorded(bench) -> None:
     assert frame.negative_prompt_tokens["emoji"] > 100
 
 
-def test_a_directory_of_parts_and_equal_rows_rendered_once(bench, tmp_path) -> None:
+def test_a_directory_of_parts_and_equal_rows_rendered_once(new_job_folder, tmp_path) -> None:
     """Rows with equal keys are planned once; the alias shares the media file in the catalog."""
     parts = tmp_path / "parts"
     parts.mkdir()
@@ -150,7 +150,7 @@ def test_a_directory_of_parts_and_equal_rows_rendered_once(bench, tmp_path) -> N
     pq.write_table(
         pa.table({"prompt": ["a red circle", "a blue ring"], "seed": [7, 8]}), parts / "b.parquet"
     )
-    work = bench(1)
+    work = new_job_folder(1)
     done = work.run_here(f"manifest={parts}")
     assert done.code == 0, done.err
     frame = rows_of(done.run)
@@ -169,16 +169,16 @@ def test_a_directory_of_parts_and_equal_rows_rendered_once(bench, tmp_path) -> N
         ("output.qualty=3", "quality"),
     ],
 )
-def test_a_bad_setting_ends_with_2_before_anything_is_made(bench, override, named) -> None:
-    work = bench(2)
+def test_a_bad_setting_ends_with_2_before_anything_is_made(new_job_folder, override, named) -> None:
+    work = new_job_folder(2)
     done = work.here("run", str(work.job), override)
     assert done.code == 2, done.err
     assert named in done.err and "Traceback" not in done.err
     assert not work.root.exists() or not list(work.root.iterdir())
 
 
-def test_a_machine_without_slurm_is_told_before_anything_is_made(bench) -> None:
-    work = bench(2)
+def test_a_machine_without_slurm_is_told_before_anything_is_made(new_job_folder) -> None:
+    work = new_job_folder(2)
     done = work.call("submit", str(work.job), "slurm.executor=slurm", env={"PATH": "/nowhere"})
     assert done.code == 2, done.err
     assert "sbatch" in done.err and "slurm=local" in done.err
@@ -193,9 +193,9 @@ def wait_for_media(work, process) -> RunPaths:
 
 
 @pytest.mark.parametrize("executor", ["local", "inline"])
-def test_interrupting_a_run_leaves_a_state_that_resumes(bench, executor: str) -> None:
+def test_interrupting_a_run_leaves_a_state_that_resumes(new_job_folder, executor: str) -> None:
     """Ctrl-C (SIGINT) exits with 130, soon; resume renders the rest."""
-    work = bench(12)
+    work = new_job_folder(12)
     process = work.start(
         "run", str(work.job), NULL, f"slurm.executor={executor}", *SLOW_ROWS, "--json"
     )
@@ -215,8 +215,8 @@ def test_interrupting_a_run_leaves_a_state_that_resumes(bench, executor: str) ->
     assert len(published(run)) == 12
 
 
-def test_cancelling_a_foreground_run_ends_it_for_good(bench) -> None:
-    work = bench(12)
+def test_cancelling_a_foreground_run_ends_it_for_good(new_job_folder) -> None:
+    work = new_job_folder(12)
     process = work.start("run", str(work.job), NULL, "slurm.executor=local", *SLOW_ROWS, "--json")
     run = wait_for_media(work, process)
     cancelled = work.here("cancel", str(run.root))
@@ -228,8 +228,8 @@ def test_cancelling_a_foreground_run_ends_it_for_good(bench) -> None:
     assert read_status(run).submission == 1
 
 
-def test_cancel_reaches_ranks_that_are_still_starting(bench) -> None:
-    work = bench(12)
+def test_cancel_reaches_ranks_that_are_still_starting(new_job_folder) -> None:
+    work = new_job_folder(12)
     started = work.call("submit", str(work.job), "slurm.executor=local", *SLOW_ROWS, "--json")
     cancelled = work.here("cancel", str(started.run.root))
     assert cancelled.code == 0, cancelled.out
@@ -240,9 +240,9 @@ def test_cancel_reaches_ranks_that_are_still_starting(bench) -> None:
     assert again.code == 0 and "nothing is at work" in again.out
 
 
-def test_ranks_that_all_meet_the_same_error_are_not_tried_again(bench) -> None:
+def test_ranks_that_all_meet_the_same_error_are_not_tried_again(new_job_folder) -> None:
     """The error is told, and three attempts are not spent on it."""
-    work = bench(2)
+    work = new_job_folder(2)
     env = {"BATCHGEN_FAILPOINT": "journal.before_append:1:enospc"}
     done = work.run(NULL, "slurm.executor=local", env=env)
     assert done.code == 1, done.err

@@ -20,16 +20,16 @@ from batchgen.paths import RunPaths
 
 SLOW = ("model=null-engine", *SLOW_ROWS, "row_defaults.num_steps=200")
 BOTH = [signal.SIGTERM, signal.SIGHUP]
-Benches = Callable[[int], JobFolder]
+NewJobFolder = Callable[[int], JobFolder]
 
 
-def start(bench: JobFolder, executor: str) -> tuple[subprocess.Popen[str], RunPaths]:
+def start(job_folder: JobFolder, executor: str) -> tuple[subprocess.Popen[str], RunPaths]:
     """A run with a row in flight and one that is done."""
-    argv = ("run", str(bench.job), *SLOW, f"slurm.executor={executor}", "--json")
-    process = bench.start(*argv)
+    argv = ("run", str(job_folder.job), *SLOW, f"slurm.executor={executor}", "--json")
+    process = job_folder.start(*argv)
     while True:
         assert process.poll() is None, process.communicate()
-        for folder in bench.root.glob("job-*"):
+        for folder in job_folder.root.glob("job-*"):
             status = read_status(RunPaths(folder))
             if status.running and status.ok:
                 return process, RunPaths(folder)
@@ -37,8 +37,10 @@ def start(bench: JobFolder, executor: str) -> tuple[subprocess.Popen[str], RunPa
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_ranks_go_on_without_the_driver(number: signal.Signals, bench: Benches) -> None:
-    process, run = start(bench(8), "local")
+def test_ranks_go_on_without_the_driver(
+    number: signal.Signals, new_job_folder: NewJobFolder
+) -> None:
+    process, run = start(new_job_folder(8), "local")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -53,8 +55,10 @@ def test_ranks_go_on_without_the_driver(number: signal.Signals, bench: Benches) 
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_rank_in_the_driver_saves_its_rows(number: signal.Signals, bench: Benches) -> None:
-    made = bench(3)
+def test_a_rank_in_the_driver_saves_its_rows(
+    number: signal.Signals, new_job_folder: NewJobFolder
+) -> None:
+    made = new_job_folder(3)
     process, run = start(made, "inline")
     process.send_signal(number)
     os.kill(process.pid, signal.SIGTERM)  # the next of those that a session's end brings
@@ -67,9 +71,9 @@ def test_a_rank_in_the_driver_saves_its_rows(number: signal.Signals, bench: Benc
     assert len(published(run)) == 3
 
 
-def test_a_closed_terminal_leaves_no_draft(bench: Benches) -> None:
+def test_a_closed_terminal_leaves_no_draft(new_job_folder: NewJobFolder) -> None:
     """Whenever it comes, from the first folder on."""
-    made = bench(2)
+    made = new_job_folder(2)
     process = made.start("run", str(made.job), "model=null-engine")
     while not made.root.exists() and process.poll() is None:
         time.sleep(0.002)
@@ -81,8 +85,8 @@ def test_a_closed_terminal_leaves_no_draft(bench: Benches) -> None:
         assert main(["resume", str(folder)]) == 0
 
 
-def test_nohup_is_heard(bench: Benches) -> None:
-    made = bench(2)
+def test_nohup_is_heard(new_job_folder: NewJobFolder) -> None:
+    made = new_job_folder(2)
     job = (str(made.job), "model=null-engine")
     line = [sys.executable, "-c", "import os, signal, sys; "
             "signal.signal(signal.SIGHUP, signal.SIG_IGN); "

@@ -101,16 +101,16 @@ def audit(work: JobFolder, run: RunPaths) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ten_kills_lose_nothing_and_repeat_nothing(bench) -> None:
-    work = bench(40)
+def test_ten_kills_lose_nothing_and_repeat_nothing(new_job_folder) -> None:
+    work = new_job_folder(40)
     run = torment(work, kills=10, seed=1)
     audit(work, run)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_hundred_kills(bench) -> None:
-    work = bench(300)
+def test_a_hundred_kills(new_job_folder) -> None:
+    work = new_job_folder(300)
     run = torment(work, kills=100, seed=2)
     audit(work, run)
 
@@ -123,8 +123,8 @@ def test_a_hundred_kills(bench) -> None:
         "journal.before_append", "journal.torn", "journal.after_append",
     ],
 )  # fmt: skip
-def test_a_kill_at_each_step_of_a_commit(bench, point: str) -> None:
-    work = bench(3)
+def test_a_kill_at_each_step_of_a_commit(new_job_folder, point: str) -> None:
+    work = new_job_folder(3)
     killed = work.run("slurm.max_attempts=1", env={"BATCHGEN_FAILPOINT": f"{point}:2:kill"})
     assert killed.code == -signal.SIGKILL
     run = RunPaths(next(work.root.glob("job-*")))
@@ -138,8 +138,8 @@ def test_a_kill_at_each_step_of_a_commit(bench, point: str) -> None:
     assert checked.code == 0, checked.out
 
 
-def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) -> None:
-    work = bench(6)
+def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(new_job_folder) -> None:
+    work = new_job_folder(6)
     env = {"BATCHGEN_FAILPOINT": "journal.before_append:2:stop"}
     started = work.call("submit", str(work.job), NULL, "slurm.executor=local", "--json", env=env)
     run = started.run
@@ -157,8 +157,8 @@ def test_a_stopped_rank_keeps_others_out_and_two_resumes_cannot_both_win(bench) 
 
 
 @pytest.mark.slow
-def test_ranks_do_not_wait_for_a_queue_whose_server_died_in_its_start_up(bench) -> None:
-    work = bench(4)
+def test_ranks_do_not_wait_for_a_queue_whose_server_died_in_its_start_up(new_job_folder) -> None:
+    work = new_job_folder(4)
     started = work.call(
         "submit", str(work.job), "slurm.executor=local", "slurm.ranks_per_node=2",
         "slurm.max_attempts=1", "--json",
@@ -172,8 +172,8 @@ def test_ranks_do_not_wait_for_a_queue_whose_server_died_in_its_start_up(bench) 
     assert len(published(started.run)) == 4
 
 
-def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
-    work = bench(16)
+def test_cancel_drains_and_resume_goes_on_with_other_ranks(new_job_folder) -> None:
+    work = new_job_folder(16)
     started = work.call(
         "submit", str(work.job), NULL, "slurm.executor=local", "slurm.ranks_per_node=2",
         *SLOW_ROWS, "--json",
@@ -192,9 +192,9 @@ def test_cancel_drains_and_resume_goes_on_with_other_ranks(bench) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["replan.before_plan", "replan.after_plan"])
 def test_a_crash_while_a_new_plan_is_installed_leaves_plan_and_header_of_one_mind(
-    bench, point: str
+    new_job_folder, point: str
 ) -> None:
-    work = bench(2)
+    work = new_job_folder(2)
     run = work.run().run
     before = published(run)
     change = ("resume", str(run.root), "row_defaults.num_steps=4", "--rerender-changed", "--json")
@@ -212,8 +212,8 @@ def test_a_crash_while_a_new_plan_is_installed_leaves_plan_and_header_of_one_min
     assert published(run) == published(work.run(f"row_defaults.num_steps={steps}").run)
 
 
-def test_retry_of_a_row_leaves_other_unfinished_rows_alone(bench) -> None:
-    work = bench(3)
+def test_retry_of_a_row_leaves_other_unfinished_rows_alone(new_job_folder) -> None:
+    work = new_job_folder(3)
     killed = work.run(NULL, env={"BATCHGEN_FAILPOINT": "journal.before_append:2:kill"})
     assert killed.code == -signal.SIGKILL
     run = RunPaths(next(work.root.glob("job-*")))
@@ -223,8 +223,8 @@ def test_retry_of_a_row_leaves_other_unfinished_rows_alone(bench) -> None:
     assert (retried.json["ok"], retried.json["left"]) == (1, 2)
 
 
-def test_settings_in_the_row_key_are_refused_or_rerendered(bench) -> None:
-    work = bench([
+def test_settings_in_the_row_key_are_refused_or_rerendered(new_job_folder) -> None:
+    work = new_job_folder([
         {"row_id": "own-steps", "prompt": "a red circle", "num_steps": 3},
         {"row_id": "default", "prompt": "a blue ring", "num_steps": None},
     ])  # fmt: skip
@@ -242,8 +242,8 @@ def test_settings_in_the_row_key_are_refused_or_rerendered(bench) -> None:
     assert after["default"] != before["default"]
 
 
-def test_retry_renders_named_rows_again_with_the_same_pixels(bench) -> None:
-    work = bench(2)
+def test_retry_renders_named_rows_again_with_the_same_pixels(new_job_folder) -> None:
+    work = new_job_folder(2)
     run = work.run_here().run
     before = published(run)
     done = work.here("retry", str(run.root), "--rows", "row-001", "--json")
@@ -265,8 +265,10 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_a_full_disk_is_said_and_resume_works_after_room_is_made(bench, small_disk) -> None:
-    work = bench(40)
+def test_a_full_disk_is_said_and_resume_works_after_room_is_made(
+    new_job_folder, small_disk
+) -> None:
+    work = new_job_folder(40)
     full = work.here(
         "run", str(work.job), NULL, f"output.root_dir={small_disk}", "output.format=npy",
         "slurm.max_attempts=1", "--json",
@@ -281,8 +283,8 @@ def test_a_full_disk_is_said_and_resume_works_after_room_is_made(bench, small_di
     assert len(published(run)) == 40
 
 
-def test_a_read_only_folder_is_said_and_harms_nothing(bench, small_disk) -> None:
-    work = bench(2)
+def test_a_read_only_folder_is_said_and_harms_nothing(new_job_folder, small_disk) -> None:
+    work = new_job_folder(2)
     subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
     run = work.run_here(NULL, f"output.root_dir={small_disk}").run
     before = published(run)

@@ -49,16 +49,20 @@ class Campaign:
     """A submitted run."""
 
     cluster: Cluster
-    bench: JobFolder
+    job_folder: JobFolder
     run: RunPaths
 
     @classmethod
     def submit(
-        cls, cluster: Cluster, bench: JobFolder, *overrides: str, env: dict[str, str] | None = None
+        cls,
+        cluster: Cluster,
+        job_folder: JobFolder,
+        *overrides: str,
+        env: dict[str, str] | None = None,
     ) -> Campaign:
-        done = bench.call("submit", str(bench.job), *overrides, "--json", env=env)
+        done = job_folder.call("submit", str(job_folder.job), *overrides, "--json", env=env)
         assert done.code == 0, done.err
-        return cls(cluster, bench, RunPaths(Path(str(done.json["run"]))))
+        return cls(cluster, job_folder, RunPaths(Path(str(done.json["run"]))))
 
     # -------------------------------------------------------------------------------- while it runs
     def status(self) -> RunStatus:
@@ -128,7 +132,7 @@ class Campaign:
         left = catalog[catalog.status != "ok"][["row_id", "status", "error"]].head(5)
         assert (lost, twice) == (0, 0), f"{lost} lost:\n{left.to_string()}\n{self.logs()}"
         assert sorted(catalog[catalog.status == "quarantined"].row_id) == sorted(quarantined)
-        verified = self.bench.call("verify", str(self.run.root))
+        verified = self.job_folder.call("verify", str(self.run.root))
         assert verified.code == 0, verified.out + verified.err
         wasted = float(waste(self.run.root).total)
         assert wasted >= min_wasted
@@ -152,7 +156,7 @@ class Campaign:
         return "\n".join(f"== {f.name}\n{f.read_text()[-1500:]}" for f in files if f.stat().st_size)
 
     def resume(self, *overrides: str, code: int = 0) -> None:
-        done = self.bench.call("resume", str(self.run.root), "--detach", *overrides)
+        done = self.job_folder.call("resume", str(self.run.root), "--detach", *overrides)
         assert done.code == code, done.err
 
     def stewards(self) -> list[str]:

@@ -39,19 +39,19 @@ def cluster(booted: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def job_bench(
+def new_job_folder(
     cluster: Cluster, tmp_path: Path
 ) -> Callable[[int | Sequence[dict[str, Any]]], JobFolder]:
     """Makes a working folder whose job runs on the cluster: the project's own profile, which
     tests change by overrides (`slurm.nodes=2`, `model=null-engine`)."""
 
     def make(rows: int | Sequence[dict[str, Any]]) -> JobFolder:
-        bench = make_job_folder(tmp_path, rows)
+        job_folder = make_job_folder(tmp_path, rows)
         (tmp_path / "slurm").mkdir()
         shutil.copy(PROFILE, tmp_path / "slurm" / PROFILE.name)
-        text = bench.job.read_text()
+        text = job_folder.job.read_text()
         text = text.replace("slurm: {executor: inline}\n", "")
-        bench.job.write_text(text.replace("_self_]", "_self_, {override slurm: devcluster}]"))
-        return bench
+        job_folder.job.write_text(text.replace("_self_]", "_self_, {override slurm: devcluster}]"))
+        return job_folder
 
     return make

@@ -96,11 +96,11 @@ def chaos(run: Campaign, monkey: Monkey, count: int, kills: int) -> None:
     run.wait(1500, meanwhile=meanwhile)
 
 
-def undisturbed(bench: JobFolder) -> set[tuple[Any, ...]]:
+def undisturbed(job_folder: JobFolder) -> set[tuple[Any, ...]]:
     """The same rows in one quiet process on this machine."""
-    done = bench.run("slurm=inline", *SETTINGS[2:])
+    done = job_folder.run("slurm=inline", *SETTINGS[2:])
     assert done.code == 0, done.err
-    return recorded(RunPaths(bench.root / str(done.json["run"])))
+    return recorded(RunPaths(job_folder.root / str(done.json["run"])))
 
 
 def hold_against(run: Campaign, expected: set[tuple[Any, ...]], most_shot: int) -> None:
@@ -114,7 +114,7 @@ def hold_against(run: Campaign, expected: set[tuple[Any, ...]], most_shot: int) 
     assert len(shot) <= most_shot, shot.error.tolist()
     if len(shot):
         ids = ",".join(shot.row_id)
-        again = run.bench.call("retry", str(run.run.root), "--rows", ids, "slurm=inline")
+        again = run.job_folder.call("retry", str(run.run.root), "--rows", ids, "slurm=inline")
         assert again.code == 0, again.err
     run.audit(f"chaos, {len(shot)} rows quarantined and retried")
     assert recorded(run.run) == expected
@@ -134,10 +134,10 @@ def closes(run: pd.Series) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_short_storm(cluster: Cluster, job_bench: Make) -> None:
-    bench = job_bench(rows(60, 0.06))
-    expected = undisturbed(bench)
-    run = Campaign.submit(cluster, bench, *SETTINGS, "slurm.start_up_s=0.3")  # several shards
+def test_a_short_storm(cluster: Cluster, new_job_folder: Make) -> None:
+    job_folder = new_job_folder(rows(60, 0.06))
+    expected = undisturbed(job_folder)
+    run = Campaign.submit(cluster, job_folder, *SETTINGS, "slurm.start_up_s=0.3")  # several shards
     monkey = Monkey(run, 1, {"rank": 3, "node": 1, "requeue": 1, "scancel": 1, "preempt": 1})
     chaos(run, monkey, 60, 8)
     assert len(monkey.done) >= 8, monkey.done
@@ -146,11 +146,11 @@ def test_a_short_storm(cluster: Cluster, job_bench: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_chaos(cluster: Cluster, job_bench: Make) -> None:
+def test_chaos(cluster: Cluster, new_job_folder: Make) -> None:
     """400 rows over four nodes, 40 kills and more."""
-    bench = job_bench(rows(400, 0.06))
-    expected = undisturbed(bench)
-    run = Campaign.submit(cluster, bench, *SETTINGS, "slurm.start_up_s=1")
+    job_folder = new_job_folder(rows(400, 0.06))
+    expected = undisturbed(job_folder)
+    run = Campaign.submit(cluster, job_folder, *SETTINGS, "slurm.start_up_s=1")
     monkey = Monkey(
         run, 2, {"rank": 8, "node": 3, "power": 1, "requeue": 3, "scancel": 2, "preempt": 2}
     )

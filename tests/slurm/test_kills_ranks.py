@@ -19,8 +19,8 @@ from batchgen.scheduler.commands import job_name
 Make = Callable[..., JobFolder]
 
 
-def test_01_one_rank_is_killed(cluster: Cluster, job_bench: Make) -> None:
-    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
+def test_01_one_rank_is_killed(cluster: Cluster, new_job_folder: Make) -> None:
+    run = Campaign.submit(cluster, new_job_folder(rows(60)), *NULL)
     run.until_committed(8)
     run.until(lambda: run.rendering(commits=1))
     os.kill(run.rendering(commits=1)[-1], signal.SIGKILL)
@@ -29,8 +29,8 @@ def test_01_one_rank_is_killed(cluster: Cluster, job_bench: Make) -> None:
     assert len(read_blame(run.run).deaths) == 1
 
 
-def test_02_all_ranks_of_a_node_are_killed(cluster: Cluster, job_bench: Make) -> None:
-    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
+def test_02_all_ranks_of_a_node_are_killed(cluster: Cluster, new_job_folder: Make) -> None:
+    run = Campaign.submit(cluster, new_job_folder(rows(60)), *NULL)
     for pid in run.ranks(run.busy_node(commits=1)):
         os.kill(pid, signal.SIGKILL)
     run.wait()
@@ -38,10 +38,10 @@ def test_02_all_ranks_of_a_node_are_killed(cluster: Cluster, job_bench: Make) ->
     assert len(read_blame(run.run).deaths) == 2
 
 
-def test_08_the_steward_is_killed(cluster: Cluster, job_bench: Make) -> None:
+def test_08_the_steward_is_killed(cluster: Cluster, new_job_folder: Make) -> None:
     """It asks Slurm for another start; the chain goes on."""
-    bench = job_bench(rows(40))
-    run = Campaign.submit(cluster, bench, *NULL, env={"BATCHGEN_FAILPOINT": "steward:1:stop"})
+    job_folder = new_job_folder(rows(40))
+    run = Campaign.submit(cluster, job_folder, *NULL, env={"BATCHGEN_FAILPOINT": "steward:1:stop"})
     name = job_name(run.run, 1, steward=True)
     run.until(lambda: stopped_of(cluster, name), 120)
     os.kill(stopped_of(cluster, name)[0], signal.SIGKILL)
@@ -55,16 +55,16 @@ def test_08_the_steward_is_killed(cluster: Cluster, job_bench: Make) -> None:
 
 @pytest.mark.parametrize("point", ["submit.after_intent", "slurm.after_sbatch"])
 def test_08_the_steward_is_killed_while_it_submits(
-    cluster: Cluster, job_bench: Make, point: str
+    cluster: Cluster, new_job_folder: Make, point: str
 ) -> None:
     """Before Slurm knows of the next submission, or before its steward does: the next start of the
     steward finds out which, and the chain goes on."""
-    bench = job_bench(rows(40))
-    with (bench.folder / "slurm" / "devcluster.yaml").open("a") as profile:
+    job_folder = new_job_folder(rows(40))
+    with (job_folder.folder / "slurm" / "devcluster.yaml").open("a") as profile:
         die = f"export BATCHGEN_FAILPOINT={point}:1:kill"  # at its first start alone
         which = "$SLURM_JOB_NAME$SLURM_RESTART_COUNT in *-s1-steward"
         profile.write(f"setup: ['case {which}) {die};; esac']\n")
-    run = Campaign.submit(cluster, bench, *NULL)
+    run = Campaign.submit(cluster, job_folder, *NULL)
     run.until_committed(4)
     os.kill(run.rendering()[-1], signal.SIGKILL)  # so that something is left to submit
     run.wait()
@@ -78,61 +78,69 @@ def _job_of(cluster: Cluster, name: str) -> str:
     return cluster.call("squeue", "-h", "-t", "all", f"--name={name}", "--format=%A").split()[-1]
 
 
-def test_09_submit_is_killed_before_slurm_knows_of_it(cluster: Cluster, job_bench: Make) -> None:
-    bench = job_bench(rows(24))
-    died = bench.call(
-        "submit", str(bench.job), *NULL, env={"BATCHGEN_FAILPOINT": "submit.after_intent:1:kill"}
+def test_09_submit_is_killed_before_slurm_knows_of_it(
+    cluster: Cluster, new_job_folder: Make
+) -> None:
+    job_folder = new_job_folder(rows(24))
+    died = job_folder.call(
+        "submit",
+        str(job_folder.job),
+        *NULL,
+        env={"BATCHGEN_FAILPOINT": "submit.after_intent:1:kill"},
     )
     assert died.code == -signal.SIGKILL
-    run = _only_run(cluster, bench)
+    run = _only_run(cluster, job_folder)
     assert run.status().state == "submitted"
-    shown = bench.call("status", str(run.run.root))
+    shown = job_folder.call("status", str(run.run.root))
     assert "stopped" in shown.out and "batchgen resume" in shown.out
     run.resume()
     run.wait()
     run.audit("9a")
 
 
-def test_09_submit_is_killed_between_sbatch_and_ids(cluster: Cluster, job_bench: Make) -> None:
+def test_09_submit_is_killed_between_sbatch_and_ids(cluster: Cluster, new_job_folder: Make) -> None:
     """Its tasks are found by their name, are not started twice, and get a steward."""
-    bench = job_bench(rows(40))
-    died = bench.call(
-        "submit", str(bench.job), *NULL, env={"BATCHGEN_FAILPOINT": "slurm.after_sbatch:1:kill"}
+    job_folder = new_job_folder(rows(40))
+    died = job_folder.call(
+        "submit",
+        str(job_folder.job),
+        *NULL,
+        env={"BATCHGEN_FAILPOINT": "slurm.after_sbatch:1:kill"},
     )
     assert died.code == -signal.SIGKILL
-    run = _only_run(cluster, bench)
+    run = _only_run(cluster, job_folder)
     assert not run.run.jobs(1).exists()
-    shown = bench.call("status", str(run.run.root))
+    shown = job_folder.call("status", str(run.run.root))
     assert "no steward" in shown.out
-    resumed = bench.call("resume", str(run.run.root), "--detach")
+    resumed = job_folder.call("resume", str(run.run.root), "--detach")
     assert resumed.code == 0 and "found with Slurm" in resumed.out
     run.wait()
     catalog = run.audit("9b")
     assert set(catalog.attempt.str.partition("t")[0]) == {"s1"}
 
 
-def _only_run(cluster: Cluster, bench: JobFolder) -> Campaign:
+def _only_run(cluster: Cluster, job_folder: JobFolder) -> Campaign:
     from batchgen.paths import RunPaths
 
-    (root,) = bench.root.glob("*/run.json")
-    return Campaign(cluster, bench, RunPaths(root.parent))
+    (root,) = job_folder.root.glob("*/run.json")
+    return Campaign(cluster, job_folder, RunPaths(root.parent))
 
 
-def test_11_one_array_element_is_cancelled(cluster: Cluster, job_bench: Make) -> None:
+def test_11_one_array_element_is_cancelled(cluster: Cluster, new_job_folder: Make) -> None:
     """Somebody's scancel ends the element, not the run: its rows in flight are saved and go on."""
-    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL)
+    run = Campaign.submit(cluster, new_job_folder(rows(60)), *NULL)
     cluster.call("scancel", run.element(run.busy_node()))
     run.wait()
     catalog = run.audit("11")
     assert (catalog.steps_restored > 0).sum() >= 1
 
 
-def test_12_out_of_memory(cluster: Cluster, job_bench: Make) -> None:
+def test_12_out_of_memory(cluster: Cluster, new_job_folder: Make) -> None:
     """Slurm kills the step of the row that takes too much; its mates are rendered, and in the end
     it alone is quarantined."""
     run = Campaign.submit(
         cluster,
-        job_bench(rows(24)),
+        new_job_folder(rows(24)),
         *NULL,
         "slurm.mem_gb=1",
         env={"BATCHGEN_FAILPOINT": "row.row-005:*:hog"},
@@ -144,8 +152,8 @@ def test_12_out_of_memory(cluster: Cluster, job_bench: Make) -> None:
     assert len({death.host for death in read_blame(run.run).deaths}) >= 2  # not the same node twice
 
 
-def test_15_a_hung_rank_is_ended_by_its_watchdog(cluster: Cluster, job_bench: Make) -> None:
-    run = Campaign.submit(cluster, job_bench(rows(60)), *NULL, "slurm.watchdog_s=5")
+def test_15_a_hung_rank_is_ended_by_its_watchdog(cluster: Cluster, new_job_folder: Make) -> None:
+    run = Campaign.submit(cluster, new_job_folder(rows(60)), *NULL, "slurm.watchdog_s=5")
     run.until_committed(8)
     run.until(lambda: run.rendering(commits=1))
     os.kill(run.rendering(commits=1)[0], signal.SIGSTOP)
@@ -154,21 +162,21 @@ def test_15_a_hung_rank_is_ended_by_its_watchdog(cluster: Cluster, job_bench: Ma
 
 
 def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
-    cluster: Cluster, job_bench: Make
+    cluster: Cluster, new_job_folder: Make
 ) -> None:
     """A node is cut off from its controller: its ranks live on, each about to commit a row, while
     Slurm starts the shard again elsewhere. What they then commit is waste."""
-    bench = job_bench(rows(48, 0.5))
-    with (bench.folder / "slurm" / "devcluster.yaml").open("a") as profile:
+    job_folder = new_job_folder(rows(48, 0.5))
+    with (job_folder.folder / "slurm" / "devcluster.yaml").open("a") as profile:
         late = 'export BATCHGEN_FAILPOINT="journal.before_append:3:sleep75"'
         profile.write(f"setup: ['[ $SLURMD_NODENAME != node2 ] || {late}']\n")
-    run = Campaign.submit(cluster, bench, *NULL, "slurm.nodes=2")
+    run = Campaign.submit(cluster, job_folder, *NULL, "slurm.nodes=2")
     run.until(lambda: [a.commits for a in run.status().attempts if a.host == "node2"] == [2, 2])
     zombies = run.ranks(2)
     cut_off(cluster, 2, zombies)
     run.wait(280)
     run.until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in zombies))
-    run.bench.call("collect", str(run.run.root))  # the last of them came after the steward
+    run.job_folder.call("collect", str(run.run.root))  # the last of them came after the steward
     catalog = run.audit("16", min_wasted=2 * 0.45)  # two rows of half a second that came too late
     index = index_commits(run.run)
     late = index.row_index[~index.accepted].tolist()
@@ -177,11 +185,11 @@ def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
     assert all("r0" not in published[f"row-{row:03d}"] for row in late)
 
 
-def test_17_a_row_that_kills_its_process(cluster: Cluster, job_bench: Make) -> None:
+def test_17_a_row_that_kills_its_process(cluster: Cluster, new_job_folder: Make) -> None:
     """It is quarantined once it has killed again alone and elsewhere; its mates finish."""
     run = Campaign.submit(
         cluster,
-        job_bench(rows(48, 0.5)),
+        new_job_folder(rows(48, 0.5)),
         *NULL,
         env={"BATCHGEN_FAILPOINT": "row.row-007:*:kill"},
     )
@@ -189,16 +197,16 @@ def test_17_a_row_that_kills_its_process(cluster: Cluster, job_bench: Make) -> N
     run.audit("17", quarantined=["row-007"], min_wasted=WRITE_S)
     deaths = read_blame(run.run).deaths
     assert len(deaths) <= 3 and len({death.host for death in deaths}) >= 2
-    again = run.bench.call("retry", str(run.run.root), "--rows", "row-007")
+    again = run.job_folder.call("retry", str(run.run.root), "--rows", "row-007")
     assert again.code == 0, again.err
     run.audit("17, retried without the cause")
 
 
-def test_18_a_node_on_which_every_row_fails(cluster: Cluster, job_bench: Make) -> None:
+def test_18_a_node_on_which_every_row_fails(cluster: Cluster, new_job_folder: Make) -> None:
     """It is excluded from the next submission, and its rows are rendered elsewhere."""
     run = Campaign.submit(
         cluster,
-        job_bench(rows(80)),
+        new_job_folder(rows(80)),
         *NULL,
         env={"BATCHGEN_FAILPOINT": "host.node2:*:raise"},
     )
@@ -212,14 +220,14 @@ def test_18_a_node_on_which_every_row_fails(cluster: Cluster, job_bench: Make) -
 
 
 def test_a_node_on_which_nothing_starts_takes_few_elements(
-    cluster: Cluster, job_bench: Make
+    cluster: Cluster, new_job_folder: Make
 ) -> None:
     """It is always free: what is pending keeps away from it as soon as others have rendered."""
-    bench = job_bench(rows(120))
-    with (bench.folder / "slurm" / "devcluster.yaml").open("a") as profile:
+    job_folder = new_job_folder(rows(120))
+    with (job_folder.folder / "slurm" / "devcluster.yaml").open("a") as profile:
         broken = "export BATCHGEN_NULL_SLOW=nonsense"  # no engine loads with it
         profile.write(f"setup: ['[ $SLURMD_NODENAME != node3 ] || {broken}']\n")
-    run = Campaign.submit(cluster, bench, "model=null-engine", "slurm.start_up_s=0.2")
+    run = Campaign.submit(cluster, job_folder, "model=null-engine", "slurm.start_up_s=0.2")
     run.wait()
     run.audit("a node on which nothing starts")
     intent = read_intent(run.run, 1)
@@ -227,7 +235,7 @@ def test_a_node_on_which_nothing_starts_takes_few_elements(
     first = [a for a in run.status().attempts if a.attempt.submission == 1]
     taken = {a.attempt.task for a in first if a.host == "node3"}
     assert 1 <= len(taken) <= 6 < intent.shards
-    told = bench.call("logs", str(run.run.root), "--failed")
+    told = job_folder.call("logs", str(run.run.root), "--failed")
     # not the traceback's last line as one: srun labels it in the pieces that it gets
     assert told.code == 0 and "pace_of" in told.out
     assert "ConfigError" in told.out and "BATCHGEN_NULL_SLOW: 'nonsense'" in told.out

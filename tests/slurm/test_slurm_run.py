@@ -31,27 +31,27 @@ from batchgen.scheduler.commands import job_name
 Make = Callable[..., JobFolder]
 
 
-def test_pending_running_and_finished_are_told(cluster: Cluster, job_bench: Make) -> None:
-    bench = job_bench(rows(40))
+def test_pending_running_and_finished_are_told(cluster: Cluster, new_job_folder: Make) -> None:
+    job_folder = new_job_folder(rows(40))
     block = cluster.call(
         "sbatch", "--parsable", "--partition=high", "--nodes=4", "--exclusive", "--time=5",
         "--output=/dev/null", "--wrap=sleep 60",
     )  # fmt: skip
-    run = Campaign.submit(cluster, bench, *NULL)
+    run = Campaign.submit(cluster, job_folder, *NULL)
     name = str(run.run.root)
-    run.until(lambda: "Resources" in bench.call("status", name).out, 20)
-    waiting = bench.call("status", name, "--json").json
+    run.until(lambda: "Resources" in job_folder.call("status", name).out, 20)
+    waiting = job_folder.call("status", name, "--json").json
     assert waiting["state"] == "submitted" and waiting["queue"]["running"] == 0
-    assert "no rank has started yet" in bench.call("status", name, "--offline").out
+    assert "no rank has started yet" in job_folder.call("status", name, "--offline").out
     assert waiting["queue"]["pending"] >= 4
     assert waiting["queue"]["steward"].startswith("waits")  # and why, if not for the tasks
     cluster.call("scancel", block)
     run.until(lambda: run.rendering())
-    running = bench.call("status", name, "--json").json
+    running = job_folder.call("status", name, "--json").json
     assert running["state"] == "running" and running["queue"]["running"] >= 1
-    offline = bench.call("status", name, "--offline", "--json").json
+    offline = job_folder.call("status", name, "--offline", "--json").json
     assert offline["state"] == "running" and offline["queue"] is None
-    watched = bench.call("status", name, "--watch", "--json")
+    watched = job_folder.call("status", name, "--watch", "--json")
     assert watched.code == 0 and watched.json["state"] == "finished"
     assert watched.json["ok"] == 40 and "catalog " in watched.out
     run.audit("undisturbed")
@@ -64,15 +64,15 @@ def most_hosts_at_once(runs: pd.DataFrame) -> int:
 
 
 def test_resume_on_three_nodes_then_two_renders_nothing_twice(
-    cluster: Cluster, job_bench: Make
+    cluster: Cluster, new_job_folder: Make
 ) -> None:
-    bench = job_bench(rows(90))
-    run = Campaign.submit(cluster, bench, *NULL)
+    job_folder = new_job_folder(rows(90))
+    run = Campaign.submit(cluster, job_folder, *NULL)
     name = str(run.run.root)
     for nodes in (3, 2):
         before = run.status().ok
         run.until(lambda before=before: run.status().ok >= before + 15)
-        cancelled = bench.call("cancel", name)
+        cancelled = job_folder.call("cancel", name)
         assert cancelled.code == 0, cancelled.err
         assert not [q for q in cluster.squeue() if q.name.startswith("bg-")]
         run.resume(f"slurm.nodes={nodes}")
@@ -85,47 +85,50 @@ def test_resume_on_three_nodes_then_two_renders_nothing_twice(
         assert most_hosts_at_once(runs[runs.submission == number]) == nodes
 
 
-def test_a_path_reaches_slurm_as_it_is(cluster: Cluster, job_bench: Make) -> None:
+def test_a_path_reaches_slurm_as_it_is(cluster: Cluster, new_job_folder: Make) -> None:
     """Scripts, logs and the steward, also as it submits what killed ranks have left. A backslash
     is refused before anything is made: Slurm drops it."""
-    bench = job_bench(rows(12, 0.5))
-    root = bench.folder / "it's q\"x #h $(x) `y` %j%% %A_%a ü节;& [1]"
-    run = Campaign.submit(cluster, bench, *NULL, "slurm.nodes=1", f"output.root_dir={root}")
+    job_folder = new_job_folder(rows(12, 0.5))
+    root = job_folder.folder / "it's q\"x #h $(x) `y` %j%% %A_%a ü节;& [1]"
+    run = Campaign.submit(cluster, job_folder, *NULL, "slurm.nodes=1", f"output.root_dir={root}")
     run.until(lambda: run.rendering(commits=1))
     for pid in run.ranks():
         os.kill(pid, signal.SIGKILL)
     run.wait()
     run.audit("a path of many characters")
     assert [path.name for path in root.iterdir()] == [run.run.root.name]
-    assert {path.name for path in bench.folder.iterdir() if path.is_dir()} == {"slurm", root.name}
+    assert {path.name for path in job_folder.folder.iterdir() if path.is_dir()} == {
+        "slurm",
+        root.name,
+    }
     tasks, *_ = (p for p in run.run.printed(1) if p.parent.name != "steward")
     assert "Killed" in tasks.read_text()
     stewards = [p.read_text() for p in run.run.printed(2) if p.parent.name == "steward"]
     assert len(stewards) == 1 and "catalog: 12 of 12 rows ok" in stewards[0]
-    shown = bench.call("logs", str(run.run.root))
+    shown = job_folder.call("logs", str(run.run.root))
     assert shown.code == 0 and "steward" in shown.out
-    refused = bench.call("submit", str(bench.job), *NULL, "output.root_dir=back\\slash")
+    refused = job_folder.call("submit", str(job_folder.job), *NULL, "output.root_dir=back\\slash")
     assert refused.code == 2 and "a path with a backslash in it" in refused.err
-    assert not (bench.folder / "back\\slash").exists()
+    assert not (job_folder.folder / "back\\slash").exists()
 
 
-def test_changed_keys_are_refused_by_name(cluster: Cluster, job_bench: Make) -> None:
-    bench = job_bench(rows(16, 0.1))
-    run = Campaign.submit(cluster, bench, *NULL)
+def test_changed_keys_are_refused_by_name(cluster: Cluster, new_job_folder: Make) -> None:
+    job_folder = new_job_folder(rows(16, 0.1))
+    run = Campaign.submit(cluster, job_folder, *NULL)
     run.wait()
-    refused = bench.call("resume", str(run.run.root), "output.quality=3", "row_defaults.fps=4")
+    refused = job_folder.call("resume", str(run.run.root), "output.quality=3", "row_defaults.fps=4")
     assert refused.code == 2
     assert "16 finished rows would change" in refused.err
     assert "output.quality" in refused.err and "row_defaults.fps" in refused.err
 
 
 def test_an_array_above_the_limit_is_cut_into_windows(
-    job_bench: Make, small_arrays: Cluster
+    new_job_folder: Make, small_arrays: Cluster
 ) -> None:
     """MaxArraySize=3: a submission of more shards is several arrays, as many side by side as there
     are nodes."""
-    bench = job_bench(rows(90, 0.3))
-    run = Campaign.submit(small_arrays, bench, *NULL, "slurm.start_up_s=0.2", "slurm.nodes=2")
+    job_folder = new_job_folder(rows(90, 0.3))
+    run = Campaign.submit(small_arrays, job_folder, *NULL, "slurm.start_up_s=0.2", "slurm.nodes=2")
     jobs = json.loads(run.run.jobs(1).read_text())["jobs"]
     assert len(jobs) >= 3
     assert [job["task"] for job in jobs] == list(range(len(jobs)))
@@ -159,15 +162,15 @@ def small_arrays(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def test_a_cluster_that_was_wiped_does_not_matter(
-    job_bench: Make, small_arrays: Cluster, monkeypatch: pytest.MonkeyPatch
+    new_job_folder: Make, small_arrays: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Job ids begin anew and nobody knows the old ones; the run folder does."""
-    bench = job_bench(rows(40))
-    run = Campaign.submit(small_arrays, bench, *NULL)
+    job_folder = new_job_folder(rows(40))
+    run = Campaign.submit(small_arrays, job_folder, *NULL)
     run.until_committed(8)
     small_arrays.reset()
     small_arrays.script("up")
-    shown = bench.call("status", str(run.run.root), "--json").json
+    shown = job_folder.call("status", str(run.run.root), "--json").json
     assert shown["state"] == "stopped" and shown["queue"]["pending"] == 0
     run.resume()
     run.wait()
@@ -175,18 +178,29 @@ def test_a_cluster_that_was_wiped_does_not_matter(
 
 
 @pytest.mark.parametrize("cpus", [4])
-def test_submit_and_run_inside_an_allocation(cluster: Cluster, job_bench: Make, cpus: int) -> None:
+def test_submit_and_run_inside_an_allocation(
+    cluster: Cluster, new_job_folder: Make, cpus: int
+) -> None:
     """The variables of somebody's own job are no wishes for ours."""
-    bench = job_bench(rows(12, 0.1))
+    job_folder = new_job_folder(rows(12, 0.1))
     inside = ("srun", "--ntasks=1", f"--cpus-per-task={cpus}", "--mem=1500", "--time=5")
     for verb, extra in (("submit", ()), ("run", ("slurm=local", "slurm.ranks_per_node=2"))):
-        argv = [sys.executable, "-m", "batchgen", verb, str(bench.job), *NULL, *extra, "--json"]
+        argv = [
+            sys.executable,
+            "-m",
+            "batchgen",
+            verb,
+            str(job_folder.job),
+            *NULL,
+            *extra,
+            "--json",
+        ]
         done = subprocess.run(
-            [*inside, *argv], cwd=bench.folder, capture_output=True, text=True, timeout=120
+            [*inside, *argv], cwd=job_folder.folder, capture_output=True, text=True, timeout=120
         )
         assert done.returncode == 0, done.stderr
         data = json.loads(done.stdout.splitlines()[-1])
-        run = Campaign(cluster, bench, RunPaths(Path(data["run"])))
+        run = Campaign(cluster, job_folder, RunPaths(Path(data["run"])))
         if verb == "submit":
             run.wait()
         run.audit(f"{verb} inside an allocation")
@@ -196,14 +210,14 @@ def test_submit_and_run_inside_an_allocation(cluster: Cluster, job_bench: Make, 
 
 @pytest.mark.parametrize("own", ["extra", "variable"])
 def test_ranks_know_their_places_under_export_none(
-    cluster: Cluster, job_bench: Make, own: str
+    cluster: Cluster, new_job_folder: Make, own: str
 ) -> None:
     """Asked for by the profile or by the user's own variable: srun hands on the batch script's
     environment, which says who started the ranks."""
     asked = ("slurm.extra={export: NONE}",) if own == "extra" else ()
     env = {"SBATCH_EXPORT": "NONE", "SBATCH_JOB_NAME": "mine"} if own == "variable" else {}
-    bench = job_bench(rows(12, 0.3))
-    run = Campaign.submit(cluster, bench, *NULL, "slurm.nodes=1", *asked, env=env)
+    job_folder = new_job_folder(rows(12, 0.3))
+    run = Campaign.submit(cluster, job_folder, *NULL, "slurm.nodes=1", *asked, env=env)
     run.wait()
     catalog = run.audit(f"export none by {own}")
     assert list(catalog.status) == ["ok"] * 12
@@ -212,21 +226,21 @@ def test_ranks_know_their_places_under_export_none(
     assert (runs.rows_ok > 0).all()
 
 
-def test_shards_by_cost_end_before_equal_row_counts(cluster: Cluster, job_bench: Make) -> None:
+def test_shards_by_cost_end_before_equal_row_counts(cluster: Cluster, new_job_folder: Make) -> None:
     """What `bench schedule` says, with one node at half speed and rows that differ tenfold, sorted
     by their size as many manifests are."""
     dice = np.random.default_rng(5)
     steps = np.sort(np.round(20 * 10 ** dice.uniform(0, 1, 160)).astype(int))  # as manifests are
     manifest = [row | {"num_steps": int(n)} for row, n in zip(rows(160), steps, strict=True)]
-    bench = job_bench(manifest)
+    job_folder = new_job_folder(manifest)
     slow = {"BATCHGEN_NULL_SLOW": "node3=2.0"}
     settings = ("slurm.start_up_s=1", "slurm.ranks_per_node=1", "slurm.cpus_per_rank=3")
-    run = Campaign.submit(cluster, bench, *NULL, *settings, env=slow)
+    run = Campaign.submit(cluster, job_folder, *NULL, *settings, env=slow)
     run.wait(240)
     by_cost = makespan(run)
 
-    twin = Campaign.submit(cluster, bench, *NULL, *settings, "slurm.nodes=1", env=slow)
-    bench.call("cancel", str(twin.run.root))
+    twin = Campaign.submit(cluster, job_folder, *NULL, *settings, "slurm.nodes=1", env=slow)
+    job_folder.call("cancel", str(twin.run.root))
     equal_rows(twin, shards_of(run), slow)
     twin.wait(240)
     assert by_cost < makespan(twin, submission=2)

@@ -12,8 +12,8 @@ from batchgen.tiny.sheet import CAPTION, CELL, COLUMNS, FRAMES, GAP, contact_she
 
 def test_a_sheet_shows_frames_apart_below_their_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": "a red circle moving left"}, {"prompt": "noise", "num_frames": 1}]
-    bench = make_job_folder(tmp_path, rows)
-    run = bench.run("model=null-engine").run
+    job_folder = make_job_folder(tmp_path, rows)
+    run = job_folder.run("model=null-engine").run
     sheet = np.asarray(contact_sheet(run.root)).astype(int)
     assert sheet.shape == (CAPTION + CELL, COLUMNS * FRAMES * (CELL + GAP), 3)
     clip, image = np.split(sheet, COLUMNS, axis=1)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def make_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
-    """Factory: `make_lab(rows, aliases={row: original}, extra={column: values}, root=...)`. What
-    is half begun is given up soon."""
+def make_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
+    """Factory: `make_run_folder(rows, aliases={row: original}, extra={column: values}, root=...)`.
+    What is half begun is given up soon."""
     from run_folder import make_run_folder
 
     from batchgen.ledger import submissions

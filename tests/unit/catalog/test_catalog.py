@@ -35,17 +35,17 @@ from batchgen.records import Attempt, RankSeconds
 
 
 @pytest.fixture
-def mixed(make_lab: Callable[..., RunFolder]) -> RunFolder:
+def mixed(make_run_folder: Callable[..., RunFolder]) -> RunFolder:
     """ok, ok, failed, pending, alias of row 1, alias of the pending row 3."""
     extra = {"carry.style": list("abcdef"), "carry.width": [1.5, None, 2.5, 3.5, 4.5, 5.5]}
-    lab = make_lab(6, aliases={4: 1, 5: 3}, extra=extra)
-    with lab.journal(lab.submit([0, 1, 2, 3])) as journal:
+    run_folder = make_run_folder(6, aliases={4: 1, 5: 3}, extra=extra)
+    with run_folder.journal(run_folder.submit([0, 1, 2, 3])) as journal:
         journal.phase("load", 2.0)
-        lab.render(journal, 0)
-        lab.render(journal, 1)
-        lab.fail(journal, 2)
+        run_folder.render(journal, 0)
+        run_folder.render(journal, 1)
+        run_folder.fail(journal, 2)
         journal.end(End(reason="done", busy_s=3.3, idle_s=0.25, forwards=7))
-    return lab
+    return run_folder
 
 
 def test_every_manifest_row_is_there_once_in_order(mixed: RunFolder) -> None:
@@ -134,16 +134,18 @@ def test_carried_columns_keep_their_name_unless_it_is_taken(mixed: RunFolder) ->
     assert frame["width"].tolist() == [16] * 6
 
 
-def test_carried_columns_of_any_type_come_through(make_lab: Callable[..., RunFolder]) -> None:
+def test_carried_columns_of_any_type_come_through(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     extra = {
         "carry.words": [["a", "b"], None],
         "carry.kind": pa.array(["x", "y"]).dictionary_encode(),
         "carry.when": pa.array([1, None], pa.timestamp("us", "UTC")),
         "carry.run": ["third", "fourth"],
     }
-    lab = make_lab(2, extra=extra)
-    collect(lab.run)
-    frame = catalog.open_runs(lab.run.root)
+    run_folder = make_run_folder(2, extra=extra)
+    collect(run_folder.run)
+    frame = catalog.open_runs(run_folder.run.root)
     assert frame["words"].tolist()[0].tolist() == ["a", "b"]
     assert frame["kind"].tolist() == ["x", "y"]
     assert frame["when"].isna().tolist() == [False, True]
@@ -152,15 +154,15 @@ def test_carried_columns_of_any_type_come_through(make_lab: Callable[..., RunFol
 
 
 def test_parts_of_an_older_cut_are_removed(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab = make_lab(4)
+    run_folder = make_run_folder(4)
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
-    collect(lab.run)
+    collect(run_folder.run)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 4)
-    collect(lab.run)
-    assert len(pd.read_parquet(lab.run.catalog_rows)) == 4
+    collect(run_folder.run)
+    assert len(pd.read_parquet(run_folder.run.catalog_rows)) == 4
 
 
 def test_it_reads_without_this_package_and_carries_the_configuration(mixed: RunFolder) -> None:
@@ -207,29 +209,31 @@ def test_runs_hold_the_ledger_of_each_attempt(mixed: RunFolder) -> None:
 
 
 def test_failures_after_the_fence_are_waste_and_no_failures(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(2)
-    zombie = lab.journal(lab.submit())
-    lab.fail(zombie, 0)
-    lab.submit([1])
-    lab.fail(zombie, 1)
-    summary = collect(lab.run)
+    run_folder = make_run_folder(2)
+    zombie = run_folder.journal(run_folder.submit())
+    run_folder.fail(zombie, 0)
+    run_folder.submit([1])
+    run_folder.fail(zombie, 1)
+    summary = collect(run_folder.run)
     assert (summary.failed, summary.pending, summary.wasted) == (1, 1, 1)
-    run = pd.read_parquet(lab.run.catalog_runs).iloc[0]
+    run = pd.read_parquet(run_folder.run.catalog_runs).iloc[0]
     assert (run["rows_failed"], run["rows_wasted"]) == (1, 1)
     assert run["retried_s"] == pytest.approx(2.2)
 
 
-def test_a_submissions_own_configuration_is_recorded(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_submissions_own_configuration_is_recorded(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 
-    lab = make_lab(1)
+    run_folder = make_run_folder(1)
     rows = SubmissionRows(np.arange(1), np.zeros(1, np.int32), np.arange(1))
     info = SubmissionInfo(config={"seed": 4}, overrides=("seed=4",))
-    lab.journal(begin_submission(lab.run, rows, info)).close()
-    collect(lab.run)
-    run = pd.read_parquet(lab.run.catalog_runs).iloc[0]
+    run_folder.journal(begin_submission(run_folder.run, rows, info)).close()
+    collect(run_folder.run)
+    run = pd.read_parquet(run_folder.run.catalog_runs).iloc[0]
     assert json.loads(run["config"]) == {"seed": 4}
     assert json.loads(run["overrides"]) == ["seed=4"]
 
@@ -255,34 +259,34 @@ def test_time_stats_are_written_where_the_job_wants_them(mixed: RunFolder, wante
 
 
 def test_many_parts_hold_the_rows_of_one(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces and parts that do not divide the rows, nor the plan's row groups."""
-    lab = make_lab(2500)
-    with lab.journal(lab.submit()) as journal:
+    run_folder = make_run_folder(2500)
+    with run_folder.journal(run_folder.submit()) as journal:
         for row in (0, 999, 1000, 2499):
-            lab.render(journal, row)
-    assert collect(lab.run).parts == 1
-    whole = pd.read_parquet(lab.run.catalog_rows)
+            run_folder.render(journal, row)
+    assert collect(run_folder.run).parts == 1
+    whole = pd.read_parquet(run_folder.run.catalog_rows)
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 300)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 600)
-    for file in lab.run.catalog_rows.iterdir():
+    for file in run_folder.run.catalog_rows.iterdir():
         file.unlink()
-    assert collect(lab.run).parts == 5
-    pd.testing.assert_frame_equal(pd.read_parquet(lab.run.catalog_rows), whole)
-    pd.testing.assert_frame_equal(catalog.snapshot(lab.run.root), whole)
+    assert collect(run_folder.run).parts == 5
+    pd.testing.assert_frame_equal(pd.read_parquet(run_folder.run.catalog_rows), whole)
+    pd.testing.assert_frame_equal(catalog.snapshot(run_folder.run.root), whole)
     assert whole["status"].value_counts().to_dict() == {"pending": 2496, "ok": 4}
 
 
 def test_readers_never_meet_a_torn_catalog(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pandas reads while another thread collects: every row once, at every read."""
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 20)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 20)
-    lab = make_lab(100)
-    lab.submit()
-    collect(lab.run)
+    run_folder = make_run_folder(100)
+    run_folder.submit()
+    collect(run_folder.run)
     ids = [f"row{n:04d}" for n in range(100)]
     stop = threading.Event()
     rounds = 0
@@ -290,7 +294,7 @@ def test_readers_never_meet_a_torn_catalog(
     def collector() -> None:
         nonlocal rounds
         while not stop.is_set():
-            collect(lab.run)
+            collect(run_folder.run)
             rounds += 1
 
     thread = threading.Thread(target=collector)
@@ -298,75 +302,79 @@ def test_readers_never_meet_a_torn_catalog(
     try:
         deadline = time.monotonic() + 2
         while time.monotonic() < deadline:
-            assert pd.read_parquet(lab.run.catalog_rows)["row_id"].tolist() == ids
-            assert catalog.open_runs(lab.run.root)["row_id"].tolist() == ids
+            assert pd.read_parquet(run_folder.run.catalog_rows)["row_id"].tolist() == ids
+            assert catalog.open_runs(run_folder.run.root)["row_id"].tolist() == ids
     finally:
         stop.set()
         thread.join()
     assert rounds > 1
-    hidden = [p.name for p in lab.run.catalog_rows.parent.iterdir() if p.name.startswith(".")]
+    hidden = [
+        p.name for p in run_folder.run.catalog_rows.parent.iterdir() if p.name.startswith(".")
+    ]
     assert hidden == [".turns"]
 
 
 def test_open_runs_does_not_mix_two_collects(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A collect that was cut off between two parts is told, and the next one mends it."""
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
-    lab = make_lab(4)
-    lab.submit()
-    collect(lab.run)
-    kept = (lab.run.catalog_rows / "part-00000.parquet").read_bytes()
-    collect(lab.run)
-    (lab.run.catalog_rows / "part-00000.parquet").write_bytes(kept)
+    run_folder = make_run_folder(4)
+    run_folder.submit()
+    collect(run_folder.run)
+    kept = (run_folder.run.catalog_rows / "part-00000.parquet").read_bytes()
+    collect(run_folder.run)
+    (run_folder.run.catalog_rows / "part-00000.parquet").write_bytes(kept)
     with pytest.raises(RunStateError, match="different collects"):
-        catalog.open_runs(lab.run.root)
-    collect(lab.run)
-    assert len(catalog.open_runs(lab.run.root)) == 4
+        catalog.open_runs(run_folder.run.root)
+    collect(run_folder.run)
+    assert len(catalog.open_runs(run_folder.run.root)) == 4
 
 
 def test_what_collects_that_died_left_behind_is_swept_after_an_hour(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(1)
-    folder = lab.run.catalog_rows.parent
+    run_folder = make_run_folder(1)
+    folder = run_folder.run.catalog_rows.parent
     for name, age_s in ((".rows-1-dead", 3700), (".rows-2-busy", 3500)):
         (folder / name).mkdir(parents=True)
         (folder / name / "part-00000.parquet").touch()
         os.utime(folder / name, (time.time() - age_s,) * 2)
-    collect(lab.run)
+    collect(run_folder.run)
     names = sorted(path.name for path in folder.iterdir())
     assert names == [".rows-2-busy", ".turns", "rows", "runs.parquet"]
 
 
-def test_many_runs_open_as_one_frame(make_lab: Callable[..., RunFolder], tmp_path: Path) -> None:
-    labs = [make_lab(2, root=tmp_path / name) for name in ("first", "second")]
-    for lab in labs:
-        lab.submit()
-        collect(lab.run)
-    frame = catalog.open_runs(*(lab.run.root for lab in labs))
+def test_many_runs_open_as_one_frame(
+    make_run_folder: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    labs = [make_run_folder(2, root=tmp_path / name) for name in ("first", "second")]
+    for run_folder in labs:
+        run_folder.submit()
+        collect(run_folder.run)
+    frame = catalog.open_runs(*(run_folder.run.root for run_folder in labs))
     assert frame["run"].tolist() == ["first", "first", "second", "second"]
     assert frame["seed"].dtype == np.int64
 
 
 def test_runs_with_other_carried_columns_open_together(
-    make_lab: Callable[..., RunFolder], tmp_path: Path
+    make_run_folder: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
-    one = make_lab(1, root=tmp_path / "one", extra={"carry.style": ["noir"]})
-    two = make_lab(1, root=tmp_path / "two")
-    for lab in (one, two):
-        collect(lab.run)
+    one = make_run_folder(1, root=tmp_path / "one", extra={"carry.style": ["noir"]})
+    two = make_run_folder(1, root=tmp_path / "two")
+    for run_folder in (one, two):
+        collect(run_folder.run)
     frame = catalog.open_runs(one.run.root, two.run.root)
     assert frame["style"].tolist()[0] == "noir"
     assert frame["style"].isna().tolist() == [False, True]
 
 
 def test_a_run_that_was_not_collected_opens_as_it_stands(
-    make_lab: Callable[..., RunFolder], tmp_path: Path
+    make_run_folder: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     """Beside one that was; both have the same columns."""
-    done, going = (make_lab(2, root=tmp_path / name) for name in ("done", "going"))
+    done, going = (make_run_folder(2, root=tmp_path / name) for name in ("done", "going"))
     collect(done.run)
     going.render(going.journal(going.submit()), 0)
     frame = catalog.open_runs(done.run.root, going.run.root)
@@ -379,7 +387,7 @@ def test_a_run_that_was_not_collected_opens_as_it_stands(
 
 
 def test_a_run_that_went_on_after_its_collect_opens_as_it_stands(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By whatever it went on; and once that is collected the catalog is read again."""
     snapshots = []
@@ -387,57 +395,57 @@ def test_a_run_that_went_on_after_its_collect_opens_as_it_stands(
     monkeypatch.setattr(
         frames_module, "snapshot_table", lambda run: snapshots.append(run) or real(run)
     )
-    lab = make_lab(4)
+    run_folder = make_run_folder(4)
 
     def statuses(as_it_stands: bool) -> str:
         snapshots.clear()
-        found = catalog.open_runs(lab.run.root)["status"]
+        found = catalog.open_runs(run_folder.run.root)["status"]
         assert bool(snapshots) == as_it_stands
         return "".join(status[0] for status in found)
 
-    first = lab.journal(lab.submit())
-    lab.render(first, 0)
-    collect(lab.run)
+    first = run_folder.journal(run_folder.submit())
+    run_folder.render(first, 0)
+    collect(run_folder.run)
     assert statuses(False) == "oppp"
-    lab.render(first, 1)
-    lab.fail(first, 2)
+    run_folder.render(first, 1)
+    run_folder.fail(first, 2)
     assert statuses(True) == "oofp"
-    collect(lab.run)
+    collect(run_folder.run)
     assert statuses(False) == "oofp"
-    second = lab.journal(1, task=1)
+    second = run_folder.journal(1, task=1)
     assert statuses(True) == "oofp"
-    lab.render(second, 3)
+    run_folder.render(second, 3)
     assert statuses(True) == "oofo"
-    collect(lab.run)
-    fence_restart(lab.run, Attempt(1, 1, 1, 0))
+    collect(run_folder.run)
+    fence_restart(run_folder.run, Attempt(1, 1, 1, 0))
     assert statuses(True) == "oofo"
-    collect(lab.run)
-    lab.submit([2])
-    lab.render(first, 2)  # a zombie's
+    collect(run_folder.run)
+    run_folder.submit([2])
+    run_folder.render(first, 2)  # a zombie's
     assert statuses(True) == "oofo"
-    collect(lab.run)
-    shutil.rmtree(lab.run.journals)
-    shutil.rmtree(lab.run.submissions)
+    collect(run_folder.run)
+    shutil.rmtree(run_folder.run.journals)
+    shutil.rmtree(run_folder.run.submissions)
     assert statuses(False) == "oofo", "all that was kept of the run is its catalog"
 
 
 def test_what_is_written_while_a_collect_reads_is_not_taken_for_collected(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     real = catalog_module.winners
 
     def late(run: RunPaths) -> Winners:
         found = real(run)
-        lab.render(journal, 1)
+        run_folder.render(journal, 1)
         return found
 
     monkeypatch.setattr(catalog_module, "winners", late)
-    assert collect(lab.run).ok == 1
+    assert collect(run_folder.run).ok == 1
     monkeypatch.undo()
-    assert catalog.open_runs(lab.run.root)["status"].tolist() == ["ok", "ok"]
+    assert catalog.open_runs(run_folder.run.root)["status"].tolist() == ["ok", "ok"]
 
 
 def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
@@ -447,14 +455,14 @@ def test_what_cannot_be_opened_says_so(tmp_path: Path) -> None:
         catalog.open_runs()
 
 
-def test_a_snapshot_shows_a_run_in_progress(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_snapshot_shows_a_run_in_progress(make_run_folder: Callable[..., RunFolder]) -> None:
     """Also while the last line is only half written."""
-    lab = make_lab(3)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(3)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     with journal.path.open("ab") as file:
         file.write(b'{"kind":"commit","row_index":1,"status":"ok","row_key":"')
-    assert catalog.snapshot(lab.run.root)["status"].tolist() == ["ok", "pending", "pending"]
+    assert catalog.snapshot(run_folder.run.root)["status"].tolist() == ["ok", "pending", "pending"]
 
 
 def test_summaries(mixed: RunFolder) -> None:
@@ -473,35 +481,37 @@ def test_summaries(mixed: RunFolder) -> None:
     assert shares["denoise_s"] == pytest.approx(1.0 / 1.33)
 
 
-def test_summaries_of_a_run_without_results(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
-    collect(lab.run)
-    frame = catalog.open_runs(lab.run.root)
+def test_summaries_of_a_run_without_results(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(2)
+    collect(run_folder.run)
+    frame = catalog.open_runs(run_folder.run.root)
     assert len(catalog.throughput_by_bucket(frame)) == 0
     assert len(catalog.failures(frame)) == 0
     assert catalog.stage_shares(frame).sum() == 0.0
 
 
-def test_an_empty_plan_makes_an_empty_catalog(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(1)
-    table = pq.read_table(lab.run.plan)
-    lab.install_plan(table.slice(0, 0))
-    collect(lab.run)
-    assert len(pd.read_parquet(lab.run.catalog_rows)) == 0
+def test_an_empty_plan_makes_an_empty_catalog(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(1)
+    table = pq.read_table(run_folder.run.plan)
+    run_folder.install_plan(table.slice(0, 0))
+    collect(run_folder.run)
+    assert len(pd.read_parquet(run_folder.run.catalog_rows)) == 0
 
 
-def test_text_of_any_script_and_length_comes_through(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
+def test_text_of_any_script_and_length_comes_through(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(2)
     texts = ["🎈 שלום 漢字 \0 \n", "x" * 5_000_000]
-    table = pq.read_table(lab.run.plan)
+    table = pq.read_table(run_folder.run.plan)
     place = table.column_names.index("prompt")
     prompts = pa.array(texts, pa.large_string())
-    lab.install_plan(table.set_column(place, "prompt", prompts))
-    journal = lab.journal(lab.submit())
-    lab.fail(journal, 0, "🎈" * 100 + "\0\ud800")
-    lab.fail(journal, 1, "y" * 9_000_000)  # longer than a block of the JSON reader
-    collect(lab.run)
-    frame = pd.read_parquet(lab.run.catalog_rows)
+    run_folder.install_plan(table.set_column(place, "prompt", prompts))
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.fail(journal, 0, "🎈" * 100 + "\0\ud800")
+    run_folder.fail(journal, 1, "y" * 9_000_000)  # longer than a block of the JSON reader
+    collect(run_folder.run)
+    frame = pd.read_parquet(run_folder.run.catalog_rows)
     assert frame["prompt"].tolist() == texts
     assert frame["error"].tolist() == ["🎈" * 100 + "\0\\ud800", "y" * 9_000_000]
 

@@ -56,8 +56,10 @@ class Hands:
 class Rank:
     """One attempt, with a clock on all it does."""
 
-    def __init__(self, lab: RunFolder, journal: JournalWriter, clock: Clock, hands: Hands) -> None:
-        self.lab, self.journal, self.clock, self.hands = lab, journal, clock, hands
+    def __init__(
+        self, run_folder: RunFolder, journal: JournalWriter, clock: Clock, hands: Hands
+    ) -> None:
+        self.run_folder, self.journal, self.clock, self.hands = run_folder, journal, clock, hands
 
     def work(self, rows: list[int], fate: str, at: int) -> None:
         with self.clock.on("load"):
@@ -75,7 +77,7 @@ class Rank:
 
     def draw(self, row: int, until: int) -> float:
         """Busy seconds."""
-        state = self.lab.run.row_state(row, len(self.lab.requests))
+        state = self.run_folder.run.row_state(row, len(self.run_folder.requests))
         step = int(state.read_text()) if state.exists() else 0
         self.journal.start(row, f"row{row:04d}")
         before = self.clock.read().busy
@@ -87,14 +89,14 @@ class Rank:
         return self.clock.read().busy - before
 
     def commit(self, row: int, seconds: float) -> None:
-        commit = self.lab.commit_of(row, parse_journal(self.journal.path), None)
+        commit = self.run_folder.commit_of(row, parse_journal(self.journal.path), None)
         stats = RowStats(stages=StageSeconds(denoise=seconds))
         self.journal.commit(replace(commit, stats=stats))
 
     def end(self, row: int, fate: str, seconds: float, step: int) -> None:
         if fate == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        state = self.lab.run.row_state(row, len(self.lab.requests))
+        state = self.run_folder.run.row_state(row, len(self.run_folder.requests))
         state.parent.mkdir(parents=True, exist_ok=True)
         state.write_text(str(step))
         self.journal.saved(row, step, seconds)
@@ -109,16 +111,18 @@ class Rank:
 
 def main(root: str, submission: str, restart: str, fate: str, at: str, *rows: str) -> None:
     journal_module.COUNTERS_EVERY_S = 0.0  # a heartbeat at every step
-    lab = RunFolder(RunPaths(Path(root)), [make_request(row) for row in range(4)])
+    run_folder = RunFolder(RunPaths(Path(root)), [make_request(row) for row in range(4)])
     hands = Hands()
     clock = Clock()
     header = AttemptHeader(attempt=Attempt(int(submission), 0, int(restart), 0), t=hands.time())
-    with JournalWriter.open(lab.run, header, clock) as journal:
-        Rank(lab, journal, clock, hands).work([int(row) for row in rows], fate, int(at))
+    with JournalWriter.open(run_folder.run, header, clock) as journal:
+        Rank(run_folder, journal, clock, hands).work([int(row) for row in rows], fate, int(at))
 
 
-def start(lab: RunFolder, submission: int, restart: int, fate: str, at: int, *rows: int) -> int:
-    values = [lab.run.root, submission, restart, fate, at, *rows]
+def start(
+    run_folder: RunFolder, submission: int, restart: int, fate: str, at: int, *rows: int
+) -> int:
+    values = [run_folder.run.root, submission, restart, fate, at, *rows]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
         [sys.executable, __file__, *map(str, values)],
@@ -150,18 +154,18 @@ def runs_of(run: RunPaths) -> list[pd.Series]:
     return [row for _, row in pd.read_parquet(run.catalog_runs).iterrows()]
 
 
-def test_a_run_with_kills_and_a_drain_closes(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_run_with_kills_and_a_drain_closes(make_run_folder: Callable[..., RunFolder]) -> None:
     """Killed in row 1; its restart is drained in row 2; the next submission is killed in row 3, the
     last one ends."""
-    lab = make_lab(4)
-    first = lab.submit()
-    assert start(lab, first, 0, "kill", 15, 0, 1) == -signal.SIGKILL
-    fence_restart(lab.run, Attempt(first, 0, 1, 0))
-    assert start(lab, first, 1, "drain", 12, 1, 2) == 0
-    assert start(lab, lab.submit([2, 3]), 0, "kill", 18, 2, 3) == -signal.SIGKILL
-    assert start(lab, lab.submit([3]), 0, "", 0, 3) == 0
-    assert collect(lab.run).ok == 4
-    runs = pd.read_parquet(lab.run.catalog_runs)
+    run_folder = make_run_folder(4)
+    first = run_folder.submit()
+    assert start(run_folder, first, 0, "kill", 15, 0, 1) == -signal.SIGKILL
+    fence_restart(run_folder.run, Attempt(first, 0, 1, 0))
+    assert start(run_folder, first, 1, "drain", 12, 1, 2) == 0
+    assert start(run_folder, run_folder.submit([2, 3]), 0, "kill", 18, 2, 3) == -signal.SIGKILL
+    assert start(run_folder, run_folder.submit([3]), 0, "", 0, 3) == 0
+    assert collect(run_folder.run).ok == 4
+    runs = pd.read_parquet(run_folder.run.catalog_runs)
     assert runs["exit_reason"].tolist() == ["killed", "drained", "killed", "done"]
 
     for _, run in runs.iterrows():
@@ -178,15 +182,15 @@ def test_a_run_with_kills_and_a_drain_closes(make_lab: Callable[..., RunFolder])
     assert runs["load_s"].tolist() == [exactly(LOAD_S)] * 4
     assert runs["idle_s"].tolist() == [exactly(n * IDLE_S) for n in (2, 2, 2, 1)]
     assert runs["tail_s"].tolist() == [exactly(0.0)] * 4
-    assert catalog.waste(lab.run.root)["total"] == pytest.approx(runs["lost_s"].sum())
+    assert catalog.waste(run_folder.run.root)["total"] == pytest.approx(runs["lost_s"].sum())
 
 
 def test_an_attempt_that_ends_by_an_error_closes_too(tmp_path: Path) -> None:
     """The render never comes back with its figures; the clock has them all the same."""
-    shift = plan_run(tmp_path, [20] * 6)  # 0.2 s each
-    assert shift.begin(range(6)) == 1
-    assert shift.work(1, {"BATCHGEN_FAILPOINT": "journal.before_append:4:raise"}) == 1
-    (run,) = runs_of(shift.run)
+    planned_run = plan_run(tmp_path, [20] * 6)  # 0.2 s each
+    assert planned_run.begin(range(6)) == 1
+    assert planned_run.work(1, {"BATCHGEN_FAILPOINT": "journal.before_append:4:raise"}) == 1
+    (run,) = runs_of(planned_run.run)
     assert (run["exit_reason"], run["rows_ok"]) == ("RuntimeError", 3)
     assert run["useful_s"] == near(0.6)
     assert run["lost_s"] >= 0.2, "the row that could not be committed"
@@ -196,14 +200,14 @@ def test_an_attempt_that_ends_by_an_error_closes_too(tmp_path: Path) -> None:
 
 def test_a_rank_that_is_killed_in_a_row_closes(tmp_path: Path) -> None:
     """In its second row; the first one was committed in it, behind its back."""
-    shift = plan_run(tmp_path, [50, 500])
-    assert shift.begin([0, 1]) == 1
-    with shift.start(1, {"BATCHGEN_FAILPOINT": "journal.after_append:1:sleep1"}) as process:
-        shift.wait_for(lambda: len(shift.of(Start, 1)) == 2)
-        shift.wait_for(lambda: shift.of(Commit, 1))
+    planned_run = plan_run(tmp_path, [50, 500])
+    assert planned_run.begin([0, 1]) == 1
+    with planned_run.start(1, {"BATCHGEN_FAILPOINT": "journal.after_append:1:sleep1"}) as process:
+        planned_run.wait_for(lambda: len(planned_run.of(Start, 1)) == 2)
+        planned_run.wait_for(lambda: planned_run.of(Commit, 1))
         process.kill()
         process.communicate()
-    (run,) = runs_of(shift.run)
+    (run,) = runs_of(planned_run.run)
     assert (run["exit_reason"], run["rows_ok"], run["rows_lost"]) == ("killed", 1, 1)
     assert run["lost_s"] > 0, "what it was busy with between start and commit"
     closes(run)
@@ -212,15 +216,15 @@ def test_a_rank_that_is_killed_in_a_row_closes(tmp_path: Path) -> None:
 def test_waiting_for_others_is_on_the_clock(tmp_path: Path) -> None:
     """Rank 1 waits for the queue, which comes late, and both wait for each other's suspects: at the
     end too, rank 0 since it serves the queue, or as a rank that had no row at all."""
-    shift = plan_run(tmp_path, [150, 150])
-    shift.begin([], alone=[0, 1])
+    planned_run = plan_run(tmp_path, [150, 150])
+    planned_run.begin([], alone=[0, 1])
     late = {"BATCHGEN_FAILPOINT": "queue.before_address:1:sleep2"}
-    second = shift.start(1, rank=1, world_size=2)
-    shift.wait_for(lambda: shift.events(1, replica=1))
-    for rank in (shift.start(1, late, rank=0, world_size=2), second):
+    second = planned_run.start(1, rank=1, world_size=2)
+    planned_run.wait_for(lambda: planned_run.events(1, replica=1))
+    for rank in (planned_run.start(1, late, rank=0, world_size=2), second):
         _, err = rank.communicate(timeout=60)
         assert rank.returncode == 0, err
-    runs = runs_of(shift.run)
+    runs = runs_of(planned_run.run)
     assert sum(run["rows_ok"] for run in runs) == 2
     for run in runs:
         closes(run)
@@ -234,22 +238,24 @@ def test_an_attempt_that_dies_or_errs_as_it_loads_has_spent_it_on_that(tmp_path:
     slow = tmp_path / "slow"
     slow.mkdir()
     slow.joinpath("torch.py").write_text("import time\ntime.sleep(2)\nraise ImportError('no')\n")
-    shift = plan_run(tmp_path / "run", [1], *SMALL, model="tiny-wan")
-    shift.begin([0])
-    assert shift.work(1, {"PYTHONPATH": os.pathsep.join([str(slow), *sys.path])}) == 1
+    planned_run = plan_run(tmp_path / "run", [1], *SMALL, model="tiny-wan")
+    planned_run.begin([0])
+    assert planned_run.work(1, {"PYTHONPATH": os.pathsep.join([str(slow), *sys.path])}) == 1
     slow.joinpath("torch.py").write_text("import signal\nsignal.pause()\n")
-    with shift.start(1, {"PYTHONPATH": os.pathsep.join([str(slow), *sys.path])}, restart=1) as hung:
-        counters = shift.run.counters(Attempt(1, 0, 1, 0))
-        shift.wait_for(lambda: (c := read_counters(counters)) and c.t - c.began > 2)
+    with planned_run.start(
+        1, {"PYTHONPATH": os.pathsep.join([str(slow), *sys.path])}, restart=1
+    ) as hung:
+        counters = planned_run.run.counters(Attempt(1, 0, 1, 0))
+        planned_run.wait_for(lambda: (c := read_counters(counters)) and c.t - c.began > 2)
         hung.kill()
         hung.communicate()
-    erred, died = runs_of(shift.run)
+    erred, died = runs_of(planned_run.run)
     assert (erred["exit_reason"], died["exit_reason"]) == ("ImportError", "killed")
     assert erred["load_s"] >= 2.0 and died["load_s"] >= 2.0
     for run in (erred, died):
         assert run["load_s"] == near(run["wall_s"], 1.0)
         closes(run)
-    assert "load" not in shift.run.time_stats.read_text(), "nothing was loaded"
+    assert "load" not in planned_run.run.time_stats.read_text(), "nothing was loaded"
 
 
 if __name__ == "__main__":

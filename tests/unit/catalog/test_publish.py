@@ -64,92 +64,94 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, once: Callable[[], object]) -> No
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 def test_an_older_collect_that_comes_last_starts_again(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, first: bool
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
+    run_folder = make_run_folder(2)
+    journal = run_folder.journal(run_folder.submit())
     if not first:
-        collect(lab.run)
+        collect(run_folder.run)
 
     def overtake() -> None:
-        lab.render(journal, 0)
-        assert collect(lab.run).ok == 1
+        run_folder.render(journal, 0)
+        assert collect(run_folder.run).ok == 1
 
     meanwhile(monkeypatch, overtake)
-    summary = collect(lab.run)
+    summary = collect(run_folder.run)
     assert (summary.ok, summary.pending) == (1, 1)
-    assert statuses(lab.run) == "op"
-    assert [p.name for p in lab.run.catalog_rows.iterdir()] == ["part-00000.parquet"]
+    assert statuses(run_folder.run) == "op"
+    assert [p.name for p in run_folder.run.catalog_rows.iterdir()] == ["part-00000.parquet"]
 
 
-def header_for(lab: RunFolder, plan: Path, plan_id: str) -> RunFile:
+def header_for(run_folder: RunFolder, plan: Path, plan_id: str) -> RunFile:
     """The run's header with another plan."""
     size, digest = plan.stat().st_size, digest_regular(plan)[0]
-    return replace(read_run(lab.run), plan_id=plan_id, plan_bytes=size, plan_sha256=digest)
+    return replace(read_run(run_folder.run), plan_id=plan_id, plan_bytes=size, plan_sha256=digest)
 
 
-def change_plan(lab: RunFolder, steps: int = 9) -> None:
+def change_plan(run_folder: RunFolder, steps: int = 9) -> None:
     """As a replan does: other keys, another number of steps, a new header."""
-    table = pq.read_table(lab.run.plan)
+    table = pq.read_table(run_folder.run.plan)
     keys = pa.array([f"{steps:064x}"] * len(table))
     table = table.set_column(table.column_names.index("row_key"), "row_key", keys)
     counts = pa.array([steps] * len(table))
     table = table.set_column(table.column_names.index("num_steps"), "num_steps", counts)
-    draft = lab.run.root / ".plan-1.parquet"
+    draft = run_folder.run.root / ".plan-1.parquet"
     pq.write_table(table, draft)
-    write_json(lab.run.next_run_json, header_for(lab, draft, f"plan-{steps}").to_json())
-    os.replace(draft, lab.run.plan)
-    os.replace(lab.run.next_run_json, lab.run.run_json)
+    write_json(
+        run_folder.run.next_run_json, header_for(run_folder, draft, f"plan-{steps}").to_json()
+    )
+    os.replace(draft, run_folder.run.plan)
+    os.replace(run_folder.run.next_run_json, run_folder.run.run_json)
 
 
 def test_a_replan_in_between_is_not_mixed_with_what_was_rendered_under_the_old_plan(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab = make_lab(2)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
-    meanwhile(monkeypatch, lambda: change_plan(lab))
-    assert collect(lab.run).pending == 2
-    frame = pd.read_parquet(lab.run.catalog_rows)
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
+    meanwhile(monkeypatch, lambda: change_plan(run_folder))
+    assert collect(run_folder.run).pending == 2
+    frame = pd.read_parquet(run_folder.run.catalog_rows)
     assert set(frame["num_steps"]) == {9} and set(frame["plan_id"]) == {"plan-9"}
     assert set(frame["status"]) == {"pending"}
-    meanwhile(monkeypatch, lambda: change_plan(lab, 10))
-    assert set(catalog.snapshot(lab.run.root)["num_steps"]) == {10}
+    meanwhile(monkeypatch, lambda: change_plan(run_folder, 10))
+    assert set(catalog.snapshot(run_folder.run.root)["num_steps"]) == {10}
 
 
 def test_the_header_is_the_one_of_the_plan_while_a_replan_is_installed(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """A crash may leave it like this."""
-    lab = make_lab(1)
+    run_folder = make_run_folder(1)
     metadata = {b"batchgen": json.dumps({"plan_id": "new"}).encode()}
-    table = pq.read_table(lab.run.plan).replace_schema_metadata(metadata)
-    draft = lab.run.root / ".plan-1.parquet"
+    table = pq.read_table(run_folder.run.plan).replace_schema_metadata(metadata)
+    draft = run_folder.run.root / ".plan-1.parquet"
     pq.write_table(table, draft)
-    write_json(lab.run.next_run_json, header_for(lab, draft, "new").to_json())
-    collect(lab.run)
-    assert set(pd.read_parquet(lab.run.catalog_rows)["plan_id"]) == {"plan-demo-1"}
-    os.replace(draft, lab.run.plan)
-    collect(lab.run)
-    assert set(pd.read_parquet(lab.run.catalog_rows)["plan_id"]) == {"new"}
+    write_json(run_folder.run.next_run_json, header_for(run_folder, draft, "new").to_json())
+    collect(run_folder.run)
+    assert set(pd.read_parquet(run_folder.run.catalog_rows)["plan_id"]) == {"plan-demo-1"}
+    os.replace(draft, run_folder.run.plan)
+    collect(run_folder.run)
+    assert set(pd.read_parquet(run_folder.run.catalog_rows)["plan_id"]) == {"new"}
 
 
 def test_a_ledger_that_lost_something_does_not_take_the_catalog_back(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "UNSEEN_S", 0.1)
-    lab = make_lab(2)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
         journal.end(End(reason="done"))
-    collect(lab.run)
+    collect(run_folder.run)
     whole = journal.path.read_bytes()
     journal.path.write_bytes(whole[:100])
     with pytest.raises(RunStateError, match=r"jsonl has 100 bytes; it had \d+ .*verify"):
-        collect(lab.run)
-    assert statuses(lab.run) == "op"
-    void_rows(lab.run, [(0, "media/x.png", "lost")])  # as a repair writes it off
-    assert collect(lab.run).pending == 2
+        collect(run_folder.run)
+    assert statuses(run_folder.run) == "op"
+    void_rows(run_folder.run, [(0, "media/x.png", "lost")])  # as a repair writes it off
+    assert collect(run_folder.run).pending == 2
 
 
 PARTS = """
@@ -171,15 +173,15 @@ def start_collect(run: RunPaths, failpoint: str = "") -> subprocess.Popen[bytes]
 
 
 @pytest.fixture
-def parts(make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+def parts(make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run of three parts that was collected, and has gone on since."""
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
-    lab = make_lab(6)
-    collect(lab.run)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 5)
-    return lab
+    run_folder = make_run_folder(6)
+    collect(run_folder.run)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 5)
+    return run_folder
 
 
 def test_a_collect_that_is_killed_between_two_parts_keeps_nobody_waiting(parts: RunFolder) -> None:

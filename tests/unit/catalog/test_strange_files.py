@@ -59,17 +59,17 @@ Make = Callable[[Path], None]
 
 @pytest.fixture
 def done(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> RunFolder:
     """Two rows, rendered and collected."""
     monkeypatch.chdir(tmp_path)
-    lab = make_lab(2)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
-        lab.render(journal, 1)
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
+        run_folder.render(journal, 1)
         journal.end(End(reason="done"))
-    collect(lab.run)
-    return lab
+    collect(run_folder.run)
+    return run_folder
 
 
 def swap(path: Path, make: Make) -> None:
@@ -204,20 +204,20 @@ def test_reading_and_syncing(tmp_path: Path, make: Make, monkeypatch: pytest.Mon
 
 
 def test_parts_of_two_collects_are_damage(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.catalog import collect as catalog_module
 
     monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
     monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
-    lab = make_lab(4)
-    collect(lab.run)
-    part = lab.run.catalog_rows / "part-00001.parquet"
+    run_folder = make_run_folder(4)
+    collect(run_folder.run)
+    part = run_folder.run.catalog_rows / "part-00001.parquet"
     kept = part.read_bytes()
-    collect(lab.run)
-    assert verify(lab.run).is_sound
+    collect(run_folder.run)
+    assert verify(run_folder.run).is_sound
     part.write_bytes(kept)
-    (damage,) = verify(lab.run).damage
+    (damage,) = verify(run_folder.run).damage
     assert damage.kind == "catalog" and "different collects" in damage.detail
-    assert isinstance(lab.run, RunPaths) and verify(lab.run, repair=True).is_sound
-    assert verify(lab.run).findings == ()
+    assert isinstance(run_folder.run, RunPaths) and verify(run_folder.run, repair=True).is_sound
+    assert verify(run_folder.run).findings == ()

@@ -25,19 +25,19 @@ from batchgen.records import Attempt
 
 
 @pytest.fixture
-def finished(make_lab: Callable[..., RunFolder]) -> RunFolder:
+def finished(make_run_folder: Callable[..., RunFolder]) -> RunFolder:
     """Four manifest rows, the last an alias of the first; all ok, collected."""
-    lab = make_lab(4, aliases={3: 0})
-    with lab.journal(lab.submit([0, 1, 2])) as journal:
+    run_folder = make_run_folder(4, aliases={3: 0})
+    with run_folder.journal(run_folder.submit([0, 1, 2])) as journal:
         for row in range(3):
-            lab.render(journal, row)
+            run_folder.render(journal, row)
         journal.end(End(reason="done"))
-    collect(lab.run)
-    return lab
+    collect(run_folder.run)
+    return run_folder
 
 
-def media_of(lab: RunFolder, row: int) -> Path:
-    return lab.run.media / f"row{row:04d}-s1t0r0p0.png"
+def media_of(run_folder: RunFolder, row: int) -> Path:
+    return run_folder.run.media / f"row{row:04d}-s1t0r0p0.png"
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -131,90 +131,92 @@ def test_a_damaged_original_takes_its_aliases_along(finished: RunFolder) -> None
 
 
 def test_a_file_that_does_not_decode_or_has_other_frames_is_found(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """Published with a right digest, but by a broken encoder."""
     from batchgen.durable import digest_file
 
-    lab = make_lab(2)
-    attempt = Attempt(lab.submit(), 0, 0, 0)
-    with lab.journal(1) as journal:
-        media = write_media(render(lab.requests[0]), lab.run, attempt, 2)
-        journal.commit(lab.commit_of(0, attempt, replace(media, num_frames=5)))
-        media = write_media(render(lab.requests[1]), lab.run, attempt, 2)
-        path = lab.run.root / media.path
+    run_folder = make_run_folder(2)
+    attempt = Attempt(run_folder.submit(), 0, 0, 0)
+    with run_folder.journal(1) as journal:
+        media = write_media(render(run_folder.requests[0]), run_folder.run, attempt, 2)
+        journal.commit(run_folder.commit_of(0, attempt, replace(media, num_frames=5)))
+        media = write_media(render(run_folder.requests[1]), run_folder.run, attempt, 2)
+        path = run_folder.run.root / media.path
         path.write_bytes(b"not a picture")
         digest, size = digest_file(path)
-        journal.commit(lab.commit_of(1, attempt, replace(media, sha256=digest, bytes=size)))
+        journal.commit(run_folder.commit_of(1, attempt, replace(media, sha256=digest, bytes=size)))
         journal.end(End(reason="done"))
-    assert kinds(verify(lab.run)) == ["frames", "undecodable"]
+    assert kinds(verify(run_folder.run)) == ["frames", "undecodable"]
 
 
 @pytest.mark.parametrize("purge", [False, True])
 def test_orphans_are_waste_and_repair_moves_or_deletes_them(
-    make_lab: Callable[..., RunFolder], purge: bool
+    make_run_folder: Callable[..., RunFolder], purge: bool
 ) -> None:
     """Of a retried row, of a crash, of nobody; a folder of frames too. The rest stays."""
-    lab = make_lab(2, format_name="frames")
-    first = lab.journal(lab.submit())
-    lab.render(first, 0)
-    lab.render(first, 1)
+    run_folder = make_run_folder(2, format_name="frames")
+    first = run_folder.journal(run_folder.submit())
+    run_folder.render(first, 0)
+    run_folder.render(first, 1)
     first.end(End(reason="done"))
-    second = lab.journal(lab.submit([0]))
-    lab.render(second, 0)
+    second = run_folder.journal(run_folder.submit([0]))
+    run_folder.render(second, 0)
     second.end(End(reason="done"))
-    (lab.run.media / "row0001-s9t0r0p0.tmp.frames").mkdir()
-    (lab.run.media / "note.txt").write_text("mine")
-    (lab.run.media / ".hydra").mkdir()
-    report = verify(lab.run)
+    (run_folder.run.media / "row0001-s9t0r0p0.tmp.frames").mkdir()
+    (run_folder.run.media / "note.txt").write_text("mine")
+    (run_folder.run.media / ".hydra").mkdir()
+    report = verify(run_folder.run)
     assert report.is_sound
     assert kinds(report) == ["orphan", "orphan", "temporary"]
-    kept = files_of(lab.run.media / "row0000-s1t0r0p0.frames")
-    repaired = verify(lab.run, repair=True, purge=purge)
+    kept = files_of(run_folder.run.media / "row0000-s1t0r0p0.frames")
+    repaired = verify(run_folder.run, repair=True, purge=purge)
     counts = (repaired.moved, repaired.deleted, repaired.voided, repaired.submission)
     assert counts == ((0, 3, 0, 3) if purge else (3, 0, 0, 3))
-    moved = lab.run.orphans / "media/row0000-s1t0r0p0.frames"
+    moved = run_folder.run.orphans / "media/row0000-s1t0r0p0.frames"
     assert files_of(moved) == ({} if purge else kept)
-    names = sorted(entry.name for entry in lab.run.media.iterdir())
+    names = sorted(entry.name for entry in run_folder.run.media.iterdir())
     assert names == [".hydra", "row0000-s2t0r0p0.frames", "row0001-s1t0r0p0.frames"]
-    assert verify(lab.run).findings == ()
+    assert verify(run_folder.run).findings == ()
 
 
 def test_repair_waits_for_live_attempts_and_checks_leave_their_files_alone(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     attempt = Attempt(1, 0, 0, 0)
-    write_media(render(lab.requests[1]), lab.run, attempt, 2)  # renamed, not committed yet
-    report = verify(lab.run)
+    write_media(
+        render(run_folder.requests[1]), run_folder.run, attempt, 2
+    )  # renamed, not committed yet
+    report = verify(run_folder.run)
     assert (report.findings, report.live) == ((), 1)
     with pytest.raises(RunStateError, match=r"nothing is at work \(s1t0r0p0 on"):
-        verify(lab.run, repair=True)
+        verify(run_folder.run, repair=True)
     journal.end(End(reason="done"))
-    assert kinds(verify(lab.run)) == ["orphan"]
+    assert kinds(verify(run_folder.run)) == ["orphan"]
 
 
 def test_a_zombie_cannot_publish_an_orphan_that_repair_moved(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """On a machine that was not heard of for a minute, about to commit."""
-    lab = make_lab(2)
-    zombie, attempt = lab.journal(lab.submit()), Attempt(1, 0, 0, 0)
-    lab.render(zombie, 0)
+    run_folder = make_run_folder(2)
+    zombie, attempt = run_folder.journal(run_folder.submit()), Attempt(1, 0, 0, 0)
+    run_folder.render(zombie, 0)
     zombie.phase("load", 0.1)  # writes its counters
-    media = write_media(render(lab.requests[1]), lab.run, attempt, 2)
-    path = lab.run.counters(attempt)
+    media = write_media(render(run_folder.requests[1]), run_folder.run, attempt, 2)
+    path = run_folder.run.counters(attempt)
     known = read_counters(path)
     assert known is not None
     elsewhere = replace(known.process, place="another boot")
     path.write_text(json.dumps(to_plain(replace(known, process=elsewhere, t=known.t - 61))))
-    repaired = verify(lab.run, repair=True)
+    repaired = verify(run_folder.run, repair=True)
     assert (repaired.moved, repaired.voided, repaired.submission) == (1, 0, 2)
-    zombie.commit(lab.commit_of(1, attempt, media))
-    assert verify(lab.run).is_sound
-    status = read_status(lab.run)
+    zombie.commit(run_folder.commit_of(1, attempt, media))
+    assert verify(run_folder.run).is_sound
+    status = read_status(run_folder.run)
     assert (status.ok, status.left) == (1, 1)
 
 

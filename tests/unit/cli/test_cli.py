@@ -24,61 +24,70 @@ BATCHGEN = f"{sys.executable} -m batchgen"
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> JobFolder:
+def job_folder(tmp_path: Path) -> JobFolder:
     return make_job_folder(tmp_path, 2)
 
 
-def shell(bench: JobFolder, line: str) -> subprocess.CompletedProcess[str]:
+def shell(job_folder: JobFolder, line: str) -> subprocess.CompletedProcess[str]:
     """A line of bash, with $B for the command and $JOB for the job."""
-    env = {**os.environ, "B": BATCHGEN, "JOB": str(bench.job), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "B": BATCHGEN, "JOB": str(job_folder.job), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        ["bash", "-c", line], cwd=bench.folder, env=env, capture_output=True, text=True, timeout=120
+        ["bash", "-c", line],
+        cwd=job_folder.folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
-def the_run(bench: JobFolder) -> RunPaths:
-    (folder,) = bench.root.iterdir()
+def the_run(job_folder: JobFolder) -> RunPaths:
+    (folder,) = job_folder.root.iterdir()
     return RunPaths(folder)
 
 
 # ------------------------------------------------------------------------------------ streams
-def test_a_reader_that_has_seen_enough_is_no_error(bench: JobFolder) -> None:
+def test_a_reader_that_has_seen_enough_is_no_error(job_folder: JobFolder) -> None:
     """`batchgen ... | head -1`"""
     done = shell(
-        bench, "$B bench schedule --nodes 4 --seeds 1 --costs giant | true; exit $PIPESTATUS"
+        job_folder, "$B bench schedule --nodes 4 --seeds 1 --costs giant | true; exit $PIPESTATUS"
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_exit_code_tells_of_the_rows_though_the_reader_went(bench: JobFolder) -> None:
-    (bench.folder / "limited").write_text("ulimit -S -f 12")  # kB: no room for the catalog
+def test_the_exit_code_tells_of_the_rows_though_the_reader_went(job_folder: JobFolder) -> None:
+    (job_folder.folder / "limited").write_text("ulimit -S -f 12")  # kB: no room for the catalog
     line = f". ./limited; $B run $JOB {' '.join(NULL)} --json | true; exit ${{PIPESTATUS[0]}}"
-    done = shell(bench, line)
+    done = shell(job_folder, line)
     assert done.returncode == 1 and "File too large" in done.stderr
-    status = shell(bench, f"$B status {the_run(bench).root} --watch | head -n 1; exit $PIPESTATUS")
+    status = shell(
+        job_folder, f"$B status {the_run(job_folder).root} --watch | head -n 1; exit $PIPESTATUS"
+    )
     assert (status.returncode, status.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("lost", [">&-", "2>&-", "0<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
-def test_a_finished_run_is_one_whatever_became_of_its_outputs(bench: JobFolder, lost: str) -> None:
-    done = shell(bench, f"$B run $JOB {' '.join(NULL)} --json {lost}")
+def test_a_finished_run_is_one_whatever_became_of_its_outputs(
+    job_folder: JobFolder, lost: str
+) -> None:
+    done = shell(job_folder, f"$B run $JOB {' '.join(NULL)} --json {lost}")
     assert done.returncode == 0, done.stderr
-    assert main(["verify", str(the_run(bench).root)]) == 0
-    assert main(["status", str(the_run(bench).root)]) == 0
+    assert main(["verify", str(the_run(job_folder).root)]) == 0
+    assert main(["status", str(the_run(job_folder).root)]) == 0
 
 
-def test_a_full_output_is_said_once_where_it_can_be(bench: JobFolder) -> None:
-    done = shell(bench, f"$B plan $JOB {' '.join(NULL)} --json >/dev/full")
+def test_a_full_output_is_said_once_where_it_can_be(job_folder: JobFolder) -> None:
+    done = shell(job_folder, f"$B plan $JOB {' '.join(NULL)} --json >/dev/full")
     assert done.returncode == 0
     assert done.stderr == "batchgen: stdout cannot be written: No space left on device\n"
-    assert shell(bench, "$B plan $JOB nope=1 --json >&- 2>&-").returncode == 2
+    assert shell(job_folder, "$B plan $JOB nope=1 --json >&- 2>&-").returncode == 2
 
 
-def test_what_an_encoding_cannot_hold_is_escaped(bench: JobFolder) -> None:
-    odd = bench.folder / "节"
+def test_what_an_encoding_cannot_hold_is_escaped(job_folder: JobFolder) -> None:
+    odd = job_folder.folder / "节"
     odd.mkdir()
-    shutil.copy(bench.folder / "manifest.parquet", odd / "m.parquet")
-    done = shell(bench, "PYTHONIOENCODING=ascii $B manifest check 节/m.parquet")
+    shutil.copy(job_folder.folder / "manifest.parquet", odd / "m.parquet")
+    done = shell(job_folder, "PYTHONIOENCODING=ascii $B manifest check 节/m.parquet")
     assert done.returncode == 0, done.stderr
     assert "\\u8282" in done.stdout
 
@@ -116,34 +125,34 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_root_dir_where_no_run_can_be_made(
-    kind: str, bench: JobFolder, capsys: pytest.CaptureFixture[str]
+    kind: str, job_folder: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, reason = BAD[kind]
-    root = make(bench.folder)
-    before = sorted(bench.folder.rglob("*"))
-    assert main(["run", str(bench.job), *NULL, f"output.root_dir={root}"]) == 2
+    root = make(job_folder.folder)
+    before = sorted(job_folder.folder.rglob("*"))
+    assert main(["run", str(job_folder.job), *NULL, f"output.root_dir={root}"]) == 2
     err = capsys.readouterr().err
     assert "output.root_dir" in err and reason in err and "Traceback" not in err
-    assert sorted(bench.folder.rglob("*")) == before
+    assert sorted(job_folder.folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("size", [0, 1024, 5000])
 def test_a_run_that_does_not_fit_leaves_nothing(
-    size: int, bench: JobFolder, capsys: pytest.CaptureFixture[str]
+    size: int, job_folder: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with files_at_most(size):
-        assert main(["run", str(bench.job), *NULL]) == 2
+        assert main(["run", str(job_folder.job), *NULL]) == 2
     err = capsys.readouterr().err
-    where = f"output.root_dir: {bench.root}" if size else "TMPDIR: "  # where a job is composed
+    where = f"output.root_dir: {job_folder.root}" if size else "TMPDIR: "  # where a job is composed
     assert where in err and "File too large" in err
-    assert not bench.root.exists()
+    assert not job_folder.root.exists()
 
 
 def test_a_run_that_cannot_be_written_is_left_alone(
-    bench: JobFolder, capsys: pytest.CaptureFixture[str]
+    job_folder: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", str(bench.job), *NULL]) == 0
-    run = the_run(bench)
+    assert main(["run", str(job_folder.job), *NULL]) == 0
+    run = the_run(job_folder)
     before = {path: path.stat().st_mtime_ns for path in run.root.rglob("*")}
     capsys.readouterr()
     for verb in ("resume", "retry"):
@@ -153,18 +162,21 @@ def test_a_run_that_cannot_be_written_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*")} == before
 
 
-def test_rows_at_stake_make_it_1(bench: JobFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_at_stake_make_it_1(job_folder: JobFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with files_at_most(12_000):  # room for the plan, not for the catalog's parts
-        code = main(["run", str(bench.job), *NULL, "carry_columns=[]", "tag=small"])
+        code = main(["run", str(job_folder.job), *NULL, "carry_columns=[]", "tag=small"])
     err = capsys.readouterr().err
     assert code == 1 and "File too large" in err and "go on with `batchgen resume" in err
 
 
 def test_files_of_other_verbs_are_named(
-    bench: JobFolder, capsys: pytest.CaptureFixture[str]
+    job_folder: JobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    long, link = bench.folder / ("a" * 300 + ".parquet"), dangling(bench.folder) / "x.parquet"
-    job, manifest = str(bench.job), str(bench.folder / "manifest.parquet")
+    long, link = (
+        job_folder.folder / ("a" * 300 + ".parquet"),
+        dangling(job_folder.folder) / "x.parquet",
+    )
+    job, manifest = str(job_folder.job), str(job_folder.folder / "manifest.parquet")
     cases = (
         (["manifest", "check", str(long)], "MANIFEST"),
         (["manifest", "build", str(long), "o.parquet"], "SOURCE"),
@@ -183,11 +195,11 @@ def test_files_of_other_verbs_are_named(
         assert named in err and "Traceback" not in err, (argv, err)
     with files_at_most(100):
         for option in ("--out", "--dump-config"):
-            assert main(["plan", job, *NULL, option, str(bench.folder / "p")]) == 2
+            assert main(["plan", job, *NULL, option, str(job_folder.folder / "p")]) == 2
             err = capsys.readouterr().err
             assert "File too large" in err and ("TMPDIR" in err or "--out" in err)
-    assert not (bench.folder / "p").exists()
-    assert not list(bench.folder.glob(".*"))
+    assert not (job_folder.folder / "p").exists()
+    assert not list(job_folder.folder.glob(".*"))
 
 
 CLOSED = """\
@@ -200,54 +212,54 @@ os.execv(sys.executable, [sys.executable, "-m", "batchgen", *sys.argv[1:]])
 """
 
 
-def as_anybody(bench: JobFolder, *argv: str) -> subprocess.CompletedProcess[str]:
+def as_anybody(job_folder: JobFolder, *argv: str) -> subprocess.CompletedProcess[str]:
     """A verb of a user whom permissions bind, in a home that is not there."""
     env = {**os.environ, "HOME": "/proc/nobody", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-c", CLOSED, *argv],
-        cwd=bench.folder, env=env, capture_output=True, text=True, timeout=120,
+        cwd=job_folder.folder, env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 
-def test_folders_that_are_closed_to_us(bench: JobFolder) -> None:
-    closed = bench.folder / "closed"
+def test_folders_that_are_closed_to_us(job_folder: JobFolder) -> None:
+    closed = job_folder.folder / "closed"
     (closed / "out").mkdir(parents=True)
-    shutil.copy(bench.folder / "manifest.parquet", closed)
+    shutil.copy(job_folder.folder / "manifest.parquet", closed)
     closed.chmod(0o000)
     try:
-        run = ("run", str(bench.job), *NULL)
+        run = ("run", str(job_folder.job), *NULL)
         cases = (
             ((*run, f"output.root_dir={closed}/out"), f"output.root_dir: {closed}/out"),
             ((*run, f"manifest={closed}/manifest.parquet"), f"{closed}/manifest.parquet"),
             (("status", f"{closed}/out"), f"RUN '{closed}/out'"),
         )
         for argv, named in cases:
-            done = as_anybody(bench, *argv)
+            done = as_anybody(job_folder, *argv)
             assert done.returncode == 2, done.stderr
             assert named in done.stderr and "Permission denied" in done.stderr
             assert "Traceback" not in done.stderr
-        assert not bench.root.exists()
+        assert not job_folder.root.exists()
     finally:
         closed.chmod(0o755)
 
 
-def test_a_current_folder_that_is_gone(bench: JobFolder) -> None:
-    done = shell(bench, "mkdir gone && cd gone && rmdir ../gone && $B run $JOB --json")
+def test_a_current_folder_that_is_gone(job_folder: JobFolder) -> None:
+    done = shell(job_folder, "mkdir gone && cd gone && rmdir ../gone && $B run $JOB --json")
     assert done.returncode == 2
     assert "the current folder is gone" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_user_without_a_home_and_a_name(
-    bench: JobFolder, monkeypatch: pytest.MonkeyPatch
+    job_folder: JobFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A container with a number for a user: its cache is nowhere, and Slurm knows it not."""
     for name in ("HOME", "XDG_CACHE_HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 4_000_123)
-    monkeypatch.chdir(bench.folder)
+    monkeypatch.chdir(job_folder.folder)
     assert "4000123 has no name" in read_access().problem
-    assert main(["plan", str(bench.job), *NULL]) == 0
-    assert not (bench.folder / "~").exists()
+    assert main(["plan", str(job_folder.job), *NULL]) == 0
+    assert not (job_folder.folder / "~").exists()
 
 
 # ------------------------------------------------------------------------------- command lines

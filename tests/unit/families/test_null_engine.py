@@ -108,12 +108,12 @@ def test_hosts_can_be_slow() -> None:
 
 
 def test_a_rank_without_a_model_loads_no_torch_and_starts_at_once(tmp_path: Path) -> None:
-    shift = plan_run(tmp_path, [1, 1, 1])
-    process = shift.start(shift.begin([0, 1, 2]))
+    planned_run = plan_run(tmp_path, [1, 1, 1])
+    process = planned_run.start(planned_run.begin([0, 1, 2]))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     cpu_s, *heavy = out.split()
     assert heavy == []
     assert float(cpu_s) < 3.0  # about half a second on an idle machine
-    assert len(shift.of(Commit, 1)) == 3
-    assert shift.of(End, 1)[-1].reason == "done"
+    assert len(planned_run.of(Commit, 1)) == 3
+    assert planned_run.of(End, 1)[-1].reason == "done"

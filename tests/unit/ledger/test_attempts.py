@@ -25,124 +25,126 @@ from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 
 
-def statuses(lab: RunFolder) -> list[str]:
-    return [STATUS_NAMES[code] for code in winners(lab.run).status.tolist()]
+def statuses(run_folder: RunFolder) -> list[str]:
+    return [STATUS_NAMES[code] for code in winners(run_folder.run).status.tolist()]
 
 
-def winning_attempts(lab: RunFolder) -> list[str]:
-    found = winners(lab.run)
+def winning_attempts(run_folder: RunFolder) -> list[str]:
+    found = winners(run_folder.run)
     journals = [facts.journal.attempt.tag for facts in found.index.journals]
     return [journals[found.index.journal[n]] if n >= 0 else "" for n in found.line.tolist()]
 
 
-def test_a_submission_is_numbered_and_says_who_made_it(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(3)
-    assert [lab.submit(), lab.submit()] == [1, 2]
-    intent = read_intent(lab.run, 2)
+def test_a_submission_is_numbered_and_says_who_made_it(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(3)
+    assert [run_folder.submit(), run_folder.submit()] == [1, 2]
+    intent = read_intent(run_folder.run, 2)
     assert intent is not None
     assert intent.made_by == ProcessId.current()
     assert intent.made_by.alive()
     assert (intent.rows, intent.shards, intent.manifest_rows) == (3, 1, 3)
 
 
-def test_shards_keep_their_rows_in_order(make_lab: Callable[..., RunFolder]) -> None:
+def test_shards_keep_their_rows_in_order(make_run_folder: Callable[..., RunFolder]) -> None:
     from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 
-    lab = make_lab(5)
+    run_folder = make_run_folder(5)
     rows = SubmissionRows(np.array([0, 1, 2, 3, 4]), np.array([1, 0, 1, 0, 1]), np.arange(5)[::-1])
-    number = begin_submission(lab.run, rows, SubmissionInfo())
-    assert read_shard(lab.run, number, 0).rows.tolist() == [3, 1]
-    assert read_shard(lab.run, number, 1).all.tolist() == [4, 2, 0]
+    number = begin_submission(run_folder.run, rows, SubmissionInfo())
+    assert read_shard(run_folder.run, number, 0).rows.tolist() == [3, 1]
+    assert read_shard(run_folder.run, number, 1).all.tolist() == [4, 2, 0]
 
 
 def test_what_a_zombie_commits_after_its_successor_began_is_waste(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(3)
-    zombie = lab.journal(lab.submit())
-    lab.render(zombie, 0)
-    second = lab.submit([1, 2])
-    lab.render(zombie, 1)  # too late
-    assert statuses(lab) == ["ok", "pending", "pending"]
-    assert missing_rows(lab.run).pending.tolist() == [1, 2]
-    successor = lab.journal(second)
-    lab.render(successor, 1)
-    assert winning_attempts(lab) == ["s1t0r0p0", "s2t0r0p0", ""]
-    lab.render(zombie, 2)
-    assert statuses(lab) == ["ok", "ok", "pending"]
+    run_folder = make_run_folder(3)
+    zombie = run_folder.journal(run_folder.submit())
+    run_folder.render(zombie, 0)
+    second = run_folder.submit([1, 2])
+    run_folder.render(zombie, 1)  # too late
+    assert statuses(run_folder) == ["ok", "pending", "pending"]
+    assert missing_rows(run_folder.run).pending.tolist() == [1, 2]
+    successor = run_folder.journal(second)
+    run_folder.render(successor, 1)
+    assert winning_attempts(run_folder) == ["s1t0r0p0", "s2t0r0p0", ""]
+    run_folder.render(zombie, 2)
+    assert statuses(run_folder) == ["ok", "ok", "pending"]
 
 
-def test_a_zombie_stays_fenced_off_for_ever(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_zombie_stays_fenced_off_for_ever(make_run_folder: Callable[..., RunFolder]) -> None:
     """A third submission copies the second's limits; it does not measure the journal again."""
-    lab = make_lab(3)
-    zombie = lab.journal(lab.submit())
-    lab.render(zombie, 0)
-    lab.submit([1, 2])
-    lab.render(zombie, 1)
-    lab.submit([1, 2])
-    assert statuses(lab) == ["ok", "pending", "pending"]
-    lab.submit([1, 2])
-    assert statuses(lab) == ["ok", "pending", "pending"]
+    run_folder = make_run_folder(3)
+    zombie = run_folder.journal(run_folder.submit())
+    run_folder.render(zombie, 0)
+    run_folder.submit([1, 2])
+    run_folder.render(zombie, 1)
+    run_folder.submit([1, 2])
+    assert statuses(run_folder) == ["ok", "pending", "pending"]
+    run_folder.submit([1, 2])
+    assert statuses(run_folder) == ["ok", "pending", "pending"]
 
 
 def test_an_attempt_that_begins_after_it_was_fenced_off_publishes_nothing(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """A task of the first submission that waited in a queue until the second had begun."""
-    lab = make_lab(2)
-    first = lab.submit()
-    lab.submit()
-    late = lab.journal(first)
-    lab.render(late, 0)
-    assert statuses(lab) == ["pending", "pending"]
-    lab.submit()
-    assert statuses(lab) == ["pending", "pending"]
+    run_folder = make_run_folder(2)
+    first = run_folder.submit()
+    run_folder.submit()
+    late = run_folder.journal(first)
+    run_folder.render(late, 0)
+    assert statuses(run_folder) == ["pending", "pending"]
+    run_folder.submit()
+    assert statuses(run_folder) == ["pending", "pending"]
 
 
 def test_a_torn_line_is_not_accepted_when_it_is_completed_later(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """The limit is the last newline, not the file's length."""
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
-    lab.render(journal, 1)
+    run_folder = make_run_folder(2)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
+    run_folder.render(journal, 1)
     journal.close()
     whole = journal.path.read_bytes()
     journal.path.write_bytes(whole[:-5])
-    lab.run.counters(Attempt(1, 0, 0, 0)).unlink()  # it was not counted as written, either
-    lab.submit([1])
+    run_folder.run.counters(Attempt(1, 0, 0, 0)).unlink()  # it was not counted as written, either
+    run_folder.submit([1])
     journal.path.write_bytes(whole)
-    assert statuses(lab) == ["ok", "pending"]
+    assert statuses(run_folder) == ["ok", "pending"]
 
 
 def test_a_crash_before_the_intent_uses_up_a_number_and_no_more(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     for point in ("submission.after_mkdir", "submission.before_intent"):
         monkeypatch.setenv("BATCHGEN_FAILPOINT", f"{point}:*:raise")
         with pytest.raises(RuntimeError):
-            lab.submit()
+            run_folder.submit()
     monkeypatch.delenv("BATCHGEN_FAILPOINT")
-    assert submission_numbers(lab.run) == [1, 2, 3]
-    intent = last_intent(lab.run)
+    assert submission_numbers(run_folder.run) == [1, 2, 3]
+    intent = last_intent(run_folder.run)
     assert intent is not None
     assert intent.number == 1
-    lab.render(journal, 1)  # not fenced off: the crashed submissions count as empty
-    assert statuses(lab) == ["ok", "ok"]
-    assert read_status(lab.run).ok == 2
-    assert lab.submit() == 4
-    assert statuses(lab) == ["ok", "ok"]
+    run_folder.render(journal, 1)  # not fenced off: the crashed submissions count as empty
+    assert statuses(run_folder) == ["ok", "ok"]
+    assert read_status(run_folder.run).ok == 2
+    assert run_folder.submit() == 4
+    assert statuses(run_folder) == ["ok", "ok"]
 
 
 def test_of_two_that_begin_at_once_one_is_refused_and_told_by_whom(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """Two processes stop right before they take the number, then go on together."""
-    lab = make_lab(2)
+    run_folder = make_run_folder(2)
     code = """
 import sys, time
 import numpy as np
@@ -164,7 +166,7 @@ try:
 except RunStateError as error:
     print("refused", error)
 """
-    command = [sys.executable, "-c", code, str(lab.run.root)]
+    command = [sys.executable, "-c", code, str(run_folder.run.root)]
     pipe = subprocess.PIPE
     both = [
         subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) for _ in range(2)
@@ -181,14 +183,14 @@ except RunStateError as error:
     winner = next(p for p in both if p.pid and f"process {p.pid} " in said[1])
     assert said[1].startswith("refused") and "began submission 1" in said[1]
     assert winner.returncode == 0
-    assert submission_numbers(lab.run) == [1]
+    assert submission_numbers(run_folder.run) == [1]
 
 
 def test_a_submission_that_is_half_begun_keeps_others_out_while_its_maker_lives(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """Its folder is made, its intent is not: the next number would render the same rows."""
-    lab = make_lab(2)
+    run_folder = make_run_folder(2)
     code = """
 import sys
 import numpy as np
@@ -199,23 +201,23 @@ rows = SubmissionRows(np.arange(2), np.zeros(2, np.int32), np.arange(2))
 begin_submission(RunPaths(Path(sys.argv[1])), rows, SubmissionInfo())
 """
     maker = subprocess.Popen(
-        [sys.executable, "-c", code, str(lab.run.root)],
+        [sys.executable, "-c", code, str(run_folder.run.root)],
         env={**os.environ, "BATCHGEN_FAILPOINT": "submission.before_intent:1:stop"},
     )
     wait_for(lambda: process_state(maker.pid) == "T")
     with pytest.raises(RunStateError, match=rf"process {maker.pid} on .* began submission 1"):
-        lab.submit()
-    assert read_status(lab.run).state == "planned"
+        run_folder.submit()
+    assert read_status(run_folder.run).state == "planned"
     maker.kill()
     maker.wait()
-    assert lab.submit() == 2
+    assert run_folder.submit() == 2
 
 
-def test_one_that_was_waited_for_has_won(make_lab: Callable[..., RunFolder]) -> None:
+def test_one_that_was_waited_for_has_won(make_run_folder: Callable[..., RunFolder]) -> None:
     """The other's intent arrives while we wait: its rows are ours, so we are refused."""
-    lab = make_lab(2)
-    lab.submit()
-    path = lab.run.intent(1)
+    run_folder = make_run_folder(2)
+    run_folder.submit()
+    path = run_folder.run.intent(1)
     text = path.read_text()
     path.unlink()
     maker = json.loads(text)["made_by"] | {"pid": 1, "start": ProcessId.of(1).start}
@@ -224,127 +226,131 @@ def test_one_that_was_waited_for_has_won(make_lab: Callable[..., RunFolder]) -> 
     timer = threading.Timer(0.1, lambda: path.write_text(theirs))
     timer.start()
     with pytest.raises(RunStateError, match="process 1 on"):
-        lab.submit()
+        run_folder.submit()
     timer.join()
 
 
 def test_a_restart_accepts_what_its_task_committed_and_fences_off_the_rest(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(4)
-    number = lab.submit()
-    first = lab.journal(number, task=0)
-    other = lab.journal(number, task=1)
-    lab.render(first, 0)
-    lab.fail(first, 1)
-    assert fence_restart(lab.run, Attempt(number, 0, 1, 0)) == {0: "ok", 1: "failed"}
-    lab.render(first, 2)  # a zombie's
-    lab.render(other, 3)  # another task is not touched
-    assert statuses(lab) == ["ok", "failed", "pending", "ok"]
-    again = lab.journal(number, task=0, restart=1)
-    lab.render(again, 1)
-    assert statuses(lab) == ["ok", "ok", "pending", "ok"]
-    status = read_status(lab.run)
+    run_folder = make_run_folder(4)
+    number = run_folder.submit()
+    first = run_folder.journal(number, task=0)
+    other = run_folder.journal(number, task=1)
+    run_folder.render(first, 0)
+    run_folder.fail(first, 1)
+    assert fence_restart(run_folder.run, Attempt(number, 0, 1, 0)) == {0: "ok", 1: "failed"}
+    run_folder.render(first, 2)  # a zombie's
+    run_folder.render(other, 3)  # another task is not touched
+    assert statuses(run_folder) == ["ok", "failed", "pending", "ok"]
+    again = run_folder.journal(number, task=0, restart=1)
+    run_folder.render(again, 1)
+    assert statuses(run_folder) == ["ok", "ok", "pending", "ok"]
+    status = read_status(run_folder.run)
     assert (status.ok, status.failed, status.left) == (3, 0, 1)
 
 
 def test_a_second_restart_copies_the_limits_of_the_first(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(3)
-    number = lab.submit()
-    zombie = lab.journal(number)
-    lab.render(zombie, 0)
-    fence_restart(lab.run, Attempt(number, 0, 1, 0))
-    lab.render(zombie, 1)
-    assert fence_restart(lab.run, Attempt(number, 0, 2, 0)) == {0: "ok"}
-    assert statuses(lab) == ["ok", "pending", "pending"]
-    lab.submit([1, 2])
-    assert statuses(lab) == ["ok", "pending", "pending"]
+    run_folder = make_run_folder(3)
+    number = run_folder.submit()
+    zombie = run_folder.journal(number)
+    run_folder.render(zombie, 0)
+    fence_restart(run_folder.run, Attempt(number, 0, 1, 0))
+    run_folder.render(zombie, 1)
+    assert fence_restart(run_folder.run, Attempt(number, 0, 2, 0)) == {0: "ok"}
+    assert statuses(run_folder) == ["ok", "pending", "pending"]
+    run_folder.submit([1, 2])
+    assert statuses(run_folder) == ["ok", "pending", "pending"]
 
 
-def test_a_first_start_accepts_nothing(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(1)
-    number = lab.submit()
-    assert fence_restart(lab.run, Attempt(number, 0, 0, 0)) == {}
-    assert not lab.run.fence(Attempt(number, 0, 0, 0)).exists()
+def test_a_first_start_accepts_nothing(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(1)
+    number = run_folder.submit()
+    assert fence_restart(run_folder.run, Attempt(number, 0, 0, 0)) == {}
+    assert not run_folder.run.fence(Attempt(number, 0, 0, 0)).exists()
 
 
-def test_limits_name_the_fenced_journals_only(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
-    old = lab.journal(lab.submit())
-    lab.render(old, 0)
+def test_limits_name_the_fenced_journals_only(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(2)
+    old = run_folder.journal(run_folder.submit())
+    run_folder.render(old, 0)
     size = old.path.stat().st_size
-    new = lab.journal(lab.submit([1]))
-    limits = {journal.path: journal.limit for journal in fenced_journals(lab.run)}
+    new = run_folder.journal(run_folder.submit([1]))
+    limits = {journal.path: journal.limit for journal in fenced_journals(run_folder.run)}
     assert limits == {old.path: size, new.path: None}
 
 
-def test_an_ok_row_keeps_its_media_when_a_retry_fails(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
-    first = lab.journal(lab.submit())
-    lab.render(first, 0)
-    lab.fail(first, 1)
-    second = lab.journal(lab.submit([0, 1]))
-    lab.fail(second, 0)
-    lab.fail(second, 1, "again")
-    assert statuses(lab) == ["ok", "failed"]
-    assert winning_attempts(lab) == ["s1t0r0p0", "s2t0r0p0"]
-    third = lab.journal(lab.submit([0]))
-    lab.render(third, 0)
-    assert winning_attempts(lab) == ["s3t0r0p0", "s2t0r0p0"]
+def test_an_ok_row_keeps_its_media_when_a_retry_fails(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(2)
+    first = run_folder.journal(run_folder.submit())
+    run_folder.render(first, 0)
+    run_folder.fail(first, 1)
+    second = run_folder.journal(run_folder.submit([0, 1]))
+    run_folder.fail(second, 0)
+    run_folder.fail(second, 1, "again")
+    assert statuses(run_folder) == ["ok", "failed"]
+    assert winning_attempts(run_folder) == ["s1t0r0p0", "s2t0r0p0"]
+    third = run_folder.journal(run_folder.submit([0]))
+    run_folder.render(third, 0)
+    assert winning_attempts(run_folder) == ["s3t0r0p0", "s2t0r0p0"]
 
 
-def test_a_commit_counts_only_under_the_plans_key(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_commit_counts_only_under_the_plans_key(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     """After a change of settings the plan holds new keys: old results of those rows are gone."""
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
-    lab.render(journal, 1)
-    make_plan_with_new_key(lab, row=1)
-    assert statuses(lab) == ["ok", "pending"]
+    run_folder = make_run_folder(2)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
+    run_folder.render(journal, 1)
+    make_plan_with_new_key(run_folder, row=1)
+    assert statuses(run_folder) == ["ok", "pending"]
 
 
-def make_plan_with_new_key(lab: RunFolder, row: int) -> None:
+def make_plan_with_new_key(run_folder: RunFolder, row: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(lab.run.plan)
+    table = pq.read_table(run_folder.run.plan)
     keys = table["row_key"].to_pylist()
     keys[row] = "f" * 64
     place = table.column_names.index("row_key")
-    lab.install_plan(table.set_column(place, "row_key", pa.array(keys)))
+    run_folder.install_plan(table.set_column(place, "row_key", pa.array(keys)))
 
 
 def test_missing_rows_tells_pending_from_failed_and_leaves_aliases_out(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(6, aliases={4: 1, 5: 2})
-    journal = lab.journal(lab.submit([0, 1, 2, 3]))
-    lab.render(journal, 0)
-    lab.fail(journal, 2)
-    missing = missing_rows(lab.run)
+    run_folder = make_run_folder(6, aliases={4: 1, 5: 2})
+    journal = run_folder.journal(run_folder.submit([0, 1, 2, 3]))
+    run_folder.render(journal, 0)
+    run_folder.fail(journal, 2)
+    missing = missing_rows(run_folder.run)
     assert missing.pending.tolist() == [1, 3]
     assert missing.failed.tolist() == [2]
     assert missing.all.tolist() == [1, 2, 3]
 
 
 def test_an_unreadable_intent_is_an_error_that_names_the_file(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(1)
-    lab.run.intent(lab.submit()).write_text(json.dumps({"number": 1}))
+    run_folder = make_run_folder(1)
+    run_folder.run.intent(run_folder.submit()).write_text(json.dumps({"number": 1}))
     with pytest.raises(RunStateError, match=r"intent\.json (cannot be read|is damaged)"):
-        lab.submit()
+        run_folder.submit()
 
 
 def test_a_plan_that_is_missing_or_damaged_is_a_users_error(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(1)
-    lab.run.plan.write_bytes(b"PAR1 no")
+    run_folder = make_run_folder(1)
+    run_folder.run.plan.write_bytes(b"PAR1 no")
     with pytest.raises(RunStateError, match=r"plan\.parquet: damaged plan"):
-        missing_rows(lab.run)
-    lab.run.plan.unlink()
+        missing_rows(run_folder.run)
+    run_folder.run.plan.unlink()
     with pytest.raises(RunStateError, match=r"plan\.parquet: no plan"):
-        missing_rows(lab.run)
+        missing_rows(run_folder.run)

@@ -24,13 +24,13 @@ from batchgen.scheduler.commands import job_name, slurm_intent
 
 @pytest.fixture
 def at_work(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> Iterator[tuple[RunFolder, subprocess.Popen[bytes]]]:
     """A rank that is stopped in the middle of its second row."""
-    lab = make_lab(3)
-    rank = lab.start_rank(lab.submit(), [0, 1, 2], "journal.before_append:2:stop")
+    run_folder = make_run_folder(3)
+    rank = run_folder.start_rank(run_folder.submit(), [0, 1, 2], "journal.before_append:2:stop")
     os.waitpid(rank.pid, os.WUNTRACED)
-    yield lab, rank
+    yield run_folder, rank
     rank.kill()
     rank.wait()
 
@@ -38,29 +38,29 @@ def at_work(
 def test_the_ranks_of_the_original_are_not_the_copys(
     at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    lab, rank = at_work
-    copy = RunPaths(tmp_path / "elsewhere" / lab.run.root.name)
-    shutil.copytree(lab.run.root, copy.root)
-    assert [a.process.pid for a in live_attempts(lab.run)] == [rank.pid]
+    run_folder, rank = at_work
+    copy = RunPaths(tmp_path / "elsewhere" / run_folder.run.root.name)
+    shutil.copytree(run_folder.run.root, copy.root)
+    assert [a.process.pid for a in live_attempts(run_folder.run)] == [rank.pid]
     assert live_attempts(copy) == []
     status = read_status(copy)
     assert (status.state, status.ok, status.attempts[0].life) == ("stopped", 1, "dead")
     assert last_render(copy) is not None and own_render(copy) is None
     assert slurm_intent(copy) is None and maker_of(copy, 1) is None
-    assert job_name(copy, 2) != job_name(lab.run, 2)
+    assert job_name(copy, 2) != job_name(run_folder.run, 2)
     assert verify(copy, repair=True).is_sound, "nothing is at work in it"
-    again = RunFolder(copy, lab.requests)
+    again = RunFolder(copy, run_folder.requests)
     with again.journal(again.submit([1, 2])) as journal:
         again.render(journal, 1)
         assert len(live_attempts(copy)) == 1 and own_render(copy) is not None
-    assert read_status(copy).ok == 2 and read_status(lab.run).ok == 1
+    assert read_status(copy).ok == 2 and read_status(run_folder.run).ok == 1
 
 
 def test_a_run_that_was_moved_keeps_its_ranks(
     at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    lab, rank = at_work
-    moved = RunPaths(lab.run.root.rename(tmp_path / "moved"))
+    run_folder, rank = at_work
+    moved = RunPaths(run_folder.run.root.rename(tmp_path / "moved"))
     assert [a.process.pid for a in live_attempts(moved)] == [rank.pid]
     assert own_render(moved) is not None and maker_of(moved, 1) is not None
     (tmp_path / "link").symlink_to(moved.root)
@@ -79,9 +79,9 @@ print(steward.cancel(RunPaths(Path(sys.argv[1]))))
 def test_to_cancel_a_copy_leaves_the_original_alone(
     at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
-    lab, rank = at_work
+    run_folder, rank = at_work
     copy = RunPaths(tmp_path / "copy")
-    shutil.copytree(lab.run.root, copy.root)
+    shutil.copytree(run_folder.run.root, copy.root)
     done = subprocess.run(
         [sys.executable, "-c", CANCEL, str(copy.root)], capture_output=True, text=True, check=True
     )
@@ -89,4 +89,4 @@ def test_to_cancel_a_copy_leaves_the_original_alone(
     assert not copy.cancelled(1).exists()
     os.kill(rank.pid, signal.SIGCONT)
     assert rank.wait(60) == 0
-    assert read_status(lab.run).ok == 3
+    assert read_status(run_folder.run).ok == 3

@@ -17,9 +17,9 @@ from batchgen.records import Attempt
 
 
 @pytest.fixture
-def lab(make_lab: Callable[..., RunFolder]) -> RunFolder:
+def run_folder(make_run_folder: Callable[..., RunFolder]) -> RunFolder:
     """Two submissions of a row each, the second with a restart."""
-    made = make_lab(2)
+    made = make_run_folder(2)
     for row in (0, 1):
         number = made.submit([row], executor="inline")
         restart = number - 1
@@ -60,13 +60,16 @@ def a_folder(path: Path) -> None:
     ],
 )
 def test_it_is_named_with_the_way_on_and_a_repair_moves_it(
-    lab: RunFolder, record: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+    run_folder: RunFolder,
+    record: str,
+    damage: Callable[[Path], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    root = str(lab.run.root)
+    root = str(run_folder.run.root)
     assert main(["collect", root]) == 0
-    damage(lab.run.root / record)
+    damage(run_folder.run.root / record)
     if record.startswith("journal/"):  # a line that is gone is missed where lines were counted
-        shutil.rmtree(lab.run.catalog_rows)
+        shutil.rmtree(run_folder.run.catalog_rows)
     for verb in ("verify", "collect"):
         assert main([verb, root]) != 0
         told = capsys.readouterr()
@@ -74,7 +77,7 @@ def test_it_is_named_with_the_way_on_and_a_repair_moves_it(
     assert "--repair" in told.err
     assert main(["verify", root, "--repair"]) == 0
     assert f"{record} was moved to" in capsys.readouterr().out
-    assert (lab.run.orphans / record).exists()
-    assert verify(lab.run).findings == ()
+    assert (run_folder.run.orphans / record).exists()
+    assert verify(run_folder.run).findings == ()
     assert main(["collect", root]) == main(["status", root]) == 0
-    lab.submit([0])
+    run_folder.submit([0])

@@ -17,19 +17,19 @@ from batchgen.records import Attempt
 
 
 @pytest.fixture
-def grown(make_lab: Callable[..., RunFolder]) -> RunFolder:
+def grown(make_run_folder: Callable[..., RunFolder]) -> RunFolder:
     """Three rows committed; the start line of the second lost its end, and the newline with it."""
-    lab = make_lab(3)
-    with lab.journal(lab.submit()) as journal:
+    run_folder = make_run_folder(3)
+    with run_folder.journal(run_folder.submit()) as journal:
         for row in range(3):
-            lab.render(journal, row)
+            run_folder.render(journal, row)
     lines = journal.path.read_bytes().splitlines(keepends=True)
     (place,) = [n for n, line in enumerate(lines) if (m := START.match(line)) and m[1] == b"1"]
     lines[place] = lines[place][:40]
     journal.path.write_bytes(b"".join(lines))
     assert START.match(lines[place] + lines[place + 1]), "it looks like a start line"
-    lab.run.counters(Attempt(1, 0, 0, 0)).unlink()
-    return lab
+    run_folder.run.counters(Attempt(1, 0, 0, 0)).unlink()
+    return run_folder
 
 
 def test_scan_and_verify_name_it(grown: RunFolder) -> None:

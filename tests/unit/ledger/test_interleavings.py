@@ -43,54 +43,54 @@ class Model:
         return mine[-1][2:] if mine else ("pending", "")
 
 
-def commit(lab: RunFolder, journal: JournalWriter, row: int, status: str) -> str:
+def commit(run_folder: RunFolder, journal: JournalWriter, row: int, status: str) -> str:
     """Commit a row without rendering it; returns the path of the media that it names."""
     attempt = parse_journal(journal.path)
     path = f"media/{row}-{attempt.tag}.png" if status == "ok" else ""
     media = Media(path, "ab" * 32, 1, "cd" * 32, 1) if path else None
-    journal.start(row, lab.requests[row].row_id)
-    journal.commit(replace(lab.commit_of(row, attempt, media), status=status, error_type=""))
+    journal.start(row, run_folder.requests[row].row_id)
+    journal.commit(replace(run_folder.commit_of(row, attempt, media), status=status, error_type=""))
     return path
 
 
-def check(lab: RunFolder, model: Model) -> None:
+def check(run_folder: RunFolder, model: Model) -> None:
     expected = [model.winner(ALIASES.get(row, row)) for row in range(ROWS)]
-    frame = catalog.snapshot(lab.run.root)
+    frame = catalog.snapshot(run_folder.run.root)
     assert list(zip(frame["status"], frame["media_path"], strict=True)) == expected
-    status = read_status(lab.run)
+    status = read_status(run_folder.run)
     found = [status.ok, status.failed, status.left]
     assert found == [sum(s == name for s, _ in expected) for name in ("ok", "failed", "pending")], (
         expected
     )
-    missing = missing_rows(lab.run)
+    missing = missing_rows(run_folder.run)
     assert missing.pending.tolist() == [r for r in OWN if expected[r][0] == "pending"]
     assert missing.failed.tolist() == [r for r in OWN if expected[r][0] == "failed"]
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_readers_agree_with_the_rules_in_plain_words(
-    seed: int, make_lab: Callable[..., RunFolder]
+    seed: int, make_run_folder: Callable[..., RunFolder]
 ) -> None:
     dice = random.Random(seed)
-    lab, model = make_lab(ROWS, aliases=ALIASES), Model()
+    run_folder, model = make_run_folder(ROWS, aliases=ALIASES), Model()
     journals: list[JournalWriter] = []
     done: dict[tuple[int, int], set[int]] = {}  # (submission, row) -> restarts that committed it
 
     def open_journal(attempt: Attempt) -> None:
-        journals.append(lab.journal(attempt.submission, attempt.task, attempt.restart))
+        journals.append(run_folder.journal(attempt.submission, attempt.task, attempt.restart))
 
     for _ in range(60):
         move = dice.random()
         if not journals or move < 0.08:
             rows = dice.sample(OWN, dice.randint(1, len(OWN)))
-            model.submission, model.restarts = lab.submit(rows), {}
+            model.submission, model.restarts = run_folder.submit(rows), {}
             open_journal(Attempt(model.submission, 0, 0, 0))
             open_journal(Attempt(model.submission, 1, 0, 0))
         elif move < 0.16:
             task = dice.randint(0, 1)
             restart = model.restarts.get(task, 0) + 1
             attempt = Attempt(model.submission, task, restart, 0)
-            fence_restart(lab.run, attempt)
+            fence_restart(run_folder.run, attempt)
             model.restarts[task] = restart
             open_journal(attempt)
         elif move < 0.22:
@@ -101,25 +101,25 @@ def test_readers_agree_with_the_rules_in_plain_words(
             journal = dice.choice(journals)
             attempt = parse_journal(journal.path)
             # a row belongs to one task of a submission, and is committed once by each start
-            intent_rows = set(read_rows(lab, attempt.submission))
+            intent_rows = set(read_rows(run_folder, attempt.submission))
             row = dice.choice([r for r in OWN if r % 2 == attempt.task])
             tried = done.setdefault((attempt.submission, row), set())
             if row not in intent_rows or attempt.restart in tried:
                 continue
             tried.add(attempt.restart)
             status = dice.choice(["ok", "ok", "failed"])
-            path = commit(lab, journal, row, status)
+            path = commit(run_folder, journal, row, status)
             if model.counts(attempt):
                 model.accepted.append((attempt, row, status, path))
         if dice.random() < 0.3:
-            check(lab, model)
+            check(run_folder, model)
     for journal in journals:
         journal.close()
-    check(lab, model)
+    check(run_folder, model)
 
 
-def read_rows(lab: RunFolder, submission: int) -> list[int]:
+def read_rows(run_folder: RunFolder, submission: int) -> list[int]:
     from batchgen.ledger.submissions import read_shard
 
-    rows: list[int] = read_shard(lab.run, submission, 0).all.tolist()
+    rows: list[int] = read_shard(run_folder.run, submission, 0).all.tolist()
     return rows

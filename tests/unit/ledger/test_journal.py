@@ -95,11 +95,11 @@ def test_a_reader_takes_lines_of_later_versions_and_of_earlier_ones() -> None:
         events.from_plain(events.End, {"t": 2.0})
 
 
-def test_a_journal_reads_back_as_written(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
-    with lab.journal(lab.submit()) as journal:
+def test_a_journal_reads_back_as_written(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit()) as journal:
         journal.phase("load", 1.0)
-        committed = [lab.render(journal, 0), lab.fail(journal, 1)]
+        committed = [run_folder.render(journal, 0), run_folder.fail(journal, 1)]
         journal.end(events.End(reason="done"))
     content = read_journal(journal.path)
     kinds = [type(event).__name__ for event in content.events]
@@ -109,12 +109,12 @@ def test_a_journal_reads_back_as_written(make_lab: Callable[..., RunFolder]) -> 
 
 
 def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(3)
-    journal = lab.journal(lab.submit())
+    run_folder = make_run_folder(3)
+    journal = run_folder.journal(run_folder.submit())
     for row in range(3):
-        lab.render(journal, row)
+        run_folder.render(journal, row)
     journal.close()
     whole = journal.path.read_bytes()
     journal.path.write_bytes(whole[:-10])
@@ -134,19 +134,19 @@ def test_a_torn_last_line_is_ignored_and_one_in_the_middle_is_told(
 @pytest.mark.parametrize("kind", ["attempt", "device", "start", "saved", "phase", "commit", "end"])
 @pytest.mark.parametrize("counted", [True, False])
 def test_readers_outlive_a_damaged_line_of_any_kind(
-    kind: str, counted: bool, make_lab: Callable[..., RunFolder]
+    kind: str, counted: bool, make_run_folder: Callable[..., RunFolder]
 ) -> None:
     """Zeros where the storage lost a page: that line is gone, the others count."""
     from batchgen import catalog
     from batchgen.catalog.collect import collect
     from batchgen.ledger.status import read_status
 
-    lab = make_lab(1)
-    with lab.journal(lab.submit()) as journal:
+    run_folder = make_run_folder(1)
+    with run_folder.journal(run_folder.submit()) as journal:
         journal.device("gpu")
         journal.phase("load", 1.0)
         journal.saved(0, 1, 0.5)
-        lab.render(journal, 0)
+        run_folder.render(journal, 0)
         journal.end(events.End(reason="done"))
     lines = journal.path.read_bytes().splitlines(keepends=True)
     place = next(
@@ -155,30 +155,32 @@ def test_readers_outlive_a_damaged_line_of_any_kind(
     lines[place] = lines[place][:30] + b"\0" * (len(lines[place]) - 31) + b"\n"
     journal.path.write_bytes(b"".join(lines))
     if not counted:
-        lab.run.counters(Attempt(1, 0, 0, 0)).unlink()
+        run_folder.run.counters(Attempt(1, 0, 0, 0)).unlink()
     survives = kind != "commit"
-    assert collect(lab.run).ok == survives
-    assert catalog.snapshot(lab.run.root)["status"].tolist() == ["ok" if survives else "pending"]
+    assert collect(run_folder.run).ok == survives
+    assert catalog.snapshot(run_folder.run.root)["status"].tolist() == [
+        "ok" if survives else "pending"
+    ]
     if not counted:  # counters were right when they were written; only the journal is damaged
-        assert read_status(lab.run).ok == survives
+        assert read_status(run_folder.run).ok == survives
 
 
-def test_a_limit_cuts_at_whole_lines(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
+def test_a_limit_cuts_at_whole_lines(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
         limit = journal.path.stat().st_size
-        lab.render(journal, 1)
+        run_folder.render(journal, 1)
     rows = [e.row_index for e in read_journal(journal.path, limit).events if isinstance(e, Commit)]
     assert rows == [0]
     one_less = read_journal(journal.path, limit - 1).events
     assert not [e for e in one_less if isinstance(e, Commit)]
 
 
-def test_a_zero_length_journal_is_empty(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_zero_length_journal_is_empty(make_run_folder: Callable[..., RunFolder]) -> None:
     """A crash between the making of the file and its first line."""
-    lab = make_lab(1)
-    path = lab.run.journal(Attempt(lab.submit(), 0, 0, 0))
+    run_folder = make_run_folder(1)
+    path = run_folder.run.journal(Attempt(run_folder.submit(), 0, 0, 0))
     path.parent.mkdir(parents=True)
     path.touch()
     from batchgen.catalog.collect import collect
@@ -186,21 +188,23 @@ def test_a_zero_length_journal_is_empty(make_lab: Callable[..., RunFolder]) -> N
 
     assert read_journal(path).events == ()
     assert whole_length(path) == 0
-    assert read_status(lab.run).attempts[0].life == "dead"
-    assert collect(lab.run).pending == 1
-    assert lab.submit() == 2
+    assert read_status(run_folder.run).attempts[0].life == "dead"
+    assert collect(run_folder.run).pending == 1
+    assert run_folder.submit() == 2
 
 
-def test_a_file_that_no_attempt_writes_is_left_alone(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_file_that_no_attempt_writes_is_left_alone(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     """Somebody's copy of a journal beside it must neither count nor be in the way."""
     from batchgen.ledger.status import read_status
 
-    lab = make_lab(2)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
     journal.path.with_name("0-r0-0 copy.jsonl").write_bytes(journal.path.read_bytes())
-    assert read_status(lab.run).ok == 1
-    assert len(read_status(lab.run).attempts) == 1
+    assert read_status(run_folder.run).ok == 1
+    assert len(read_status(run_folder.run).attempts) == 1
 
 
 def test_numpys_numbers_are_written_as_numbers() -> None:
@@ -215,21 +219,21 @@ def test_whole_length_looks_back_over_a_long_torn_line(tmp_path: Path) -> None:
     assert whole_length(path) == 4
 
 
-def test_an_attempt_starts_only_once(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(1)
-    number = lab.submit()
-    lab.journal(number).close()
+def test_an_attempt_starts_only_once(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(1)
+    number = run_folder.submit()
+    run_folder.journal(number).close()
     with pytest.raises(RunStateError, match="s1t0r0p0 was started before"):
-        lab.journal(number)
+        run_folder.journal(number)
 
 
 def test_a_failed_append_leaves_whole_lines_and_stops_the_journal(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills up in the middle of a line: the half line is cut off again."""
-    lab = make_lab(3)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(3)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     before = journal.path.read_bytes()
     monkeypatch.setenv("BATCHGEN_FAILPOINT", "journal.torn:*:enospc")
     with pytest.raises(StorageError, match=r"0-r0-0\.jsonl.*No space left"):
@@ -242,37 +246,37 @@ def test_a_failed_append_leaves_whole_lines_and_stops_the_journal(
     assert read_journal(journal.path).torn_bytes == 0
 
 
-def test_threads_do_not_mix_their_lines(make_lab: Callable[..., RunFolder]) -> None:
+def test_threads_do_not_mix_their_lines(make_run_folder: Callable[..., RunFolder]) -> None:
     """Starts come from the engine's thread while commits come from another."""
-    lab = make_lab(200)
-    journal = lab.journal(lab.submit())
+    run_folder = make_run_folder(200)
+    journal = run_folder.journal(run_folder.submit())
 
     def start() -> None:
-        for request in lab.requests:
+        for request in run_folder.requests:
             journal.start(request.row_index, request.row_id)
 
     thread = threading.Thread(target=start)
     thread.start()
     for row in range(200):
-        journal.commit(lab.commit_of(row, Attempt(1, 0, 0, 0), COMMIT.media))
+        journal.commit(run_folder.commit_of(row, Attempt(1, 0, 0, 0), COMMIT.media))
     thread.join()
     journal.close()
     content = read_journal(journal.path)
     assert len(content.events) == 401
-    counters = read_counters(lab.run.counters(Attempt(1, 0, 0, 0)))
+    counters = read_counters(run_folder.run.counters(Attempt(1, 0, 0, 0)))
     assert counters is not None
     assert counters.offset == journal.path.stat().st_size
     assert (counters.commits, counters.changes.ok) == (200, 200)
 
 
 def test_counters_that_cannot_be_written_do_not_stop_the_journal(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """They are a short cut for readers; the journal says all."""
-    lab = make_lab(1)
-    journal = lab.journal(lab.submit())
-    shutil.rmtree(lab.run.counters_dir)
-    lab.run.counters_dir.touch()
-    lab.render(journal, 0)
+    run_folder = make_run_folder(1)
+    journal = run_folder.journal(run_folder.submit())
+    shutil.rmtree(run_folder.run.counters_dir)
+    run_folder.run.counters_dir.touch()
+    run_folder.render(journal, 0)
     journal.close()
     assert len(read_journal(journal.path).events) == 3

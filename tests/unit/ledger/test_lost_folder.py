@@ -68,11 +68,11 @@ def tree(root: Path) -> set[str]:
 def test_a_rank_ends_when_its_folder_goes_away(
     tmp_path: Path, happens: Callable[[Path], RunPaths | None]
 ) -> None:
-    shift = plan_run(tmp_path, [5, 60, 60, 60])
-    shift.begin([0, 1, 2, 3])
-    rank = shift.start(1)
-    shift.wait_for(lambda: shift.of(Commit, 1))
-    root = shift.run.root
+    planned_run = plan_run(tmp_path, [5, 60, 60, 60])
+    planned_run.begin([0, 1, 2, 3])
+    rank = planned_run.start(1)
+    planned_run.wait_for(lambda: planned_run.of(Commit, 1))
+    root = planned_run.run.root
     after = happens(root)
     stood = tree(root)
     _, said = rank.communicate(timeout=60)
@@ -81,7 +81,7 @@ def test_a_rank_ends_when_its_folder_goes_away(
     if after is None:
         return
     where = after.root / "journal.away" if happens is journals_replaced else after.journals
-    lost = PlannedRun(after, shift.config)
+    lost = PlannedRun(after, planned_run.config)
     if where == after.journals:
         (end,) = lost.of(End, 1)
         assert end.reason == "StorageError"
@@ -92,24 +92,24 @@ def test_a_rank_ends_when_its_folder_goes_away(
 
 
 def test_a_row_that_was_written_before_the_move_is_not_committed_after_it(
-    make_lab: Callable[..., RunFolder], tmp_path: Path
+    make_run_folder: Callable[..., RunFolder], tmp_path: Path
 ) -> None:
     """Not even where a copy of the run took the place, so that its media was written."""
-    lab = make_lab(2)
-    lab.run.media.mkdir()
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    run_folder.run.media.mkdir()
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     lines = journal.path.read_bytes()
-    after = replaced_by_a_copy(lab.run.root)
-    media = write_media(render(lab.requests[1]), lab.run, Attempt(1, 0, 0, 0), 2)
-    commit = lab.commit_of(1, Attempt(1, 0, 0, 0), media)
+    after = replaced_by_a_copy(run_folder.run.root)
+    media = write_media(render(run_folder.requests[1]), run_folder.run, Attempt(1, 0, 0, 0), 2)
+    commit = run_folder.commit_of(1, Attempt(1, 0, 0, 0), media)
     for each in (commit, replace(commit, status="failed", media=None)):
         with pytest.raises(StorageError, match="is not the one that was opened"):
             journal.commit(each)
     with pytest.raises(StorageError, match="is not the one that was opened"):
         journal.saved(1, 2, 0.5)
     assert RunPaths(after.root).journal(Attempt(1, 0, 0, 0)).read_bytes() == lines
-    counters = lab.run.counters(Attempt(1, 0, 0, 0))
+    counters = run_folder.run.counters(Attempt(1, 0, 0, 0))
     before = counters.read_bytes()
     journal.end(End(reason="error"))
     journal.close()
@@ -149,22 +149,22 @@ def test_a_folder_made_anew_is_another_one_even_with_the_same_number(tmp_path: P
     anchor.close()
 
 
-def test_nothing_makes_a_run_folder_again(make_lab: Callable[..., RunFolder]) -> None:
+def test_nothing_makes_a_run_folder_again(make_run_folder: Callable[..., RunFolder]) -> None:
     """Each of what a rank writes, on its own."""
-    lab = make_lab(1)
-    run, attempt = lab.run, Attempt(1, 0, 0, 0)
-    request = lab.requests[0]
+    run_folder = make_run_folder(1)
+    run, attempt = run_folder.run, Attempt(1, 0, 0, 0)
+    request = run_folder.requests[0]
     shutil.rmtree(run.root)
     with pytest.raises(MediaError):
         write_media(render(request), run, attempt, 1)
     with pytest.raises(MediaError):
         write_media(render(request), run, attempt, 10_000_000)
     with pytest.raises(StorageError):
-        lab.journal(1)
+        run_folder.journal(1)
     with pytest.raises(StorageError):
         announce(run.queue_address(attempt))
     with pytest.raises(StorageError):
-        lab.submit()
+        run_folder.submit()
     with pytest.raises(FileNotFoundError):
         make_folder(run.root / "a" / "b", run.root)
     assert not run.root.exists()
@@ -186,14 +186,14 @@ def test_a_place_knows_the_moved_run_from_a_copy(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_media_that_are_unmounted_are_not_written_below_the_mount(tmp_path: Path) -> None:
-    shift = plan_run(tmp_path, [5, 60, 60, 60])
-    media = shift.run.media
+    planned_run = plan_run(tmp_path, [5, 60, 60, 60])
+    media = planned_run.run.media
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(media)]).returncode != 0:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        shift.begin([0, 1, 2, 3])
-        rank = shift.start(1)
-        shift.wait_for(lambda: shift.of(Commit, 1))
+        planned_run.begin([0, 1, 2, 3])
+        rank = planned_run.start(1)
+        planned_run.wait_for(lambda: planned_run.of(Commit, 1))
     finally:
         subprocess.run(["umount", "-l", str(media)], check=True)
     _, said = rank.communicate(timeout=60)

@@ -19,15 +19,15 @@ from batchgen.runner.submit import submit
 
 
 @pytest.fixture
-def lost(make_lab: Callable[..., RunFolder]) -> RunFolder:
+def lost(make_run_folder: Callable[..., RunFolder]) -> RunFolder:
     """Two submissions of a row each; nothing is at work."""
-    lab = make_lab(3)
+    run_folder = make_run_folder(3)
     for number, row in ((1, 0), (2, 1)):
-        assert lab.submit([row]) == number
-        with lab.journal(number) as journal:
-            lab.render(journal, row)
+        assert run_folder.submit([row]) == number
+        with run_folder.journal(number) as journal:
+            run_folder.render(journal, row)
             journal.end(End(reason="done"))
-    return lab
+    return run_folder
 
 
 @pytest.mark.parametrize("numbers", [[2], [1, 2]])

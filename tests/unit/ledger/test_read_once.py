@@ -17,17 +17,19 @@ from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_su
 from batchgen.ledger.winners import choose, read_plan_rows
 
 
-def test_what_was_committed_since_it_was_read_counts(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(rows=3)
-    lab.submit([0, 1, 2])
-    with lab.journal(1) as journal:
-        lab.render(journal, 0)
-        found = choose(index_commits(lab.run), read_plan_rows(lab.run.plan))
-        lab.render(journal, 1)
+def test_what_was_committed_since_it_was_read_counts(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(rows=3)
+    run_folder.submit([0, 1, 2])
+    with run_folder.journal(1) as journal:
+        run_folder.render(journal, 0)
+        found = choose(index_commits(run_folder.run), read_plan_rows(run_folder.run.plan))
+        run_folder.render(journal, 1)
     rest = np.array([1, 2])
     rows = SubmissionRows(rest, np.zeros(2, np.int32), np.arange(2))
-    number = begin_submission(lab.run, rows, SubmissionInfo(), found=found)
-    intent = read_intent(lab.run, number)
+    number = begin_submission(run_folder.run, rows, SubmissionInfo(), found=found)
+    intent = read_intent(run_folder.run, number)
     assert intent is not None and intent.before.ok == 2
     assert intent.reopened == {"ok": (1,)}
 

@@ -30,9 +30,9 @@ ROW_S = STAGES.encode + STAGES.denoise
 SOON_S = 0.2  # from a heartbeat to what the test does next
 
 
-def runs(lab: RunFolder) -> pd.DataFrame:
-    collect(lab.run)
-    frame: pd.DataFrame = pd.read_parquet(lab.run.catalog_runs)
+def runs(run_folder: RunFolder) -> pd.DataFrame:
+    collect(run_folder.run)
+    frame: pd.DataFrame = pd.read_parquet(run_folder.run.catalog_runs)
     return frame
 
 
@@ -65,33 +65,33 @@ def test_readers_that_parse_no_json_know_the_lines() -> None:
 
 @pytest.mark.parametrize("followed", [True, False])
 def test_a_row_that_is_saved_or_to_be_tried_again_is_not_in_flight(
-    followed: bool, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    followed: bool, make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted by the writer, or by a reader of lines after the counters were written."""
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if followed else 0.0)
-    lab = make_lab(4)
-    journal = lab.journal(lab.submit())
+    run_folder = make_run_folder(4)
+    journal = run_folder.journal(run_folder.submit())
     for row in range(4):
         journal.start(row, f"row{row:04d}")
-    assert read_status(lab.run).running == 4
+    assert read_status(run_folder.run).running == 4
     journal.saved(0, 2, 0.5)
     journal.tried(1, 0.5, ValueError("no"))
-    assert read_status(lab.run).running == 2
-    (facts,) = index_commits(lab.run).journals
+    assert read_status(run_folder.run).running == 2
+    (facts,) = index_commits(run_folder.run).journals
     assert facts.in_flight.rows == {2, 3}
     journal.start(1, "row0001")
-    assert read_status(lab.run).running == 3
-    (facts,) = index_commits(lab.run).journals
+    assert read_status(run_folder.run).running == 3
+    (facts,) = index_commits(run_folder.run).journals
     assert (facts.in_flight.rows, facts.saved, facts.tried_s) == ({1, 2, 3}, {0: 0.5}, 0.5)
 
 
 def test_a_saved_line_is_durable(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
     monkeypatch.setattr(journal_module.os, "fsync", synced.append)
-    lab = make_lab(1)
-    journal = lab.journal(lab.submit())
+    run_folder = make_run_folder(1)
+    journal = run_folder.journal(run_folder.submit())
     journal.start(0, "row0000")
     before = len(synced)
     journal.saved(0, 2, 0.5)
@@ -102,85 +102,85 @@ def test_a_saved_line_is_durable(
 
 
 def test_a_saved_row_is_carried_over_and_counted_where_it_was_spent(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """Two attempts draw one half each: both are useful work, none of it twice."""
-    lab = make_lab(2)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
         journal.start(1, "row0001")
         journal.saved(1, 2, 0.6)
         journal.end(End(reason="drained", busy_s=ROW_S + 0.6))
-    with lab.journal(lab.submit([1])) as journal:
+    with run_folder.journal(run_folder.submit([1])) as journal:
         journal.start(1, "row0001")
         attempt = parse_journal(journal.path)
-        commit = lab.commit_of(1, attempt, None)
+        commit = run_folder.commit_of(1, attempt, None)
         assert commit.stats is not None
         stages = replace(STAGES, encode=0.0, denoise=0.4)
         journal.commit(
             replace(commit, stats=replace(commit.stats, stages=stages, steps_restored=2))
         )
         journal.end(End(reason="done", busy_s=0.4))
-    first, second = (row for _, row in runs(lab).iterrows())
+    first, second = (row for _, row in runs(run_folder).iterrows())
     assert (first["rows_saved"], first["saved_s"]) == (1, 0.6)
     assert (first["rows_lost"], first["lost_s"]) == (0, 0.0)
     assert second["useful_s"] == pytest.approx(0.4)
     assert closes(first)
     assert closes(second)
-    frame = pd.read_parquet(lab.run.catalog_rows)
+    frame = pd.read_parquet(run_folder.run.catalog_rows)
     assert frame["steps_restored"].tolist() == [0, 2]
     assert frame["denoise_s"].tolist() == [1.0, 0.4]
-    assert catalog.waste(lab.run.root)["total"] == 0.0
+    assert catalog.waste(run_folder.run.root)["total"] == 0.0
 
 
 def test_a_row_that_is_saved_and_then_finished_by_the_same_attempt_counts_once(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(1)
-    with lab.journal(lab.submit()) as journal:
+    run_folder = make_run_folder(1)
+    with run_folder.journal(run_folder.submit()) as journal:
         journal.start(0, "row0000")
         journal.saved(0, 2, 0.6)
-        lab.render(journal, 0)
+        run_folder.render(journal, 0)
         journal.end(End(reason="done", busy_s=ROW_S))
-    (run,) = (row for _, row in runs(lab).iterrows())
+    (run,) = (row for _, row in runs(run_folder).iterrows())
     assert (run["rows_saved"], run["saved_s"]) == (0, 0.0)
     assert closes(run)
 
 
-def test_a_try_that_failed_is_retried_time(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(1)
-    with lab.journal(lab.submit()) as journal:
+def test_a_try_that_failed_is_retried_time(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(1)
+    with run_folder.journal(run_folder.submit()) as journal:
         journal.start(0, "row0000")
         journal.tried(0, 0.7, RuntimeError("boom"))
-        lab.render(journal, 0)
+        run_folder.render(journal, 0)
         journal.end(End(reason="done", busy_s=ROW_S + 0.7))
-    (run,) = (row for _, row in runs(lab).iterrows())
+    (run,) = (row for _, row in runs(run_folder).iterrows())
     assert run["retried_s"] == pytest.approx(0.7)
     assert closes(run)
 
 
-def test_lost_is_what_rows_without_a_line_took(make_lab: Callable[..., RunFolder]) -> None:
+def test_lost_is_what_rows_without_a_line_took(make_run_folder: Callable[..., RunFolder]) -> None:
     """Of what an attempt told in its last line."""
-    lab = make_lab(3)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
+    run_folder = make_run_folder(3)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
         journal.start(1, "row0001")
         journal.saved(1, 2, 0.5)
         journal.start(2, "row0002")
         journal.end(End(reason="terminated", busy_s=ROW_S + 0.5 + 4.5, lost_s=4.5))
-    (run,) = (row for _, row in runs(lab).iterrows())
+    (run,) = (row for _, row in runs(run_folder).iterrows())
     assert (run["rows_lost"], run["lost_s"]) == (1, pytest.approx(4.5))
     assert closes(run)
 
 
 @pytest.mark.parametrize("by", ["line", "heartbeat"])
 def test_of_a_killed_attempt_the_last_sign_counts(
-    by: str, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    by: str, make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line, or the heartbeat after it; whatever it was doing then."""
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if by == "line" else 0.0)
-    lab, meter = make_lab(2), GivenSeconds(RankSeconds(load=1.0))
-    journal = lab.journal(lab.submit(), meter=meter)
+    run_folder, meter = make_run_folder(2), GivenSeconds(RankSeconds(load=1.0))
+    journal = run_folder.journal(run_folder.submit(), meter=meter)
     journal.start(0, "row0000")
     spent = {"load": 1.0, "move": 0.25, "encode": 0.5, "idle": 3.0, "tail": 0.5}
     meter.spent = RankSeconds(**spent, denoise=2.0, open=2.0)
@@ -188,7 +188,7 @@ def test_of_a_killed_attempt_the_last_sign_counts(
     if by == "heartbeat":
         meter.spent = replace(meter.spent, denoise=7.0, idle=4.0, open=7.0)
         journal.beat()
-    (run,) = (row for _, row in runs(lab).iterrows())
+    (run,) = (row for _, row in runs(run_folder).iterrows())
     assert run["exit_reason"] == "killed"
     busy, idle = (2.5, 3.0) if by == "line" else (7.5, 4.0)
     assert (run["load_s"], run["move_s"], run["idle_s"]) == (1.0, 0.25, idle)
@@ -197,49 +197,51 @@ def test_of_a_killed_attempt_the_last_sign_counts(
 
 
 def test_a_row_that_was_encoded_and_dropped_before_it_began_is_lost(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """No line names it."""
-    lab = make_lab(1)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
+    run_folder = make_run_folder(1)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
         journal.end(End(reason="drained", busy_s=ROW_S + 0.75, encode_s=0.75, lost_s=0.75))
-    (run,) = (row for _, row in runs(lab).iterrows())
+    (run,) = (row for _, row in runs(run_folder).iterrows())
     assert (run["rows_lost"], run["lost_s"]) == (0, pytest.approx(0.75))
     assert closes(run)
 
 
-def test_a_row_that_is_saved_and_then_fails_counts_once(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_row_that_is_saved_and_then_fails_counts_once(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     """Denoised, it is saved as it waits for the decoder, where it fails. Nobody is left to try it
     again."""
-    lab = make_lab(1)
-    with lab.journal(lab.submit()) as journal:
+    run_folder = make_run_folder(1)
+    with run_folder.journal(run_folder.submit()) as journal:
         journal.start(0, "row0000")
         journal.saved(0, 4, 0.6)
         journal.tried(0, 0.6, RuntimeError("boom"))
         journal.end(End(reason="drained", busy_s=0.6))
-    (run,) = (row for _, row in runs(lab).iterrows())
+    (run,) = (row for _, row in runs(run_folder).iterrows())
     assert (run["rows_saved"], run["saved_s"], run["retried_s"]) == (0, 0.0, 0.6)
     assert closes(run)
 
 
-def test_the_waste_of_a_run(make_lab: Callable[..., RunFolder]) -> None:
+def test_the_waste_of_a_run(make_run_folder: Callable[..., RunFolder]) -> None:
     """A failure, a zombie's commit after its fence, and a row that was dropped."""
-    lab = make_lab(4)
+    run_folder = make_run_folder(4)
     with pytest.raises(RunStateError, match="batchgen collect"):
-        catalog.waste(lab.run.root)
-    zombie = lab.journal(lab.submit())
-    lab.render(zombie, 0)
-    lab.fail(zombie, 1)
-    number = lab.submit([1, 2, 3])
-    lab.render(zombie, 2)
+        catalog.waste(run_folder.run.root)
+    zombie = run_folder.journal(run_folder.submit())
+    run_folder.render(zombie, 0)
+    run_folder.fail(zombie, 1)
+    number = run_folder.submit([1, 2, 3])
+    run_folder.render(zombie, 2)
     zombie.end(End(reason="done", busy_s=3 * ROW_S))
-    with lab.journal(number) as journal:
-        lab.render(journal, 2)
+    with run_folder.journal(number) as journal:
+        run_folder.render(journal, 2)
         journal.start(3, "row0003")
         journal.end(End(reason="terminated", busy_s=ROW_S + 0.8, lost_s=0.8))
-    assert runs(lab)["fenced_s"].tolist() == pytest.approx([ROW_S, 0.0])
-    wasted = catalog.waste(lab.run.root)
+    assert runs(run_folder)["fenced_s"].tolist() == pytest.approx([ROW_S, 0.0])
+    wasted = catalog.waste(run_folder.run.root)
     assert wasted["lost"] == pytest.approx(0.8, abs=SOON_S)
     assert wasted["retried"] == pytest.approx(2 * ROW_S)
     assert wasted["fenced"] == pytest.approx(ROW_S)
@@ -248,81 +250,83 @@ def test_the_waste_of_a_run(make_lab: Callable[..., RunFolder]) -> None:
 
 
 def test_phases_of_one_name_add_up_and_unknown_ones_are_kept(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(1)
-    with lab.journal(lab.submit()) as journal:
+    run_folder = make_run_folder(1)
+    with run_folder.journal(run_folder.submit()) as journal:
         for name, seconds in (("load", 1.0), ("load", 0.5), ("wait", 0.25), ("mend", 0.25)):
             journal.phase(name, seconds)
         journal.end(End(reason="done"))
-    (run,) = (row for _, row in runs(lab).iterrows())
+    (run,) = (row for _, row in runs(run_folder).iterrows())
     assert (run["load_s"], run["other_s"], run["warmup_s"]) == (1.5, 0.5, 0.0)
 
 
 # suspects of a submission
 
 
-def with_suspects(lab: RunFolder) -> int:
+def with_suspects(run_folder: RunFolder) -> int:
     index = np.arange(5)
     rows = SubmissionRows(index, np.zeros(5, np.int32), index[::-1], index % 2 == 1)
-    return begin_submission(lab.run, rows, SubmissionInfo(attempt=2, excluded={"n1": "sick"}))
+    return begin_submission(
+        run_folder.run, rows, SubmissionInfo(attempt=2, excluded={"n1": "sick"})
+    )
 
 
-def test_a_shard_names_its_suspects_apart(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(5)
-    shard = read_shard(lab.run, with_suspects(lab), 0)
+def test_a_shard_names_its_suspects_apart(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(5)
+    shard = read_shard(run_folder.run, with_suspects(run_folder), 0)
     assert (shard.rows.tolist(), shard.suspects.tolist()) == ([4, 2, 0], [3, 1])
     assert shard.all.tolist() == [4, 2, 0, 3, 1]
-    shard = read_shard(lab.run, lab.submit(), 0)
+    shard = read_shard(run_folder.run, run_folder.submit(), 0)
     assert (len(shard.rows), len(shard.suspects)) == (5, 0)
 
 
-def test_submissions_of_older_runs_are_read(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(5)
-    number = with_suspects(lab)
-    path = lab.run.shards(number)
+def test_submissions_of_older_runs_are_read(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(5)
+    number = with_suspects(run_folder)
+    path = run_folder.run.shards(number)
     pq.write_table(pq.read_table(path).drop_columns(["alone"]), path)
-    shard = read_shard(lab.run, number, 0)
+    shard = read_shard(run_folder.run, number, 0)
     assert (shard.rows.tolist(), shard.suspects.tolist()) == ([4, 3, 2, 1, 0], [])
-    intent = json.loads(lab.run.intent(number).read_text())
+    intent = json.loads(run_folder.run.intent(number).read_text())
     assert (intent["attempt"], intent["excluded"]) == (2, {"n1": "sick"})
     for name in ("attempt", "excluded", "suspects", "lost", "sha256"):
         del intent[name]
-    lab.run.intent(number).write_text(json.dumps(intent))
-    old = read_intent(lab.run, number)
+    run_folder.run.intent(number).write_text(json.dumps(intent))
+    old = read_intent(run_folder.run, number)
     assert old is not None
     assert (old.attempt, old.excluded, old.suspects) == (1, {}, ())
 
 
 @pytest.mark.parametrize("state", ["fresh", "stale", "missing"])
 def test_status_counts_suspects_until_they_are_committed(
-    state: str, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    state: str, make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.ledger import status as status_module
 
     monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 1e9 if state == "stale" else 0.0)
-    lab = make_lab(5)
-    number = with_suspects(lab)
-    counters = [lab.run.counters(Attempt(number, 0, restart, 0)) for restart in (0, 1)]
+    run_folder = make_run_folder(5)
+    number = with_suspects(run_folder)
+    counters = [run_folder.run.counters(Attempt(number, 0, restart, 0)) for restart in (0, 1)]
 
     def suspects() -> int:
         for path in counters if state == "missing" else ():
             path.unlink(missing_ok=True)
-        return read_status(lab.run).suspects
+        return read_status(run_folder.run).suspects
 
     assert suspects() == 2
-    journal = lab.journal(number)
-    lab.render(journal, 3)
-    lab.render(journal, 0)
+    journal = run_folder.journal(number)
+    run_folder.render(journal, 3)
+    run_folder.render(journal, 0)
     journal.start(4, "row0004")
     assert suspects() == 1
     monkeypatch.setattr(status_module.ProcessId, "alive", lambda _: False)
     assert suspects() == 2, "row 4 too, now that its process is gone"
-    fence_restart(lab.run, Attempt(number, 0, 1, 0))
-    again = lab.journal(number, restart=1)
-    lab.render(again, 4)
+    fence_restart(run_folder.run, Attempt(number, 0, 1, 0))
+    again = run_folder.journal(number, restart=1)
+    run_folder.render(again, 4)
     assert suspects() == 1
-    lab.render(again, 1)
+    run_folder.render(again, 1)
     assert suspects() == 0
 
 

@@ -57,35 +57,35 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_full_disk_fails_rows_then_the_journal_and_all_is_well_with_room(
-    make_lab: Callable[..., RunFolder], disk: Path
+    make_run_folder: Callable[..., RunFolder], disk: Path
 ) -> None:
-    lab = make_lab(4, root=disk / "run")
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(4, root=disk / "run")
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     filler = fill(disk)
     with pytest.raises(MediaError, match="No space left"):
-        lab.render(journal, 1)
+        run_folder.render(journal, 1)
     with pytest.raises(StorageError, match=r"0-r0-0\.jsonl: the journal cannot be written"):
         for row in range(1, 200):  # until the last page of the journal is full
             journal.start(row, f"row{row:04d}")
     journal.close()
     content = read_journal(journal.path)
     assert (content.bad_lines, content.torn_bytes) == ((), 0)
-    assert read_status(lab.run).ok == 1
+    assert read_status(run_folder.run).ok == 1
     with pytest.raises(StorageError, match="cannot be written"):
-        lab.submit([1, 2, 3])
+        run_folder.submit([1, 2, 3])
     with pytest.raises(StorageError, match="catalog cannot be written"):
-        collect(lab.run)
-    assert missing_rows(lab.run).pending.tolist() == [1, 2, 3]
+        collect(run_folder.run)
+    assert missing_rows(run_folder.run).pending.tolist() == [1, 2, 3]
 
     filler.unlink()
-    number = lab.submit([1, 2, 3])
-    with lab.journal(number) as journal:
+    number = run_folder.submit([1, 2, 3])
+    with run_folder.journal(number) as journal:
         for row in (1, 2, 3):
-            lab.render(journal, row)
-    assert submission_numbers(lab.run)[-1] == number
-    assert collect(lab.run).ok == 4
-    assert verify(lab.run).is_sound
+            run_folder.render(journal, row)
+    assert submission_numbers(run_folder.run)[-1] == number
+    assert collect(run_folder.run).ok == 4
+    assert verify(run_folder.run).is_sound
 
 
 def fill_journal(journal: JournalWriter, row: int) -> None:
@@ -95,17 +95,17 @@ def fill_journal(journal: JournalWriter, row: int) -> None:
 
 
 def test_whoever_a_full_disk_ends_did_not_die(
-    make_lab: Callable[..., RunFolder], disk: Path
+    make_run_folder: Callable[..., RunFolder], disk: Path
 ) -> None:
     """The last line has room when no other has: else the row would be convicted on the second
     host, and the hosts blamed."""
-    lab = make_lab(2, root=disk / "run")
-    with lab.journal(lab.submit(), host="good") as journal:
-        lab.render(journal, 1)
+    run_folder = make_run_folder(2, root=disk / "run")
+    with run_folder.journal(run_folder.submit(), host="good") as journal:
+        run_folder.render(journal, 1)
         journal.end(End(reason="done"))
     for host in ("n1", "n2", "n3"):
-        journal = lab.journal(lab.submit([0]), host=host)
-        reserve = lab.run.counters(parse_journal(journal.path)).with_suffix(".reserve")
+        journal = run_folder.journal(run_folder.submit([0]), host=host)
+        reserve = run_folder.run.counters(parse_journal(journal.path)).with_suffix(".reserve")
         assert reserve.stat().st_size == 2 * 4096
         filler = fill(disk)
         with pytest.raises(StorageError, match="journal cannot be written"):
@@ -115,22 +115,25 @@ def test_whoever_a_full_disk_ends_did_not_die(
         filler.unlink()
         assert not reserve.exists()
         assert read_journal(journal.path).torn_bytes == 0
-    blame = read_blame(lab.run, all_gone=True)
+    blame = read_blame(run_folder.run, all_gone=True)
     assert (blame.deaths, blame.convicted, blame.bad_hosts) == ((), (), {})
-    assert {attempt.ended for attempt in read_status(lab.run).attempts} == {"done", "StorageError"}
+    assert {attempt.ended for attempt in read_status(run_folder.run).attempts} == {
+        "done",
+        "StorageError",
+    }
 
 
 def test_a_disk_that_is_full_from_the_start_leaves_no_room_to_keep(
-    make_lab: Callable[..., RunFolder], disk: Path
+    make_run_folder: Callable[..., RunFolder], disk: Path
 ) -> None:
     """What cannot be kept is done without: nothing is raised for it."""
-    lab = make_lab(2, root=disk / "run")
-    number = lab.submit()
-    lab.run.counters(Attempt(number, 0, 0, 0)).with_suffix(".reserve").mkdir(parents=True)
-    with lab.journal(number) as journal:
-        lab.render(journal, 0)
+    run_folder = make_run_folder(2, root=disk / "run")
+    number = run_folder.submit()
+    run_folder.run.counters(Attempt(number, 0, 0, 0)).with_suffix(".reserve").mkdir(parents=True)
+    with run_folder.journal(number) as journal:
+        run_folder.render(journal, 0)
         journal.end(End(reason="done"))
-    assert read_blame(lab.run, all_gone=True).deaths == ()
+    assert read_blame(run_folder.run, all_gone=True).deaths == ()
 
 
 @pytest.mark.parametrize("format_name", ["mp4", "gif", "png"])
@@ -162,35 +165,39 @@ def test_the_encoders_words_become_a_number(
 
 
 def test_a_journal_that_cannot_even_begin_is_a_storage_error(
-    make_lab: Callable[..., RunFolder], disk: Path
+    make_run_folder: Callable[..., RunFolder], disk: Path
 ) -> None:
-    lab = make_lab(1, root=disk / "run")
-    number = lab.submit()
+    run_folder = make_run_folder(1, root=disk / "run")
+    number = run_folder.submit()
     filler = fill(disk)
     with pytest.raises(StorageError, match="journal cannot be"):
-        lab.journal(number)
+        run_folder.journal(number)
     filler.unlink()
-    assert read_status(lab.run).left == 1
+    assert read_status(run_folder.run).left == 1
 
 
 def test_a_read_only_folder_is_told_and_still_readable(
-    make_lab: Callable[..., RunFolder], disk: Path
+    make_run_folder: Callable[..., RunFolder], disk: Path
 ) -> None:
-    lab = make_lab(2, root=disk / "run")
-    first = lab.journal(lab.submit())
-    lab.render(first, 0)
+    run_folder = make_run_folder(2, root=disk / "run")
+    first = run_folder.journal(run_folder.submit())
+    run_folder.render(first, 0)
     first.close()
-    number = lab.submit([1])
-    collect(lab.run)
+    number = run_folder.submit([1])
+    collect(run_folder.run)
     remount(disk, "ro")
-    for change in (lambda: lab.submit([1]), lambda: lab.journal(number), lambda: collect(lab.run)):
+    for change in (
+        lambda: run_folder.submit([1]),
+        lambda: run_folder.journal(number),
+        lambda: collect(run_folder.run),
+    ):
         with pytest.raises(StorageError, match="Read-only file system"):
             change()
-    status = read_status(lab.run)
+    status = read_status(run_folder.run)
     assert (status.ok, status.left) == (1, 1)
-    assert verify(lab.run).is_sound
-    assert missing_rows(lab.run).pending.tolist() == [1]
+    assert verify(run_folder.run).is_sound
+    assert missing_rows(run_folder.run).pending.tolist() == [1]
     remount(disk, "rw")
-    with lab.journal(number) as journal:
-        lab.render(journal, 1)
-    assert read_status(lab.run).ok == 2
+    with run_folder.journal(number) as journal:
+        run_folder.render(journal, 1)
+    assert read_status(run_folder.run).ok == 2

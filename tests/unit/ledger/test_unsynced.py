@@ -21,25 +21,25 @@ from batchgen.records import Attempt
 
 
 @pytest.fixture
-def killed(make_lab: Callable[..., RunFolder]) -> tuple[RunFolder, Path]:
+def killed(make_run_folder: Callable[..., RunFolder]) -> tuple[RunFolder, Path]:
     """A rank that was killed after a line that it does not sync; its journal."""
-    lab = make_lab(2)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
     journal.start(1, "row0001")
-    return lab, journal.path
+    return run_folder, journal.path
 
 
-def accept(lab: RunFolder) -> None:
-    fence_restart(lab.run, Attempt(1, 0, 1, 0))
+def accept(run_folder: RunFolder) -> None:
+    fence_restart(run_folder.run, Attempt(1, 0, 1, 0))
 
 
-def submit_again(lab: RunFolder) -> None:
-    lab.submit([1])
+def submit_again(run_folder: RunFolder) -> None:
+    run_folder.submit([1])
 
 
-def collect(lab: RunFolder) -> None:
-    catalog.collect(lab.run)
+def collect(run_folder: RunFolder) -> None:
+    catalog.collect(run_folder.run)
 
 
 @pytest.mark.parametrize("step", [accept, submit_again, collect])
@@ -48,7 +48,7 @@ def test_lines_are_on_the_disk_before_anything_is_said_of_them(
     step: Callable[[RunFolder], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    lab, path = killed
+    run_folder, path = killed
     synced: list[int] = []
     fsync = os.fsync
 
@@ -57,35 +57,35 @@ def test_lines_are_on_the_disk_before_anything_is_said_of_them(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", watched)
-    step(lab)
+    step(run_folder)
     assert path.stat().st_ino in synced
 
 
 def test_a_loss_that_only_the_extent_of_the_catalog_tells(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """No row needs the line: it is told, a submission goes on, and a collect does not wait long
     after its catalog was written."""
-    lab = make_lab(2)
-    with lab.journal(lab.submit([0])) as journal:
-        lab.render(journal, 0)
+    run_folder = make_run_folder(2)
+    with run_folder.journal(run_folder.submit([0])) as journal:
+        run_folder.render(journal, 0)
         journal.end(End(reason="done"))
     path = journal.path
-    collect(lab)
+    collect(run_folder)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    (counters,) = lab.run.counters_files(since=1)
+    (counters,) = run_folder.run.counters_files(since=1)
     known = json.loads(counters.read_text())
     counters.write_text(json.dumps(known | {"synced": path.stat().st_size}))
-    assert find_losses(lab.run) == [], "another machine's lines may not be seen yet"
-    first = lab.run.catalog_rows / "part-00000.parquet"
+    assert find_losses(run_folder.run) == [], "another machine's lines may not be seen yet"
+    first = run_folder.run.catalog_rows / "part-00000.parquet"
     long_ago = time.time() - 2 * UNSEEN_S
     os.utime(first, (long_ago, long_ago))
-    assert [(f.kind, f.path) for f in verify(lab.run).damage] == [("lost", "journal")]
+    assert [(f.kind, f.path) for f in verify(run_folder.run).damage] == [("lost", "journal")]
     began = time.monotonic()
     with pytest.raises(RunStateError, match=r"some of its ledger was lost.*--repair"):
-        collect(lab)
+        collect(run_folder)
     assert time.monotonic() - began < UNSEEN_S / 4
-    assert verify(lab.run, repair=True).is_sound
-    assert verify(lab.run).findings == ()
-    collect(lab)
-    lab.submit([1])
+    assert verify(run_folder.run, repair=True).is_sound
+    assert verify(run_folder.run).findings == ()
+    collect(run_folder)
+    run_folder.submit([1])

@@ -59,12 +59,12 @@ def test_equal_frames_of_another_memory_layout_are_equal(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["png", "frames"])
 def test_a_row_is_committed_in_the_one_safe_order(
-    name: str, make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    name: str, make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Media synced, renamed, its folder synced; only then the journal line, synced at once."""
-    lab = make_lab(1, format_name=name)
-    journal = lab.journal(lab.submit())
-    lab.run.media.mkdir()
+    run_folder = make_run_folder(1, format_name=name)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.run.media.mkdir()
     calls: list[str] = []
     real = {name: getattr(os, name) for name in ("fsync", "replace", "write")}
 
@@ -83,7 +83,7 @@ def test_a_row_is_committed_in_the_one_safe_order(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace_)
     monkeypatch.setattr(os, "write", write)
-    lab.render(journal, 0)
+    run_folder.render(journal, 0)
     monkeypatch.undo()
     final = f"row0000-s1t0r0p0{formats.get(name).EXTENSION}"
     temporary = final.replace("p0.", "p0.tmp.")
@@ -142,15 +142,15 @@ def test_ffmpeg_errors_name_the_file_and_the_reason(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_writes_a_row_again_replaces_its_own_file(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """A second try inside one attempt; for a folder of frames too."""
     for name in ("png", "frames"):
-        lab = make_lab(1, format_name=name)
-        first = write_media(render(lab.requests[0]), lab.run, ATTEMPT, 1)
-        second = write_media(render(lab.requests[0]), lab.run, ATTEMPT, 1)
+        run_folder = make_run_folder(1, format_name=name)
+        first = write_media(render(run_folder.requests[0]), run_folder.run, ATTEMPT, 1)
+        second = write_media(render(run_folder.requests[0]), run_folder.run, ATTEMPT, 1)
         assert first == second
-        assert digest_file(lab.run.root / second.path) == (second.sha256, second.bytes)
+        assert digest_file(run_folder.run.root / second.path) == (second.sha256, second.bytes)
 
 
 def test_temporary_names_are_told_from_final_ones() -> None:

@@ -24,5 +24,5 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
 
 
 @pytest.fixture
-def desk(fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> LoginNode:
+def login_node(fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> LoginNode:
     return LoginNode(make_job_folder(tmp_path, 4), fake, capsys)

@@ -64,9 +64,9 @@ DAMAGES: dict[str, Damage] = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A run of two rows that are ok."""
-    bench = make_job_folder(tmp_path_factory.mktemp("finished"), 2)
-    assert main(["run", str(bench.job), "model=null-engine"]) == 0
-    return RunPaths(next(bench.root.iterdir()))
+    job_folder = make_job_folder(tmp_path_factory.mktemp("finished"), 2)
+    assert main(["run", str(job_folder.job), "model=null-engine"]) == 0
+    return RunPaths(next(job_folder.root.iterdir()))
 
 
 @pytest.fixture

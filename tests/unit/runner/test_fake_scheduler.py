@@ -143,84 +143,88 @@ def test_a_cancel_that_was_not_heard_is_an_error(two_jobs: FakeSlurm, do: str, s
 
 
 # ------------------------------------------------------------------------------------------- submit
-def test_a_run_from_submit_to_catalog_asks_accounting_nothing(desk: LoginNode) -> None:
+def test_a_run_from_submit_to_catalog_asks_accounting_nothing(login_node: LoginNode) -> None:
     """Also the plain twin of all that follows; accounting lags by minutes."""
-    desk.fake.steer("sacct", "blind", 300)
-    assert desk.submit() == 0
-    assert desk.names() == {"s1": 2, "s1-steward": 1}
-    assert desk.on_run("status") == 1
-    assert "2 pending (Priority x2), steward waits" in desk.out
-    assert desk.on_run("resume", "--detach") == 2
-    assert "is at work" in desk.err
-    assert desk.fake.work() == 3
-    desk.assert_every_row_once()
-    assert desk.on_run("status") == 0
-    assert "queue     empty" in desk.out
-    desk.fake.steer("squeue", "fail", UNREACHABLE)
-    assert desk.on_run("status") == 0  # every row is ok, whatever the queue
-    assert "queue     unknown" in desk.out
-    assert desk.fake.calls("sacct") == 0
-    assert desk.fake.calls("sbatch") == 2
+    login_node.fake.steer("sacct", "blind", 300)
+    assert login_node.submit() == 0
+    assert login_node.names() == {"s1": 2, "s1-steward": 1}
+    assert login_node.on_run("status") == 1
+    assert "2 pending (Priority x2), steward waits" in login_node.out
+    assert login_node.on_run("resume", "--detach") == 2
+    assert "is at work" in login_node.err
+    assert login_node.fake.work() == 3
+    login_node.assert_every_row_once()
+    assert login_node.on_run("status") == 0
+    assert "queue     empty" in login_node.out
+    login_node.fake.steer("squeue", "fail", UNREACHABLE)
+    assert login_node.on_run("status") == 0  # every row is ok, whatever the queue
+    assert "queue     unknown" in login_node.out
+    assert login_node.fake.calls("sacct") == 0
+    assert login_node.fake.calls("sbatch") == 2
 
 
-def test_a_banner_of_sbatch_is_not_taken_for_the_job_id(desk: LoginNode) -> None:
+def test_a_banner_of_sbatch_is_not_taken_for_the_job_id(login_node: LoginNode) -> None:
     """The steward waits for what was submitted, not for the job that the banner talks about."""
-    desk.fake.steer("sbatch", "banner", "Note: job 7 and job 8 are over the quota\n99 of 100 hours")
-    assert desk.submit() == 0
-    (steward_job,) = desk.fake.jobs(job_name(desk.run, 1, steward=True))
+    login_node.fake.steer(
+        "sbatch", "banner", "Note: job 7 and job 8 are over the quota\n99 of 100 hours"
+    )
+    assert login_node.submit() == 0
+    (steward_job,) = login_node.fake.jobs(job_name(login_node.run, 1, steward=True))
     assert steward_job["after"] == ["1001"]
-    assert json.loads(desk.run.jobs(1).read_text())["jobs"][0]["job_id"] == "1001"
+    assert json.loads(login_node.run.jobs(1).read_text())["jobs"][0]["job_id"] == "1001"
 
 
 @pytest.mark.parametrize("refusal", [BUSY, POLICY])
 def test_a_scheduler_that_takes_nothing_is_told_and_the_run_can_be_resumed(
-    desk: LoginNode, refusal: str
+    login_node: LoginNode, refusal: str
 ) -> None:
-    desk.fake.steer("sbatch", "fail", refusal)
-    assert desk.submit() == 1
-    assert refusal.splitlines()[-1].removeprefix("sbatch: error: ") in desk.err
-    assert desk.fake.jobs() == []
-    assert desk.on_run("status") == 1
-    assert "4 left" in desk.out and "queue     empty" in desk.out
-    desk.fake.heal()
-    assert desk.on_run("resume", "--detach") == 0
-    assert desk.names() == {"s2": 2, "s2-steward": 1}
+    login_node.fake.steer("sbatch", "fail", refusal)
+    assert login_node.submit() == 1
+    assert refusal.splitlines()[-1].removeprefix("sbatch: error: ") in login_node.err
+    assert login_node.fake.jobs() == []
+    assert login_node.on_run("status") == 1
+    assert "4 left" in login_node.out and "queue     empty" in login_node.out
+    login_node.fake.heal()
+    assert login_node.on_run("resume", "--detach") == 0
+    assert login_node.names() == {"s2": 2, "s2-steward": 1}
 
 
-def test_the_steward_submits_what_a_limit_on_jobs_kept_out(desk: LoginNode) -> None:
+def test_the_steward_submits_what_a_limit_on_jobs_kept_out(login_node: LoginNode) -> None:
     """Arrays of one element; the second is refused, the steward is not."""
-    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
-    desk.fake.steer("sbatch", "fail", BUSY, skip=1, calls=1)
-    assert desk.submit() == 0
-    assert desk.names() == {"s1": 1, "s1-steward": 1}
-    assert "the steward will submit the rest" in (desk.run.logs / "launch.log").read_text()
-    desk.fake.heal()
-    desk.fake.work()
-    desk.assert_every_row_once()
+    login_node.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    login_node.fake.steer("sbatch", "fail", BUSY, skip=1, calls=1)
+    assert login_node.submit() == 0
+    assert login_node.names() == {"s1": 1, "s1-steward": 1}
+    assert "the steward will submit the rest" in (login_node.run.logs / "launch.log").read_text()
+    login_node.fake.heal()
+    login_node.fake.work()
+    login_node.assert_every_row_once()
 
 
-def test_arrays_without_a_steward_get_one_by_resume(desk: LoginNode) -> None:
+def test_arrays_without_a_steward_get_one_by_resume(login_node: LoginNode) -> None:
     """The limit was reached just before the steward."""
-    desk.fake.steer("sbatch", "fail", POLICY, skip=1)
-    assert desk.submit() == 0
-    assert desk.names() == {"s1": 2}
-    assert "no steward" in (desk.run.logs / "launch.log").read_text()
-    assert desk.on_run("status") == 1
-    assert "no steward" in desk.out
-    desk.fake.heal()
-    assert desk.on_run("resume", "--detach") == 0
-    assert desk.names() == {"s1": 2, "s1-steward": 1}
+    login_node.fake.steer("sbatch", "fail", POLICY, skip=1)
+    assert login_node.submit() == 0
+    assert login_node.names() == {"s1": 2}
+    assert "no steward" in (login_node.run.logs / "launch.log").read_text()
+    assert login_node.on_run("status") == 1
+    assert "no steward" in login_node.out
+    login_node.fake.heal()
+    assert login_node.on_run("resume", "--detach") == 0
+    assert login_node.names() == {"s1": 2, "s1-steward": 1}
 
 
 # ---------------------------------------------------------------------------------- several arrays
-def launch(desk: LoginNode, shards: int, nodes: int, window: int) -> list[list[dict[str, Any]]]:
+def launch(
+    login_node: LoginNode, shards: int, nodes: int, window: int
+) -> list[list[dict[str, Any]]]:
     """Submit this many shards on a cluster with arrays of at most `window`; the elements of each
     array that Slurm was given, the steward's last."""
-    desk.fake.steer("sbatch", "fail", TIMED_OUT, calls=1)
-    assert desk.submit() == 1
-    desk.fake.steer("scontrol", "garble", f"MaxArraySize = {window}", calls=1)
-    executor.launch(desk.run, 1, shards, replace(_profile(desk.run), nodes=nodes))
-    return [list(same) for _, same in groupby(desk.fake.jobs(), lambda job: job["array"])]
+    login_node.fake.steer("sbatch", "fail", TIMED_OUT, calls=1)
+    assert login_node.submit() == 1
+    login_node.fake.steer("scontrol", "garble", f"MaxArraySize = {window}", calls=1)
+    executor.launch(login_node.run, 1, shards, replace(_profile(login_node.run), nodes=nodes))
+    return [list(same) for _, same in groupby(login_node.fake.jobs(), lambda job: job["array"])]
 
 
 def shards_of(array: list[dict[str, Any]]) -> list[int]:
@@ -241,7 +245,7 @@ def shards_of(array: list[dict[str, Any]]) -> list[int]:
     ],
 )
 def test_arrays_run_side_by_side_and_share_the_nodes(
-    desk: LoginNode,
+    login_node: LoginNode,
     shards: int,
     window: int,
     nodes: int,
@@ -249,7 +253,7 @@ def test_arrays_run_side_by_side_and_share_the_nodes(
     behind: dict[int, int],
 ) -> None:
     """One after the other, an element that waits or is long would leave the other nodes idle."""
-    *arrays, steward_jobs = launch(desk, shards, nodes, window)
+    *arrays, steward_jobs = launch(login_node, shards, nodes, window)
     assert [array[0]["throttle"] for array in arrays] == throttles
     ids = [array[0]["array"] for array in arrays]
     for number, array in enumerate(arrays):
@@ -260,46 +264,48 @@ def test_arrays_run_side_by_side_and_share_the_nodes(
     assert sum(throttles[: nodes if behind else None]) == nodes
 
 
-def test_every_element_of_several_arrays_renders_its_shard(desk: LoginNode) -> None:
+def test_every_element_of_several_arrays_renders_its_shard(login_node: LoginNode) -> None:
     """And what a submit that was cut off leaves behind is noted as what it is."""
-    desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
-    desk.fake.steer("sbatch", "fail", BUSY, skip=2)
+    login_node.fake.steer("scontrol", "garble", "MaxArraySize = 2")
+    login_node.fake.steer("sbatch", "fail", BUSY, skip=2)
     more = ("slurm.nodes=4", "slurm.start_up_s=0.01")
-    done = desk.bench.call("submit", str(desk.bench.job), *JOB, *more)  # its maker is gone
+    done = login_node.job_folder.call(
+        "submit", str(login_node.job_folder.job), *JOB, *more
+    )  # its maker is gone
     assert done.code == 0, done.err
-    arrays = desk.fake.jobs()
+    arrays = login_node.fake.jobs()
     assert [job["element"] for job in arrays] == [0, 1, 0, 1]
-    noted = desk.run.jobs(1).read_text()
+    noted = login_node.run.jobs(1).read_text()
     first, second = json.loads(noted)["jobs"]
     assert (first["task"], first["stride"], second["task"], second["stride"]) == (0, 2, 1, 2)
-    desk.run.jobs(1).unlink()
-    desk.fake.heal()
-    desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
-    assert desk.on_run("resume", "--detach") == 0
-    assert desk.run.jobs(1).read_text() == noted
-    desk.fake.work()
-    desk.assert_every_row_once()
-    assert desk.names() == {"s1": 4, "s1-steward": 1}
+    login_node.run.jobs(1).unlink()
+    login_node.fake.heal()
+    login_node.fake.steer("scontrol", "garble", "MaxArraySize = 2")
+    assert login_node.on_run("resume", "--detach") == 0
+    assert login_node.run.jobs(1).read_text() == noted
+    login_node.fake.work()
+    login_node.assert_every_row_once()
+    assert login_node.names() == {"s1": 4, "s1-steward": 1}
 
 
 def test_what_each_element_prints_is_found(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder that sbatch is told is there, and `logs` looks into it."""
-    desk.fake.steer("scontrol", "garble", "MaxArraySize = 2")
-    assert desk.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
-    for job in desk.fake.jobs():
+    login_node.fake.steer("scontrol", "garble", "MaxArraySize = 2")
+    assert login_node.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
+    for job in login_node.fake.jobs():
         (output,) = re.findall(r"^#SBATCH --output=(\S+)$", job["script"], re.M)
         file = output.replace("%A_%a", f"{job['array']}_{job['element']}")
         Path(file.replace("%j", job["job_id"])).write_text(f"said by {job['job_id']}\n")
-    assert desk.on_run("logs") == 0
-    said = [f"said by {job['job_id']}" for job in desk.fake.jobs()]
-    assert len(said) == 5 and all(words in desk.out for words in said)
+    assert login_node.on_run("logs") == 0
+    said = [f"said by {job['job_id']}" for job in login_node.fake.jobs()]
+    assert len(said) == 5 and all(words in login_node.out for words in said)
     monkeypatch.setenv("BATCHGEN_FAILPOINT", "journal.before_append:1:enospc")
-    desk.fake.work(job_name(desk.run, 1))
-    assert desk.on_run("logs", "--failed") == 0
-    told = re.findall(r"==> s1t(\d).*\n(.*)", desk.out)
-    firsts = json.loads(desk.run.jobs(1).read_text())["jobs"]
+    login_node.fake.work(job_name(login_node.run, 1))
+    assert login_node.on_run("logs", "--failed") == 0
+    told = re.findall(r"==> s1t(\d).*\n(.*)", login_node.out)
+    firsts = json.loads(login_node.run.jobs(1).read_text())["jobs"]
     ids = [int(job["job_id"]) for job in firsts]
     wanted = {shard: ids[shard % 2] + shard // 2 for shard in range(4)}  # two arrays of two
     assert {int(task): words for task, words in told} == {
@@ -307,9 +313,9 @@ def test_what_each_element_prints_is_found(
     }
 
 
-def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: LoginNode) -> None:
-    desk.fake.steer("sbatch", "fail", TIMED_OUT, skip=3, calls=1)
-    first, second, _ = launch(desk, 6, 6, window=2)
+def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(login_node: LoginNode) -> None:
+    login_node.fake.steer("sbatch", "fail", TIMED_OUT, skip=3, calls=1)
+    first, second, _ = launch(login_node, 6, 6, window=2)
     assert [first[0]["throttle"], second[0]["throttle"]] == [3, 3]
     assert shards_of(first) + shards_of(second) == [0, 3, 1, 4]
 
@@ -328,12 +334,12 @@ def test_arrays_that_were_taken_get_the_nodes_of_those_that_were_not(desk: Login
     ],
 )
 def test_below_a_limit_on_submitted_jobs_a_part_is_submitted(
-    desk: LoginNode, limit: int, window: int, taken: list[list[int]], gone: list[int]
+    login_node: LoginNode, limit: int, window: int, taken: list[list[int]], gone: list[int]
 ) -> None:
     """Slurm takes an array as a whole or not at all. The steward follows whatever was taken, and
     what makes way for it are the shortest shards of that."""
-    desk.fake.limit(limit)
-    *arrays, steward_jobs = launch(desk, 8, 4, window)
+    login_node.fake.limit(limit)
+    *arrays, steward_jobs = launch(login_node, 8, 4, window)
     assert [shards_of(array) for array in arrays] == taken
     assert steward_jobs[0]["after"] == [array[0]["array"] for array in arrays]
     assert [
@@ -342,41 +348,41 @@ def test_below_a_limit_on_submitted_jobs_a_part_is_submitted(
         for shard, job in zip(shards_of(array), array, strict=True)
         if job["state"] == "CANCELLED"
     ] == gone
-    noted = (desk.run.logs / "launch.log").read_text()
+    noted = (login_node.run.logs / "launch.log").read_text()
     assert "the steward will submit the rest" in noted and "no steward" not in noted
 
 
-def test_a_run_below_a_limit_on_submitted_jobs_comes_to_its_end(desk: LoginNode) -> None:
-    desk.fake.limit(3)
-    assert desk.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
-    assert desk.names() == {"s1": 2, "s1-steward": 1}
-    desk.fake.work()
-    desk.assert_every_row_once()
+def test_a_run_below_a_limit_on_submitted_jobs_comes_to_its_end(login_node: LoginNode) -> None:
+    login_node.fake.limit(3)
+    assert login_node.submit("slurm.nodes=4", "slurm.start_up_s=0.01") == 0
+    assert login_node.names() == {"s1": 2, "s1-steward": 1}
+    login_node.fake.work()
+    login_node.assert_every_row_once()
 
 
 @pytest.mark.parametrize(("refusals", "taken"), [(0, 16), (1, 4), (2, 1)])
 def test_where_the_cluster_is_full_a_quarter_is_tried(
-    desk: LoginNode, refusals: int, taken: int
+    login_node: LoginNode, refusals: int, taken: int
 ) -> None:
     """MaxJobCount may be below one array, which then never fits as a whole. sbatch itself tries
     for two minutes, so there are few tries."""
-    desk.fake.steer("sbatch", "fail", TIMED_OUT, calls=1)
-    assert desk.submit() == 1
-    desk.fake.steer("sbatch", "fail", BUSY, calls=refusals)
-    executor.launch(desk.run, 1, 16, replace(_profile(desk.run), nodes=4))
-    *tasks, steward_job = desk.fake.jobs()
+    login_node.fake.steer("sbatch", "fail", TIMED_OUT, calls=1)
+    assert login_node.submit() == 1
+    login_node.fake.steer("sbatch", "fail", BUSY, calls=refusals)
+    executor.launch(login_node.run, 1, 16, replace(_profile(login_node.run), nodes=4))
+    *tasks, steward_job = login_node.fake.jobs()
     assert len(tasks) == taken
     assert steward_job["after"] == [tasks[0]["array"]]
-    noted = desk.run.logs / "launch.log"
+    noted = login_node.run.logs / "launch.log"
     assert noted.exists() == (taken < 16)
 
 
-def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: LoginNode) -> None:
+def test_a_limit_that_leaves_one_task_and_no_steward_is_told(login_node: LoginNode) -> None:
     """Nothing is cancelled for it: there would be nothing to follow."""
-    desk.fake.limit(1)
-    assert desk.submit() == 0
-    assert [job["state"] for job in desk.fake.jobs()] == ["PENDING"]
-    assert "no steward" in (desk.run.logs / "launch.log").read_text()
+    login_node.fake.limit(1)
+    assert login_node.submit() == 0
+    assert [job["state"] for job in login_node.fake.jobs()] == ["PENDING"]
+    assert "no steward" in (login_node.run.logs / "launch.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -387,81 +393,83 @@ def test_a_limit_that_leaves_one_task_and_no_steward_is_told(desk: LoginNode) ->
         TIMED_OUT,
     ],
 )
-def test_other_refusals_are_not_met_with_fewer_tasks(desk: LoginNode, refusal: str) -> None:
-    desk.fake.steer("sbatch", "fail", refusal)
-    assert desk.submit() == 1
-    assert desk.fake.calls("sbatch") == 1
-    desk.fake.heal()
-    desk.fake.steer("sbatch", "fail", refusal, skip=1)
-    assert desk.on_run("resume", "--detach") == 0
-    assert [job["state"] for job in desk.fake.jobs()] == ["PENDING"] * 2
-    assert "no steward" in (desk.run.logs / "launch.log").read_text()
+def test_other_refusals_are_not_met_with_fewer_tasks(login_node: LoginNode, refusal: str) -> None:
+    login_node.fake.steer("sbatch", "fail", refusal)
+    assert login_node.submit() == 1
+    assert login_node.fake.calls("sbatch") == 1
+    login_node.fake.heal()
+    login_node.fake.steer("sbatch", "fail", refusal, skip=1)
+    assert login_node.on_run("resume", "--detach") == 0
+    assert [job["state"] for job in login_node.fake.jobs()] == ["PENDING"] * 2
+    assert "no steward" in (login_node.run.logs / "launch.log").read_text()
 
 
 # ----------------------------------------------------------------- submitted, and nobody was told
 @pytest.mark.parametrize(("do", "say"), [("die", ""), ("lose", TIMED_OUT)])
 @pytest.mark.parametrize("which", [0, 1])
 def test_what_slurm_took_without_saying_so_is_not_submitted_again(
-    desk: LoginNode, do: str, say: str, which: int
+    login_node: LoginNode, do: str, say: str, which: int
 ) -> None:
     """`which`: the tasks' sbatch, or the steward's."""
-    desk.fake.steer("sbatch", do, say, skip=which, calls=1)
-    assert desk.submit() == 0
-    assert desk.names() == {"s1": 2, "s1-steward": 1}
-    (steward_job,) = desk.fake.jobs(job_name(desk.run, 1, steward=True))
+    login_node.fake.steer("sbatch", do, say, skip=which, calls=1)
+    assert login_node.submit() == 0
+    assert login_node.names() == {"s1": 2, "s1-steward": 1}
+    (steward_job,) = login_node.fake.jobs(job_name(login_node.run, 1, steward=True))
     assert steward_job["after"] == ["1001"]
-    assert desk.run.jobs(1).exists()
+    assert login_node.run.jobs(1).exists()
 
 
-def test_another_try_does_not_submit_again_what_the_first_did(desk: LoginNode) -> None:
+def test_another_try_does_not_submit_again_what_the_first_did(login_node: LoginNode) -> None:
     """A steward is patient: it tries again after a refusal, which was none."""
-    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
-    desk.fake.steer("sbatch", "fail", BUSY)
-    assert desk.submit() == 1
-    desk.fake.heal()
-    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
-    desk.fake.steer("sbatch", "lose", TIMED_OUT, calls=3)
-    assert steward.follow_up(desk.run, 1) == 0
-    assert desk.names() == {"s2": 2, "s2-steward": 1}
-    assert desk.fake.jobs()[2]["after"] == ["1001", "1002"]
+    login_node.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    login_node.fake.steer("sbatch", "fail", BUSY)
+    assert login_node.submit() == 1
+    login_node.fake.heal()
+    login_node.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    login_node.fake.steer("sbatch", "lose", TIMED_OUT, calls=3)
+    assert steward.follow_up(login_node.run, 1) == 0
+    assert login_node.names() == {"s2": 2, "s2-steward": 1}
+    assert login_node.fake.jobs()[2]["after"] == ["1001", "1002"]
 
 
-def test_a_sbatch_that_hangs_is_an_error(desk: LoginNode) -> None:
-    desk.fake.steer("sbatch", "hang", HANG_S, calls=1)
+def test_a_sbatch_that_hangs_is_an_error(login_node: LoginNode) -> None:
+    login_node.fake.steer("sbatch", "hang", HANG_S, calls=1)
     started = time.monotonic()
-    assert desk.submit() == 1
-    assert "sbatch gave no answer" in desk.err
+    assert login_node.submit() == 1
+    assert "sbatch gave no answer" in login_node.err
     assert time.monotonic() - started < 20
-    assert desk.on_run("resume", "--detach") == 0
-    assert desk.names() == {"s2": 2, "s2-steward": 1}
+    assert login_node.on_run("resume", "--detach") == 0
+    assert login_node.names() == {"s2": 2, "s2-steward": 1}
 
 
-def test_tasks_that_nobody_knew_of_are_adopted_once_they_show(desk: LoginNode) -> None:
+def test_tasks_that_nobody_knew_of_are_adopted_once_they_show(login_node: LoginNode) -> None:
     """sbatch is killed after the job was taken, and the queue does not list it yet."""
-    desk.fake.steer("sbatch", "die", calls=1)
-    desk.fake.steer("squeue", "blind", 3600)
-    done = desk.bench.call("submit", str(desk.bench.job), *JOB, *TWO_SHARDS)  # its maker is gone
+    login_node.fake.steer("sbatch", "die", calls=1)
+    login_node.fake.steer("squeue", "blind", 3600)
+    done = login_node.job_folder.call(
+        "submit", str(login_node.job_folder.job), *JOB, *TWO_SHARDS
+    )  # its maker is gone
     assert done.code == 1
     assert "sbatch" in done.err
-    desk.fake.heal()
-    assert desk.on_run("resume", "--detach") == 0
-    assert "2 task(s) were found with Slurm" in desk.out
-    assert desk.names() == {"s1": 2, "s1-steward": 1}
-    desk.fake.work()
-    desk.assert_every_row_once()
+    login_node.fake.heal()
+    assert login_node.on_run("resume", "--detach") == 0
+    assert "2 task(s) were found with Slurm" in login_node.out
+    assert login_node.names() == {"s1": 2, "s1-steward": 1}
+    login_node.fake.work()
+    login_node.assert_every_row_once()
 
 
-def test_two_submissions_of_one_run_publish_every_row_once(desk: LoginNode) -> None:
+def test_two_submissions_of_one_run_publish_every_row_once(login_node: LoginNode) -> None:
     """Worst of all: the queue lists nothing long after sbatch, and somebody resumes. Both are with
     Slurm then; the earlier one steps back."""
-    assert desk.submit() == 0
-    desk.fake.steer("squeue", "blind", 3600)
-    assert desk.on_run("resume", "--detach") == 0
-    desk.fake.heal()
-    assert desk.names() == {"s1": 2, "s1-steward": 1, "s2": 2, "s2-steward": 1}
-    desk.fake.work()
-    desk.assert_every_row_once()
-    assert set(rows_of(desk.run).attempt.str[:2]) == {"s2"}
+    assert login_node.submit() == 0
+    login_node.fake.steer("squeue", "blind", 3600)
+    assert login_node.on_run("resume", "--detach") == 0
+    login_node.fake.heal()
+    assert login_node.names() == {"s1": 2, "s1-steward": 1, "s2": 2, "s2-steward": 1}
+    login_node.fake.work()
+    login_node.assert_every_row_once()
+    assert set(rows_of(login_node.run).attempt.str[:2]) == {"s2"}
 
 
 # ----------------------------------------------------------------- a scheduler that does not answer
@@ -475,71 +483,75 @@ SILENT = [
 
 @pytest.mark.parametrize(("do", "say", "told"), SILENT)
 def test_status_works_from_the_run_folder_alone(
-    desk: LoginNode, do: str, say: object, told: str
+    login_node: LoginNode, do: str, say: object, told: str
 ) -> None:
-    assert desk.submit() == 0
-    desk.fake.steer("squeue", do, say)
-    asked = desk.fake.calls("squeue")
-    assert desk.on_run("status", "--json") == 1  # rows are left
-    assert desk.fake.calls("squeue") == asked + 1
-    assert "4 left" in desk.out
-    assert "queue     unknown" in desk.out and told in desk.out
-    found = json.loads(desk.out.splitlines()[-1])
+    assert login_node.submit() == 0
+    login_node.fake.steer("squeue", do, say)
+    asked = login_node.fake.calls("squeue")
+    assert login_node.on_run("status", "--json") == 1  # rows are left
+    assert login_node.fake.calls("squeue") == asked + 1
+    assert "4 left" in login_node.out
+    assert "queue     unknown" in login_node.out and told in login_node.out
+    found = json.loads(login_node.out.splitlines()[-1])
     assert told in found["queue"]["problem"]
-    assert desk.on_run("status", "--offline") == 1
-    assert "queue" not in desk.out
-    assert desk.fake.calls("squeue") == asked + 1
+    assert login_node.on_run("status", "--offline") == 1
+    assert "queue" not in login_node.out
+    assert login_node.fake.calls("squeue") == asked + 1
 
 
-def test_watching_offline_asks_nobody(desk: LoginNode) -> None:
-    assert desk.submit() == 0
-    asked = len(desk.fake.asked())
-    assert desk.on_run("status", "--watch", "--offline") == 1
-    assert "4 left" in desk.out and len(desk.fake.asked()) == asked
+def test_watching_offline_asks_nobody(login_node: LoginNode) -> None:
+    assert login_node.submit() == 0
+    asked = len(login_node.fake.asked())
+    assert login_node.on_run("status", "--watch", "--offline") == 1
+    assert "4 left" in login_node.out and len(login_node.fake.asked()) == asked
 
 
 @pytest.mark.parametrize(("do", "say", "told"), SILENT)
-def test_who_cannot_know_does_nothing(desk: LoginNode, do: str, say: object, told: str) -> None:
+def test_who_cannot_know_does_nothing(
+    login_node: LoginNode, do: str, say: object, told: str
+) -> None:
     """Resume, retry and cancel refuse; the run is as it was."""
-    assert desk.submit() == 0
-    desk.fake.steer("squeue", do, say)
+    assert login_node.submit() == 0
+    login_node.fake.steer("squeue", do, say)
     for verb in (("resume", "--detach"), ("retry", "--rows", "row-000"), ("cancel",)):
-        assert desk.on_run(*verb) == 1
-        assert told in desk.err, verb
-        assert "nothing is at work" not in desk.out
-    assert submission_numbers(desk.run) == [1]
-    assert desk.names() == {"s1": 2, "s1-steward": 1}
-    assert desk.run.cancelled(1).exists()  # for the ranks: they need no Slurm to see it
+        assert login_node.on_run(*verb) == 1
+        assert told in login_node.err, verb
+        assert "nothing is at work" not in login_node.out
+    assert submission_numbers(login_node.run) == [1]
+    assert login_node.names() == {"s1": 2, "s1-steward": 1}
+    assert login_node.run.cancelled(1).exists()  # for the ranks: they need no Slurm to see it
 
 
 @pytest.mark.parametrize(("do", "say", "told"), SILENT[1:])
-def test_a_steward_waits_for_an_answer(desk: LoginNode, do: str, say: object, told: str) -> None:
+def test_a_steward_waits_for_an_answer(
+    login_node: LoginNode, do: str, say: object, told: str
+) -> None:
     """One that gave up would end the chain: rows left, and no catalog."""
-    desk.fake.steer("sbatch", "fail", BUSY)
-    assert desk.submit() == 1
-    desk.fake.heal()
-    desk.fake.steer("squeue", do, say, calls=4)
-    desk.fake.steer("scontrol", "fail", UNREACHABLE, calls=2)
-    desk.fake.steer("sbatch", "fail", TIMED_OUT, calls=3)
-    assert steward.follow_up(desk.run, 1) == 0
-    assert desk.names() == {"s2": 2, "s2-steward": 1}
+    login_node.fake.steer("sbatch", "fail", BUSY)
+    assert login_node.submit() == 1
+    login_node.fake.heal()
+    login_node.fake.steer("squeue", do, say, calls=4)
+    login_node.fake.steer("scontrol", "fail", UNREACHABLE, calls=2)
+    login_node.fake.steer("sbatch", "fail", TIMED_OUT, calls=3)
+    assert steward.follow_up(login_node.run, 1) == 0
+    assert login_node.names() == {"s2": 2, "s2-steward": 1}
 
 
-def test_a_cancel_that_is_not_heard_leaves_the_mark_and_says_so(desk: LoginNode) -> None:
+def test_a_cancel_that_is_not_heard_leaves_the_mark_and_says_so(login_node: LoginNode) -> None:
     """The tasks find the mark in the run folder when they start."""
-    assert desk.submit() == 0
-    desk.fake.steer("scancel", "fail", UNREACHABLE)
-    assert desk.on_run("cancel") == 1
-    assert "scancel" in desk.err and "Unable to contact" in desk.err
-    assert desk.run.cancelled(1).exists()
-    desk.fake.work(job_name(desk.run, 1))
-    assert desk.on_run("status") == 1
-    assert "0 ok" in desk.out
+    assert login_node.submit() == 0
+    login_node.fake.steer("scancel", "fail", UNREACHABLE)
+    assert login_node.on_run("cancel") == 1
+    assert "scancel" in login_node.err and "Unable to contact" in login_node.err
+    assert login_node.run.cancelled(1).exists()
+    login_node.fake.work(job_name(login_node.run, 1))
+    assert login_node.on_run("status") == 1
+    assert "0 ok" in login_node.out
 
 
 # ------------------------------------------------------------------ settings of sbatch of one's own
 def test_a_users_own_settings_of_sbatch_do_not_win_over_the_profile(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But a site's defaults hold where the profile says nothing, and the steward passes them on."""
     mine = {"JOB_NAME": "x", "WAIT": "1", "TIMELIMIT": "1", "ARRAY_INX": "0", "EXPORT": "NONE",
@@ -548,15 +560,15 @@ def test_a_users_own_settings_of_sbatch_do_not_win_over_the_profile(
         monkeypatch.setenv(f"SBATCH_{name}", value)
     more = ("slurm.partition=main", "slurm.extra={reservation: mine}")
     monkeypatch.setenv("SBATCH_RESERVATION", "other")
-    assert desk.submit(*more) == 0
-    *tasks, steward_job = desk.fake.jobs()
+    assert login_node.submit(*more) == 0
+    *tasks, steward_job = login_node.fake.jobs()
     for job in (*tasks, steward_job):
         assert job["wishes"] == {"SBATCH_ACCOUNT": "vision", "SBATCH_QOS": "high"}
     assert "export SBATCH_PARTITION=gpu\n" in steward_job["script"]
 
 
 def test_a_token_of_the_user_reaches_sbatch(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clusters with auth/jwt take nothing without it."""
     monkeypatch.setenv("SLURM_JWT", "token")
@@ -577,15 +589,15 @@ def test_a_token_of_the_user_reaches_sbatch(
     ],
 )
 def test_what_is_held_is_shown_and_known_by_who_holds_it(
-    desk: LoginNode, reason: str, released: bool
+    login_node: LoginNode, reason: str, released: bool
 ) -> None:
-    assert desk.submit() == 0
-    desk.fake.change("1002", reason=reason)
-    (task,) = (t for t in scheduler.queue([job_name(desk.run, 1)]) if t.task_id == "1001_1")
+    assert login_node.submit() == 0
+    login_node.fake.change("1002", reason=reason)
+    (task,) = (t for t in scheduler.queue([job_name(login_node.run, 1)]) if t.task_id == "1001_1")
     assert task.held_by_slurm == released
-    desk.on_run("status")
+    login_node.on_run("status")
     if task.held:
-        held, told = f"held      1001_1: {reason}; ", desk.out
+        held, told = f"held      1001_1: {reason}; ", login_node.out
         if reason == "JobHeldAdmin":
             assert f"{held}only an administrator can release it" in told
             assert "scontrol release" not in told
@@ -593,17 +605,17 @@ def test_what_is_held_is_shown_and_known_by_who_holds_it(
             assert f"{held}`scontrol release 1001_1` lets it go" in told
     else:
         assert reason == "Resources"
-        assert "Priority x1, Resources x1" in desk.out
+        assert "Priority x1, Resources x1" in login_node.out
 
 
-def test_launch_gives_up_in_time(desk: LoginNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_launch_gives_up_in_time(login_node: LoginNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience ends: with an error for the first array, and the ids of what was taken after it."""
-    desk.fake.steer("sbatch", "fail", BUSY)
-    assert desk.submit() == 1
-    profile = _profile(desk.run)
+    login_node.fake.steer("sbatch", "fail", BUSY)
+    assert login_node.submit() == 1
+    profile = _profile(login_node.run)
     started = time.monotonic()
     with pytest.raises(SchedulerError, match="Resource temporarily unavailable"):
-        executor.launch(desk.run, 1, 2, profile, patience_s=0.5)
+        executor.launch(login_node.run, 1, 2, profile, patience_s=0.5)
     assert 0.4 < time.monotonic() - started < 5
 
 
@@ -633,106 +645,106 @@ def test_a_users_own_settings_of_the_list_do_not_hide_jobs(
                           ("Priority", False), ("JobHeldUser", False)],
 )  # fmt: skip
 def test_what_slurm_holds_does_not_block_the_rest(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, second: str, freed: bool
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch, second: str, freed: bool
 ) -> None:
     """Another array and the steward wait behind it: the last task to end lets them go."""
     monkeypatch.setattr(recover, "LOOK_AGAIN_S", 0.0)
-    assert desk.submit() == 0
-    desk.fake.change("1001", reason="launch failed requeued held")
-    desk.fake.change("1002", reason=second)
-    ended = recover.free_the_steward(desk.run)
+    assert login_node.submit() == 0
+    login_node.fake.change("1001", reason="launch failed requeued held")
+    login_node.fake.change("1002", reason=second)
+    ended = recover.free_the_steward(login_node.run)
     assert ("1001_0" in [task.task_id for task in ended]) == freed
     assert all(task.task_id != "1001_1" or "held" in task.reason for task in ended)
-    states = [job["state"] for job in desk.fake.jobs(job_name(desk.run, 1))]
+    states = [job["state"] for job in login_node.fake.jobs(job_name(login_node.run, 1))]
     assert states[0] == ("CANCELLED" if freed else "PENDING")
 
 
 def test_the_last_tasks_of_all_see_each_other_end(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert desk.submit() == 0
-    desk.fake.change("1001", reason="launch failed requeued held")
-    desk.fake.change("1002", state="RUNNING", reason="None")
+    assert login_node.submit() == 0
+    login_node.fake.change("1001", reason="launch failed requeued held")
+    login_node.fake.change("1002", state="RUNNING", reason="None")
     monkeypatch.setattr(recover, "LOOK_AGAIN_S", 1.0)
-    before = desk.fake.calls("squeue")
+    before = login_node.fake.calls("squeue")
     with ThreadPoolExecutor() as pool:
-        freed = pool.submit(recover.free_the_steward, desk.run)
-        wait_for(lambda: desk.fake.calls("squeue") > before)
-        desk.fake.change("1002", state="COMPLETED")
+        freed = pool.submit(recover.free_the_steward, login_node.run)
+        wait_for(lambda: login_node.fake.calls("squeue") > before)
+        login_node.fake.change("1002", state="COMPLETED")
         assert [task.task_id for task in freed.result(30)] == ["1001_0"]
 
 
-def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(desk: LoginNode) -> None:
-    assert desk.submit() == 0
-    desk.fake.work(job_name(desk.run, 1))
-    (steward_job,) = desk.fake.jobs(job_name(desk.run, 1, steward=True))
-    desk.fake.change(steward_job["job_id"], reason="launch failed requeued held")
-    desk.on_run("status")
-    assert "steward waits (launch failed requeued held)" in desk.out
-    assert f"`scontrol release {steward_job['array']}` lets it go" in desk.out
-    assert desk.on_run("resume", "--json") == 0
-    desk.assert_every_row_once()
+def test_a_steward_on_hold_is_shown_and_a_resume_goes_on_without_it(login_node: LoginNode) -> None:
+    assert login_node.submit() == 0
+    login_node.fake.work(job_name(login_node.run, 1))
+    (steward_job,) = login_node.fake.jobs(job_name(login_node.run, 1, steward=True))
+    login_node.fake.change(steward_job["job_id"], reason="launch failed requeued held")
+    login_node.on_run("status")
+    assert "steward waits (launch failed requeued held)" in login_node.out
+    assert f"`scontrol release {steward_job['array']}` lets it go" in login_node.out
+    assert login_node.on_run("resume", "--json") == 0
+    login_node.assert_every_row_once()
 
 
-def test_logs_are_those_of_the_last_tasks(desk: LoginNode) -> None:
+def test_logs_are_those_of_the_last_tasks(login_node: LoginNode) -> None:
     """Verdicts and repairs are submissions without any."""
-    assert desk.submit() == 0
-    desk.fake.work()
-    script = next(desk.run.submission(1).glob("slurm/*/1001.sh"))
+    assert login_node.submit() == 0
+    login_node.fake.work()
+    script = next(login_node.run.submission(1).glob("slurm/*/1001.sh"))
     (script.parent / "1001_0.log").write_text("what the tasks printed\n")
-    void_rows(desk.run, [(0, "media/row-000.png", "damaged")])
-    assert desk.on_run("logs") == 0
-    assert "what the tasks printed" in desk.out
+    void_rows(login_node.run, [(0, "media/row-000.png", "damaged")])
+    assert login_node.on_run("logs") == 0
+    assert "what the tasks printed" in login_node.out
 
 
-def test_a_run_whose_rows_are_asked_for_again_is_not_finished(desk: LoginNode) -> None:
-    assert desk.submit() == 0
-    desk.fake.work()
-    assert desk.on_run("status", "--json") == 0
-    assert json.loads(desk.out.splitlines()[-1])["state"] == "finished"
-    assert desk.on_run("retry", "--rows", "row-001", "--detach") == 0
-    desk.on_run("status", "--json")
-    assert json.loads(desk.out.splitlines()[-1])["state"] == "submitted"
-    desk.on_run("status", "--json", "--offline")
-    assert json.loads(desk.out.splitlines()[-1])["state"] == "submitted"
-    desk.fake.work()
-    assert desk.on_run("status", "--json") == 0
-    assert json.loads(desk.out.splitlines()[-1])["state"] == "finished"
+def test_a_run_whose_rows_are_asked_for_again_is_not_finished(login_node: LoginNode) -> None:
+    assert login_node.submit() == 0
+    login_node.fake.work()
+    assert login_node.on_run("status", "--json") == 0
+    assert json.loads(login_node.out.splitlines()[-1])["state"] == "finished"
+    assert login_node.on_run("retry", "--rows", "row-001", "--detach") == 0
+    login_node.on_run("status", "--json")
+    assert json.loads(login_node.out.splitlines()[-1])["state"] == "submitted"
+    login_node.on_run("status", "--json", "--offline")
+    assert json.loads(login_node.out.splitlines()[-1])["state"] == "submitted"
+    login_node.fake.work()
+    assert login_node.on_run("status", "--json") == 0
+    assert json.loads(login_node.out.splitlines()[-1])["state"] == "finished"
 
 
 def test_a_steward_that_stops_leaves_no_verdict_unsaid(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row has just killed its process alone, and no submission follows that would say so."""
     monkeypatch.setenv("BATCHGEN_FAILPOINT", "row.row-000:*:kill")
-    assert desk.submit("slurm.max_attempts=1", "slurm.nodes=1") == 0
-    desk.fake.work()
+    assert login_node.submit("slurm.max_attempts=1", "slurm.nodes=1") == 0
+    login_node.fake.work()
     for _ in range(2):
-        assert rows_of(desk.run).status[0] == "pending"
-        assert desk.on_run("resume", "--detach") == 0
-        desk.fake.work()
-    assert list(rows_of(desk.run).status) == ["quarantined", "ok", "ok", "ok"]
-    assert {"s3", "s3-steward"} <= desk.names().keys() and "s4" not in desk.names()
+        assert rows_of(login_node.run).status[0] == "pending"
+        assert login_node.on_run("resume", "--detach") == 0
+        login_node.fake.work()
+    assert list(rows_of(login_node.run).status) == ["quarantined", "ok", "ok", "ok"]
+    assert {"s3", "s3-steward"} <= login_node.names().keys() and "s4" not in login_node.names()
 
 
 # --------------------------------------------------------------------------------- odd environments
 def test_a_steward_without_slurms_commands_writes_the_catalog_at_once(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In a container, say: to ask again for a quarter of an hour would be in vain."""
-    assert desk.submit() == 0
+    assert login_node.submit() == 0
     monkeypatch.setenv("PATH", "/nowhere")
     started = time.monotonic()
-    assert steward.follow_up(desk.run, 1) == 1
+    assert steward.follow_up(login_node.run, 1) == 1
     assert time.monotonic() - started < 10
     assert "slurm.steward_python" in caplog.text
-    assert list(rows_of(desk.run).status) == ["pending"] * 4
+    assert list(rows_of(login_node.run).status) == ["pending"] * 4
 
 
-def test_a_steward_may_stay_outside_the_container(desk: LoginNode) -> None:
+def test_a_steward_may_stay_outside_the_container(login_node: LoginNode) -> None:
     contained = ("slurm.python=python3", "slurm.srun_args=['--container-image=x.sqsh']")
-    assert desk.submit(*contained, "slurm.steward_python=/project/python", "--dry-run") == 0
-    *_, task, behind = json.loads(desk.out.splitlines()[-1])["scripts"]
+    assert login_node.submit(*contained, "slurm.steward_python=/project/python", "--dry-run") == 0
+    *_, task, behind = json.loads(login_node.out.splitlines()[-1])["scripts"]
     assert "--container-image=x.sqsh" in task and "python3 -u -m batchgen.runner.task task" in task
     assert "container" not in behind
     assert "/project/python -u -m batchgen.runner.task steward" in behind
@@ -740,30 +752,33 @@ def test_a_steward_may_stay_outside_the_container(desk: LoginNode) -> None:
 
 @pytest.mark.parametrize("where", ["no commands", "no answer"])
 def test_a_dry_run_needs_no_slurm(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, where: str
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """It says what it had to assume, and nothing of how Slurm is looked for."""
     if where == "no commands":
         monkeypatch.setenv("PATH", "/nowhere")
-    desk.fake.steer("scontrol", "fail", "error: resolve_ctls_from_dns_srv: Unknown host")
-    assert desk.submit("--dry-run") == 0
-    assert "MaxArraySize=1001 is assumed" in desk.out and "dns" not in desk.out + desk.err
-    shown = json.loads(desk.out.splitlines()[-1])
+    login_node.fake.steer("scontrol", "fail", "error: resolve_ctls_from_dns_srv: Unknown host")
+    assert login_node.submit("--dry-run") == 0
+    assert (
+        "MaxArraySize=1001 is assumed" in login_node.out
+        and "dns" not in login_node.out + login_node.err
+    )
+    shown = json.loads(login_node.out.splitlines()[-1])
     assert shown["max_array_size"] == 1001 and len(shown["scripts"]) == 2
 
 
-def test_a_dry_run_asks_the_cluster_for_its_limit(desk: LoginNode) -> None:
-    desk.fake.steer("scontrol", "garble", "MaxArraySize = 1")
-    assert desk.submit("--dry-run") == 0
-    assert "is assumed" not in desk.out
-    assert len(json.loads(desk.out.splitlines()[-1])["scripts"]) == 3
-    assert desk.fake.jobs() == [] and not desk.bench.root.exists()
+def test_a_dry_run_asks_the_cluster_for_its_limit(login_node: LoginNode) -> None:
+    login_node.fake.steer("scontrol", "garble", "MaxArraySize = 1")
+    assert login_node.submit("--dry-run") == 0
+    assert "is assumed" not in login_node.out
+    assert len(json.loads(login_node.out.splitlines()[-1])["scripts"]) == 3
+    assert login_node.fake.jobs() == [] and not login_node.job_folder.root.exists()
 
 
-def test_only_hosts_of_the_cluster_are_excluded(desk: LoginNode, fake: FakeSlurm) -> None:
+def test_only_hosts_of_the_cluster_are_excluded(login_node: LoginNode, fake: FakeSlurm) -> None:
     """Slurm refuses a job that excludes a node which it does not know."""
-    assert desk.submit() == 0
-    profile = replace(_profile(desk.run), exclude="node4")
+    assert login_node.submit() == 0
+    profile = replace(_profile(login_node.run), exclude="node4")
     assert without_hosts(profile, ["login1", "node2"]).exclude == "node4,node2"
     fake.steer("sinfo", "fail", UNREACHABLE)
     assert without_hosts(profile, ["node2"]).exclude == "node4,node2"

@@ -38,25 +38,28 @@ def test_a_run_is_named_as_it_is_found(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_every_hint_finds_its_run_wherever_it_lies(
-    desk: LoginNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    login_node: LoginNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     root = tmp_path / "somewhere else"
-    assert desk.call("submit", str(desk.bench.job), *JOB, f"output.root_dir='{root}'") == 0
+    assert (
+        login_node.call("submit", str(login_node.job_folder.job), *JOB, f"output.root_dir='{root}'")
+        == 0
+    )
     (folder,) = root.iterdir()
-    said = desk.out
-    desk.call("resume", str(folder), "--detach")  # it is at work
-    said += desk.err
-    desk.call("cancel", str(folder))
+    said = login_node.out
+    login_node.call("resume", str(folder), "--detach")  # it is at work
+    said += login_node.err
+    login_node.call("cancel", str(folder))
     for argv in (("status", str(folder)), ("collect", "latest", "--root", str(root))):
-        desk.call(*argv)
-        said += desk.out
+        login_node.call(*argv)
+        said += login_node.out
     verbs = [words[0] for words in hints(said)]
     assert {"status", "cancel", "resume"} <= {*verbs}, said
     for words in hints(said):
         assert words[1] == str(folder), words
-    desk.call("status", "no-such-run", "--root", str(root))
-    assert "no run" in desk.err
+    login_node.call("status", "no-such-run", "--root", str(root))
+    assert "no run" in login_node.err
 
 
 def test_below_outputs_the_name_is_enough(tmp_path: Path) -> None:
@@ -130,28 +133,30 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 
 
 def test_who_only_watched_has_nothing_to_go_on_with(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert desk.submit() == 0
+    assert login_node.submit() == 0
     for where, argv in (
-        ("batchgen.cli.status._redraw", ("status", str(desk.run.root), "--watch")),
-        ("batchgen.bench.schedule.cases.compare", ("bench", "schedule", "--seeds", "1")),
+        ("batchgen.cli.status._redraw", ("status", str(login_node.run.root), "--watch")),
+        ("batchgen.bench.schedule.cases.compare", ("job_folder", "schedule", "--seeds", "1")),
     ):
         with monkeypatch.context() as patch:
             interrupt_at(patch, where)
-            assert desk.call(*argv) == 130
-        assert "interrupted" in desk.err and "resume" not in desk.err
+            assert login_node.call(*argv) == 130
+        assert "interrupted" in login_node.err and "resume" not in login_node.err
 
 
-def test_an_interrupt_is_one_also_if_slurm_does_not_answer(desk: LoginNode) -> None:
-    process = desk.bench.start("run", str(desk.bench.job), *JOB, *TWO_SHARDS, "--json")
-    wait_for(lambda: any("steward" in job["name"] for job in desk.fake.jobs()))
-    desk.fake.steer("squeue", "fail", UNREACHABLE)
-    wait_for(lambda: list(desk.bench.root.glob("job-*/submissions/0001/jobs.json")))
+def test_an_interrupt_is_one_also_if_slurm_does_not_answer(login_node: LoginNode) -> None:
+    process = login_node.job_folder.start(
+        "run", str(login_node.job_folder.job), *JOB, *TWO_SHARDS, "--json"
+    )
+    wait_for(lambda: any("steward" in job["name"] for job in login_node.fake.jobs()))
+    login_node.fake.steer("squeue", "fail", UNREACHABLE)
+    wait_for(lambda: list(login_node.job_folder.root.glob("job-*/submissions/0001/jobs.json")))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "Unable to contact" in err and f"batchgen resume {desk.run.root.name}" in err
+    assert "Unable to contact" in err and f"batchgen resume {login_node.run.root.name}" in err
     assert json.loads(out.splitlines()[-1])["exit_code"] == 130
-    assert desk.run.cancelled(1).exists()
-    assert desk.fake.jobs(job_name(desk.run, 1))
+    assert login_node.run.cancelled(1).exists()
+    assert login_node.fake.jobs(job_name(login_node.run, 1))

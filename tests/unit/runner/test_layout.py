@@ -28,15 +28,20 @@ TOO_SMALL = "slurm.device.memory_gib=1e-9"
 @pytest.fixture
 def work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
     """A verb on a job of two rows (or on its run), in this process."""
-    bench = make_job_folder(tmp_path, 2)
+    job_folder = make_job_folder(tmp_path, 2)
 
     def call(verb: str, *options: str, code: int = 0) -> dict[str, Any]:
         capsys.readouterr()
         is_job = verb in ("plan", "run", "submit")
-        target = bench.job if is_job else next(bench.root.iterdir())
+        target = job_folder.job if is_job else next(job_folder.root.iterdir())
         assert main([verb, str(target), *(NULL if is_job else ()), *options, "--json"]) == code
         out, err = capsys.readouterr()
-        return {"err": err, "text": out, "root": bench.root, **json.loads(out.splitlines()[-1])}
+        return {
+            "err": err,
+            "text": out,
+            "root": job_folder.root,
+            **json.loads(out.splitlines()[-1]),
+        }
 
     return call
 

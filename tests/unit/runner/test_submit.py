@@ -13,17 +13,17 @@ from batchgen.ledger.status import read_status
 from batchgen.planning.plan import read_plan
 
 
-def test_a_replan_that_leaves_nothing_to_render_starts_nothing(desk: LoginNode) -> None:
+def test_a_replan_that_leaves_nothing_to_render_starts_nothing(login_node: LoginNode) -> None:
     """The default seed: every row has its own."""
-    assert desk.submit() == 0
-    desk.fake.work()
-    asked = desk.fake.calls("sbatch")
-    assert desk.on_run("resume", "seed=7", "--detach") == 0, desk.err
-    assert "nothing is left to render" in desk.out
-    assert desk.on_run("resume", "seed=8") == 0, desk.err
-    assert "4 of 4 rows ok" in desk.out
-    assert desk.fake.calls("sbatch") == asked
-    status = read_status(desk.run)
+    assert login_node.submit() == 0
+    login_node.fake.work()
+    asked = login_node.fake.calls("sbatch")
+    assert login_node.on_run("resume", "seed=7", "--detach") == 0, login_node.err
+    assert "nothing is left to render" in login_node.out
+    assert login_node.on_run("resume", "seed=8") == 0, login_node.err
+    assert "4 of 4 rows ok" in login_node.out
+    assert login_node.fake.calls("sbatch") == asked
+    status = read_status(login_node.run)
     assert (status.state, status.submission, status.ok) == ("finished", 3, 4)
 
 
@@ -47,33 +47,33 @@ def test_a_resume_that_is_refused_leaves_no_draft(tmp_path: Path, refused: tuple
     ],
 )
 def test_a_suspect_goes_elsewhere_if_there_is_somewhere_else(
-    desk: LoginNode, monkeypatch: pytest.MonkeyPatch, others: dict[str, str], excluded: str
+    login_node: LoginNode, monkeypatch: pytest.MonkeyPatch, others: dict[str, str], excluded: str
 ) -> None:
     """It died alone on node1; to wait for nodes that are down would be to wait for ever."""
     monkeypatch.setenv("BATCHGEN_FAILPOINT", "row.row-000:*:kill")
-    assert desk.submit("slurm.max_attempts=1") == 0
-    desk.fake.work()
-    assert desk.on_run("resume", "--detach") == 0
-    desk.fake.work()
+    assert login_node.submit("slurm.max_attempts=1") == 0
+    login_node.fake.work()
+    assert login_node.on_run("resume", "--detach") == 0
+    login_node.fake.work()
     for name, how in others.items():
-        desk.fake.set_node(name, how)
-    assert desk.on_run("resume", "--detach") == 0
-    task, _ = desk.fake.jobs()[-2:]
+        login_node.fake.set_node(name, how)
+    assert login_node.on_run("resume", "--detach") == 0
+    task, _ = login_node.fake.jobs()[-2:]
     assert task["excluded"] == excluded
 
 
 @pytest.mark.parametrize(("signalled", "excluded"), [(False, "node1"), (True, "")])
 def test_where_a_suspect_was_killed_after_a_signal_is_no_place_to_avoid(
-    desk: LoginNode, signalled: bool, excluded: str
+    login_node: LoginNode, signalled: bool, excluded: str
 ) -> None:
-    assert desk.submit("slurm.max_attempts=1") == 0
-    lab = RunFolder(desk.run, [make_request(row) for row in range(4)])
-    with lab.journal(1, host="node1") as journal:
+    assert login_node.submit("slurm.max_attempts=1") == 0
+    run_folder = RunFolder(login_node.run, [make_request(row) for row in range(4)])
+    with run_folder.journal(1, host="node1") as journal:
         journal.start(0, "row-000", alone=True)
         if signalled:
             journal.signalled("SIGTERM")
-    for job in desk.fake.jobs():
-        desk.fake.change(job["job_id"], state="COMPLETED")
-    assert desk.on_run("resume", "--detach") == 0, desk.err
-    task, _ = desk.fake.jobs()[-2:]
+    for job in login_node.fake.jobs():
+        login_node.fake.change(job["job_id"], state="COMPLETED")
+    assert login_node.on_run("resume", "--detach") == 0, login_node.err
+    task, _ = login_node.fake.jobs()[-2:]
     assert task["excluded"] == excluded

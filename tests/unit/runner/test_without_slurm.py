@@ -13,13 +13,13 @@ from batchgen.ledger.intent import submission_numbers
 
 
 @pytest.fixture
-def away(desk: LoginNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoginNode:
+def away(login_node: LoginNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LoginNode:
     """One row is rendered, then the run is seen from elsewhere."""
-    assert desk.submit() == 0
-    desk.fake.work()
-    assert desk.on_run("retry", "--rows", "row-001", "--detach") == 0
+    assert login_node.submit() == 0
+    login_node.fake.work()
+    assert login_node.on_run("retry", "--rows", "row-001", "--detach") == 0
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    return desk
+    return login_node
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_a_rank_that_beats_keeps_others_out(
     away: LoginNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of this machine, whose process is known to live."""
-    lab = RunFolder(away.run, [make_request(row) for row in range(4)])
-    with lab.journal(2, host="node1") as journal:
+    run_folder = RunFolder(away.run, [make_request(row) for row in range(4)])
+    with run_folder.journal(2, host="node1") as journal:
         for verb in (("resume", "slurm=local"), ("verify", "--repair")):
             assert away.on_run(*verb) == 2
             assert "is at work" in away.err and "heartbeats" in caplog.text

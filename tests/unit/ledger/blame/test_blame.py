@@ -30,31 +30,31 @@ from batchgen.paths import parse_journal
 from batchgen.records import Attempt
 
 
-def blame(lab: RunFolder) -> Blame:
-    return read_blame(lab.run, all_gone=True)
+def blame(run_folder: RunFolder) -> Blame:
+    return read_blame(run_folder.run, all_gone=True)
 
 
-def suspects(lab: RunFolder) -> list[int]:
-    found: list[int] = blame(lab).suspects.tolist()
+def suspects(run_folder: RunFolder) -> list[int]:
+    found: list[int] = blame(run_folder).suspects.tolist()
     return found
 
 
-def convicted(lab: RunFolder) -> list[int]:
-    return [verdict.row_index for verdict in blame(lab).convicted]
+def convicted(run_folder: RunFolder) -> list[int]:
+    return [verdict.row_index for verdict in blame(run_folder).convicted]
 
 
 # suspects
 
 
-def test_rows_in_flight_at_a_death_are_suspects(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(5)
-    journal = lab.journal(lab.submit(), host="n7")
-    lab.render(journal, 0)
-    lab.fail(journal, 1)
+def test_rows_in_flight_at_a_death_are_suspects(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(5)
+    journal = run_folder.journal(run_folder.submit(), host="n7")
+    run_folder.render(journal, 0)
+    run_folder.fail(journal, 1)
     for row in (2, 3):
         journal.start(row, f"row{row:04d}")
-    assert read_blame(lab.run).deaths == (), "this process lives"
-    found = blame(lab)
+    assert read_blame(run_folder.run).deaths == (), "this process lives"
+    found = blame(run_folder)
     assert found.suspects.tolist() == [2, 3]
     (death,) = found.deaths
     assert (death.rows, death.alone, death.host, death.device) == ((2, 3), False, "n7", "cpu")
@@ -63,194 +63,204 @@ def test_rows_in_flight_at_a_death_are_suspects(make_lab: Callable[..., RunFolde
 
 
 def test_a_killed_process_is_seen_at_once_on_its_machine(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(3)
-    rank = lab.start_rank(lab.submit(), [0, 1, 2], "journal.before_append:2:kill")
+    run_folder = make_run_folder(3)
+    rank = run_folder.start_rank(run_folder.submit(), [0, 1, 2], "journal.before_append:2:kill")
     assert rank.wait(60) == -signal.SIGKILL
-    found = read_blame(lab.run)
+    found = read_blame(run_folder.run)
     assert (found.suspects.tolist(), len(found.deaths)) == ([1], 1)
 
 
-def test_whoever_ends_with_a_last_line_did_not_die(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(4)
-    number = lab.submit()
+def test_whoever_ends_with_a_last_line_did_not_die(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(4)
+    number = run_folder.submit()
     for task, reason in enumerate(("drained", "terminated", "superseded", "SickNode")):
-        with lab.journal(number, task) as journal:
+        with run_folder.journal(number, task) as journal:
             journal.start(task, f"row{task:04d}")
             journal.end(End(reason=reason))
-    assert (blame(lab).deaths, suspects(lab)) == ((), [])
-    status = read_status(lab.run)
+    assert (blame(run_folder).deaths, suspects(run_folder)) == ((), [])
+    status = read_status(run_folder.run)
     assert {attempt.life for attempt in status.attempts} == {"ended"}
     assert (status.suspects, status.running, status.state) == (0, 0, "stopped")
 
 
 def test_a_saved_row_is_no_suspect_even_if_its_attempt_dies(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(3)
-    with lab.journal(lab.submit()) as journal:
+    run_folder = make_run_folder(3)
+    with run_folder.journal(run_folder.submit()) as journal:
         for row in (0, 1, 2):
             journal.start(row, f"row{row:04d}")
         journal.saved(1, 3, 0.25)
-    assert suspects(lab) == [0, 2]
+    assert suspects(run_folder) == [0, 2]
 
 
-def test_whoever_is_rendered_later_is_cleared(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(3)
-    die(lab, lab.submit(), 0, 1, 2)
-    lab.render(lab.journal(lab.submit(), host="n2"), 1)
-    assert suspects(lab) == [0, 2]
+def test_whoever_is_rendered_later_is_cleared(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(3)
+    die(run_folder, run_folder.submit(), 0, 1, 2)
+    run_folder.render(run_folder.journal(run_folder.submit(), host="n2"), 1)
+    assert suspects(run_folder) == [0, 2]
 
 
-def test_a_suspect_that_fails_alone_is_no_killer(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_suspect_that_fails_alone_is_no_killer(make_run_folder: Callable[..., RunFolder]) -> None:
     """An error is not a death: what came before it no longer counts."""
-    lab = make_lab(2)
-    die(lab, lab.submit(), 0)
-    die(lab, lab.submit(), 0, host="n2", alone=False)
-    fail(lab, lab.journal(lab.submit(), host="n3"), 0)
-    assert suspects(lab) == []
-    die(lab, lab.submit(), 0, host="n4", alone=True)
-    assert (suspects(lab), convicted(lab)) == ([0], [])
+    run_folder = make_run_folder(2)
+    die(run_folder, run_folder.submit(), 0)
+    die(run_folder, run_folder.submit(), 0, host="n2", alone=False)
+    fail(run_folder, run_folder.journal(run_folder.submit(), host="n3"), 0)
+    assert suspects(run_folder) == []
+    die(run_folder, run_folder.submit(), 0, host="n4", alone=True)
+    assert (suspects(run_folder), convicted(run_folder)) == ([0], [])
 
 
-def test_what_waits_for_another_try_was_not_in_flight(make_lab: Callable[..., RunFolder]) -> None:
+def test_what_waits_for_another_try_was_not_in_flight(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     """A row that failed once stays open; then a suspect was alone, and killed the process."""
-    lab = make_lab(3)
-    journal = lab.journal(lab.submit())
+    run_folder = make_run_folder(3)
+    journal = run_folder.journal(run_folder.submit())
     journal.start(0, "row0000")
     journal.start(1, "row0001", alone=True)
-    assert suspects(lab) == [1]
-    journal.commit(lab.commit_of(1, parse_journal(journal.path), None))
-    assert suspects(lab) == [], "killed between two rows"
+    assert suspects(run_folder) == [1]
+    journal.commit(run_folder.commit_of(1, parse_journal(journal.path), None))
+    assert suspects(run_folder) == [], "killed between two rows"
     journal.start(2, "row0002")
-    assert suspects(lab) == [0, 2]
+    assert suspects(run_folder) == [0, 2]
 
 
 # what a zombie did
 
 
-def test_the_death_of_a_zombie_counts_for_nothing(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(4)
-    zombie = lab.journal(lab.submit())
+def test_the_death_of_a_zombie_counts_for_nothing(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(4)
+    zombie = run_folder.journal(run_folder.submit())
     zombie.start(0, "row0000")
-    number = lab.submit()
-    assert suspects(lab) == [0], "it may have died before"
+    number = run_folder.submit()
+    assert suspects(run_folder) == [0], "it may have died before"
     zombie.start(1, "row0001")
-    assert suspects(lab) == []
-    die(lab, number, 2)
-    assert suspects(lab) == [2]
+    assert suspects(run_folder) == []
+    die(run_folder, number, 2)
+    assert suspects(run_folder) == [2]
 
 
-def test_what_a_zombie_commits_clears_nobody(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
-    number = lab.submit()
-    die(lab, number, 0)
-    fence_restart(lab.run, Attempt(number, 0, 1, 0))
-    zombie = lab.journal(number, restart=1)
-    fence_restart(lab.run, Attempt(number, 0, 2, 0))
-    fail(lab, zombie, 0)
-    assert suspects(lab) == [0]
+def test_what_a_zombie_commits_clears_nobody(make_run_folder: Callable[..., RunFolder]) -> None:
+    run_folder = make_run_folder(2)
+    number = run_folder.submit()
+    die(run_folder, number, 0)
+    fence_restart(run_folder.run, Attempt(number, 0, 1, 0))
+    zombie = run_folder.journal(number, restart=1)
+    fence_restart(run_folder.run, Attempt(number, 0, 2, 0))
+    fail(run_folder, zombie, 0)
+    assert suspects(run_folder) == [0]
 
 
 def test_a_zombie_that_only_beats_counts_for_nothing(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.ledger.blame import deaths as deaths_module
 
     monkeypatch.setattr(deaths_module, "FENCE_MARGIN_S", 0.0)
-    lab = make_lab(2)
-    zombie = lab.journal(lab.submit())
+    run_folder = make_run_folder(2)
+    zombie = run_folder.journal(run_folder.submit())
     zombie.start(0, "row0000")
-    fence_restart(lab.run, Attempt(1, 0, 1, 0))
-    assert suspects(lab) == [0]
+    fence_restart(run_folder.run, Attempt(1, 0, 1, 0))
+    assert suspects(run_folder) == [0]
     zombie.close()  # a last heartbeat
-    assert suspects(lab) == []
+    assert suspects(run_folder) == []
 
 
 @pytest.mark.parametrize(("ahead_s", "counts"), [(50.0, True), (70.0, False)])
 def test_a_death_counts_where_the_clock_is_ahead(
-    ahead_s: float, counts: bool, make_lab: Callable[..., RunFolder]
+    ahead_s: float, counts: bool, make_run_folder: Callable[..., RunFolder]
 ) -> None:
     """By as much as `slurm check` lets pass: the last heartbeat seems to come after the fence."""
-    lab = make_lab(2)
-    die(lab, lab.submit(), 0)
-    path = lab.run.counters(Attempt(1, 0, 0, 0))
+    run_folder = make_run_folder(2)
+    die(run_folder, run_folder.submit(), 0)
+    path = run_folder.run.counters(Attempt(1, 0, 0, 0))
     known = read_counters(path)
     assert known is not None
     path.write_text(json.dumps(to_plain(replace(known, t=known.t + ahead_s))))
-    fence_restart(lab.run, Attempt(1, 0, 1, 0))
-    assert suspects(lab) == ([0] if counts else [])
+    fence_restart(run_folder.run, Attempt(1, 0, 1, 0))
+    assert suspects(run_folder) == ([0] if counts else [])
 
 
-def test_a_restart_names_the_suspects_of_its_task(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_restart_names_the_suspects_of_its_task(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     from batchgen.ledger.intent import read_fence
 
-    lab = make_lab(8)
-    number = lab.submit()
-    first = lab.journal(number)
-    lab.render(first, 0)
+    run_folder = make_run_folder(8)
+    number = run_folder.submit()
+    first = run_folder.journal(number)
+    run_folder.render(first, 0)
     for row in (1, 2, 3, 4):
         first.start(row, f"row{row:04d}")
     first.saved(4, 2, 0.5)
     first.start(5, "row0005", alone=True)
-    with lab.journal(number, replica=1) as drained:
+    with run_folder.journal(number, replica=1) as drained:
         drained.start(6, "row0006")
         drained.end(End(reason="drained"))
-    die(lab, number, 7, task=1)
-    fence_restart(lab.run, second := Attempt(number, 0, 1, 0))
-    fence = read_fence(lab.run, second)
+    die(run_folder, number, 7, task=1)
+    fence_restart(run_folder.run, second := Attempt(number, 0, 1, 0))
+    fence = read_fence(run_folder.run, second)
     assert fence is not None
     assert (fence.suspects, fence.statuses) == ((5,), {0: "ok"})
-    again = lab.journal(number, restart=1)
-    lab.render(again, 5)
+    again = run_folder.journal(number, restart=1)
+    run_folder.render(again, 5)
     for row in (1, 2, 3, 4):
         again.start(row, f"row{row:04d}")
     again.saved(3, 2, 0.5)
     again.tried(4, 0.5, RuntimeError("boom"))
-    fence_restart(lab.run, third := Attempt(number, 0, 2, 0))
-    fence = read_fence(lab.run, third)
+    fence_restart(run_folder.run, third := Attempt(number, 0, 2, 0))
+    fence = read_fence(run_folder.run, third)
     assert fence is not None
     assert fence.suspects == (1, 2)
 
 
-def test_a_restart_withholds_who_died_alone(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_restart_withholds_who_died_alone(make_run_folder: Callable[..., RunFolder]) -> None:
     """For good: the rows that died in company are tried alone first."""
     from batchgen.ledger.intent import read_fence
 
-    lab = make_lab(4)
-    number = lab.submit()
-    die(lab, number, 0, 1, 2)
+    run_folder = make_run_folder(4)
+    number = run_folder.submit()
+    die(run_folder, number, 0, 1, 2)
     withheld = []
     for restart, row in ((1, 0), (2, 1), (3, 2), (4, None)):
-        fence_restart(lab.run, attempt := Attempt(number, 0, restart, 0))
-        fence = read_fence(lab.run, attempt)
+        fence_restart(run_folder.run, attempt := Attempt(number, 0, restart, 0))
+        fence = read_fence(run_folder.run, attempt)
         assert fence is not None and fence.suspects == (0, 1, 2)
         withheld.append(fence.withheld)
         if row is not None:
-            die(lab, number, row, alone=True, restart=restart, host=f"n{restart}")
+            die(run_folder, number, row, alone=True, restart=restart, host=f"n{restart}")
     assert withheld == [(), (0,), (0, 1), (0, 1, 2)]
-    assert read_status(lab.run).suspects == 3
+    assert read_status(run_folder.run).suspects == 3
 
 
-def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., RunFolder]) -> None:
+def test_a_row_that_survived_alone_is_not_withheld(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     """Its rank died later, or said how it ended."""
     from batchgen.ledger.intent import read_fence
 
-    lab = make_lab(4)
-    number = lab.submit()
-    journal = lab.journal(number)
+    run_folder = make_run_folder(4)
+    number = run_folder.submit()
+    journal = run_folder.journal(number)
     for row in (0, 1):
         journal.start(row, f"row{row:04d}", alone=True)
-        fail(lab, journal, row)
-    with lab.journal(number, replica=1) as drained:
+        fail(run_folder, journal, row)
+    with run_folder.journal(number, replica=1) as drained:
         drained.start(2, "row0002", alone=True)
         drained.end(End(reason="terminated"))
-    saved = lab.journal(number, replica=2)
+    saved = run_folder.journal(number, replica=2)
     saved.start(3, "row0003", alone=True)
     saved.saved(3, 1, 0.5)
-    fence_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
-    fence = read_fence(lab.run, attempt)
+    fence_restart(run_folder.run, attempt := Attempt(number, 0, 1, 0))
+    fence = read_fence(run_folder.run, attempt)
     assert fence is not None
     assert (fence.suspects, fence.withheld) == ((), ())
 
@@ -278,49 +288,55 @@ def test_a_row_that_survived_alone_is_not_withheld(make_lab: Callable[..., RunFo
     ],
 )
 def test_a_row_that_kills_alone_on_two_devices_is_convicted(
-    deaths: str, local: bool, cluster: bool, executor: str, make_lab: Callable[..., RunFolder]
+    deaths: str,
+    local: bool,
+    cluster: bool,
+    executor: str,
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     """`!`: alone. Twice on one device is enough where the run had no other."""
-    lab, guilty = make_lab(3), local if executor == "local" else cluster
+    run_folder, guilty = make_run_folder(3), local if executor == "local" else cluster
     for host in deaths.split():
-        number = lab.submit([0, 1, 2], executor=executor, row_retries=1)
+        number = run_folder.submit([0, 1, 2], executor=executor, row_retries=1)
         alone = host.endswith("!")
-        die(lab, number, *([] if alone else [2]), 0, host=host.rstrip("!"), alone=alone)
-    assert (0 in convicted(lab), 0 in suspects(lab)) == (guilty, not guilty)
-    assert 2 not in convicted(lab)
+        die(run_folder, number, *([] if alone else [2]), 0, host=host.rstrip("!"), alone=alone)
+    assert (0 in convicted(run_folder), 0 in suspects(run_folder)) == (guilty, not guilty)
+    assert 2 not in convicted(run_folder)
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_one_device_takes_as_many_deaths_alone_as_the_row_has_tries(
-    retries: int, make_lab: Callable[..., RunFolder]
+    retries: int, make_run_folder: Callable[..., RunFolder]
 ) -> None:
-    lab = make_lab(1)
-    die(lab, lab.submit(executor="local", row_retries=retries), 0)
+    run_folder = make_run_folder(1)
+    die(run_folder, run_folder.submit(executor="local", row_retries=retries), 0)
     for _ in range(retries + 1):
-        assert convicted(lab) == []
-        number = lab.submit(executor="local", row_retries=retries)
-        die(lab, number, 0, alone=True)
-        assert blame(lab).has_evidence_from(number)
-    (verdict,) = blame(lab).convicted
+        assert convicted(run_folder) == []
+        number = run_folder.submit(executor="local", row_retries=retries)
+        die(run_folder, number, 0, alone=True)
+        assert blame(run_folder).has_evidence_from(number)
+    (verdict,) = blame(run_folder).convicted
     assert "when it was alone, on the only device of the run: s1t0r0p0" in verdict.reason
 
 
-def test_cards_of_one_machine_are_devices_of_their_own(make_lab: Callable[..., RunFolder]) -> None:
+def test_cards_of_one_machine_are_devices_of_their_own(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     """Their names are the same, and so may be the numbers that processes have for them."""
-    lab = make_lab(2)
-    lab.journal(lab.submit(), card="GPU-b").close()  # it has been seen
+    run_folder = make_run_folder(2)
+    run_folder.journal(run_folder.submit(), card="GPU-b").close()  # it has been seen
     for _ in range(3):
-        die(lab, number := lab.submit(), 0, alone=True, card="GPU-a")
-    assert (suspects(lab), convicted(lab)) == ([0], [])
-    assert not blame(lab).has_evidence_from(number), "it tells nothing new"
-    die(lab, lab.submit(), 0, alone=True, card="GPU-b")
-    (verdict,) = blame(lab).convicted
+        die(run_folder, number := run_folder.submit(), 0, alone=True, card="GPU-a")
+    assert (suspects(run_folder), convicted(run_folder)) == ([0], [])
+    assert not blame(run_folder).has_evidence_from(number), "it tells nothing new"
+    die(run_folder, run_folder.submit(), 0, alone=True, card="GPU-b")
+    (verdict,) = blame(run_folder).convicted
     assert "when it was alone, on another device: " in verdict.reason
 
 
-def preempted(lab: RunFolder, submission: int, row: int, host: str, alone: bool) -> None:
+def preempted(run_folder: RunFolder, submission: int, row: int, host: str, alone: bool) -> None:
     """An attempt that is told to end and killed before it could."""
-    journal = lab.journal(submission, host=host)
+    journal = run_folder.journal(submission, host=host)
     journal.start(row, f"row{row:04d}", alone)
     journal.signalled("SIGTERM")
     journal.close()
@@ -328,43 +344,45 @@ def preempted(lab: RunFolder, submission: int, row: int, host: str, alone: bool)
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_kill_after_a_signal_convicts_nobody(
-    alone: bool, make_lab: Callable[..., RunFolder]
+    alone: bool, make_run_folder: Callable[..., RunFolder]
 ) -> None:
     """Its rows run alone, in case. They are convicted by deaths of their own only."""
-    lab = make_lab(2)
+    run_folder = make_run_folder(2)
     for host in ("n1", "n2", "n3"):
-        preempted(lab, lab.submit([0]), 0, host, alone)
-    found = blame(lab)
+        preempted(run_folder, run_folder.submit([0]), 0, host, alone)
+    found = blame(run_folder)
     assert len(found.deaths) == 3 and all(death.signalled for death in found.deaths)
-    assert (suspects(lab), convicted(lab)) == ([0], [])
-    die(lab, lab.submit([0]), 0, host="n4", alone=True)
-    assert (suspects(lab), convicted(lab)) == ([0], [])
-    die(lab, lab.submit([0]), 0, host="n5", alone=True)
-    (verdict,) = blame(lab).convicted
+    assert (suspects(run_folder), convicted(run_folder)) == ([0], [])
+    die(run_folder, run_folder.submit([0]), 0, host="n4", alone=True)
+    assert (suspects(run_folder), convicted(run_folder)) == ([0], [])
+    die(run_folder, run_folder.submit([0]), 0, host="n5", alone=True)
+    (verdict,) = blame(run_folder).convicted
     assert "s3t0r0p0" not in verdict.reason and "s4t0r0p0 on n4 (alone)" in verdict.reason
 
 
 def test_a_row_that_was_killed_after_a_signal_is_not_withheld(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
     from batchgen.ledger.intent import read_fence
 
-    lab = make_lab(2)
-    number = lab.submit()
-    preempted(lab, number, 0, "n1", True)
-    fence_restart(lab.run, attempt := Attempt(number, 0, 1, 0))
-    fence = read_fence(lab.run, attempt)
+    run_folder = make_run_folder(2)
+    number = run_folder.submit()
+    preempted(run_folder, number, 0, "n1", True)
+    fence_restart(run_folder.run, attempt := Attempt(number, 0, 1, 0))
+    fence = read_fence(run_folder.run, attempt)
     assert fence is not None
     assert (fence.suspects, fence.withheld) == ((0,), ())
 
 
-def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(1)
-    number = lab.submit()
-    die(lab, number, 0, host="n1", alone=True)
-    fence_restart(lab.run, Attempt(number, 0, 1, 0))
-    die(lab, number, 0, host="n2", alone=True, restart=1)
-    (verdict,) = blame(lab).convicted
+def test_restarts_of_a_task_are_one_after_the_other(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(1)
+    number = run_folder.submit()
+    die(run_folder, number, 0, host="n1", alone=True)
+    fence_restart(run_folder.run, Attempt(number, 0, 1, 0))
+    die(run_folder, number, 0, host="n2", alone=True, restart=1)
+    (verdict,) = blame(run_folder).convicted
     assert verdict.reason == (
         "its process died again when it was alone, on another device: "
         "s1t0r0p0 on n1 (alone), s1t0r1p0 on n2 (alone)"
@@ -372,95 +390,99 @@ def test_restarts_of_a_task_are_one_after_the_other(make_lab: Callable[..., RunF
     assert verdict.host == "n2"
 
 
-def killer(lab: RunFolder, row: int = 0) -> None:
-    die(lab, lab.submit([row]), row, host="n1", alone=True)
-    die(lab, lab.submit([row]), row, host="n2", alone=True)
+def killer(run_folder: RunFolder, row: int = 0) -> None:
+    die(run_folder, run_folder.submit([row]), row, host="n1", alone=True)
+    die(run_folder, run_folder.submit([row]), row, host="n2", alone=True)
 
 
-def test_a_quarantined_row_is_shown_and_left_alone(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(4, aliases={3: 0})
-    killer(lab)
-    number = quarantine_rows(lab.run, blame(lab).convicted)
-    assert (suspects(lab), convicted(lab)) == ([], [])
-    missing = missing_rows(lab.run)
+def test_a_quarantined_row_is_shown_and_left_alone(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(4, aliases={3: 0})
+    killer(run_folder)
+    number = quarantine_rows(run_folder.run, blame(run_folder).convicted)
+    assert (suspects(run_folder), convicted(run_folder)) == ([], [])
+    missing = missing_rows(run_folder.run)
     assert (missing.pending.tolist(), missing.quarantined.tolist()) == ([1, 2], [0])
-    status = read_status(lab.run)
+    status = read_status(run_folder.run)
     assert (status.quarantined, status.left, status.suspects) == (2, 2, 0)
     assert status.state == "stopped"
-    assert collect(lab.run).quarantined == 2
-    frame = pd.read_parquet(lab.run.catalog_rows)
+    assert collect(run_folder.run).quarantined == 2
+    frame = pd.read_parquet(run_folder.run.catalog_rows)
     assert frame["status"].tolist() == ["quarantined", "pending", "pending", "quarantined"]
     assert frame["error_type"][0] == QUARANTINED
     assert "died again when it was alone" in frame["error"][0]
     assert (frame["host"][0], frame["attempt"][0]) == ("n2", f"s{number}t0r0p0")
 
 
-def test_a_retry_of_a_quarantined_row_begins_anew(make_lab: Callable[..., RunFolder]) -> None:
-    lab = make_lab(2)
-    killer(lab)
-    quarantine_rows(lab.run, blame(lab).convicted)
-    die(lab, lab.submit([0]), 0, host="n3", alone=True)
-    assert (suspects(lab), convicted(lab)) == ([0], [])
-    lab.render(lab.journal(lab.submit([0])), 0)
-    assert (suspects(lab), convicted(lab)) == ([], [])
-    status = read_status(lab.run)
+def test_a_retry_of_a_quarantined_row_begins_anew(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(2)
+    killer(run_folder)
+    quarantine_rows(run_folder.run, blame(run_folder).convicted)
+    die(run_folder, run_folder.submit([0]), 0, host="n3", alone=True)
+    assert (suspects(run_folder), convicted(run_folder)) == ([0], [])
+    run_folder.render(run_folder.journal(run_folder.submit([0])), 0)
+    assert (suspects(run_folder), convicted(run_folder)) == ([], [])
+    status = read_status(run_folder.run)
     assert (status.ok, status.quarantined) == (1, 0)
-    assert collect(lab.run).quarantined == 0
+    assert collect(run_folder.run).quarantined == 0
 
 
 def test_an_innocent_row_that_is_retried_after_its_ok_has_no_past(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(1)
-    die(lab, lab.submit(), 0, host="n1")
-    die(lab, lab.submit(), 0, host="n1", alone=True)
-    lab.render(lab.journal(lab.submit()), 0)
+    run_folder = make_run_folder(1)
+    die(run_folder, run_folder.submit(), 0, host="n1")
+    die(run_folder, run_folder.submit(), 0, host="n1", alone=True)
+    run_folder.render(run_folder.journal(run_folder.submit()), 0)
     from batchgen.catalog.repair import void_rows
 
-    void_rows(lab.run, [(0, "media/x.png", "damaged")])
-    assert (suspects(lab), convicted(lab)) == ([], [])
+    void_rows(run_folder.run, [(0, "media/x.png", "damaged")])
+    assert (suspects(run_folder), convicted(run_folder)) == ([], [])
 
 
 def test_a_quarantine_keeps_what_was_known_of_hosts_and_attempts(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(2)
+    run_folder = make_run_folder(2)
     rows = SubmissionRows(
         np.arange(2), np.zeros(2, np.int32), np.arange(2), np.array([False, True])
     )
-    begin_submission(lab.run, rows, SubmissionInfo(attempt=3, excluded={"n9": "why"}))
-    intent = last_intent(lab.run)
+    begin_submission(run_folder.run, rows, SubmissionInfo(attempt=3, excluded={"n9": "why"}))
+    intent = last_intent(run_folder.run)
     assert intent is not None
     assert (intent.attempt, intent.excluded, intent.suspects) == (3, {"n9": "why"}, (1,))
-    assert read_status(lab.run).suspects == 1
-    quarantine_rows(lab.run, [Verdict(1, "it kills", "n1")])
-    intent = last_intent(lab.run)
+    assert read_status(run_folder.run).suspects == 1
+    quarantine_rows(run_folder.run, [Verdict(1, "it kills", "n1")])
+    intent = last_intent(run_folder.run)
     assert intent is not None
     assert (intent.kind, intent.attempt, intent.excluded) == ("quarantine", 3, {"n9": "why"})
 
 
 def test_a_row_that_is_not_in_the_plan_cannot_be_quarantined(
-    make_lab: Callable[..., RunFolder],
+    make_run_folder: Callable[..., RunFolder],
 ) -> None:
-    lab = make_lab(2)
+    run_folder = make_run_folder(2)
     with pytest.raises(RunStateError, match=r"plan\.parquet has no row with row_index 5"):
-        quarantine_rows(lab.run, [Verdict(5, "it kills", "n1")])
-    assert last_intent(lab.run) is None
+        quarantine_rows(run_folder.run, [Verdict(5, "it kills", "n1")])
+    assert last_intent(run_folder.run) is None
 
 
 # all together
 
 
 def test_ok_lines_are_not_parsed(
-    make_lab: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from batchgen.ledger.blame import hosts as hosts_module
 
-    lab = make_lab(4)
-    journal = lab.journal(lab.submit())
-    lab.render(journal, 0)
-    lab.render(journal, 1)
-    fail(lab, journal, 2)
+    run_folder = make_run_folder(4)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
+    run_folder.render(journal, 1)
+    fail(run_folder, journal, 2)
     parsed = []
 
     def counted(index: object, lines: np.ndarray) -> object:
@@ -468,7 +490,7 @@ def test_ok_lines_are_not_parsed(
         return table.parse_commits(index, lines)  # type: ignore[arg-type]
 
     monkeypatch.setattr(hosts_module, "parse_commits", counted)
-    blame(lab)
+    blame(run_folder)
     assert parsed == [1]
 
 
@@ -482,25 +504,25 @@ class World:
     Innocent rows survive whenever they are alone; killers never survive.
     """
 
-    def __init__(self, lab: RunFolder, seed: int) -> None:
-        self.lab, self.dice = lab, random.Random(seed)
+    def __init__(self, run_folder: RunFolder, seed: int) -> None:
+        self.run_folder, self.dice = run_folder, random.Random(seed)
         self.killers = set(self.dice.sample(range(ROWS), self.dice.randint(0, 3)))
         self.quarantined: set[int] = set()
         self.zombies: list[JournalWriter] = []
 
     def step(self) -> bool:
         """One submission; False when nothing is left."""
-        found = blame(self.lab)
+        found = blame(self.run_folder)
         if verdicts := found.convicted:
             self.quarantined |= {verdict.row_index for verdict in verdicts}
-            quarantine_rows(self.lab.run, verdicts)
-        left = missing_rows(self.lab.run).pending
+            quarantine_rows(self.run_folder.run, verdicts)
+        left = missing_rows(self.run_folder.run).pending
         if not len(left):
             return False
         alone = np.isin(left, found.suspects)
         shards = left % 2
         rows = SubmissionRows(left, shards.astype(np.int32), left, alone)
-        number = begin_submission(self.lab.run, rows, SubmissionInfo())
+        number = begin_submission(self.run_folder.run, rows, SubmissionInfo())
         for task in (0, 1):
             mine, mine_alone = left[shards == task], alone[shards == task]
             groups = self.cut(mine[~mine_alone].tolist())
@@ -513,8 +535,8 @@ class World:
         return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
     def attempt(self, number: int, task: int, groups: list[list[int]], suspects: set[int]) -> None:
-        lab, dice = self.lab, self.dice
-        journal = lab.journal(number, task, host=dice.choice(HOSTS))
+        run_folder, dice = self.run_folder, self.dice
+        journal = run_folder.journal(number, task, host=dice.choice(HOSTS))
         for group in groups:
             alone = group[0] in suspects
             for row in group:
@@ -529,7 +551,7 @@ class World:
                 self.end(journal, dead=False)
                 return
             for row in dice.sample(group, len(group)):
-                journal.commit(lab.commit_of(row, parse_journal(journal.path), None))
+                journal.commit(run_folder.commit_of(row, parse_journal(journal.path), None))
         self.end(journal, dead=dice.random() < 0.2)
 
     def end(self, journal: JournalWriter, dead: bool) -> None:
@@ -549,18 +571,18 @@ class World:
 
 @pytest.mark.parametrize("seed", range(25))
 def test_the_innocent_are_rendered_and_the_killers_quarantined(
-    seed: int, make_lab: Callable[..., RunFolder]
+    seed: int, make_run_folder: Callable[..., RunFolder]
 ) -> None:
-    world = World(make_lab(ROWS), seed)
+    world = World(make_run_folder(ROWS), seed)
     for _ in range(60):
         if not world.step():
             break
         assert world.quarantined <= world.killers
         if world.dice.random() < 0.5:
-            begin_submission(world.lab.run, no_rows(), SubmissionInfo())
+            begin_submission(world.run_folder.run, no_rows(), SubmissionInfo())
             world.haunt()
     assert world.quarantined == world.killers
-    status = read_status(world.lab.run)
+    status = read_status(world.run_folder.run)
     assert (status.ok, status.quarantined) == (ROWS - len(world.killers), len(world.killers))
     assert status.suspects == 0
 

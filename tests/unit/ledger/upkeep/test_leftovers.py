@@ -46,41 +46,43 @@ def there(run: RunPaths) -> list[str]:
 
 @pytest.mark.parametrize(("age_s", "stay"), [(3500, DRAFTS), (3700, [])], ids=["new", "old"])
 def test_a_collect_sweeps_what_is_old(
-    make_lab: Callable[..., RunFolder], age_s: float, stay: list[str]
+    make_run_folder: Callable[..., RunFolder], age_s: float, stay: list[str]
 ) -> None:
-    lab = make_lab(1)
-    with lab.journal(lab.submit()) as journal:
-        lab.render(journal, 0)
-    before = {path for path in lab.run.root.rglob("*") if path.is_file()}
-    leave(lab.run, age_s)
-    assert collect(lab.run).ok == 1
-    assert there(lab.run) == stay
+    run_folder = make_run_folder(1)
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 0)
+    before = {path for path in run_folder.run.root.rglob("*") if path.is_file()}
+    leave(run_folder.run, age_s)
+    assert collect(run_folder.run).ok == 1
+    assert there(run_folder.run) == stay
     assert all(path.exists() for path in before)
 
 
-def test_the_room_that_an_attempt_at_work_keeps_stays(make_lab: Callable[..., RunFolder]) -> None:
+def test_the_room_that_an_attempt_at_work_keeps_stays(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
     """It was written when the attempt began; the heartbeat beside it is new."""
-    lab = make_lab(1)
-    journal = lab.journal(lab.submit())
-    (reserve,) = lab.run.counters_dir.glob("*/*.reserve")
+    run_folder = make_run_folder(1)
+    journal = run_folder.journal(run_folder.submit())
+    (reserve,) = run_folder.run.counters_dir.glob("*/*.reserve")
     make_old(reserve, 7 * leftovers.LEFTOVER_S)
-    collect(lab.run)
+    collect(run_folder.run)
     assert reserve.exists()
     make_old(reserve.with_suffix(".json"), 2 * leftovers.LEFTOVER_S)
-    collect(lab.run)
+    collect(run_folder.run)
     assert not reserve.exists()
     journal.close()
 
 
 def test_a_resume_sweeps_and_a_new_run_sweeps_unfinished_ones(tmp_path: Path) -> None:
-    shift = plan_run(tmp_path, [1])
-    leave(shift.run, 3700)
-    (shift.run.root / "journal" / "0001" / ".0-r1.accept.json.0a.tmp").parent.rename(
+    planned_run = plan_run(tmp_path, [1])
+    leave(planned_run.run, 3700)
+    (planned_run.run.root / "journal" / "0001" / ".0-r1.accept.json.0a.tmp").parent.rename(
         tmp_path / "no-journals"
     )
-    prepare_resume(shift.run, [], rerender_changed=False)
-    assert there(shift.run) == []
-    root = shift.run.root.parent
+    prepare_resume(planned_run.run, [], rerender_changed=False)
+    assert there(planned_run.run) == []
+    root = planned_run.run.root.parent
     for name, draft_s, plan_s in (("dead", 90_000, 90_000), ("busy", 90_000, 60)):
         draft = root / f".{name}.draft"
         draft.mkdir()
