@@ -123,7 +123,7 @@ def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
     from batchgen.planning.work import planned_work
 
     if layouts:
-        print_layouts(survey(config, planned_work(plan.buckets)))
+        print_layouts(config, survey(config, planned_work(plan.buckets)))
     refuse_misfit(config, plan)
 
 

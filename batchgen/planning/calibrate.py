@@ -22,8 +22,9 @@ _ROWS_READ = 200_000  # of each
 _ENOUGH_ROWS = 4  # for a bucket to have factors of its own
 _COLUMNS = (
     "status", "alias_of", "device", "width", "height", "num_frames", "steps_computed",
-    "denoise_s", "decode_s", "encode_s",
+    "denoise_s", "decode_s", "encode_s", "layout",
 )  # fmt: skip
+_SHARED = r"\b(cfg|ulysses|ring)\d"  # in a layout's name: several ranks drew a row
 _LEAST_SPREAD = 0.10  # no forecast is better than this
 
 
@@ -51,7 +52,7 @@ def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration
     """Factors from the finished rows of `<root>/*/catalog/rows`; None when no run fits.
 
     A run fits when it drew with this model's dimensions on a device of this name (`h200` fits
-    `NVIDIA H200`). Damaged or foreign folders are passed over.
+    `NVIDIA H200`), each row on one rank. Damaged or foreign folders are passed over.
     """
     runs = [m for path in _newest(root) if (m := _measure(path, model, device)) is not None]
     if not runs:
@@ -87,7 +88,9 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
     except (pa.ArrowException, OSError, KeyError):
         return None  # written by another version, or being written
     finished = pc.and_(pc.equal(table["status"], "ok"), _without_alias(table))
-    table = table.filter(pc.and_(finished, _on_device(table["device"], device.name)))
+    alone = pc.invert(pc.match_substring_regex(table["layout"], _SHARED))
+    on_one = pc.and_(alone, _on_device(table["device"], device.name))
+    table = table.filter(pc.and_(finished, on_one))
     if len(table) == 0:
         return None
     cost = CostModel(model, device, UNMEASURED)

@@ -76,7 +76,7 @@ def survey(job: JobConfig, work: Sequence[Work]) -> Survey:
 
 # ------------------------------------------------------------------------------------------ choice
 def _choose(job: JobConfig, candidates: Sequence[Candidate]) -> Candidate:
-    """On a CPU, which has no figures of links, the first; elsewhere the best price."""
+    """The best price; on a CPU, which has no figures of links, of those with the most replicas."""
     fitting = [candidate for candidate in candidates if candidate.fits]
     if not fitting:
         first = [c for c in candidates if c.degrees == candidates[0].degrees]
@@ -84,7 +84,7 @@ def _choose(job: JobConfig, candidates: Sequence[Candidate]) -> Candidate:
     by_degrees = groupby(fitting, key=lambda candidate: candidate.degrees)
     best = [_first_of_the_best(job, list(group), _TIE) for _, group in by_degrees]
     if on_cpu(job):
-        return best[0]
+        best = [candidate for candidate in best if candidate.degrees.dp == best[0].degrees.dp]
     by_split = groupby(best, key=lambda candidate: (candidate.degrees.dp, candidate.degrees.cfg))
     split = [_first_of_the_best(job, list(group), _SPLIT_TIE) for _, group in by_split]
     return _first_of_the_best(job, split, _TIE)
@@ -97,11 +97,12 @@ def _best_packs(job: JobConfig, packs: Sequence[Candidate]) -> Candidate:
 
 
 def _first_of_the_best(job: JobConfig, candidates: Sequence[Candidate], tie: float) -> Candidate:
-    enough = max(_worth(job, candidate) for candidate in candidates) / tie
-    return next(candidate for candidate in candidates if _worth(job, candidate) >= enough)
+    enough = max(worth(job, candidate) for candidate in candidates) / tie
+    return next(candidate for candidate in candidates if worth(job, candidate) >= enough)
 
 
-def _worth(job: JobConfig, candidate: Candidate) -> float:
+def worth(job: JobConfig, candidate: Candidate) -> float:
+    """What the objective of a job makes of a candidate; more is better."""
     if job.system.parallel.objective == "latency":
         return 1 / candidate.last_row_s
     return candidate.samples_per_hour
