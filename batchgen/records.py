@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
@@ -63,6 +65,12 @@ class Layout:
         degrees = [(name, getattr(self, name)) for name in _DEGREES]
         parts = [f"{name}{degree}" for name, degree in degrees if degree > 1 or name == "dp"]
         return " ".join([*parts, self.memory, _SHORT[self.precision]])
+
+
+def ranks_named(layout: str) -> int:
+    """Ranks that drew a row together, by the short name of their layout; 1 if there is none."""
+    found = re.findall(r"\b(?:cfg|ulysses|ring)(\d+)", layout)
+    return math.prod(map(int, found))
 
 
 @dataclass(frozen=True, slots=True)

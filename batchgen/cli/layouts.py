@@ -6,6 +6,8 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from batchgen.cli.words import duration
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -76,9 +78,11 @@ def _best_first(job: JobConfig, survey: Survey) -> list[Candidate]:
 
 def _cells(candidate: Candidate, survey: Survey) -> tuple[str, ...]:
     """What does not fit has no price."""
+    from batchgen.planning.layout import per_hour
+
     degrees, price = candidate.degrees, ("does not fit", "")
     if candidate.fits:
-        price = f"{candidate.samples_per_hour:,.3g}", f"{candidate.last_row_s:,.0f} s"
+        price = per_hour(candidate), duration(candidate.last_row_s)
     return (
         *(str(each) for each in (degrees.dp, degrees.cfg, degrees.ulysses, degrees.ring)),
         candidate.memory,

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
+from batchgen.records import ranks_named
 from batchgen.request import Bucket
 
 _RUNS_READ = 20  # the newest ones
@@ -24,7 +25,6 @@ _COLUMNS = (
     "status", "alias_of", "device", "width", "height", "num_frames", "steps_computed",
     "denoise_s", "decode_s", "encode_s", "layout",
 )  # fmt: skip
-_SHARED = r"\b(cfg|ulysses|ring)\d"  # in a layout's name: several ranks drew a row
 _LEAST_SPREAD = 0.10  # no forecast is better than this
 
 
@@ -88,9 +88,9 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
     except (pa.ArrowException, OSError, KeyError):
         return None  # written by another version, or being written
     finished = pc.and_(pc.equal(table["status"], "ok"), _without_alias(table))
-    alone = pc.invert(pc.match_substring_regex(table["layout"], _SHARED))
-    on_one = pc.and_(alone, _on_device(table["device"], device.name))
-    table = table.filter(pc.and_(finished, on_one))
+    table = table.filter(pc.and_(finished, _on_device(table["device"], device.name)))
+    alone = [ranks_named(layout) == 1 for layout in table["layout"].to_pylist()]
+    table = table.filter(pa.array(alone, pa.bool_()))
     if len(table) == 0:
         return None
     cost = CostModel(model, device, UNMEASURED)

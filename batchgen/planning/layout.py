@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from batchgen.config.capability import room_of
+from batchgen.config.capability import bounds_of
 from batchgen.config.degrees import RuledOut, degrees_of
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
@@ -66,7 +66,7 @@ def choose_layout(job: JobConfig, work: Sequence[Work]) -> Layout:
 
 def survey(job: JobConfig, work: Sequence[Work]) -> Survey:
     """All layouts, and the one to take."""
-    legal, ruled_out = degrees_of(job.system.parallel, room_of(job))
+    legal, ruled_out = degrees_of(job.system.parallel, bounds_of(job))
     candidates = all_candidates(job, work, legal)
     chosen = _choose(job, candidates)
     by_memory = groupby(candidates, key=lambda c: (c.degrees, c.memory))
@@ -161,9 +161,15 @@ def _against(chosen: Candidate, shown: Iterable[Candidate]) -> str:
 
 def _price(candidate: Candidate) -> str:
     return (
-        f"{candidate.samples_per_hour:.3g} samples a device-hour and the last row after "
+        f"{per_hour(candidate)} samples a device-hour and the last row after "
         f"{candidate.last_row_s:,.0f} s"
     )
+
+
+def per_hour(candidate: Candidate) -> str:
+    """Samples of a device-hour, in three digits or more."""
+    rate = candidate.samples_per_hour
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _heads(job: JobConfig, chosen: Candidate) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from batchgen.engine.parallel.mesh import Degrees, Mesh, join
+from batchgen.config.degrees import Degrees
+from batchgen.engine.parallel.mesh import Mesh, join
 from batchgen.engine.team import Team
 
 

@@ -17,9 +17,9 @@ from toy_engine import Keeper, ListSource, request, small_spec, system
 from toy_team import PATIENCE_S, draw, fail_before_a_collective, in_a_team, meeting, unheard
 from waiting import wait_for
 
+from batchgen.config.degrees import Degrees
 from batchgen.engine.engine import Engine
 from batchgen.engine.orders import Orders
-from batchgen.engine.parallel.mesh import Degrees
 from batchgen.engine.peer import Peer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.team import Dismissed, Follower, Leader, uneven
@@ -200,7 +200,7 @@ def test_a_leader_that_never_comes_is_given_up_in_time(folder: Path) -> None:
 def test_an_error_before_a_collective_is_the_error_that_is_told(
     ranks: Ranks, tmp_path: Path, culprit: int
 ) -> None:
-    told = ranks.run(Degrees(2), in_a_team, tmp_path, fail_before_a_collective, culprit)
+    told = ranks.run(Degrees(cfg=2), in_a_team, tmp_path, fail_before_a_collective, culprit)
     expected = f"rank {culprit} of 2 on host{culprit}, rows row-3, row-4, outside a collective"
     assert expected in told[0] and "MemoryError: full" in told[0]
 
@@ -212,7 +212,7 @@ def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
     """Two renders; the second has a row that one of the ranks alone cannot open."""
     rows = [request(i, num_steps=2 + i % 2, guidance_scale=1.0 + i % 2) for i in range(6)]
     (frames, errors), loaded = ranks.run(
-        Degrees(2), in_a_team, tmp_path, draw, {axis: 2}, rows, "row-4"
+        Degrees(cfg=2), in_a_team, tmp_path, draw, {axis: 2}, rows, "row-4"
     )
     assert loaded == ["transformer"]
     assert set(errors) == {"row-4"} and "MemoryError: on this rank" in errors["row-4"]
