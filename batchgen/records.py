@@ -52,6 +52,17 @@ class Layout:
         """Nodes that a replica spans: one job has them all, and as many replicas as fit."""
         return -(-self.ranks_of_a_replica // self.ranks_per_node)
 
+    @property
+    def groups(self) -> int:
+        """Groups of as many nodes as a replica spans; each works on a shard of its own."""
+        return max(1, self.nodes // self.nodes_together)
+
+    @property
+    def replicas_of_a_group(self) -> int:
+        """That draw the rows of one shard."""
+        ranks = self.nodes_together * self.ranks_per_node
+        return max(1, ranks // self.ranks_of_a_replica)
+
     def __str__(self) -> str:
         """Short, for tables: `dp2 resident bf16`."""
         degrees = [(name, getattr(self, name)) for name in _DEGREES]

@@ -51,9 +51,9 @@ def forecast(
     """Predict what a planned run takes on the job's profile."""
     layout = choose_layout(job, most_demanding(job.model, (f.bucket for f in plan.buckets)))
     start_up = start_up_seconds(job)
-    shards = count_shards(job, costs, start_up)
+    shards = count_shards(job, costs, start_up, layout)
     busy = plan.cost_s_total
-    idle_start = start_up * layout.ranks_per_node * shards
+    idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
     low, high = _interval(calibration)
     media_bytes, media_files = _media(job, plan.buckets)
     disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
@@ -63,12 +63,12 @@ def forecast(
         low=(busy * low + idle_start) / 3600,
         high=(busy * high + idle_start) / 3600,
         basis=_basis(job, calibration),
-        wall_hours=(busy / ranks_at_work + start_up * max(1, shards / layout.nodes)) / 3600,
+        wall_hours=(busy / ranks_at_work + start_up * max(1, shards / layout.groups)) / 3600,
         shards=shards,
         layout=layout,
         vram_gib=layout.vram_gib,
         disk_gib=disk / GIB,
-        files=media_files + 12 + shards * (2 + 2 * layout.ranks_per_node),
+        files=media_files + 12 + shards * (2 + 2 * layout.replicas_of_a_group),
     )
 
 
@@ -80,16 +80,16 @@ def start_up_seconds(job: JobConfig) -> float:
     return _IMPORT_S + component_bytes(job.model).total / _LOAD_BYTES_PER_S
 
 
-def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float) -> int:
+def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float, layout: Layout) -> int:
     """How many shards the first submission has; one machine is one shard."""
     if job.slurm.executor in ("inline", "local"):
         return 1
     shard = cut_shards(
         costs.cost_s[~costs.is_alias],
         shards=None,
-        slots=job.slurm.nodes,
+        slots=layout.groups,
         start_up_s=start_up_s,
-        ranks=job.slurm.ranks_per_node,
+        ranks=layout.replicas_of_a_group,
         most_s=most_shard_seconds(job.slurm),
     )
     return int(np.max(shard)) + 1

@@ -122,7 +122,7 @@ def submit(
         last = quarantine_rows(run, verdicts, last=last)
     if len(wanted) == 0 and settings.replan is None:
         return None
-    shards = cut(plan, wanted, config, blame.suspects)
+    shards = cut(plan, wanted, config, layout, blame.suspects)
     install = settings.replan.install if settings.replan else _nothing
     number = begin_submission(
         run, shards, settings.info(layout), last=last, found=found, under_lock=install
@@ -205,20 +205,26 @@ def _nothing() -> None:
 
 
 def cut(
-    plan: Path, rows: np.ndarray, config: JobConfig, suspects: np.ndarray = NOBODY
+    plan: Path,
+    rows: np.ndarray,
+    config: JobConfig,
+    layout: Layout | None,
+    suspects: np.ndarray = NOBODY,
 ) -> SubmissionRows:
     """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
-    machine gets one shard."""
-    slurm = config.slurm
+    machine gets one shard. `layout` is None if there is nothing to cut."""
+    slurm, groups, replicas = config.slurm, 1, 1
+    if layout is not None:
+        groups, replicas = layout.groups, layout.replicas_of_a_group
     costs = read_costs(plan).cost_s[rows]
     alone = np.isin(rows, suspects)
-    costs[alone] *= slurm.ranks_per_node  # the other ranks of the node wait while a suspect runs
+    costs[alone] *= replicas  # the others of the shard wait while a suspect runs
     shard = cut_shards(
         costs,
         shards=1 if slurm.executor in ONE_MACHINE else None,
-        slots=slurm.nodes,
+        slots=groups,
         start_up_s=start_up_seconds(config),
-        ranks=slurm.ranks_per_node,
+        ranks=replicas,
         most_s=most_shard_seconds(slurm),
     )
     order = np.empty(len(rows), np.int64)
