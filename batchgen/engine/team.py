@@ -191,9 +191,7 @@ class Leader(_Ranks):
 
     def listen(self) -> None:
         """See `Team`; for the one thread that renders."""
-        for peer in self.peers:
-            while self._take(peer, 0.0):
-                pass
+        self._hear(self.peers)
 
     @contextmanager
     def together(self, rows: Callable[[], str]) -> Iterator[None]:
@@ -229,9 +227,17 @@ class Leader(_Ranks):
         while not self._kept[peer]:
             if self._take(peer, POLL_S):
                 heard = time.monotonic()
-            elif time.monotonic() - heard > self.patience_s:
+                continue
+            # this one may wait for another, which has failed
+            self._hear([other for other in self.peers if other is not peer])
+            if time.monotonic() - heard > self.patience_s:
                 raise ReplicaFailed(self._silent(peer))
         return self._kept[peer].pop(0)
+
+    def _hear(self, peers: Sequence[Peer]) -> None:
+        for peer in peers:
+            while self._take(peer, 0.0):
+                pass
 
     def _take(self, peer: Peer, wait_s: float) -> bool:
         """One message; False if there is none."""

@@ -56,6 +56,13 @@ def _write(file: Path, content: dict[str, object]) -> None:
         raise StorageError(f"{file} cannot be written: {error}") from error
 
 
+def listen(host: str, backlog: int) -> socket.socket:
+    """A server on whichever port is free, reached by the name or number `host` of this machine.
+    OSError if it has no such one."""
+    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, 0), family=family, backlog=backlog)
+
+
 def wait_for(file: Path, what: str, patience_s: float, stop: Callable[[], bool]) -> Address:
     """The address in `file`, where `what` (in words) is served. Unreachable if it does not come, if
     the process that announced it died, or if `stop`, which is asked meanwhile, says so."""
