@@ -54,6 +54,7 @@ class Peer:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         connection.settimeout(patience_s)
         self.name = name
+        self.own_address: str = connection.getsockname()[0]  # that the other rank has reached
         self._connection = connection
         self._sending = threading.Lock()
         self._read = bytearray()

@@ -63,7 +63,6 @@ def leading(
     team = Leader(
         peers,
         host=meeting.info.host,
-        address=meeting.info.address,
         patience_s=meeting.patience_s,
         moved=moved,
         told=told,
@@ -93,7 +92,6 @@ def following(
         place.size,
         leader,
         host=info.host,
-        address=info.address,
         patience_s=meeting.patience_s,
         moved=moved,
         told=told,

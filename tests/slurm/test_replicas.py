@@ -62,6 +62,7 @@ def test_a_node_loses_its_power_and_the_run_goes_on_on_one_node(
     assert run.status().left
     cancelled = run.bench.call("cancel", str(run.run.root))  # or Slurm starts it again
     assert cancelled.code == 0, cancelled.err
+    run.wait()
     run.resume(*ON_ONE_NODE)
     run.wait()
     run.audit("replica-node")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_number import own_number
 from ranks import Ranks
 from toy_engine import Keeper, ListSource, request, small_spec, system
 from toy_team import PATIENCE_S, draw, fail_before_a_collective, in_a_team, meeting, unheard
@@ -22,12 +23,13 @@ from waiting import wait_for
 import batchgen.worker.meeting
 from batchgen.engine.engine import Engine
 from batchgen.engine.orders import Orders
+from batchgen.engine.parallel.meet import interface_of
 from batchgen.engine.parallel.mesh import Degrees
 from batchgen.engine.peer import Peer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.team import Dismissed, Follower, Leader, uneven
 from batchgen.errors import PromptTooLong, ReplicaFailed
-from batchgen.worker.address import Address, publish
+from batchgen.worker.address import Address, listen, publish
 from batchgen.worker.meeting import following, leading
 
 Pair = Callable[..., tuple[Leader, Follower]]
@@ -53,7 +55,7 @@ def pair() -> Iterator[Pair]:
         signal: Callable[[], str] = lambda: "",
     ) -> tuple[Leader, Follower]:
         ours, theirs = connected()
-        common: dict[str, Any] = {"address": "127.0.0.1", "patience_s": patience_s, "moved": moved}
+        common: dict[str, Any] = {"patience_s": patience_s, "moved": moved}
         leader = Leader([Peer(ours, "rank 1 of 2 on b", patience_s)], host="a", told=told, **common)
         peer = Peer(theirs, "rank 0 of 2 on a", patience_s)
         follower = Follower(1, 2, peer, host="b", told=signal, **common)
@@ -153,7 +155,7 @@ def test_a_rank_that_takes_nothing_in_is_given_up_for_good(pair: Pair) -> None:
 def test_a_leader_that_waits_for_one_rank_hears_that_another_failed() -> None:
     ends = [connected() for _ in range(2)]
     peers = [Peer(ours, f"rank {n} of 3", PATIENCE_S) for n, (ours, _) in enumerate(ends, 1)]
-    common: dict[str, Any] = {"address": "", "patience_s": PATIENCE_S, "moved": unheard}
+    common: dict[str, Any] = {"patience_s": PATIENCE_S, "moved": unheard}
     leader = Leader(peers, host="a", told=unheard, **common)
     other = Follower(2, 3, Peer(ends[1][1], "rank 0", PATIENCE_S), host="c", told=str, **common)
     other.fail(MemoryError("full"))
@@ -254,10 +256,24 @@ def test_a_leader_that_is_gone_when_a_rank_comes_is_named(folder: Path) -> None:
 
 def test_a_leader_whose_address_is_not_its_own_says_so(folder: Path) -> None:
     place = meeting(folder, 0)
-    elsewhere = replace(place, info=replace(place.info, address="192.0.2.1"))
+    elsewhere = replace(place, info=replace(place.info, address="240.0.0.1"))
     never = leading(elsewhere, stop=bool, moved=unheard, told=unheard)
-    with pytest.raises(ReplicaFailed, match=r"the leader cannot listen on 192\.0\.2\.1"), never:
+    with pytest.raises(ReplicaFailed, match=r"the leader cannot listen on 240\.0\.0\.1"), never:
         pytest.fail("there is no team")
+
+
+def test_a_name_that_means_another_number_elsewhere_is_served_on_all() -> None:
+    with listen("localhost", 1) as server:
+        assert server.getsockname()[0] in ("0.0.0.0", "::")
+    with listen("127.0.0.1", 1) as server:
+        assert server.getsockname()[0] == "127.0.0.1"
+
+
+def test_the_network_to_compute_on_is_the_one_where_ranks_have_met() -> None:
+    own = own_number()
+    names = {name for _, name in socket.if_nameindex()}
+    assert (interface_of(own) in names) if own else True
+    assert interface_of("127.0.0.1") == interface_of("240.0.0.1") == ""
 
 
 # ----------------------------------------------------------------------------------- two processes
