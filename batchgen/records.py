@@ -36,6 +36,7 @@ class Layout:
     device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
     vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
     fits: bool = True
+    speed: float = 1.0  # predicted, of a replica against one rank of it
     reason: str = ""
 
     @property
@@ -58,10 +59,9 @@ class Layout:
         return max(1, self.nodes // self.nodes_together)
 
     @property
-    def replicas_of_a_group(self) -> int:
-        """That draw the rows of one shard."""
-        ranks = self.nodes_together * self.ranks_per_node
-        return max(1, ranks // self.ranks_of_a_replica)
+    def replicas_together(self) -> int:
+        """Replicas of one job: they draw the rows of its shard."""
+        return max(1, self.nodes_together * self.ranks_per_node // self.ranks_of_a_replica)
 
     def __str__(self) -> str:
         """Short, for tables: `dp2 resident bf16`."""

@@ -11,27 +11,41 @@ import multiprocessing as mp
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from batchgen.engine.parallel.mesh import Degrees, Mesh, join, leave
 
-CPU = torch.device("cpu")
 TIMEOUT = timedelta(seconds=60)
+Backend = Literal["gloo", "nccl"] | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """Where a rank meets the others."""
+
+    degrees: Degrees
+    rank: int
+    store: Path
+    device: str
+    backend: Backend
 
 
 class Ranks:
-    """`most` processes; each call takes the first of them."""
+    """`most` processes; each call takes the first of them. In `device`, `{rank}` is the rank."""
 
-    def __init__(self, folder: Path, most: int) -> None:
+    def __init__(
+        self, folder: Path, most: int, device: str = "cpu", backend: Backend = None
+    ) -> None:
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["toy_split"])
-        self.folder = folder
+        self.folder, self.device, self.backend = folder, device, backend
         self.meetings = 0
         self.ends: list[Connection] = []
         self.processes = []
@@ -58,7 +72,7 @@ class Ranks:
         store = self.folder / f"store-{self.meetings}"
         used = self.ends[: degrees.ranks]
         for rank, end in enumerate(used):
-            end.send((degrees, rank, store, work, args))
+            end.send((Call(degrees, rank, store, self.device, self.backend), work, args))
         return [end.recv() for end in used]
 
     def close(self) -> None:
@@ -73,28 +87,30 @@ def _serve(end: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            degrees, rank, store, work, args = end.recv()
+            call, work, args = end.recv()
         except EOFError:
             return
-        answer = _played(degrees, rank, store, work, args)
+        answer = _played(call, work, args)
         if not answer[0]:
             gc.collect()  # closes what the error held open, on which others may wait
         end.send(answer)
 
 
-def _played(
-    degrees: Degrees, rank: int, store: Path, work: Callable[..., Any], args: tuple[Any, ...]
-) -> tuple[bool, Any]:
+def _played(call: Call, work: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:
     try:
-        with _met(degrees, rank, store) as mesh, torch.no_grad():
+        with _met(call) as mesh, torch.no_grad():
             return True, work(mesh, *args)
     except Exception:
-        return False, f"rank {rank}: {traceback.format_exc()}"
+        return False, f"rank {call.rank}: {traceback.format_exc()}"
 
 
 @contextmanager
-def _met(degrees: Degrees, rank: int, store: Path) -> Iterator[Mesh]:
-    mesh = join(degrees, rank, dist.FileStore(str(store), degrees.ranks), CPU, TIMEOUT)
+def _met(call: Call) -> Iterator[Mesh]:
+    device = torch.device(call.device.format(rank=call.rank))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = dist.FileStore(str(call.store), call.degrees.ranks)
+    mesh = join(call.degrees, call.rank, store, device, TIMEOUT, call.backend)
     try:
         yield mesh
     finally:

@@ -147,7 +147,7 @@ def test_help_and_status_are_light(tmp_path: Path) -> None:
 
 def test_a_rank_and_a_steward_start_soon() -> None:
     """Each task of a large job and each command pays for what it imports."""
-    rank = "batchgen.runner.task, batchgen.worker.shard, batchgen.runner.recover"
+    rank = "batchgen.runner.task, batchgen.worker.replica, batchgen.runner.recover"
     heavy = {"torch", "diffusers", "pandas"}
     assert not (heavy | {"hydra", "submitit"}) & set(loaded_after(f"import {rank}"))
     for module in ("batchgen.runner.steward", "batchgen.catalog.collect"):

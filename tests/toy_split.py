@@ -85,12 +85,12 @@ def experts(name: str) -> tuple[str, ...]:
     return plan_memory(SPECS[name], "resident").experts
 
 
-def family_on(name: str) -> Any:
+def family_on(name: str, device: torch.device = CPU) -> Any:
     """The family at work, edges set."""
     spec = SPECS[name]
-    family = family_code(spec.family).build(spec, system(), components(name), CPU)
+    family = family_code(spec.family).build(spec, system(), components(name), device)
     for expert in experts(name):
-        make_batch_invariant(family.modules[expert])
+        make_batch_invariant(family.modules[expert].to(device))
     return family
 
 
@@ -117,10 +117,22 @@ def divided(mesh: Mesh) -> list[Seen]:
     ]
 
 
+def on_the_card(mesh: Mesh) -> list[Seen]:
+    """The clips of the Wan family, on the current card."""
+    card = torch.device("cuda", torch.cuda.current_device())
+    cases = [divided_case(mesh, "wan", *case, device=card) for case in CLIPS]
+    return [found for case in cases for found in case]
+
+
 def divided_case(
-    mesh: Mesh, name: str, bucket: Bucket, items: int, op: AttentionOpName = "torch"
+    mesh: Mesh,
+    name: str,
+    bucket: Bucket,
+    items: int,
+    op: AttentionOpName = "torch",
+    device: torch.device = CPU,
 ) -> list[Seen]:
-    family = family_on(name)
+    family = family_on(name, device)
     with split_of(mesh, name, family, op) as split:
         packs = [
             [family.random_item(bucket, seed, expert) for seed in range(items)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from batchgen.config.compose import Composed
+    from batchgen.config.schema import JobConfig
     from batchgen.planning.forecast import Forecast
     from batchgen.planning.plan import Plan
     from batchgen.runfile import RunFile
@@ -34,6 +36,7 @@ EPILOG = """\
 examples:
   batchgen plan jobs/demo.yaml
   batchgen plan jobs/wan21_14b_720p.yaml slurm=h200x8 --max-gpu-hours 40
+  batchgen plan jobs/wan21_14b_720p.yaml slurm=h200x8 --layouts
   batchgen plan jobs/demo.yaml --out plan.parquet --dump-config config.json
 """
 SHOWN_BUCKETS = 12
@@ -51,6 +54,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     add_job_arguments(parser)
     parser.add_argument(
         "--max-gpu-hours", type=float, metavar="X", help="refuse (exit 2) a forecast above X"
+    )
+    parser.add_argument(
+        "--layouts",
+        action="store_true",
+        help="list the ways to use the ranks, with their prices and what is ruled out",
     )
     parser.add_argument(
         "--out", type=path_argument, metavar="FILE", help="keep the plan as Parquet"
@@ -80,7 +88,8 @@ def handle_plan(args: argparse.Namespace) -> Result:
     check_place(composed.config)
     with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = args.out or Path(folder) / "plan.parquet"
-        plan, predicted = _plan_and_forecast(composed, out, args.hash_weights)
+        check = partial(_check, composed.config, args.layouts)
+        plan, predicted = _plan_and_forecast(composed, out, args.hash_weights, check)
         header = header_of(composed, plan)
     _print(composed, plan, predicted)
     if args.dump_config:
@@ -91,7 +100,8 @@ def handle_plan(args: argparse.Namespace) -> Result:
         raise ConfigError(
             f"the forecast of {_forecast(predicted)} is above --max-gpu-hours {limit:g}"
         )
-    return Result(OK, _data(composed, plan, predicted, args.out))
+    data = _data(composed, plan, predicted, args.out)
+    return Result(OK, data | _layouts(composed.config, plan) if args.layouts else data)
 
 
 def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextManager[None]:
@@ -106,18 +116,37 @@ def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextMana
     )
 
 
-def _plan_and_forecast(composed: Composed, out: Path, hashing: str) -> tuple[Plan, Forecast]:
+def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
+    """ConfigError if the rows do not fit; the layouts are shown all the same."""
+    from batchgen.cli.layouts import print_layouts
+    from batchgen.planning.layout import refuse_misfit, survey
+    from batchgen.planning.work import planned_work
+
+    if layouts:
+        print_layouts(survey(config, planned_work(plan.buckets)))
+    refuse_misfit(config, plan)
+
+
+def _layouts(config: JobConfig, plan: Plan) -> dict[str, object]:
+    from batchgen.cli.layouts import layouts_data
+    from batchgen.planning.layout import survey
+    from batchgen.planning.work import planned_work
+
+    return {"layouts": layouts_data(survey(config, planned_work(plan.buckets)))}
+
+
+def _plan_and_forecast(
+    composed: Composed, out: Path, hashing: str, check: Callable[[Plan], object]
+) -> tuple[Plan, Forecast]:
     from batchgen.planning.calibrate import calibrate
     from batchgen.planning.cost import UNMEASURED
     from batchgen.planning.forecast import forecast
-    from batchgen.planning.layout import refuse_misfit
     from batchgen.planning.plan import make_plan, read_costs
 
     config = composed.config
     calibration = calibrate(Path(config.output.root_dir), config.model, config.slurm.device)
     factors = calibration.factors if calibration else UNMEASURED
-    fits = partial(refuse_misfit, config)
-    plan = make_plan(config, out, hash_weights=hashing, factors=factors, check=fits)
+    plan = make_plan(config, out, hash_weights=hashing, factors=factors, check=check)
     return plan, forecast(config, plan, read_costs(out), calibration)
 
 

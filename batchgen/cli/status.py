@@ -145,7 +145,7 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
 
 def _layout(layout: Layout) -> str:
     where = f"{layout.nodes} node(s) of {layout.ranks_per_node} rank(s)"
-    return f"{layout} on {where}, about {layout.vram_gib:.2f} GiB a rank"
+    return f"{layout} on {where}; {layout.reason}"
 
 
 def _catalog_lines(run: RunPaths, view: QueueView | None) -> list[str]:

@@ -20,7 +20,7 @@ RENAMED = {
 }
 
 # These are resolved together with other keys, below.
-COMPOUND = ("system.parallel.up_limit", "system.memory.low_mem_level")
+COMPOUND = ("system.memory.low_mem_level",)
 
 LOW_MEM_LEVELS: dict[int, dict[str, object]] = {
     0: {"system.memory.mode": "resident"},
@@ -29,14 +29,25 @@ LOW_MEM_LEVELS: dict[int, dict[str, object]] = {
     3: {"system.memory.mode": "stream"},
 }
 
+# Ways to use ranks that exist elsewhere: what it is, and why it is not served.
+_PIPELINE = (
+    "pipeline parallelism is not served: it reuses activations of the step before, which changes "
+    "pixels"
+)
+_TENSOR = (
+    "tensor parallelism is not served: it sends every token's activations twice a block, more than "
+    "ulysses or ring do"
+)
+_SHARDED = (
+    "weights sharded over ranks are not served: each rank holds its own, and where those do not "
+    "fit, system.memory.mode=model keeps one component at a time on the device"
+)
 _REFUSED = {
-    "pipefusion_parallel_degree": "pipeline",
-    "pipefusion": "pipeline",
-    "pp": "pipeline",
-    "pp_degree": "pipeline",
-    "tp": "tensor",
-    "tp_degree": "tensor",
-    "tensor_parallel_degree": "tensor",
+    **dict.fromkeys(("pipefusion", "pipefusion_parallel_degree", "pp", "pp_degree"), _PIPELINE),
+    **dict.fromkeys(("tp", "tp_degree", "tensor_parallel_degree"), _TENSOR),
+    **dict.fromkeys(
+        ("fsdp", "fsdp2", "use_fsdp", "dit_fsdp", "t5_fsdp", "shard_weights", "hsdp"), _SHARDED
+    ),
 }
 
 
@@ -86,23 +97,21 @@ def _resolve_low_mem_level(job: dict[str, Any]) -> None:
 
 
 def _resolve_up_limit(job: dict[str, Any]) -> None:
-    """`up_limit` caps the Ulysses degree; 1 leaves all of sequence parallelism to the ring."""
-    alias = "system.parallel.up_limit"
-    if not _has(job, alias):
-        return
-    cap = _take(job, alias)
+    """`up_limit` caps the Ulysses degree; 1 leaves all of sequence parallelism to the ring. Of a
+    degree by hand it is a check and no more."""
+    key = "system.parallel.up_limit"
+    section = _section(job, "system.parallel") or {}
+    cap, degree = section.get("up_limit"), section.get("ulysses", "auto")
     if cap is None:
         return
     if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
-        raise ConfigError(f"{alias}: {cap!r} is not an integer >= 1")
-    section = _section(job, "system.parallel") or {}
-    degree = section.get("ulysses", "auto")
+        raise ConfigError(f"{key}: {cap!r} is not an integer >= 1")
     if isinstance(degree, int) and degree > cap:
-        raise ConfigError(f"system.parallel.ulysses: {degree} is above {alias}: {cap}")
+        raise ConfigError(f"system.parallel.ulysses: {degree} is above {key}: {cap}")
     if cap == 1:
-        _put(job, "system.parallel.ulysses", 1, alias)
-    elif not isinstance(degree, int):  # nothing splits by Ulysses yet that could be capped
-        raise ConfigError(f"{alias}: {cap} is not served yet; served: 1")
+        section["ulysses"] = 1
+    if isinstance(section.get("ulysses"), int):
+        section["up_limit"] = None
 
 
 def _cache_off(job: dict[str, Any]) -> None:
@@ -122,8 +131,8 @@ def _refuse_degrees(key: str) -> None:
     parent, _, name = key.rpartition(".")
     if parent == "system.parallel" and name in _REFUSED:
         raise ConfigError(
-            f"{key}: {_REFUSED[name]} parallelism is not served; rows of a batch job are "
-            "independent, so data parallelism (dp), cfg, ulysses and ring come first"
+            f"{key}: {_REFUSED[name]}; to use many ranks, rows of a batch job are independent "
+            "(dp), and one row is shared by cfg, ulysses and ring"
         )
 
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
-from batchgen.config.schema import CacheConfig, CompileConfig, JobConfig, MemoryConfig, ModelSpec
+from batchgen.config.degrees import CFG, Room, degrees_of, product_of
+from batchgen.config.schema import (
+    CacheConfig,
+    CompileConfig,
+    JobConfig,
+    MemoryConfig,
+    ModelSpec,
+    ParallelConfig,
+)
 from batchgen.errors import ConfigError
 from batchgen.families.family import Capabilities, family_spec
 from batchgen.families.sequence import legal_ulysses
@@ -19,6 +26,7 @@ _MEMORY = MemoryConfig()
 def check_served(config: JobConfig) -> None:
     """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
     served = served_by(config.model)
+    _check_cfg(config.system.parallel)
     media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
     _check_heads(config)
     settings = _settings(config, served)
@@ -26,12 +34,27 @@ def check_served(config: JobConfig) -> None:
         if value not in legal:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
-    _check_ranks(config)
+    _check_degrees(config)
 
 
 def served_by(model: ModelSpec) -> Capabilities:
     """What the model's family can do with it."""
     return family_spec(model.family).capabilities(model)
+
+
+def room_of(config: JobConfig) -> Room:
+    """What decides which degrees of parallelism a job may have."""
+    model, slurm = config.model, config.slurm
+    heads = family_spec(model.family).heads(model)
+    return Room(served_by(model), heads, slurm.nodes, slurm.ranks_per_node)
+
+
+def _check_cfg(parallel: ParallelConfig) -> None:
+    if parallel.cfg not in ("auto", *CFG):
+        raise ConfigError(
+            f"system.parallel.cfg: {parallel.cfg}: the branches of guidance are two at most; "
+            "legal: auto, 1, 2"
+        )
 
 
 def _check_heads(config: JobConfig) -> None:
@@ -46,20 +69,26 @@ def _check_heads(config: JobConfig) -> None:
         )
 
 
-def _check_ranks(config: JobConfig) -> None:
-    """The degrees multiply to the ranks of all nodes; `dp: auto` takes what the others leave."""
-    parallel, slurm = config.system.parallel, config.slurm
-    degrees = [parallel.dp, parallel.cfg, parallel.ulysses, parallel.ring]
-    product = prod(1 if isinstance(degree, str) else degree for degree in degrees)
-    ranks = slurm.nodes * slurm.ranks_per_node
-    if product == ranks or (parallel.dp == "auto" and ranks % product == 0):
+def _check_degrees(config: JobConfig) -> None:
+    """Some legal degrees multiply to the ranks of all nodes."""
+    parallel, room = config.system.parallel, room_of(config)
+    legal, out = degrees_of(parallel, room)
+    if legal:
         return
-    of_a_node = slurm.nodes == 1
+    if out and all(isinstance(d, int) for d in (parallel.cfg, parallel.ulysses, parallel.ring)):
+        raise ConfigError(f"system.parallel: {out[0].degrees}: {out[0].why}")
+    raise ConfigError(_mismatch(config, room))
+
+
+def _mismatch(config: JobConfig, room: Room) -> str:
+    """The degrees given do not multiply to the ranks, whatever the others are."""
+    parallel, of_a_node = config.system.parallel, room.nodes == 1
     counted = "slurm.ranks_per_node" if of_a_node else "slurm.nodes x slurm.ranks_per_node"
     names, way = "dp x cfg x ulysses x ring", "make them equal, or leave dp: auto"
     if parallel.dp == "auto":
         names, way = "cfg x ulysses x ring", "it has to divide that"
-    raise ConfigError(f"system.parallel: {names} is {product}, but {counted} is {ranks}; {way}")
+    product = product_of(config)
+    return f"system.parallel: {names} is {product}, but {counted} is {room.ranks}; {way}"
 
 
 def _settings(

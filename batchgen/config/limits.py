@@ -33,6 +33,7 @@ RANGES: dict[str, Range] = {
     **_BY_JOB,
     "model.boundary": Range(0, 1),
     **{f"system.parallel.{axis}": _POSITIVE for axis in ("dp", "cfg", "ulysses", "ring")},
+    "system.parallel.up_limit": _POSITIVE,
     "system.memory.vram_limit": Range(0),
     "system.memory.prefetch": Range(0),
     "system.vae.tile": _POSITIVE,

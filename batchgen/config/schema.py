@@ -46,6 +46,8 @@ class ParallelConfig:
     cfg: int | Auto = "auto"
     ulysses: int | Auto = "auto"
     ring: int | Auto = "auto"
+    up_limit: int | None = None  # most ranks that Ulysses divides heads over; the ring has the rest
+    objective: Literal["throughput", "latency"] = "throughput"  # what `auto` decides for
     attention_op: Literal["auto", "torch", "xfuser"] = "auto"
 
 

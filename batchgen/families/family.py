@@ -169,8 +169,14 @@ class FamilySpec(Protocol):
     def parameters(self, model: ModelSpec, component: str) -> int:
         """Number of weights of a component of kind `model`."""
 
-    def activation_bytes(self, model: ModelSpec, bucket: Bucket) -> int:
-        """Peak bytes for one item without the weights: the larger of forward and decode."""
+    def width(self, model: ModelSpec) -> int:
+        """Channels of a token between two blocks."""
+
+    def forward_bytes(self, model: ModelSpec, bucket: Bucket) -> int:
+        """Peak bytes beside the weights while the transformer runs on one item."""
+
+    def decode_bytes(self, model: ModelSpec, bucket: Bucket) -> int:
+        """Peak bytes beside the weights while one row is decoded."""
 
 
 def component_bytes(model: ModelSpec) -> ComponentBytes:

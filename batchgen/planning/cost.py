@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from batchgen.config.schema import DeviceConfig, ModelSpec
-from batchgen.families.family import family_spec
+from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
+from batchgen.families.family import component_bytes, family_spec
 from batchgen.request import Bucket
 
 _TRANSFORMER_EFFICIENCY = 0.55
 _DECODER_EFFICIENCY = 0.16
-_LAUNCH_S = 2e-4  # one transformer block's kernels, when nothing else bounds them
+_IMPORT_S = 15.0  # process start, imports, first kernels
+_LOAD_BYTES_PER_S = 1.5e9
+LAUNCH_S = 2e-4  # one transformer block's kernels, when nothing else bounds them
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,15 @@ class CostModel:
         encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)
         factors = self.factors.of(bucket)
         return BucketSeconds(
-            forward=(forward + layers * _LAUNCH_S) * factors.denoise,
+            forward=(forward + layers * LAUNCH_S) * factors.denoise,
             encode=encode * factors.encode,
             decode=decode * factors.decode,
         )
+
+
+def start_up_seconds(job: JobConfig) -> float:
+    """Process start and loading of the weights, before a shard's first row; the profile may know
+    better than the estimate."""
+    if job.slurm.start_up_s is not None:
+        return job.slurm.start_up_s
+    return _IMPORT_S + component_bytes(job.model).total / _LOAD_BYTES_PER_S

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchgen.config.schema import JobConfig, SlurmConfig
-from batchgen.families.family import component_bytes
 from batchgen.planning.calibrate import Calibration
-from batchgen.planning.layout import GIB, choose_layout, most_demanding
+from batchgen.planning.candidates import GIB
+from batchgen.planning.cost import start_up_seconds
+from batchgen.planning.layout import choose_layout
 from batchgen.planning.shards import cut_shards
 from batchgen.planning.store import BucketForecast, Plan, PlanCosts
+from batchgen.planning.work import planned_work
 from batchgen.records import Layout
 
 # Figures of a profile are no measurement: an engine may reach half or twice of the assumed rate.
 _PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0
-_IMPORT_S = 15.0  # process start, imports, first kernels
-_LOAD_BYTES_PER_S = 1.5e9
 _WALL_SHARE = 0.8  # of the wall-time limit that a shard is cut for
 _JOURNAL_BYTES = 1500  # start and commit lines of a row
 _CATALOG_BYTES = 800
@@ -49,35 +49,27 @@ def forecast(
     job: JobConfig, plan: Plan, costs: PlanCosts, calibration: Calibration | None
 ) -> Forecast:
     """Predict what a planned run takes on the job's profile."""
-    layout = choose_layout(job, most_demanding(job.model, (f.bucket for f in plan.buckets)))
+    layout = choose_layout(job, planned_work(plan.buckets))
     start_up = start_up_seconds(job)
     shards = count_shards(job, costs, start_up, layout)
-    busy = plan.cost_s_total
+    busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
     idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
     low, high = _interval(calibration)
     media_bytes, media_files = _media(job, plan.buckets)
     disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
-    ranks_at_work = min(layout.ranks, max(1, plan.unique_rows))
+    at_work = layout.ranks_of_a_replica * min(layout.dp, max(1, plan.unique_rows))
     return Forecast(
         gpu_hours=(busy + idle_start) / 3600,
         low=(busy * low + idle_start) / 3600,
         high=(busy * high + idle_start) / 3600,
         basis=_basis(job, calibration),
-        wall_hours=(busy / ranks_at_work + start_up * max(1, shards / layout.groups)) / 3600,
+        wall_hours=(busy / at_work + start_up * max(1, shards / layout.groups)) / 3600,
         shards=shards,
         layout=layout,
         vram_gib=layout.vram_gib,
         disk_gib=disk / GIB,
-        files=media_files + 12 + shards * (2 + 2 * layout.replicas_of_a_group),
+        files=media_files + 12 + shards * (2 + 2 * layout.replicas_together),
     )
-
-
-def start_up_seconds(job: JobConfig) -> float:
-    """Process start and loading of the weights, before a shard's first row; the profile may know
-    better than the estimate."""
-    if job.slurm.start_up_s is not None:
-        return job.slurm.start_up_s
-    return _IMPORT_S + component_bytes(job.model).total / _LOAD_BYTES_PER_S
 
 
 def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float, layout: Layout) -> int:
@@ -85,11 +77,11 @@ def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float, layout: La
     if job.slurm.executor in ("inline", "local"):
         return 1
     shard = cut_shards(
-        costs.cost_s[~costs.is_alias],
+        costs.cost_s[~costs.is_alias] / layout.speed,
         shards=None,
         slots=layout.groups,
         start_up_s=start_up_s,
-        ranks=layout.replicas_of_a_group,
+        ranks=layout.replicas_together,
         most_s=most_shard_seconds(job.slurm),
     )
     return int(np.max(shard)) + 1

@@ -1,31 +1,53 @@
 """How the ranks of a submission and their memory are used, decided once, when it is made.
 
-What is legal is enumerated in the order of preference, each candidate is priced, and the first that
-fits is taken: data parallel before all else, because rows are independent, and all components on
-the device before one stage at a time.
+What is legal is enumerated and priced; what the model cannot tell apart goes to data parallelism
+first, because rows are independent, then to cfg, to Ulysses, to the ring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from itertools import groupby
 
-from batchgen.config.schema import ONE_MACHINE, JobConfig, ModelSpec, ParallelConfig
+from batchgen.config.capability import room_of
+from batchgen.config.degrees import RuledOut, degrees_of
+from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
-from batchgen.families.family import component_bytes, family_spec
+from batchgen.families.family import family_spec
+from batchgen.planning.candidates import (
+    GIB,
+    Candidate,
+    all_candidates,
+    most_demanding,
+    on_cpu,
+    peak_bytes,
+    precision_of,
+    room_bytes,
+)
 from batchgen.planning.store import Plan
-from batchgen.records import Layout, MemoryMode, Precision
-from batchgen.request import Bucket
+from batchgen.planning.work import Work, planned_work
+from batchgen.records import Layout
 
-GIB = 1024**3
-_USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own
 _HELD = {"resident": "all components stay", "model": "one component at a time"}
+# Prices closer than this are a tie: between ways to split the same replica over ulysses and ring,
+# where the model errs most, and between all others. `plan --layouts` says so.
+_SPLIT_TIE, _TIE = 1.1, 1.05
 
 
-def resolve_layout(job: JobConfig, buckets: Iterable[Bucket]) -> Layout:
-    """The layout for rows of these shapes; ConfigError with the way on if it does not fit."""
-    layout = choose_layout(job, most_demanding(job.model, buckets))
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What may be chosen, what was, and what may not be."""
+
+    chosen: Candidate
+    layout: Layout
+    candidates: tuple[Candidate, ...]  # one for each degrees and residency, in order of preference
+    ruled_out: tuple[RuledOut, ...]
+
+
+def resolve_layout(job: JobConfig, work: Sequence[Work]) -> Layout:
+    """The layout for these rows; ConfigError with the way on if it does not fit."""
+    layout = choose_layout(job, work)
     if not layout.fits:
         raise ConfigError(layout.reason)
     return layout
@@ -33,63 +55,63 @@ def resolve_layout(job: JobConfig, buckets: Iterable[Bucket]) -> Layout:
 
 def refuse_misfit(job: JobConfig, plan: Plan) -> None:
     """ConfigError with the way on if the rows of a plan do not fit the job's device."""
-    resolve_layout(job, (forecast.bucket for forecast in plan.buckets))
+    resolve_layout(job, planned_work(plan.buckets))
 
 
-def most_demanding(model: ModelSpec, buckets: Iterable[Bucket]) -> Bucket:
-    """The shape that needs the most memory; at least one has to be given."""
-    family = family_spec(model.family)
-    return max(buckets, key=lambda bucket: family.activation_bytes(model, bucket))
+def choose_layout(job: JobConfig, work: Sequence[Work]) -> Layout:
+    """The layout for a job that has these rows to draw. If none fits, it is the one that takes the
+    least memory, and its reason says what to do."""
+    return survey(job, work).layout
 
 
-def choose_layout(job: JobConfig, bucket: Bucket) -> Layout:
-    """The layout for a job whose most demanding shape is `bucket`. If none fits, it is the one that
-    takes the least memory, and its reason says what to do."""
-    candidates = [
-        _priced(job, bucket, degrees, memory)
-        for degrees in _degrees(job)
-        for memory in _residencies(job)
-    ]
-    return next((layout for layout in candidates if layout.fits), candidates[-1])
+def survey(job: JobConfig, work: Sequence[Work]) -> Survey:
+    """All layouts, and the one to take."""
+    legal, ruled_out = degrees_of(job.system.parallel, room_of(job))
+    candidates = all_candidates(job, work, legal)
+    chosen = _choose(job, candidates)
+    by_memory = groupby(candidates, key=lambda c: (c.degrees, c.memory))
+    shown = tuple(_best_packs(job, list(group)) for _, group in by_memory)
+    return Survey(chosen, _layout(job, work, chosen, shown), shown, tuple(ruled_out))
 
 
-@dataclass(frozen=True, slots=True)
-class _Degrees:
-    dp: int
-    cfg: int
-    ulysses: int
-    ring: int
+# ------------------------------------------------------------------------------------------ choice
+def _choose(job: JobConfig, candidates: Sequence[Candidate]) -> Candidate:
+    """On a CPU, which has no figures of links, the first; elsewhere the best price."""
+    fitting = [candidate for candidate in candidates if candidate.fits]
+    if not fitting:
+        first = [c for c in candidates if c.degrees == candidates[0].degrees]
+        return min(first, key=lambda candidate: candidate.peak_bytes)
+    by_degrees = groupby(fitting, key=lambda candidate: candidate.degrees)
+    best = [_first_of_the_best(job, list(group), _TIE) for _, group in by_degrees]
+    if on_cpu(job):
+        return best[0]
+    by_split = groupby(best, key=lambda candidate: (candidate.degrees.dp, candidate.degrees.cfg))
+    split = [_first_of_the_best(job, list(group), _SPLIT_TIE) for _, group in by_split]
+    return _first_of_the_best(job, split, _TIE)
 
 
-def _degrees(job: JobConfig) -> Iterator[_Degrees]:
-    """Legal degrees. `auto` is 1, but for dp: the replicas that the others leave ranks for."""
-    parallel, ranks = job.system.parallel, job.slurm.nodes * job.slurm.ranks_per_node
-    one = _of_a_replica(parallel)
-    dp = ranks // prod(one) if parallel.dp == "auto" else parallel.dp
-    yield _Degrees(dp, *one)
+def _best_packs(job: JobConfig, packs: Sequence[Candidate]) -> Candidate:
+    """Of candidates that differ in the items of a forward alone."""
+    fitting = [candidate for candidate in packs if candidate.fits]
+    return _first_of_the_best(job, fitting, _TIE) if fitting else packs[0]
 
 
-def _of_a_replica(parallel: ParallelConfig) -> tuple[int, int, int]:
-    given = (parallel.cfg, parallel.ulysses, parallel.ring)
-    cfg, ulysses, ring = (1 if degree == "auto" else degree for degree in given)
-    return cfg, ulysses, ring
+def _first_of_the_best(job: JobConfig, candidates: Sequence[Candidate], tie: float) -> Candidate:
+    enough = max(_worth(job, candidate) for candidate in candidates) / tie
+    return next(candidate for candidate in candidates if _worth(job, candidate) >= enough)
 
 
-def _residencies(job: JobConfig) -> tuple[MemoryMode, ...]:
-    """Legal ones, the one that takes the least memory last. A CPU computes where all components
-    are anyway."""
-    mode = job.system.memory.mode
-    if mode == "resident" or mode == "model":
-        return (mode,)
-    return ("resident",) if _on_cpu(job) else ("resident", "model")
+def _worth(job: JobConfig, candidate: Candidate) -> float:
+    if job.system.parallel.objective == "latency":
+        return 1 / candidate.last_row_s
+    return candidate.samples_per_hour
 
 
-def _on_cpu(job: JobConfig) -> bool:
-    return job.slurm.device.name == "cpu"
-
-
-def _priced(job: JobConfig, bucket: Bucket, degrees: _Degrees, memory: MemoryMode) -> Layout:
-    peak = _peak_bytes(job, bucket, memory)
+# ---------------------------------------------------------------------------------------- in words
+def _layout(
+    job: JobConfig, work: Sequence[Work], chosen: Candidate, shown: Iterable[Candidate]
+) -> Layout:
+    degrees = chosen.degrees
     layout = Layout(
         nodes=job.slurm.nodes,
         ranks_per_node=job.slurm.ranks_per_node,
@@ -97,54 +119,74 @@ def _priced(job: JobConfig, bucket: Bucket, degrees: _Degrees, memory: MemoryMod
         cfg=degrees.cfg,
         ulysses=degrees.ulysses,
         ring=degrees.ring,
-        memory=memory,
-        precision=_precision(job),
+        memory=chosen.memory,
+        precision=precision_of(job),
         attention="sdpa" if job.system.attention == "auto" else job.system.attention,
         device=job.slurm.device.name,
-        vram_gib=peak / GIB,
-        fits=peak <= _room_bytes(job),
+        vram_gib=chosen.peak_bytes / GIB,
+        fits=chosen.fits,
+        speed=chosen.speed,
     )
-    return replace(layout, reason=_reason(layout, job, bucket))
+    if not chosen.fits:
+        return replace(layout, reason=_refusal(job, work, chosen))
+    return replace(layout, reason=_reason(job, chosen, shown))
 
 
-def _precision(job: JobConfig) -> Precision:
-    return "float32" if _on_cpu(job) else job.model.dtype
-
-
-def _peak_bytes(job: JobConfig, bucket: Bucket, memory: MemoryMode) -> int:
-    """Of one rank that draws one item at a time: weights and activations."""
-    model = replace(job.model, dtype=_precision(job))
-    weights = component_bytes(model)
-    all_there = memory == "resident" or _on_cpu(job)
-    held = weights.total if all_there else weights.largest
-    return held + family_spec(model.family).activation_bytes(model, bucket)
-
-
-def _room_bytes(job: JobConfig) -> float:
-    """What a rank may take."""
-    usable, limit = job.slurm.device.memory_gib * _USABLE, job.system.memory.vram_limit
-    return GIB * (usable if limit is None else min(usable, limit))
-
-
-# ----------------------------------------------------------------------------------------- in words
-def _reason(layout: Layout, job: JobConfig, bucket: Bucket) -> str:
+def _inside(job: JobConfig, chosen: Candidate) -> str:
     device, limit = job.slurm.device, job.system.memory.vram_limit
-    where = f"{layout.vram_gib:.2f} GiB of {device.memory_gib:g} GiB on {device.name}"
+    where = f"{chosen.peak_bytes / GIB:.2f} GiB of {device.memory_gib:g} GiB on {device.name}"
     capped = "" if limit is None else f", system.memory.vram_limit={limit:g}"
     asked = "" if job.system.memory.mode == "auto" else ", as system.memory.mode asks"
-    inside = f"({where}{capped}, {_HELD[layout.memory]}{asked})"
-    if layout.fits:
+    return f"({where}{capped}, {_HELD[chosen.memory]}{asked})"
+
+
+def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> str:
+    inside = _inside(job, chosen)
+    if chosen.degrees.replica == 1:
         return f"dp first: a replica fits one rank {inside}, and rows are independent"
-    return f"a replica does not fit one rank {inside}: {_way_on(job, bucket)}"
+    found = f"{chosen.degrees}: {_price(chosen)}{_against(chosen, shown)} {inside}"
+    return found + _heads(job, chosen)
 
 
-def _way_on(job: JobConfig, bucket: Bucket) -> str:
+def _against(chosen: Candidate, shown: Iterable[Candidate]) -> str:
+    """The layout that goes first where prices are alike, and why it was not taken."""
+    for other in shown:
+        if other.degrees.dp <= chosen.degrees.dp:
+            break
+        if other.fits:
+            return f", against {_price(other)} of {other.degrees}"
+    return ""
+
+
+def _price(candidate: Candidate) -> str:
+    return (
+        f"{candidate.samples_per_hour:.3g} samples a device-hour and the last row after "
+        f"{candidate.last_row_s:,.0f} s"
+    )
+
+
+def _heads(job: JobConfig, chosen: Candidate) -> str:
+    """What becomes of heads that Ulysses does not divide."""
+    heads, ulysses = family_spec(job.model.family).heads(job.model), chosen.degrees.ulysses
+    if heads % ulysses == 0:
+        return ""
+    return f"; {heads} heads are padded to {-(-heads // ulysses) * ulysses} for ulysses {ulysses}"
+
+
+def _refusal(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> str:
+    many = chosen.degrees.replica
+    ranks = "one rank" if many == 1 else f"{many} ranks"
+    return f"a replica does not fit {ranks} {_inside(job, chosen)}: {_way_on(job, work)}"
+
+
+def _way_on(job: JobConfig, work: Sequence[Work]) -> str:
     ways = []
-    if _peak_bytes(job, bucket, "model") <= _room_bytes(job):
+    bucket = most_demanding(job, [part.bucket for part in work])
+    if peak_bytes(job, bucket, "model") <= room_bytes(job):
         ways.append("set system.memory.mode=auto")
     if job.system.memory.vram_limit is not None:
         ways.append("raise system.memory.vram_limit")
-    if _on_cpu(job) and job.slurm.executor in ONE_MACHINE:
+    if on_cpu(job) and job.slurm.executor in ONE_MACHINE:
         ways.append("say which device is there (slurm.device.name=... slurm.device.memory_gib=...)")
     ways.append("choose a profile with more memory (slurm=...), a smaller size or a smaller model")
     return "; or ".join(ways)

@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.config.schema import JobConfig
-from batchgen.families.family import Scales, family_spec
+from batchgen.families.family import family_spec
 from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.digests import checkpoint_digest
@@ -47,21 +45,20 @@ from batchgen.planning.store import (
     PlanCosts,
     header_metadata,
     plan_schema,
-    read_buckets,
     read_costs,
     read_keys,
     read_plan,
     read_requests,
     row_indices,
 )
-from batchgen.request import MODEL_FIELDS, Bucket, Field
+from batchgen.planning.work import scales_of
+from batchgen.request import Bucket, Field
 
 __all__ = [
     "BucketForecast",
     "Plan",
     "PlanCosts",
     "make_plan",
-    "read_buckets",
     "read_costs",
     "read_keys",
     "read_plan",
@@ -233,6 +230,7 @@ class _Costs:
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._rows: Counter[Bucket] = Counter()
         self._evaluations: Counter[Bucket] = Counter()
+        self._steps: Counter[Bucket] = Counter()
 
     def add(self, rows: ResolvedRows, is_alias: np.ndarray) -> tuple[np.ndarray, pa.Array]:
         """Cost (0 for an alias) and bucket name of every row of a batch."""
@@ -245,13 +243,16 @@ class _Costs:
                 self._seconds[bucket] = self._model.bucket(bucket)
         seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
         rendered = ~is_alias
-        branches = self._family.branches(self._model.model, _scales(rows))
-        evaluations = rows.numbers("num_steps") * branches * rendered
+        branches = self._family.branches(self._model.model, scales_of(rows.numbers))
+        solved = rows.numbers("num_steps") * rendered
+        evaluations = solved * branches
         counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
         sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
-        for bucket, count, total in zip(buckets, counts, sums, strict=True):
+        steps = np.bincount(inverse, weights=solved).astype(int).tolist()
+        for bucket, count, total, step in zip(buckets, counts, sums, steps, strict=True):
             self._rows[bucket] += count
             self._evaluations[bucket] += total
+            self._steps[bucket] += step
         cost_s = evaluations * seconds[:, 0] + seconds[:, 1] * rendered
         return cost_s, pa.array([str(bucket) for bucket in buckets]).take(pa.array(inverse))
 
@@ -266,6 +267,7 @@ class _Costs:
                 denoise_s=self._evaluations[bucket] * seconds.forward,
                 encode_s=self._rows[bucket] * seconds.encode,
                 decode_s=self._rows[bucket] * seconds.decode,
+                steps=self._steps[bucket],
             )
             for bucket, seconds in self._seconds.items()
         ]
@@ -282,12 +284,6 @@ def _in_key(rows: ResolvedRows, field: Field) -> list[object]:
         return [texts[code] for code in coded.indices.to_pylist()]
     values = column.to_pylist()
     return [rate_in_key(rate) for rate in values] if field.name == "fps" else values
-
-
-def _scales(rows: ResolvedRows) -> Scales:
-    """The guidance of all rows as arrays, for a family that counts their branches."""
-    numbers = {f.name: rows.numbers(f.name) for f in MODEL_FIELDS if f.kind == "number"}
-    return cast(Scales, SimpleNamespace(**numbers))
 
 
 def _all_seeds(rows: ResolvedRows, job_seed: int) -> np.ndarray:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchgen.errors import RunStateError
 from batchgen.planfile import HEADER, PLAN_COLUMNS, open_parquet, plan_header, reading
@@ -33,6 +32,7 @@ class BucketForecast:
     denoise_s: float
     encode_s: float
     decode_s: float
+    steps: int = 0  # of the solver, over all rows; 0 in a plan that is older than this
 
     @property
     def cost_s(self) -> float:
@@ -128,13 +128,6 @@ def read_costs(path: Path) -> PlanCosts:
             cost_s=table["cost_s"].to_numpy(),
             is_alias=table["alias_of"].is_valid().to_numpy(),
         )
-
-
-def read_buckets(path: Path, rows: np.ndarray) -> list[Bucket]:
-    """The shapes that there are among some rows."""
-    with reading(path):
-        column = open_parquet(path).read(columns=["bucket"])["bucket"]
-        return [Bucket.parse(text) for text in pc.unique(column.take(pa.array(rows))).to_pylist()]
 
 
 def read_keys(path: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
 from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import make_plan, read_costs
+from batchgen.planning.work import planned_work
 from batchgen.records import Layout
 from batchgen.runner.executors import check_profile
 from batchgen.runner.submit import cut
@@ -43,8 +44,8 @@ def dry_run(composed: Composed) -> DryRun:
     check_folder(slurm.executor, Path(composed.config.output.root_dir).absolute())
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
-        buckets = [forecast.bucket for forecast in make_plan(composed.config, plan).buckets]
-        layout = resolve_layout(composed.config, buckets)
+        made = make_plan(composed.config, plan)
+        layout = resolve_layout(composed.config, planned_work(made.buckets))
         is_alias = read_costs(plan).is_alias
         rows = np.flatnonzero(~is_alias)
         shards = int(cut(plan, rows, composed.config, layout).shard.max(initial=-1)) + 1

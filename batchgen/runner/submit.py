@@ -23,10 +23,12 @@ from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_su
 from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
-from batchgen.planning.forecast import most_shard_seconds, start_up_seconds
+from batchgen.planning.cost import start_up_seconds
+from batchgen.planning.forecast import most_shard_seconds
 from batchgen.planning.layout import resolve_layout
-from batchgen.planning.plan import read_buckets, read_costs
+from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
+from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
@@ -117,7 +119,8 @@ def submit(
     blame = read_blame(run, found, all_gone=True)
     verdicts = [v for v in blame.convicted if v.row_index in wanted]
     wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
-    layout = resolve_layout(config, read_buckets(plan, wanted)) if len(wanted) else None
+    work = read_work(plan, wanted, config.model)
+    layout = resolve_layout(config, work) if work else None
     if verdicts:
         last = quarantine_rows(run, verdicts, last=last)
     if len(wanted) == 0 and settings.replan is None:
@@ -213,10 +216,10 @@ def cut(
 ) -> SubmissionRows:
     """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
     machine gets one shard. `layout` is None if there is nothing to cut."""
-    slurm, groups, replicas = config.slurm, 1, 1
+    slurm, groups, replicas, speed = config.slurm, 1, 1, 1.0
     if layout is not None:
-        groups, replicas = layout.groups, layout.replicas_of_a_group
-    costs = read_costs(plan).cost_s[rows]
+        groups, replicas, speed = layout.groups, layout.replicas_together, layout.speed
+    costs = read_costs(plan).cost_s[rows] / speed
     alone = np.isin(rows, suspects)
     costs[alone] *= replicas  # the others of the shard wait while a suspect runs
     shard = cut_shards(

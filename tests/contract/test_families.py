@@ -296,9 +296,17 @@ def test_costs_grow_with_the_bucket(loaded: Loaded) -> None:
         loaded.spec.tokens,
         loaded.spec.forward_flops,
         loaded.spec.decode_flops,
-        loaded.spec.activation_bytes,
+        loaded.spec.forward_bytes,
+        loaded.spec.decode_bytes,
     ):
         assert 0 < ask(loaded.model, loaded.bucket) < ask(loaded.model, loaded.larger)
+
+
+def test_heads_divide_the_width(loaded: Loaded) -> None:
+    heads, width = loaded.spec.heads(loaded.model), loaded.spec.width(loaded.model)
+    assert heads > 0 and width % heads == 0
+    blocks = [m for name in loaded.experts for m in loaded.family.modules[name].modules()]
+    assert heads in {getattr(module, "heads", None) for module in blocks}
 
 
 def test_the_schedule_has_the_steps_of_the_request(loaded: Loaded) -> None:

@@ -49,8 +49,7 @@ def replica_of(task_rank: int, degrees: Degrees) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mesh:
-    """This process's place in its replica. `orders`: all ranks, over the CPU, for what the leader
-    tells; tensors travel on the axes and never on it."""
+    """This process's place in its replica."""
 
     degrees: Degrees
     rank: int  # in the replica; 0 leads
@@ -58,7 +57,6 @@ class Mesh:
     ring: Axis
     ulysses: Axis
     sequence: Axis  # ring x ulysses: whoever shares an item's tokens
-    orders: dist.ProcessGroup
     wire: Wire = field(default_factory=Wire)
 
 
@@ -105,7 +103,6 @@ def _groups(degrees: Degrees, rank: int, backend: str, timeout: timedelta) -> Me
         ring=axis("ring", 1),
         ulysses=axis("ulysses", 2),
         sequence=axis("sequence", 1, 2),
-        orders=dist.new_group(backend="gloo", timeout=timeout),
     )
 
 

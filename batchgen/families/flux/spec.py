@@ -235,6 +235,10 @@ def heads(model: ModelSpec) -> int:
     return dims(model).transformer.num_attention_heads
 
 
+def width(model: ModelSpec) -> int:
+    return dims(model).transformer.width
+
+
 def stride(model: ModelSpec) -> Stride:
     """Sizes are whole pairs of latent cells; one frame."""
     return Stride(2 * dims(model).vae.factor, 1, MAX_SIDE, 1)
@@ -350,10 +354,13 @@ def vae_parameters(model: ModelSpec) -> int:
     return total + _TAPS * samplers
 
 
-def activation_bytes(model: ModelSpec, bucket: Bucket) -> int:
-    """Peak bytes: the forward keeps about 20 widths per token, the decoder about 4 maps of its
-    second level at full resolution."""
+def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    """About 20 widths per token."""
+    return tokens(model, bucket) * _BYTES[model.dtype] * 20 * width(model)
+
+
+def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    """About 4 maps of the decoder's second level at full resolution."""
     size, vae = _BYTES[model.dtype], dims(model).vae
-    forward = tokens(model, bucket) * size * 20 * dims(model).transformer.width
     widest = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
-    return max(forward, 4 * size * bucket.width * bucket.height * widest)
+    return 4 * size * bucket.width * bucket.height * widest

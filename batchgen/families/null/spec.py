@@ -66,6 +66,10 @@ def heads(model: ModelSpec) -> int:
     return 1
 
 
+def width(model: ModelSpec) -> int:
+    return 1
+
+
 def stride(model: ModelSpec) -> Stride:
     """Small frames, in any number."""
     return Stride(pixels=16, frames=1, max_side=256, max_frames=64)
@@ -93,6 +97,10 @@ def parameters(model: ModelSpec, component: str) -> int:
     return 0
 
 
-def activation_bytes(model: ModelSpec, bucket: Bucket) -> int:
-    """Bytes of the frames."""
+def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    return 0
+
+
+def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    """The frames."""
     return 3 * bucket.num_frames * bucket.width * bucket.height

@@ -198,6 +198,10 @@ def heads(model: ModelSpec) -> int:
     return dims(model).transformer.num_attention_heads
 
 
+def width(model: ModelSpec) -> int:
+    return dims(model).transformer.width
+
+
 def stride(model: ModelSpec) -> Stride:
     """Sizes are whole patches of latent cells; the rotary table bounds each axis of the token
     grid."""
@@ -294,14 +298,18 @@ def vae_parameters(vae: WanVae) -> int:
     return total * 7 // 4
 
 
-def activation_bytes(model: ModelSpec, bucket: Bucket) -> int:
-    """Peak bytes: the forward keeps about 12 widths and 2 feed-forward widths per token; the
-    decoder about 6 maps of its widest full-resolution stage for the four frames that it makes at a
-    time."""
+def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    """About 12 widths and 2 feed-forward widths per token."""
+    transformer = dims(model).transformer
+    per_token = 12 * transformer.width + 2 * transformer.ffn_dim
+    return tokens(model, bucket) * _BYTES[model.dtype] * per_token
+
+
+def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:
+    """About 6 maps of the widest full-resolution stage for the four frames that are made at a time,
+    and the video."""
     size = _BYTES[model.dtype]
-    n = tokens(model, bucket)
-    forward = n * size * (12 * dims(model).transformer.width + 2 * dims(model).transformer.ffn_dim)
     at_once = min(bucket.num_frames, dims(model).vae.temporal_factor)
     decode = 6 * size * at_once * bucket.width * bucket.height * dims(model).vae.base_dim
     video = 3 * 4 * bucket.width * bucket.height * bucket.num_frames
-    return max(forward, decode + video)
+    return decode + video

@@ -11,10 +11,11 @@ from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.spec import (
-    activation_bytes,
     branches,
+    decode_bytes,
     decode_flops,
     encode_flops,
+    forward_bytes,
     forward_flops,
     heads,
     layers,
@@ -22,6 +23,7 @@ from batchgen.families.wan.spec import (
     parameters,
     stride,
     tokens,
+    width,
 )
 from batchgen.request import ModelDefaults
 
@@ -32,13 +34,14 @@ __all__ = [
     "OWN_ENGINE",
     "PIPELINE",
     "Dims",
-    "activation_bytes",
     "boundary",
     "branches",
     "capabilities",
+    "decode_bytes",
     "decode_flops",
     "defaults",
     "encode_flops",
+    "forward_bytes",
     "forward_flops",
     "heads",
     "layers",
@@ -48,6 +51,7 @@ __all__ = [
     "settings",
     "stride",
     "tokens",
+    "width",
 ]
 
 NUMERICS_VERSION = 1

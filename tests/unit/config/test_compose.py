@@ -107,9 +107,6 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.parallel.cfg=2", "auto, 1"),
-        ("system.parallel.ulysses=3", "auto, 1"),
-        ("system.parallel.ring=2", "auto, 1"),
         ("system.parallel.attention_op=xfuser", "auto, torch"),
         ("system.memory.mode=disk", "auto, resident, model"),
         ("system.memory.store_dtype=fp8", "same"),
@@ -134,6 +131,12 @@ def test_a_ulysses_degree_divides_the_heads(job: Job) -> None:
     assert refusal(job(), "system.parallel.ulysses=4").endswith(
         "4 does not divide the 6 attention heads of tiny-wan; legal: 1, 2, 3, 6"
     )
+
+
+@pytest.mark.parametrize("degree", ["cfg", "ring"])
+def test_degrees_that_a_model_has_not_are_refused_with_those_it_has(job: Job, degree: str) -> None:
+    said = refusal(job(), "model=null-engine", f"system.parallel.{degree}=2")
+    assert said == f"system.parallel.{degree}: 2 is not served yet; served: auto, 1"
 
 
 def test_aliases_are_resolved_and_only_the_canonical_key_is_recorded(job: Job) -> None:

@@ -106,7 +106,8 @@ def test_costs_grow_with_every_dimension_of_a_bucket(models: dict[str, ModelSpec
         assert family.tokens(model, larger) > family.tokens(model, base)
         assert family.forward_flops(model, larger) > family.forward_flops(model, base)
         assert family.decode_flops(model, larger) > family.decode_flops(model, base)
-        assert family.activation_bytes(model, larger) > family.activation_bytes(model, base)
+        assert family.forward_bytes(model, larger) > family.forward_bytes(model, base)
+        assert family.decode_bytes(model, larger) > family.decode_bytes(model, base)
     half, whole = component_bytes(model), component_bytes(replace(model, dtype="float32"))
     vae = 4 * family.parameters(model, "vae")  # in float32 whatever the rest is in
     assert whole.total - vae == 2 * (half.total - vae)

@@ -138,7 +138,7 @@ def test_a_minus_goes_back_to_the_default(job: Path) -> None:
         ("manifest=gr\udcfcn.parquet", "is not UTF-8"),
         ("num_steps", "write key=value"),
         ("=3", "write key=value"),
-        ("system.parallel.up_limit=2", "up_limit: 2 is not served yet; served: 1"),
+        ("system.parallel.up_limit=0", "up_limit: 0 is not an integer >= 1"),
         ("model.media=image", "model.media: image is not served yet; served: video"),
     ],
 )

@@ -20,6 +20,7 @@ from batchgen.planning.cost import CostModel
 from batchgen.planning.forecast import Forecast, forecast
 from batchgen.planning.layout import choose_layout
 from batchgen.planning.plan import Plan, make_plan, read_costs
+from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
 
@@ -174,17 +175,17 @@ def test_a_model_that_does_not_fit_is_said_aloud(
 
 def test_residency_follows_the_room(tiny_job: JobConfig) -> None:
     job = compose_job(ROOT / "jobs" / "wan21_1_3b_480p.yaml").config
-    bucket = Bucket(832, 480, 81)
+    rows = [Work(Bucket(832, 480, 81), rows=100, steps=5000, evaluations=10000)]
 
     def on(gib: float) -> Layout:
         device = replace(H200, memory_gib=gib)
-        return choose_layout(replace(job, slurm=replace(job.slurm, device=device)), bucket)
+        return choose_layout(replace(job, slurm=replace(job.slurm, device=device)), rows)
 
     assert (on(139).memory, on(139).precision) == ("resident", "bfloat16")
     assert on(16).memory == "model"
     assert on(16).fits and on(16).vram_gib < on(139).vram_gib
     assert not on(8).fits
-    cpu = choose_layout(job, bucket)  # all components are there, in twice the bytes
+    cpu = choose_layout(job, rows)  # all components are there, in twice the bytes
     assert (cpu.memory, cpu.precision, cpu.fits) == ("resident", "float32", False)
     assert cpu.vram_gib > 1.9 * on(139).vram_gib
 

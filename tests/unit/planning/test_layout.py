@@ -11,7 +11,9 @@ import pytest
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
-from batchgen.planning.layout import choose_layout, most_demanding, resolve_layout
+from batchgen.planning.candidates import most_demanding
+from batchgen.planning.layout import choose_layout, resolve_layout
+from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
 
@@ -33,13 +35,20 @@ def job() -> Make:
     return make
 
 
+def work(bucket: Bucket, rows: int = 4800) -> Work:
+    """Many rows of 50 steps with guidance."""
+    return Work(bucket, rows, rows * 50, rows * 100)
+
+
 def degrees(layout: Layout) -> tuple[int, int, int, int]:
     return layout.dp, layout.cfg, layout.ulysses, layout.ring
 
 
 def test_every_rank_of_every_node_is_a_replica(job: Make) -> None:
     for nodes, ranks in ((1, 8), (3, 8), (1, 1)):
-        layout = choose_layout(job(f"slurm.nodes={nodes}", f"slurm.ranks_per_node={ranks}"), CLIP)
+        layout = choose_layout(
+            job(f"slurm.nodes={nodes}", f"slurm.ranks_per_node={ranks}"), [work(CLIP)]
+        )
         assert degrees(layout) == (nodes * ranks, 1, 1, 1)
         assert (layout.nodes, layout.ranks_per_node) == (nodes, ranks)
         assert layout.ranks == nodes * ranks
@@ -47,25 +56,21 @@ def test_every_rank_of_every_node_is_a_replica(job: Make) -> None:
 
 def test_degrees_given_by_hand_are_taken_and_multiply_to_all_ranks(job: Make) -> None:
     given = ("slurm.nodes=2", "system.parallel.dp=16", "system.parallel.cfg=1")
-    assert degrees(choose_layout(job(*given), CLIP)) == (16, 1, 1, 1)
+    assert degrees(choose_layout(job(*given), [work(CLIP)])) == (16, 1, 1, 1)
     with pytest.raises(ConfigError, match=r"is 8, but slurm\.nodes x slurm\.ranks_per_node is 16"):
-        job("slurm.nodes=2", "system.parallel.dp=8")
+        job("slurm.nodes=2", "system.parallel={dp: 8, cfg: 1, ulysses: 1, ring: 1}")
 
 
 def test_degrees_of_a_replica_leave_the_rest_to_dp(job: Make) -> None:
-    """No family serves them yet: what is served is checked before."""
-    config = job()
-    parallel = replace(config.system.parallel, cfg=2, ulysses=2)
-    config = replace(config, system=replace(config.system, parallel=parallel))
-    layout = choose_layout(config, CLIP)
+    layout = choose_layout(job("system.parallel.cfg=2", "system.parallel.ulysses=2"), [work(CLIP)])
     assert degrees(layout) == (2, 2, 2, 1)
     assert str(layout) == "dp2 cfg2 ulysses2 resident bf16"
 
 
 def test_a_limit_on_memory_counts_like_less_of_it(job: Make) -> None:
-    assert choose_layout(job(), CLIP).memory == "resident"
-    assert choose_layout(job("system.memory.vram_limit=14"), CLIP).memory == "model"
-    assert choose_layout(job("system.memory.vram_limit=99", gib=16), CLIP).memory == "model"
+    assert choose_layout(job(), [work(CLIP)]).memory == "resident"
+    assert choose_layout(job("system.memory.vram_limit=14"), [work(CLIP)]).memory == "model"
+    assert choose_layout(job("system.memory.vram_limit=99", gib=16), [work(CLIP)]).memory == "model"
 
 
 @pytest.mark.parametrize(
@@ -81,24 +86,24 @@ def test_what_does_not_fit_is_refused_with_the_way_on(
     job: Make, overrides: tuple[str, ...], gib: float, words: tuple[str, ...]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve_layout(job(*overrides, gib=gib), [CLIP])
+        resolve_layout(job(*overrides, gib=gib), [work(CLIP)])
     for part in ("does not fit one rank", *words):
         assert part in str(caught.value)
 
 
 def test_the_shape_that_needs_the_most_memory_decides(job: Make) -> None:
     config, small = job(gib=15), Bucket(208, 128, 9)
-    assert most_demanding(config.model, [small, CLIP, small]) == CLIP
+    assert most_demanding(config, [small, CLIP, small]) == CLIP
     with pytest.raises(ConfigError):
-        resolve_layout(job("system.memory.mode=resident", gib=15), [small, CLIP])
-    assert resolve_layout(job("system.memory.mode=resident", gib=15), [small]).fits
+        resolve_layout(job("system.memory.mode=resident", gib=15), [work(small), work(CLIP)])
+    assert resolve_layout(job("system.memory.mode=resident", gib=15), [work(small)]).fits
 
 
 @pytest.mark.parametrize("mode", ["auto", "resident", "model"])
 def test_on_a_cpu_everything_is_there_in_float32(tiny_job: JobConfig, mode: str) -> None:
     memory = replace(tiny_job.system.memory, mode=mode)
     config = replace(tiny_job, system=replace(tiny_job.system, memory=memory))
-    layout = choose_layout(config, Bucket(64, 64, 9))
+    layout = choose_layout(config, [work(Bucket(64, 64, 9))])
     assert layout.memory == ("model" if mode == "model" else "resident")
     assert (layout.precision, layout.attention, layout.device) == ("float32", "sdpa", "cpu")
-    assert layout.vram_gib == choose_layout(tiny_job, Bucket(64, 64, 9)).vram_gib
+    assert layout.vram_gib == choose_layout(tiny_job, [work(Bucket(64, 64, 9))]).vram_gib

@@ -59,6 +59,29 @@ def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(data["forecast"]) >= {"gpu_hours", "low", "high", "basis", "layout", "files"}  # type: ignore[call-overload]
 
 
+def test_plan_lists_layouts_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
+    assert main(["plan", job, "slurm=h200x8", "slurm.nodes=2", "--layouts", "--json"]) == 0
+    out = capsys.readouterr().out
+    for part in ("samples/device-h", "dp 16", "chosen", "ruled out: dp 1", "dp goes first"):
+        assert part in out
+    layouts = last_json(out)["layouts"]
+    assert isinstance(layouts, dict)
+    chosen = [each for each in layouts["candidates"] if each["chosen"]]
+    assert len(chosen) == 1 and chosen[0]["fits"]
+    assert layouts["ruled_out"][0]["why"]
+    assert main(["plan", DEMO, "--json"]) == 0
+    assert "layouts" not in last_json(capsys.readouterr().out)
+
+
+def test_layouts_are_listed_where_none_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
+    assert main(["plan", job, "slurm=h200x8", "slurm.device.memory_gib=16", "--layouts"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("does not fit") > 2 and "chosen" not in captured.out
+    assert "a replica does not fit one rank" in captured.err
+
+
 def test_plan_refuses_above_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
     job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
     assert main(["plan", job, "slurm=h200x8", "--max-gpu-hours", "0.5"]) == 2

@@ -45,7 +45,7 @@ def test_rows_are_cut_for_replicas_and_not_for_nodes_and_ranks(desk: LoginNode) 
     intent, header = last_intent(desk.run), read_run(desk.run)
     assert intent is not None and intent.layout is not None
     layout, config = intent.layout, build(JobConfig, header.config)
-    assert (layout.groups, layout.replicas_of_a_group) == (2, 1)
+    assert (layout.groups, layout.replicas_together) == (2, 1)
     rows = np.repeat(np.arange(4), 25)
 
     def shards(job: JobConfig, layout: Layout) -> list[int]:
@@ -64,5 +64,5 @@ def test_replicas_within_a_node_share_its_shard(desk: LoginNode) -> None:
     intent = last_intent(desk.run)
     assert intent is not None and intent.layout is not None
     layout = intent.layout
-    assert (layout.nodes_together, layout.groups, layout.replicas_of_a_group) == (1, 2, 2)
+    assert (layout.nodes_together, layout.groups, layout.replicas_together) == (1, 2, 2)
     assert options(desk.fake.jobs()[0]["script"])[0] == "1"

@@ -1,0 +1,268 @@
+"""Layouts enumerated and priced: what is legal, what formulas say, what is taken for which rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from batchgen.config.compose import compose_job
+from batchgen.config.schema import JobConfig
+from batchgen.errors import ConfigError
+from batchgen.planning.candidates import makespan
+from batchgen.planning.layout import Survey, resolve_layout, survey
+from batchgen.planning.plan import make_plan
+from batchgen.planning.timemodel import (
+    Shape,
+    SharedForward,
+    Wires,
+    exchange_seconds,
+)
+from batchgen.planning.work import Work, planned_work, read_work
+from batchgen.records import Layout
+from batchgen.request import Bucket
+
+JOBS = Path(__file__).parents[3] / "jobs"
+HD, SD = Bucket(1280, 720, 81), Bucket(832, 480, 81)
+SHAPE = Shape(tokens=32_760, width=1536, heads=12, blocks=30, element=2, attention=0.7)
+NODE = Wires(link=400e9, nic=50e9, ranks_per_node=8)
+
+
+def rows(bucket: Bucket, count: int, branches: int = 2) -> list[Work]:
+    """So many rows of 50 steps."""
+    return [Work(bucket, count, 50 * count, 50 * branches * count)]
+
+
+def job(*overrides: str, name: str = "wan21_14b_720p") -> JobConfig:
+    return compose_job(JOBS / f"{name}.yaml", ["slurm=h200x8", *overrides]).config
+
+
+def degrees(layout: Layout) -> tuple[int, int, int, int]:
+    return layout.dp, layout.cfg, layout.ulysses, layout.ring
+
+
+def refusal(*overrides: str, name: str = "wan21_14b_720p") -> str:
+    with pytest.raises(ConfigError) as caught:
+        job(*overrides, name=name)
+    return str(caught.value)
+
+
+def taken(found: Survey) -> tuple[int, int, int, int]:
+    return degrees(found.layout)
+
+
+# ----------------------------------------------------------------------------------- the formulas
+def test_a_shared_forward_takes_its_part_and_what_is_waited_for() -> None:
+    def seconds(ulysses: int, ring: int = 1, wires: Wires = NODE, items: int = 1) -> float:
+        return SharedForward(SHAPE, 3.0, ulysses, ring, wires).seconds(items)
+
+    assert seconds(1) == pytest.approx(3.0)
+    assert 3.0 / 4 < seconds(4) < 3.0 / 3.5
+    slow = replace(NODE, link=4e9)
+    assert seconds(4, wires=slow) > 2 * seconds(4)  # nothing hides an all-to-all
+    hidden = replace(NODE, link=200e9)
+    assert seconds(1, 4, wires=hidden) == seconds(1, 4)  # attention hides what the ring passes
+    assert seconds(1, 4, wires=slow) > seconds(1, 4)
+    assert seconds(4, items=8) < 8 * seconds(4)  # kernels start once
+    few = replace(NODE, ranks_per_node=2)
+    assert seconds(4, wires=few) > seconds(4)  # between nodes
+    assert exchange_seconds(SHAPE, 1, 1, NODE) == 0 < exchange_seconds(SHAPE, 2, 2, NODE)
+
+
+def test_padded_heads_cost_what_they_add() -> None:
+    """8 ranks attend with 16 heads where there are 12: a third more of attention."""
+    alone, free = 3.0, Wires(1e30, 1e30, 8)
+    launch = SharedForward(SHAPE, alone, 1, 1, free).seconds(2) - 2 * alone
+    padded = SharedForward(SHAPE, alone, 8, 1, free).seconds()
+    even = SharedForward(replace(SHAPE, heads=16), alone, 8, 1, free).seconds()
+    assert launch < 0  # shared by two items
+    assert (padded + launch) / (even + launch) == pytest.approx(1 + 0.7 / 3)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "replicas", "seconds"),
+    [
+        ([(2.0, 8)], 8, 2.0),
+        ([(2.0, 9)], 8, 4.0),
+        ([(1.0, 3), (3.0, 1)], 2, 3.0),
+        ([(1.0, 10_000)], 8, 1250.0),
+    ],
+)
+def test_the_last_row(shapes: Sequence[tuple[float, int]], replicas: int, seconds: float) -> None:
+    assert makespan(shapes, replicas) == pytest.approx(seconds)
+
+
+# --------------------------------------------------------------------------------- what is legal
+def test_every_legal_layout_is_a_candidate() -> None:
+    found = survey(job("slurm.nodes=2"), rows(HD, 10))
+    powers = (1, 2, 4, 8, 16)
+    legal = {
+        (16 // (cfg * u * r), cfg, u, r)
+        for cfg, u, r in product((1, 2), powers[:4], powers)
+        if cfg * u * r <= 16
+    }
+    listed = [
+        (c.degrees.dp, c.degrees.cfg, c.degrees.ulysses, c.degrees.ring) for c in found.candidates
+    ]
+    assert set(listed) == legal and len(listed) == 2 * len(legal)
+    assert {c.memory for c in found.candidates} == {"resident", "model"}
+    out = {str(each.degrees): each.why for each in found.ruled_out}
+    assert out == {"dp 1 x ulysses 16": "of ulysses the model has up to 10"}
+
+
+def test_what_a_model_has_not_is_ruled_out_by_name() -> None:
+    found = survey(job("model=null-engine"), rows(Bucket(16, 16, 1), 5))
+    out = {str(each.degrees): each.why for each in found.ruled_out}
+    assert out["dp 4 x cfg 2"] == "of cfg the model has 1"
+    assert out["dp 4 x ulysses 2"] == "of ulysses the model has up to 1"
+    assert {c.degrees.dp for c in found.candidates} == {8} and taken(found) == (8, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("dp=1", "cfg=1", "up_limit=1"), (1, 1, 1, 8)),
+        (("dp=1", "cfg=1", "up_limit=2"), (1, 1, 2, 4)),
+        (("dp=1", "cfg=1", "up_limit=3"), (1, 1, 2, 4)),
+        (("dp=1", "cfg=2", "up_limit=8"), (1, 2, 4, 1)),
+        (("dp=1", "cfg=1", "up_limit=64"), (1, 1, 8, 1)),
+        (("cfp=2", "ulysses_degree=2", "ring_degree=2"), (1, 2, 2, 2)),
+    ],
+)
+def test_degrees_by_hand_and_the_cap_on_ulysses(
+    overrides: Sequence[str], expected: tuple[int, ...]
+) -> None:
+    asked = job(*(f"system.parallel.{each}" for each in overrides))
+    assert taken(survey(asked, rows(HD, 100))) == expected
+
+
+def test_heads_that_do_not_divide() -> None:
+    small = "wan21_1_3b_480p"
+    said = refusal("system.parallel.ulysses=8", name=small)
+    assert said.endswith(
+        "8 does not divide the 12 attention heads of wan2.1-t2v-1.3b; legal: 1, 2, 3, 4, 6, 12"
+    )
+    alone = [f"system.parallel.{name}=1" for name in ("dp", "cfg", "ring")]
+    found = survey(job(*alone, name=small), rows(SD, 1))
+    assert taken(found) == (1, 1, 8, 1)
+    assert "12 heads are padded to 16 for ulysses 8" in found.layout.reason
+    found = survey(job(*alone[:2], name=small), rows(SD, 100))
+    assert 12 % found.layout.ulysses == 0 and found.layout.ring > 1  # the rest is the ring's
+    assert "padded" not in found.layout.reason
+
+
+def test_degrees_that_cannot_be_are_refused() -> None:
+    assert "two at most; legal: auto, 1, 2" in refusal("system.parallel.cfp=3")
+    assert "is 16, but slurm.ranks_per_node is 8" in refusal(
+        "system.parallel.cfg=2", "system.parallel.ulysses=8"
+    )
+    by_hand = [f"system.parallel.{each}" for each in ("cfg=1", "ulysses=4", "ring=1")]
+    assert "whole nodes of 6 ranks" in refusal(*by_hand, "slurm.nodes=2", "slurm.ranks_per_node=6")
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("pp", ("pipeline parallelism is not served", "cfg, ulysses and ring")),
+        ("tp_degree", ("tensor parallelism is not served", "cfg, ulysses and ring")),
+        ("dit_fsdp", ("weights sharded over ranks are not served", "system.memory.mode=model")),
+    ],
+)
+def test_other_ways_to_use_ranks_are_refused_with_what_to_use(
+    key: str, words: Sequence[str]
+) -> None:
+    said = refusal(f"system.parallel.{key}=2")
+    assert all(part in said for part in words)
+
+
+# ------------------------------------------------------------------------------------ the choice
+def test_many_rows_are_drawn_apart_and_the_last_one_together() -> None:
+    many, one = survey(job(), rows(HD, 800)), survey(job(), rows(HD, 1))
+    assert taken(many) == (8, 1, 1, 1) and many.layout.speed == 1
+    assert many.layout.reason.startswith("dp first")
+    assert taken(one) == (1, 2, 4, 1)
+    assert 6 < one.layout.speed < 8
+    assert "of dp 8 (" in one.layout.reason  # what it is better than
+    alone = next(c for c in one.candidates if c.degrees.dp == 8)
+    assert one.chosen.last_row_s < alone.last_row_s / 5
+
+
+def test_latency_is_the_shortest_time_for_the_last_row() -> None:
+    """Eight rows keep one node busy; both nodes draw them sooner, at the price of a loss."""
+    work = rows(HD, 8)
+    fast = survey(job("slurm.nodes=2", "system.parallel.objective=latency"), work)
+    cheap = survey(job("slurm.nodes=2"), work)
+    shortest = min(c.last_row_s for c in fast.candidates if c.fits)
+    most = max(c.samples_per_hour for c in cheap.candidates if c.fits)
+    assert fast.chosen.last_row_s <= 1.16 * shortest
+    assert cheap.chosen.samples_per_hour >= most / 1.16
+    assert fast.chosen.last_row_s < cheap.chosen.last_row_s
+    assert fast.chosen.samples_per_hour < cheap.chosen.samples_per_hour
+
+
+def test_ranks_share_a_row_where_it_does_not_fit_one() -> None:
+    asked = job("system.memory.mode=resident", "slurm.device.memory_gib=50")
+    layout = resolve_layout(asked, rows(HD, 800))
+    assert layout.ranks_of_a_replica > 1 and layout.vram_gib < 0.92 * 50
+    with pytest.raises(ConfigError, match="a replica does not fit one rank"):
+        resolve_layout(
+            replace(
+                asked, system=job("system.memory.mode=resident", "system.parallel.dp=8").system
+            ),
+            rows(HD, 8),
+        )
+
+
+def test_rows_without_guidance_have_one_branch_for_two_cfg_ranks() -> None:
+    asked = job("system.parallel.dp=4", "system.parallel.cfg=2")
+    speeds = [
+        survey(asked, rows(HD, count, branches)).layout.speed
+        for count, branches in ((1, 2), (1, 1), (8, 1))
+    ]
+    assert speeds[0] > 1.8 and speeds[1] < 1 and speeds[2] > 1.8
+
+
+def test_small_shapes_are_packed() -> None:
+    small = job(name="flux1_dev_1024")
+    assert survey(small, rows(Bucket(256, 256, 1), 800, 1)).chosen.items > 4
+    assert survey(small, rows(Bucket(256, 256, 1), 8, 1)).chosen.items == 1  # one a rank
+    assert survey(job(), rows(HD, 800)).chosen.items == 1
+    budget = replace(small.system.batch, token_budget=1)
+    small = replace(small, system=replace(small.system, batch=budget))
+    assert survey(small, rows(Bucket(256, 256, 1), 800, 1)).chosen.items == 1
+
+
+def test_a_cpu_keeps_dp_first(tiny_job: JobConfig) -> None:
+    ranks = replace(tiny_job, slurm=replace(tiny_job.slurm, ranks_per_node=4))
+    assert taken(survey(ranks, rows(Bucket(64, 64, 9), 1))) == (4, 1, 1, 1)
+    parallel = replace(tiny_job.system.parallel, cfg=2, ulysses=2)
+    by_hand = replace(ranks, system=replace(ranks.system, parallel=parallel))
+    assert taken(survey(by_hand, rows(Bucket(64, 64, 9), 1))) == (1, 2, 2, 1)
+
+
+def test_rows_of_a_plan_are_summed_by_shape(
+    tiny_job: JobConfig,
+    job_over: Callable[..., JobConfig],
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """From the header for a whole plan, from its columns for some of its rows."""
+    columns = {
+        "prompt": list("abcd"),
+        "num_frames": [9, 9, 1, 9],
+        "num_steps": [4, 6, 5, 8],
+        "guidance_scale": [3.0, 1.0, 3.0, 3.0],
+    }
+    plan = make_plan(job_over(write_rows(columns)), tmp_path / "plan.parquet")
+    model = tiny_job.model
+    clips, image = Bucket(64, 64, 9), Bucket(64, 64, 1)
+    whole = {Work(clips, 3, 18, 30), Work(image, 1, 5, 10)}
+    assert set(planned_work(plan.buckets)) == whole
+    assert set(read_work(plan.path, np.arange(4), model)) == whole
+    assert read_work(plan.path, np.array([1, 3]), model) == [Work(clips, 2, 14, 22)]
+    assert read_work(plan.path, np.array([], int), model) == []
+    assert planned_work(plan.buckets)[0].branches == pytest.approx(30 / 18)
