@@ -49,6 +49,7 @@ def starts(run: Campaign) -> list[tuple[int, int, int]]:
     return sorted((a.submission, a.restart, ranks) for a, ranks in found)
 
 
+@pytest.mark.timeout(500)
 def test_a_node_loses_its_power_and_the_run_goes_on_on_one_node(
     cluster: Cluster, job_bench: Make, alone: set[tuple[object, ...]]
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_rank_dies_and_the_steward_starts_both_nodes_again(
     assert recorded(run.run) == alone
 
 
+@pytest.mark.timeout(500)
 def test_the_leader_loses_its_node_and_slurm_starts_both_again(
     cluster: Cluster, job_bench: Make, alone: set[tuple[object, ...]]
 ) -> None:
