@@ -56,6 +56,11 @@ class Layout:
         return -(-self.ranks_of_a_replica // self.ranks_per_node)
 
     @property
+    def groups(self) -> int:
+        """Groups of as many nodes as a replica spans; each works on a shard of its own."""
+        return max(1, self.nodes // self.nodes_together)
+
+    @property
     def replicas_together(self) -> int:
         """Replicas of one job: they draw the rows of its shard."""
         return max(1, self.nodes_together * self.ranks_per_node // self.ranks_of_a_replica)

@@ -21,9 +21,9 @@ BEAT_S = "TEST_RANK_BEAT_S"  # heartbeats in seconds: a rank that tells all the 
 def main(root: str, submission: str, rank: str) -> None:
     if beat_s := os.environ.get(BEAT_S):
         from batchgen.ledger import journal
-        from batchgen.worker import shard
+        from batchgen.worker import replica
 
-        journal.COUNTERS_EVERY_S = shard.SHORTEST_BEAT_S = float(beat_s)
+        journal.COUNTERS_EVERY_S = replica.SHORTEST_BEAT_S = float(beat_s)
     work(RunPaths(Path(root)), int(submission), RankInfo(**json.loads(rank)))
     print(time.process_time(), *(m for m in ("torch", "diffusers") if m in sys.modules))
 

@@ -174,6 +174,8 @@ def test_degrees_that_cannot_be_are_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
+        ("pipeline", ("pipeline parallelism is not served", "cfg, ulysses and ring")),
+        ("tensor", ("tensor parallelism is not served", "cfg, ulysses and ring")),
         ("pp", ("pipeline parallelism is not served", "cfg, ulysses and ring")),
         ("tp_degree", ("tensor parallelism is not served", "cfg, ulysses and ring")),
         ("dit_fsdp", ("weights sharded over ranks are not served", "system.memory.mode=model")),

@@ -153,11 +153,11 @@ def test_a_retry_that_was_cut_off_goes_on(make: Make) -> None:
 
 def test_a_row_longer_than_the_limit_is_carried_on(tmp_path: Path) -> None:
     """Each submission saves a part of it: that is progress, though nothing is finished."""
-    shift = plan_run(tmp_path, [900], SLURM, "slurm.max_attempts=2", model="null-engine")
+    shift = plan_run(tmp_path, [300], SLURM, "slurm.max_attempts=2", model="null-engine")
     number = shift.begin([0])
     for _ in range(3):
         rank = shift.start(number, BEATING)
-        shift.wait_for_steps(number, busy_s=0.5)  # of nine
+        shift.wait_for_steps(number, busy_s=0.5)  # of three
         rank.send_signal(signal.SIGUSR2)
         rank.communicate(timeout=60)
         move = next_move(shift.run)
