@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
@@ -54,6 +56,11 @@ class Layout:
         return -(-self.ranks_of_a_replica // self.ranks_per_node)
 
     @property
+    def groups(self) -> int:
+        """Groups of as many nodes as a replica spans; each works on a shard of its own."""
+        return max(1, self.nodes // self.nodes_together)
+
+    @property
     def replicas_together(self) -> int:
         """Replicas of one job: they draw the rows of its shard."""
         return max(1, self.nodes_together * self.ranks_per_node // self.ranks_of_a_replica)
@@ -63,6 +70,12 @@ class Layout:
         degrees = [(name, getattr(self, name)) for name in _DEGREES]
         parts = [f"{name}{degree}" for name, degree in degrees if degree > 1 or name == "dp"]
         return " ".join([*parts, self.memory, _SHORT[self.precision]])
+
+
+def ranks_named(layout: str) -> int:
+    """Ranks that drew a row together, by the short name of their layout; 1 if there is none."""
+    found = re.findall(r"\b(?:cfg|ulysses|ring)(\d+)", layout)
+    return math.prod(map(int, found))
 
 
 @dataclass(frozen=True, slots=True)

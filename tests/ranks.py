@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from batchgen.engine.parallel.mesh import Degrees, Mesh, join, leave
+from batchgen.config.degrees import Degrees
+from batchgen.engine.parallel.mesh import Mesh, join, leave
 
 TIMEOUT = timedelta(seconds=60)
 Backend = Literal["gloo", "nccl"] | None
@@ -70,7 +71,7 @@ class Ranks:
         """The same, where ranks may fail: whether each came to its end, and its result or error."""
         self.meetings += 1
         store = self.folder / f"store-{self.meetings}"
-        used = self.ends[: degrees.ranks]
+        used = self.ends[: degrees.replica]
         for rank, end in enumerate(used):
             end.send((Call(degrees, rank, store, self.device, self.backend), work, args))
         return [end.recv() for end in used]
@@ -109,7 +110,7 @@ def _met(call: Call) -> Iterator[Mesh]:
     device = torch.device(call.device.format(rank=call.rank))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store = dist.FileStore(str(call.store), call.degrees.ranks)
+    store = dist.FileStore(str(call.store), call.degrees.replica)
     mesh = join(call.degrees, call.rank, store, device, TIMEOUT, call.backend)
     try:
         yield mesh

@@ -15,6 +15,7 @@ from batchgen.errors import RunStateError
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.pieces import parts_of
 from batchgen.paths import RunPaths, at_home
+from batchgen.records import ranks_named
 
 if TYPE_CHECKING:  # whoever imports its room (a steward, a collect) needs no pandas
     import pandas as pd
@@ -50,12 +51,14 @@ def throughput_by_bucket(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows, device seconds, rows per hour and frames per second by width, height, num_frames and
     num_steps.
 
-    `device_s` adds up the shares of encoding, denoising and decoding of rendered rows, and the
-    rates are per device second. A whole run may be slower, since loading, waiting and lost work are
-    left out, or faster, since decoding runs behind the steps of other rows.
+    `device_s` adds up the shares of encoding, denoising and decoding of rendered rows, times the
+    ranks that drew the row together, and the rates are per device second. A whole run may be
+    slower, since loading, waiting and lost work are left out, or faster, since decoding runs behind
+    the steps of other rows.
     """
     own = _rendered(frame)
-    own = own.assign(device_s=own[["encode_s", "denoise_s", "decode_s"]].sum(axis=1))
+    seconds = own[["encode_s", "denoise_s", "decode_s"]].sum(axis=1)
+    own = own.assign(device_s=seconds * own["layout"].map(ranks_named).astype(int))
     keys = ["width", "height", "num_frames", "num_steps"]
     out = own.groupby(keys).agg(rows=("row_id", "size"), device_s=("device_s", "sum")).reset_index()
     out["rows_per_device_hour"] = out["rows"] / out["device_s"] * 3600

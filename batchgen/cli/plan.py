@@ -21,6 +21,7 @@ from batchgen.cli.verbs import (
     path_argument,
     refuse_special,
 )
+from batchgen.cli.words import duration
 from batchgen.errors import ConfigError, naming
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
     from batchgen.planning.work import planned_work
 
     if layouts:
-        print_layouts(survey(config, planned_work(plan.buckets)))
+        print_layouts(config, survey(config, planned_work(plan.buckets)))
     refuse_misfit(config, plan)
 
 
@@ -187,13 +188,13 @@ def _buckets(plan: Plan) -> Table:
     total = plan.cost_s_total or 1.0
     for item in plan.buckets[:SHOWN_BUCKETS]:
         cells = (str(item.bucket), f"{item.rows:,}", f"{item.tokens:,}", f"{item.evaluations:,}")
-        table.add_row(*cells, _duration(item.cost_s), f"{item.cost_s / total:.0%}")
+        table.add_row(*cells, duration(item.cost_s), f"{item.cost_s / total:.0%}")
     rest = plan.buckets[SHOWN_BUCKETS:]
     if rest:
         seconds = sum(item.cost_s for item in rest)
         rows = sum(item.rows for item in rest)
         label = f"{len(rest)} more"
-        table.add_row(label, f"{rows:,}", "", "", _duration(seconds), f"{seconds / total:.0%}")
+        table.add_row(label, f"{rows:,}", "", "", duration(seconds), f"{seconds / total:.0%}")
     return table
 
 
@@ -215,7 +216,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         f"{layout.ring}, memory {layout.memory}, {layout.precision}, attention {layout.attention}; "
         f"{layout.reason}",
         "forecast": f"{_forecast(predicted)}, done in about "
-        f"{_duration(predicted.wall_hours * 3600)}",
+        f"{duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,
         "memory": f"{predicted.vram_gib:.2f} GiB peak on a device",
         "disk": f"{_size(predicted.disk_gib)} in {predicted.files:,} files",
@@ -245,13 +246,6 @@ def _data(
         "layout": asdict(predicted.layout),
         "plan": str(kept) if kept else None,
     }
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def _forecast(predicted: Forecast) -> str:

@@ -42,9 +42,11 @@ _SHARDED = (
     "weights sharded over ranks are not served: each rank holds its own, and where those do not "
     "fit, system.memory.mode=model keeps one component at a time on the device"
 )
+_PIPELINE_KEYS = ("pipeline", "pipefusion", "pipefusion_parallel_degree", "pp", "pp_degree")
+_TENSOR_KEYS = ("tensor", "tp", "tp_degree", "tensor_parallel_degree")
 _REFUSED = {
-    **dict.fromkeys(("pipefusion", "pipefusion_parallel_degree", "pp", "pp_degree"), _PIPELINE),
-    **dict.fromkeys(("tp", "tp_degree", "tensor_parallel_degree"), _TENSOR),
+    **dict.fromkeys(_PIPELINE_KEYS, _PIPELINE),
+    **dict.fromkeys(_TENSOR_KEYS, _TENSOR),
     **dict.fromkeys(
         ("fsdp", "fsdp2", "use_fsdp", "dit_fsdp", "t5_fsdp", "shard_weights", "hsdp"), _SHARDED
     ),

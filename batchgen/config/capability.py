@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
-from batchgen.config.degrees import CFG, Room, degrees_of, product_of
+from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
 from batchgen.config.schema import (
     CacheConfig,
     CompileConfig,
@@ -15,7 +16,6 @@ from batchgen.config.schema import (
 )
 from batchgen.errors import ConfigError
 from batchgen.families.family import Capabilities, family_spec
-from batchgen.families.sequence import legal_ulysses
 from batchgen.request import ROW_DEFAULTS, Field
 
 _COMPILE = CompileConfig()
@@ -29,6 +29,7 @@ def check_served(config: JobConfig) -> None:
     _check_cfg(config.system.parallel)
     media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
     _check_heads(config)
+    _check_attention_op(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
         if value not in legal:
@@ -42,11 +43,11 @@ def served_by(model: ModelSpec) -> Capabilities:
     return family_spec(model.family).capabilities(model)
 
 
-def room_of(config: JobConfig) -> Room:
+def bounds_of(config: JobConfig) -> Bounds:
     """What decides which degrees of parallelism a job may have."""
     model, slurm = config.model, config.slurm
     heads = family_spec(model.family).heads(model)
-    return Room(served_by(model), heads, slurm.nodes, slurm.ranks_per_node)
+    return Bounds(served_by(model), heads, slurm.nodes, slurm.ranks_per_node)
 
 
 def _check_cfg(parallel: ParallelConfig) -> None:
@@ -59,36 +60,45 @@ def _check_cfg(parallel: ParallelConfig) -> None:
 
 def _check_heads(config: JobConfig) -> None:
     """A Ulysses degree given by hand divides the attention heads; `auto` may pad them."""
-    degree = config.system.parallel.ulysses
-    heads = family_spec(config.model.family).heads(config.model)
-    if isinstance(degree, int) and degree not in legal_ulysses(heads, heads):
-        listed = ", ".join(map(str, legal_ulysses(heads, heads)))
+    degree, bounds = config.system.parallel.ulysses, bounds_of(config)
+    heads = bounds.heads
+    if isinstance(degree, int) and heads % degree:
+        listed = ", ".join(map(str, bounds.served.ulysses))
         raise ConfigError(
             f"system.parallel.ulysses: {degree} does not divide the {heads} attention heads of "
             f"{config.model.name}; legal: {listed}"
         )
 
 
+def _check_attention_op(config: JobConfig) -> None:
+    """xfuser is installed, as far as that can be seen here; whether it loads, ranks find out."""
+    asked, elsewhere = config.system.parallel.attention_op, config.slurm.python is not None
+    if asked == "xfuser" and not elsewhere and find_spec("xfuser") is None:
+        raise ConfigError(
+            "system.parallel.attention_op: xfuser is not installed; legal here: auto, torch"
+        )
+
+
 def _check_degrees(config: JobConfig) -> None:
     """Some legal degrees multiply to the ranks of all nodes."""
-    parallel, room = config.system.parallel, room_of(config)
-    legal, out = degrees_of(parallel, room)
+    parallel, bounds = config.system.parallel, bounds_of(config)
+    legal, out = degrees_of(parallel, bounds)
     if legal:
         return
     if out and all(isinstance(d, int) for d in (parallel.cfg, parallel.ulysses, parallel.ring)):
         raise ConfigError(f"system.parallel: {out[0].degrees}: {out[0].why}")
-    raise ConfigError(_mismatch(config, room))
+    raise ConfigError(_mismatch(config, bounds))
 
 
-def _mismatch(config: JobConfig, room: Room) -> str:
+def _mismatch(config: JobConfig, bounds: Bounds) -> str:
     """The degrees given do not multiply to the ranks, whatever the others are."""
-    parallel, of_a_node = config.system.parallel, room.nodes == 1
+    parallel, of_a_node = config.system.parallel, bounds.nodes == 1
     counted = "slurm.ranks_per_node" if of_a_node else "slurm.nodes x slurm.ranks_per_node"
     names, way = "dp x cfg x ulysses x ring", "make them equal, or leave dp: auto"
     if parallel.dp == "auto":
         names, way = "cfg x ulysses x ring", "it has to divide that"
     product = product_of(config)
-    return f"system.parallel: {names} is {product}, but {counted} is {room.ranks}; {way}"
+    return f"system.parallel: {names} is {product}, but {counted} is {bounds.ranks}; {way}"
 
 
 def _settings(
@@ -108,7 +118,6 @@ def _system(
     yield "system.parallel.cfg", system.parallel.cfg, ("auto", *served.cfg)
     yield "system.parallel.ulysses", system.parallel.ulysses, ("auto", *served.ulysses)
     yield "system.parallel.ring", system.parallel.ring, ("auto", *served.ring)
-    yield "system.parallel.attention_op", system.parallel.attention_op, ("auto", "torch")
     yield "system.memory.mode", memory.mode, served.memory_modes
     yield "system.memory.store_dtype", memory.store_dtype, served.store_dtypes
     if "stream" not in served.memory_modes:  # these two steer streaming alone

@@ -16,10 +16,10 @@ CFG = (1, 2)  # a row has one branch of guidance or two
 class Degrees:
     """dp replicas; each row is drawn by cfg x ulysses x ring ranks."""
 
-    dp: int
-    cfg: int
-    ulysses: int
-    ring: int
+    dp: int = 1
+    cfg: int = 1
+    ulysses: int = 1
+    ring: int = 1
 
     @property
     def replica(self) -> int:
@@ -51,7 +51,7 @@ class RuledOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Bounds:
     """What decides which degrees are legal, beside what the job asks for."""
 
     served: Capabilities
@@ -64,12 +64,12 @@ class Room:
         return self.nodes * self.ranks_per_node
 
 
-def degrees_of(parallel: ParallelConfig, room: Room) -> tuple[list[Degrees], list[RuledOut]]:
+def degrees_of(parallel: ParallelConfig, bounds: Bounds) -> tuple[list[Degrees], list[RuledOut]]:
     """All degrees that multiply to the ranks and keep what the job gives by hand: the legal ones in
     the order of preference, and the others with the reason."""
     legal, out = [], []
-    for degrees in sorted(_multiplying(parallel, room.ranks), key=lambda d: d.preference):
-        why = _objection(degrees, parallel, room)
+    for degrees in sorted(_multiplying(parallel, bounds.ranks), key=lambda d: d.preference):
+        why = _objection(degrees, parallel, bounds)
         if why is None:
             legal.append(degrees)
         else:
@@ -102,32 +102,36 @@ def _asked(degree: int | Auto, choices: tuple[int, ...]) -> tuple[int, ...]:
     return choices if isinstance(degree, str) else (degree,)
 
 
-def _objection(degrees: Degrees, parallel: ParallelConfig, room: Room) -> str | None:
+def _objection(degrees: Degrees, parallel: ParallelConfig, bounds: Bounds) -> str | None:
     for name in ("cfg", "ring"):
-        served: tuple[int, ...] = getattr(room.served, name)
+        served: tuple[int, ...] = getattr(bounds.served, name)
         if getattr(degrees, name) not in served:
             return f"of {name} the model has {', '.join(map(str, served))}"
-    if not _may(degrees.ulysses, room):
-        return f"of ulysses the model has up to {min(max(room.served.ulysses), room.heads)}"
-    small, large = sorted((degrees.replica, room.ranks_per_node))
+    if not _may(degrees.ulysses, bounds):
+        return f"of ulysses the model has up to {min(max(bounds.served.ulysses), bounds.heads)}"
+    if parallel.attention_op == "xfuser" and bounds.heads % degrees.ulysses:
+        return f"xfuser pads no heads, and {degrees.ulysses} does not divide {bounds.heads}"
+    small, large = sorted((degrees.replica, bounds.ranks_per_node))
     if large % small:
-        return f"rows are drawn by whole nodes of {room.ranks_per_node} ranks or equal parts of one"
-    return _capped(degrees, parallel, room)
+        return (
+            f"rows are drawn by whole nodes of {bounds.ranks_per_node} ranks or equal parts of one"
+        )
+    return _capped(degrees, parallel, bounds)
 
 
-def _may(ulysses: int, room: Room) -> bool:
+def _may(ulysses: int, bounds: Bounds) -> bool:
     """Whether `auto` may take it: heads that it does not divide are padded."""
-    most = max(room.served.ulysses)
-    return ulysses in room.served.ulysses or ulysses <= min(most, room.heads)
+    most = max(bounds.served.ulysses)
+    return ulysses in bounds.served.ulysses or ulysses <= min(most, bounds.heads)
 
 
-def _capped(degrees: Degrees, parallel: ParallelConfig, room: Room) -> str | None:
+def _capped(degrees: Degrees, parallel: ParallelConfig, bounds: Bounds) -> str | None:
     """With `up_limit`, Ulysses has the most ranks that it may, and the ring has the rest."""
     cap = parallel.up_limit
     if cap is None:
         return None
     possible = [n for n in range(1, cap + 1) if degrees.sequence % n == 0]
-    most = max(n for n in possible if _may(n, room))
+    most = max(n for n in possible if _may(n, bounds))
     if degrees.ulysses == most:
         return None
     return f"system.parallel.up_limit={cap} makes it ulysses {most}"

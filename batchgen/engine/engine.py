@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from batchgen.config.degrees import Degrees
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
@@ -13,7 +14,6 @@ from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
 from batchgen.engine.devices import device as devices
 from batchgen.engine.meter import Setting
 from batchgen.engine.parallel.meet import meet
-from batchgen.engine.parallel.mesh import Degrees
 from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Alone, Team
@@ -52,7 +52,8 @@ class Engine:
         one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
         layout = layout or devices.lone_layout(model, system, where)
-        mesh = meet(team, Degrees(layout.cfg, layout.ring, layout.ulysses), where)
+        degrees = Degrees(layout.dp, layout.cfg, layout.ulysses, layout.ring)
+        mesh = meet(team, degrees, where)
         made = assemble(
             model, system, layout, where, overlap=overlap, moved=moved, team=team, mesh=mesh
         )

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import threading
+from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 _HEAD = struct.Struct("!BQ")  # kind, bytes of the payload
 _READ = 1 << 20
+# A machine that lost its power closes no connection: whoever listens to it misses its answers to
+# these after a minute.
+_PROBES = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 class Kind(IntEnum):
@@ -44,19 +48,27 @@ class Peer:
     def __init__(self, connection: socket.socket, name: str, patience_s: float) -> None:
         """`name`: the other rank, in words. To send takes at most `patience_s`."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _PROBES.items():
+            if hasattr(socket, option):  # not everywhere
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         connection.settimeout(patience_s)
         self.name = name
+        self.own_address: str = connection.getsockname()[0]  # that the other rank has reached
         self._connection = connection
         self._sending = threading.Lock()
         self._read = bytearray()
 
     def send(self, kind: Kind, payload: bytes = b"") -> None:
-        """Raises Gone where nobody listens any more, or takes nothing in for too long."""
+        """Raises Gone where nobody listens any more, or takes nothing in for too long; from then
+        on both ends are gone for each other, since a message may be there in part."""
         try:
             with self._sending:
                 self._connection.sendall(_HEAD.pack(kind, len(payload)))
                 self._connection.sendall(payload)
         except OSError as error:  # TimeoutError is one
+            with suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
             raise Gone(f"{self.name} takes nothing in: {error}") from error
 
     def beat(self) -> None:

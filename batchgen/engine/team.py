@@ -42,7 +42,7 @@ class Team(Protocol):
 
     rank: int
     size: int
-    address: str  # of this rank, for the others
+    address: str  # of this rank, a number that others have reached
     patience_s: float  # with a rank that says nothing
 
     @property
@@ -116,10 +116,10 @@ class _Ranks:
         peers: Sequence[Peer],
         size: int,
         host: str,
-        address: str,
         patience_s: float,
     ) -> None:
-        self.rank, self.size, self.host, self.address = rank, size, host, address
+        self.rank, self.size, self.host = rank, size, host
+        self.address = peers[-1].own_address  # the last one is the farthest away
         self.peers, self.patience_s = tuple(peers), patience_s
         self.name = f"rank {rank} of {size} on {host}"
         self.rows = ""  # of the last forward, in words
@@ -163,7 +163,6 @@ class Leader(_Ranks):
         peers: Sequence[Peer],
         *,
         host: str,
-        address: str,
         patience_s: float,
         moved: Callable[[], object],
         signalled: Callable[[str], object],
@@ -171,7 +170,7 @@ class Leader(_Ranks):
         """`peers`: to ranks 1, 2, ... `moved` is told while others move that this one waits for,
         `signalled` of the signal that one of them was sent. A rank that says nothing for
         `patience_s` is taken for lost."""
-        super().__init__(0, peers, 1 + len(peers), host, address, patience_s)
+        super().__init__(0, peers, 1 + len(peers), host, patience_s)
         self._moved, self._signalled = moved, signalled
         self._kept: dict[Peer, list[Lost]] = {peer: [] for peer in self.peers}
 
@@ -191,9 +190,7 @@ class Leader(_Ranks):
 
     def listen(self) -> None:
         """See `Team`; for the one thread that renders."""
-        for peer in self.peers:
-            while self._take(peer, 0.0):
-                pass
+        self._hear(self.peers)
 
     @contextmanager
     def together(self, rows: Callable[[], str]) -> Iterator[None]:
@@ -229,9 +226,17 @@ class Leader(_Ranks):
         while not self._kept[peer]:
             if self._take(peer, POLL_S):
                 heard = time.monotonic()
-            elif time.monotonic() - heard > self.patience_s:
+                continue
+            # this one may wait for another, which has failed
+            self._hear([other for other in self.peers if other is not peer])
+            if time.monotonic() - heard > self.patience_s:
                 raise ReplicaFailed(self._silent(peer))
         return self._kept[peer].pop(0)
+
+    def _hear(self, peers: Sequence[Peer]) -> None:
+        for peer in peers:
+            while self._take(peer, 0.0):
+                pass
 
     def _take(self, peer: Peer, wait_s: float) -> bool:
         """One message; False if there is none."""
@@ -301,14 +306,13 @@ class Follower(_Ranks):
         peer: Peer,
         *,
         host: str,
-        address: str,
         patience_s: float,
         moved: Callable[[], object],
         signalled: Callable[[], str],
     ) -> None:
         """`moved` is told while the leader moves that this one waits for; `signalled` says the
         signal that this process was sent, if any."""
-        super().__init__(rank, (peer,), size, host, address, patience_s)
+        super().__init__(rank, (peer,), size, host, patience_s)
         self._leader, self._moved, self._signalled = peer, moved, signalled
         self._passed_on = False
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
+from batchgen.records import ranks_named
 from batchgen.request import Bucket
 
 _RUNS_READ = 20  # the newest ones
@@ -22,7 +23,7 @@ _ROWS_READ = 200_000  # of each
 _ENOUGH_ROWS = 4  # for a bucket to have factors of its own
 _COLUMNS = (
     "status", "alias_of", "device", "width", "height", "num_frames", "steps_computed",
-    "denoise_s", "decode_s", "encode_s",
+    "denoise_s", "decode_s", "encode_s", "layout",
 )  # fmt: skip
 _LEAST_SPREAD = 0.10  # no forecast is better than this
 
@@ -51,7 +52,7 @@ def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration
     """Factors from the finished rows of `<root>/*/catalog/rows`; None when no run fits.
 
     A run fits when it drew with this model's dimensions on a device of this name (`h200` fits
-    `NVIDIA H200`). Damaged or foreign folders are passed over.
+    `NVIDIA H200`), each row on one rank. Damaged or foreign folders are passed over.
     """
     runs = [m for path in _newest(root) if (m := _measure(path, model, device)) is not None]
     if not runs:
@@ -88,6 +89,8 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
         return None  # written by another version, or being written
     finished = pc.and_(pc.equal(table["status"], "ok"), _without_alias(table))
     table = table.filter(pc.and_(finished, _on_device(table["device"], device.name)))
+    alone = [ranks_named(layout) == 1 for layout in table["layout"].to_pylist()]
+    table = table.filter(pa.array(alone, pa.bool_()))
     if len(table) == 0:
         return None
     cost = CostModel(model, device, UNMEASURED)

@@ -54,7 +54,7 @@ def forecast(
     start_up = start_up_seconds(job)
     shards = count_shards(job, costs, start_up, layout)
     busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
-    idle_start = start_up * layout.ranks_per_node * shards
+    idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
     low, high = _interval(calibration)
     media_bytes, media_files = _media(job, plan.buckets)
     disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
@@ -64,12 +64,12 @@ def forecast(
         low=(busy * low + idle_start) / 3600,
         high=(busy * high + idle_start) / 3600,
         basis=_basis(job, calibration),
-        wall_hours=(busy / at_work + start_up * max(1, shards / layout.nodes)) / 3600,
+        wall_hours=(busy / at_work + start_up * max(1, shards / layout.groups)) / 3600,
         shards=shards,
         layout=layout,
         vram_gib=layout.vram_gib,
         disk_gib=disk / GIB,
-        files=media_files + 12 + shards * (2 + 2 * layout.ranks_per_node),
+        files=media_files + 12 + shards * (2 + 2 * layout.replicas_together),
     )
 
 
@@ -80,7 +80,7 @@ def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float, layout: La
     shard = cut_shards(
         costs.cost_s[~costs.is_alias] / layout.speed,
         shards=None,
-        slots=job.slurm.nodes // layout.nodes_together,
+        slots=layout.groups,
         start_up_s=start_up_s,
         ranks=layout.replicas_together,
         most_s=most_shard_seconds(job.slurm),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from batchgen.config.capability import room_of
+from batchgen.config.capability import bounds_of
 from batchgen.config.degrees import RuledOut, degrees_of
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
@@ -66,7 +66,7 @@ def choose_layout(job: JobConfig, work: Sequence[Work]) -> Layout:
 
 def survey(job: JobConfig, work: Sequence[Work]) -> Survey:
     """All layouts, and the one to take."""
-    legal, ruled_out = degrees_of(job.system.parallel, room_of(job))
+    legal, ruled_out = degrees_of(job.system.parallel, bounds_of(job))
     candidates = all_candidates(job, work, legal)
     chosen = _choose(job, candidates)
     by_memory = groupby(candidates, key=lambda c: (c.degrees, c.memory))
@@ -76,7 +76,7 @@ def survey(job: JobConfig, work: Sequence[Work]) -> Survey:
 
 # ------------------------------------------------------------------------------------------ choice
 def _choose(job: JobConfig, candidates: Sequence[Candidate]) -> Candidate:
-    """On a CPU, which has no figures of links, the first; elsewhere the best price."""
+    """The best price; on a CPU, which has no figures of links, of those with the most replicas."""
     fitting = [candidate for candidate in candidates if candidate.fits]
     if not fitting:
         first = [c for c in candidates if c.degrees == candidates[0].degrees]
@@ -84,7 +84,7 @@ def _choose(job: JobConfig, candidates: Sequence[Candidate]) -> Candidate:
     by_degrees = groupby(fitting, key=lambda candidate: candidate.degrees)
     best = [_first_of_the_best(job, list(group), _TIE) for _, group in by_degrees]
     if on_cpu(job):
-        return best[0]
+        best = [candidate for candidate in best if candidate.degrees.dp == best[0].degrees.dp]
     by_split = groupby(best, key=lambda candidate: (candidate.degrees.dp, candidate.degrees.cfg))
     split = [_first_of_the_best(job, list(group), _SPLIT_TIE) for _, group in by_split]
     return _first_of_the_best(job, split, _TIE)
@@ -97,11 +97,12 @@ def _best_packs(job: JobConfig, packs: Sequence[Candidate]) -> Candidate:
 
 
 def _first_of_the_best(job: JobConfig, candidates: Sequence[Candidate], tie: float) -> Candidate:
-    enough = max(_worth(job, candidate) for candidate in candidates) / tie
-    return next(candidate for candidate in candidates if _worth(job, candidate) >= enough)
+    enough = max(worth(job, candidate) for candidate in candidates) / tie
+    return next(candidate for candidate in candidates if worth(job, candidate) >= enough)
 
 
-def _worth(job: JobConfig, candidate: Candidate) -> float:
+def worth(job: JobConfig, candidate: Candidate) -> float:
+    """What the objective of a job makes of a candidate; more is better."""
     if job.system.parallel.objective == "latency":
         return 1 / candidate.last_row_s
     return candidate.samples_per_hour
@@ -160,9 +161,15 @@ def _against(chosen: Candidate, shown: Iterable[Candidate]) -> str:
 
 def _price(candidate: Candidate) -> str:
     return (
-        f"{candidate.samples_per_hour:.3g} samples a device-hour and the last row after "
+        f"{per_hour(candidate)} samples a device-hour and the last row after "
         f"{candidate.last_row_s:,.0f} s"
     )
+
+
+def per_hour(candidate: Candidate) -> str:
+    """Samples of a device-hour, in three digits or more."""
+    rate = candidate.samples_per_hour
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _heads(job: JobConfig, chosen: Candidate) -> str:

@@ -40,7 +40,8 @@ def next_move(run: RunPaths) -> Move | None:
 
     The rows are those that it did not commit, and those that failed on a bad host
     (`ledger.blame.hosts`), which is excluded from now on. The death of a row alone is progress:
-    once convicted, the row no longer disturbs the others.
+    once convicted, the row no longer disturbs the others. But where replicas have never rendered a
+    row and every one of them failed, rows would be convicted one by one for what is not theirs.
     """
     intent = last_render(run)
     if intent is None or run.cancelled(intent.number).exists():
@@ -52,9 +53,10 @@ def next_move(run: RunPaths) -> Move | None:
     left = np.union1d(left, np.intersect1d(rows, blame.rows_failed_on(blame.bad_hosts)))
     if len(left) == 0:
         return None
-    progress = blame.has_evidence_from(intent.number) or _is_progress(
-        run, found.index, intent, left
-    )
+    rendered = rows_rendered(found.index)
+    closer = blame.has_evidence_from(intent.number)  # to a verdict
+    closer = closer and not _replicas_never_work(run, intent, rendered)
+    progress = closer or _is_progress(run, found.index, intent, left)
     settings = Settings(
         resolved=intent.config,
         overrides=list(intent.overrides),
@@ -62,11 +64,18 @@ def next_move(run: RunPaths) -> Move | None:
         attempt=1 if progress else intent.attempt + 1,
         excluded={**intent.excluded, **blame.bad_hosts},
     )
-    settings = _without_lone_host(run, intent, settings, rows_rendered(found.index))
+    settings = _without_lone_host(run, intent, settings, rendered)
     if why := _reason_to_stop(run, intent, settings):
         log.warning("%d rows are left: %s", len(left), why)
         return None
     return Move(left, settings)
+
+
+def _replicas_never_work(run: RunPaths, intent: Intent, rendered: Mapping[str, int]) -> bool:
+    """Whether each replica of the submission failed, and none of the run has rendered any row."""
+    ranks = _ranks(run, intent)
+    failed = [rank for rank in ranks if rank.ended == ReplicaFailed.__name__]
+    return bool(ranks) and len(failed) == len(ranks) and not rendered
 
 
 def _finished_since(index: CommitIndex, submission: int) -> np.ndarray:

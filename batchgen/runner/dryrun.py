@@ -14,6 +14,7 @@ from batchgen.paths import RunPaths
 from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import make_plan, read_costs
 from batchgen.planning.work import planned_work
+from batchgen.records import Layout
 from batchgen.runner.executors import check_profile
 from batchgen.runner.submit import cut
 from batchgen.scheduler import commands as scheduler
@@ -54,16 +55,19 @@ def dry_run(composed: Composed) -> DryRun:
         window, assumed = scheduler.max_array_size(), False
     except SchedulerError:
         window, assumed = ASSUMED_ARRAY, True
-    scripts = _scripts(composed.config, shards, window, len(is_alias))
+    scripts = _scripts(composed.config, layout, shards, window, len(is_alias))
     return DryRun(len(rows), shards, scripts, window, assumed)
 
 
-def _scripts(config: JobConfig, shards: int, window: int, rows: int) -> tuple[str, ...]:
-    from batchgen.runner.executors.slurm import steward_batch, task_batches, waits_for
+def _scripts(
+    config: JobConfig, layout: Layout, shards: int, window: int, rows: int
+) -> tuple[str, ...]:
+    from batchgen.runner.executors.slurm import in_groups, steward_batch, task_batches, waits_for
     from batchgen.scheduler.batch import after
 
-    slurm, run = config.slurm, RunPaths(Path(config.output.root_dir).absolute() / RUN)
-    batches = task_batches(run, 1, shards, slurm, window)
+    run = RunPaths(Path(config.output.root_dir).absolute() / RUN)
+    slurm, together = in_groups(config.slurm, layout)
+    batches = task_batches(run, 1, shards, slurm, window, together)
     ids = [f"ARRAY-{number + 1}" for number in range(len(batches))]
     tasks = [after(batch, waits_for(ids[:n], slurm)) for n, batch in enumerate(batches)]
     steward = after(steward_batch(run, 1, slurm, rows), ids)

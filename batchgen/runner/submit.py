@@ -223,16 +223,17 @@ def cut(
     suspects: np.ndarray = NOBODY,
 ) -> SubmissionRows:
     """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
-    machine gets one shard."""
-    slurm = config.slurm
-    replicas, speed = (layout.replicas_together, layout.speed) if layout else (1, 1.0)
+    machine gets one shard. `layout` is None if there is nothing to cut."""
+    slurm, groups, replicas, speed = config.slurm, 1, 1, 1.0
+    if layout is not None:
+        groups, replicas, speed = layout.groups, layout.replicas_together, layout.speed
     costs = read_costs(plan).cost_s[rows] / speed
     alone = np.isin(rows, suspects)
-    costs[alone] *= replicas  # the others wait while a suspect runs
+    costs[alone] *= replicas  # the others of the shard wait while a suspect runs
     shard = cut_shards(
         costs,
         shards=1 if slurm.executor in ONE_MACHINE else None,
-        slots=slurm.nodes // (layout.nodes_together if layout else 1),
+        slots=groups,
         start_up_s=start_up_seconds(config),
         ranks=replicas,
         most_s=most_shard_seconds(slurm),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from ipaddress import ip_address
 
 from batchgen.records import RankInfo
 
@@ -25,7 +26,7 @@ def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> Ran
             restart=int(env.get("SLURM_RESTART_COUNT", "0")),
             host=env.get("SLURMD_NODENAME", socket.gethostname()),
             job_id=env.get("SLURM_JOB_ID", ""),
-            address=socket.gethostname(),
+            address=_own_address(env),
             ends=_wall_limit(env),
         )
     if executor == "local":
@@ -39,6 +40,24 @@ def rank_from_environment(task: int, env: Mapping[str, str] = os.environ) -> Ran
             job_id=env.get("SUBMITIT_LOCAL_JOB_ID", ""),
         )
     return RankInfo(0, 1, 0, task, 0, socket.gethostname())
+
+
+def _own_address(env: Mapping[str, str]) -> str:
+    """Where other nodes reach this one. On the node that started the step, as that of rank 0 does,
+    it is what Slurm itself is reached by, which needs no names; elsewhere the node's name."""
+    address = env.get("SLURM_LAUNCH_NODE_IPADDR", "")
+    return address if _is_ours(address) else socket.gethostname()
+
+
+def _is_ours(address: str) -> bool:
+    """Whether it is a number of this machine's on a network."""
+    try:
+        if ip_address(address).is_loopback:
+            return False
+        socket.create_server((address, 0)).close()
+    except (ValueError, OSError):
+        return False
+    return True
 
 
 def _wall_limit(env: Mapping[str, str]) -> float | None:

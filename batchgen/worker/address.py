@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def _write(file: Path, content: dict[str, object]) -> None:
         write_json(file, content)
     except OSError as error:
         raise StorageError(f"{file} cannot be written: {error}") from error
+
+
+def listen(host: str, backlog: int) -> socket.socket:
+    """A server on whichever port is free, reached by the name or number `host` of this machine.
+    OSError if it has no such one."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, *_, (number, *_) = found[0]
+    if number != host and ip_address(number).is_loopback:
+        number = ""  # a name that means another number elsewhere
+    return socket.create_server((number, 0), family=family, backlog=backlog)
 
 
 def wait_for(file: Path, what: str, patience_s: float, stop: Callable[[], bool]) -> Address:

@@ -23,10 +23,13 @@ class Admission:
         until: float | None,
         clock: Callable[[], float] = time.time,
         share_left: Callable[[Request], float] = lambda request: 1.0,
+        speed: float = 1.0,
     ) -> None:
         """`until`: unix seconds of the drain signal; None = unknown, every row is begun.
-        `share_left`: what earlier attempts have left of a row's work."""
+        `share_left`: what earlier attempts have left of a row's work; `speed`: of this replica,
+        against the one rank that costs are predicted for."""
         self._until, self._clock, self._share_left = until, clock, share_left
+        self._speed = speed
         self._free_at = 0.0
         self._taken: set[int] = set()
         self._ratios: deque[float] = deque(maxlen=RECENT)  # busy seconds over predicted ones
@@ -45,7 +48,7 @@ class Admission:
         rendered yet and nothing is at work: it is saved on the way and so goes on."""
         if self._until is None:
             return True
-        cost_s = request.cost_s * self._share_left(request)
+        cost_s = request.cost_s / self._speed * self._share_left(request)
         with self._lock:
             now = self._clock()
             begins = max(now, self._free_at) if self._taken else now
@@ -66,7 +69,7 @@ class Admission:
             self._taken.discard(request.row_index)
             self._rendered += 1
             if request.cost_s > 0 and share > 0:
-                self._ratios.append(busy / (request.cost_s * share))
+                self._ratios.append(busy / (request.cost_s / self._speed * share))
 
     def dropped(self, request: Request) -> None:
         """The row has failed, or waits for another try."""

@@ -19,7 +19,7 @@ from batchgen.engine.team import Alone, Dismissed, Follower, Leader, Team
 from batchgen.errors import ReplicaFailed
 from batchgen.failpoints import failpoint
 from batchgen.records import RankInfo
-from batchgen.worker.address import Address, Unreachable, connect, publish, wait_for
+from batchgen.worker.address import Address, Unreachable, connect, listen, publish, wait_for
 from batchgen.worker.place import RankPlace
 
 LONGEST_MEETING_S = 300.0  # ranks are started together
@@ -59,10 +59,10 @@ def leading(
     if peers is None:
         yield None
         return
+    moved()
     team = Leader(
         peers,
         host=meeting.info.host,
-        address=meeting.info.address,
         patience_s=meeting.patience_s,
         moved=moved,
         signalled=signalled,
@@ -85,12 +85,13 @@ def following(
     ReplicaFailed if the leader is not there."""
     info, place = meeting.info, meeting.place
     failpoint(f"meet.{place.rank}")
+    leader = _greet(meeting)
+    moved()
     team = Follower(
         place.rank,
         place.size,
-        _greet(meeting),
+        leader,
         host=info.host,
-        address=info.address,
         patience_s=meeting.patience_s,
         moved=moved,
         signalled=signalled,
@@ -110,7 +111,7 @@ def _gather(meeting: Meeting, stop: Callable[[], bool]) -> list[Peer] | None:
     """In the order of their ranks; None if told to stop."""
     peers, until = dict[int, Peer](), time.monotonic() + meeting.within_s
     token, host = secrets.token_hex(16), meeting.info.address
-    with socket.create_server((host, 0), backlog=meeting.place.size) as server:
+    with _server(host, meeting.place.size) as server:
         publish(meeting.file, Address(host, server.getsockname()[1], token))
         server.settimeout(POLL_S)
         while missing := set(range(1, meeting.place.size)) - peers.keys():
@@ -128,16 +129,22 @@ def _gather(meeting: Meeting, stop: Callable[[], bool]) -> list[Peer] | None:
     return [peers[rank] for rank in sorted(peers)]
 
 
+def _server(host: str, backlog: int) -> socket.socket:
+    try:
+        return listen(host, backlog)
+    except OSError as error:
+        raise ReplicaFailed(f"the leader cannot listen on {host}: {error}") from error
+
+
 def _welcome(connection: socket.socket, token: str, meeting: Meeting) -> tuple[int, Peer] | None:
     """Who it is; None for a stranger."""
-    connection.settimeout(HELLO_S)
     try:
         line = _read_line(connection)
     except OSError:
         line = ""
     said, _, rest = line.partition(" ")
     number, _, host = rest.partition(" ")
-    if said != token or not number.isdigit():
+    if said != token or number not in map(str, range(1, meeting.place.size)):
         connection.close()
         return None
     name = f"rank {number} of {meeting.place.size} on {host}"
@@ -145,19 +152,25 @@ def _welcome(connection: socket.socket, token: str, meeting: Meeting) -> tuple[i
 
 
 def _read_line(connection: socket.socket) -> str:
-    """One line and not a byte more: messages follow."""
-    line = b""
-    while not line.endswith(b"\n") and len(line) < 1024 and (byte := connection.recv(1)):
+    """One line and not a byte more: messages follow. TimeoutError if it takes longer than
+    HELLO_S."""
+    line, until = b"", time.monotonic() + HELLO_S
+    while not line.endswith(b"\n") and len(line) < 1024:
+        connection.settimeout(max(0.001, until - time.monotonic()))
+        if not (byte := connection.recv(1)):
+            break
         line += byte
     return line.decode(errors="replace").strip()
 
 
 def _greet(meeting: Meeting) -> Peer:
-    info, place = meeting.info, meeting.place
+    info, place, where = meeting.info, meeting.place, ""
+    until = time.monotonic() + meeting.within_s
     try:
         address = wait_for(meeting.file, "its replica", meeting.within_s, lambda: False)
-        connection = connect(address, meeting.within_s, lambda: False)
+        where = f" on {address.host}, port {address.port}"
+        connection = connect(address, max(HELLO_S, until - time.monotonic()), lambda: False)
         connection.sendall(f"{address.token} {place.rank} {info.host}\n".encode())
     except (Unreachable, OSError) as error:
-        raise ReplicaFailed(f"the leader of replica {place.replica}: {error}") from error
+        raise ReplicaFailed(f"the leader of replica {place.replica}{where}: {error}") from error
     return Peer(connection, f"rank 0 of {place.size} on {address.host}", meeting.patience_s)

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from batchgen.errors import BatchgenError
 from batchgen.failpoints import failpoint
-from batchgen.worker.address import Address, Unreachable, connect, publish, wait_for
+from batchgen.worker.address import Address, Unreachable, connect, listen, publish, wait_for
 
 TOKEN_S = 30.0  # patience with a stray connection
 ALONE = "alone"  # what a replica says that wants a suspect
@@ -93,7 +93,7 @@ class TicketServer:
         self._turns = Turns(suspects)
         self._lock = threading.Lock()
         self._token = secrets.token_hex(16)
-        self._socket = socket.create_server((host, 0), backlog=takers)
+        self._socket = listen(host, takers)
         self._threads: list[threading.Thread] = []
         self._acceptor = threading.Thread(target=self._accept, name="tickets", daemon=True)
         self._acceptor.start()

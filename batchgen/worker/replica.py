@@ -84,7 +84,8 @@ def _draw_shard(
     elsewhere = slurm.executor == "slurm"  # the others have this machine only
     policy = RowPolicy(post.attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
     states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
-    admission = Admission(until, share_left=states.share_left)
+    speed = post.layout.speed if post.layout else 1.0
+    admission = Admission(until, share_left=states.share_left, speed=speed)
     start, replicas = RowStart(rank.host, states), post.place.replicas
     with open_source(root, post.attempt, rank, admission, start, crew.stop, replicas) as source:
         if crew.stop() or source.is_over:  # a model may take minutes to load

@@ -11,7 +11,7 @@ from ranks import Ranks
 from torch.nn import functional as F
 from toy_split import on_the_card
 
-from batchgen.engine.parallel.mesh import Degrees
+from batchgen.config.degrees import Degrees
 from batchgen.engine.parallel.ring import attend_lse, merge
 
 TOKENS, HEADS, WIDTH = 32_760, 12, 128  # Wan 1.3B at 832x480, 81 frames

@@ -11,7 +11,7 @@ from ranks import Ranks
 from torch.nn.functional import linear, scaled_dot_product_attention
 from toy_split import SPECS, Seen, divided, failing, three_branches
 
-from batchgen.engine.parallel.mesh import Degrees
+from batchgen.config.degrees import Degrees
 from batchgen.families.family import family_spec
 from batchgen.families.sequence import sent_around_ring, sent_in_all_to_all
 
@@ -72,7 +72,7 @@ def test_a_rank_sends_what_the_formulas_say(layout: tuple[Degrees, list[list[See
         if heads % degrees.ulysses:
             width = width // heads * -(-heads // degrees.ulysses) * degrees.ulysses
         tokens = sum(case.tokens.values())
-        times = spec.layers(model) * -(-case.items // degrees.cfg) * degrees.ranks * FLOAT
+        times = spec.layers(model) * -(-case.items // degrees.cfg) * degrees.replica * FLOAT
         swapped = sent_in_all_to_all(tokens, width, degrees.ulysses, degrees.ring)
         passed = sent_around_ring(tokens, width, degrees.ring, degrees.ulysses)
         sent = [rank[at].sent for rank in ranks]
@@ -84,7 +84,7 @@ def test_a_rank_sends_what_the_formulas_say(layout: tuple[Degrees, list[list[See
 def test_a_row_of_three_branches_shares_a_pack_with_a_row_of_one(
     ranks: Ranks, degrees: Degrees
 ) -> None:
-    assert ranks.run(degrees, three_branches) == [[True, True]] * degrees.ranks
+    assert ranks.run(degrees, three_branches) == [[True, True]] * degrees.replica
 
 
 def test_a_failure_inside_a_divided_forward_names_rank_rows_and_collective(ranks: Ranks) -> None:

@@ -10,8 +10,8 @@ import pytest
 from ranks import Ranks
 from xfuser_shim import divided_by_xfuser
 
+from batchgen.config.degrees import Degrees
 from batchgen.engine.parallel.attention import attention_op
-from batchgen.engine.parallel.mesh import Degrees
 from batchgen.errors import ConfigError
 from batchgen.request import Bucket
 

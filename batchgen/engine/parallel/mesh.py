@@ -15,43 +15,21 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
+from batchgen.config.degrees import Degrees
 from batchgen.engine.parallel.wire import Axis, Wire
 
 
-@dataclass(frozen=True, slots=True)
-class Degrees:
-    """How many ways a forward is divided."""
-
-    cfg: int = 1
-    ring: int = 1
-    ulysses: int = 1
-
-    @property
-    def ranks(self) -> int:
-        """Of one replica."""
-        return self.cfg * self.ring * self.ulysses
-
-    @property
-    def sequence(self) -> int:
-        """Ranks that share the tokens of one item."""
-        return self.ring * self.ulysses
-
-    def place(self, rank: int) -> tuple[int, int, int]:
-        """(cfg, ring, ulysses) of a rank of the replica."""
-        outer, ulysses = divmod(rank, self.ulysses)
-        return *divmod(outer, self.ring), ulysses
-
-
-def replica_of(task_rank: int, degrees: Degrees) -> tuple[int, int]:
-    """(replica, rank in it) of a process of a task: replicas are the outermost axis."""
-    return divmod(task_rank, degrees.ranks)
+def place_in(degrees: Degrees, rank: int) -> tuple[int, int, int]:
+    """(cfg, ring, ulysses) of a rank of a replica."""
+    outer, ulysses = divmod(rank, degrees.ulysses)
+    return *divmod(outer, degrees.ring), ulysses
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mesh:
     """This process's place in its replica."""
 
-    degrees: Degrees
+    degrees: Degrees  # of which the mesh has one replica
     rank: int  # in the replica; 0 leads
     cfg: Axis
     ring: Axis
@@ -77,13 +55,13 @@ def join(
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     world = "gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl"
     dist.init_process_group(
-        world, store=store, rank=rank, world_size=degrees.ranks, timeout=timeout
+        world, store=store, rank=rank, world_size=degrees.replica, timeout=timeout
     )
     return _groups(degrees, rank, backend, timeout)
 
 
 def _groups(degrees: Degrees, rank: int, backend: str, timeout: timedelta) -> Mesh:
-    places = [degrees.place(other) for other in range(degrees.ranks)]
+    places = [place_in(degrees, other) for other in range(degrees.replica)]
     own = places[rank]
 
     def axis(name: str, *free: int) -> Axis:

@@ -71,7 +71,7 @@ class Split:
         except Exception as error:
             rows = ", ".join(dict.fromkeys(item.request.row_id for item in items))
             raise DividedForwardFailed(
-                f"rank {self.mesh.rank} of {self.mesh.degrees.ranks} failed in a forward of rows "
+                f"rank {self.mesh.rank} of {self.mesh.degrees.replica} failed in a forward of rows "
                 f"{rows}, after its {self.mesh.wire.at or 'start'}: {type(error).__name__}: {error}"
             ) from error
 
@@ -107,7 +107,7 @@ def divide(
 ) -> Split | None:
     """Set the experts up for the ranks of `mesh`; None where there is one rank alone. Every rank
     calls this, when weights are loaded and edges are set and before anything is compiled."""
-    if mesh.degrees.ranks == 1:
+    if mesh.degrees.replica == 1:
         return None
     op = attention_op(system.parallel.attention_op, mesh)
     return Split(mesh, family, experts, op, tests=system.determinism == "strict")

@@ -57,7 +57,7 @@ def _load(mesh: Mesh) -> Callable[..., Any]:
     degrees, backend = mesh.degrees, dist.get_backend(mesh.sequence.group)
     device = torch.cuda.current_device() if backend == "nccl" else mesh.rank
     distributed.init_distributed_environment(
-        degrees.ranks, mesh.rank, "", local_rank=device, backend=backend
+        degrees.replica, mesh.rank, "", local_rank=device, backend=backend
     )
     distributed.initialize_model_parallel(
         classifier_free_guidance_degree=degrees.cfg,

@@ -18,7 +18,7 @@ FENCE_MARGIN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """An attempt that ended without an end line."""
+    """An attempt that ended without an end line, or by the loss of one of its ranks."""
 
     attempt: Attempt
     host: str
@@ -26,6 +26,7 @@ class Death:
     rows: tuple[int, ...]  # row_index of the rows in flight
     alone: bool  # the row in flight was a suspect, rendered alone
     signalled: bool  # it had been told to end: no evidence against its rows or its machine
+    error: str = ""  # what ended it, if one of several ranks could say so
 
     @property
     def place(self) -> tuple[str, str]:
@@ -38,7 +39,7 @@ class Death:
 
 
 def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[Death, ...]:
-    """Attempts without an end line that are not in `live`, in the order of attempts. An attempt
+    """Those of attempts that are not in `live`, in the order of attempts. An attempt
     that died after it was fenced off is left out."""
     deaths = []
     fences: dict[int, FenceTimes] = {}
@@ -59,6 +60,7 @@ def find_deaths(run: RunPaths, index: CommitIndex, live: set[Attempt]) -> tuple[
             rows=tuple(rows),
             alone=alone,
             signalled=facts.signalled,
+            error=facts.end.error if facts.end else "",
         )
         deaths.append(death)
     return tuple(deaths)

@@ -141,6 +141,8 @@ class _Law:
             return None
         told = ", ".join(str(death) for death in past)
         reason = f"its process died again when it was alone, {where}: {told}"
+        if alone[-1].error:
+            reason += f"; the last one by {alone[-1].error}"
         return Verdict(row, reason, alone[-1].host)
 
     def evidence(self, past: Sequence[Death]) -> Sequence[Death]:

@@ -19,6 +19,7 @@ from batchgen.config.schema import SlurmConfig
 from batchgen.failpoints import failpoint
 from batchgen.ledger.intent import read_intent
 from batchgen.paths import BATCH_FILES, RunPaths
+from batchgen.records import Layout
 from batchgen.runfile import read_run
 from batchgen.runner.executors import Job
 from batchgen.scheduler import commands as scheduler
@@ -50,8 +51,7 @@ def launch(
     window = scheduler.patiently(scheduler.max_array_size, patience_s)
     name = job_name(run, submission)
     intent = read_intent(run, submission)
-    together = intent.layout.nodes_together if intent and intent.layout else 1
-    slurm = replace(slurm, nodes=max(1, slurm.nodes // together))  # groups of nodes from here on
+    slurm, together = in_groups(slurm, intent.layout if intent else None)
     batches = task_batches(run, submission, shards, slurm, window, together)
     jobs: list[Job] = []
     for batch in batches:
@@ -168,6 +168,14 @@ def _taken(name: str, known: Sequence[str]) -> str | None:
     """Id of an array of this name that Slurm has and that is not in `known`."""
     found = {task.array_id for task in others(scheduler.queue([name]))} - set(known)
     return min(found, default=None)
+
+
+def in_groups(slurm: SlurmConfig, layout: Layout | None) -> tuple[SlurmConfig, int]:
+    """The profile with groups of nodes in place of its nodes, and how many nodes make a group: a
+    replica may span several, which are one array element then."""
+    if layout is None:
+        return slurm, 1
+    return replace(slurm, nodes=layout.groups), layout.nodes_together
 
 
 def task_batches(

@@ -481,6 +481,15 @@ def test_summaries(mixed: RunFolder) -> None:
     assert shares["denoise_s"] == pytest.approx(1.0 / 1.33)
 
 
+def test_device_seconds_of_a_replica_are_those_of_all_its_ranks(mixed: RunFolder) -> None:
+    collect(mixed.run)
+    frame = catalog.open_runs(mixed.run.root)
+    frame["layout"] = "dp2 cfg2 ulysses4 resident bf16"
+    buckets = catalog.throughput_by_bucket(frame)
+    assert buckets["device_s"].tolist() == pytest.approx([8 * 2.6])
+    assert buckets["rows_per_device_hour"].tolist() == pytest.approx([2 / (8 * 2.6) * 3600])
+
+
 def test_summaries_of_a_run_without_results(make_run_folder: Callable[..., RunFolder]) -> None:
     run_folder = make_run_folder(2)
     collect(run_folder.run)

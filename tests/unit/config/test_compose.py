@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,6 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.parallel.attention_op=xfuser", "auto, torch"),
         ("system.memory.mode=disk", "auto, resident, model"),
         ("system.memory.store_dtype=fp8", "same"),
         ("system.attention=sage", "auto, sdpa"),
@@ -127,10 +127,22 @@ def test_a_legal_setting_that_is_not_served_is_refused_never_ignored(
     assert refusal(job(), override).endswith(f"is not served yet; served: {served}")
 
 
+@pytest.mark.skipif(find_spec("xfuser") is not None, reason="xfuser is installed")
+def test_xfuser_is_refused_where_it_is_not_installed(job: Job) -> None:
+    """Nodes may have another Python."""
+    asked = "system.parallel.attention_op=xfuser"
+    said = "system.parallel.attention_op: xfuser is not installed; legal here: auto, torch"
+    assert refusal(job(), asked) == said
+    composed = compose_job(job(), [asked, "slurm=h200x8", "slurm.python=container python"])
+    assert composed.config.system.parallel.attention_op == "xfuser"
+
+
 def test_a_ulysses_degree_divides_the_heads(job: Job) -> None:
     assert refusal(job(), "system.parallel.ulysses=4").endswith(
         "4 does not divide the 6 attention heads of tiny-wan; legal: 1, 2, 3, 6"
     )
+    said = refusal(job(model="flux.1-dev"), "system.parallel.ulysses=16")
+    assert said.endswith("24 attention heads of flux.1-dev; legal: 1, 2, 3, 4, 6, 8, 12")
 
 
 @pytest.mark.parametrize("degree", ["cfg", "ring"])

@@ -7,26 +7,40 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from own_number import own_number
 from ranks import Ranks
 from toy_engine import Keeper, ListSource, request, small_spec, system
 from toy_team import PATIENCE_S, draw, fail_before_a_collective, in_a_team, meeting, unheard
 from waiting import wait_for
 
+import batchgen.worker.meeting
+from batchgen.config.degrees import Degrees
 from batchgen.engine.engine import Engine
 from batchgen.engine.orders import Orders
-from batchgen.engine.parallel.mesh import Degrees
+from batchgen.engine.parallel.meet import interface_of
 from batchgen.engine.peer import Peer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.team import Dismissed, Follower, Leader, uneven
 from batchgen.errors import PromptTooLong, ReplicaFailed
+from batchgen.worker.address import Address, listen, publish
 from batchgen.worker.meeting import following, leading
 
 Pair = Callable[..., tuple[Leader, Follower]]
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    return ours, theirs
 
 
 @pytest.fixture
@@ -40,10 +54,8 @@ def pair() -> Iterator[Pair]:
         signalled: Callable[[str], object] = unheard,
         signal: Callable[[], str] = lambda: "",
     ) -> tuple[Leader, Follower]:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            ours = socket.create_connection(server.getsockname())
-            theirs, _ = server.accept()
-        common: dict[str, Any] = {"address": "127.0.0.1", "patience_s": patience_s, "moved": moved}
+        ours, theirs = connected()
+        common: dict[str, Any] = {"patience_s": patience_s, "moved": moved}
         leader = Leader(
             [Peer(ours, "rank 1 of 2 on b", patience_s)], host="a", signalled=signalled, **common
         )
@@ -131,6 +143,33 @@ def test_silence_is_waited_for_so_long_and_beats_are_no_silence(pair: Pair) -> N
             leader.reports(())
 
 
+def test_a_rank_that_takes_nothing_in_is_given_up_for_good(pair: Pair) -> None:
+    """Nothing more is sent behind half a message, and whoever reads it does not wait for the
+    rest."""
+    leader, follower = pair(patience_s=0.5)
+    with pytest.raises(ReplicaFailed, match=r"rank 1 of 2 on b takes nothing in") as failed:
+        leader.result(lambda: bytes(64 << 20))  # more than a connection holds
+    leader.fail(failed.value)
+    with pytest.raises(ReplicaFailed, match="rank 0 of 2 on a is gone"):
+        follower.share(None)
+
+
+def test_a_leader_that_waits_for_one_rank_hears_that_another_failed() -> None:
+    ends = [connected() for _ in range(2)]
+    peers = [Peer(ours, f"rank {n} of 3", PATIENCE_S) for n, (ours, _) in enumerate(ends, 1)]
+    common: dict[str, Any] = {"patience_s": PATIENCE_S, "moved": unheard}
+    leader = Leader(peers, host="a", signalled=unheard, **common)
+    other = Follower(
+        2, 3, Peer(ends[1][1], "rank 0", PATIENCE_S), host="c", signalled=str, **common
+    )
+    other.fail(MemoryError("full"))
+    with pytest.raises(ReplicaFailed, match=r"rank 2 of 3 on c.*MemoryError: full"):
+        leader.reports(())
+    for team in (leader, other):
+        team.close()
+    ends[0][1].close()
+
+
 def test_a_dismissed_follower_and_one_whose_leader_fails_know_it(pair: Pair) -> None:
     leader, follower = pair()
     leader.dismiss()
@@ -161,10 +200,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
 
 
-def test_ranks_meet_whatever_strangers_come(folder: Path) -> None:
+def test_ranks_meet_whatever_strangers_come(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batchgen.worker.meeting, "HELLO_S", 1.0)
+    kicks: list[str] = []
+
     def follow() -> None:
         place = meeting(folder, 1)
-        with following(place, moved=unheard, signalled=lambda: "") as team:
+        with following(place, moved=lambda: kicks.append("follower"), signalled=lambda: "") as team:
+            assert kicks  # it may have waited long
             assert team.share(None).over
             team.share(None)  # is dismissed
 
@@ -172,8 +215,14 @@ def test_ranks_meet_whatever_strangers_come(folder: Path) -> None:
         file = meeting(folder, 1).file
         wait_for(file.exists)
         address = json.loads(file.read_text())
-        with socket.create_connection((address["host"], address["port"])) as connection:
-            connection.sendall(b"token 1 host\n")
+        for said in (b"token 1 host\n", f"{address['token']} 2 host\n".encode()):
+            with socket.create_connection((address["host"], address["port"])) as connection:
+                connection.sendall(said)
+        slow = socket.create_connection((address["host"], address["port"]))
+        with slow, suppress(OSError):  # is turned away
+            while True:
+                slow.sendall(b"x")
+                time.sleep(0.05)
 
     with ThreadPoolExecutor() as pool:
         foreign = pool.submit(stranger)
@@ -197,12 +246,46 @@ def test_a_leader_that_never_comes_is_given_up_in_time(folder: Path) -> None:
         pytest.fail("there is no team")
 
 
+def test_a_leader_that_is_gone_when_a_rank_comes_is_named(folder: Path) -> None:
+    place = meeting(folder, 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    place.file.parent.parent.mkdir()
+    publish(place.file, Address("127.0.0.1", port, "token"))
+    late = following(place, moved=unheard, signalled=lambda: "")
+    named = f"replica 0 on 127.0.0.1, port {port}: .*refused"
+    with pytest.raises(ReplicaFailed, match=named), late:
+        pytest.fail("there is no team")
+
+
+def test_a_leader_whose_address_is_not_its_own_says_so(folder: Path) -> None:
+    place = meeting(folder, 0)
+    elsewhere = replace(place, info=replace(place.info, address="240.0.0.1"))
+    never = leading(elsewhere, stop=bool, moved=unheard, signalled=unheard)
+    with pytest.raises(ReplicaFailed, match=r"the leader cannot listen on 240\.0\.0\.1"), never:
+        pytest.fail("there is no team")
+
+
+def test_a_name_that_means_another_number_elsewhere_is_served_on_all() -> None:
+    with listen("localhost", 1) as server:
+        assert server.getsockname()[0] in ("0.0.0.0", "::")
+    with listen("127.0.0.1", 1) as server:
+        assert server.getsockname()[0] == "127.0.0.1"
+
+
+def test_the_network_to_compute_on_is_the_one_where_ranks_have_met() -> None:
+    own = own_number()
+    names = {name for _, name in socket.if_nameindex()}
+    assert (interface_of(own) in names) if own else True
+    assert interface_of("127.0.0.1") == interface_of("240.0.0.1") == ""
+
+
 # ----------------------------------------------------------------------------------- two processes
 @pytest.mark.parametrize("culprit", [0, 1])
 def test_an_error_before_a_collective_is_the_error_that_is_told(
     ranks: Ranks, tmp_path: Path, culprit: int
 ) -> None:
-    told = ranks.run(Degrees(2), in_a_team, tmp_path, fail_before_a_collective, culprit)
+    told = ranks.run(Degrees(cfg=2), in_a_team, tmp_path, fail_before_a_collective, culprit)
     expected = f"rank {culprit} of 2 on host{culprit}, rows row-3, row-4, outside a collective"
     assert expected in told[0] and "MemoryError: full" in told[0]
 
@@ -214,7 +297,7 @@ def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
     """Two renders; the second has a row that one of the ranks alone cannot open."""
     rows = [request(i, num_steps=2 + i % 2, guidance_scale=1.0 + i % 2) for i in range(6)]
     (frames, errors), loaded = ranks.run(
-        Degrees(2), in_a_team, tmp_path, draw, {axis: 2}, rows, "row-4"
+        Degrees(cfg=2), in_a_team, tmp_path, draw, {axis: 2}, rows, "row-4"
     )
     assert loaded == ["transformer"]
     assert set(errors) == {"row-4"} and "MemoryError: on this rank" in errors["row-4"]

@@ -155,6 +155,13 @@ def test_heads_that_do_not_divide() -> None:
     assert "padded" not in found.layout.reason
 
 
+def test_xfuser_pads_no_heads() -> None:
+    asked = ("system.parallel.attention_op=xfuser", "slurm.python=python3")  # of a container
+    found = survey(job(*asked, name="wan21_1_3b_480p"), rows(SD, 1))
+    out = {str(each.degrees): each.why for each in found.ruled_out}
+    assert out == {"dp 1 x ulysses 8": "xfuser pads no heads, and 8 does not divide 12"}
+
+
 def test_degrees_that_cannot_be_are_refused() -> None:
     assert "two at most; legal: auto, 1, 2" in refusal("system.parallel.cfp=3")
     assert "is 16, but slurm.ranks_per_node is 8" in refusal(
@@ -167,6 +174,8 @@ def test_degrees_that_cannot_be_are_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
+        ("pipeline", ("pipeline parallelism is not served", "cfg, ulysses and ring")),
+        ("tensor", ("tensor parallelism is not served", "cfg, ulysses and ring")),
         ("pp", ("pipeline parallelism is not served", "cfg, ulysses and ring")),
         ("tp_degree", ("tensor parallelism is not served", "cfg, ulysses and ring")),
         ("dit_fsdp", ("weights sharded over ranks are not served", "system.memory.mode=model")),

@@ -33,7 +33,14 @@ DENOISE, DECODE, ENCODE = 3.0, 0.5, 2.0  # how the machine of these tests differ
 def earlier_run(tmp_path: Path, tiny_job: JobConfig) -> Callable[..., Path]:
     """Writes a run folder whose catalog holds measured seconds: predicted x the factors above."""
 
-    def write(name: str, *, device: str = "cpu", speed: float = 1.0, **damage: object) -> Path:
+    def write(
+        name: str,
+        *,
+        device: str = "cpu",
+        speed: float = 1.0,
+        layout: str = "dp1 resident fp32",
+        **damage: object,
+    ) -> Path:
         run = tmp_path / "outputs" / name
         (run / "catalog" / "rows").mkdir(parents=True)
         config = json.loads(json.dumps(to_mapping(tiny_job)))
@@ -48,6 +55,7 @@ def earlier_run(tmp_path: Path, tiny_job: JobConfig) -> Callable[..., Path]:
             "status": ["ok"] * (n - 1) + ["failed"],
             "alias_of": pa.array([None] * n, pa.string()),
             "device": [device] * n,
+            "layout": [layout] * n,
             "width": [64] * n,
             "height": [64] * n,
             "num_frames": frames,
@@ -94,6 +102,19 @@ def test_runs_of_other_devices_and_models_and_damaged_ones_are_passed_over(
     found = calibrate(root, tiny_job.model, H200)
     assert found is not None
     assert found.runs == ("other-device",)
+
+
+def test_rows_that_several_ranks_drew_say_nothing_of_one(
+    earlier_run: Callable[..., Path], tiny_job: JobConfig
+) -> None:
+    root = earlier_run("shared", speed=2.0, layout="dp1 cfg2 ulysses2 resident fp32").parent
+    earlier_run("ring", speed=2.0, layout="dp1 ring2 resident fp32")
+    assert calibrate(root, tiny_job.model, tiny_job.slurm.device) is None
+    earlier_run("alone", layout="dp2 resident fp32")
+    found = calibrate(root, tiny_job.model, tiny_job.slurm.device)
+    assert found is not None
+    assert found.runs == ("alone",)
+    assert found.factors.general.denoise == pytest.approx(DENOISE)
 
 
 def test_runs_that_disagree_widen_the_interval(

@@ -107,3 +107,18 @@ def test_on_a_cpu_everything_is_there_in_float32(tiny_job: JobConfig, mode: str)
     assert layout.memory == ("model" if mode == "model" else "resident")
     assert (layout.precision, layout.attention, layout.device) == ("float32", "sdpa", "cpu")
     assert layout.vram_gib == choose_layout(tiny_job, [work(Bucket(64, 64, 9))]).vram_gib
+
+
+@pytest.mark.parametrize(("rows", "shared"), [(1, (1, 1, 2, 1)), (64, (1, 2, 1, 1))])
+def test_on_a_cpu_ranks_that_dp_leaves_share_rows_as_it_pays(
+    rows: int, shared: tuple[int, int, int, int]
+) -> None:
+    """dp goes first; one row without guidance has no items to divide over cfg."""
+    two = ["slurm=local", "slurm.ranks_per_node=2", "slurm.device.memory_gib=200"]
+    images = Work(Bucket(1024, 1024, 1), rows, rows * 28, rows * 28)
+    config = compose_job(ROOT / "jobs" / "flux1_dev_1024.yaml", two).config
+    assert degrees(choose_layout(config, [images])) == (2, 1, 1, 1)
+    config = compose_job(
+        ROOT / "jobs" / "flux1_dev_1024.yaml", [*two, "system.parallel.dp=1"]
+    ).config
+    assert degrees(choose_layout(config, [images])) == shared

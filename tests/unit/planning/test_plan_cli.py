@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def test_plan_lists_layouts_when_asked(capsys: pytest.CaptureFixture[str]) -> No
     job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
     assert main(["plan", job, "slurm=h200x8", "slurm.nodes=2", "--layouts", "--json"]) == 0
     out = capsys.readouterr().out
-    for part in ("samples/device-h", "dp 16", "chosen", "ruled out: dp 1", "dp goes first"):
+    for part in ("per device-h", " 16 ", "chosen", "ruled out: dp 1", "dp goes first"):
         assert part in out
     layouts = last_json(out)["layouts"]
     assert isinstance(layouts, dict)
@@ -72,6 +73,27 @@ def test_plan_lists_layouts_when_asked(capsys: pytest.CaptureFixture[str]) -> No
     assert layouts["ruled_out"][0]["why"]
     assert main(["plan", DEMO, "--json"]) == 0
     assert "layouts" not in last_json(capsys.readouterr().out)
+
+
+def test_layouts_fit_a_terminal_and_show_the_chosen_by_what_is_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shortest time first where latency is asked for, in 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    job = str(ROOT / "jobs" / "flux1_dev_1024.yaml")
+    two = ["slurm=h200x8", "slurm.nodes=2", "--layouts"]
+    assert main(["plan", job, *two, "system.parallel.objective=latency"]) == 0
+    table = capsys.readouterr().out.split("prices within")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    lasts = [float(found[1]) for line in table if (found := re.search(r"([\d.]+) s ", line))]
+    assert len(lasts) > 10 and lasts == sorted(lasts)
+    assert sum("chosen" in line for line in table) == 1
+    long = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
+    assert main(["plan", long, "slurm=h200x8", "slurm.device.matmul_tflops=0.1", "--layouts"]) == 0
+    table = capsys.readouterr().out.split("prices within")[0].splitlines()
+    first = next(line for line in table if "resident" in line)
+    assert max(map(len, table)) <= 80 and "items" in table[2]
+    assert " d " in first and "chosen" in "".join(table)
 
 
 def test_layouts_are_listed_where_none_fits(capsys: pytest.CaptureFixture[str]) -> None:

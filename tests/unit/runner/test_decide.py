@@ -16,7 +16,10 @@ from planned_run import BEATING, PlannedRun, plan_run
 
 from batchgen.durable import write_bytes_atomic
 from batchgen.ledger.blame.rows import read_blame
+from batchgen.ledger.events import AttemptHeader, End
+from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.records import Attempt
 from batchgen.runner.decide import Move, next_move
 from batchgen.runner.submit import Settings
 
@@ -174,6 +177,31 @@ def test_a_host_that_is_found_bad_last_does_not_end_the_chain(make: Make) -> Non
     planned_run.work(number, {"BATCHGEN_FAILPOINT": "host.node2:*:raise"}, host="node2")
     move = next_move(planned_run.run)
     assert move is not None and set(move.settings.excluded) == {"node2"}
+
+
+def test_replicas_that_have_never_worked_convict_no_row_after_the_other(make: Make) -> None:
+    """Rows die with them one at a time, but nothing shows that it is the rows."""
+    planned_run = make(6, "slurm.executor=local")
+    move, counts = None, []
+    number = planned_run.begin([], alone=range(6))
+    while not counts or move is not None:
+        replica_fails(planned_run, number, row=len(counts) // 2)
+        move = next_move(planned_run.run)
+        if move is not None:
+            counts.append(move.settings.attempt)
+            number = begin(planned_run, move, np.zeros(len(move.rows), np.int32), move.rows >= 0)
+    assert counts == [2, 3]
+
+
+def replica_fails(planned_run: PlannedRun, number: int, row: int) -> None:
+    """A row is begun alone, and the replica ends by an error of one of its ranks."""
+    attempt = Attempt(number, 0, 0, 0)
+    with JournalWriter.open(
+        planned_run.run, AttemptHeader(attempt=attempt, host="node1")
+    ) as journal:
+        journal.device("cpu", "")
+        journal.start(row, f"row-{row}", True)
+        journal.end(End(reason="ReplicaFailed", error="rank 1 of 2: OutOfMemoryError"))
 
 
 def test_one_attempt_means_one(make: Make) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
+from own_number import own_number
 
 from batchgen.processes import ProcessId, wait_until_gone
 from batchgen.scheduler.rank import rank_from_environment
@@ -23,6 +25,19 @@ def test_ranks_of_a_slurm_task() -> None:
     assert (rank.restart, rank.host, rank.job_id) == (2, "node3", "77")
     assert rank.ends == 1700000000
     assert rank_from_environment(4, env | {"SLURM_JOB_END_TIME": "1800000000"}).ends == 1800000000
+
+
+def test_a_rank_is_reached_where_slurm_reaches_its_node_or_by_name() -> None:
+    """The address of another node, and one that means this machine everywhere, are none."""
+    env = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_PROCID": "0", "SLURM_NTASKS": "1",
+           "SLURM_LOCALID": "0"}  # fmt: skip
+    own = own_number()
+
+    def reached(address: str) -> str:
+        return rank_from_environment(4, env | {"SLURM_LAUNCH_NODE_IPADDR": address}).address
+
+    assert reached(own) == own or not own
+    assert {reached(a) for a in ("", "240.0.0.1", "127.0.0.1")} == {socket.gethostname()}
 
 
 def test_ranks_of_the_local_executor_also_inside_an_allocation() -> None:

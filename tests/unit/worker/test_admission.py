@@ -50,6 +50,18 @@ def test_the_measured_pace_counts() -> None:
     assert admission.admits(row(3, cost_s=21))
 
 
+def test_a_replica_of_several_ranks_is_faster_than_costs_say() -> None:
+    clock = Clock()
+    admission = Admission(1100.0, clock, speed=6.0)
+    answers = [admission.admits(row(i, cost_s=240)) for i in range(3)]  # 40 s each
+    assert answers == [True, True, False]
+    clock.now = 1050.0
+    admission.rendered(row(0, cost_s=240), stats(50.0))  # 1.25 times what was predicted
+    admission.dropped(row(1))
+    assert not admission.admits(row(2, cost_s=246))
+    assert admission.admits(row(3, cost_s=234))
+
+
 def test_a_row_too_long_for_any_attempt_is_begun_by_a_fresh_one() -> None:
     """It is saved at the signal and goes on in the next attempt."""
     admission = Admission(1010.0, Clock())

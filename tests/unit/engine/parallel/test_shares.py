@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from batchgen.config.degrees import Degrees
 from batchgen.engine.parallel.cross import short_end
-from batchgen.engine.parallel.mesh import Degrees, replica_of
+from batchgen.engine.parallel.mesh import place_in
 from batchgen.engine.parallel.shares import Joint, shares
 from batchgen.engine.parallel.split import even, part
 from batchgen.families.sequence import legal_ulysses, padded_heads
@@ -46,15 +47,14 @@ def test_items_are_divided_and_every_rank_draws_as_many() -> None:
     assert [part(items[:1], 4, place) for place in range(4)] == [["a"]] * 4
 
 
-def test_ulysses_is_innermost_and_replicas_are_outermost() -> None:
+def test_ulysses_is_innermost_and_cfg_outermost() -> None:
     degrees = Degrees(cfg=2, ring=2, ulysses=2)
-    assert [degrees.place(rank) for rank in (0, 1, 2, 4)] == [
+    assert [place_in(degrees, rank) for rank in (0, 1, 2, 4)] == [
         (0, 0, 0),
         (0, 0, 1),
         (0, 1, 0),
         (1, 0, 0),
     ]
-    assert [replica_of(rank, degrees) for rank in (0, 7, 8)] == [(0, 0), (0, 7), (1, 0)]
 
 
 def test_heads_are_divided_or_padded() -> None:

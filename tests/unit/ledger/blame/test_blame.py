@@ -304,6 +304,19 @@ def test_a_row_that_kills_alone_on_two_devices_is_convicted(
     assert 2 not in convicted(run_folder)
 
 
+def test_a_verdict_says_what_a_rank_of_the_replica_met(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(1)
+    for host in ("n1", "n2"):
+        with run_folder.journal(run_folder.submit(), host=host) as journal:
+            journal.start(0, "row0000", alone=True)
+            said = f"rank 1 of 2 on {host}: OutOfMemoryError: full"
+            journal.end(End(reason="ReplicaFailed", error=said))
+    (verdict,) = blame(run_folder).convicted
+    assert verdict.reason.endswith("; the last one by rank 1 of 2 on n2: OutOfMemoryError: full")
+
+
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_one_device_takes_as_many_deaths_alone_as_the_row_has_tries(
     retries: int, make_run_folder: Callable[..., RunFolder]
