@@ -33,7 +33,7 @@ SAME_LEVEL_ALLOWED = {
 # Inside a room: a module or a folder of modules imports from its own line or the lines before it.
 INSIDE = {
     "engine": [
-        {"clock", "isolation", "figures", "peer", "memory"},
+        {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
         {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
         {"team", "meter"},

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from batchgen.engine.collective import collective_of
 from batchgen.engine.orders import Orders
 from batchgen.engine.peer import Gone, Kind, Peer, from_bytes, to_bytes
 from batchgen.errors import DividedForwardFailed, ReplicaFailed
@@ -387,18 +388,3 @@ def _content(kind: Kind, payload: bytes) -> Any:
     if kind == Kind.FAILED:
         raise ReplicaFailed(found.text)
     return found
-
-
-def collective_of(error: BaseException) -> str:
-    """The name of the collective of torch that raised it, or what it was raised from; empty if none
-    did."""
-    if isinstance(error, DividedForwardFailed) and error.__cause__ is not None:
-        error = error.__cause__
-    name, trace = "", error.__traceback__
-    while trace is not None:
-        frame = trace.tb_frame
-        if frame.f_globals.get("__name__", "").startswith("torch.distributed"):
-            found = frame.f_code.co_name
-            name = name if found == "wrapper" else found  # it logs around each of them
-        trace = trace.tb_next
-    return name
