@@ -188,7 +188,7 @@ def _legal_names(hint: Any) -> Any:
     marks = getattr(hint, "__metadata__", ())
     if marks and isinstance(marks[0], Modules):
         return Literal.__getitem__(marks[0].names())
-    return hint
+    return get_args(hint)[0] if marks else hint  # what else stands beside a type is not for here
 
 
 # ---------------------------------------------------------------------------------------- values

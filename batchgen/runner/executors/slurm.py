@@ -175,7 +175,8 @@ def in_groups(slurm: SlurmConfig, layout: Layout | None) -> tuple[SlurmConfig, i
     replica may span several, which are one array element then."""
     if layout is None:
         return slurm, 1
-    return replace(slurm, nodes=layout.groups), layout.nodes_together
+    together = layout.nodes_together
+    return replace(slurm, nodes=max(1, slurm.nodes // together)), together
 
 
 def task_batches(

@@ -138,7 +138,7 @@ def test_who_only_watched_has_nothing_to_go_on_with(
     assert login_node.submit() == 0
     for where, argv in (
         ("batchgen.cli.status._redraw", ("status", str(login_node.run.root), "--watch")),
-        ("batchgen.bench.schedule.cases.compare", ("job_folder", "schedule", "--seeds", "1")),
+        ("batchgen.bench.schedule.cases.compare", ("bench", "schedule", "--seeds", "1")),
     ):
         with monkeypatch.context() as patch:
             interrupt_at(patch, where)
