@@ -18,6 +18,7 @@ from batchgen.config.schema import BatchConfig, MemoryConfig, ModelSpec, SystemC
 from batchgen.engine.contract import EngineReport, Snapshot
 from batchgen.engine.engine import Engine
 from batchgen.engine.loading.random_weights import byte_tokenizer
+from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import T5Dims
 from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
 from batchgen.families.wan22 import spec as wan22
@@ -26,6 +27,14 @@ from batchgen.records import Rendered, RowStats
 from batchgen.request import ModelDefaults, Request
 
 MAX_TOKENS = 16
+SMALL_T5 = {
+    "vocab_size": 288,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+}
 DEFAULTS = ModelDefaults(width=32, height=32, num_frames=5, fps=8, num_steps=4, guidance_scale=4.0)
 
 
@@ -47,15 +56,7 @@ def small_spec(weights: str = "random", **changes: Any) -> ModelSpec:
                 rope_max_seq_len=64,
             ),
             vae=WanVae(base_dim=4, dim_mult=(1, 1, 1, 1), num_res_blocks=1),
-            text_encoder=T5Dims(
-                vocab_size=288,
-                d_model=32,
-                d_kv=8,
-                d_ff=64,
-                num_layers=2,
-                num_heads=4,
-                max_tokens=MAX_TOKENS,
-            ),
+            text_encoder=T5Dims(**SMALL_T5, max_tokens=MAX_TOKENS),
         ),
         "request_defaults": DEFAULTS,
     }
@@ -105,23 +106,12 @@ def two_experts(spec: ModelSpec, **changes: Any) -> ModelSpec:
 def save_small(folder: Path) -> Path:
     """A checkpoint of `small_spec` with torch's own initialisation, in diffusers layout."""
     torch.manual_seed(0)
+    dims = small_spec().dims
     WanPipeline(
         tokenizer=byte_tokenizer(288),
-        text_encoder=UMT5EncoderModel(
-            UMT5Config(vocab_size=288, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-        ),
-        transformer=WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=4,
-            attention_head_dim=32,
-            text_dim=32,
-            freq_dim=64,
-            ffn_dim=512,
-            num_layers=2,
-            rope_max_seq_len=64,
-            cross_attn_norm=True,
-        ),
-        vae=AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1),
+        text_encoder=UMT5EncoderModel(UMT5Config(**stored_dims(dims.text_encoder))),
+        transformer=WanTransformer3DModel(**stored_dims(dims.transformer)),
+        vae=AutoencoderKLWan(**stored_dims(dims.vae)),
         scheduler=reference_scheduler("unipc", 3.0),
     ).save_pretrained(folder, safe_serialization=True)
     return folder

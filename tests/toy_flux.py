@@ -14,6 +14,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from torch import Tensor
+from toy_engine import SMALL_T5
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from batchgen.config.schema import ModelSpec
@@ -68,15 +69,7 @@ def flux_spec(weights: str = "random", *, dev: bool = True, heads: int = 2) -> M
                 num_attention_heads=4,
                 eos_token_id=1,
             ),
-            text_encoder_2=FluxT5(
-                vocab_size=288,
-                d_model=32,
-                d_kv=8,
-                d_ff=64,
-                num_layers=2,
-                num_heads=4,
-                max_tokens=32,
-            ),
+            text_encoder_2=FluxT5(**SMALL_T5, max_tokens=32),
             scheduler=FluxScheduler()
             if dev
             else FluxScheduler(shift=1.0, use_dynamic_shifting=False),

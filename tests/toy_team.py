@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from toy_engine import Keeper, ListSource, small_spec, system
+from toy_engine import Keeper, ListSource, small_spec, system, two_experts
 
+from batchgen.config.schema import ModelSpec
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.parallel.mesh import Mesh, leave
@@ -54,10 +55,19 @@ def fail_before_a_collective(mesh: Mesh, team: Any, culprit: int) -> None:
         dist.all_reduce(torch.zeros(4))
 
 
-def draw(mesh: Mesh, team: Any, degrees: dict[str, int], rows: list[Any], lost: str) -> Any:
-    """Frames on the leader; of a follower, what it has loaded. `lost` fails on the follower."""
-    model = small_spec("random")
-    layout = replace(lone_layout(model, system(), torch.device("cpu")), **degrees)
+def spec_of(kind: str) -> ModelSpec:
+    """A model with one expert or with two."""
+    one = small_spec("random")
+    return two_experts(one) if kind == "two experts" else one
+
+
+def draw(
+    mesh: Mesh, team: Any, kind: str, changes: dict[str, Any], rows: list[Any], lost: str
+) -> Any:
+    """Frames on the leader; of a follower, what it has loaded. `changes` are the layout's; `lost`
+    fails on the follower."""
+    model = spec_of(kind)
+    layout = replace(lone_layout(model, system(), torch.device("cpu")), **changes)
     leave()  # the engine's ranks meet by themselves
     engine = Engine.load(model, system(), "cpu", layout=layout, team=team)
     family = engine.family

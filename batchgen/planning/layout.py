@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from batchgen.config.capability import bounds_of
-from batchgen.config.degrees import RuledOut, degrees_of
+from batchgen.config.degrees import Degrees, RuledOut, degrees_of
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
@@ -67,11 +67,38 @@ def choose_layout(job: JobConfig, work: Sequence[Work]) -> Layout:
 def survey(job: JobConfig, work: Sequence[Work]) -> Survey:
     """All layouts, and the one to take."""
     legal, ruled_out = degrees_of(job.system.parallel, bounds_of(job))
+    if job.system.parallel.attention_op == "xfuser":
+        legal, uneven = _even(job, work, legal)
+        ruled_out += uneven
     candidates = all_candidates(job, work, legal)
     chosen = _choose(job, candidates)
     by_memory = groupby(candidates, key=lambda c: (c.degrees, c.memory))
     shown = tuple(_best_packs(job, list(group)) for _, group in by_memory)
     return Survey(chosen, _layout(job, work, chosen, shown), shown, tuple(ruled_out))
+
+
+def _even(
+    job: JobConfig, work: Sequence[Work], legal: Sequence[Degrees]
+) -> tuple[list[Degrees], list[RuledOut]]:
+    """Degrees under which every shape's tokens come out even, and the others. ConfigError if there
+    are only others."""
+    kept, out = [], []
+    family = family_spec(job.model.family)
+    for degrees in legal:
+        tokens = {part.bucket: family.tokens(job.model, part.bucket) for part in work}
+        odd = next((bucket for bucket, n in tokens.items() if n % degrees.sequence), None)
+        if odd is None:
+            kept.append(degrees)
+        else:
+            why = f"xfuser wants even shares: {odd} has {tokens[odd]} tokens"
+            out.append(RuledOut(degrees, why))
+    if not kept:
+        first = out[0]
+        raise ConfigError(
+            f"system.parallel.attention_op: {first.why}, which {first.degrees.sequence} ranks do "
+            "not divide; legal: auto, torch"
+        )
+    return kept, out
 
 
 # ------------------------------------------------------------------------------------------ choice

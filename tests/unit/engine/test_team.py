@@ -16,8 +16,16 @@ import pytest
 import torch
 from own_number import own_number
 from ranks import Ranks
-from toy_engine import Keeper, ListSource, request, small_spec, system
-from toy_team import PATIENCE_S, draw, fail_before_a_collective, in_a_team, meeting, unheard
+from toy_engine import Keeper, ListSource, request, system
+from toy_team import (
+    PATIENCE_S,
+    draw,
+    fail_before_a_collective,
+    in_a_team,
+    meeting,
+    spec_of,
+    unheard,
+)
 from waiting import wait_for
 
 import batchgen.worker.meeting
@@ -290,19 +298,34 @@ def test_an_error_before_a_collective_is_the_error_that_is_told(
     assert expected in told[0] and "MemoryError: full" in told[0]
 
 
-@pytest.mark.parametrize("axis", ["cfg", "ulysses"])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("one expert", {"cfg": 2}),
+        ("one expert", {"ulysses": 2}),
+        ("one expert", {"ulysses": 2, "memory": "model"}),
+        ("two experts", {"cfg": 2}),
+        ("two experts", {"ulysses": 2, "memory": "model"}),
+    ],
+    ids=str,
+)
 def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
-    ranks: Ranks, tmp_path: Path, axis: str
+    ranks: Ranks, tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
-    """Two renders; the second has a row that one of the ranks alone cannot open."""
-    rows = [request(i, num_steps=2 + i % 2, guidance_scale=1.0 + i % 2) for i in range(6)]
+    """Two renders of rows with and without guidance, of two shapes; the second has a row that one
+    of the ranks alone cannot open. Where components take turns, followers have no texts to encode
+    and nothing to decode."""
+    rows = [
+        request(i, num_steps=2 + i % 2, guidance_scale=1.0 + i % 2, num_frames=5 - 4 * (i % 3 == 2))
+        for i in range(6)
+    ]
     (frames, errors), loaded = ranks.run(
-        Degrees(cfg=2), in_a_team, tmp_path, draw, {axis: 2}, rows, "row-4"
+        Degrees(cfg=2), in_a_team, tmp_path, draw, kind, changes, rows, "row-4"
     )
-    assert loaded == ["transformer"]
+    assert loaded == ["transformer", "transformer_2"][: 1 + (kind == "two experts")]
     assert set(errors) == {"row-4"} and "MemoryError: on this rank" in errors["row-4"]
     alone = Keeper()
-    Engine.load(small_spec("random"), system(), "cpu").render(ListSource(rows), alone)
+    Engine.load(spec_of(kind), system(), "cpu").render(ListSource(rows), alone)
     assert set(frames) == set(alone.frames) - {"row-4"}
     for name, drawn in frames.items():
         assert (drawn == alone.frames[name]).all(), name

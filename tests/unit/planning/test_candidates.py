@@ -162,6 +162,19 @@ def test_xfuser_pads_no_heads() -> None:
     assert out == {"dp 1 x ulysses 8": "xfuser pads no heads, and 8 does not divide 12"}
 
 
+def test_xfuser_divides_no_uneven_tokens() -> None:
+    """32,760 tokens come out even over eight ranks, 3510 over two."""
+    asked = ("system.parallel.attention_op=xfuser", "slurm.python=python3")
+    odd = Bucket(720, 1248, 1)
+    found = survey(job(*asked, name="wan21_1_3b_480p"), rows(SD, 1) + rows(odd, 1))
+    out = {each.degrees.sequence: each.why for each in found.ruled_out if "even" in each.why}
+    assert out.keys() == {4, 8}
+    assert out[4] == f"xfuser wants even shares: {odd} has 3510 tokens"
+    by_hand = (*asked, "system.parallel.ulysses=4", "system.parallel.cfg=1")
+    with pytest.raises(ConfigError, match=r"has 3510 tokens, which 4 ranks do not divide; legal"):
+        survey(job(*by_hand, name="wan21_1_3b_480p"), rows(odd, 1))
+
+
 def test_degrees_that_cannot_be_are_refused() -> None:
     assert "two at most; legal: auto, 1, 2" in refusal("system.parallel.cfp=3")
     assert "is 16, but slurm.ranks_per_node is 8" in refusal(
