@@ -172,7 +172,7 @@ def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> st
     inside = _inside(job, chosen)
     if chosen.degrees.replica == 1:
         return f"dp first: a replica fits one rank {inside}, and rows are independent"
-    found = f"{chosen.degrees}: {_price(chosen)}{_against(chosen, shown)} {inside}"
+    found = f"{_price(chosen)}{_against(chosen, shown)} {inside}"
     return found + _heads(job, chosen)
 
 
