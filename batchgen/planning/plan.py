@@ -108,18 +108,7 @@ def make_plan(
         with pq.ParquetWriter(draft, schema, **_WRITER_OPTIONS) as writer:
             for table in _regrouped(rows.tables(schema)):
                 writer.write_table(table, row_group_size=ROW_GROUP)
-            plan = Plan(
-                path=out,
-                plan_id=rows.plan_id,
-                rows=rows.ids.rows,
-                unique_rows=rows.aliases.unique,
-                buckets=costs.forecasts(),
-                key_context=context,
-                checkpoint=files,
-                cost_s_total=sum(forecast.cost_s for forecast in costs.forecasts()),
-                manifest=job.manifest,
-                manifest_digest=manifest.digest(),
-            )
+            plan = rows.plan(out, job.manifest, context, files)
             writer.add_key_value_metadata(header_metadata(plan))
         check(plan)
         _publish(draft, out)
@@ -169,6 +158,24 @@ class _Rows:
     def plan_id(self) -> str:
         """sha256 over the keys of all rows so far."""
         return self._plan_hash.hexdigest()
+
+    def plan(
+        self, out: Path, manifest: str, context: KeyContext, checkpoint: dict[str, str]
+    ) -> Plan:
+        """What the header says, once all rows are through; `manifest` is the path in the job."""
+        forecasts = self.costs.forecasts()
+        return Plan(
+            path=out,
+            plan_id=self.plan_id,
+            rows=self.ids.rows,
+            unique_rows=self.aliases.unique,
+            buckets=forecasts,
+            key_context=context,
+            checkpoint=checkpoint,
+            cost_s_total=sum(forecast.cost_s for forecast in forecasts),
+            manifest=manifest,
+            manifest_digest=self.manifest.digest(),
+        )
 
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The plan's rows. After the first illegal row the rest is only checked; when all is
