@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
     {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
     | {"failpoints", "processes", "anchor", "durable"},
-    {"numerics"},
+    {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
     {"catalog"},
@@ -60,6 +60,7 @@ TORCH_SIDE_MAY_IMPORT = {
         "request",
         "records",
         "errors",
+        "caches",
         "config",
         "failpoints",
         "families",
