@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-import toy_strategies
 from toy_engine import Keeper, ListSource, request, small_spec, system
 
-from batchgen.caches import strategies
 from batchgen.caches.audit import audited
-from batchgen.caches.strategy import names, strategy
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine
@@ -25,17 +21,6 @@ from batchgen.request import Request
 from batchgen.worker.audit import Twins
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def every_other() -> Iterator[None]:
-    """The strategy of that name is found."""
-    folder = str(Path(*toy_strategies.__path__))
-    strategies.__path__.append(folder)
-    names.cache_clear()
-    yield
-    strategies.__path__.remove(folder)
-    names.cache_clear(), strategy.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +33,7 @@ def key(index: int) -> str:
 
 
 def cached(index: int, ratio: float = 0.5, **changes: Any) -> Request:
-    values = {"row_key": key(index), "num_steps": STEPS, "cache_strategy": "every_other"}
+    values = {"row_key": key(index), "num_steps": STEPS, "cache_strategy": "uniform"}
     return request(index, cache_ratio=ratio, **(values | changes))
 
 
