@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from batchgen.caches.settings import NO_CACHE
 from batchgen.errors import ConfigError
 
 # alias -> canonical key; the value stays as it is
@@ -124,9 +125,6 @@ def _cache_off(job: dict[str, Any]) -> None:
         spelt = "off" if value is False else value
         if isinstance(spelt, str) and spelt.strip().lower() in NO_CACHE:
             rows["cache_strategy"] = "none"
-
-
-NO_CACHE = ("", "none", "off", "disable", "disabled")
 
 
 def _refuse_degrees(key: str) -> None:

@@ -183,6 +183,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,
+        cache_strategies=("none", "planned"),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=("guidance_scale", "true_cfg_scale") if guided else ("true_cfg_scale",),

@@ -135,7 +135,12 @@ def dims(model: ModelSpec) -> Dims:
 
 def capabilities(model: ModelSpec) -> Capabilities:
     heads = dims(model).transformer.num_attention_heads
-    return Capabilities(cfg=(1, 2), ulysses=legal_ulysses(heads, MOST_RANKS), ring=RINGS)
+    return Capabilities(
+        cfg=(1, 2),
+        ulysses=legal_ulysses(heads, MOST_RANKS),
+        ring=RINGS,
+        cache_strategies=("none", "planned"),
+    )
 
 
 def serves(index: Mapping[str, Any]) -> bool:

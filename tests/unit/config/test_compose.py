@@ -116,7 +116,6 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
         ("system.cache.audit_every=3", "0"),
         ("system.sampler.boundary=0.9", "null"),
         ("system.components={transformer: {dtype: float16}}", "{}"),
-        ("row_defaults.cache=teacache", "null, none"),
         ("row_defaults.image=a.png", "null"),
         ("row_defaults.guidance_scale_2=3", "null"),
     ],
