@@ -42,9 +42,9 @@ INSIDE = {
         {"flight"},
         {"finish"},
         {"director", "assemble"},
-        {"render"},
+        {"render", "lockstep"},
         {"engine"},
-        {"choose"},
+        {"choose", "calibrate"},
     ],
     "worker": [
         {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},
