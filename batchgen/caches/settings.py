@@ -147,7 +147,8 @@ def _knob(name: str, facts: Facts, knob: str, value: Any) -> float:
     if knob not in facts.params:
         listed = ", ".join(facts.params) or "none"
         near = closest(knob, list(facts.params))
-        raise IllegalSetting("params", knob, f"{name} has no such knob; legal: {listed}{near}")
+        reason = f"{name} has no such knob; legal: {listed}{near}"
+        raise IllegalSetting("params", {knob: value}, reason)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise IllegalSetting("params", {knob: value}, f"{knob} of {name} is a number")
     _check("params", value, facts.params[knob], {knob: value})
