@@ -28,7 +28,7 @@ from batchgen.caches.fitting import (
     weights,
 )
 from batchgen.caches.strategy import computed_count
-from batchgen.caches.tables import Entry, Key
+from batchgen.caches.tables import Entry, Key, row_key
 from batchgen.engine.lockstep import Lockstep
 from batchgen.engine.replica import Replica
 from batchgen.numerics.solver import DEPTH, History, Leap, LeapCoefs, as_leap, leap, step, terms
@@ -82,7 +82,7 @@ def calibrate(
     each ratio. `model` is the tables' name for it; `sized`: its schedule depends on the size, so
     the rows are of one. `moved` is told of every step."""
     with torch.no_grad():
-        rows = Lockstep(replica, requests, guided=len({scales(r) for r in requests}) > 1)
+        rows = Lockstep(replica, requests, guided=mixed(requests))
         recorded = record(rows, moved)
         course = Course(len(rows.schedule), rows.branches, rows.starts, rows.starts)
         counts = sorted({computed_count(course.steps, ratio) for ratio in ratios})
@@ -96,28 +96,26 @@ def calibrate(
     return Calibration(entries, tuple(row.states[-1] for row in recorded))
 
 
-def scales(request: Request) -> tuple[float, float, float]:
-    """The row's guidance, of both experts and of a true second branch."""
-    second = request.guidance_scale_2
-    first = request.guidance_scale
-    return first, first if second is None else second, request.true_cfg_scale
-
-
 def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
     """What a fit on these rows serves, but for the number of computed steps."""
-    one, found = requests[0], sorted({scales(request) for request in requests})
-    key = Key(
-        strategy="planned",
-        model=model,
-        solver=one.solver,
-        sigma_shift=one.sigma_shift,
-        num_steps=one.num_steps,
-        bucket=str(one.bucket) if sized else None,
+    key = row_key(requests[0], "planned", model)
+    key = key if sized else replace(key, bucket=None)
+    if not mixed(requests):
+        return key
+    scales = sorted(request.guidance_scale for request in requests)
+    return replace(
+        key,
+        guidance_scale=None,
+        guidance_scale_2=None,
+        true_cfg_scale=None,
+        guidance_range=(scales[0], scales[-1]),
     )
-    if len(found) > 1:
-        return replace(key, guidance_range=(found[0][0], found[-1][0]))
-    first, second, true = found[0]
-    return replace(key, guidance_scale=first, guidance_scale_2=second, true_cfg_scale=true)
+
+
+def mixed(requests: Sequence[Request]) -> bool:
+    """Whether rows differ in guidance."""
+    keys = [row_key(request, "", "") for request in requests]
+    return len({(k.guidance_scale, k.guidance_scale_2, k.true_cfg_scale) for k in keys}) > 1
 
 
 # ------------------------------------------------------------------------------------------- record
