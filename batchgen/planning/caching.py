@@ -109,14 +109,15 @@ class CacheSums:
             raise IllegalSetting("params", settings.params, str(error)) from None
 
     def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
-        """Add up the rows of a batch that are rendered. `refused`: the column `cache_refused`."""
+        """Add up the rows of a batch that are rendered; of those that are refused, told by the column
+        `refused`, all."""
         rows = np.bincount(found.place, weights=rendered, minlength=len(found.alike))
         for alike, count in zip(found.alike, rows.astype(int).tolist(), strict=True):
             if alike.told[0] != NONE and count:
                 self._rows[alike.told] += count
                 self._fitted[alike.told] += count if alike.table else 0
                 self._left[alike.told] += alike.share * count
-        asked = refused.filter(pa.array(rendered)).value_counts().to_pylist()
+        asked = refused.value_counts().to_pylist()
         self.refused.update({c["values"]: c["counts"] for c in asked if c["values"]})
 
     def forecasts(self) -> tuple[CacheForecast, ...]:
