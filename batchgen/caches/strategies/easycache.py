@@ -59,18 +59,15 @@ class Measured:
         seen = self._tensors.get("seen")
         self._tensors["seen"] = look.latents
         if seen is None or self._row.must(look.step):
-            self._sum = 0.0
             return True
         self._sum += self._rate * _mean(look.latents - seen, self._tensors["value"])
-        if self._sum < self._threshold:  # neither infinity nor a division by zero is
-            return False
-        self._sum = 0.0
-        return True
+        return not self._sum < self._threshold  # so are infinity and a division by zero
 
     def note(self, step: int, latents: Tensor, value: Tensor) -> None:
         if "value" in self._tensors:
             moved = latents - self._tensors["latents"]
             self._rate = _mean(value - self._tensors["value"], moved)
+        self._sum = 0.0
         self._tensors |= {"latents": latents, "value": value}
 
     def predict(self, step: int, latents: Tensor) -> Tensor:
