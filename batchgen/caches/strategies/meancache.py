@@ -70,6 +70,7 @@ def computed(row: Row, table: Mapping[str, Any] | None) -> tuple[int, ...]:
 
 
 def expected(row: Row, table: Mapping[str, Any] | None) -> float:
+    branch(row, table)  # raises for knobs that it cannot use
     return float(len(computed(row, table)))
 
 
@@ -108,7 +109,7 @@ def _fresh(row: Row) -> Fresh:
         named = whole(row, "fresh_steps", 25)
         if named not in TABLES:
             legal = ", ".join(map(str, TABLES))
-            raise ConfigError(f"cache_params: fresh_steps {named} is not one of {legal}")
+            raise ConfigError(f"fresh_steps {named} is not one of {legal}")
         return TABLES[named].scaled(row.steps)
     tables = [table.scaled(row.steps) for table in TABLES.values()]
     tables.sort(key=lambda table: len(_with_must(row, table)))

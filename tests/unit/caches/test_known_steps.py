@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -87,10 +89,20 @@ def test_taylorseer_of_order_1_is_the_published_formula() -> None:
         assert torch.allclose(predicted, last + (step - at) * slope, atol=1e-5)
 
 
-def test_a_fraction_is_no_count() -> None:
-    of = row(50, params={"order": 1.5})
-    with pytest.raises(ConfigError, match=r"order 1\.5 is not a whole number"):
-        taylorseer.branch(of, None)
+@pytest.mark.parametrize(
+    ("strategy", "params", "reason"),
+    [
+        (taylorseer, {"order": 1.5}, "order 1.5 is not a whole number"),
+        (taylorseer, {"fresh_threshold": 2.5}, "fresh_threshold 2.5 is not a whole number"),
+        (meancache, {"use_jvp": 0.5}, "use_jvp 0.5 is not a whole number"),
+        (meancache, {"fresh_steps": 20}, "fresh_steps 20 is not one of 10, 17, 25, 30"),
+    ],
+)
+def test_knobs_that_cannot_be_used_are_refused_when_planned(
+    strategy: Any, params: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(reason)}$"):
+        strategy.expected(row(50, params=params), None)
 
 
 @pytest.mark.parametrize("count", [10, 17, 25, 30])
@@ -115,11 +127,6 @@ def test_scaled_tables_of_meancache_keep_their_places() -> None:
     for steps, ratio in product(range(1, 61), (0.4, 0.5, 0.6)):
         steps_of = meancache.computed(row(steps, ratio), None)
         assert steps_of[0] == 0 and steps_of[-1] == steps - 1
-
-
-def test_an_unknown_table_of_meancache_is_refused() -> None:
-    with pytest.raises(ConfigError, match="fresh_steps 20 is not one of 10, 17, 25, 30"):
-        meancache.computed(row(50, params={"fresh_steps": 20}), None)
 
 
 @pytest.mark.parametrize("count", [10, 17, 25, 30])
