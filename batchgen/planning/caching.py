@@ -93,7 +93,12 @@ class CacheSums:
                 found.append(self._alike(settings, shape))
             except IllegalSetting as error:
                 at = np.flatnonzero(place == code) + rows.first_row
-                problems.add(at, PREFIX + error.name, [error.value] * len(at), error.reason)
+                problems.add(
+                    at,
+                    PREFIX + error.name,
+                    [error.value] * min(len(at), problems.keep),
+                    error.reason,
+                )
                 found.append(Alike((NONE, 0.0, 0, 0.0)))
         return CachedRows(found, place)
 
