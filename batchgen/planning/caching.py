@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from batchgen.caches.audit import audited
 from batchgen.caches.settings import NO_SETTINGS, Settings
 from batchgen.caches.strategy import NONE, Row, strategy
 from batchgen.config.schema import JobConfig, ModelSpec
@@ -55,6 +56,7 @@ class CacheSums:
         self._model, sampler = job.model, job.system.sampler
         boundary = family_spec(job.model.family).boundary(job.model)
         self._boundary = boundary if sampler.boundary is None else sampler.boundary
+        self._audit_every = job.system.cache.audit_every
         self._rows: Counter[tuple[str, float, int, float]] = Counter()
         self._fitted: Counter[tuple[str, float, int, float]] = Counter()
         self._evaluations: Counter[tuple[str, float, int, float]] = Counter()
@@ -93,6 +95,15 @@ class CacheSums:
         row = _row(settings, steps, shape["sigma_shift"], self._boundary)
         found.tables.append(digest)
         found.shares[code] = strategy(settings.strategy).expected(row, table) / steps
+
+    def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
+        """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""
+        if found is None or not self._audit_every:
+            return np.zeros(len(digests), bool)
+        cached = np.array([key[0] != NONE for key in found.keys])[found.place]
+        chosen = [audited(digest.hex(), self._audit_every) for digest in digests]
+        both: np.ndarray = cached & np.array(chosen, bool)
+        return both
 
     def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
         """Add up the rows of a batch that are rendered."""

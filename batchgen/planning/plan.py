@@ -213,7 +213,8 @@ class _Rows:
         originals = self.aliases.originals(rows.first_row, digests)
         index = np.arange(rows.first_row, rows.first_row + n)
         is_alias = originals != index
-        cost_s, expected, bucket = self.costs.add(rows, is_alias, cached)
+        audits = self.caches.audits(cached, digests) & ~is_alias
+        cost_s, expected, bucket = self.costs.add(rows, is_alias, cached, audits)
         if cached is not None:
             self.caches.count(cached, rows.column("cache_refused"), ~is_alias)
         packed = b"".join(digests)
@@ -254,11 +255,17 @@ class _Costs:
         self._evaluations: Counter[Bucket] = Counter()
         self._expected: dict[Bucket, float] = defaultdict(float)
         self._steps: dict[Bucket, float] = defaultdict(float)
+        self._audits: Counter[Bucket] = Counter()
 
     def add(
-        self, rows: ResolvedRows, is_alias: np.ndarray, cached: CachedRows | None
+        self,
+        rows: ResolvedRows,
+        is_alias: np.ndarray,
+        cached: CachedRows | None,
+        audits: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-        """Cost (0 for an alias), expected evaluations and bucket name of every row of a batch."""
+        """Cost (0 for an alias), expected evaluations and bucket name of every row of a batch. The
+        cost has those of `audits` drawn a second time, without their cache."""
         width, height, frames = map(rows.numbers, ("width", "height", "num_frames"))
         codes = (width << 40) | (height << 20) | frames
         distinct, inverse = np.unique(codes, return_inverse=True)
@@ -271,15 +278,17 @@ class _Costs:
         branches = self._family.branches(self._model.model, scales_of(rows.numbers))
         steps = rows.numbers("num_steps")
         solved = steps * (1.0 if cached is None else cached.share)
-        expected = solved * branches
-        parts = (np.ones(len(rows)), steps * branches, expected, solved)
-        sums = [np.bincount(inverse, weights=part * rendered).tolist() for part in parts]
-        for bucket, count, total, left, step in zip(buckets, *sums, strict=True):
+        expected, again = solved * branches, steps * branches * audits
+        parts = (np.ones(len(rows)), steps * branches, expected + again, solved + steps * audits)
+        sums = [np.bincount(inverse, weights=p * rendered).tolist() for p in (*parts, audits)]
+        for bucket, count, total, left, step, audit in zip(buckets, *sums, strict=True):
             self._rows[bucket] += int(count)
             self._evaluations[bucket] += int(total)
             self._expected[bucket] += left
             self._steps[bucket] += step
-        cost_s = (expected * seconds[:, 0] + seconds[:, 1]) * rendered
+            self._audits[bucket] += int(audit)
+        forward, encode, decode = seconds.T
+        cost_s = ((expected + again) * forward + encode + (1 + audits) * decode) * rendered
         names = pa.array([str(bucket) for bucket in buckets])
         return cost_s, expected, names.take(pa.array(inverse))
 
@@ -293,9 +302,10 @@ class _Costs:
                 evaluations=round(self._expected[bucket]),
                 denoise_s=self._expected[bucket] * seconds.forward,
                 encode_s=self._rows[bucket] * seconds.encode,
-                decode_s=self._rows[bucket] * seconds.decode,
+                decode_s=(self._rows[bucket] + self._audits[bucket]) * seconds.decode,
                 steps=round(self._steps[bucket]),
                 evaluations_total=self._evaluations[bucket],
+                audits=self._audits[bucket],
             )
             for bucket, seconds in self._seconds.items()
         ]

@@ -139,7 +139,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
-        cache_strategies=("none", "planned"),
+        cache_strategies=("none", "planned", "uniform"),
     )
 
 
