@@ -35,16 +35,16 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "rowcache"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "rowcache", "caching"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
         {"forwards", "replica"},
         {"flight"},
         {"finish", "look"},
         {"director", "assemble"},
-        {"render"},
+        {"render", "lockstep"},
         {"engine"},
-        {"choose"},
+        {"choose", "calibrate"},
     ],
     "worker": [
         {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},

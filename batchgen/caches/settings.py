@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from math import isfinite
 from typing import Any
 
 from batchgen.caches.strategy import NONE, Facts, names, strategy
@@ -21,6 +20,7 @@ NO_CACHE = ("", NONE, "off", "disable", "disabled")  # ways to say it
 ONLY_RATIO = "planned"  # the strategy where a ratio is all that is given
 DEFAULT_RATIO = 0.5
 PREFIX = "cache_"  # of the request's fields
+_MOST = 1e300  # what a knob may be where its range is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _params(name: str, facts: Facts, text: str) -> str:
         return ""
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IllegalSetting("params", text, f"is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise IllegalSetting("params", text, 'is not a JSON object, as in {"name": 1}')
@@ -147,7 +147,8 @@ def _knob(name: str, facts: Facts, knob: str, value: Any) -> float:
     if knob not in facts.params:
         listed = ", ".join(facts.params) or "none"
         near = closest(knob, list(facts.params))
-        raise IllegalSetting("params", knob, f"{name} has no such knob; legal: {listed}{near}")
+        reason = f"{name} has no such knob; legal: {listed}{near}"
+        raise IllegalSetting("params", {knob: value}, reason)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise IllegalSetting("params", {knob: value}, f"{knob} of {name} is a number")
     _check("params", value, facts.params[knob], {knob: value})
@@ -155,5 +156,5 @@ def _knob(name: str, facts: Facts, knob: str, value: Any) -> float:
 
 
 def _check(name: str, value: float, legal: Range, shown: object = None) -> None:
-    if not isfinite(value) or not legal.holds(value):
+    if not -_MOST < value < _MOST or not legal.holds(value):  # a NaN is neither
         raise IllegalSetting(name, value if shown is None else shown, f"legal: {legal}")

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
@@ -35,6 +36,7 @@ def assemble(
     overlap: bool,
     moved: Callable[[], object],
     team: Team,
+    tables: Tables,
     mesh: Mesh | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
@@ -63,6 +65,7 @@ def assemble(
             ranks=mesh.cfg.size if mesh is not None else 1,
         ),
         team=team,
+        tables=tables,
         split=split,
         overlap=overlap,
     )

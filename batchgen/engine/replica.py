@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
@@ -26,5 +27,6 @@ class Replica:
     prompts: PromptBook
     packer: Packer
     team: Team
+    tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
     overlap: bool  # decode and deliver on a background thread

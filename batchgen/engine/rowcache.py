@@ -6,7 +6,7 @@ The leader decides and says so in its orders; every rank keeps what later steps 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,10 +43,12 @@ class RowCache:
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def computes(self, step: int, look: Callable[[int], Look]) -> tuple[bool, ...]:
-        """Which branches are computed at the step; each is asked once, with its `look`."""
+        """Which branches are computed at the step; each that decides is asked once, with its
+        `look`."""
         if self._decided is None or self._decided[0] != step:
-            asked = enumerate(self.branches)
-            self._decided = step, tuple(cache.computes(look(branch)) for branch, cache in asked)
+            asked = self.branches[:1] if self.strategy.FACTS.together else self.branches
+            said = tuple(cache.computes(look(branch)) for branch, cache in enumerate(asked))
+            self._decided = step, said * (self.count // len(said))
         return self._decided[1]
 
     def stepped(self, step: int) -> None:
@@ -97,8 +99,3 @@ def _below(prefix: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)
     }
-
-
-def expert_starts(experts: Sequence[str]) -> tuple[int, ...]:
-    """The steps at which another expert begins than drew the step before; `experts`: of each."""
-    return tuple(i for i, name in enumerate(experts) if i == 0 or name != experts[i - 1])

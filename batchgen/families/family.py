@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FAMILIES = Path(__file__).parent
 Stage = Literal["encode", "denoise", "decode"]
 STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
+# Strategies that need nothing of a family but its velocities.
+OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 

@@ -2,136 +2,186 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batchgen.caches.audit import audited
-from batchgen.caches.settings import NO_SETTINGS, Settings
+from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
+from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, Row, strategy
+from batchgen.caches.tables import Entry, Key, Tables
 from batchgen.config.schema import JobConfig, ModelSpec
+from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
 from batchgen.planning.manifests.caching import combinations
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows
 from batchgen.planning.store import CacheForecast
+from batchgen.request import Bucket
 
-_SETTINGS = ("strategy", "ratio", "warmup", "cooldown", "params")
-# what a table may depend on beside the model and the settings
+_SETTINGS = tuple(PREFIX + name for name in NAMES)
+# What coefficients may depend on beside the model and the settings.
 _SHAPE = (
     *("num_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver"),
     *("sigma_shift", "width", "height", "num_frames"),
 )
+_MOST_KEPT = 1000  # forecasts
+
+Told = tuple[str, float, int, float]  # strategy, ratio, steps, guidance: what `plan` tells of
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """What holds for all rows of one combination of settings and shape."""
+
+    told: Told
+    table: str = ""  # digest of the coefficients; "" where there are none
+    share: float = 1.0  # of the evaluations that are expected to be computed
 
 
 @dataclass(frozen=True, slots=True)
 class CachedRows:
-    """What caches make of a batch. `place` is that of each row among the combinations."""
+    """What caches make of a batch of rows."""
 
-    place: np.ndarray
-    tables: list[str]  # digest of the coefficients of each combination; "" where there are none
-    shares: np.ndarray  # of the evaluations that each is expected to compute
-    keys: list[tuple[str, float, int, float]]  # strategy, ratio, steps, guidance of each
+    alike: list[Alike]
+    place: np.ndarray  # of each row's own in `alike`
 
     @property
     def share(self) -> np.ndarray:
         """Of each row."""
-        share: np.ndarray = self.shares[self.place]
-        return share
+        shares: np.ndarray = np.array([alike.share for alike in self.alike])[self.place]
+        return shares
 
     @property
     def table(self) -> pa.Array:
         """The column `cache_table`."""
-        return pa.array(self.tables, pa.large_string()).take(pa.array(self.place))
+        tables = [alike.table for alike in self.alike]
+        return pa.array(tables, pa.large_string()).take(pa.array(self.place))
 
 
 class CacheSums:
-    """Looks up what caches need and save, and adds it up for `plan`."""
+    """Looks up what rows under a cache need and save, and adds it up."""
 
-    def __init__(self, job: JobConfig) -> None:
-        self._model, sampler = job.model, job.system.sampler
+    def __init__(self, job: JobConfig, weights: str) -> None:
+        """`weights`: digest of the checkpoint."""
+        self._model, self._weights, sampler = job.model, weights, job.system.sampler
         boundary = family_spec(job.model.family).boundary(job.model)
         self._boundary = boundary if sampler.boundary is None else sampler.boundary
         self._audit_every = job.system.cache.audit_every
-        self._rows: Counter[tuple[str, float, int, float]] = Counter()
-        self._fitted: Counter[tuple[str, float, int, float]] = Counter()
-        self._evaluations: Counter[tuple[str, float, int, float]] = Counter()
+        self._rows: Counter[Told] = Counter()
+        self._fitted: Counter[Told] = Counter()
+        self._left: dict[Told, float] = defaultdict(float)  # sum of the rows' shares
         self.refused: Counter[str] = Counter()
 
     def look_up(self, rows: ResolvedRows, problems: Problems) -> CachedRows | None:
-        """The caches of a batch; None where no row has one. Rows without the coefficients that
-        their strategy needs go to `problems`."""
+        """The caches of a batch; None where no row has one. Rows whose knobs their strategy cannot
+        use, or for which it lacks coefficients that it needs, go to `problems`."""
         if "cache_strategy" not in rows.columns.schema.names:
             return None
-        names = [*(f"cache_{name}" for name in _SETTINGS), *_SHAPE]
-        columns = [rows.column(name) for name in names]
+        columns = [rows.column(name) for name in (*_SETTINGS, *_SHAPE)]
         first, place = combinations(columns)
         values = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
-        found = CachedRows(place, [], np.ones(len(first)), [])
+        found = []
         for code, row in enumerate(values):
             settings = Settings(*row[: len(_SETTINGS)])
             shape = dict(zip(_SHAPE, row[len(_SETTINGS) :], strict=True))
-            self._look_up(found, code, settings, shape)
-            if _lacks_table(settings, found.tables[code]):
+            try:
+                found.append(self._alike(settings, shape))
+            except IllegalSetting as error:
                 at = np.flatnonzero(place == code) + rows.first_row
-                reason = _no_table(self._model, shape)
-                problems.add(at, "cache_strategy", [settings.strategy] * len(at), reason)
-        return found
+                problems.add(at, PREFIX + error.name, [error.value] * len(at), error.reason)
+                found.append(Alike((NONE, 0.0, 0, 0.0)))
+        return CachedRows(found, place)
 
-    def _look_up(
-        self, found: CachedRows, code: int, settings: Settings, shape: Mapping[str, Any]
-    ) -> None:
-        """One combination: its coefficients and its share."""
-        steps = shape["num_steps"]
-        found.keys.append((settings.strategy, settings.ratio, steps, shape["guidance_scale"]))
+    def _alike(self, settings: Settings, shape: Mapping[str, Any]) -> Alike:
+        """One combination. Raises IllegalSetting."""
+        name, steps = settings.strategy, shape["num_steps"]
+        told = (name, settings.ratio, steps, shape["guidance_scale"])
         if settings == NO_SETTINGS:
-            found.tables.append("")
-            return
-        digest, table = table_for(self._model, settings, shape)
+            return Alike(told)
         row = _row(settings, steps, shape["sigma_shift"], self._boundary)
-        found.tables.append(digest)
-        found.shares[code] = strategy(settings.strategy).expected(row, table) / steps
+        try:
+            entry = self._entry(name, row, shape)
+            content = entry.content if entry else None
+            share = strategy(name).expected(row, content) / steps
+        except ConfigError as error:
+            raise IllegalSetting("params", settings.params, str(error)) from None
+        return Alike(told, entry.digest if entry else "", share)
+
+    @cached_property
+    def _tables(self) -> Tables:
+        return Tables.usual()
+
+    def _entry(self, name: str, row: Row, shape: Mapping[str, Any]) -> Entry | None:
+        """The coefficients for rows of this shape. Raises IllegalSetting where they are needed and
+        there are none."""
+        needs = strategy(name).FACTS.table
+        if not needs or row.ratio == 0:
+            return None
+        keys = (_key(name, model, row, shape) for model in (self._weights, self._model.name))
+        entry = self._tables.find(*keys)
+        if entry is None and needs == "needed":
+            raise IllegalSetting("strategy", name, _no_table(self._model, shape))
+        unused = entry is not None and name == planned.NAME and not _fits(row, entry)
+        return None if unused else entry
 
     def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
         """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""
         if found is None or not self._audit_every:
             return np.zeros(len(digests), bool)
-        cached = np.array([key[0] != NONE for key in found.keys])[found.place]
+        cached = np.array([alike.told[0] != NONE for alike in found.alike])[found.place]
         chosen = [audited(digest.hex(), self._audit_every) for digest in digests]
         both: np.ndarray = cached & np.array(chosen, bool)
         return both
 
     def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
-        """Add up the rows of a batch that are rendered."""
-        rows = np.bincount(found.place, weights=rendered, minlength=len(found.keys))
-        for key, table, share, count in zip(
-            found.keys, found.tables, found.shares.tolist(), rows.astype(int).tolist(), strict=True
-        ):
-            if key[0] != NONE and count:
-                self._rows[key] += count
-                self._fitted[key] += count if table else 0
-                self._evaluations[key] += share * count
-        asked = refused.filter(pa.array(rendered)).value_counts().to_pylist()
+        """Add up the rows of a batch that are rendered, and all that are refused (`refused`: the
+        column `cache_refused`)."""
+        rows = np.bincount(found.place, weights=rendered, minlength=len(found.alike))
+        for alike, count in zip(found.alike, rows.astype(int).tolist(), strict=True):
+            if alike.told[0] != NONE and count:
+                self._rows[alike.told] += count
+                self._fitted[alike.told] += count if alike.table else 0
+                self._left[alike.told] += alike.share * count
+        asked = refused.value_counts().to_pylist()
         self.refused.update({c["values"]: c["counts"] for c in asked if c["values"]})
 
     def forecasts(self) -> tuple[CacheForecast, ...]:
-        """By settings, those of most rows first; of many the rest is left out."""
+        """By settings, those of most rows first."""
         return tuple(
-            CacheForecast(*key, rows, self._fitted[key], self._evaluations[key] / rows)
-            for key, rows in self._rows.most_common()
+            CacheForecast(*told, rows, self._fitted[told], self._left[told] / rows)
+            for told, rows in self._rows.most_common(_MOST_KEPT)
         )
 
 
-def table_for(
-    model: ModelSpec, settings: Settings, shape: Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any] | None]:
-    """Digest and content of the coefficients for rows of these settings and this shape; "" and None
-    where there are none."""
-    return "", None
+def _key(name: str, model: str, row: Row, shape: Mapping[str, Any]) -> Key:
+    """What coefficients of rows of this shape are looked up by."""
+    second = shape["guidance_scale_2"]
+    return Key(
+        strategy=name,
+        model=model,
+        solver=shape["solver"],
+        sigma_shift=shape["sigma_shift"],
+        num_steps=row.steps,
+        bucket=str(Bucket(shape["width"], shape["height"], shape["num_frames"])),
+        guidance_scale=shape["guidance_scale"],
+        guidance_scale_2=shape["guidance_scale"] if second is None else second,
+        true_cfg_scale=shape["true_cfg_scale"],
+        computed=round(strategy(name).expected(row, None)),
+    )
+
+
+def _fits(row: Row, entry: Entry) -> bool:
+    """Whether a planned row will follow the fit. Where its experts begin the fit knows better: it
+    was made on rows of this very schedule."""
+    starts = tuple(entry.content["starts"])
+    return bool(planned.path(replace(row, starts=starts), entry.content).leaps)
 
 
 def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -> Row:
@@ -146,15 +196,6 @@ def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -
         params=settings.knobs,
         sigmas=sigmas,
         starts=tuple(sorted({0, *second[:1]} - {steps})),
-    )
-
-
-def _lacks_table(settings: Settings, table: str) -> bool:
-    return (
-        settings.strategy != NONE
-        and settings.ratio > 0
-        and not table
-        and strategy(settings.strategy).FACTS.table == "needed"
     )
 
 

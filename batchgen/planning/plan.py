@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -102,7 +102,7 @@ def make_plan(
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
     costs = _Costs(CostModel(job.model, job.slurm.device, factors))
-    rows = _Rows(manifest, defaults, KeyHasher(context), costs, CacheSums(job))
+    rows = _Rows(manifest, defaults, KeyHasher(context), costs, CacheSums(job, context.weights))
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:
@@ -251,11 +251,7 @@ class _Costs:
         self._model = model
         self._family = family_spec(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
-        self._rows: Counter[Bucket] = Counter()
-        self._evaluations: Counter[Bucket] = Counter()
-        self._expected: dict[Bucket, float] = defaultdict(float)
-        self._steps: dict[Bucket, float] = defaultdict(float)
-        self._audits: Counter[Bucket] = Counter()
+        self._sums: dict[Bucket, np.ndarray] = defaultdict(lambda: np.zeros(6))  # see `add`
 
     def add(
         self,
@@ -279,14 +275,10 @@ class _Costs:
         steps = rows.numbers("num_steps")
         solved = steps * (1.0 if cached is None else cached.share)
         expected, again = solved * branches, steps * branches * audits
-        parts = (np.ones(len(rows)), steps * branches, expected + again, solved + steps * audits)
-        sums = [np.bincount(inverse, weights=p * rendered).tolist() for p in (*parts, audits)]
-        for bucket, count, total, left, step, audit in zip(buckets, *sums, strict=True):
-            self._rows[bucket] += int(count)
-            self._evaluations[bucket] += int(total)
-            self._expected[bucket] += left
-            self._steps[bucket] += step
-            self._audits[bucket] += int(audit)
+        parts = (np.ones(len(rows)), steps * branches, expected, solved, audits, again)
+        sums = [np.bincount(inverse, weights=part * rendered) for part in parts]
+        for bucket, more in zip(buckets, np.stack(sums, 1), strict=True):
+            self._sums[bucket] += more
         forward, encode, decode = seconds.T
         cost_s = ((expected + again) * forward + encode + (1 + audits) * decode) * rendered
         names = pa.array([str(bucket) for bucket in buckets])
@@ -294,22 +286,35 @@ class _Costs:
 
     def forecasts(self) -> tuple[BucketForecast, ...]:
         """Sums by bucket, dearest first."""
-        found = [
-            BucketForecast(
-                bucket=bucket,
-                rows=self._rows[bucket],
-                tokens=self._family.tokens(self._model.model, bucket),
-                evaluations=round(self._expected[bucket]),
-                denoise_s=self._expected[bucket] * seconds.forward,
-                encode_s=self._rows[bucket] * seconds.encode,
-                decode_s=(self._rows[bucket] + self._audits[bucket]) * seconds.decode,
-                steps=round(self._steps[bucket]),
-                evaluations_total=self._evaluations[bucket],
-                audits=self._audits[bucket],
-            )
-            for bucket, seconds in self._seconds.items()
-        ]
+        found = [self._forecast(bucket, *sums.tolist()) for bucket, sums in self._sums.items()]
         return tuple(sorted(found, key=lambda forecast: -forecast.cost_s))
+
+    def _forecast(
+        self,
+        bucket: Bucket,
+        rows: float,
+        total: float,
+        expected: float,
+        steps: float,
+        audits: float,
+        again: float,
+    ) -> BucketForecast:
+        """Of one bucket, from its sums: evaluations in `total`, as `expected`, and `again` by its
+        audits."""
+        seconds = self._seconds[bucket]
+        return BucketForecast(
+            bucket=bucket,
+            rows=int(rows),
+            tokens=self._family.tokens(self._model.model, bucket),
+            evaluations=round(expected),
+            denoise_s=(expected + again) * seconds.forward,
+            encode_s=rows * seconds.encode,
+            decode_s=(rows + audits) * seconds.decode,
+            steps=round(steps),
+            evaluations_total=int(total),
+            audits=int(audits),
+            audit_evaluations=int(again),
+        )
 
 
 # ---------------------------------------------------------------------------------- arrays of rows

@@ -17,7 +17,7 @@ from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
-from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.families.family import OUTPUT_CACHES, Capabilities, Component, Scales, Stride
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults, Solver
 
@@ -139,7 +139,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
-        cache_strategies=("none", "planned", "uniform"),
+        cache_strategies=OUTPUT_CACHES,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from batchgen.planning.manifests.problems import Problems
 from batchgen.request import FIELDS
 
 Decision = tuple[Settings, str]  # as `CacheRules.decide` makes it
+NONE: Decision = (NO_SETTINGS, "")
 _TYPES = {"text": pa.large_string(), "integer": pa.int64(), "number": pa.float64()}
 
 
@@ -34,14 +36,15 @@ def cache_columns(
     values = [column.take(pa.array(first)).to_pylist() for column in (*columns, steps)]
     found: list[Decision] = []
     for code, (*row, num_steps) in enumerate(zip(*values, strict=True)):
-        wanted = Given(**{name: _legal(name, value) for name, value in zip(own, row, strict=True)})
+        wanted = dict(zip(own, row, strict=True))
         try:
-            found.append(rules.decide(wanted, num_steps))
+            known_bad = any(starmap(_outside, wanted.items()))
+            found.append(NONE if known_bad else rules.decide(Given(**wanted), num_steps))
         except IllegalSetting as error:
             rows = np.flatnonzero(place == code) + first_row
             shown = [error.value] * min(len(rows), problems.keep)
             problems.add(rows, PREFIX + error.name, shown, error.reason)
-            found.append((NO_SETTINGS, ""))
+            found.append(NONE)
     return _as_columns(found, place)
 
 
@@ -59,15 +62,14 @@ def _says_something(column: pa.Array | None) -> bool:
     return column is not None and column.null_count < len(column)
 
 
-def _legal(name: str, value: Any) -> Any:
-    """None for a number out of its range, which is reported as such."""
+def _outside(name: str, value: Any) -> bool:
+    """Whether it is a number out of its range, which is reported elsewhere."""
     bounds = FIELDS[PREFIX + name].column.range
-    outside = isinstance(value, (int, float)) and bounds is not None and not bounds.holds(value)
-    return None if outside else value
+    return bounds is not None and value is not None and not bounds.holds(value)
 
 
 def _as_columns(found: Sequence[Decision], place: np.ndarray) -> dict[str, pa.Array]:
-    if all(decision == (NO_SETTINGS, "") for decision in found):
+    if all(decision == NONE for decision in found):
         return {}
     values = {PREFIX + name: [getattr(s, name) for s, _ in found] for name in NAMES}
     values["cache_refused"] = [refused for _, refused in found]

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.caches.audit import has_twin
+from batchgen.cli.caches import cache_lines
 from batchgen.config.build import to_mapping
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
@@ -259,6 +260,8 @@ def test_rows_that_are_audited_cost_a_second_drawing_without_the_cache(
         np.array(chosen) * (20 * 2 * seconds.forward + seconds.decode)
     )
     assert (plain.audits, priced.audits) == (0, sum(chosen))
-    assert priced.evaluations - plain.evaluations == 40 * sum(chosen)
-    assert priced.steps - plain.steps == 20 * sum(chosen)
+    assert priced.audit_evaluations == 40 * sum(chosen)
+    assert (priced.evaluations, priced.steps) == (plain.evaluations, plain.steps)  # the rows' own
+    said = f"{sum(chosen)} rows drawn without their cache too: {40 * sum(chosen)} forwards more"
+    assert cache_lines(plans[1])["audits"] == said and "audits" not in cache_lines(plans[0])
     assert plans[1].cost_s_total == pytest.approx(costs[1].sum())
