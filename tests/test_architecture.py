@@ -35,7 +35,7 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "blocks"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
         {"forwards", "replica"},

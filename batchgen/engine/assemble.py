@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.engine.blocks import stack_blocks
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
@@ -46,6 +47,7 @@ def assemble(
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
+    stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = Residency(family.modules, device, plan)
     return Replica(
@@ -63,6 +65,7 @@ def assemble(
             ranks=mesh.cfg.size if mesh is not None else 1,
         ),
         team=team,
+        stacks=stacks,
         split=split,
         overlap=overlap,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from batchgen.config.schema import SystemConfig
+from batchgen.engine.blocks import Stacks
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.split import Split
@@ -26,5 +27,6 @@ class Replica:
     prompts: PromptBook
     packer: Packer
     team: Team
+    stacks: Stacks  # its experts' blocks
     split: Split | None  # of forwards over several ranks
     overlap: bool  # decode and deliver on a background thread

@@ -73,6 +73,7 @@ class Component:
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
+    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
 
     @property
     def library(self) -> str:
@@ -220,6 +221,9 @@ class Tokens:
     truncated: bool
 
 
+# What adaptive caches look at: the embedded timestep; its projection, by which the blocks are
+# modulated; the input of the first attention as it enters it, (1, frames, rows, columns, width).
+SignalKind = Literal["timestep", "projected", "embedded"]
 Condition: TypeAlias = "tuple[Tensor, ...]"  # what the transformer gets for a branch's texts
 
 
@@ -264,6 +268,10 @@ class FamilyModel(Protocol):
 
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """Velocities of the items, each in the shape of its latents."""
+
+    def signal(self, item: Item, kind: SignalKind) -> Tensor:
+        """What an adaptive cache looks at, of one item (1, ...), without its blocks. On a replica
+        of several ranks it is whole, and takes no other rank."""
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
         """One velocity from those of the row's branches, in the pipeline's order of operations."""

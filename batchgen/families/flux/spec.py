@@ -32,6 +32,7 @@ COMPONENTS = (
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks", "single_transformer_blocks"),
+        flows=("encoder_hidden_states", "hidden_states"),
     ),
     Component(
         name="text_encoder",
