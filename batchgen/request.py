@@ -142,6 +142,16 @@ class Request(ModelDefaults):
     # predicted
     cost_s: Annotated[float, Column(unit="device seconds", set_by="plan", key="no")] = 0.0
     tags: Annotated[str | None, Column(prose=True, key="no")] = None
+    # `none`, or a file of caches/strategies
+    cache_strategy: Annotated[str, Column()] = "none"
+    # share of the evaluations to be saved
+    cache_ratio: Annotated[float, Column(Range(0.0, 1.0), read_by="caching")] = 0.0
+    cache_warmup: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
+    cache_cooldown: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
+    # native knobs of the strategy, JSON with sorted keys; "" for none
+    cache_params: Annotated[str, Column(read_by="caching", prose=True)] = ""
+    # digest of the fitted coefficients; "" for none
+    cache_table: Annotated[str, Column(set_by="plan")] = ""
 
     @property
     def bucket(self) -> Bucket:
@@ -155,11 +165,6 @@ class OtherColumns:
 
     resolution: Annotated[str, Column(catalog=False)] = ""
     aspect_ratio: Annotated[str, Column(catalog=False)] = ""
-    cache_strategy: Annotated[str, Column()] = "none"
-    cache_ratio: Annotated[float, Column(Range(0.0, 1.0), read_by="caching")] = 0.0
-    cache_warmup: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
-    cache_cooldown: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
-    cache_params: Annotated[str, Column(read_by="caching", prose=True, catalog=False)] = ""
     image: Annotated[str, Column(read_by="some", prose=True, catalog=False)] = ""
     lora: Annotated[str, Column(read_by="some", prose=True, catalog=False)] = ""
 

@@ -35,12 +35,12 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "blocks"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "rowcache", "blocks"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
         {"forwards", "replica"},
         {"flight"},
-        {"finish"},
+        {"finish", "look"},
         {"director", "assemble"},
         {"render"},
         {"engine"},

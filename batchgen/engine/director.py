@@ -25,8 +25,9 @@ from batchgen.engine.finish import Broken, Denoised
 from batchgen.engine.flight import Flight, Outcome, RowState
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.lane import Lane
+from batchgen.engine.look import RowLook
 from batchgen.engine.meter import RowMeter
-from batchgen.engine.orders import Join, Orders, Slot
+from batchgen.engine.orders import Join, Orders, Pack, Slot
 from batchgen.engine.packs import Packer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
@@ -110,8 +111,10 @@ class Director:
         """Before anything slow: whoever stops a render may not wait for its end."""
         for state in [*self.flight.rows.values(), *(job.state for job in self.denoised)]:
             if state.step > 0:
-                history = History() if state.done else state.history  # of use to further steps
-                snapshot = pack(state.step, state.latents, history, state.meter.busy)
+                # both are of use to further steps alone
+                history = History() if state.done else state.history
+                kept = {} if state.done or state.cache is None else state.cache.saved()
+                snapshot = pack(state.step, state.latents, history, kept, state.meter.busy)
                 self.sink.saved(state.request, snapshot)
                 self.saved += 1
 
@@ -215,7 +218,24 @@ class Director:
             yield Orders(use=self._use("denoise", first))
             moving = self._moving()
         if moving:
-            yield Orders(packs=tuple(self._packs(moving)))
+            yield self._move(moving)
+
+    def _move(self, rows: dict[int, RowState]) -> Orders:
+        """One step of these rows; first of those alone that need no blocks for it, so that packs
+        stay full."""
+        needs = {number: self._computes(row) for number, row in rows.items()}
+        resting = {number: row for number, row in rows.items() if not any(needs[number])}
+        compute, reuse = list[Slot](), list[Slot]()
+        for number in resting or rows:
+            for branch, computed in enumerate(needs[number]):
+                (compute if computed else reuse).append((number, branch))
+        return Orders(packs=tuple(self._packs(compute)), reuses=tuple(reuse))
+
+    def _computes(self, row: RowState) -> tuple[bool, ...]:
+        """What each branch of the row decides of its step."""
+        if row.cache is None:
+            return (True,) * len(row.branches)
+        return row.cache.computes(row.step, partial(RowLook, self.replica, row))
 
     def _moving(self) -> dict[int, RowState]:
         """The rows that the next tick moves, in order of joining: those whose expert is on the
@@ -233,16 +253,17 @@ class Director:
     def _expert(self, row: RowState) -> str:
         return self.replica.family.expert(row.request, row.timestep)
 
-    def _packs(self, moving: dict[int, RowState]) -> Iterator[tuple[Slot, ...]]:
+    def _packs(self, slots: Sequence[Slot]) -> Iterator[Pack]:
         """(row, branch) items that share a forward."""
         groups: dict[tuple[Hashable, str], list[Slot]] = {}
-        for number, row in moving.items():
+        for slot in slots:
+            row = self.flight.rows[slot[0]]
             key = self.replica.family.group(row.request), self._expert(row)
-            slots = [(number, branch) for branch in range(len(row.branches))]
-            groups.setdefault(key, []).extend(slots)
+            groups.setdefault(key, []).append(slot)
         for members in groups.values():
-            bucket = moving[members[0][0]].request.bucket
-            yield from map(tuple, self.replica.packer.chunks(bucket, members))
+            bucket = self.flight.rows[members[0][0]].request.bucket
+            for chunk in self.replica.packer.chunks(bucket, members):
+                yield Pack(tuple(chunk))
 
     def _leave(self, state: RowState) -> None:
         state.meter.waiting_since = perf_counter()

@@ -7,19 +7,22 @@ Nothing of a row depends on who shares its forwards.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from torch import Tensor
 
+from batchgen.caches.strategy import NONE, Row, strategy
 from batchgen.engine.clock import Clock
 from batchgen.engine.forwards import Forwards
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
-from batchgen.engine.orders import Join, Orders, Slot
+from batchgen.engine.orders import Join, Orders, Pack, Slot
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
+from batchgen.engine.rowcache import RowCache, expert_starts
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
@@ -45,6 +48,7 @@ class RowState:
     meter: RowMeter
     history: History = field(default_factory=History)
     step: int = 0
+    cache: RowCache | None = None
 
     @property
     def timestep(self) -> float:
@@ -101,10 +105,10 @@ class Flight:
             self.rows.pop(number, None)
         for join in orders.joins:
             self._join(join, outcome)
-        if orders.packs:
+        if orders.packs or orders.reuses:
             flying = [*self.rows.values()]
             with self.clock.on("denoise"):
-                self._tick(orders.packs, outcome)
+                self._tick(orders, outcome)
             self.clock.share({row.request.row_index: row.meter.busy for row in flying})
         return outcome
 
@@ -152,51 +156,96 @@ class Flight:
         )
         meter.steps_total = len(schedule) * len(branches)
         latents = self.family.initial_latents(request).to(self.family.state_dtype)
+        cache = self._cache(request, schedule, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
-            return RowState(request, schedule, branches, latents.to(device), meter)
-        meter.restored = join.snapshot.step
-        latents, history = unpack(join.snapshot, device)
+            return RowState(request, schedule, branches, latents.to(device), meter, cache=cache)
+        step = meter.restored = join.snapshot.step
+        latents, history, kept = unpack(join.snapshot, device)
         latents = latents.to(self.family.state_dtype)
-        return RowState(request, schedule, branches, latents, meter, history, join.snapshot.step)
+        if cache is not None:
+            cache.restore(step, kept)
+            meter.cache_restarts = cache.restarts
+        return RowState(request, schedule, branches, latents, meter, history, step, cache)
+
+    def _cache(self, request: Request, schedule: Schedule, branches: int) -> RowCache | None:
+        """What the row's strategy keeps, if it has one that decides step by step."""
+        if request.cache_strategy == NONE:
+            return None
+        chosen = strategy(request.cache_strategy)
+        if chosen.FACTS.kind == "planned":
+            return None
+        experts = [self.family.expert(request, float(t)) for t in schedule.timesteps]
+        row = Row(
+            ratio=request.cache_ratio,
+            warmup=request.cache_warmup,
+            cooldown=request.cache_cooldown,
+            params=json.loads(request.cache_params or "{}"),
+            sigmas=schedule.sigmas,
+            starts=expert_starts(experts),
+        )
+        return RowCache(chosen, row, branches)
 
     # --------------------------------------------------------------------------------------- tick
-    def _tick(self, packs: Sequence[Sequence[Slot]], outcome: Outcome) -> None:
-        """Move every row of the packs one step."""
+    def _tick(self, orders: Orders, outcome: Outcome) -> None:
+        """Move every row that the orders name one step."""
         begin = perf_counter()
-        velocities: dict[Slot, Tensor | Failed] = {}
+        moving = self._moving(orders)
+        for row in moving.values():
+            row.meter.ticks.append(0.0)
+        velocities: dict[Slot, Tensor | Failed] = {
+            slot: self._reused(slot) for slot in orders.reuses
+        }
         in_forwards = 0.0
-        for pack in packs:
+        for pack in orders.packs:
             before = perf_counter()
-            results = self.forwards.run([self._item(slot) for slot in pack])
+            results = self.forwards.run([self._item(slot) for slot in pack.slots])
             seconds = perf_counter() - before
             in_forwards += seconds
-            velocities |= dict(zip(pack, results, strict=True))
+            velocities |= dict(zip(pack.slots, results, strict=True))
             self._charge(pack, seconds)
-        numbers = list(dict.fromkeys(number for pack in packs for number, _ in pack))
-        moving = [(number, self.rows[number]) for number in self.rows if number in set(numbers)]
-        for number, row in moving:
+            self._note(pack, results)
+        for number, row in moving.items():
             branches = [velocities[number, branch] for branch in range(len(row.branches))]
             self._advance(number, row, branches, outcome)
         total = perf_counter() - begin
-        for _, row in moving:
+        for row in moving.values():
             row.meter.ticks[-1] += (total - in_forwards) / len(moving)
         self.ticks += 1
+
+    def _moving(self, orders: Orders) -> dict[int, RowState]:
+        """In order of joining."""
+        slots = [*orders.reuses, *(slot for pack in orders.packs for slot in pack.slots)]
+        numbers = {number for number, _ in slots}
+        return {number: row for number, row in self.rows.items() if number in numbers}
+
+    def _reused(self, slot: Slot) -> Tensor | Failed:
+        """What the branch's cache has in place of a velocity."""
+        row, branch = self.rows[slot[0]], slot[1]
+        assert row.cache is not None
+        cache = row.cache.branches[branch]
+        return attempt(lambda: cache.predict(row.step, row.latents.float()))
+
+    def _note(self, pack: Pack, results: Sequence[Tensor | Failed]) -> None:
+        """Let the caches keep what was computed."""
+        for (number, branch), result in zip(pack.slots, results, strict=True):
+            row = self.rows[number]
+            row.meter.note_computed(branch, len(row.branches))
+            if row.cache is not None and isinstance(result, Tensor):
+                row.cache.branches[branch].note(row.step, row.latents.float(), result)
+                row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
 
     def _item(self, slot: Slot) -> Item:
         row, branch = self.rows[slot[0]], slot[1]
         return Item(row.request, row.latents, row.timestep, row.branches[branch].condition)
 
-    def _charge(self, pack: Sequence[Slot], seconds: float) -> None:
+    def _charge(self, pack: Pack, seconds: float) -> None:
         """Branches of one tick add up to one entry."""
-        for number, branch in pack:
+        for number, _ in pack.slots:
             meter = self.rows[number].meter
             meter.forwards += 1
-            meter.mates += len(pack)
+            meter.mates += len(pack.slots)
             meter.attention_kernel = self.forwards.kernels.name(self.rows[number].request.bucket)
-            if branch == 0:
-                meter.ticks.append(seconds / len(pack))
-            else:
-                meter.ticks[-1] += seconds / len(pack)
+            meter.ticks[-1] += seconds / len(pack.slots)
 
     def _advance(
         self, number: int, row: RowState, branches: list[Tensor | Failed], outcome: Outcome
@@ -220,3 +269,5 @@ class Flight:
         latents, row.history = step(coefs, row.latents.float(), velocity, row.history)
         row.latents = latents.to(self.family.state_dtype)
         row.step += 1
+        if row.cache is not None:
+            row.cache.stepped(row.step)

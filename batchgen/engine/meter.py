@@ -41,6 +41,9 @@ class RowMeter:
     negative_prompt_tokens: int = 0
     negative_prompt_truncated: bool = False
     attention_kernel: str = ""  # that ran in its forwards
+    computed: list[float] = field(default_factory=list)  # evaluations of each branch
+    cache_bytes: int = 0  # most that its cache kept on this rank
+    cache_restarts: int = 0  # of its cache, without what it had kept
 
     def note_texts(self, row: EncodedRow) -> None:
         """Take over what encoding the row's texts found."""
@@ -48,6 +51,11 @@ class RowMeter:
         self.prompt_tokens, self.prompt_truncated = row.prompt_tokens, row.prompt_truncated
         self.negative_prompt_tokens = row.negative_prompt_tokens
         self.negative_prompt_truncated = row.negative_prompt_truncated
+
+    def note_computed(self, branch: int, branches: int, share: float = 1.0) -> None:
+        """An evaluation of one of the row's branches, or a share of its blocks, was computed."""
+        self.computed = self.computed or [0.0] * branches
+        self.computed[branch] += share
 
     def stop_waiting(self) -> None:
         """Book the time since `waiting_since` as queueing."""
@@ -65,7 +73,7 @@ class RowMeter:
         return RowStats(
             stages=StageSeconds(self.queue, self.encode, sum(self.ticks), self.decode, self.d2h),
             steps_total=self.steps_total,
-            steps_computed=float(self.forwards),
+            steps_computed=sum(self.computed),
             steps_restored=self.restored,
             step_p50_s=cuts[9] if cuts else 0.0,
             step_p95_s=cuts[18] if cuts else 0.0,

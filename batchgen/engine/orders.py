@@ -5,6 +5,7 @@ Rows are named by their number in the render, in the order they were taken."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from batchgen.engine.contract import Snapshot
 from batchgen.request import Request
@@ -20,6 +21,18 @@ class Join:
     snapshot: Snapshot | None
 
 
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Items that share a forward.
+
+    compute  all blocks run
+    reuse    the blocks are left out: what they added before stands in for them
+    """
+
+    slots: tuple[Slot, ...]
+    how: Literal["compute", "reuse"] = "compute"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Orders:
     """To be done in the order of the fields; what is empty is not done."""
@@ -28,5 +41,6 @@ class Orders:
     encode: tuple[tuple[int, Request], ...] = ()  # a window of rows
     drop: tuple[int, ...] = ()  # rows that will not go on, wherever they are
     joins: tuple[Join, ...] = ()
-    packs: tuple[tuple[Slot, ...], ...] = ()  # one forward each; together every branch of each row
+    packs: tuple[Pack, ...] = ()  # one forward each
+    reuses: tuple[Slot, ...] = ()  # need none; packs and reuses hold every branch of a moving row
     over: bool = False  # the render ends

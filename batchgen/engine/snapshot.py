@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,17 +12,20 @@ from batchgen.engine.contract import Snapshot
 from batchgen.numerics.solver import History
 
 log = logging.getLogger(__name__)
-LATENTS, SAMPLE, OUTPUT = "latents", "sample", "output."
+LATENTS, SAMPLE, OUTPUT, CACHE = "latents", "sample", "output.", "cache."
 
 
-def pack(step: int, latents: Tensor, history: History, seconds: float) -> Snapshot:
+def pack(
+    step: int, latents: Tensor, history: History, kept: Mapping[str, Tensor], seconds: float
+) -> Snapshot:
     """Everything that the next step takes from the ones before: float32, whatever precision the
-    transformer has, so nothing is lost on the way."""
+    transformer has, so nothing is lost on the way. `kept`: by its cache."""
     tensors = {LATENTS: latents}
     tensors |= {f"{OUTPUT}{age}": output for age, output in enumerate(history.outputs)}
     if history.sample is not None:
         tensors[SAMPLE] = history.sample
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
+    arrays |= {f"{CACHE}{name}": _plain(tensor).cpu().numpy() for name, tensor in kept.items()}
     return Snapshot(step, seconds, arrays)
 
 
@@ -34,11 +38,17 @@ def fits(snapshot: Snapshot, latents: Tensor) -> bool:
     return False
 
 
-def unpack(snapshot: Snapshot, device: torch.device) -> tuple[Tensor, History]:
-    """Latents and solver history on `device`."""
+def _plain(tensor: Tensor) -> Tensor:
+    """In a precision that numpy has."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def unpack(snapshot: Snapshot, device: torch.device) -> tuple[Tensor, History, dict[str, Tensor]]:
+    """Latents and solver history on `device`, and what a cache had kept."""
     tensors = {
         name: torch.from_numpy(array.copy()).to(device) for name, array in snapshot.arrays.items()
     }
     ages = range(sum(name.startswith(OUTPUT) for name in tensors))
     outputs = tuple(tensors[f"{OUTPUT}{age}"] for age in ages)
-    return tensors[LATENTS], History(outputs, tensors.get(SAMPLE))
+    kept = {k.removeprefix(CACHE): v for k, v in tensors.items() if k.startswith(CACHE)}
+    return tensors[LATENTS], History(outputs, tensors.get(SAMPLE)), kept

@@ -70,6 +70,7 @@ class Schedule:
     solver: Solver
     timesteps: Tensor
     coefs: tuple[StepCoefs, ...]
+    sigmas: tuple[float, ...]  # of every step, and of the end
 
     def __len__(self) -> int:
         return len(self.coefs)
@@ -94,7 +95,7 @@ def table(solver: Solver, sigmas: Tensor, timesteps: Tensor) -> Schedule:
     make = {"unipc": _unipc, "euler": _euler, "dpm++": _dpmpp}[solver]
     steps = len(timesteps)
     coefs = tuple(make(sigmas, i, steps) for i in range(steps))
-    return Schedule(solver, timesteps.float(), coefs)
+    return Schedule(solver, timesteps.float(), coefs, tuple(map(float, sigmas)))
 
 
 def reference_scheduler(

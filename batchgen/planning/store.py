@@ -157,8 +157,8 @@ def _requests(table: pa.Table) -> list[Request]:
     names = [field.name for field in REQUEST_FIELDS]
     columns = [
         table[field.name].to_pylist()
-        if field.name in table.column_names
-        else [field.default] * len(table)  # the plan is older than the field
+        if field.name in table.column_names or field.column.key == "no"
+        else [field.default] * len(table)  # the plan is older than the field; its key shows if not
         for field in REQUEST_FIELDS
     ]
     rows = zip(*columns, strict=True)

@@ -94,6 +94,11 @@ class _Batch:
             "media_size": self._media_sizes(asked, drawn),
             "tags": self._tags(),
         }
+        columns |= {
+            name: pa.repeat(field.default, self.rows)
+            for name, field in FIELDS.items()
+            if name.startswith("cache_")
+        }
         return ResolvedRows(self.first_row, pa.RecordBatch.from_pydict(columns))
 
     # ------------------------------------------------------------------------------------ columns

@@ -31,7 +31,7 @@ from waiting import wait_for
 import batchgen.worker.meeting
 from batchgen.config.degrees import Degrees
 from batchgen.engine.engine import Engine
-from batchgen.engine.orders import Orders
+from batchgen.engine.orders import Orders, Pack
 from batchgen.engine.parallel.meet import interface_of
 from batchgen.engine.peer import Peer
 from batchgen.engine.prompts import EncodedRow
@@ -85,10 +85,10 @@ def test_what_the_leader_shares_is_what_followers_get(pair: Pair) -> None:
         EncodedRow(request(0), (condition,), 3, False, 0.1),
         EncodedRow(request(1), (), 0, False, 0.1, PromptTooLong("9 tokens")),
     ]
-    leader.share(Orders(use=("transformer",), packs=(((0, 1),),)))
+    leader.share(Orders(use=("transformer",), packs=(Pack(((0, 1),)),)))
     assert leader.result(lambda: rows) is rows
     orders = follower.share(None)
-    assert (orders.use, orders.packs, orders.over) == (("transformer",), (((0, 1),),), False)
+    assert (orders.use, orders.packs, orders.over) == (("transformer",), (Pack(((0, 1),)),), False)
     first, second = follower.result(lambda: pytest.fail("the leader's work alone"))
     assert first.request == rows[0].request
     for found, sent in zip(first.conditions[0], condition, strict=True):

@@ -1,0 +1,25 @@
+"""What deciding may look at: a row as it stands before a step, on the leader alone."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from batchgen.engine.flight import RowState
+from batchgen.engine.replica import Replica
+
+
+class RowLook:
+    """One branch of a row (`caches.strategy.Look`)."""
+
+    def __init__(self, replica: Replica, row: RowState, branch: int) -> None:
+        self.replica, self.row, self.branch = replica, row, branch
+        self.step = row.step
+
+    @property
+    def latents(self) -> Tensor:
+        return self.row.latents.float()
+
+    @property
+    def signal(self) -> Tensor:
+        """Of the kind that the strategy's facts name."""
+        return self.latents
