@@ -98,6 +98,10 @@ class RowStats:
     stages: StageSeconds = field(default_factory=StageSeconds)
     steps_total: int = 0  # transformer evaluations over both branches without a cache
     steps_computed: float = 0.0  # evaluations really computed; fractions for partial caches
+    steps_computed_cond: float = 0.0  # of these, of the branch of the prompt
+    steps_computed_uncond: float = 0.0  # and of the other one
+    cache_bytes: int = 0  # that the row's step cache held at most
+    cache_restarts: int = 0  # times it began anew without what it had remembered
     steps_restored: int = 0  # solver steps taken by an earlier attempt that saved the row
     step_p50_s: float = 0.0
     step_p95_s: float = 0.0

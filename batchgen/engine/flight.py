@@ -231,7 +231,8 @@ class Flight:
             row = self.rows[number]
             row.meter.note_computed(branch, len(row.branches))
             if row.cache is not None and isinstance(result, Tensor):
-                row.cache.branches[branch].note(row.step, row.latents.float(), result)
+                kept = result.clone()  # a view would keep its whole pack
+                row.cache.branches[branch].note(row.step, row.latents.float(), kept)
                 row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
 
     def _item(self, slot: Slot) -> Item:

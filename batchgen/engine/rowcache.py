@@ -18,6 +18,7 @@ from batchgen.caches.strategy import BranchCache, Look, Row, Strategy
 log = logging.getLogger(__name__)
 SAVED_BYTES = 256 << 20  # most that a drained row takes along of its cache
 _NUMBER = "#"  # begins the name of a saved number
+_DECIDED = "decided"
 
 
 class RowCache:
@@ -63,6 +64,9 @@ class RowCache:
         if self.bytes > SAVED_BYTES:
             return {}
         found: dict[str, Tensor] = {}
+        if self._decided is not None:  # and not done yet: to ask again would count twice
+            step, decided = self._decided
+            found[_DECIDED] = torch.tensor([step, *decided], dtype=torch.float64)
         for number, branch in enumerate(self.branches):
             found |= {f"{number}.{name}": kept for name, kept in branch.tensors().items()}
             found |= {
@@ -74,6 +78,9 @@ class RowCache:
     def restore(self, step: int, saved: Mapping[str, Tensor]) -> None:
         """Go on at the step with what was `saved`; without it the cache begins anew there."""
         if saved:
+            if _DECIDED in saved:
+                at, *decided = saved[_DECIDED].tolist()
+                self._decided = int(at), tuple(map(bool, decided))
             for number, branch in enumerate(self.branches):
                 mine = _below(f"{number}.", saved)
                 tensors = {k: v for k, v in mine.items() if not k.startswith(_NUMBER)}

@@ -1,0 +1,169 @@
+"""Rows under a step cache: what each decides and becomes is its own, whoever shares its forwards
+and however often it is stopped."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_engine import Keeper, ListSource, draw, request, small_spec, spy_on, system, two_experts
+
+from batchgen.caches.strategy import names, strategy
+from batchgen.config.schema import SamplerConfig
+from batchgen.engine import rowcache
+from batchgen.engine.contract import Snapshot
+from batchgen.engine.engine import Engine
+from batchgen.request import Request
+
+STEPS = 12
+OUTPUT = [name for name in names() if strategy(name).FACTS.reuses == "output"]
+ALONE = {"token_budget": 1, "max_rows_in_flight": 1}
+
+
+def cached(index: int, name: str, **changes: Any) -> Request:
+    """A row that saves half its evaluations."""
+    values = {"cache_strategy": name, "cache_ratio": 0.5, "cache_warmup": 2, "cache_cooldown": 1}
+    return request(
+        index,
+        **(
+            {"num_steps": STEPS, "width": 64, "height": 64, "row_key": f"{index}"}
+            | values
+            | changes
+        ),
+    )
+
+
+def rows(name: str) -> list[Request]:
+    """Of several ratios and guidances, and one without a cache."""
+    return [
+        cached(0, name),
+        cached(1, name, guidance_scale=1.0),
+        cached(2, name, cache_ratio=0.3, num_steps=9, solver="euler"),
+        cached(3, name, cache_ratio=0.8),
+        cached(4, "none", cache_ratio=0.0, cache_warmup=0, cache_cooldown=0),
+    ]
+
+
+def engine(**changes: Any) -> Engine:
+    return Engine.load(small_spec(), system(**changes), "cpu")
+
+
+def stopped(keeper: Keeper, requests: list[Request], ticks: int) -> dict[str, Snapshot]:
+    """What is saved of the rows when they are stopped after so many ticks."""
+    made, asked = engine(), iter(range(10**6))
+    spy_on(made, keeper)
+    made.render(ListSource(requests), keeper, stop=lambda: next(asked) >= ticks)
+    return keeper.states
+
+
+@pytest.fixture(scope="module", params=OUTPUT)
+def alone(request: pytest.FixtureRequest, one_thread: None) -> tuple[str, Keeper]:
+    """A strategy, and each row with the engine to itself."""
+    made, kept = engine(batch=ALONE), Keeper()
+    for row in rows(request.param):
+        single = draw(made, [row])
+        assert not single.errors
+        kept.frames |= single.frames
+        kept.latents |= single.latents
+        kept.stats |= single.stats
+    return request.param, kept
+
+
+def assert_same(drawn: Keeper, alone: Keeper) -> None:
+    assert not drawn.errors
+    for name, latents in drawn.latents.items():
+        assert torch.equal(latents, alone.latents[name]), name
+        assert np.array_equal(drawn.frames[name], alone.frames[name]), name
+
+
+def test_some_evaluations_are_saved_and_counted(alone: tuple[str, Keeper]) -> None:
+    name, kept = alone
+    for row in rows(name):
+        stats, branches = kept.stats[row.row_id], 1 if row.guidance_scale == 1.0 else 2
+        assert stats.steps_total == row.num_steps * branches
+        assert (stats.steps_computed < stats.steps_total) == (row.cache_ratio > 0)
+    by_ratio = [kept.stats[f"row-{i}"].steps_computed for i in (4, 0, 3)]
+    assert by_ratio == sorted(by_ratio, reverse=True)
+    assert kept.stats["row-4"].cache_bytes == 0 < kept.stats["row-0"].cache_bytes
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_packs_and_orders_change_neither_decisions_nor_pixels(
+    alone: tuple[str, Keeper], seed: int
+) -> None:
+    name, kept = alone
+    chance, order = random.Random(seed), rows(name)
+    chance.shuffle(order)
+    batch = {"token_budget": chance.choice([32, 96, 400]), "max_rows_in_flight": 3 + seed}
+    drawn = draw(engine(batch=batch), order)
+    assert_same(drawn, kept)
+    for row in order:
+        mine = drawn.stats[row.row_id]
+        assert mine.steps_computed == kept.stats[row.row_id].steps_computed
+    drawn.assert_packed()
+
+
+def test_a_ratio_of_zero_is_no_cache(alone: tuple[str, Keeper]) -> None:
+    name, _ = alone
+    plain = draw(engine(), [replace(row, cache_strategy="none") for row in rows(name)])
+    zero = draw(engine(), [replace(row, cache_ratio=0.0) for row in rows(name)])
+    assert_same(zero, plain)
+    assert all(stats.steps_computed == stats.steps_total for stats in zero.stats.values())
+
+
+@pytest.mark.parametrize("ticks", [5, 8])
+def test_a_stopped_row_goes_on_with_what_its_cache_had_kept(
+    alone: tuple[str, Keeper], ticks: int
+) -> None:
+    name, kept = alone
+    first = Keeper()
+    states = stopped(first, rows(name), ticks)
+    assert states
+    second = Keeper()
+    spy_on(made := engine(), second)
+    made.render(ListSource(rows(name)[::-1], states), second)
+    assert_same(second, kept)
+    assert {stats.cache_restarts for stats in second.stats.values()} == {0}
+
+
+def test_a_cache_that_is_too_large_to_save_begins_anew_and_the_row_says_so(
+    alone: tuple[str, Keeper], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, _ = alone
+    monkeypatch.setattr(rowcache, "SAVED_BYTES", 0)
+    only = rows(name)[0]
+    states = stopped(Keeper(), [only], 5)
+    second = Keeper()
+    made = engine()
+    made.render(ListSource([only], states), second)
+    assert second.stats["row-0"].cache_restarts == 1
+    assert "without what its cache had kept" in caplog.text
+
+
+@pytest.mark.parametrize("name", OUTPUT)
+def test_another_expert_begins_without_a_past(name: str, one_thread: None) -> None:
+    """Its first step is computed, and nothing of the first expert is in its predictions."""
+    spec = two_experts(small_spec())
+    sampler = SamplerConfig(boundary=0.7)
+    seen: list[tuple[str, int]] = []
+    made = Engine.load(spec, system(sampler=sampler), "cpu")
+    forward = made.family.forward
+
+    def watched(items: Any) -> Any:
+        drawn = [item for item in items if item.request.row_id == "row-0"]  # no self-test's
+        seen.extend((made.family.expert(i.request, i.timestep), round(i.timestep)) for i in drawn)
+        return forward(items)
+
+    made.family.forward = watched  # type: ignore[method-assign]
+    row = cached(0, name, guidance_scale=1.0, cache_warmup=1)
+    keeper = draw(made, [row])
+    assert not keeper.errors
+    times = [float(t) for t in made.family.schedule(row).timesteps]
+    experts = [made.family.expert(row, t) for t in times]
+    first = times[experts.index("transformer_2")]
+    assert ("transformer_2", round(first)) in seen
+    assert len(seen) < STEPS
