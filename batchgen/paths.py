@@ -160,6 +160,10 @@ class RunPaths:
         return self.root / "catalog" / "runs.parquet"
 
     @property
+    def catalog_fidelity(self) -> Path:
+        return self.root / "catalog" / "fidelity.json"
+
+    @property
     def time_stats(self) -> Path:
         return self.root / "time_stats.csv"
 

@@ -92,8 +92,19 @@ class StageSeconds:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """A row that was also drawn without its cache: how far the two are apart, and what it took."""
+
+    psnr: float | None = None  # dB, of the row's frames against the others; None: there are none
+    ssim: float | None = None
+    busy: float = 0.0  # seconds of encoding and denoising without the cache
+    seconds: float = 0.0  # the same with decoding and comparing
+    steps: float = 0.0  # evaluations computed without the cache
+
+
+@dataclass(frozen=True, slots=True)
 class RowStats:
-    """What the engine measured while it drew one row."""
+    """What was measured while one row was drawn."""
 
     stages: StageSeconds = field(default_factory=StageSeconds)
     steps_total: int = 0  # transformer evaluations over both branches without a cache
@@ -115,6 +126,12 @@ class RowStats:
     determinism: Determinism = "throughput"
     attention_kernel: str = ""
     device: str = ""
+    audit: Audit | None = None
+
+    @property
+    def busy(self) -> float:
+        """Seconds of encoding and denoising, those of the audit included."""
+        return self.stages.encode + self.stages.denoise + (self.audit.busy if self.audit else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

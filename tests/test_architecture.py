@@ -49,7 +49,7 @@ INSIDE = {
     "worker": [
         {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},
         {"meeting", "queue", "sink"},
-        {"post", "source"},
+        {"audit", "post", "source"},
         {"replica", "follower"},
         {"entry"},
     ],
@@ -146,9 +146,11 @@ def test_the_modules_of_a_room_are_ranked(top: str) -> None:
     assert not wrong, wrong
 
 
-def test_the_light_side_of_a_family_loads_no_torch() -> None:
+def test_families_specs_and_cache_strategies_load_no_torch() -> None:
     code = "from batchgen.families.family import family_names, family_spec\n"
-    code += "for name in family_names(): family_spec(name)"
+    code += "for name in family_names(): family_spec(name)\n"
+    code += "from batchgen.caches.strategy import names, strategy\n"
+    code += "for name in names(): strategy(name)"
     assert not {"torch", "diffusers", "pyarrow", "numpy"} & set(loaded_after(code))
 
 

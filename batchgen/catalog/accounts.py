@@ -9,8 +9,8 @@ busy     the rendering thread encoded or denoised; decoding and writing run behi
 idle     waiting: for rows, for the writer, or for other ranks (until they join the shard's queue,
          or while one of them renders a suspect)
 tail     idle time after the last work; all idle time of a rank that had no row
-useful   part of busy in commits that won; of a row that an earlier attempt had saved, only what
-         this attempt spent on it
+useful   part of busy in commits that won, with what their audits took; of a row that an earlier
+         attempt had saved, only what this attempt spent on it
 retried  part of busy in tries that failed and in commits that did not win: failed ones, and ones
          that were overruled or came after the attempt was fenced off (fenced: the latter alone)
 saved    part of busy in rows that were saved in flight for another attempt
@@ -41,7 +41,7 @@ from batchgen.records import RankSeconds
 from batchgen.runfile import RunFile
 
 _CHUNK = 50_000
-_BUSY = ("encode", "denoise")
+_BUSY = ("stages.encode", "stages.denoise", "audit.busy")
 _PHASES = ("load_s", "compile_s", "warmup_s", "other_s")
 _CLOCK = ("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "idle_s", "tail_s", "lost_s")
 WALL_PARTS = (*_PHASES, "move_s", "busy_s", "idle_s", "tail_s")
@@ -59,8 +59,8 @@ class Spent:
 
     def add(self, lines: np.ndarray, commits: pa.Table) -> None:
         """Add the commits at places `lines` of the index, as parsed by `parse_commits`."""
-        self.busy_s[lines] = sum(_seconds(commits, stage) for stage in _BUSY)
-        self.write_s[lines] = _seconds(commits, "write")
+        self.busy_s[lines] = sum(_seconds(commits, part) for part in _BUSY)
+        self.write_s[lines] = _seconds(commits, "stages.write")
 
     def add_rest(self) -> None:
         """Parse and add the commits that did not win."""
@@ -115,8 +115,8 @@ def _last_sign(facts: JournalFacts, counters: Counters | None) -> float:
     return max(facts.last_t, counters.t if counters else 0.0)
 
 
-def _seconds(commits: pa.Table, stage: str) -> np.ndarray:
-    column = commit_column(commits, f"stats.stages.{stage}")
+def _seconds(commits: pa.Table, part: str) -> np.ndarray:
+    column = commit_column(commits, f"stats.{part}")
     seconds: np.ndarray = pc.fill_null(column, 0.0).to_numpy()
     return seconds
 

@@ -33,6 +33,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.catalog.accounts import Spent, attempt_table, load_seconds
+from batchgen.catalog.fidelity import AuditedRows
 from batchgen.catalog.source import COLLECT_KEY, RunSource
 from batchgen.catalog.table import catalog_rows, catalog_schema, join, layouts_of
 from batchgen.catalog.timers import Timers
@@ -40,6 +41,7 @@ from batchgen.catalog.turns import Overtaken, Turn, turn_of
 from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
+from batchgen.ledger.fidelity import Fidelity, write_fidelity
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.leftovers import sweep
@@ -75,6 +77,7 @@ class CatalogSummary:
     wasted: int  # commits behind a fence
     parts: int
     seconds: float
+    fidelity: tuple[Fidelity, ...]  # of the audited rows
 
 
 class _Outdated(Exception):
@@ -86,12 +89,14 @@ class _Totals:
     spent: Spent
     status: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUS_CODES, 0))
     timers: Timers = field(default_factory=Timers)
+    audited: AuditedRows = field(default_factory=AuditedRows)
 
     def add(self, table: pa.Table) -> None:
         """Add rows of the catalog."""
         for entry in pc.value_counts(table["status"].combine_chunks()).to_pylist():
             self.status[entry["values"]] += entry["counts"]
         self.timers.add(table)
+        self.audited.add(table)
 
 
 def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> CatalogSummary:
@@ -130,8 +135,9 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
         with turn_of(temporary.with_name(TURNS)) as turn:
             _refuse_older(run, source)
             _publish(temporary, run.catalog_rows, turn)
-            _clear(run.catalog_runs, run.time_stats)
+            _clear(run.catalog_runs, run.catalog_fidelity, run.time_stats)
             write_bytes_atomic(run.catalog_runs, accounts)
+            write_fidelity(run, totals.audited.summary())
             if header.config.get("output", {}).get("enable_timer_dump", True):
                 write_bytes_atomic(run.time_stats, totals.timers.csv(time.time()).encode())
     except OSError as error:
@@ -155,6 +161,7 @@ def _summary(
         wasted=int((~found.index.accepted).sum()),
         parts=parts,
         seconds=seconds,
+        fidelity=totals.audited.summary(),
     )
 
 

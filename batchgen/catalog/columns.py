@@ -39,6 +39,7 @@ OUTCOME = [
     *columns(TEXT, "frames_sha256"),
     *columns(pa.int32(), "media_frames"),
     *columns(pa.float64(), "score", nullable=True),  # null where nothing was judged
+    *columns(pa.float64(), "psnr ssim", nullable=True),  # null where the row was not audited
     *columns(TEXT, "attempt"),
     *columns(pa.int32(), "shard tries"),
     *columns(TEXT, "host device"),
@@ -47,6 +48,7 @@ OUTCOME = [
     *columns(pa.float64(), "step_p50_s step_p95_s"),
     *columns(pa.int32(), "steps_total"),
     *columns(pa.float64(), "steps_computed batch_size_mean"),
+    *columns(pa.float64(), "audit_s audit_steps"),  # spent on the same row without its cache
     *columns(pa.float64(), "peak_mem_gib", nullable=True),  # memory of the device; null on a CPU
     *columns(pa.float64(), "host_rss_gib"),
     *columns(pa.int32(), "steps_restored prompt_tokens"),
@@ -65,10 +67,14 @@ COMMIT_PATHS = {
     "frames_sha256": "media.frames_sha256",
     "media_frames": "media.num_frames",
     **{f"{name}_s": f"stats.stages.{name}" for name in STAGES},
-    **{field.name: f"stats.{field.name}" for field in STATS[1:]},
+    **{f.name: f"stats.{f.name}" for f in STATS if not pa.types.is_struct(f.type)},
+    "psnr": "stats.audit.psnr",
+    "ssim": "stats.audit.ssim",
+    "audit_s": "stats.audit.seconds",
+    "audit_steps": "stats.audit.steps",
 }
 # device time was spent once, on the rendered row, so an alias has 0
-ALIAS_ZERO = tuple(f"{name}_s" for name in (*STAGES, "latency"))
+ALIAS_ZERO = (*(f"{name}_s" for name in (*STAGES, "latency", "audit")), "audit_steps")
 
 LAYOUT_PREFIX = "layout_"
 _NUMBERS: dict[object, pa.DataType] = {"int": pa.int32(), "float": pa.float64()}

@@ -25,8 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from batchgen.catalog.audit import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.catalog.collect import GROUP_ROWS, collect
+from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.catalog.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file

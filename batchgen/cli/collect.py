@@ -62,7 +62,7 @@ def handle_collect(args: argparse.Namespace) -> Result:
 
 def handle_verify(args: argparse.Namespace) -> Result:
     """Exit code 0 if nothing published is damaged and, after a repair, no row is left."""
-    from batchgen.catalog.audit import HARMLESS
+    from batchgen.catalog.findings import HARMLESS
     from batchgen.catalog.repair import set_records_aside
     from batchgen.catalog.verify import verify
     from batchgen.runner.jobs import refuse_if_alive
@@ -106,6 +106,8 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
     for row in (*failed, *quarantined):
         print(f"  {row['row_id']}: {row['error_type']}: {row['error']}")
     print(f"media    {run.media}\ncatalog  {run.catalog_rows}")
+    for part in summary.fidelity:
+        print(f"audited  {part}")
     if summary.pending and (error := read_status(run).last_error):
         print(f"error    {error}")
     again = [row["row_id"] for row in quarantined]
@@ -113,7 +115,8 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
         print(line)
     data = {"run": str(run.root), "catalog": str(run.catalog_rows), "rows": summary.rows}
     counts = {"ok": summary.ok, **others}
-    return Result(OK if summary.ok == summary.rows else ROWS_LEFT, {**data, **counts})
+    fidelity = {"fidelity": [asdict(part) for part in summary.fidelity]}
+    return Result(OK if summary.ok == summary.rows else ROWS_LEFT, {**data, **counts, **fidelity})
 
 
 def go_on_lines(run: RunPaths, left: bool, quarantined: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.streams import reader_is_gone
 from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.ledger.fidelity import read_fidelity
 from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import AttemptStatus, RunStatus, read_status
 from batchgen.paths import RunPaths, as_typed
@@ -80,10 +81,10 @@ def handle_status(args: argparse.Namespace) -> Result:
         status = with_queue(read_status(run), view)
     lines = _lines(run, status, view)
     _redraw(lines) if args.watch else print("\n".join(lines))
-    return Result(OK if status.ok == status.rows else ROWS_LEFT, _data(status, view))
+    return Result(OK if status.ok == status.rows else ROWS_LEFT, _data(run, status, view))
 
 
-def _data(status: RunStatus, view: QueueView | None) -> dict[str, object]:
+def _data(run: RunPaths, status: RunStatus, view: QueueView | None) -> dict[str, object]:
     """All figures for `--json`; of the attempts those that run and the last JSON_ENDED that
     ended."""
     over = [a for a in status.attempts if a.life != "running"]
@@ -95,6 +96,7 @@ def _data(status: RunStatus, view: QueueView | None) -> dict[str, object]:
         "attempts_total": len(status.attempts),
         "alive": status.alive,
         "queue": asdict(view) if view else None,
+        "fidelity": [asdict(part) for part in read_fidelity(run)],  # as last collected
     }
 
 
@@ -151,7 +153,8 @@ def _layout(layout: Layout) -> str:
 def _catalog_lines(run: RunPaths, view: QueueView | None) -> list[str]:
     """Where the catalog is; nothing while a steward has yet to write it."""
     if run.catalog_rows.is_dir():
-        return [f"catalog   {run.catalog_rows}"]
+        audited = [f"audited   {part}" for part in read_fidelity(run)]
+        return [f"catalog   {run.catalog_rows}", *audited]
     if view is not None and not view.empty:
         return []
     return [f"no catalog yet: batchgen collect {as_typed(run.root)}"]

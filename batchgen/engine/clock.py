@@ -55,6 +55,13 @@ class Clock:
         with self._lock:
             return self._rows.pop(row_index, 0.0)
 
+    def merge(self, row_index: int, into: int) -> float:
+        """Give a row's busy seconds to another, which is in flight no more; returns them."""
+        with self._lock:
+            seconds = self._rows.pop(row_index, 0.0)
+            self._rows[into] = self._rows.get(into, 0.0) + seconds
+            return seconds
+
     def read(self) -> RankSeconds:
         """So far, what it stands on now included."""
         with self._lock:

@@ -13,6 +13,7 @@ from batchgen.ledger.scan import CommitIndex, fetch_lines
 
 TEXT = pa.large_string()  # the 32-bit offsets of pa.string() overflow at 2 GiB of prompts
 STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
+AUDIT = "psnr ssim busy seconds steps"  # of records.Audit
 
 
 def columns(kind: pa.DataType, names: str, nullable: bool = False) -> list[pa.Field]:
@@ -28,6 +29,7 @@ _MEDIA = [
 ]
 STATS = [
     pa.field("stages", pa.struct(columns(pa.float64(), " ".join(STAGES), nullable=True))),
+    pa.field("audit", pa.struct(columns(pa.float64(), AUDIT, nullable=True))),
     *columns(pa.int32(), "steps_total steps_restored prompt_tokens", nullable=True),
     *columns(pa.int32(), "negative_prompt_tokens", nullable=True),
     *columns(pa.float64(), "steps_computed step_p50_s step_p95_s", nullable=True),

@@ -62,8 +62,9 @@ class Admission:
 
     def rendered(self, request: Request, stats: RowStats) -> None:
         """Learn from a row that is done."""
-        stages = stats.stages
+        stages, audit = stats.stages, stats.audit
         busy = stages.encode + stages.denoise + stages.decode + stages.d2h
+        busy += audit.seconds if audit else 0.0
         share = stats.steps_computed / stats.steps_total if stats.steps_total else 0.0
         with self._lock:
             self._taken.discard(request.row_index)

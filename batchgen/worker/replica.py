@@ -26,6 +26,7 @@ from batchgen.records import Attempt
 from batchgen.runfile import read_run
 from batchgen.worker.admission import Admission
 from batchgen.worker.as_planned import as_planned
+from batchgen.worker.audit import Twins
 from batchgen.worker.drain import Drain
 from batchgen.worker.ending import Ending, last_line
 from batchgen.worker.meeting import leading
@@ -102,7 +103,8 @@ def _draw_shard(
             load_s,
         )  # fmt: skip
         sink = RowSink(root, journal, policy, states, admission, _judge(config))
-        Shift(renderer, source, sink, crew.stop, crew.moved, ending).draw_all()
+        every = config.system.cache.audit_every
+        Shift(renderer, source, sink, crew.stop, crew.moved, ending, every).draw_all()
         journal.check_place()
         ending.reason = _reason(crew.drain, source)
         log.info("ended: %s", ending.reason)
@@ -145,6 +147,7 @@ class Shift:
     stop: Callable[[], bool]
     moved: Callable[[], object]
     ending: Ending
+    audit_every: int = 0
 
     def draw_all(self) -> None:
         """The shard's rows, then its suspects, one at a time and while nobody else has any."""
@@ -165,10 +168,11 @@ class Shift:
             self._render(self.source.again(again))
 
     def _render(self, source: Source) -> None:
-        report = self.renderer.render(
-            source, self.sink, stop=self.stop, moved=self.moved, clock=self.ending.clock
-        )
+        clock = self.ending.clock
+        twins = Twins(source, self.sink, self.audit_every, clock)
+        report = self.renderer.render(twins, twins, stop=self.stop, moved=self.moved, clock=clock)
         self.ending.add(report)
+        twins.settle()
 
 
 def _reason(drain: Drain, source: ShardSource) -> str:

@@ -132,8 +132,7 @@ class RowSink:
                 return False
             self._tries[request.row_index] = tries
             self._again.append((request, error))
-        busy_s = stats.stages.encode + stats.stages.denoise
-        self._journal.tried(request.row_index, busy_s, error)
+        self._journal.tried(request.row_index, stats.busy, error)
         log.warning("row %s failed, try %d: %r", request.row_id, tries, error)
         return True
 

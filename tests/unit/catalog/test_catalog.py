@@ -66,7 +66,7 @@ def test_the_names_that_scripts_rely_on_are_there(mixed: RunFolder) -> None:
         encode_s denoise_s decode_s
         write_s latency_s steps_total steps_computed batch_size_mean peak_mem_gib determinism
         attention_kernel plan_id error_type error cache_strategy cache_ratio cache_warmup
-        cache_cooldown score d2h_s step_p50_s step_p95_s traceback"""
+        cache_cooldown score psnr ssim audit_s d2h_s step_p50_s step_p95_s traceback"""
     assert set(promised.split()) <= set(columns)
 
 
@@ -74,7 +74,8 @@ def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: RunF
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
     nullable = {field.name for field in ROWS if field.nullable}
-    assert nullable == {"guidance_scale_2", "score", "tags", "alias_of", "peak_mem_gib"}
+    measured = {"score", "psnr", "ssim", "peak_mem_gib"}
+    assert nullable == {"guidance_scale_2", "tags", "alias_of", *measured}
     assert not frame[[n for n in ROWS.names if n not in nullable]].isna().any().any()
     assert frame["seed"].dtype == np.int64
     assert frame["seed"].tolist()[:3] == [2**62, 2**62 + 1, 2**62 + 2]

@@ -29,6 +29,7 @@ from toy_team import (
 from waiting import wait_for
 
 import batchgen.worker.meeting
+from batchgen.caches.strategy import names, strategy
 from batchgen.config.degrees import Degrees
 from batchgen.engine.engine import Engine
 from batchgen.engine.orders import Orders, Pack
@@ -78,6 +79,9 @@ def pair() -> Iterator[Pair]:
 
 
 # ------------------------------------------------------------------------------------- what is said
+TEAM_STRATEGIES = [name for name in names() if strategy(name).FACTS.reuses == "output"]
+
+
 def test_what_the_leader_shares_is_what_followers_get(pair: Pair) -> None:
     leader, follower = pair()
     condition = (torch.randn(1, 3, 4).bfloat16(), torch.arange(6).view(2, 3)[:, ::2])
@@ -329,3 +333,36 @@ def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
     assert set(frames) == set(alone.frames) - {"row-4"}
     for name, drawn in frames.items():
         assert (drawn == alone.frames[name]).all(), name
+
+
+@pytest.mark.parametrize("changes", [{"cfg": 2}, {"ulysses": 2}, {"ring": 2}], ids=str)
+def test_the_leader_decides_for_two_ranks_what_a_cache_reuses(
+    ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """A row of each strategy, beside one without a cache."""
+    rows = [
+        request(
+            i,
+            num_steps=9,
+            width=64,
+            height=64,
+            guidance_scale=1.0 + i % 2,
+            cache_strategy=name,
+            cache_ratio=0.5 * (name != "none"),
+            cache_warmup=2,
+        )
+        for i, name in enumerate(("none", *TEAM_STRATEGIES))
+    ]
+    (frames, errors), _ = ranks.run(
+        Degrees(cfg=2), in_a_team, tmp_path, draw, "one expert", changes, rows, ""
+    )
+    alone = Keeper()
+    Engine.load(spec_of("one expert"), system(), "cpu").render(ListSource(rows), alone)
+    assert errors == {} == alone.errors
+    assert set(frames) == set(alone.frames)
+    levels = 1 if "ring" in changes else 0  # a ring's rounding may reach a pixel
+    for name, drawn in frames.items():
+        apart = drawn.astype(int) - alone.frames[name]
+        assert abs(apart).max() <= levels, name
+    saved = [stats.steps_total - stats.steps_computed for stats in alone.stats.values()]
+    assert saved.count(0) == 1

@@ -1,0 +1,178 @@
+"""Strategies whose computed steps are known: the published counts, and what the rest is made of."""
+
+from __future__ import annotations
+
+from itertools import pairwise, product
+
+import pytest
+import torch
+from cache_walk import SHAPES, Walk, drawn, row, sigmas, smooth
+
+from batchgen.caches.memory import Recent
+from batchgen.caches.spread import spread
+from batchgen.caches.strategies import meancache, taylorseer, uniform
+from batchgen.caches.strategy import computed_count
+from batchgen.errors import ConfigError
+
+
+def test_steps_are_spread_evenly_between_those_that_must_be() -> None:
+    assert spread(row(10, cooldown=1), 4) == (0, 3, 6, 9)
+    assert spread(row(10), 2) == (0, 5)  # the gap to the end is like the others
+    assert spread(row(10, warmup=3, cooldown=2), 2) == (0, 1, 2, 8, 9)  # more than asked for
+    assert spread(row(12, starts=(0, 6)), 4) == (0, 3, 6, 9)
+    assert spread(row(7, ratio=0.0), 2) == tuple(range(7))
+
+
+def test_spread_meets_any_count_with_even_gaps() -> None:
+    for steps, warmup in product(range(1, 61), (0, 5)):
+        of = row(steps, warmup=min(warmup, steps - 1), cooldown=min(1, steps - 1))
+        for count in range(of.warmup + 2, steps + 1):
+            chosen = spread(of, count)
+            gaps = [b - a for a, b in pairwise(chosen)][max(0, of.warmup - 1) :]
+            assert len(chosen) == count
+            assert max(gaps, default=1) - min(gaps, default=1) <= 1
+
+
+def test_uniform_reuses_the_last_value() -> None:
+    of = row(10, ratio=0.7)
+    done = Walk(of, uniform.FACTS, lambda: uniform.branch(of, None)).whole()
+    assert done.computed == [0, 3, 7]
+    for step, predicted in done.predicted.items():
+        last = max(c for c in done.computed if c < step)
+        assert torch.equal(predicted, smooth("output", last + 100))
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(2, 30), (3, 23), (5, 18)])
+def test_published_counts_of_taylorseer(threshold: int, count: int) -> None:
+    of = row(50, warmup=7, cooldown=3, params={"fresh_threshold": threshold})
+    steps = taylorseer.computed(of, None)
+    assert len(steps) == count
+    assert steps[7] == 6 + threshold  # counted from the last step of the warm-up
+
+
+def test_first_enhance_is_a_warmup_of_the_published_rule() -> None:
+    of = row(20, params={"fresh_threshold": 5, "first_enhance": 3})
+    assert taylorseer.computed(of, None) == (0, 1, 2, 7, 12, 17)
+
+
+def test_a_ratio_gives_taylorseer_exactly_its_count() -> None:
+    for steps, ratio in product((20, 40, 50, 60), (0.3, 0.5, 0.58, 0.7)):
+        of = row(steps, ratio, warmup=3, cooldown=1)
+        assert len(taylorseer.computed(of, None)) == computed_count(steps, ratio)
+
+
+@pytest.mark.parametrize(("order", "degree"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+def test_taylorseer_predicts_polynomials_up_to_its_order_exactly(order: int, degree: int) -> None:
+    factors = [drawn("output", seed).double() for seed in range(degree + 1)]
+
+    def value(step: int) -> torch.Tensor:
+        return sum(factor * step**power for power, factor in enumerate(factors))
+
+    of = row(31, ratio=0.6, warmup=3, params={"order": order})
+    done = Walk(of, taylorseer.FACTS, lambda: taylorseer.branch(of, None), value).whole()
+    assert len(done.predicted) > 10
+    for step, predicted in done.predicted.items():
+        assert torch.allclose(predicted, value(step), rtol=1e-12, atol=1e-9)
+
+
+def test_taylorseer_of_order_1_is_the_published_formula() -> None:
+    of = row(20, ratio=0.6, params={"order": 1})
+    done = Walk(of, taylorseer.FACTS, lambda: taylorseer.branch(of, None)).whole()
+    for step, predicted in done.predicted.items():
+        *older, last = [smooth("output", s + 100) for s in done.computed if s < step]
+        at = max(s for s in done.computed if s < step)
+        slope = torch.zeros_like(last)
+        if older:
+            slope = (last - older[-1]) / (at - max(s for s in done.computed if s < at))
+        assert torch.allclose(predicted, last + (step - at) * slope, atol=1e-5)
+
+
+def test_a_fraction_is_no_count() -> None:
+    of = row(50, params={"order": 1.5})
+    with pytest.raises(ConfigError, match=r"order 1\.5 is not a whole number"):
+        taylorseer.branch(of, None)
+
+
+@pytest.mark.parametrize("count", [10, 17, 25, 30])
+def test_published_tables_of_meancache(count: int) -> None:
+    """By their name, and by the ratio that allows them."""
+    named = meancache.computed(row(50, ratio=1.0, params={"fresh_steps": count}), None)
+    assert len(named) == count and named[0] == 0 and named[-1] == 49
+    for allowed in (count, count + 1):
+        assert meancache.computed(row(50, ratio=1 - allowed / 50), None) == named
+
+
+def test_meancache_takes_its_smallest_table_where_none_is_small_enough() -> None:
+    assert len(meancache.computed(row(50, ratio=1.0), None)) == 10
+
+
+def test_scaled_tables_of_meancache_keep_their_places() -> None:
+    assert meancache.computed(row(50, params={"fresh_steps": 10}), None) == (
+        *(0, 1, 3, 7, 14, 21, 28, 35, 42, 49),
+    )
+    of = row(99, params={"fresh_steps": 10})
+    assert meancache.computed(of, None) == (0, 2, 6, 14, 28, 42, 56, 70, 84, 98)
+    for steps, ratio in product(range(1, 61), (0.4, 0.5, 0.6)):
+        steps_of = meancache.computed(row(steps, ratio), None)
+        assert steps_of[0] == 0 and steps_of[-1] == steps - 1
+
+
+def test_an_unknown_table_of_meancache_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fresh_steps 20 is not one of 10, 17, 25, 30"):
+        meancache.computed(row(50, params={"fresh_steps": 20}), None)
+
+
+def test_meancache_predicts_the_published_formula() -> None:
+    """Step 20 of the table of 10: between 14 and 21, where the average is over one step."""
+    of = row(50, ratio=0.8)
+    done = Walk(of, meancache.FACTS, lambda: meancache.branch(of, None)).whole()
+    s = sigmas(50)
+    average = (smooth("latents", 20) - smooth("latents", 19)) / (s[20] - s[19])
+    jvp = (done.predicted[19] - average) / (s[20] - s[19])
+    published = done.predicted[19] - jvp * (s[21] - s[20])
+    assert torch.allclose(done.predicted[20], published, rtol=1e-4, atol=1e-4)
+
+
+def test_the_average_of_meancache_spans_the_steps_that_its_table_says() -> None:
+    """Step 44 of the table of 10 looks 4 steps back."""
+    of = row(50, ratio=0.8)
+    done = Walk(of, meancache.FACTS, lambda: meancache.branch(of, None)).whole()
+    s = sigmas(50)
+    average = (smooth("latents", 44) - smooth("latents", 40)) / (s[44] - s[40])
+    jvp = (done.predicted[40] - average) / (s[44] - s[40])
+    published = done.predicted[43] - jvp * (s[45] - s[44])
+    assert torch.allclose(done.predicted[44], published, rtol=1e-4, atol=1e-4)
+
+
+def test_meancache_without_a_slope_reuses() -> None:
+    of = row(50, ratio=0.8, params={"use_jvp": 0})
+    done = Walk(of, meancache.FACTS, lambda: meancache.branch(of, None)).whole()
+    assert torch.equal(done.predicted[20], smooth("output", 114))
+
+
+def test_guided_predictions_of_meancache_are_those_of_the_guided_velocity() -> None:
+    """Branch by branch, then guided: the same as guided first, as published."""
+    of, scale = row(50, ratio=0.66), 5.0
+
+    def walk(seed: int | None) -> Walk:
+        def value(step: int) -> torch.Tensor:
+            first, second = (smooth("output", step + 100 * k).double() for k in (1, 2))
+            return (first, second, second + scale * (first - second))[seed]
+
+        return Walk(of, meancache.FACTS, lambda: meancache.branch(of, None), value).whole()
+
+    first, second, guided = (walk(seed).predicted for seed in range(3))
+    for step, whole in guided.items():
+        apart = second[step] + scale * (first[step] - second[step])
+        assert torch.allclose(apart, whole, rtol=1e-9, atol=1e-9)
+
+
+def test_a_repeated_step_changes_nothing() -> None:
+    """A forward that is tried again notes its step again."""
+    once, twice = Recent({0, 2}, keep=2), Recent({0, 2}, keep=2)
+    for step in (0, 2):
+        value = torch.full(SHAPES["output"], float(step))
+        once.note(step, value, value)
+        for _ in range(2):
+            twice.note(step, value, value)
+    assert once.tensors().keys() == twice.tensors().keys() == {"0.0", "2.0"}
