@@ -35,6 +35,11 @@ class Blocks:
         return self.start == 0 and self.stop is None and not self.reuses
 
     @property
+    def empty(self) -> bool:
+        """Whether no block runs."""
+        return self.stop is not None and self.stop <= self.start
+
+    @property
     def plain(self) -> bool:
         """Whether nothing is taken from before and nothing kept."""
         return self == WHOLE
@@ -49,4 +54,5 @@ class Blocks:
 
 WHOLE = Blocks()
 STACK = Blocks(since=0)  # all, and what they add is kept
+PROBE = Blocks(stop=1, state=1, since=0)  # the first alone
 NO_BLOCKS = Blocks(stop=0)  # none: what they have added before is added in their place

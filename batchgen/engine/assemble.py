@@ -21,7 +21,7 @@ from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
-from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec
+from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec, share_computed
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -67,6 +67,8 @@ def assemble(
         team=team,
         stacks=stacks,
         split=split,
+        layers=family_spec(model.family).layers(model),
+        share=partial(share_computed, model),
         overlap=overlap,
     )
 

@@ -41,6 +41,11 @@ class Kept:
         found = (self.state, self.added, *self.attention.values())
         return tuple(tensor for tensor in found if tensor is not None)
 
+    @property
+    def value(self) -> Any:
+        """What a strategy reuses of it (`caches.strategy.BlockCache`)."""
+        return self.attention or (self.state if self.added is None else self.added)
+
 
 NOTHING = Kept()
 
@@ -61,17 +66,16 @@ class Passage:
         """Called in front of each block, and behind the last one that would run."""
         blocks = self.blocks
         if block == blocks.start > 0:
-            state = _together(kept.state for kept in self.given)
-            flow = state.split([part.shape[1] for part in flow], dim=1)
+            state = torch.cat([kept.state for kept in self.given if kept.state is not None])
+            flow = state.to(flow[-1].dtype).split([part.shape[1] for part in flow], dim=1)
         if block == blocks.state:
             self._state = _joined(flow)
         if block == blocks.since:
             self._entered = flow[-1]
         if block == blocks.stop:
             flow = self.end(flow)
-            if self.given:
-                added = _together(kept.added for kept in self.given)
-                flow = (*flow[:-1], flow[-1] + added)
+            if added := [kept.added for kept in self.given if kept.added is not None]:
+                flow = (*flow[:-1], flow[-1] + torch.cat(added).to(flow[-1].dtype))
         return flow
 
     def end(self, flow: Flow) -> Flow:
@@ -95,7 +99,9 @@ class Passage:
 
     def kept(self, items: int) -> list[Kept]:
         """Of each item, in tensors of its own: a view would hold its whole pack."""
-        attended = {kind: torch.stack(parts, dim=1) for kind, parts in self._attended.items()}
+        attended = {
+            kind: torch.stack(parts, dim=1) for kind, parts in self._attended.items() if parts
+        }
         return [
             Kept(
                 state=_own(self._state, item, items),
@@ -219,11 +225,6 @@ def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
 
 def _joined(flow: Flow) -> Tensor:
     return flow[0] if len(flow) == 1 else torch.cat(flow, dim=1)
-
-
-def _together(kept: Iterator[Tensor | None]) -> Tensor:
-    """(items, ...) of what every item has."""
-    return torch.cat([tensor for tensor in kept if tensor is not None])
 
 
 def _own(pack: Tensor | None, item: int, items: int) -> Tensor | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from batchgen.caches.blocks import Blocks
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.memory.residency import Residency
@@ -14,6 +16,7 @@ from batchgen.engine.parallel.split import Split
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.team import Team
 from batchgen.families.family import FamilyModel
+from batchgen.request import Bucket
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,4 +32,6 @@ class Replica:
     team: Team
     stacks: Stacks  # its experts' blocks
     split: Split | None  # of forwards over several ranks
+    layers: int  # blocks of a forward
+    share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one
     overlap: bool  # decode and deliver on a background thread

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
+from batchgen.caches.blocks import Attention, Blocks
+from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.sequence import SequencePlan
@@ -161,6 +163,9 @@ class FamilySpec(Protocol):
     def forward_flops(self, model: ModelSpec, bucket: Bucket) -> float:
         """FLOPs of the transformer for one item: one row, one branch, one step."""
 
+    def attention_flops(self, model: ModelSpec, bucket: Bucket) -> Mapping[Attention, float]:
+        """FLOPs of the attentions of each kind in one such forward, with their projections."""
+
     def encode_flops(self, model: ModelSpec) -> float:
         """FLOPs of the text encoders for one text."""
 
@@ -196,6 +201,19 @@ def component_bytes(model: ModelSpec) -> ComponentBytes:
     )
 
 
+def share_computed(model: ModelSpec, bucket: Bucket, blocks: Blocks) -> float:
+    """What a forward that leaves out blocks or attentions computes of a whole one: by its blocks,
+    beside which the rest is little, and their FLOPs."""
+    spec = family_spec(model.family)
+    layers = spec.layers(model)
+    ran = blocks.ran(layers) / layers
+    if not blocks.reuses:
+        return ran
+    attention = spec.attention_flops(model, bucket)
+    left_out = sum(attention.get(kind, 0.0) for kind in blocks.reuses)
+    return ran * (1 - left_out / spec.forward_flops(model, bucket))
+
+
 def family_names() -> list[str]:
     """Names of all families: the folders beside this file."""
     return sorted(path.parent.name for path in FAMILIES.glob("*/spec.py"))
@@ -221,9 +239,6 @@ class Tokens:
     truncated: bool
 
 
-# What adaptive caches look at: the embedded timestep; its projection, by which the blocks are
-# modulated; the input of the first attention as it enters it, (1, frames, rows, columns, width).
-SignalKind = Literal["timestep", "projected", "embedded"]
 Condition: TypeAlias = "tuple[Tensor, ...]"  # what the transformer gets for a branch's texts
 
 

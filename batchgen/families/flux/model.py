@@ -16,9 +16,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.dims import stored_dims
-from batchgen.families.family import Condition, Item, SignalKind, Tokens, probe_request
+from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flux import spec as light
 from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.numerics.guidance import classifier_free

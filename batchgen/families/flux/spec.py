@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims
@@ -268,6 +269,15 @@ def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
     blocks = layers(model) * (24 * n * d * d + 4 * n * n * d)
     doors = 2 * d * (2 * spec.in_channels * (n - text) + spec.joint_attention_dim * text)
     return blocks + doors + 2 * _once_per_item(spec)
+
+
+def attention_flops(model: ModelSpec, bucket: Bucket) -> Mapping[Attention, float]:
+    """FLOPs of all attentions of one forward; the output of a single block's is projected with its
+    feed-forward, outside."""
+    spec, n = dims(model).transformer, float(tokens(model, bucket))
+    d = spec.width
+    linear = (8 * spec.num_layers + 6 * spec.num_single_layers) * n * d * d
+    return {"self": linear + layers(model) * 4 * n * n * d}
 
 
 def _once_per_item(spec: FluxTransformer) -> int:

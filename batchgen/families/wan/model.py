@@ -12,8 +12,9 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 
+from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.families.family import Condition, Item, SignalKind, Tokens, probe_request
+from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
 from batchgen.families.wan import spec as light
 from batchgen.numerics.guidance import classifier_free

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
@@ -237,6 +238,17 @@ def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
     linear = 12 * n * d * d + 4 * t * d * d + 4 * n * d * f
     attention = 4 * n * n * d + 4 * n * t * d
     return dims(model).transformer.num_layers * (linear + attention)
+
+
+def attention_flops(model: ModelSpec, bucket: Bucket) -> Mapping[Attention, float]:
+    """FLOPs of all attentions of one forward."""
+    n, t = float(tokens(model, bucket)), float(dims(model).text_encoder.max_tokens)
+    d, layers = dims(model).transformer.width, dims(model).transformer.num_layers
+    own = 8 * n * d * d + 4 * n * n * d
+    return {
+        "self": layers * own,
+        "cross": layers * (4 * n * d * d + 4 * t * d * d + 4 * n * t * d),
+    }
 
 
 def encode_flops(model: ModelSpec) -> float:
