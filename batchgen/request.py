@@ -72,7 +72,7 @@ class Column:
     unit: str = ""
     _: KW_ONLY
     set_by: str = "row"
-    read_by: Literal["all", "some", "caching"] = "all"  # some: families whose capabilities list it
+    read_by: Literal["all", "some"] = "all"  # some: families whose capabilities list it
     prose: bool = False  # free text of any length, in which a comma is no more than that
     key: int | Literal["named", "apart", "no"] = "named"
     catalog: bool = True
@@ -139,19 +139,19 @@ class Request(ModelDefaults):
     quality: Annotated[int, Column(Range(0, 10), set_by="output.quality", key=11)]
     # a bucket that the media are cut to, where that was padded
     media_size: Annotated[str | None, Column(set_by="plan", key=14, catalog=False)] = None
-    # predicted
-    cost_s: Annotated[float, Column(unit="device seconds", set_by="plan", key="no")] = 0.0
-    tags: Annotated[str | None, Column(prose=True, key="no")] = None
-    # `none`, or a file of caches/strategies
+    # a step cache, as `caches.settings` resolves it; none: all these are their defaults
     cache_strategy: Annotated[str, Column()] = "none"
-    # share of the evaluations to be saved
-    cache_ratio: Annotated[float, Column(Range(0.0, 1.0), read_by="caching")] = 0.0
-    cache_warmup: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
-    cache_cooldown: Annotated[int, Column(_ENDS, "solver steps", read_by="caching")] = 0
-    # native knobs of the strategy, JSON with sorted keys; "" for none
-    cache_params: Annotated[str, Column(read_by="caching", prose=True)] = ""
-    # digest of the fitted coefficients; "" for none
-    cache_table: Annotated[str, Column(set_by="plan")] = ""
+    cache_ratio: Annotated[float, Column(Range(0.0, 1.0))] = 0.0  # share of evaluations to be saved
+    cache_warmup: Annotated[int, Column(_ENDS, "solver steps")] = 0
+    cache_cooldown: Annotated[int, Column(_ENDS, "solver steps")] = 0
+    cache_params: Annotated[str, Column(prose=True)] = ""  # knobs of the strategy, as JSON
+    cache_table: Annotated[str, Column(set_by="plan")] = ""  # digest of the coefficients it uses
+    # the strategy that was asked for, where the job lets rows be drawn without it
+    cache_refused: Annotated[str, Column(set_by="plan", key="no")] = ""
+    # predicted: what the row costs, and its transformer evaluations over all branches
+    cost_s: Annotated[float, Column(unit="device seconds", set_by="plan", key="no")] = 0.0
+    steps_expected: Annotated[float, Column(unit="evaluations", set_by="plan", key="no")] = 0.0
+    tags: Annotated[str | None, Column(prose=True, key="no")] = None
 
     @property
     def bucket(self) -> Bucket:

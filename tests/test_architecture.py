@@ -35,16 +35,17 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "rowcache", "blocks"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"blocks", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
-        {"forwards", "replica"},
+        {"forwards", "replica", "caching"},
         {"flight"},
         {"finish", "look"},
         {"director", "assemble"},
-        {"render"},
+        {"render", "lockstep"},
         {"engine"},
-        {"choose"},
+        {"choose", "calibrate"},
     ],
     "worker": [
         {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},

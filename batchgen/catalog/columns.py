@@ -47,7 +47,10 @@ OUTCOME = [
     *columns(pa.float64(), "queue_s encode_s denoise_s decode_s d2h_s write_s latency_s"),
     *columns(pa.float64(), "step_p50_s step_p95_s"),
     *columns(pa.int32(), "steps_total"),
-    *columns(pa.float64(), "steps_computed batch_size_mean"),
+    *columns(pa.float64(), "steps_computed steps_computed_cond steps_computed_uncond"),
+    *columns(pa.int64(), "cache_bytes"),
+    *columns(pa.int32(), "cache_restarts"),
+    *columns(pa.float64(), "batch_size_mean"),
     *columns(pa.float64(), "audit_s audit_steps"),  # spent on the same row without its cache
     *columns(pa.float64(), "peak_mem_gib", nullable=True),  # memory of the device; null on a CPU
     *columns(pa.float64(), "host_rss_gib"),

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchgen.cli.caches import cache_lines, evaluations
 from batchgen.cli.result import OK, Result
 from batchgen.cli.verbs import (
     Verbs,
@@ -215,6 +216,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "layout": f"dp {layout.dp} x cfg {layout.cfg} x ulysses {layout.ulysses} x ring "
         f"{layout.ring}, memory {layout.memory}, {layout.precision}, attention {layout.attention}; "
         f"{layout.reason}",
+        **cache_lines(plan),
         "forecast": f"{_forecast(predicted)}, done in about "
         f"{duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,
@@ -241,6 +243,9 @@ def _data(
         "unique_rows": plan.unique_rows,
         "aliases": plan.aliases,
         "cost_s_total": plan.cost_s_total,
+        "evaluations": dict(zip(("expected", "without_caches"), evaluations(plan), strict=True)),
+        "caches": [asdict(item) for item in plan.caches],
+        "cache_refused": plan.cache_refused,
         "buckets": [asdict(item) | {"cost_s": item.cost_s} for item in plan.buckets],
         "forecast": asdict(predicted),
         "layout": asdict(predicted.layout),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from batchgen.caches.settings import NO_CACHE
 from batchgen.errors import ConfigError
 
 # alias -> canonical key; the value stays as it is
@@ -20,7 +22,7 @@ RENAMED = {
 }
 
 # These are resolved together with other keys, below.
-COMPOUND = ("system.memory.low_mem_level",)
+COMPOUND = ("system.memory.low_mem_level", "row_defaults.cache")
 
 LOW_MEM_LEVELS: dict[int, dict[str, object]] = {
     0: {"system.memory.mode": "resident"},
@@ -61,7 +63,15 @@ def canonical_key(key: str, value: str) -> str:
     _refuse_degrees(key)
     if key == "system.compile" and not value.startswith("{"):
         return "system.compile.mode"
+    if key == "row_defaults.cache" and value.startswith("{"):
+        return key
     return RENAMED.get(key, key)
+
+
+def leaf_of(key: str) -> str:
+    """The leaf of the schema that a key inside a short section is resolved to. Until then it stays
+    as typed, so that it replaces what the job's own section says."""
+    return key.replace(".cache.", ".cache_", 1) if key.startswith("row_defaults.cache.") else key
 
 
 def resolve_aliases(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +83,7 @@ def resolve_aliases(mapping: Mapping[str, Any]) -> dict[str, Any]:
     parallel = _section(job, "system.parallel")
     for name in parallel if parallel is not None else ():
         _refuse_degrees(f"system.parallel.{name}")
+    _cache_section(job)
     for alias, key in RENAMED.items():
         if _has(job, alias):
             _put(job, key, _take(job, alias), alias)
@@ -82,6 +93,7 @@ def resolve_aliases(mapping: Mapping[str, Any]) -> dict[str, Any]:
     _resolve_low_mem_level(job)
     _resolve_up_limit(job)
     _cache_off(job)
+    _cache_params(job)
     return job
 
 
@@ -126,7 +138,21 @@ def _cache_off(job: dict[str, Any]) -> None:
             rows["cache_strategy"] = "none"
 
 
-NO_CACHE = ("", "none", "off", "disable", "disabled")
+def _cache_section(job: dict[str, Any]) -> None:
+    """`cache: {strategy: planned, ratio: 0.3}` is short for `cache_strategy`, `cache_ratio`."""
+    alias = "row_defaults.cache"
+    section = _section(job, alias)
+    if section is not None:
+        del job["row_defaults"]["cache"]
+        for name, value in section.items():
+            _put(job, f"{alias}_{name}", value, f"{alias}.{name}")
+
+
+def _cache_params(job: dict[str, Any]) -> None:
+    """Knobs may be given as a mapping; they are recorded as JSON, as rows give them."""
+    rows = _section(job, "row_defaults")
+    if rows is not None and isinstance(rows.get("cache_params"), dict):
+        rows["cache_params"] = json.dumps(rows["cache_params"], sort_keys=True)
 
 
 def _refuse_degrees(key: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+from batchgen.config.caching import cache_rules
 from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
 from batchgen.config.schema import (
     CacheConfig,
@@ -36,6 +37,7 @@ def check_served(config: JobConfig) -> None:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
     _check_degrees(config)
+    cache_rules(config)
 
 
 def served_by(model: ModelSpec) -> Capabilities:
@@ -134,11 +136,10 @@ def _system(
     if not served.tiled_vae:
         yield "system.vae.tile", system.vae.tile, (None,)
         yield "system.vae.stride", system.vae.stride, (None,)
-    if served.cache_strategies == ("none",):
-        yield "system.cache.on_refused", cache.on_refused, (_CACHE.on_refused,)
+    if served.cache_strategies == ("none",):  # nothing to audit
         yield "system.cache.audit_every", cache.audit_every, (_CACHE.audit_every,)
-        yield "system.cache.min_psnr_db", cache.min_psnr_db, (_CACHE.min_psnr_db,)
-        yield "system.cache.calibrate", cache.calibrate, (_CACHE.calibrate,)
+    yield "system.cache.min_psnr_db", cache.min_psnr_db, (_CACHE.min_psnr_db,)
+    yield "system.cache.calibrate", cache.calibrate, (_CACHE.calibrate,)
     yield "system.sampler.solver", system.sampler.solver, (None, *served.solvers)
     yield "model.request_defaults.solver", config.model.request_defaults.solver, served.solvers
     if not served.sigma_shift:
@@ -151,19 +152,16 @@ def _row_defaults(
     config: JobConfig, served: Capabilities
 ) -> Iterator[tuple[str, object, tuple[object, ...]]]:
     rows = config.row_defaults
-    yield "row_defaults.cache_strategy", rows.cache_strategy, (None, *served.cache_strategies)
     for name in unserved_columns(served):
         yield f"row_defaults.{name}", getattr(rows, name), (None,)
 
 
 def unserved_columns(served: Capabilities) -> tuple[str, ...]:
-    """Request columns that must be null for a family (`cache_strategy` may also say none)."""
+    """Request columns that must be null for a family."""
     return tuple(name for name, field in ROW_DEFAULTS.items() if not _is_read(field, served))
 
 
 def _is_read(field: Field, served: Capabilities) -> bool:
-    if field.column.read_by == "caching":
-        return served.cache_strategies != ("none",)
     return field.column.read_by == "all" or field.name in served.columns
 
 

@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 from omegaconf import Container, OmegaConf
 
-from batchgen.config.aliases import COMPOUND, canonical_key
+from batchgen.config.aliases import COMPOUND, canonical_key, leaf_of
 from batchgen.config.build import hint_of, leaf_keys, takes, takes_text, unknown_key_message
 from batchgen.errors import ConfigError
 from batchgen.request import ROW_DEFAULTS
@@ -36,6 +36,8 @@ _SHAPE = re.compile(r"\s*(\+\+|\+|~)?\s*([\w$][\w$./@:-]*)\s*(?:=(.*))?", re.S)
 _HYDRAS_OWN = ("hydra.searchpath", "hydra.sweep", "hydra.sweeper", "hydra.mode", "hydra.launcher")
 # Request columns in which a comma is part of the text; in the others it is meant as a sweep.
 _PROSE = tuple(f"row_defaults.{n}" for n, field in ROW_DEFAULTS.items() if field.column.prose)
+# Text that may be given as a mapping.
+_MAPPINGS = ("row_defaults.cache_params",)
 _TEXTS = re.compile(r"\[[^\[\]{}()'\"\\$]+\]")  # a list of plain words
 _SHOWN_VALUES = 20  # of a range
 
@@ -78,9 +80,10 @@ def _made(text: str) -> tuple[str, ...]:
     if key in GROUPS:
         return (f"{key}={_group(text, key, typed, parsed)}",)
     key = canonical_key(key, typed)
-    _check_key(key)
+    leaf = leaf_of(key)
+    _check_key(leaf)
     # `++`: a value may replace one that no file mentions.
-    return (f"++{key}={_value(text, key, typed, parsed)}",)
+    return (f"++{key}={_value(text, leaf, typed, parsed)}",)
 
 
 def _parsed(text: str) -> Override | None:
@@ -147,7 +150,8 @@ def _value(text: str, key: str, typed: str, parsed: Override | None) -> str:
     if get_origin(hint) is tuple and takes_text(get_args(hint)[0]) and _TEXTS.fullmatch(typed):
         words = [word.strip() for word in typed[1:-1].split(",")]
         return f"[{','.join(quoted(word) if word != 'null' else word for word in words)}]"
-    if not takes_text(hint) or isinstance(value, str):
+    mapping = isinstance(value, dict) and key in _MAPPINGS
+    if mapping or not takes_text(hint) or isinstance(value, str):
         return typed
     if value is None:
         if takes(hint, type(None)):

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.blocks import stack_blocks
 from batchgen.engine.devices import device as devices
@@ -36,6 +37,7 @@ def assemble(
     overlap: bool,
     moved: Callable[[], object],
     team: Team,
+    tables: Tables,
     mesh: Mesh | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
@@ -66,6 +68,7 @@ def assemble(
         ),
         team=team,
         stacks=stacks,
+        tables=tables,
         split=split,
         layers=family_spec(model.family).layers(model),
         share=partial(share_computed, model),

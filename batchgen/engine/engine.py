@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from batchgen.caches.tables import Tables
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.assemble import assemble
@@ -40,6 +41,7 @@ class Engine:
         overlap: bool = True,
         moved: Callable[[], object] = unheard,
         team: Team | None = None,
+        tables: Tables | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -47,15 +49,23 @@ class Engine:
         submission decided (None: there is none, see `device.lone_layout`); `moved` is told of each
         component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
         on the calling thread and gives equal frames. `team`: the ranks that draw together, else
-        this one is alone. Raises WeightsError for weights that do not fit, ConfigError for an
-        unknown family or a device that is not there. In strict mode on a CPU the process goes to
-        one torch thread."""
+        this one is alone. `tables`: coefficients of step caches; None: the user's and the shipped.
+        Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
+        device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
         layout = layout or devices.lone_layout(model, system, where)
         degrees = Degrees(layout.dp, layout.cfg, layout.ulysses, layout.ring)
         mesh = meet(team, degrees, where)
         made = assemble(
-            model, system, layout, where, overlap=overlap, moved=moved, team=team, mesh=mesh
+            model,
+            system,
+            layout,
+            where,
+            overlap=overlap,
+            moved=moved,
+            team=team,
+            tables=tables or Tables.usual(),
+            mesh=mesh,
         )
         return cls(made)
 

@@ -7,7 +7,6 @@ Nothing of a row depends on who shares its forwards.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -15,8 +14,8 @@ from time import perf_counter
 from torch import Tensor
 
 from batchgen.caches.blocks import Blocks
-from batchgen.caches.strategy import NONE, Row, strategy
 from batchgen.engine.blocks import NOTHING, Kept
+from batchgen.engine.caching import under_cache
 from batchgen.engine.clock import Clock
 from batchgen.engine.forwards import Drawn, Forwards, Work
 from batchgen.engine.isolation import Failed, attempt
@@ -24,11 +23,11 @@ from batchgen.engine.meter import RowMeter
 from batchgen.engine.orders import Join, Orders, Pack, Slot
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
-from batchgen.engine.rowcache import Probe, RowCache, expert_starts
+from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
-from batchgen.numerics.solver import History, Schedule, step
+from batchgen.numerics.solver import History, Leap, Schedule, StepCoefs, leap, step
 from batchgen.request import Request
 
 
@@ -157,13 +156,13 @@ class Flight:
         """The row before its first step, or where its snapshot left it; may raise for this row
         alone."""
         request, device = row.request, self.replica.device
-        schedule = self.family.schedule(request)
+        whole = self.family.schedule(request)
         branches = tuple(
             Branch(tuple(tensor.to(device) for tensor in condition)) for condition in row.conditions
         )
-        meter.steps_total = len(schedule) * len(branches)
+        meter.steps_total = len(whole) * len(branches)
         latents = self.family.initial_latents(request).to(self.family.state_dtype)
-        cache = self._open_cache(request, schedule, len(branches))
+        schedule, cache = under_cache(self.replica, request, whole, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
             return RowState(request, schedule, branches, latents.to(device), meter, cache=cache)
         step = meter.restored = join.snapshot.step
@@ -173,25 +172,6 @@ class Flight:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
         return RowState(request, schedule, branches, latents, meter, history, step, cache)
-
-    def _open_cache(self, request: Request, schedule: Schedule, branches: int) -> RowCache | None:
-        """What the row's strategy keeps, if it has one that decides step by step."""
-        if request.cache_strategy == NONE or request.cache_ratio == 0:
-            return None
-        chosen = strategy(request.cache_strategy)
-        if chosen.FACTS.kind == "planned":
-            return None
-        experts = [self.family.expert(request, float(t)) for t in schedule.timesteps]
-        row = Row(
-            ratio=request.cache_ratio,
-            warmup=request.cache_warmup,
-            cooldown=request.cache_cooldown,
-            params=json.loads(request.cache_params or "{}"),
-            sigmas=schedule.sigmas,
-            starts=expert_starts(experts),
-            layers=self.replica.layers,
-        )
-        return RowCache(chosen, row, branches, divided=self.replica.split is not None)
 
     # --------------------------------------------------------------------------------------- tick
     def _tick(self, orders: Orders, outcome: Outcome) -> None:
@@ -305,10 +285,15 @@ class Flight:
         del self.rows[number]
 
     def _step(self, row: RowState, velocities: list[Tensor]) -> None:
-        """Guidance, then one solver step."""
-        velocity = self.family.combine(row.request, row.timestep, velocities)
-        coefs = row.schedule.coefs[row.step]
-        latents, row.history = step(coefs, row.latents.float(), velocity, row.history)
+        """Guidance, then one solver step, or a leap over several."""
+        latents, schedule = row.latents.float(), row.schedule
+        coefs = schedule.leaps[row.step] if schedule.leaps else schedule.coefs[row.step]
+        if isinstance(coefs, StepCoefs) or coefs.branches < len(velocities):
+            velocities = [self.family.combine(row.request, row.timestep, velocities)]
+        if isinstance(coefs, Leap):
+            latents, row.history = leap(coefs, latents, velocities, row.history)
+        else:
+            latents, row.history = step(coefs, latents, velocities[0], row.history)
         row.latents = latents.to(self.family.state_dtype)
         row.step += 1
         if row.cache is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from batchgen.caches.blocks import Blocks
+from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.memory.residency import Residency
@@ -31,6 +32,7 @@ class Replica:
     packer: Packer
     team: Team
     stacks: Stacks  # its experts' blocks
+    tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
     layers: int  # blocks of a forward
     share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one

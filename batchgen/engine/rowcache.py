@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -164,8 +164,3 @@ def _below(prefix: str, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)
     }
-
-
-def expert_starts(experts: Sequence[str]) -> tuple[int, ...]:
-    """The steps at which another expert begins than drew the step before; `experts`: of each."""
-    return tuple(i for i, name in enumerate(experts) if i == 0 or name != experts[i - 1])

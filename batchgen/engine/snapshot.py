@@ -13,6 +13,7 @@ from batchgen.numerics.solver import History
 
 log = logging.getLogger(__name__)
 LATENTS, SAMPLE, OUTPUT, CACHE = "latents", "sample", "output.", "cache."
+OLDER, VELOCITY = "older.", "velocity."  # .age, and .age.branch
 
 
 def pack(
@@ -24,6 +25,9 @@ def pack(
     tensors |= {f"{OUTPUT}{age}": output for age, output in enumerate(history.outputs)}
     if history.sample is not None:
         tensors[SAMPLE] = history.sample
+    tensors |= {f"{OLDER}{age}": older for age, older in enumerate(history.latents)}
+    for age, branches in enumerate(history.velocities):
+        tensors |= {f"{VELOCITY}{age}.{branch}": v for branch, v in enumerate(branches)}
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
     arrays |= {f"{CACHE}{name}": _plain(tensor).cpu().numpy() for name, tensor in kept.items()}
     return Snapshot(step, seconds, arrays)
@@ -48,7 +52,21 @@ def unpack(snapshot: Snapshot, device: torch.device) -> tuple[Tensor, History, d
     tensors = {
         name: torch.from_numpy(array.copy()).to(device) for name, array in snapshot.arrays.items()
     }
-    ages = range(sum(name.startswith(OUTPUT) for name in tensors))
-    outputs = tuple(tensors[f"{OUTPUT}{age}"] for age in ages)
+    history = History(
+        outputs=_row(tensors, OUTPUT),
+        sample=tensors.get(SAMPLE),
+        latents=_row(tensors, OLDER),
+        velocities=_velocities(tensors),
+    )
     kept = {k.removeprefix(CACHE): v for k, v in tensors.items() if k.startswith(CACHE)}
-    return tensors[LATENTS], History(outputs, tensors.get(SAMPLE)), kept
+    return tensors[LATENTS], history, kept
+
+
+def _row(tensors: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, ...]:
+    """Those named by the prefix and a number, in order."""
+    return tuple(tensors[f"{prefix}{i}"] for i in range(sum(n.startswith(prefix) for n in tensors)))
+
+
+def _velocities(tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+    ages = {name.split(".")[1] for name in tensors if name.startswith(VELOCITY)}
+    return tuple(_row(tensors, f"{VELOCITY}{age}.") for age in sorted(ages))

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FAMILIES = Path(__file__).parent
 Stage = Literal["encode", "denoise", "decode"]
 STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
+# Strategies that need nothing of a family but its velocities.
+OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
+BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 

@@ -5,6 +5,9 @@ step. Here sigmas and timesteps come from diffusers, the coefficients of all ste
 once per (solver, shift, steps), and `step` is a pure function of latents, velocity and history. It
 keeps diffusers' order of operations, so on a CPU the result is bit-equal to diffusers' scheduler.
 
+A schedule can be thinned: `over` is the solver's own table over some of the steps, `leaps` crosses
+the gaps between them by fitted coefficients.
+
 Notation of UniPC (https://arxiv.org/abs/2302.04867) and DPM-Solver++ (https://arxiv.org/abs/2211.01095)
 for flow matching: alpha = 1 - sigma, lambda = log(alpha) - log(sigma), h = lambda_t - lambda_s.
 """
@@ -12,8 +15,11 @@ for flow matching: alpha = 1 - sigma, lambda = log(alpha) - log(sigma), h = lamb
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from diffusers import (
@@ -27,16 +33,22 @@ from batchgen.errors import ConfigError, closest
 from batchgen.request import Solver
 
 ORDER = 2  # of the multistep solvers: Wan's own choice
+DEPTH = 3  # latents, and velocities of each branch, that a fitted leap takes: the newest ones
 SOLVERS: tuple[Solver, ...] = ("unipc", "euler", "dpm++")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a multistep solver remembers of a row: earlier x0 predictions, newest first, and the
-    latents from which the last predictor started."""
+    """What a row remembers of the steps before, newest first.
+
+    outputs, sample: a multistep solver's x0 predictions, and the latents from which its last
+    predictor started. latents, velocities: fitted leaps' earlier latents, and what each branch
+    answered there."""
 
     outputs: tuple[Tensor, ...] = ()
     sample: Tensor | None = None
+    latents: tuple[Tensor, ...] = ()
+    velocities: tuple[tuple[Tensor, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +75,37 @@ class StepCoefs:
     dt: Tensor | None = None  # of Euler only
 
 
+# Of the newest latents and of each difference to older ones; of each branch's velocity, by age.
+LeapCoefs: TypeAlias = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]
+
+
 @dataclass(frozen=True, slots=True)
+class Leap:
+    """x' = a0 * x0 + a1 * (x0 - x1) + a2 * (x1 - x2) + the sum of b[age][branch] * v[age][branch]
+
+    float32 scalars on the host, as in `Update`. As many states as ages: one of each takes nothing
+    of the past, as the first step does and an expert's first step."""
+
+    states: tuple[Tensor, ...]
+    velocities: tuple[tuple[Tensor, ...], ...]
+
+    @property
+    def branches(self) -> int:
+        """Velocities of one step: of each branch, or 1 for the guided one."""
+        return len(self.velocities[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Schedule:
-    """All steps of one denoising. `timesteps`, float32 (n,), are what the transformer is given."""
+    """All steps of one denoising. `timesteps`, float32 (n,), are what the transformer is given;
+    `sigmas` (n + 1,) end where the denoising ends. With `leaps`, one a step, `leap` takes them
+    instead of `step`."""
 
     solver: Solver
     timesteps: Tensor
+    sigmas: Tensor
     coefs: tuple[StepCoefs, ...]
-    sigmas: tuple[float, ...]  # of every step, and of the end
+    leaps: tuple[Leap, ...] = ()
 
     def __len__(self) -> int:
         return len(self.coefs)
@@ -95,7 +130,30 @@ def table(solver: Solver, sigmas: Tensor, timesteps: Tensor) -> Schedule:
     make = {"unipc": _unipc, "euler": _euler, "dpm++": _dpmpp}[solver]
     steps = len(timesteps)
     coefs = tuple(make(sigmas, i, steps) for i in range(steps))
-    return Schedule(solver, timesteps.float(), coefs, tuple(map(float, sigmas)))
+    return Schedule(solver, timesteps.float(), sigmas, coefs)
+
+
+@lru_cache(maxsize=256)
+def over(whole: Schedule, steps: tuple[int, ...]) -> Schedule:
+    """The solver's own table over some steps of a schedule, in order; `whole` itself over all."""
+    if len(steps) == len(whole):
+        return whole
+    sigmas = whole.sigmas[[*steps, len(whole)]]
+    return table(whole.solver, sigmas, whole.timesteps[list(steps)])
+
+
+@lru_cache(maxsize=256)
+def leaps(whole: Schedule, steps: tuple[int, ...], coefs: tuple[LeapCoefs, ...]) -> Schedule:
+    """Some steps of a schedule with the fitted leap of each: to the next one, or to the end."""
+    if len(coefs) != len(steps):
+        raise ValueError(f"{len(coefs)} leaps for {len(steps)} steps")
+    return replace(over(whole, steps), leaps=tuple(as_leap(one) for one in coefs))
+
+
+def as_leap(coefs: LeapCoefs) -> Leap:
+    """In the precision in which it is applied."""
+    states, velocities = coefs
+    return Leap(_scalars(states), tuple(_scalars(age) for age in velocities))
 
 
 def reference_scheduler(
@@ -124,6 +182,30 @@ def step(coefs: StepCoefs, x: Tensor, v: Tensor, history: History) -> tuple[Tens
     return following, History(outputs, x)
 
 
+def leap(
+    coefs: Leap, x: Tensor, velocities: Sequence[Tensor], history: History
+) -> tuple[Tensor, History]:
+    """One fitted leap from latents `x` with the velocities of `coefs.branches`; returns the next
+    latents and history, float32. The order of operations is fixed: same row, same bits."""
+    scales = [*coefs.states, *(scale for age in coefs.velocities for scale in age)]
+    first, *others = terms(len(coefs.states), x, velocities, history)
+    following = scales[0] * first
+    for scale, term in zip(scales[1:], others, strict=True):
+        following = following + scale * term
+    latents = (x, *history.latents)[: DEPTH - 1]
+    answers = (tuple(velocities), *history.velocities)[: DEPTH - 1]
+    return following, History(latents=latents, velocities=answers)
+
+
+def terms(depth: int, x: Tensor, velocities: Sequence[Tensor], history: History) -> list[Tensor]:
+    """What a leap is a sum of, in order: the newest latents, `depth - 1` differences to older ones,
+    and the branches' velocities of as many steps; all float32."""
+    xs = (x, *history.latents)[:depth]
+    answers = (tuple(velocities), *history.velocities)[:depth]
+    differences = [newer - older for newer, older in pairwise(xs)]
+    return [x, *differences, *(velocity.float() for age in answers for velocity in age)]
+
+
 def _predict(update: Update, x: Tensor, outputs: tuple[Tensor, ...]) -> Tensor:
     m0 = outputs[0]
     following = update.x_scale * x - update.m_scale * m0
@@ -145,6 +227,10 @@ def _correct(update: Update, x: Tensor, m: Tensor, outputs: tuple[Tensor, ...]) 
 
 
 # ------------------------------------------------------------------------------------------ tables
+def _scalars(values: Sequence[float]) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(value, dtype=torch.float32) for value in values)
+
+
 def _euler(sigmas: Tensor, i: int, steps: int) -> StepCoefs:
     return StepCoefs(sigmas[i], dt=sigmas[i + 1] - sigmas[i])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import family_spec
 from batchgen.planfile import PLAN_COLUMNS
+from batchgen.planning.caching import CachedRows, CacheSums
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
@@ -52,7 +53,7 @@ from batchgen.planning.store import (
     row_indices,
 )
 from batchgen.planning.work import scales_of
-from batchgen.request import Bucket, Field
+from batchgen.request import FIELDS, Bucket, Field
 
 __all__ = [
     "BucketForecast",
@@ -101,7 +102,7 @@ def make_plan(
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
     costs = _Costs(CostModel(job.model, job.slurm.device, factors))
-    rows = _Rows(manifest, defaults, KeyHasher(context), costs)
+    rows = _Rows(manifest, defaults, KeyHasher(context), costs, CacheSums(job))
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:
@@ -143,12 +144,18 @@ class _Rows:
     """The rows of a manifest on their way into the plan, batch by batch."""
 
     def __init__(
-        self, manifest: Manifest, defaults: Defaults, hasher: KeyHasher, costs: _Costs
+        self,
+        manifest: Manifest,
+        defaults: Defaults,
+        hasher: KeyHasher,
+        costs: _Costs,
+        caches: CacheSums,
     ) -> None:
         self.manifest = manifest
         self.defaults = defaults
         self.hasher = hasher
         self.costs = costs
+        self.caches = caches
         self.problems = Problems()
         self.ids = RowIds()
         self.aliases = Aliases()
@@ -175,6 +182,8 @@ class _Rows:
             cost_s_total=sum(forecast.cost_s for forecast in forecasts),
             manifest=manifest,
             manifest_digest=self.manifest.digest(),
+            caches=self.caches.forecasts(),
+            cache_refused=dict(self.caches.refused),
         )
 
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -194,6 +203,9 @@ class _Rows:
 
     def _table(self, rows: ResolvedRows, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         n = len(rows)
+        cached = self.caches.look_up(rows, self.problems)
+        if cached is not None:
+            rows = rows.with_column("cache_table", cached.table)
         seeds = _all_seeds(rows, self.defaults.job_seed)
         texts = _utf8_slices(rows.column("prompt"))
         settings = settings_of(lambda field: _in_key(rows, field))
@@ -201,7 +213,9 @@ class _Rows:
         originals = self.aliases.originals(rows.first_row, digests)
         index = np.arange(rows.first_row, rows.first_row + n)
         is_alias = originals != index
-        cost_s, bucket = self.costs.add(rows, is_alias)
+        cost_s, expected, bucket = self.costs.add(rows, is_alias, cached)
+        if cached is not None:
+            self.caches.count(cached, rows.column("cache_refused"), ~is_alias)
         packed = b"".join(digests)
         self._plan_hash.update(packed)
         columns = dict(zip(rows.columns.schema.names, rows.columns.columns, strict=True)) | {
@@ -210,6 +224,7 @@ class _Rows:
             "alias_of": self._alias_names(originals, is_alias),
             "seed": pa.array(seeds),
             "cost_s": pa.array(cost_s),
+            "steps_expected": pa.array(expected),
             "bucket": bucket,
         }
         arrays = []
@@ -218,7 +233,7 @@ class _Rows:
                 carried = field.with_name(field.name.removeprefix(CARRY))
                 arrays.append(self.manifest.extra_column(batch, rows.first_row, carried))
             else:
-                arrays.append(columns[field.name].cast(field.type))
+                arrays.append(_stored(columns.get(field.name), field, n))
         return pa.Table.from_arrays(arrays, schema=schema)
 
     def _alias_names(self, originals: np.ndarray, is_alias: np.ndarray) -> pa.Array:
@@ -237,10 +252,13 @@ class _Costs:
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._rows: Counter[Bucket] = Counter()
         self._evaluations: Counter[Bucket] = Counter()
-        self._steps: Counter[Bucket] = Counter()
+        self._expected: dict[Bucket, float] = defaultdict(float)
+        self._steps: dict[Bucket, float] = defaultdict(float)
 
-    def add(self, rows: ResolvedRows, is_alias: np.ndarray) -> tuple[np.ndarray, pa.Array]:
-        """Cost (0 for an alias) and bucket name of every row of a batch."""
+    def add(
+        self, rows: ResolvedRows, is_alias: np.ndarray, cached: CachedRows | None
+    ) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """Cost (0 for an alias), expected evaluations and bucket name of every row of a batch."""
         width, height, frames = map(rows.numbers, ("width", "height", "num_frames"))
         codes = (width << 40) | (height << 20) | frames
         distinct, inverse = np.unique(codes, return_inverse=True)
@@ -251,17 +269,19 @@ class _Costs:
         seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
         rendered = ~is_alias
         branches = self._family.branches(self._model.model, scales_of(rows.numbers))
-        solved = rows.numbers("num_steps") * rendered
-        evaluations = solved * branches
-        counts = np.bincount(inverse, weights=rendered).astype(int).tolist()
-        sums = np.bincount(inverse, weights=evaluations).astype(int).tolist()
-        steps = np.bincount(inverse, weights=solved).astype(int).tolist()
-        for bucket, count, total, step in zip(buckets, counts, sums, steps, strict=True):
-            self._rows[bucket] += count
-            self._evaluations[bucket] += total
+        steps = rows.numbers("num_steps")
+        solved = steps * (1.0 if cached is None else cached.share)
+        expected = solved * branches
+        parts = (np.ones(len(rows)), steps * branches, expected, solved)
+        sums = [np.bincount(inverse, weights=part * rendered).tolist() for part in parts]
+        for bucket, count, total, left, step in zip(buckets, *sums, strict=True):
+            self._rows[bucket] += int(count)
+            self._evaluations[bucket] += int(total)
+            self._expected[bucket] += left
             self._steps[bucket] += step
-        cost_s = evaluations * seconds[:, 0] + seconds[:, 1] * rendered
-        return cost_s, pa.array([str(bucket) for bucket in buckets]).take(pa.array(inverse))
+        cost_s = (expected * seconds[:, 0] + seconds[:, 1]) * rendered
+        names = pa.array([str(bucket) for bucket in buckets])
+        return cost_s, expected, names.take(pa.array(inverse))
 
     def forecasts(self) -> tuple[BucketForecast, ...]:
         """Sums by bucket, dearest first."""
@@ -270,11 +290,12 @@ class _Costs:
                 bucket=bucket,
                 rows=self._rows[bucket],
                 tokens=self._family.tokens(self._model.model, bucket),
-                evaluations=self._evaluations[bucket],
-                denoise_s=self._evaluations[bucket] * seconds.forward,
+                evaluations=round(self._expected[bucket]),
+                denoise_s=self._expected[bucket] * seconds.forward,
                 encode_s=self._rows[bucket] * seconds.encode,
                 decode_s=self._rows[bucket] * seconds.decode,
-                steps=self._steps[bucket],
+                steps=round(self._steps[bucket]),
+                evaluations_total=self._evaluations[bucket],
             )
             for bucket, seconds in self._seconds.items()
         ]
@@ -284,6 +305,8 @@ class _Costs:
 # ---------------------------------------------------------------------------------- arrays of rows
 def _in_key(rows: ResolvedRows, field: Field) -> list[object]:
     """A field of all rows as it enters their keys. Of equal texts there is one object."""
+    if field.name not in rows.columns.schema.names:
+        return []  # no row sets it
     column = rows.column(field.name)
     if field.kind == "text":
         coded = column.dictionary_encode(null_encoding="encode")
@@ -291,6 +314,13 @@ def _in_key(rows: ResolvedRows, field: Field) -> list[object]:
         return [texts[code] for code in coded.indices.to_pylist()]
     values = column.to_pylist()
     return [rate_in_key(rate) for rate in values] if field.name == "fps" else values
+
+
+def _stored(column: pa.Array | None, field: pa.Field, rows: int) -> pa.Array:
+    """A column of the plan; the field's default where no row sets it."""
+    if column is None:
+        return pa.repeat(pa.scalar(FIELDS[field.name].default, field.type), rows)
+    return column.cast(field.type)
 
 
 def _all_seeds(rows: ResolvedRows, job_seed: int) -> np.ndarray:

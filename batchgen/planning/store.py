@@ -28,16 +28,37 @@ class BucketForecast:
     bucket: Bucket
     rows: int  # rendered: aliases are not counted
     tokens: int  # video tokens of one item of a forward
-    evaluations: int  # forwards of one item, over all rows, steps and branches
+    evaluations: int  # forwards of one item, over all rows, steps and branches, as expected
     denoise_s: float
     encode_s: float
     decode_s: float
-    steps: int = 0  # of the solver, over all rows; 0 in a plan that is older than this
+    # of the solver, over all rows, without those that caches skip; 0 in a plan older than this
+    steps: int = 0
+    evaluations_total: int = 0  # without caches; 0 in a plan that is older than this
 
     @property
     def cost_s(self) -> float:
         """Device seconds of the whole bucket."""
         return self.denoise_s + self.encode_s + self.decode_s
+
+
+@dataclass(frozen=True, slots=True)
+class CacheForecast:
+    """What rows with the same cache settings save together."""
+
+    strategy: str
+    ratio: float
+    num_steps: int
+    guidance_scale: float
+    rows: int  # rendered: aliases are not counted
+    fitted: int  # of these, those with coefficients
+    share: float  # of the evaluations without a cache, as expected
+
+    def __str__(self) -> str:
+        return (
+            f"{self.strategy} {self.ratio:g}, {self.num_steps} steps, guidance "
+            f"{self.guidance_scale:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +75,8 @@ class Plan:
     manifest: str
     manifest_digest: str
     checkpoint: dict[str, str] = field(default_factory=dict)  # digest of each file of the weights
+    caches: tuple[CacheForecast, ...] = ()
+    cache_refused: dict[str, int] = field(default_factory=dict)  # rows drawn without, by strategy
 
     @property
     def aliases(self) -> int:
@@ -91,9 +114,10 @@ def read_plan(path: Path) -> Plan:
             BucketForecast(**{**stored, "bucket": Bucket(**stored["bucket"])})
             for stored in header.pop("buckets")
         )
+        caches = tuple(CacheForecast(**stored) for stored in header.pop("caches", ()))
         context = KeyContext.from_json(header.pop("key_context"))
         del header["schema"]
-        return Plan(path=path, buckets=buckets, key_context=context, **header)
+        return Plan(path=path, buckets=buckets, caches=caches, key_context=context, **header)
 
 
 def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[Request]:
@@ -105,6 +129,7 @@ def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[
     names = [field.name for field in REQUEST_FIELDS]
     with reading(path):
         file = open_parquet(path)
+        _check_names(file.schema_arrow.names)
         if row_indices is None:
             return _requests(file.read(columns=names))
         wanted, rows = np.asarray(row_indices, np.int64), file.metadata.num_rows
@@ -146,6 +171,14 @@ def row_indices(path: Path) -> dict[str, int]:
         return {row_id: own[alias or row_id] for row_id, alias in zip(ids, aliases, strict=True)}
 
 
+def _check_names(names: Sequence[str]) -> None:
+    """ValueError if a field is missing though the plan is not older: its name is damaged."""
+    missing = [field.name for field in REQUEST_FIELDS if field.name not in names]
+    unknown = [n for n in names if n not in PLAN_COLUMNS.names and not n.startswith(CARRY)]
+    if missing and unknown:
+        raise ValueError(f"there is no column {missing[0]!r}, but {unknown[0]!r}")
+
+
 def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
     """Requests at some positions; slices are cheaper than a gather of all columns for a few."""
     if len(positions) > _FEW_ROWS:
@@ -157,8 +190,8 @@ def _requests(table: pa.Table) -> list[Request]:
     names = [field.name for field in REQUEST_FIELDS]
     columns = [
         table[field.name].to_pylist()
-        if field.name in table.column_names or field.column.key == "no"
-        else [field.default] * len(table)  # the plan is older than the field; its key shows if not
+        if field.name in table.column_names
+        else [field.default] * len(table)  # the plan is older than the field
         for field in REQUEST_FIELDS
     ]
     rows = zip(*columns, strict=True)

@@ -26,7 +26,7 @@ class Work:
 
     bucket: Bucket
     rows: int
-    steps: int  # of the solver, over all rows
+    steps: int  # of the solver, over all rows, without those that caches skip
     evaluations: int  # forwards of one item, over all rows, steps and branches
 
     @property
@@ -44,7 +44,7 @@ def read_work(plan: Path, rows: np.ndarray, model: ModelSpec) -> list[Work]:
     """Some rows of a plan."""
     with reading(plan):
         file = open_parquet(plan)
-        wanted = ("bucket", "num_steps", *_SCALES)
+        wanted = ("bucket", "num_steps", "steps_expected", *_SCALES)
         there = [name for name in wanted if name in file.schema_arrow.names]
         table = file.read(columns=there).take(pa.array(rows))
 
@@ -52,12 +52,15 @@ def read_work(plan: Path, rows: np.ndarray, model: ModelSpec) -> list[Work]:
         older = name not in there  # than the field
         return np.full(len(rows), FIELDS[name].default) if older else table[name].to_numpy()
 
-    steps = table["num_steps"].to_numpy()
-    evaluations = steps * family_spec(model.family).branches(model, scales_of(column))
+    branches = family_spec(model.family).branches(model, scales_of(column))
+    evaluations = table["num_steps"].to_numpy() * branches
+    if "steps_expected" in there:
+        evaluations = table["steps_expected"].to_numpy()
+    steps = evaluations / branches
     names, inverse = np.unique(table["bucket"].to_numpy(), return_inverse=True)
     sums = [np.bincount(inverse, weights=weights) for weights in (None, steps, evaluations)]
     return [
-        Work(Bucket.parse(name), *(int(part[at]) for part in sums))
+        Work(Bucket.parse(name), *(round(float(part[at])) for part in sums))
         for at, name in enumerate(names.tolist())
     ]
 

@@ -29,8 +29,9 @@ from batchgen.runner.submit import Replan, Settings
 NEUTRAL = (
     "tag", "name", "slurm.", "system.parallel.", "system.batch.", "system.memory.mode",
     "system.memory.vram_limit", "system.memory.prefetch", "system.memory.pin",
-    "system.determinism", "system.compile.", "system.attention", "system.cache.", "carry_columns",
-    "output.root_dir", "output.hydra_dump_mode", "output.enable_", "output.log_ranks",
+    "system.determinism", "system.compile.", "system.attention", "system.cache.audit_every",
+    "carry_columns", "output.root_dir", "output.hydra_dump_mode", "output.enable_",
+    "output.log_ranks",
 )  # fmt: skip
 
 

@@ -65,7 +65,8 @@ class Admission:
         stages, audit = stats.stages, stats.audit
         busy = stages.encode + stages.denoise + stages.decode + stages.d2h
         busy += audit.seconds if audit else 0.0
-        share = stats.steps_computed / stats.steps_total if stats.steps_total else 0.0
+        whole = request.steps_expected or stats.steps_total  # 0 in plans older than this field
+        share = stats.steps_computed / whole if whole else 0.0
         with self._lock:
             self._taken.discard(request.row_index)
             self._rendered += 1

@@ -39,7 +39,7 @@ def ratios() -> Iterator[None]:
     """Coefficients of a model that has none."""
     with pytest.MonkeyPatch.context() as patch:
         falling = [1.0 - 0.002 * step for step in range(50)]
-        patch.setattr(magcache, "_ratios", lambda row, table: falling)
+        patch.setattr(magcache, "_ratios", lambda row, table: tuple(falling))
         yield
 
 

@@ -1,11 +1,11 @@
 """magcache: skips while the blocks' contribution is known to stay nearly as large
 (https://arxiv.org/abs/2506.09045).
 
-The table has `ratios`: how large what all blocks add is at each step, by how large it was at the
-step before (at the first, 1), for each branch, measured once per model. In a gap they are
-multiplied, and what the product lies from 1 is added up; a step is skipped while the sum is below
-`threshold` and the gap no longer than `K`. The first `retention` of the steps and the last one are
-computed. Ratios for another number of steps are stretched to the nearest, as published.
+The table has `ratios`: how large what all blocks add is at each step but the first, by how large it
+was at the step before, measured once per model; of all branches alike, or a list of each. In a gap
+they are multiplied, and what the product lies from 1 is added up; a step is skipped while the sum
+is below `threshold` and the gap no longer than `K`. The first `retention` of the steps and the last
+one are computed. Ratios for another number of steps are stretched to the nearest, as published.
 
 All that is known before the row starts. A ratio gives the most computed steps up to the count it
 names that some threshold and one of the gaps 4, 8, 16 or none come to; the published settings are
@@ -93,9 +93,12 @@ def _within(
     return max(fitting, key=lambda steps: (len(steps), steps))
 
 
-def _ratios(row: Row, table: Mapping[str, Any] | None) -> Sequence[float]:
-    """Of the row's branch; of a branch without ratios of its own the first one's."""
+def _ratios(row: Row, table: Mapping[str, Any] | None) -> tuple[float, ...]:
+    """Of the row's branch; of one without ratios of its own the first branch's. The first step
+    has 1, as published."""
     if not table:
         raise ConfigError("cache_strategy: magcache needs the model's ratios, and there are none")
-    branches: Sequence[Sequence[float]] = table["ratios"]
-    return branches[row.branch] if row.branch < len(branches) else branches[0]
+    found: Any = table["ratios"]
+    if isinstance(found[0], (list, tuple)):
+        found = found[row.branch] if row.branch < len(found) else found[0]
+    return (1.0, *found)

@@ -5,12 +5,12 @@ The relative change of a signal from step to step goes through a polynomial that
 change of the output, and is added up; at `threshold` the step is computed and the sum begins anew.
 Until then what all blocks added at the last computed step is added again.
 
-The table has the polynomial's `coefficients`, highest power first, and the `signal` they were
-fitted to: `projected` (Wan's "ret steps"), `timestep` or `embedded` (FLUX). Without a table the
-change itself is added up, of `projected`.
+The table has the `polynomial`, highest power first, and the `signal` it was fitted to: `timestep`,
+`projected` (Wan's "ret steps") or `embedded` (FLUX). Without a table the change itself is added up,
+of `projected`.
 
-A ratio gives the threshold by the table's `thresholds`; else between those of Chitu, 0.08 and 0.35
-(the table's `range`: 0.04 and 0.20 for Wan 14B). Corrected: there a ratio of 0 still caches.
+A ratio gives the threshold by the table's `thresholds`; else between those of its `range`: Chitu's
+are 0.08 to 0.35, for Wan 14B 0.04 to 0.20. Corrected: there a ratio of 0 still caches.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def branch(row: Row, table: Mapping[str, Any] | None) -> BranchCache:
         row,
         threshold(row, _with_thresholds(table), RANGE[1]),
         entry.get("signal", "projected"),
-        entry.get("coefficients", (1.0, 0.0)),
+        entry.get("polynomial", (1.0, 0.0)),
     )
 
 
@@ -67,16 +67,16 @@ class Embedded(Summing):
     """A branch that looks at the embedded timestep, or what the first block makes of it."""
 
     def __init__(
-        self, row: Row, threshold: float, kind: SignalKind, coefficients: Sequence[float]
+        self, row: Row, threshold: float, kind: SignalKind, polynomial: Sequence[float]
     ) -> None:
         super().__init__(row, threshold)
-        self._kind, self._coefficients = kind, coefficients
+        self._kind, self._polynomial = kind, polynomial
 
     def signal(self, look: Look) -> Tensor:
         return look.signal(self._kind)
 
     def distance(self, change: float) -> float:
-        return reduce(lambda sum, next: sum * change + next, self._coefficients, 0.0)
+        return reduce(lambda sum, next: sum * change + next, self._polynomial, 0.0)
 
 
 def _with_thresholds(table: Mapping[str, Any] | None) -> Mapping[str, Any]:

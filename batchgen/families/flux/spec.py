@@ -18,7 +18,14 @@ from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
 from batchgen.families.encoders import clip_parameters as clip_weights
-from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.families.family import (
+    BLOCK_CACHES,
+    OUTPUT_CACHES,
+    Capabilities,
+    Component,
+    Scales,
+    Stride,
+)
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -185,6 +192,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,
+        cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=("guidance_scale", "true_cfg_scale") if guided else ("true_cfg_scale",),

@@ -18,7 +18,14 @@ from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
-from batchgen.families.family import Capabilities, Component, Scales, Stride
+from batchgen.families.family import (
+    BLOCK_CACHES,
+    OUTPUT_CACHES,
+    Capabilities,
+    Component,
+    Scales,
+    Stride,
+)
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults, Solver
 
@@ -136,7 +143,12 @@ def dims(model: ModelSpec) -> Dims:
 
 def capabilities(model: ModelSpec) -> Capabilities:
     heads = dims(model).transformer.num_attention_heads
-    return Capabilities(cfg=(1, 2), ulysses=legal_ulysses(heads, MOST_RANKS), ring=RINGS)
+    return Capabilities(
+        cfg=(1, 2),
+        ulysses=legal_ulysses(heads, MOST_RANKS),
+        ring=RINGS,
+        cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
+    )
 
 
 def serves(index: Mapping[str, Any]) -> bool:

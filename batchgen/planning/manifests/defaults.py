@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from batchgen.config.caching import CacheRules, any_cache, cache_rules
 from batchgen.config.capability import served_by, unserved_columns
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, closest
@@ -24,6 +25,7 @@ from batchgen.planning.manifests.geometry import (
 from batchgen.request import (
     MAX_FRAMES,
     MAX_SIDE,
+    MAX_STEPS,
     MODEL_FIELDS,
     ROW_DEFAULTS,
     Field,
@@ -48,6 +50,7 @@ class Defaults:
     format: str
     quality: int
     tags: str | None
+    caches: CacheRules
     names: NamedSizes
     stride: Stride
     geometry: Policy
@@ -74,6 +77,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         format=job.output.format,
         quality=job.output.quality,
         tags=rows.tags,
+        caches=cache_rules(job),
         names=names,
         stride=stride,
         geometry=job.output.geometry,
@@ -86,13 +90,14 @@ def any_model() -> Defaults:
     """Rules without a job: ranges and texts are judged, sizes and unserved columns are not."""
     return Defaults(
         request=ModelDefaults(
-            width=1, height=1, num_frames=1, fps=1.0, num_steps=1, guidance_scale=1.0
+            width=1, height=1, num_frames=1, fps=1.0, num_steps=MAX_STEPS, guidance_scale=1.0
         ),
         job_seed=0,
         seed=None,
         format="frames",
         quality=0,
         tags=None,
+        caches=any_cache(),
         names=NamedSizes({}, "", "", judged=False),
         stride=Stride(1, 1, MAX_SIDE, MAX_FRAMES),
         geometry="error",

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchgen.config.aliases import NO_CACHE
 from batchgen.config.limits import REQUEST_RANGES
+from batchgen.planning.manifests.caching import cache_columns
 from batchgen.planning.manifests.columns import CANONICAL, REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import (
     CLIP_FORMAT,
@@ -35,7 +35,8 @@ class ResolvedRows:
 
     first_row: int
     # Fields of the request by name (`seed` is null where it comes from the row id), and
-    # `requested_<size>`, null where geometry left the size as it was.
+    # `requested_<size>`, null where geometry left the size as it was. Those of step caches are
+    # missing where no row of the batch has one.
     columns: pa.RecordBatch
 
     def __len__(self) -> int:
@@ -44,6 +45,10 @@ class ResolvedRows:
     def column(self, name: str) -> pa.Array:
         """A field of all rows."""
         return self.columns.column(name)
+
+    def with_column(self, name: str, values: pa.Array) -> ResolvedRows:
+        """The same rows with a field that planning has found."""
+        return ResolvedRows(self.first_row, self.columns.append_column(name, values))
 
     def numbers(self, name: str) -> np.ndarray:
         """A field of all rows that is a number in each."""
@@ -94,11 +99,8 @@ class _Batch:
             "media_size": self._media_sizes(asked, drawn),
             "tags": self._tags(),
         }
-        columns |= {
-            name: pa.repeat(field.default, self.rows)
-            for name, field in FIELDS.items()
-            if name.startswith("cache_")
-        }
+        caches = (self.columns, columns["num_steps"], self.first_row)
+        columns |= cache_columns(*caches, self.defaults.caches, self.problems)
         return ResolvedRows(self.first_row, pa.RecordBatch.from_pydict(columns))
 
     # ------------------------------------------------------------------------------------ columns
@@ -196,10 +198,6 @@ class _Batch:
                 self._report(
                     self.columns[name].is_valid(), name, "is not served yet; leave it null"
                 )
-        if "cache_strategy" in self.columns:
-            spelt = pc.utf8_lower(pc.utf8_trim_whitespace(self.columns["cache_strategy"]))
-            served = pc.is_in(spelt, value_set=pa.array([*NO_CACHE, None], pa.large_string()))
-            self._report(pc.invert(served), "cache_strategy", "is not served yet; legal: none, off")
 
     def _check_ranges(self) -> None:
         for name, bounds in REQUEST_RANGES.items():

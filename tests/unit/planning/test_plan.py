@@ -62,6 +62,7 @@ def test_a_prompt_alone_gets_every_field_from_the_model(plan_of: Callable[..., P
         format="mp4",
         quality=8,
         cost_s=request.cost_s,
+        steps_expected=40.0,
     )
     assert request == expected
     assert request.cost_s > 0

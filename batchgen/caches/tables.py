@@ -1,0 +1,174 @@
+"""Fitted and published numbers of strategies: where they lie, and which of them serve a row.
+
+A file of entries is a JSON list that is never changed; folders of such files are read in order:
+the run's own, the user's cache folder, and `tables/`, which is shipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from batchgen.durable import write_bytes_atomic
+from batchgen.errors import ConfigError, reason_of
+
+SHIPPED = Path(__file__).with_suffix("")
+_PLAIN = (str, int, float, type(None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """What an entry was made for. None serves every row; a row's own key has no None in what the
+    row knows."""
+
+    strategy: str
+    model: str  # name of a preset, or the weights digest of a user's own fit
+    variant: str = ""  # of several tables that one strategy may follow
+    solver: str | None = None
+    sigma_shift: float | None = None
+    num_steps: int | None = None
+    bucket: str | None = None  # for models whose schedule depends on the size
+    guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+    true_cfg_scale: float | None = None
+    computed: int | None = None  # steps that are computed
+    # lowest and highest scale that a fit without an exact one was made on
+    guidance_range: tuple[float, float] | None = None
+
+    def serves(self, row: Key) -> bool:
+        """Whether an entry of this key is legal for a row of that key."""
+        if self.guidance_range is not None:
+            low, high = self.guidance_range
+            if row.guidance_scale is None or not low <= row.guidance_scale <= high:
+                return False
+        return all(mine is None or mine == getattr(row, name) for name, mine in self._exact())
+
+    @property
+    def given(self) -> int:
+        """How many fields say something: of two entries that serve a row, the one that says more
+        is nearer to it."""
+        return sum(value is not None for _, value in self._exact())
+
+    def _exact(self) -> list[tuple[str, Any]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "guidance_range"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One table. What `content` holds is between the strategy and who fitted it."""
+
+    key: Key
+    content: Mapping[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of the sha256 of key and content, as rows name it in `cache_table`."""
+        text = json.dumps(self.as_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def as_json(self) -> dict[str, Any]:
+        """Of the key only what is given."""
+        given = {name: value for name, value in asdict(self.key).items() if value is not None}
+        return {"key": given, "content": dict(self.content)}
+
+
+class Tables:
+    """The entries of some folders, the first folder's first."""
+
+    def __init__(self, *folders: Path) -> None:
+        """Reads every file there is; a folder that is not there holds none. ConfigError for one
+        that is damaged, naming it."""
+        self.entries = tuple(entry for folder in folders for entry in _read_folder(folder))
+        self._by_digest = {entry.digest: entry for entry in reversed(self.entries)}
+
+    @classmethod
+    def usual(cls, *before: Path) -> Tables:
+        """Those of the folders `before` (a run's own), then the user's, then the shipped ones."""
+        return cls(*before, user_folder(), SHIPPED)
+
+    def find(self, *keys: Key) -> Entry | None:
+        """The nearest entry that serves the first of these keys that any serves. One row has more
+        than one where its model goes by name and by digest."""
+        for key in keys:
+            legal = [entry for entry in self.entries if entry.key.serves(key)]
+            if legal:
+                return max(legal, key=lambda entry: entry.key.given)  # the first of equals
+        return None
+
+    def by_digest(self, digest: str) -> Entry:
+        """ConfigError where no folder has it."""
+        if digest not in self._by_digest:
+            raise ConfigError(
+                f"cache_table: no table {digest!r} in the run's folder, in {user_folder()} or "
+                "among those that are shipped (plan again, or calibrate again)"
+            )
+        return self._by_digest[digest]
+
+
+@cache
+def shipped() -> Tables:
+    """The shipped ones alone."""
+    return Tables(SHIPPED)
+
+
+def user_folder() -> Path:
+    """Where a user's own fits are kept; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "batchgen" / "caches"
+
+
+def store(folder: Path, entries: Sequence[Entry]) -> Path:
+    """Write the entries as one file, named by what is in it, into a folder that is made if need be.
+    OSError where it cannot be written; an equal file is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = dump(entries)
+    first = entries[0].key
+    name = f"{first.strategy}.{first.model[:32]}.{hashlib.sha256(data).hexdigest()[:16]}.json"
+    if not (folder / name).exists():
+        write_bytes_atomic(folder / name, data)
+    return folder / name
+
+
+def dump(entries: Iterable[Entry]) -> bytes:
+    """The text of a file: one line an entry."""
+    lines = [
+        json.dumps(entry.as_json(), separators=(",", ":"), allow_nan=False) for entry in entries
+    ]
+    return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
+
+
+# ----------------------------------------------------------------------------------------- reading
+def _read_folder(folder: Path) -> list[Entry]:
+    """Newest file first, so that a fit made again is preferred to the one before."""
+    files = [(-path.stat().st_mtime_ns, path.name, path) for path in folder.glob("[!.]*.json")]
+    return [entry for _, _, path in sorted(files) for entry in read(path)]
+
+
+def read(path: Path) -> list[Entry]:
+    """The entries of a file; ConfigError, naming it, for anything else."""
+    try:
+        return [_entry(value) for value in json.loads(path.read_bytes())]
+    except OSError as error:
+        raise ConfigError(f"a table of caches cannot be read: {reason_of(error)}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: not a table of caches ({error!r}); delete it, or calibrate again"
+        ) from error
+
+
+def _entry(value: Any) -> Entry:
+    if set(value) != {"key", "content"} or not isinstance(value["content"], dict):
+        raise ValueError("an entry has a key and a content")
+    given = dict(value["key"])
+    if "guidance_range" in given:
+        low, high = given["guidance_range"]
+        given["guidance_range"] = (float(low), float(high))
+    if not all(isinstance(v, _PLAIN) for n, v in given.items() if n != "guidance_range"):
+        raise ValueError("a key holds texts and numbers")
+    return Entry(key=Key(**given), content=value["content"])

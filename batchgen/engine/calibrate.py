@@ -1,0 +1,236 @@
+"""Fits the planned strategy: renders a spread of rows uncached, finds the steps that are worth
+computing, and fits the leaps between them.
+
+Rows that agree in guidance are fitted on the velocity of each branch, for that guidance alone; rows
+that differ are fitted on the guided velocity, for all guidances between theirs. The fit is closed
+loop: each leap is fitted to the states at which the leaps before it arrive, so its rows compute the
+chosen steps once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchgen.caches.fitting import (
+    REACH,
+    Course,
+    LocalErrors,
+    decibels,
+    local_errors,
+    schedules,
+    solve,
+    weights,
+)
+from batchgen.caches.strategy import computed_count
+from batchgen.caches.tables import Entry, Key
+from batchgen.engine.lockstep import Lockstep
+from batchgen.engine.replica import Replica
+from batchgen.numerics.solver import DEPTH, History, LeapCoefs, as_leap, leap, step, terms
+from batchgen.request import Request
+
+CHUNK = 1 << 16  # numbers of each tensor that are multiplied at once
+DIGITS = 9  # as many as float32 has
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What a pilot leaves: a table for every ratio, and its rows' denoised latents, in order and on
+    the host, from which their media can be made."""
+
+    entries: tuple[Entry, ...]
+    latents: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """One row, drawn uncached: the latents at every step and at the end, on the host."""
+
+    states: tuple[Tensor, ...]
+    gram: np.ndarray  # mean products of its states and velocities, ordered as in `fitting`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A schedule with its leaps, and how far each row ended from its uncached self, squared."""
+
+    steps: tuple[int, ...]
+    leaps: tuple[LeapCoefs, ...]
+    errors: np.ndarray
+
+    @property
+    def worth(self) -> float:
+        """Mean over the rows in dB."""
+        return float(np.mean(decibels(self.errors)))
+
+
+def calibrate(
+    replica: Replica,
+    requests: Sequence[Request],
+    ratios: Sequence[float],
+    *,
+    model: str,
+    sized: bool = False,
+    moved: Callable[[], object] = lambda: None,
+) -> Calibration:
+    """Draw the rows, which share solver, shift, steps and number of branches, and fit a table for
+    each ratio. `model` is the tables' name for it; `sized`: its schedule depends on the size, so
+    the rows are of one. `moved` is told of every step."""
+    with torch.no_grad():
+        rows = Lockstep(replica, requests, guided=len({scales(r) for r in requests}) > 1)
+        recorded = record(rows, moved)
+        course = Course(len(rows.schedule), rows.branches, rows.starts, rows.starts)
+        counts = sorted({computed_count(course.steps, ratio) for ratio in ratios})
+        counts = [count for count in counts if len(course.must) <= count < course.steps]
+        grams = np.stack([row.gram for row in recorded])
+        reach = max([REACH, *(3 * course.steps // count for count in counts)])
+        errors = local_errors(course, grams, reach)
+        fits = [best(rows, recorded, course, errors, count, moved) for count in counts]
+    key = key_of(requests, model, sized)
+    entries = tuple(_entry(key, course, fit, len(requests)) for fit in fits if fit is not None)
+    return Calibration(entries, tuple(row.states[-1] for row in recorded))
+
+
+def scales(request: Request) -> tuple[float, float, float]:
+    """The row's guidance, of both experts and of a true second branch."""
+    second = request.guidance_scale_2
+    first = request.guidance_scale
+    return first, first if second is None else second, request.true_cfg_scale
+
+
+def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
+    """What a fit on these rows serves, but for the number of computed steps."""
+    one, found = requests[0], sorted({scales(request) for request in requests})
+    key = Key(
+        strategy="planned",
+        model=model,
+        solver=one.solver,
+        sigma_shift=one.sigma_shift,
+        num_steps=one.num_steps,
+        bucket=str(one.bucket) if sized else None,
+    )
+    if len(found) > 1:
+        return replace(key, guidance_range=(found[0][0], found[-1][0]))
+    first, second, true = found[0]
+    return replace(key, guidance_scale=first, guidance_scale_2=second, true_cfg_scale=true)
+
+
+# ------------------------------------------------------------------------------------------- record
+def record(rows: Lockstep, moved: Callable[[], object]) -> list[Recorded]:
+    """Every row uncached, as many at once as share a forward: only their latents are kept."""
+    return [
+        row
+        for first in range(0, len(rows), rows.together)
+        for row in _record(rows, range(len(rows))[first : first + rows.together], moved)
+    ]
+
+
+def _record(rows: Lockstep, some: Sequence[int], moved: Callable[[], object]) -> list[Recorded]:
+    xs = [rows.noise(row) for row in some]
+    histories = [History() for _ in some]
+    states: list[list[Tensor]] = [[x.cpu()] for x in xs]
+    answers: list[list[tuple[Tensor, ...]]] = [[] for _ in some]
+    for number, coefs in enumerate(rows.schedule.coefs):
+        velocities = rows.velocities(some, xs, number)
+        for place, branches in enumerate(velocities):
+            guided = rows.combine(some[place], number, branches)
+            after, histories[place] = step(coefs, xs[place].float(), guided, histories[place])
+            xs[place] = after.to(xs[place].dtype)
+            states[place].append(xs[place].cpu())
+            kept = rows.fitted(some[place], number, branches)
+            answers[place].append(tuple(velocity.float().cpu() for velocity in kept))
+        moved()
+    return [
+        Recorded(tuple(path), products([*path, *(v for b in zip(*given, strict=True) for v in b)]))
+        for path, given in zip(states, answers, strict=True)
+    ]
+
+
+def products(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Mean products of any two, in float64; a part of each tensor at a time."""
+    flat = [tensor.flatten() for tensor in tensors]
+    size = flat[0].numel()
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
+    for first in range(0, size, CHUNK):
+        part = torch.stack([tensor[first : first + CHUNK] for tensor in flat]).double()
+        total += part @ part.T
+    found: np.ndarray = (total / size).cpu().numpy()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- fit
+def best(
+    rows: Lockstep,
+    recorded: Sequence[Recorded],
+    course: Course,
+    errors: LocalErrors,
+    count: int,
+    moved: Callable[[], object],
+) -> Fit | None:
+    """The candidate of `count` steps that ends nearest; None if so few cannot be connected."""
+    found = [close_loop(rows, recorded, s, moved) for s in schedules(course, errors, count)]
+    return max(found, key=lambda fit: fit.worth, default=None)
+
+
+def close_loop(
+    rows: Lockstep,
+    recorded: Sequence[Recorded],
+    steps: tuple[int, ...],
+    moved: Callable[[], object],
+) -> Fit:
+    """Fit leap after leap, each on the rows as the leaps before it left them."""
+    every = range(len(rows))
+    xs = [rows.noise(row) for row in every]
+    histories = [History() for _ in every]
+    errors, leaps, since = np.zeros(len(rows)), [], 0
+    for number, onward in zip(steps, [*steps[1:], len(rows.schedule)], strict=True):
+        since = 0 if number in rows.starts else since
+        since = min(since + 1, DEPTH)
+        answers = [
+            rows.fitted(row, number, branches)
+            for row, branches in zip(every, rows.velocities(every, xs, number), strict=True)
+        ]
+        targets = [
+            row.states[onward].to(x.device).float() for row, x in zip(recorded, xs, strict=True)
+        ]
+        grams = np.stack(
+            [
+                products([*terms(since, x.float(), given, history), target])
+                for x, given, history, target in zip(xs, answers, histories, targets, strict=True)
+            ]
+        )
+        coefs = _coefs(grams, weights(errors), since)
+        leaps.append(coefs)
+        made = as_leap(coefs)
+        for row in every:
+            after, histories[row] = leap(made, xs[row].float(), answers[row], histories[row])
+            errors[row] = float((after - targets[row]).double().square().mean())
+            xs[row] = after.to(xs[row].dtype)
+        moved()
+    return Fit(steps, tuple(leaps), errors)
+
+
+def _coefs(grams: np.ndarray, rows: np.ndarray, depth: int) -> LeapCoefs:
+    """Least squares over the rows; the last of each row's tensors is the target."""
+    gram = np.tensordot(rows / len(rows), grams, 1)
+    found = [float(f"{value:.{DIGITS}g}") for value in solve(gram[:-1, :-1], gram[:-1, -1])]
+    ages = np.array(found[depth:]).reshape(depth, -1)
+    return tuple(found[:depth]), tuple(tuple(age) for age in ages.tolist())
+
+
+def _entry(key: Key, course: Course, fit: Fit, rows: int) -> Entry:
+    near = decibels(fit.errors)
+    content: dict[str, Any] = {
+        "branches": course.branches,
+        "starts": list(course.starts),
+        "steps": list(fit.steps),
+        "leaps": fit.leaps,
+        "rows": rows,
+        "latents_db": [round(float(np.mean(near)), 1), round(min(near), 1)],  # mean and worst row
+    }
+    return Entry(key=replace(key, computed=len(fit.steps)), content=content)

@@ -1,0 +1,98 @@
+"""Rows that take the same steps together, outside of any flight: for calibrating."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from torch import Tensor
+
+from batchgen.engine.prompts import EncodedRow
+from batchgen.engine.replica import Replica
+from batchgen.errors import ConfigError
+from batchgen.families.family import Item, Stage
+from batchgen.request import Request
+
+
+class Lockstep:
+    """Encoded rows of one schedule, and their forwards."""
+
+    def __init__(self, replica: Replica, requests: Sequence[Request], *, guided: bool) -> None:
+        """Encodes the rows' texts; raises the error of a row that cannot be drawn, or ConfigError
+        for rows that do not share schedule and branches. `guided`: `fitted` is the guided velocity,
+        not each branch's."""
+        self.replica, self.family, self.guided = replica, replica.family, guided
+        replica.residency.use(*_here(replica, "encode"))
+        self.rows = replica.prompts.encode(requests)
+        for row in self.rows:
+            if row.error is not None:
+                raise row.error
+        if len({_kind(row) for row in self.rows}) != 1:
+            raise ConfigError(
+                "rows that are calibrated together share solver, sigma_shift, num_steps and "
+                "whether they are guided"
+            )
+        self.schedule = self.family.schedule(requests[0])
+        self.times = [float(time) for time in self.schedule.timesteps]
+        self.branches = 1 if guided else len(self.rows[0].conditions)
+        experts = [self.family.expert(requests[0], time) for time in self.times]
+        changes = (i for i in range(1, len(experts)) if experts[i] != experts[i - 1])
+        self.starts = (0, *changes)  # the first step of each expert
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def together(self) -> int:
+        """Rows that fill a forward."""
+        limits = [self.replica.packer.limit(row.request.bucket) for row in self.rows]
+        return max(1, min(limits) // len(self.rows[0].conditions))
+
+    def noise(self, row: int) -> Tensor:
+        """Where the row begins, on the device."""
+        latents = self.family.initial_latents(self.rows[row].request)
+        return latents.to(self.replica.device, self.family.state_dtype)
+
+    def velocities(
+        self, some: Sequence[int], latents: Sequence[Tensor], step: int
+    ) -> list[tuple[Tensor, ...]]:
+        """Of each branch of some rows, whose latents these are."""
+        time = self.times[step]
+        self.replica.residency.use(self.family.expert(self.rows[0].request, time))
+        items = [
+            Item(self.rows[row].request, x, time, tuple(t.to(x.device) for t in condition))
+            for row, x in zip(some, latents, strict=True)
+            for condition in self.rows[row].conditions
+        ]
+        answers = iter(self._forward(items))
+        return [tuple(next(answers) for _ in self.rows[row].conditions) for row in some]
+
+    def _forward(self, items: Sequence[Item]) -> list[Tensor]:
+        """In the order of the items, whatever shares a forward."""
+        groups: dict[Hashable, list[int]] = {}
+        for place, item in enumerate(items):
+            groups.setdefault(self.family.group(item.request), []).append(place)
+        found: dict[int, Tensor] = {}
+        for places in groups.values():
+            for chunk in self.replica.packer.chunks(items[places[0]].request.bucket, places):
+                found |= zip(chunk, self.family.forward([items[p] for p in chunk]), strict=True)
+        return [found[place] for place in range(len(items))]
+
+    def combine(self, row: int, step: int, velocities: Sequence[Tensor]) -> Tensor:
+        """The guided velocity."""
+        return self.family.combine(self.rows[row].request, self.times[step], velocities)
+
+    def fitted(self, row: int, step: int, velocities: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What leaps are fitted on."""
+        return (self.combine(row, step, velocities),) if self.guided else tuple(velocities)
+
+
+def _here(replica: Replica, stage: Stage) -> list[str]:
+    """The components of a stage that this replica has."""
+    return [
+        name for name in replica.residency.plan.components(stage) if name in replica.family.modules
+    ]
+
+
+def _kind(row: EncodedRow) -> Hashable:
+    request: Request = row.request
+    return request.solver, request.sigma_shift, request.num_steps, len(row.conditions)

@@ -1,0 +1,158 @@
+"""What caches save: the coefficients that rows use, and the evaluations that are left to them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
+from batchgen.caches.strategy import NONE, Row, strategy
+from batchgen.config.schema import JobConfig, ModelSpec
+from batchgen.errors import ConfigError
+from batchgen.families.family import family_spec
+from batchgen.planning.manifests.caching import combinations
+from batchgen.planning.manifests.problems import Problems
+from batchgen.planning.manifests.rows import ResolvedRows
+from batchgen.planning.store import CacheForecast
+
+_SETTINGS = tuple(PREFIX + name for name in NAMES)
+# What coefficients may depend on beside the model and the settings.
+_SHAPE = (
+    *("num_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver"),
+    *("sigma_shift", "width", "height", "num_frames"),
+)
+_MOST_KEPT = 1000  # forecasts
+
+Told = tuple[str, float, int, float]  # strategy, ratio, steps, guidance: what `plan` tells of
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """What holds for all rows of one combination of settings and shape."""
+
+    told: Told
+    table: str = ""  # digest of the coefficients; "" where there are none
+    share: float = 1.0  # of the evaluations that are expected to be computed
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRows:
+    """What caches make of a batch of rows."""
+
+    alike: list[Alike]
+    place: np.ndarray  # of each row's own in `alike`
+
+    @property
+    def share(self) -> np.ndarray:
+        """Of each row."""
+        shares: np.ndarray = np.array([alike.share for alike in self.alike])[self.place]
+        return shares
+
+    @property
+    def table(self) -> pa.Array:
+        """The column `cache_table`."""
+        tables = [alike.table for alike in self.alike]
+        return pa.array(tables, pa.large_string()).take(pa.array(self.place))
+
+
+class CacheSums:
+    """Looks up what rows under a cache need and save, and adds it up."""
+
+    def __init__(self, job: JobConfig) -> None:
+        self._model, sampler = job.model, job.system.sampler
+        boundary = family_spec(job.model.family).boundary(job.model)
+        self._boundary = boundary if sampler.boundary is None else sampler.boundary
+        self._rows: Counter[Told] = Counter()
+        self._fitted: Counter[Told] = Counter()
+        self._left: dict[Told, float] = defaultdict(float)  # sum of the rows' shares
+        self.refused: Counter[str] = Counter()
+
+    def look_up(self, rows: ResolvedRows, problems: Problems) -> CachedRows | None:
+        """The caches of a batch; None where no row has one. Rows whose knobs their strategy cannot
+        use, or for which it lacks coefficients that it needs, go to `problems`."""
+        if "cache_strategy" not in rows.columns.schema.names:
+            return None
+        columns = [rows.column(name) for name in (*_SETTINGS, *_SHAPE)]
+        first, place = combinations(columns)
+        values = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
+        found = []
+        for code, row in enumerate(values):
+            settings = Settings(*row[: len(_SETTINGS)])
+            shape = dict(zip(_SHAPE, row[len(_SETTINGS) :], strict=True))
+            try:
+                found.append(self._alike(settings, shape))
+            except IllegalSetting as error:
+                at = np.flatnonzero(place == code) + rows.first_row
+                problems.add(at, PREFIX + error.name, [error.value] * len(at), error.reason)
+                found.append(Alike((NONE, 0.0, 0, 0.0)))
+        return CachedRows(found, place)
+
+    def _alike(self, settings: Settings, shape: Mapping[str, Any]) -> Alike:
+        """One combination. Raises IllegalSetting."""
+        name, steps = settings.strategy, shape["num_steps"]
+        told = (name, settings.ratio, steps, shape["guidance_scale"])
+        if settings == NO_SETTINGS:
+            return Alike(told)
+        chosen = strategy(name)
+        digest, table = table_for(self._model, settings, shape)
+        if not digest and chosen.FACTS.table == "needed" and settings.ratio > 0:
+            raise IllegalSetting("strategy", name, _no_table(self._model, shape))
+        row = _row(settings, steps, shape["sigma_shift"], self._boundary)
+        try:
+            return Alike(told, digest, chosen.expected(row, table) / steps)
+        except ConfigError as error:
+            raise IllegalSetting("params", settings.params, str(error)) from None
+
+    def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
+        """Add up the rows of a batch that are rendered. `refused`: the column `cache_refused`."""
+        rows = np.bincount(found.place, weights=rendered, minlength=len(found.alike))
+        for alike, count in zip(found.alike, rows.astype(int).tolist(), strict=True):
+            if alike.told[0] != NONE and count:
+                self._rows[alike.told] += count
+                self._fitted[alike.told] += count if alike.table else 0
+                self._left[alike.told] += alike.share * count
+        asked = refused.filter(pa.array(rendered)).value_counts().to_pylist()
+        self.refused.update({c["values"]: c["counts"] for c in asked if c["values"]})
+
+    def forecasts(self) -> tuple[CacheForecast, ...]:
+        """By settings, those of most rows first."""
+        return tuple(
+            CacheForecast(*told, rows, self._fitted[told], self._left[told] / rows)
+            for told, rows in self._rows.most_common(_MOST_KEPT)
+        )
+
+
+def table_for(
+    model: ModelSpec, settings: Settings, shape: Mapping[str, Any]
+) -> tuple[str, Mapping[str, Any] | None]:
+    """Digest and content of the coefficients for rows of these settings and this shape; "" and None
+    where there are none."""
+    return "", None
+
+
+def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -> Row:
+    """What a strategy is told of a row for its forecast: noise levels about as they will be."""
+    linear = [1 - step / steps for step in range(steps + 1)]
+    sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in linear)
+    second = [i for i, sigma in enumerate(sigmas) if boundary is not None and sigma < boundary]
+    return Row(
+        ratio=settings.ratio,
+        warmup=settings.warmup,
+        cooldown=settings.cooldown,
+        params=settings.knobs,
+        sigmas=sigmas,
+        starts=tuple(sorted({0, *second[:1]} - {steps})),
+    )
+
+
+def _no_table(model: ModelSpec, shape: Mapping[str, Any]) -> str:
+    return (
+        f"there are no coefficients of it for {model.name}, {shape['solver']}, "
+        f"{shape['num_steps']} steps, {shape['width']}x{shape['height']}x{shape['num_frames']}; "
+        "system.cache.calibrate=true makes them"
+    )

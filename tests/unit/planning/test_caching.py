@@ -1,0 +1,254 @@
+"""Step caches in a plan: settings of rows, the gate, keys, expected evaluations and their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from batchgen.caches.strategy import names, strategy
+from batchgen.config.capability import served_by
+from batchgen.config.compose import compose_job
+from batchgen.config.schema import JobConfig
+from batchgen.errors import ConfigError, ManifestError
+from batchgen.families.family import OUTPUT_CACHES
+from batchgen.planfile import PLAN_COLUMNS
+from batchgen.planning.identity import check_keys
+from batchgen.planning.manifests.check import check_manifest
+from batchgen.planning.plan import Plan, make_plan, read_plan, read_requests
+from batchgen.planning.work import planned_work, read_work
+from batchgen.request import REQUEST_FIELDS, Request
+
+CACHE_FIELDS = [f.name for f in REQUEST_FIELDS if f.name.startswith("cache_")]
+
+
+@pytest.fixture
+def plan_of(
+    write_rows: Callable[..., Path], job_over: Callable[..., JobConfig], tmp_path: Path
+) -> Callable[..., Plan]:
+    """A plan of rows with these columns: prompts a, b, ... and 20 steps at guidance 3."""
+
+    def plan(columns: dict[str, Any], **changes: object) -> Plan:
+        rows = len(next(iter(columns.values())))
+        prompts = {"prompt": [chr(ord("a") + row) for row in range(rows)]}
+        return make_plan(job_over(write_rows(prompts | columns), **changes), tmp_path / "plan")
+
+    return plan
+
+
+def requests(plan: Plan) -> list[Request]:
+    return read_requests(plan.path)
+
+
+def settings(request: Request) -> tuple[object, ...]:
+    return tuple(getattr(request, name) for name in CACHE_FIELDS[:5])
+
+
+def test_rows_go_over_the_job_column_by_column(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(
+        {
+            "cache_strategy": [None, "none", " UNIFORM ", None, None],
+            "cache_ratio": [None, None, None, 0.25, None],
+            "cache_params": [None, None, None, None, '{"threshold": 0.20}'],
+        },
+        row_defaults__cache_strategy="EasyCache",
+        row_defaults__cache_ratio=0.4,
+        row_defaults__cache_warmup=3,
+        row_defaults__cache_params='{"threshold": 0.1}',
+    )
+    assert [settings(request) for request in requests(plan)] == [
+        ("easycache", 0.4, 3, 1, '{"threshold":0.1}'),
+        ("none", 0.0, 0, 0, ""),
+        ("uniform", 0.4, 3, 1, ""),
+        ("easycache", 0.25, 3, 1, '{"threshold":0.1}'),
+        ("easycache", 0.4, 3, 1, '{"threshold":0.2}'),
+    ]
+
+
+def test_keys_of_rows_without_a_cache_stay_what_they_are(plan_of: Callable[..., Plan]) -> None:
+    seeds = {"seed": [1, 2, 3]}
+    bare = [request.row_key for request in requests(plan_of(seeds))]
+    mixed = requests(plan_of(seeds | {"cache_ratio": [None, 0.5, 0.0]}))
+    assert [r.row_key == key for r, key in zip(mixed, bare, strict=True)] == [True, False, True]
+
+
+def test_every_setting_is_in_the_key_and_ranks_find_the_same(plan_of: Callable[..., Plan]) -> None:
+    ways: dict[str, list[Any]] = {
+        "cache_strategy": ["uniform", "easycache", *["uniform"] * 3, "easycache"],
+        "cache_ratio": [0.5, 0.5, 0.6, 0.5, 0.5, 0.5],
+        "cache_warmup": [2, 2, 2, 3, 2, 2],
+        "cache_cooldown": [2, 2, 2, 2, 3, 2],
+        "cache_params": [None] * 5 + ['{"threshold": 0.1}'],
+    }
+    plan = plan_of({"prompt": ["a"] * 6, "seed": [1] * 6} | ways)
+    rows = requests(plan)
+    assert len({request.row_key for request in rows}) == plan.unique_rows == 6
+    check_keys(plan.key_context, rows, plan.path)
+    with pytest.raises(Exception, match="its values make"):
+        check_keys(plan.key_context, [replace(rows[0], cache_table="other")], plan.path)
+
+
+def test_what_is_spelt_differently_is_one_row(plan_of: Callable[..., Plan]) -> None:
+    same = {"cache_strategy": ["planned", " Planned", None], "cache_ratio": [None, 0.5, 0.5]}
+    plan = plan_of({"prompt": ["a"] * 3, "seed": [1] * 3} | same)
+    assert (plan.rows, plan.unique_rows) == (3, 1)
+    assert [forecast.rows for forecast in plan.caches] == [1]
+
+
+def test_an_older_plan_is_read_without_caches(plan_of: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = plan_of({"seed": [1, 2]})
+    table = pq.read_table(plan.path)
+    table = table.drop_columns([*CACHE_FIELDS, "steps_expected"])
+    older = tmp_path / "older.parquet"
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata), older)
+    rows = read_requests(older)
+    assert {settings(request) for request in rows} == {("none", 0.0, 0, 0, "")}
+    assert [request.row_key for request in rows] == [r.row_key for r in requests(plan)]
+    check_keys(plan.key_context, rows, older)
+
+
+# -------------------------------------------------------------------------------------- the price
+def test_cost_and_sums_follow_the_ratio(
+    plan_of: Callable[..., Plan], tiny_job: JobConfig, tmp_path: Path
+) -> None:
+    columns = {"cache_ratio": [None, 0.5, 0.5, 0.5], "guidance_scale": [3.0, 3.0, 1.0, 3.0]}
+    columns |= {"prompt": ["a", "b", "c", "b"], "seed": [1, 2, 3, 2]}  # the last is an alias
+    bare = plan_of({"guidance_scale": columns["guidance_scale"][:3]})
+    plan = plan_of(columns)
+    rows = requests(plan)
+    assert [request.steps_expected for request in rows] == [40.0, 20.0, 10.0, 20.0]
+    assert rows[1].cost_s < rows[0].cost_s
+    (bucket,) = plan.buckets
+    assert (bucket.rows, bucket.steps) == (3, 40)
+    assert (bucket.evaluations, bucket.evaluations_total) == (70, 100)
+    assert plan.cost_s_total == pytest.approx(sum(request.cost_s for request in rows[:3]))
+    forward = bare.buckets[0].denoise_s / bare.buckets[0].evaluations
+    assert bare.cost_s_total - plan.cost_s_total == pytest.approx(30 * forward)
+    assert {(c.strategy, c.ratio, c.guidance_scale, c.rows, c.share) for c in plan.caches} == {
+        ("planned", 0.5, 3.0, 1, 0.5),
+        ("planned", 0.5, 1.0, 1, 0.5),
+    }
+    assert read_plan(plan.path) == plan
+    whole = planned_work(plan.buckets)
+    assert read_work(plan.path, np.arange(3), tiny_job.model) == whole
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_strategy_is_priced_from_nothing_to_everything(
+    plan_of: Callable[..., Plan], name: str
+) -> None:
+    if strategy(name).FACTS.table == "needed":
+        pytest.skip("it has to be served and fitted first")
+    ratios = [0.0, 0.25, 0.5, 0.75, 1.0]
+    steps = [1, 2, 7, 20, 50]
+    columns = {"cache_ratio": ratios * 5, "num_steps": [n for n in steps for _ in ratios]}
+    rows = requests(plan_of(columns, row_defaults__cache_strategy=name))
+    for at, count in enumerate(steps):
+        expected = [request.steps_expected for request in rows[at * 5 : at * 5 + 5]]
+        assert expected[0] == 2 * count
+        assert expected == sorted(expected, reverse=True)
+        assert expected[-1] > 0
+
+
+# ---------------------------------------------------------------------------------------- refusals
+def test_an_illegal_setting_names_row_column_and_value(plan_of: Callable[..., Plan]) -> None:
+    columns = {
+        "cache_strategy": ["uniform", "off", None, "meancache", "slowcache"],
+        "cache_ratio": [0.5, 0.5, 7.0, None, None],
+        "cache_warmup": [20, None, None, None, None],
+        "cache_params": [None, None, None, '{"fresh_steps": 11.5}', None],
+    }
+    with pytest.raises(ManifestError) as caught:
+        plan_of(columns)
+    told = str(caught.value)
+    for line in (
+        "row 0, cache_warmup = 20: warm-up 20 + cool-down 0 must be less than num_steps 20",
+        "row 1, cache_ratio = 0.5: there is no cache without a cache_strategy",
+        "row 2, cache_ratio = 7.0: legal: >= 0 and <= 1",
+        "row 4, cache_strategy = 'slowcache': is not one of none, ",
+    ):
+        assert line in told
+    assert "4 illegal values" in told
+    with pytest.raises(ManifestError, match=r"row 3, cache_params = .*not a whole number"):
+        plan_of({name: [None] * 3 + values[3:4] for name, values in columns.items()})
+
+
+@pytest.mark.parametrize(
+    ("defaults", "told"),
+    [
+        ({"strategy": "unifrom"}, "row_defaults.cache_strategy: 'unifrom': is not one of none"),
+        ({"strategy": "none", "ratio": 0.5}, "row_defaults.cache_ratio: 0.5: there is no cache"),
+        ({"strategy": "uniform", "warmup": 20}, "row_defaults.cache_warmup: 20: warm-up 20"),
+        ({"params": "{"}, "row_defaults.cache_params: '{': there is no cache"),
+    ],
+)
+def test_a_job_that_cannot_hold_is_refused(
+    plan_of: Callable[..., Plan], defaults: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told.replace("{", r"\{")):
+        plan_of({"seed": [1]}, **{f"row_defaults__cache_{k}": v for k, v in defaults.items()})
+
+
+def test_the_gate_refuses_who_asks(plan_of: Callable[..., Plan]) -> None:
+    shut = {"system__cache__enabled": False}
+    assert requests(plan_of({"cache_strategy": [None, "off"]}, **shut))
+    with pytest.raises(ManifestError, match=r"row 1, cache_strategy = 'planned': system\.cache\."):
+        plan_of({"cache_ratio": [None, 0.5]}, **shut)
+    with pytest.raises(ConfigError, match=r"row_defaults\.cache_strategy: 'uniform': system\.cac"):
+        plan_of({"seed": [1]}, row_defaults__cache_strategy="uniform", **shut)
+
+
+def test_refusals_that_are_ignored_are_written_down(plan_of: Callable[..., Plan]) -> None:
+    ignoring = {"system__cache__enabled": False, "system__cache__on_refused": "ignore"}
+    bare = requests(plan_of({"seed": [1, 2, 3]}))
+    columns = {"seed": [1, 2, 3], "cache_strategy": [None, "none", "Uniform"]}
+    plan = plan_of(columns, row_defaults__cache_ratio=0.5, **ignoring)
+    rows = requests(plan)
+    assert [request.cache_refused for request in rows] == ["planned", "", "uniform"]
+    assert [replace(request, cache_refused="") for request in rows] == bare
+    assert (plan.caches, plan.cache_refused) == ((), {"planned": 1, "uniform": 1})
+    with pytest.raises(ManifestError, match="is not one of"):
+        plan_of({"cache_strategy": ["unifrom"]}, **ignoring)
+
+
+def test_a_strategy_that_the_model_does_not_serve_is_refused(
+    write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The engine without tensors has nothing to cache."""
+    path = write_rows({"prompt": ["a", "b"], "cache_strategy": ["none", "uniform"]})
+    job = tmp_path / "job.yaml"
+    job.write_text(f"defaults: [base, {{model: null-engine}}, _self_]\nmanifest: {path}\n")
+    told = r"row 1, cache_strategy = 'uniform': is not served by null-engine; served: none, or"
+    with pytest.raises(ManifestError, match=told):
+        make_plan(compose_job(job).config, tmp_path / "plan")
+    config = compose_job(job, ["system.cache.on_refused=ignore"]).config
+    rows = read_requests(make_plan(config, tmp_path / "plan").path)
+    assert [request.cache_refused for request in rows] == ["", "uniform"]
+
+
+def test_a_manifest_is_checked_without_a_job(write_rows: Callable[..., Path]) -> None:
+    path = write_rows({"prompt": ["a", "b"], "cache_ratio": [0.5, 2.0], "cache_warmup": [9, 9]})
+    (problem,) = check_manifest(path).problems.first
+    assert str(problem).startswith("row 1, cache_ratio = 2.0: legal")
+
+
+# --------------------------------------------------------------------------------------- in general
+def test_families_serve_strategies_that_there_are(tiny_job: JobConfig) -> None:
+    served = served_by(tiny_job.model).cache_strategies
+    assert served == OUTPUT_CACHES
+    assert served[0] == "none" and set(served[1:]) <= set(names())
+
+
+def test_rows_without_a_cache_cost_planning_nothing(plan_of: Callable[..., Plan]) -> None:
+    """Columns that no row sets are written as runs of one value: no bytes a row."""
+    rows = 8192
+    plan = plan_of({"prompt": ["a"] * rows, "seed": list(range(rows))})
+    group = pq.ParquetFile(plan.path).metadata.row_group(0)
+    for name in CACHE_FIELDS:
+        column = group.column(PLAN_COLUMNS.names.index(name))
+        assert column.total_compressed_size < 200
