@@ -24,7 +24,7 @@ Reuses = Literal["path", "output", "stack", "blocks", "attention"]
 # Of a family: the embedded timestep; its projection, by which blocks are modulated; the input of
 # the first attention as it enters it, a grid (1, frames, rows, columns, width)
 SignalKind = Literal["timestep", "projected", "embedded"]
-Signal = Literal["", "latents"] | SignalKind
+Signal = Literal["", "latents", "timestep", "projected", "embedded"]
 NONE = "none"
 
 

@@ -4,12 +4,12 @@
 The table has `ratios`: how large what all blocks add is at each step but the first, by how large it
 was at the step before, measured once per model; of all branches alike, or a list of each. In a gap
 they are multiplied, and what the product lies from 1 is added up; a step is skipped while the sum
-is below `threshold` and the gap no longer than `K`. The first `retention` of the steps and the last
+is below `threshold` and the gap no longer than `k`. The first `retention` of the steps and the last
 one are computed. Ratios for another number of steps are stretched to the nearest, as published.
 
 All that is known before the row starts. A ratio gives the most computed steps up to the count it
 names that some threshold and one of the gaps 4, 8, 16 or none come to; the published settings are
-K 4, threshold 0.12, retention 0.2 for Wan 1.3B.
+k 4, threshold 0.12, retention 0.2 for Wan 1.3B.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FACTS = Facts(
     table="needed",
     warmup=1,
     cooldown=1,
-    params={"threshold": Range(0, 100), "K": Range(1, 1000), "retention": Range(0, 1)},
+    params={"threshold": Range(0, 100), "k": Range(1, 1000), "retention": Range(0, 1)},
 )
 
 
@@ -45,7 +45,7 @@ def computed(row: Row, table: Mapping[str, Any] | None) -> tuple[int, ...]:
     must = tuple(
         step <= first or step == row.steps - 1 or row.must(step) for step in range(row.steps)
     )
-    gaps = (whole(row, "K", GAPS[0]),) if "K" in row.params else GAPS
+    gaps = (whole(row, "k", GAPS[0]),) if "k" in row.params else GAPS
     if "threshold" in row.params:
         return steps_by_rule(ratios, must, row.params["threshold"], gaps[0])
     return _within(ratios, must, gaps, computed_count(row.steps, row.ratio))

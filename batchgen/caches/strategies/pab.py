@@ -35,10 +35,11 @@ def computed(row: Row, table: Mapping[str, Any] | None) -> tuple[int, ...]:
 
 
 def expected(row: Row, table: Mapping[str, Any] | None) -> float:
-    shares = dict(zip(KINDS, row.attention, strict=True))
-    return sum(
-        1 - sum(share for kind, share in shares.items() if not computes(row, kind, step))
-        for step in range(row.steps)
+    left_out = {
+        kind: sum(not computes(row, kind, step) for step in range(row.steps)) for kind in KINDS
+    }
+    return row.steps - sum(
+        share * left_out[kind] for kind, share in zip(KINDS, row.attention, strict=True)
     )
 
 
