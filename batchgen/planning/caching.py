@@ -19,6 +19,7 @@ from batchgen.planning.manifests.caching import combinations
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows
 from batchgen.planning.store import CacheForecast
+from batchgen.request import Bucket
 
 _SETTINGS = tuple(PREFIX + name for name in NAMES)
 # What coefficients may depend on beside the model and the settings.
@@ -102,7 +103,7 @@ class CacheSums:
         digest, table = table_for(self._model, settings, shape)
         if not digest and chosen.FACTS.table == "needed" and settings.ratio > 0:
             raise IllegalSetting("strategy", name, _no_table(self._model, shape))
-        row = _row(settings, steps, shape["sigma_shift"], self._boundary)
+        row = _row(self._model, settings, shape, self._boundary)
         try:
             return Alike(told, digest, chosen.expected(row, table) / steps)
         except ConfigError as error:
@@ -135,8 +136,14 @@ def table_for(
     return "", None
 
 
-def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -> Row:
+def _row(
+    model: ModelSpec, settings: Settings, shape: Mapping[str, Any], boundary: float | None
+) -> Row:
     """What a strategy is told of a row for its forecast: noise levels about as they will be."""
+    family, steps, shift = family_spec(model.family), shape["num_steps"], shape["sigma_shift"]
+    bucket = Bucket(shape["width"], shape["height"], shape["num_frames"])
+    attention = family.attention_flops(model, bucket)
+    whole = family.forward_flops(model, bucket)
     linear = [1 - step / steps for step in range(steps + 1)]
     sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in linear)
     second = [i for i, sigma in enumerate(sigmas) if boundary is not None and sigma < boundary]
@@ -147,6 +154,8 @@ def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -
         params=settings.knobs,
         sigmas=sigmas,
         starts=tuple(sorted({0, *second[:1]} - {steps})),
+        layers=family.layers(model),
+        attention=(attention.get("self", 0.0) / whole, attention.get("cross", 0.0) / whole),
     )
 
 
