@@ -43,6 +43,7 @@ class Facts:
     kind: Kind
     reuses: Reuses
     signal: Signal = ""
+    together: bool = False  # the first branch decides for all branches of its row
     table: Literal["needed", "used", ""] = ""  # fitted coefficients of the model
     warmup: int = 5  # first steps that are computed, where nobody says how many
     cooldown: int = 5  # last ones
@@ -105,7 +106,8 @@ class BranchCache(Protocol):
     begins and at each expert's first step."""
 
     def computes(self, look: Look) -> bool:
-        """Whether the step is computed; asked once of each step, in order."""
+        """Whether the step is computed; asked once of each step, in order. Where branches decide
+        together the others are not asked."""
 
     def note(self, step: int, latents: Tensor, value: Tensor) -> None:
         """The step was computed: `value` is what the strategy reuses."""

@@ -292,6 +292,7 @@ class Flight:
             velocities = [self.family.combine(row.request, row.timestep, velocities)]
         if isinstance(coefs, Leap):
             latents, row.history = leap(coefs, latents, velocities, row.history)
+            row.meter.cache_bytes = max(row.meter.cache_bytes, row.history.bytes)
         else:
             latents, row.history = step(coefs, latents, velocities[0], row.history)
         row.latents = latents.to(self.family.state_dtype)

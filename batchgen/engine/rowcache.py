@@ -109,10 +109,12 @@ class RowCache:
         return cast(ProbeCache, self.branches[branch]).against()
 
     def computes(self, step: int, look: Callable[[int], Look]) -> tuple[bool, ...]:
-        """Which branches are computed at the step; each is asked once, with its `look`."""
+        """Which branches are computed at the step; each that decides is asked once, with its
+        `look`."""
         if self._decided is None or self._decided[0] != step:
-            asked = enumerate(self.branches)
-            self._decided = step, tuple(cache.computes(look(branch)) for branch, cache in asked)
+            asked = self.branches[:1] if self.strategy.FACTS.together else self.branches
+            said = tuple(cache.computes(look(branch)) for branch, cache in enumerate(asked))
+            self._decided = step, said * (self.count // len(said))
         return self._decided[1]
 
     def stepped(self, step: int) -> None:

@@ -66,5 +66,5 @@ def parse_commits(index: CommitIndex, lines: np.ndarray) -> pa.Table:
 def commit_column(commits: pa.Table, path: str) -> pa.Array:
     """A column of `parse_commits` by its dotted path; null where a part of the path is null."""
     name, *inner = path.split(".")
-    column = commits[name].combine_chunks() if commits.num_rows else commits[name].chunk(0)
+    column = commits[name].chunk(0)  # the only one
     return functools.reduce(lambda array, part: pc.struct_field(array, part), inner, column)

@@ -50,6 +50,12 @@ class History:
     latents: tuple[Tensor, ...] = ()
     velocities: tuple[tuple[Tensor, ...], ...] = ()
 
+    @property
+    def bytes(self) -> int:
+        """Of what fitted leaps keep."""
+        kept = [*self.latents, *(velocity for age in self.velocities for velocity in age)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
 
 @dataclass(frozen=True, slots=True)
 class Update:

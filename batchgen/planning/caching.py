@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
+from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, Row, strategy
+from batchgen.caches.tables import Entry, Key, Tables
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
@@ -64,8 +67,9 @@ class CachedRows:
 class CacheSums:
     """Looks up what rows under a cache need and save, and adds it up."""
 
-    def __init__(self, job: JobConfig) -> None:
-        self._model, sampler = job.model, job.system.sampler
+    def __init__(self, job: JobConfig, weights: str) -> None:
+        """`weights`: digest of the checkpoint."""
+        self._model, self._weights, sampler = job.model, weights, job.system.sampler
         boundary = family_spec(job.model.family).boundary(job.model)
         self._boundary = boundary if sampler.boundary is None else sampler.boundary
         self._rows: Counter[Told] = Counter()
@@ -99,25 +103,42 @@ class CacheSums:
         told = (name, settings.ratio, steps, shape["guidance_scale"])
         if settings == NO_SETTINGS:
             return Alike(told)
-        chosen = strategy(name)
-        digest, table = table_for(self._model, settings, shape)
-        if not digest and chosen.FACTS.table == "needed" and settings.ratio > 0:
-            raise IllegalSetting("strategy", name, _no_table(self._model, shape))
         row = _row(self._model, settings, shape, self._boundary)
         try:
-            return Alike(told, digest, chosen.expected(row, table) / steps)
+            entry = self._entry(name, row, shape)
+            content = entry.content if entry else None
+            share = strategy(name).expected(row, content) / steps
         except ConfigError as error:
             raise IllegalSetting("params", settings.params, str(error)) from None
+        return Alike(told, entry.digest if entry else "", share)
+
+    @cached_property
+    def _tables(self) -> Tables:
+        return Tables.usual()
+
+    def _entry(self, name: str, row: Row, shape: Mapping[str, Any]) -> Entry | None:
+        """The coefficients for rows of this shape. Raises IllegalSetting where they are needed and
+        there are none."""
+        needs = strategy(name).FACTS.table
+        if not needs or row.ratio == 0:
+            return None
+        keys = (_key(name, model, row, shape) for model in (self._weights, self._model.name))
+        entry = self._tables.find(*keys)
+        if entry is None and needs == "needed":
+            raise IllegalSetting("strategy", name, _no_table(self._model, shape))
+        unused = entry is not None and name == planned.NAME and not _fits(row, entry)
+        return None if unused else entry
 
     def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
-        """Add up the rows of a batch that are rendered. `refused`: the column `cache_refused`."""
+        """Add up the rows of a batch that are rendered, and all that are refused (`refused`: the
+        column `cache_refused`)."""
         rows = np.bincount(found.place, weights=rendered, minlength=len(found.alike))
         for alike, count in zip(found.alike, rows.astype(int).tolist(), strict=True):
             if alike.told[0] != NONE and count:
                 self._rows[alike.told] += count
                 self._fitted[alike.told] += count if alike.table else 0
                 self._left[alike.told] += alike.share * count
-        asked = refused.filter(pa.array(rendered)).value_counts().to_pylist()
+        asked = refused.value_counts().to_pylist()
         self.refused.update({c["values"]: c["counts"] for c in asked if c["values"]})
 
     def forecasts(self) -> tuple[CacheForecast, ...]:
@@ -128,12 +149,28 @@ class CacheSums:
         )
 
 
-def table_for(
-    model: ModelSpec, settings: Settings, shape: Mapping[str, Any]
-) -> tuple[str, Mapping[str, Any] | None]:
-    """Digest and content of the coefficients for rows of these settings and this shape; "" and None
-    where there are none."""
-    return "", None
+def _key(name: str, model: str, row: Row, shape: Mapping[str, Any]) -> Key:
+    """What coefficients of rows of this shape are looked up by."""
+    second = shape["guidance_scale_2"]
+    return Key(
+        strategy=name,
+        model=model,
+        solver=shape["solver"],
+        sigma_shift=shape["sigma_shift"],
+        num_steps=row.steps,
+        bucket=str(Bucket(shape["width"], shape["height"], shape["num_frames"])),
+        guidance_scale=shape["guidance_scale"],
+        guidance_scale_2=shape["guidance_scale"] if second is None else second,
+        true_cfg_scale=shape["true_cfg_scale"],
+        computed=round(strategy(name).expected(row, None)),
+    )
+
+
+def _fits(row: Row, entry: Entry) -> bool:
+    """Whether a planned row will follow the fit. Where its experts begin the fit knows better: it
+    was made on rows of this very schedule."""
+    starts = tuple(entry.content["starts"])
+    return bool(planned.path(replace(row, starts=starts), entry.content).leaps)
 
 
 def _row(

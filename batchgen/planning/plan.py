@@ -102,7 +102,7 @@ def make_plan(
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
     costs = _Costs(CostModel(job.model, job.slurm.device, factors))
-    rows = _Rows(manifest, defaults, KeyHasher(context), costs, CacheSums(job))
+    rows = _Rows(manifest, defaults, KeyHasher(context), costs, CacheSums(job, context.weights))
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:

@@ -4,16 +4,15 @@ and however often it is stopped."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from toy_caches import knobs
 from toy_engine import Keeper, ListSource, draw, request, small_spec, spy_on, system, two_experts
 
-from batchgen.caches.strategies import magcache
 from batchgen.caches.strategy import names, strategy
 from batchgen.config.schema import SamplerConfig
 from batchgen.engine import rowcache
@@ -26,32 +25,15 @@ SAVING = [name for name in names() if strategy(name).FACTS.kind != "planned"]
 ALONE = {"token_budget": 1, "max_rows_in_flight": 1}
 
 
-# Knobs beside the ratio: these weights are random, and thresholds of real ones mean nothing.
-PARAMS = {
-    "teacache": '{"threshold":2.0}',
-    "seacache": '{"threshold":0.3}',
-    "first_block": '{"threshold":0.3}',
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ratios() -> Iterator[None]:
-    """Coefficients of a model that has none."""
-    with pytest.MonkeyPatch.context() as patch:
-        falling = [1.0 - 0.002 * step for step in range(50)]
-        patch.setattr(magcache, "_ratios", lambda row, table: tuple(falling))
-        yield
-
-
 def cached(index: int, name: str, **changes: Any) -> Request:
     """A row that saves half its evaluations."""
     values = {"cache_strategy": name, "cache_ratio": 0.5, "cache_warmup": 2, "cache_cooldown": 1}
-    values["cache_params"] = PARAMS.get(name, "")
     return request(
         index,
         **(
             {"num_steps": STEPS, "width": 64, "height": 64, "row_key": f"{index}"}
             | values
+            | knobs(name)
             | changes
         ),
     )

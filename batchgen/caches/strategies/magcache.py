@@ -20,6 +20,7 @@ from typing import Any
 
 from batchgen.caches.knobs import whole
 from batchgen.caches.residual import Planned
+from batchgen.caches.spread import spread
 from batchgen.caches.strategy import BranchCache, Facts, Row, computed_count
 from batchgen.errors import ConfigError
 from batchgen.request import Range
@@ -52,6 +53,9 @@ def computed(row: Row, table: Mapping[str, Any] | None) -> tuple[int, ...]:
 
 
 def expected(row: Row, table: Mapping[str, Any] | None) -> float:
+    """As they will be; without a table what the ratio promises."""
+    if not table:
+        return float(len(spread(row, computed_count(row.steps, row.ratio))))
     return float(len(computed(row, table)))
 
 

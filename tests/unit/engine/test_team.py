@@ -16,6 +16,7 @@ import pytest
 import torch
 from own_number import own_number
 from ranks import Ranks
+from toy_caches import knobs
 from toy_engine import Keeper, ListSource, request, system
 from toy_team import (
     PATIENCE_S,
@@ -79,7 +80,7 @@ def pair() -> Iterator[Pair]:
 
 
 # ------------------------------------------------------------------------------------- what is said
-TEAM_STRATEGIES = [name for name in names() if strategy(name).FACTS.reuses == "output"]
+TEAM_STRATEGIES = [name for name in names() if strategy(name).FACTS.kind != "planned"]
 
 
 def test_what_the_leader_shares_is_what_followers_get(pair: Pair) -> None:
@@ -350,6 +351,7 @@ def test_the_leader_decides_for_two_ranks_what_a_cache_reuses(
             cache_strategy=name,
             cache_ratio=0.5 * (name != "none"),
             cache_warmup=2,
+            **knobs(name),
         )
         for i, name in enumerate(("none", *TEAM_STRATEGIES))
     ]

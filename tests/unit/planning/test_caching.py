@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.caches.strategy import names, strategy
+from batchgen.caches.tables import Entry, Key, store, user_folder
 from batchgen.config.capability import served_by
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import JobConfig
@@ -252,3 +253,64 @@ def test_rows_without_a_cache_cost_planning_nothing(plan_of: Callable[..., Plan]
     for name in CACHE_FIELDS:
         column = group.column(PLAN_COLUMNS.names.index(name))
         assert column.total_compressed_size < 200
+
+
+# ------------------------------------------------------------------------------------------ tables
+def fit(steps: int = 20, computed: int = 10, **key: Any) -> Entry:
+    """A fit for rows of the demo's model, whose leaps stay where they are."""
+    scales = {"guidance_scale": 3.0, "guidance_scale_2": 3.0, "true_cfg_scale": 1.0}
+    made_for = {"model": "tiny-wan", "solver": "unipc", "sigma_shift": 3.0, **scales, **key}
+    leap = [[1.0], [[0.0], [0.0]]]
+    content = {"steps": list(range(computed)), "starts": [0], "leaps": [leap] * computed}
+    return Entry(
+        key=Key(strategy="planned", num_steps=steps, computed=computed, **made_for), content=content
+    )
+
+
+def test_rows_name_the_fit_that_serves_them(plan_of: Callable[..., Plan]) -> None:
+    columns = {
+        "cache_ratio": [None, 0.5, 0.5, 0.5, 0.4, 0.5, 0.0],
+        "cache_strategy": [None] * 5 + ["uniform", "planned"],
+        "guidance_scale": [3.0, 3.0, 5.0, 3.0, 3.0, 3.0, 3.0],
+        "num_steps": [20, 20, 20, 50, 20, 20, 20],
+    }
+    before = requests(plan_of(columns))
+    assert {request.cache_table for request in before} == {""}
+    entry = fit()
+    store(user_folder(), [entry])
+    plan = plan_of(columns)
+    rows = requests(plan)
+    assert [request.cache_table for request in rows] == ["", entry.digest, *[""] * 5]
+    moved = [a.row_key != b.row_key for a, b in zip(before, rows, strict=True)]
+    assert moved == [False, True, *[False] * 5]
+    fitted = [c for c in plan.caches if c.fitted]
+    assert [(c.strategy, c.ratio, c.num_steps, c.rows) for c in fitted] == [("planned", 0.5, 20, 1)]
+
+
+def test_a_fit_of_these_weights_goes_before_one_of_the_name(plan_of: Callable[..., Plan]) -> None:
+    weights = plan_of({"seed": [1]}).key_context.weights
+    mine = fit(model=weights)
+    store(user_folder(), [fit()])
+    store(user_folder(), [mine])
+    (row,) = requests(plan_of({"cache_ratio": [0.5]}))
+    assert row.cache_table == mine.digest
+
+
+def test_a_fit_that_passes_over_steps_that_must_be_computed_is_not_named(
+    plan_of: Callable[..., Plan],
+) -> None:
+    store(user_folder(), [fit()])  # of the first ten steps
+    rows = requests(plan_of({"cache_ratio": [0.5, 0.5], "cache_cooldown": [0, 1]}))
+    assert [bool(request.cache_table) for request in rows] == [True, False]
+
+
+def test_coefficients_that_are_needed_and_not_there_are_asked_for(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uniform = strategy("uniform")
+    monkeypatch.setattr(uniform, "FACTS", replace(uniform.FACTS, table="needed"))
+    columns = {"cache_strategy": [None, "uniform"]}
+    with pytest.raises(ManifestError, match=r"row 1, cache_strategy = 'uniform': .*calibrate=true"):
+        plan_of(columns)
+    store(user_folder(), [Entry(key=Key(strategy="uniform", model="tiny-wan"), content={})])
+    assert [bool(request.cache_table) for request in requests(plan_of(columns))] == [False, True]
