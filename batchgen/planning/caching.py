@@ -110,7 +110,7 @@ class CacheSums:
         told = (name, settings.ratio, steps, shape["guidance_scale"])
         if settings == NO_SETTINGS:
             return Alike(told)
-        row = _row(settings, steps, shape["sigma_shift"], self._boundary)
+        row = _row(self._model, settings, shape, self._boundary)
         try:
             entry = self._entry(name, row, shape)
             content = entry.content if entry else None
@@ -189,8 +189,14 @@ def _fits(row: Row, entry: Entry) -> bool:
     return bool(planned.path(replace(row, starts=starts), entry.content).leaps)
 
 
-def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -> Row:
+def _row(
+    model: ModelSpec, settings: Settings, shape: Mapping[str, Any], boundary: float | None
+) -> Row:
     """What a strategy is told of a row for its forecast: noise levels about as they will be."""
+    family, steps, shift = family_spec(model.family), shape["num_steps"], shape["sigma_shift"]
+    bucket = Bucket(shape["width"], shape["height"], shape["num_frames"])
+    attention = family.attention_flops(model, bucket)
+    whole = family.forward_flops(model, bucket)
     linear = [1 - step / steps for step in range(steps + 1)]
     sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in linear)
     second = [i for i, sigma in enumerate(sigmas) if boundary is not None and sigma < boundary]
@@ -201,6 +207,8 @@ def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -
         params=settings.knobs,
         sigmas=sigmas,
         starts=tuple(sorted({0, *second[:1]} - {steps})),
+        layers=family.layers(model),
+        attention=(attention.get("self", 0.0) / whole, attention.get("cross", 0.0) / whole),
     )
 
 

@@ -17,7 +17,7 @@ from batchgen.config.capability import served_by
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
-from batchgen.families.family import OUTPUT_CACHES
+from batchgen.families.family import BLOCK_CACHES, OUTPUT_CACHES
 from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.identity import check_keys
 from batchgen.planning.manifests.check import check_manifest
@@ -241,7 +241,7 @@ def test_a_manifest_is_checked_without_a_job(write_rows: Callable[..., Path]) ->
 # --------------------------------------------------------------------------------------- in general
 def test_families_serve_strategies_that_there_are(tiny_job: JobConfig) -> None:
     served = served_by(tiny_job.model).cache_strategies
-    assert served == OUTPUT_CACHES
+    assert served == (*OUTPUT_CACHES, *BLOCK_CACHES)
     assert served[0] == "none" and set(served[1:]) <= set(names())
 
 
