@@ -10,7 +10,7 @@ chosen steps once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,10 @@ from batchgen.caches.fitting import (
     weights,
 )
 from batchgen.caches.strategy import computed_count
-from batchgen.caches.tables import Entry, Key
+from batchgen.caches.tables import Entry, Key, row_key
 from batchgen.engine.lockstep import Lockstep
 from batchgen.engine.replica import Replica
-from batchgen.numerics.solver import DEPTH, History, LeapCoefs, as_leap, leap, step, terms
+from batchgen.numerics.solver import DEPTH, History, Leap, LeapCoefs, as_leap, leap, step, terms
 from batchgen.request import Request
 
 CHUNK = 1 << 16  # numbers of each tensor that are multiplied at once
@@ -82,7 +82,7 @@ def calibrate(
     each ratio. `model` is the tables' name for it; `sized`: its schedule depends on the size, so
     the rows are of one. `moved` is told of every step."""
     with torch.no_grad():
-        rows = Lockstep(replica, requests, guided=len({scales(r) for r in requests}) > 1)
+        rows = Lockstep(replica, requests, guided=mixed(requests))
         recorded = record(rows, moved)
         course = Course(len(rows.schedule), rows.branches, rows.starts, rows.starts)
         counts = sorted({computed_count(course.steps, ratio) for ratio in ratios})
@@ -96,28 +96,25 @@ def calibrate(
     return Calibration(entries, tuple(row.states[-1] for row in recorded))
 
 
-def scales(request: Request) -> tuple[float, float, float]:
-    """The row's guidance, of both experts and of a true second branch."""
-    second = request.guidance_scale_2
-    first = request.guidance_scale
-    return first, first if second is None else second, request.true_cfg_scale
-
-
 def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
     """What a fit on these rows serves, but for the number of computed steps."""
-    one, found = requests[0], sorted({scales(request) for request in requests})
-    key = Key(
-        strategy="planned",
-        model=model,
-        solver=one.solver,
-        sigma_shift=one.sigma_shift,
-        num_steps=one.num_steps,
-        bucket=str(one.bucket) if sized else None,
-    )
-    if len(found) > 1:
-        return replace(key, guidance_range=(found[0][0], found[-1][0]))
-    first, second, true = found[0]
-    return replace(key, guidance_scale=first, guidance_scale_2=second, true_cfg_scale=true)
+    key = row_key(requests[0], "planned", model)
+    key = key if sized else replace(key, bucket=None)
+    if not mixed(requests):
+        return key
+    others = [row_key(request, "planned", model) for request in requests]
+    scales = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+    differ: dict[str, Any] = {
+        n: None for n in scales if len({getattr(other, n) for other in others}) > 1
+    }
+    seen = sorted(request.guidance_scale for request in requests)
+    return replace(key, guidance_range=(seen[0], seen[-1]), **differ)
+
+
+def mixed(requests: Sequence[Request]) -> bool:
+    """Whether rows differ in guidance."""
+    keys = [row_key(request, "", "") for request in requests]
+    return len({(k.guidance_scale, k.guidance_scale_2, k.true_cfg_scale) for k in keys}) > 1
 
 
 # ------------------------------------------------------------------------------------------- record
@@ -184,35 +181,42 @@ def close_loop(
     moved: Callable[[], object],
 ) -> Fit:
     """Fit leap after leap, each on the rows as the leaps before it left them."""
-    every = range(len(rows))
-    xs = [rows.noise(row) for row in every]
-    histories = [History() for _ in every]
-    errors, leaps, since = np.zeros(len(rows)), [], 0
+    flown = [_Flown(rows.noise(row)) for row in range(len(rows))]
+    leaps: list[LeapCoefs] = []
+    depth = 0
     for number, onward in zip(steps, [*steps[1:], len(rows.schedule)], strict=True):
-        since = 0 if number in rows.starts else since
-        since = min(since + 1, DEPTH)
-        answers = [
-            rows.fitted(row, number, branches)
-            for row, branches in zip(every, rows.velocities(every, xs, number), strict=True)
-        ]
-        targets = [
-            row.states[onward].to(x.device).float() for row, x in zip(recorded, xs, strict=True)
-        ]
-        grams = np.stack(
-            [
-                products([*terms(since, x.float(), given, history), target])
-                for x, given, history, target in zip(xs, answers, histories, targets, strict=True)
-            ]
-        )
-        coefs = _coefs(grams, weights(errors), since)
-        leaps.append(coefs)
-        made = as_leap(coefs)
-        for row in every:
-            after, histories[row] = leap(made, xs[row].float(), answers[row], histories[row])
-            errors[row] = float((after - targets[row]).double().square().mean())
-            xs[row] = after.to(xs[row].dtype)
+        depth = 1 if number in rows.starts else min(depth + 1, DEPTH)
+        answers = rows.velocities(range(len(rows)), [row.x for row in flown], number)
+        for place, row in enumerate(flown):
+            row.answer = rows.fitted(place, number, answers[place])
+            row.target = recorded[place].states[onward].to(row.x.device).float()
+        grams = np.stack([row.products(depth) for row in flown])
+        leaps.append(_coefs(grams, weights(np.array([row.error for row in flown])), depth))
+        made = as_leap(leaps[-1])
+        for row in flown:
+            row.move(made)
         moved()
-    return Fit(steps, tuple(leaps), errors)
+    return Fit(steps, tuple(leaps), np.array([row.error for row in flown]))
+
+
+@dataclass(slots=True, eq=False)
+class _Flown:
+    """A row on its way through the leaps that are fitted."""
+
+    x: Tensor
+    history: History = field(default_factory=History)
+    answer: tuple[Tensor, ...] = ()
+    target: Tensor = field(default_factory=lambda: torch.zeros(()))
+    error: float = 0.0  # mean square, at the step it has come to
+
+    def products(self, depth: int) -> np.ndarray:
+        """Of what the next leap is a sum of, and last of its target."""
+        return products([*terms(depth, self.x.float(), self.answer, self.history), self.target])
+
+    def move(self, coefs: Leap) -> None:
+        after, self.history = leap(coefs, self.x.float(), self.answer, self.history)
+        self.error = float((after - self.target).double().square().mean())
+        self.x = after.to(self.x.dtype)
 
 
 def _coefs(grams: np.ndarray, rows: np.ndarray, depth: int) -> LeapCoefs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchgen.caches.audit import audited
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, Row, strategy
@@ -74,6 +75,7 @@ class CacheSums:
         boundary = family_spec(job.model.family).boundary(job.model)
         self._boundary = boundary if sampler.boundary is None else sampler.boundary
         self._known: dict[tuple[Any, ...], Alike] = {}
+        self._audit_every = job.system.cache.audit_every
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
         self._left: dict[Told, float] = defaultdict(float)  # sum of the rows' shares
@@ -114,7 +116,7 @@ class CacheSums:
         told = (name, settings.ratio, steps, shape["guidance_scale"])
         if settings == NO_SETTINGS:
             return Alike(told)
-        row = _row(settings, steps, shape["sigma_shift"], self._boundary)
+        row = _row(self._model, settings, shape, self._boundary)
         try:
             entry = self._entry(name, row, shape)
             content = entry.content if entry else None
@@ -139,6 +141,15 @@ class CacheSums:
             raise IllegalSetting("strategy", name, _no_table(self._model, shape))
         unused = entry is not None and name == planned.NAME and not _fits(row, entry)
         return None if unused else entry
+
+    def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
+        """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""
+        if found is None or not self._audit_every:
+            return np.zeros(len(digests), bool)
+        cached = np.array([alike.told[0] != NONE for alike in found.alike])[found.place]
+        chosen = [audited(digest.hex(), self._audit_every) for digest in digests]
+        both: np.ndarray = cached & np.array(chosen, bool)
+        return both
 
     def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
         """Add up the rows of a batch that are rendered, and all that are refused (`refused`: the
@@ -184,8 +195,14 @@ def _fits(row: Row, entry: Entry) -> bool:
     return bool(planned.path(replace(row, starts=starts), entry.content).leaps)
 
 
-def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -> Row:
+def _row(
+    model: ModelSpec, settings: Settings, shape: Mapping[str, Any], boundary: float | None
+) -> Row:
     """What a strategy is told of a row for its forecast: noise levels about as they will be."""
+    family, steps, shift = family_spec(model.family), shape["num_steps"], shape["sigma_shift"]
+    bucket = Bucket(shape["width"], shape["height"], shape["num_frames"])
+    attention = family.attention_flops(model, bucket)
+    whole = family.forward_flops(model, bucket)
     linear = [1 - step / steps for step in range(steps + 1)]
     sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in linear)
     second = [i for i, sigma in enumerate(sigmas) if boundary is not None and sigma < boundary]
@@ -196,6 +213,8 @@ def _row(settings: Settings, steps: int, shift: float, boundary: float | None) -
         params=settings.knobs,
         sigmas=sigmas,
         starts=tuple(sorted({0, *second[:1]} - {steps})),
+        layers=family.layers(model),
+        attention=(attention.get("self", 0.0) / whole, attention.get("cross", 0.0) / whole),
     )
 
 
