@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "failed", "quarantined", "pending"]
 Determinism = Literal["strict", "throughput"]
-MemoryMode = Literal["resident", "model"]
+MemoryMode = Literal["resident", "model", "stream"]
 Precision = Literal["bfloat16", "float16", "float32"]
 _DEGREES = ("dp", "cfg", "ulysses", "ring")
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -32,13 +32,17 @@ class Layout:
     cfg: int = 1
     ulysses: int = 1
     ring: int = 1
-    memory: MemoryMode  # resident: all components stay; model: those of one stage at a time
+    # resident: all components stay; model: those of one stage at a time; stream: the same, and
+    # blocks of the transformers come from the host one by one
+    memory: MemoryMode
+    resident_blocks: int = 0  # of a transformer, that stay all the same, in mode `stream`
     precision: Precision  # that components run in, but for those that always run in float32
     attention: str  # kernel, as far as it is known before anything runs
     device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
     vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
     fits: bool = True
-    speed: float = 1.0  # predicted, of a replica against one rank of it
+    speed: float = 1.0  # predicted, of a replica against one rank of it with all resident
+    slower: float = 1.0  # predicted, times the seconds of a row with all resident
     reason: str = ""
 
     @property
@@ -169,11 +173,16 @@ class EngineCounters:
     expert_swaps: int = 0  # those that replaced one expert by another between two steps
     device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing
     windows: int = 0
+    streamed_gib: float = 0.0  # of blocks that were copied onto the device for their forwards
+    peak_weights_gib: float = 0.0  # most weights on the device at once, whatever is its memory
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     peak_mem_gib: float | None = None  # of the device; None on a CPU
     host_rss_gib: float = 0.0
     self_test: str = ""  # packs keep bits: passed, failed, not needed
     split_test: str = ""  # and so do forwards over several ranks
+
+
+_PEAKS = ("host_rss_gib", "peak_weights_gib")
 
 
 def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
@@ -185,12 +194,12 @@ def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
     sums = {
         spec.name: sum(getattr(part, spec.name) for part in parts)
         for spec in fields(EngineCounters)
-        if spec.name not in ("peak_mem_gib", "host_rss_gib", "self_test", "split_test")
+        if spec.name not in (*_PEAKS, "peak_mem_gib", "self_test", "split_test")
     }
     return EngineCounters(
         **sums,
         peak_mem_gib=max((p.peak_mem_gib for p in parts if p.peak_mem_gib), default=None),
-        host_rss_gib=max(part.host_rss_gib for part in parts),
+        **{name: max(getattr(part, name) for part in parts) for name in _PEAKS},
         self_test=parts[0].self_test,
         split_test=parts[0].split_test,
     )

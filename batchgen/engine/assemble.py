@@ -9,13 +9,15 @@ from functools import partial
 import torch
 
 from batchgen.caches.tables import Tables
-from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.engine.blocks import stack_blocks
+from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
+from batchgen.engine.blocks import Stacks, blocks_of, stack_blocks
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
-from batchgen.engine.memory.plan import plan_memory
+from batchgen.engine.memory.gauge import Gauge
+from batchgen.engine.memory.plan import MemoryPlan, plan_memory
 from batchgen.engine.memory.residency import Residency
+from batchgen.engine.memory.stream import Feed
 from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
@@ -43,7 +45,7 @@ def assemble(
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
     devices.prepare(device, system)
-    plan = plan_memory(model, layout.memory)
+    plan = plan_memory(model, layout.memory, layout.resident_blocks)
     stages = STAGES if team.leads else ("denoise",)
     components = load_components(model, devices.DTYPES[layout.precision], moved, stages)
     family = family_code(model.family).build(model, system, components, device)
@@ -51,7 +53,7 @@ def assemble(
         make_batch_invariant(family.modules[expert])
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
-    residency = Residency(family.modules, device, plan)
+    residency = _residency(family, device, plan, system.memory, stacks)
     return Replica(
         system=system,
         family=family,
@@ -74,6 +76,29 @@ def assemble(
         share=partial(share_computed, model),
         overlap=overlap,
     )
+
+
+def _residency(
+    family: FamilyModel,
+    device: torch.device,
+    plan: MemoryPlan,
+    memory: MemoryConfig,
+    stacks: Stacks,
+) -> Residency:
+    gauge, feeds = Gauge(), dict[str, Feed]()
+    if plan.mode == "stream":
+        for expert in plan.experts:
+            transformer = family.modules[expert]
+            feed = feeds[expert] = Feed(
+                blocks_of(transformer),
+                plan.stay,
+                device,
+                gauge,
+                prefetch=memory.prefetch,
+                pin=memory.pin,
+            )
+            stacks.feed(transformer, feed)
+    return Residency(family.modules, device, plan, feeds, gauge)
 
 
 def _self_test(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import wraps
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from batchgen.caches.blocks import WHOLE, Attention, Blocks
+from batchgen.engine.memory.stream import Feed
 from batchgen.families.family import Component, FamilyModel, Item, family_spec
 from batchgen.families.sequence import SequencePlan
 
@@ -136,6 +137,12 @@ class Stacks:
         finally:
             self.passage = before
 
+    def feed(self, transformer: nn.Module, feed: Feed) -> None:
+        """Let a transformer's blocks come from there."""
+        for module in transformer.modules():
+            if isinstance(module, BlockStack):
+                module.feed = feed
+
     def forward(
         self, family: FamilyModel, items: Sequence[Item], blocks: Blocks, given: Sequence[Kept]
     ) -> tuple[list[Tensor], list[Kept]]:
@@ -173,6 +180,7 @@ class BlockStack(nn.ModuleList):
     ends: bool  # whether it is the transformer's last list
     flows: tuple[str, ...]  # arguments of a block that it returns changed, in that order
     names: list[str]  # all arguments of a block
+    feed: Feed | None = None  # where its blocks come from; None: they are there
 
     def __iter__(self) -> Iterator[nn.Module]:
         yield self
@@ -192,11 +200,24 @@ class BlockStack(nn.ModuleList):
         for number, block in zip(self.span, self[:], strict=True):
             flow = passage.at(number, flow)
             if passage.blocks.runs(number):
-                found = block(**values | dict(zip(self.flows, flow, strict=True)))
+                with self._there(number):
+                    found = block(**values | dict(zip(self.flows, flow, strict=True)))
                 flow = found if isinstance(found, tuple) else (found,)
         if self.ends:
             flow = passage.end(flow)
         return flow if len(flow) > 1 else flow[0]
+
+    def _there(self, number: int) -> AbstractContextManager[None]:
+        """Inside, the block is on the device."""
+        if self.feed is None:
+            return nullcontext()
+        return self.feed.here(number, self.owner.passage.blocks.runs)
+
+
+def blocks_of(transformer: nn.Module) -> list[nn.Module]:
+    """The blocks of all stacks of a transformer, in the order of their numbers."""
+    stacks = [module for module in transformer.modules() if isinstance(module, BlockStack)]
+    return [block for stack in sorted(stacks, key=lambda s: s.span.start) for block in stack[:]]
 
 
 def stack_blocks(family: FamilyModel, name: str, experts: Sequence[str]) -> Stacks:

@@ -39,7 +39,8 @@ from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
 from batchgen.request import Bucket
 
-AUTO_WINDOW = {"resident": 8, "model": 64}  # small where encoding again is cheap: replicas share
+# small where encoding again is cheap: replicas share
+AUTO_WINDOW = {"resident": 8, "model": 64, "stream": 64}
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
 
 

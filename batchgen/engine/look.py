@@ -30,6 +30,7 @@ class RowLook:
 
     def signal(self, kind: SignalKind) -> Tensor:
         """The family's, computed here alone."""
-        split = self.replica.split
-        with split.whole() if split else nullcontext():
-            return self.replica.family.signal(self.row.item(self.branch), kind)
+        replica, item = self.replica, self.row.item(self.branch)
+        first = replica.residency.first_block(replica.family.expert(item.request, item.timestep))
+        with replica.split.whole() if replica.split else nullcontext(), first:
+            return replica.family.signal(item, kind)

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Source
-from batchgen.engine.devices.device import memory
+from batchgen.engine.devices.device import GIB, memory
 from batchgen.engine.director import Director
 from batchgen.engine.finish import Broken, Denoised, Finisher
 from batchgen.engine.flight import Flight
@@ -53,21 +53,22 @@ def follow(replica: Replica, moved: Callable[[], object]) -> None:
             moved()
 
 
-def _texts_and_moves(replica: Replica) -> tuple[int, int, int]:
-    prompts = replica.prompts
-    return prompts.unique_texts, prompts.encoder_calls, replica.residency.moves
+def _texts_and_moves(replica: Replica) -> tuple[int, int, int, int]:
+    prompts, residency = replica.prompts, replica.residency
+    moved = residency.moves, residency.gauge.streamed
+    return prompts.unique_texts, prompts.encoder_calls, *moved
 
 
 def _report(
     director: Director,
     finisher: Finisher,
-    before: tuple[int, int, int],
+    before: tuple[int, int, int, int],
     spent: RankSeconds,
     wall: float,
 ) -> EngineReport:
     replica, flight = director.replica, director.flight
     after, now = _texts_and_moves(replica), flight.clock.read()
-    unique, calls, moves = (a - b for a, b in zip(after, before, strict=True))
+    unique, calls, moves, streamed = (a - b for a, b in zip(after, before, strict=True))
     used = memory(replica.device)
     return EngineReport(
         rows_finished=finisher.finished,
@@ -89,6 +90,8 @@ def _report(
         text_encoder_calls=calls,
         component_moves=moves,
         expert_swaps=director.swaps,
+        streamed_gib=streamed / GIB,
+        peak_weights_gib=replica.residency.gauge.peak / GIB,
         device_syncs=flight.forwards.syncs + finisher.syncs,
         peak_mem_gib=used.peak_device_gib,
         host_rss_gib=used.host_rss_gib,

@@ -33,7 +33,7 @@ STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 # Strategies that need nothing of a family but its velocities.
 OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
 BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 # ------------------------------------------------------------------------------------ without torch
@@ -44,7 +44,7 @@ class Capabilities:
     cfg: tuple[int, ...] = (1,)
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
-    memory_modes: tuple[str, ...] = ("auto", "resident", "model")
+    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream")
     store_dtypes: tuple[str, ...] = ("same",)
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)
@@ -178,6 +178,9 @@ class FamilySpec(Protocol):
     def parameters(self, model: ModelSpec, component: str) -> int:
         """Number of weights of a component of kind `model`."""
 
+    def block_parameters(self, model: ModelSpec) -> tuple[int, ...]:
+        """Number of weights of each block of a transformer."""
+
     def width(self, model: ModelSpec) -> int:
         """Channels of a token between two blocks."""
 
@@ -196,7 +199,7 @@ def component_bytes(model: ModelSpec) -> ComponentBytes:
             (
                 part.name,
                 part.stage,
-                spec.parameters(model, part.name) * (4 if part.float32 else _BYTES[model.dtype]),
+                spec.parameters(model, part.name) * (4 if part.float32 else BYTES[model.dtype]),
             )
             for part in spec.COMPONENTS
             if part.kind == "model"

@@ -23,6 +23,7 @@ sums in float32.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batchgen.config.schema import DeviceConfig, ModelSpec
@@ -124,6 +125,21 @@ class SharedForward:
         pass_s = passed / (self.ring - 1) / (PASS_SHARE * self.wires.rate(self._ranks))
         attend_s = self.alone_s * shape.attention / shape.blocks / self._ranks / self.ring
         return shape.blocks * (to_heads + (self.ring - 1) * max(0.0, pass_s - attend_s))
+
+
+def streamed_seconds(compute: float, blocks: Sequence[int], rate: float, prefetch: int) -> float:
+    """Of a forward whose blocks come from the host at `rate` bytes per second. `blocks`: the bytes
+    of each; 0: it stays. A block is copied while those from the one that streams before it on
+    compute, behind the last one the first; with nothing ahead all copies are waited for. Blocks
+    are taken to compute alike."""
+    copies = [size / rate for size in blocks if size]
+    if prefetch == 0 or not copies:
+        return compute + sum(copies)
+    streams = [number for number, size in enumerate(blocks) if size]
+    each = compute / len(blocks)
+    following = [*streams[1:], streams[0] + len(blocks)]
+    computed = [each * (after - before) for before, after in zip(streams, following, strict=True)]
+    return sum(map(max, computed, [*copies[1:], copies[0]]))
 
 
 def exchange_seconds(shape: Shape, cfg: int, span: int, wires: Wires) -> float:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
-from batchgen.records import Layout, Precision
+from batchgen.records import Layout, MemoryMode, Precision
 
-_GIB = 1024**3
+GIB = 1024**3
 DTYPES: dict[Precision, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -72,11 +72,17 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
     `auto` keeps every component on the device."""
     dtype = run_dtype(model, device)
     return Layout(
-        memory="model" if system.memory.mode == "model" else "resident",
+        memory=_lone_memory(system.memory),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
         attention="sdpa" if system.attention == "auto" else system.attention,
         device=device_name(device),
     )
+
+
+def _lone_memory(memory: MemoryConfig) -> MemoryMode:
+    if memory.mode == "stream" or memory.vram_limit == 0:
+        return "stream"
+    return "model" if memory.mode == "model" else "resident"
 
 
 def require_room(device: torch.device, layout: Layout) -> None:
@@ -95,10 +101,10 @@ def require_room(device: torch.device, layout: Layout) -> None:
 
 def refuse_less(layout: Layout, free: int, total: int) -> None:
     """Raises ConfigError if fewer bytes are free of the device's total than the layout predicts."""
-    if layout.vram_gib * _GIB > free:
+    if layout.vram_gib * GIB > free:
         raise ConfigError(
-            f"the layout ({layout}) needs {layout.vram_gib:.1f} GiB, but {free / _GIB:.0f} of the "
-            f"device's {total / _GIB:.0f} GiB are free: slurm.device.memory_gib promised more, or "
+            f"the layout ({layout}) needs {layout.vram_gib:.1f} GiB, but {free / GIB:.0f} of the "
+            f"device's {total / GIB:.0f} GiB are free: slurm.device.memory_gib promised more, or "
             "something else is on the device"
         )
 
@@ -108,9 +114,9 @@ def prepare(device: torch.device, system: SystemConfig) -> None:
     thread, since the split of a sum over threads would follow the machine's core count; on CUDA no
     convolution that adds in any order."""
     limit = system.memory.vram_limit
-    if limit is not None and device.type == "cuda":
+    if limit and device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * _GIB / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * GIB / total), device)
     if system.determinism != "strict":
         return
     if device.type == "cpu":
@@ -129,9 +135,9 @@ class Memory:
 
 def memory(device: torch.device) -> Memory:
     """As it is now."""
-    peak = torch.cuda.max_memory_allocated(device) / _GIB if device.type == "cuda" else None
+    peak = torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return Memory(peak, kilobytes * 1024 / _GIB)
+    return Memory(peak, kilobytes * 1024 / GIB)
 
 
 def reset_peak(device: torch.device) -> None:

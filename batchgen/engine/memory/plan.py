@@ -1,7 +1,8 @@
 """Where components live, as the layout says, by the stages that need them.
 
 `resident`: all on the device, from the start. `model`: those of one stage at a time, and of the
-experts one; the engine then goes window by window, so each moves at most once per window.
+experts one; the engine then goes window by window, so each moves at most once per window. `stream`:
+the same, but for blocks of the experts, which stay on the host and come for their forwards alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Stage, family_spec
+from batchgen.families.streaming import staying
 from batchgen.records import MemoryMode
 
 
@@ -19,10 +21,15 @@ class MemoryPlan:
 
     mode: MemoryMode
     stages: tuple[tuple[str, Stage], ...]  # component, its stage
+    stay: frozenset[int] = frozenset()  # blocks of an expert that do not stream, in mode `stream`
 
     def components(self, stage: Stage) -> tuple[str, ...]:
         """Those that work in a stage."""
         return tuple(name for name, of in self.stages if of == stage)
+
+    def stage(self, component: str) -> Stage:
+        """Where a component works."""
+        return dict(self.stages)[component]
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -30,11 +37,9 @@ class MemoryPlan:
         return self.components("denoise")
 
 
-def plan_memory(model: ModelSpec, mode: MemoryMode) -> MemoryPlan:
-    """The stages of a model's components under a mode."""
-    stages = tuple(
-        (part.name, part.stage)
-        for part in family_spec(model.family).COMPONENTS
-        if part.kind == "model"
-    )
-    return MemoryPlan(mode, stages)
+def plan_memory(model: ModelSpec, mode: MemoryMode, resident_blocks: int = 0) -> MemoryPlan:
+    """The stages of a model's components under a mode; `resident_blocks` as in `Layout`."""
+    family = family_spec(model.family)
+    stages = tuple((part.name, part.stage) for part in family.COMPONENTS if part.kind == "model")
+    stay = staying(family.layers(model), resident_blocks)
+    return MemoryPlan(mode, stages, stay)

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
+from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan
+from batchgen.engine.memory.stream import Feed, tensors_of
 from batchgen.records import MemoryMode
+
+_HOST = torch.device("cpu")
 
 
 class Residency:
     """Moves components between host and device, and counts."""
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], device: torch.device, plan: MemoryPlan
+        self,
+        modules: Mapping[str, nn.Module],
+        device: torch.device,
+        plan: MemoryPlan,
+        feeds: Mapping[str, Feed],
+        gauge: Gauge,
     ) -> None:
+        """`feeds`: of the components whose blocks stream; they count in the same gauge."""
         self.modules = modules
         self.device = device
         self.plan = plan
+        self.feeds = feeds
+        self.gauge = gauge
         self.moves = 0  # of a component onto the device
         self._inside: set[str] = set()
         if plan.mode == "resident":
-            for module in modules.values():
-                module.to(device)
+            for name in modules:
+                self._enter(name)
 
     @property
     def mode(self) -> MemoryMode:
@@ -37,13 +50,40 @@ class Residency:
         return next(inside, self.plan.experts[0])
 
     def use(self, *names: str) -> None:
-        """Bring these components to the device; in mode `model` the others leave it first."""
+        """Bring these components of one stage to the device, those that stream without the blocks
+        that do; unless all are resident the others leave it first."""
         if self.mode == "resident":
             return
         for name in sorted(self._inside - set(names)):
-            self.modules[name].to("cpu")
+            self._leave(name)
+        self.gauge.begin(self.plan.stage(names[0]))
         for name in names:
             if name not in self._inside:
-                self.modules[name].to(self.device)
+                self._enter(name)
                 self.moves += 1
-        self._inside = set(names)
+
+    def first_block(self, expert: str) -> AbstractContextManager[None]:
+        """Inside, the first block of an expert is on the device if the expert is."""
+        feed = self.feeds.get(expert)
+        return nullcontext() if feed is None else feed.here(0, lambda block: True)
+
+    def _enter(self, name: str) -> None:
+        self._inside.add(name)
+        self.gauge.add(self._move(name, self.device))
+        if feed := self.feeds.get(name):
+            feed.open()
+
+    def _leave(self, name: str) -> None:
+        if feed := self.feeds.get(name):
+            feed.close()
+        self.gauge.add(-self._move(name, _HOST))
+        self._inside.remove(name)
+
+    def _move(self, name: str, device: torch.device) -> int:
+        """All of a component but the blocks that stream; returns its bytes."""
+        feed = self.feeds.get(name)
+        streams = {id(t) for block in feed.modules for t in tensors_of(block)} if feed else set()
+        tensors = [t for t in tensors_of(self.modules[name]) if id(t) not in streams]
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device)
+        return sum(tensor.nbytes for tensor in tensors)

@@ -359,6 +359,13 @@ def transformer_parameters(model: ModelSpec) -> int:
     return blocks + doors + _once_per_item(spec)
 
 
+def block_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Number of weights of each block, double blocks first, with their modulation."""
+    spec = dims(model).transformer
+    double, single = (24 + 12) * spec.width**2, (12 + 3) * spec.width**2
+    return (double,) * spec.num_layers + (single,) * spec.num_single_layers
+
+
 def vae_parameters(model: ModelSpec) -> int:
     """Number of weights of both halves of the autoencoder."""
     vae = dims(model).vae

@@ -97,6 +97,10 @@ def parameters(model: ModelSpec, component: str) -> int:
     return 0
 
 
+def block_parameters(model: ModelSpec) -> tuple[int, ...]:
+    return ()
+
+
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
     return 0
 

@@ -306,10 +306,16 @@ def transformer_parameters(model: ModelSpec) -> int:
     spec = dims(model).transformer
     d = spec.width
     patch = spec.patch_size[0] * spec.patch_size[1] * spec.patch_size[2]
-    blocks = spec.num_layers * (8 * d * d + 2 * d * spec.ffn_dim)
+    blocks = sum(block_parameters(model))
     text = spec.text_dim * d + d * d
     time = spec.freq_dim * d + d * d + 6 * d * d
     return blocks + text + time + patch * d * (spec.in_channels + spec.out_channels)
+
+
+def block_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Number of weights of each block."""
+    spec = dims(model).transformer
+    return (8 * spec.width**2 + 2 * spec.width * spec.ffn_dim,) * spec.num_layers
 
 
 def vae_parameters(vae: WanVae) -> int:

@@ -12,6 +12,7 @@ from batchgen.families.family import Capabilities
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.spec import (
     attention_flops,
+    block_parameters,
     branches,
     decode_bytes,
     decode_flops,
@@ -36,6 +37,7 @@ __all__ = [
     "PIPELINE",
     "Dims",
     "attention_flops",
+    "block_parameters",
     "boundary",
     "branches",
     "capabilities",

@@ -1,0 +1,188 @@
+"""Blocks that live on the host and come to the device around their forwards, a few ahead.
+
+The tensors of such a block lie one behind the other in host memory, so that a block is one copy. On
+the device there is a fixed number of shelves, each as large as the largest block: no memory is
+asked for while a forward runs, and a host that runs ahead of the device cannot pile blocks up.
+Which blocks a forward runs is known (`caches.blocks.Blocks`), so those it leaves out are not
+copied; diffusers' group offload copies in the order of the first forward, whatever later ones do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from batchgen.engine.memory.gauge import Gauge
+
+_ALIGNED = 256  # bytes, as what the device itself hands out
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """All that a module computes with."""
+    return [*module.parameters(), *module.buffers()]
+
+
+class HostBlock:
+    """A block with its home in host memory."""
+
+    def __init__(self, block: nn.Module, *, pinned: bool) -> None:
+        self._tensors = tensors_of(block)
+        sizes = [-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in self._tensors]
+        self._offsets = [0, *accumulate(sizes)]
+        self.home = torch.empty(self.bytes, dtype=torch.uint8, pin_memory=pinned)
+        for tensor, view in zip(self._tensors, self._views(self.home), strict=True):
+            view.copy_(tensor)
+        self.settle(self.home)
+
+    @property
+    def bytes(self) -> int:
+        return self._offsets[-1]
+
+    def settle(self, memory: Tensor) -> None:
+        """Let the block compute with what lies there, a copy of its home."""
+        for tensor, view in zip(self._tensors, self._views(memory), strict=True):
+            tensor.data = view
+
+    def _views(self, memory: Tensor) -> Iterator[Tensor]:
+        for tensor, offset in zip(self._tensors, self._offsets, strict=False):
+            part = memory[offset : offset + tensor.nbytes]
+            yield part.view(tensor.dtype).view(tensor.shape)
+
+
+class Shelf:
+    """Room for one block on the device."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self.filled: torch.cuda.Event | None = None
+        self.used: torch.cuda.Event | None = None
+
+
+class Copies:
+    """Copies from the host that are done when they return: the plain twin."""
+
+    def fill(self, shelf: Shelf, block: HostBlock) -> None:
+        shelf.memory[: block.bytes].copy_(block.home)
+
+    def await_filled(self, shelf: Shelf) -> None:
+        """What follows on the current stream finds the block there."""
+
+    def note_used(self, shelf: Shelf) -> None:
+        """What was asked of the current stream until now may still read the shelf."""
+
+    def await_all(self) -> None:
+        """What follows on the current stream finds no copy on its way."""
+
+
+class SideStream(Copies):
+    """Copies beside the computing, on a CUDA stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._side = torch.cuda.Stream(device)
+
+    def fill(self, shelf: Shelf, block: HostBlock) -> None:
+        if shelf.used is not None:
+            self._side.wait_event(shelf.used)
+        with torch.cuda.stream(self._side):
+            shelf.memory[: block.bytes].copy_(block.home, non_blocking=True)
+            shelf.filled = self._side.record_event()
+
+    def await_filled(self, shelf: Shelf) -> None:
+        assert shelf.filled is not None
+        torch.cuda.current_stream(self._device).wait_event(shelf.filled)
+
+    def note_used(self, shelf: Shelf) -> None:
+        shelf.used = torch.cuda.current_stream(self._device).record_event()
+
+    def await_all(self) -> None:
+        torch.cuda.current_stream(self._device).wait_stream(self._side)
+
+
+class Feed:
+    """The blocks of one transformer; those that `stay` are none of its business."""
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        stay: Collection[int],
+        device: torch.device,
+        gauge: Gauge,
+        *,
+        prefetch: int,
+        pin: bool,
+    ) -> None:
+        """`prefetch`: blocks that are copied ahead; `pin` their homes, so that a device can read
+        them beside its work."""
+        cuda = device.type == "cuda"
+        self._blocks = {
+            number: HostBlock(block, pinned=pin and cuda)
+            for number, block in enumerate(blocks)
+            if number not in stay
+        }
+        self.modules = [block for number, block in enumerate(blocks) if number in self._blocks]
+        self._device, self._gauge = device, gauge
+        self._copies = SideStream(device) if cuda else Copies()
+        self._ahead = 1 + prefetch
+        self._free: list[Shelf] = []
+        self._inside: dict[int, Shelf] = {}
+
+    def open(self) -> None:
+        """Take memory of the device."""
+        largest = max((block.bytes for block in self._blocks.values()), default=0)
+        self._free = [
+            Shelf(largest, self._device) for _ in range(min(self._ahead, len(self._blocks)))
+        ]
+        for shelf in self._free:
+            self._gauge.add(shelf.memory.nbytes)
+            self._copies.note_used(shelf)  # by whoever had that memory before
+
+    def close(self) -> None:
+        """Give it back."""
+        for number in [*self._inside]:
+            self._leave(number)
+        self._copies.await_all()
+        for shelf in self._free:
+            self._gauge.add(-shelf.memory.nbytes)
+        self._free = []
+
+    @contextmanager
+    def here(self, number: int, runs: Callable[[int], bool]) -> Iterator[None]:
+        """Inside, the block is on the device, and those that run next are on their way; behind the
+        last one the first, for the next forward. `runs`: whether this forward runs a block."""
+        self._bring(self._next(number, runs))
+        shelf = self._inside.get(number)
+        if shelf is None:
+            yield
+            return
+        self._copies.await_filled(shelf)
+        try:
+            yield
+        finally:
+            self._copies.note_used(shelf)
+
+    def _next(self, number: int, runs: Callable[[int], bool]) -> list[int]:
+        """As many as there are shelves."""
+        running = [n for n in self._blocks if runs(n)]
+        behind = [n for n in running if n >= number]
+        return [*behind, *(n for n in running if n < number)][: self._ahead]
+
+    def _bring(self, wanted: Sequence[int]) -> None:
+        for number in [n for n in self._inside if n not in wanted]:
+            self._leave(number)
+        for number in wanted:
+            if number not in self._inside:
+                shelf, block = self._free.pop(), self._blocks[number]
+                self._copies.fill(shelf, block)
+                block.settle(shelf.memory)
+                self._inside[number] = shelf
+                self._gauge.streamed += block.bytes
+
+    def _leave(self, number: int) -> None:
+        block = self._blocks[number]
+        block.settle(block.home)
+        self._free.append(self._inside.pop(number))
