@@ -39,14 +39,15 @@ class Key:
     guidance_scale_2: float | None = None
     true_cfg_scale: float | None = None
     computed: int | None = None  # steps that are computed
-    # lowest and highest scale that a fit without an exact one was made on
+    # lowest and highest guidance of either expert that a fit without an exact one serves
     guidance_range: tuple[float, float] | None = None
 
     def serves(self, row: Key) -> bool:
         """Whether an entry of this key is legal for a row of that key."""
         if self.guidance_range is not None:
             low, high = self.guidance_range
-            if row.guidance_scale is None or not low <= row.guidance_scale <= high:
+            scales = (row.guidance_scale, row.guidance_scale_2)
+            if not all(scale is not None and low <= scale <= high for scale in scales):
                 return False
         return all(mine is None or mine == getattr(row, name) for name, mine in self._exact())
 

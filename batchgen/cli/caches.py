@@ -1,4 +1,5 @@
-"""What `plan` says of step caches: evaluations left, rows by settings, rows that do without."""
+"""What `plan` says of step caches: evaluations left, rows by settings, audits, rows that do
+without."""
 
 from __future__ import annotations
 
@@ -22,6 +23,9 @@ def cache_lines(plan: Plan) -> dict[str, str]:
         if rest := plan.caches[_SHOWN:]:
             rows = sum(forecast.rows for forecast in rest)
             lines["caches"] += f"\n{len(rest)} more with {rows:,} rows"
+    if audits := sum(bucket.audits for bucket in plan.buckets):
+        more = sum(bucket.audit_evaluations for bucket in plan.buckets)
+        lines["audits"] = f"{audits:,} rows drawn without their cache too: {more:,} forwards more"
     if plan.cache_refused:
         asked = ", ".join(f"{rows:,} for {name}" for name, rows in plan.cache_refused.items())
         lines["refused"] = f"rows that ask for a cache and are drawn without: {asked}"

@@ -102,14 +102,13 @@ def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
     key = key if sized else replace(key, bucket=None)
     if not mixed(requests):
         return key
-    scales = sorted(request.guidance_scale for request in requests)
-    return replace(
-        key,
-        guidance_scale=None,
-        guidance_scale_2=None,
-        true_cfg_scale=None,
-        guidance_range=(scales[0], scales[-1]),
-    )
+    others = [row_key(request, "planned", model) for request in requests]
+    scales = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+    differ: dict[str, Any] = {
+        n: None for n in scales if len({getattr(other, n) for other in others}) > 1
+    }
+    seen = sorted(request.guidance_scale for request in requests)
+    return replace(key, guidance_range=(seen[0], seen[-1]), **differ)
 
 
 def mixed(requests: Sequence[Request]) -> bool:

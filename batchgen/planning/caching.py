@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchgen.caches.audit import audited
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, Row, strategy
@@ -72,6 +73,7 @@ class CacheSums:
         self._model, self._weights, sampler = job.model, weights, job.system.sampler
         boundary = family_spec(job.model.family).boundary(job.model)
         self._boundary = boundary if sampler.boundary is None else sampler.boundary
+        self._audit_every = job.system.cache.audit_every
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
         self._left: dict[Told, float] = defaultdict(float)  # sum of the rows' shares
@@ -93,7 +95,12 @@ class CacheSums:
                 found.append(self._alike(settings, shape))
             except IllegalSetting as error:
                 at = np.flatnonzero(place == code) + rows.first_row
-                problems.add(at, PREFIX + error.name, [error.value] * len(at), error.reason)
+                problems.add(
+                    at,
+                    PREFIX + error.name,
+                    [error.value] * min(len(at), problems.keep),
+                    error.reason,
+                )
                 found.append(Alike((NONE, 0.0, 0, 0.0)))
         return CachedRows(found, place)
 
@@ -128,6 +135,15 @@ class CacheSums:
             raise IllegalSetting("strategy", name, _no_table(self._model, shape))
         unused = entry is not None and name == planned.NAME and not _fits(row, entry)
         return None if unused else entry
+
+    def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
+        """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""
+        if found is None or not self._audit_every:
+            return np.zeros(len(digests), bool)
+        cached = np.array([alike.told[0] != NONE for alike in found.alike])[found.place]
+        chosen = [audited(digest.hex(), self._audit_every) for digest in digests]
+        both: np.ndarray = cached & np.array(chosen, bool)
+        return both
 
     def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
         """Add up the rows of a batch that are rendered, and all that are refused (`refused`: the

@@ -6,7 +6,7 @@ the step is computed and the sum begins anew. Until then velocity - latents is r
 
 Published: threshold 0.05 for Wan, which a ratio of 0.5 gives; the first 10 steps and the last one
 computed; the first branch decides for both. So it does here: branches that decide apart are wrong
-at different steps, which guidance multiplies (5 dB less on tiny-wan at 25 of 50 evaluations).
+at different steps, which guidance multiplies (7 dB less on tiny-wan at 25 of 50 evaluations).
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def test_the_exact_guidance_is_nearer_than_a_fit_for_all(tmp_path: Path) -> None
     made = tables(tmp_path, entry(ANY, 1), entry(FIT, 2))
     assert made.find(ROW) == entry(FIT, 2)
     for scale, found in ((1.5, True), (4.2, True), (6.0, True), (1.4, False), (6.1, False)):
-        assert (made.find(replace(ROW, guidance_scale=scale)) is not None) == found, scale
+        row = replace(ROW, guidance_scale=scale, guidance_scale_2=scale)
+        assert (made.find(row) is not None) == found, scale
+    assert made.find(replace(ROW, guidance_scale=2.0, guidance_scale_2=7.0)) is None
 
 
 def test_the_first_key_and_the_first_folder_come_first(tmp_path: Path) -> None:
