@@ -31,7 +31,8 @@ _SHAPE = (
     *("num_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver"),
     *("sigma_shift", "width", "height", "num_frames"),
 )
-_MOST_KEPT = 1000  # forecasts
+_MOST_KEPT = 10_000  # combinations
+_MOST_TOLD = 1000
 
 Told = tuple[str, float, int, float]  # strategy, ratio, steps, guidance: what `plan` tells of
 
@@ -73,6 +74,7 @@ class CacheSums:
         self._model, self._weights, sampler = job.model, weights, job.system.sampler
         boundary = family_spec(job.model.family).boundary(job.model)
         self._boundary = boundary if sampler.boundary is None else sampler.boundary
+        self._known: dict[tuple[Any, ...], Alike] = {}
         self._audit_every = job.system.cache.audit_every
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
@@ -86,26 +88,30 @@ class CacheSums:
             return None
         columns = [rows.column(name) for name in (*_SETTINGS, *_SHAPE)]
         first, place = combinations(columns)
-        values = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
+        combined = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
         found = []
-        for code, row in enumerate(values):
-            settings = Settings(*row[: len(_SETTINGS)])
-            shape = dict(zip(_SHAPE, row[len(_SETTINGS) :], strict=True))
+        for code, values in enumerate(combined):
             try:
-                found.append(self._alike(settings, shape))
+                found.append(self._alike(values))
             except IllegalSetting as error:
                 at = np.flatnonzero(place == code) + rows.first_row
-                problems.add(
-                    at,
-                    PREFIX + error.name,
-                    [error.value] * min(len(at), problems.keep),
-                    error.reason,
-                )
+                shown = [error.value] * min(len(at), problems.keep)
+                problems.add(at, PREFIX + error.name, shown, error.reason)
                 found.append(Alike((NONE, 0.0, 0, 0.0)))
         return CachedRows(found, place)
 
-    def _alike(self, settings: Settings, shape: Mapping[str, Any]) -> Alike:
-        """One combination. Raises IllegalSetting."""
+    def _alike(self, values: tuple[Any, ...]) -> Alike:
+        """One combination. Batches have much the same ones."""
+        if len(self._known) > _MOST_KEPT:  # rows that all differ: do not keep every one
+            self._known.clear()
+        if values not in self._known:
+            settings = Settings(*values[: len(_SETTINGS)])
+            shape = dict(zip(_SHAPE, values[len(_SETTINGS) :], strict=True))
+            self._known[values] = self._look_up(settings, shape)
+        return self._known[values]
+
+    def _look_up(self, settings: Settings, shape: Mapping[str, Any]) -> Alike:
+        """What is expected of one combination. Raises IllegalSetting."""
         name, steps = settings.strategy, shape["num_steps"]
         told = (name, settings.ratio, steps, shape["guidance_scale"])
         if settings == NO_SETTINGS:
@@ -161,7 +167,7 @@ class CacheSums:
         """By settings, those of most rows first."""
         return tuple(
             CacheForecast(*told, rows, self._fitted[told], self._left[told] / rows)
-            for told, rows in self._rows.most_common(_MOST_KEPT)
+            for told, rows in self._rows.most_common(_MOST_TOLD)
         )
 
 
