@@ -18,6 +18,7 @@ from torch import Tensor
 
 from batchgen.caches.blocks import PROBE, STACK
 from batchgen.caches.residual import Summing, relative_change
+from batchgen.caches.settings import Given, resolve
 from batchgen.caches.strategies import first_block, seacache, teacache
 from batchgen.caches.strategy import Row, SignalKind, computed_count
 from batchgen.caches.tables import Entry, Key
@@ -84,27 +85,35 @@ def calibrate_blocks(
     step."""
     with torch.no_grad():
         rows = Lockstep(replica, requests, guided=False)
-        facts = Row(
-            ratio=0.5,
-            warmup=0,
-            cooldown=1,
-            params={},
-            sigmas=tuple(map(float, rows.schedule.sigmas)),
-            starts=rows.starts,
-            layers=replica.layers,
-        )
-        drawn = [_record(rows, row, facts, signal, moved) for row in range(len(rows))]
+        facts = {name: _facts(rows, name) for name in ("teacache", "seacache", "first_block")}
+        drawn = [_record(rows, row, facts["seacache"], signal, moved) for row in range(len(rows))]
     branches = [branch for row in drawn for branch in row]
+    filtered = _summed(facts["seacache"], branches, "filtered", seacache.branch, {})
     contents = {
         "magcache": {"ratios": [_means(each) for each in zip(*drawn, strict=True)]},
-        "teacache": _teacache(facts, branches, signal),
-        "seacache": {"thresholds": _summed(facts, branches, "filtered", seacache.branch, {})},
-        "first_block": {"thresholds": _first_block(facts, branches)},
+        "teacache": _teacache(facts["teacache"], branches, signal),
+        "seacache": {"thresholds": filtered},
+        "first_block": {"thresholds": _first_block(facts["first_block"], branches)},
     }
     steps = len(rows.schedule) if for_steps else None
     return tuple(
         Entry(key=Key(strategy=name, model=model, num_steps=steps), content=content)
         for name, content in contents.items()
+    )
+
+
+def _facts(rows: Lockstep, strategy: str) -> Row:
+    """What the strategy is told of these rows, with as many first and last steps computed as where
+    nobody says how many."""
+    usual = resolve(Given(strategy=strategy), Given(), len(rows.schedule))
+    return Row(
+        ratio=usual.ratio,
+        warmup=usual.warmup,
+        cooldown=usual.cooldown,
+        params={},
+        sigmas=tuple(map(float, rows.schedule.sigmas)),
+        starts=rows.starts,
+        layers=rows.replica.layers,
     )
 
 
@@ -212,13 +221,13 @@ def _first_block(facts: Row, branches: Sequence[Recorded]) -> list[list[float]]:
 
 def _thresholds(steps: int, count: Callable[[float], float]) -> list[list[float]]:
     """For each ratio the smallest threshold, as near as halving finds it, that computes no more
-    steps than the ratio allows, on average."""
-    found = []
+    steps than the ratio allows, on average; or the fewest that any does."""
+    found, fewest = list[float](), count(HIGHEST)
     for ratio in RATIOS:
-        low, high = 0.0, HIGHEST
+        low, high, most = 0.0, HIGHEST, max(fewest, computed_count(steps, ratio))
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            enough = count(middle) <= computed_count(steps, ratio)
+            enough = count(middle) <= most
             low, high = (low, middle) if enough else (middle, high)
         found.append(high)
     return [list(pair) for pair in zip(RATIOS, _rounded(accumulate(found, max)), strict=True)]

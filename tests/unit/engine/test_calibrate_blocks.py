@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from toy_engine import draw, request, small_spec, system
 
+from batchgen.caches.settings import Given, resolve
 from batchgen.caches.strategy import computed_count
 from batchgen.caches.tables import Entry, Tables, store
 from batchgen.engine.calibrate_blocks import RATIOS, calibrate_blocks
@@ -53,10 +54,12 @@ def test_a_ratio_saves_about_what_it_says(
     """Of the rows that were measured; what is saved changes what is decided later."""
     store(tmp_path, [entries[name]])
     engine = Engine.load(small_spec(str(small_folder)), system(), "cpu", tables=Tables(tmp_path))
+    usual = resolve(Given(strategy=name), Given(), STEPS)
     cached = rows(
         cache_strategy=name,
         cache_ratio=0.5,
-        cache_cooldown=1,
+        cache_warmup=usual.warmup,
+        cache_cooldown=usual.cooldown,
         cache_table=entries[name].digest,
     )
     drawn = draw(engine, cached)
