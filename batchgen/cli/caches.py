@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from batchgen.cli.words import duration
+
 if TYPE_CHECKING:
+    from batchgen.caches.pilots import Choice, Pilot
     from batchgen.planning.plan import Plan
     from batchgen.planning.store import CacheForecast
 
@@ -13,6 +16,8 @@ _SHOWN = 6  # combinations of settings
 
 def cache_lines(plan: Plan) -> dict[str, str]:
     """Lines of the summary by their names; none for a plan without caches."""
+    from batchgen.caches.pilots import DRAWN
+
     lines = {}
     if plan.caches:
         expected, total = (round(part) for part in evaluations(plan))
@@ -22,10 +27,39 @@ def cache_lines(plan: Plan) -> dict[str, str]:
         if rest := plan.caches[_SHOWN:]:
             rows = sum(forecast.rows for forecast in rest)
             lines["caches"] += f"\n{len(rest)} more with {rows:,} rows"
-    if plan.cache_refused:
-        asked = ", ".join(f"{rows:,} for {name}" for name, rows in plan.cache_refused.items())
+    if plan.pilots:
+        lines["pilot"] = "\n".join(map(_pilot, plan.pilots))
+    if plan.choices:
+        lines["ratio"] = "\n".join(map(_choice, plan.choices[:_SHOWN]))
+    others = {name: rows for name, rows in plan.cache_refused.items() if name != DRAWN}
+    if others:
+        asked = ", ".join(f"{rows:,} for {name}" for name, rows in others.items())
         lines["refused"] = f"rows that ask for a cache and are drawn without: {asked}"
     return lines
+
+
+def _pilot(pilot: Pilot) -> str:
+    judged = f", {pilot.audited} of them to judge by" if pilot.audited else ""
+    return (
+        f"{len(pilot.rows)} rows are drawn first, without a cache{judged}; they fit {pilot}\n"
+        f"{pilot.drawn:,} forwards of rows, at most {pilot.fits:,} of the fits "
+        f"({duration(pilot.cost_s)}); then the other rows are planned anew"
+    )
+
+
+def _choice(choice: Choice) -> str:
+    """The ratio that was found, and what it was chosen from."""
+    settings = f"{choice.num_steps} steps, guidance {choice.guidance_scale:g}"
+    wanted = f"p5 of {choice.floor_db:g} dB"
+    if not choice.judged:
+        return f"{settings}: nothing was fitted, so no ratio is known to keep a {wanted}: no cache"
+    head = f"no ratio keeps a {wanted}: no cache"
+    if choice.ratio:
+        head = f"{choice.ratio:g} is the largest that keeps a {wanted}"
+    lines = [f"{settings}: {head}", f"{'ratio':>7} {'p5':>6} {'mean':>6} {'worst':>6} dB"]
+    for each in choice.judged:
+        lines.append(f"{each.ratio:7g} {each.p5:6.1f} {each.mean:6.1f} {each.worst:6.1f}")
+    return "\n".join(lines)
 
 
 def evaluations(plan: Plan) -> tuple[int, int]:
