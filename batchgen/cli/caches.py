@@ -30,12 +30,17 @@ def cache_lines(plan: Plan) -> dict[str, str]:
     if plan.pilots:
         lines["pilot"] = "\n".join(map(_pilot, plan.pilots))
     if plan.choices:
-        lines["ratio"] = "\n".join(map(_choice, plan.choices[:_SHOWN]))
+        lines["ratio"] = "\n".join(choice_lines(plan))
     others = {name: rows for name, rows in plan.cache_refused.items() if name != DRAWN}
     if others:
         asked = ", ".join(f"{rows:,} for {name}" for name, rows in others.items())
         lines["refused"] = f"rows that ask for a cache and are drawn without: {asked}"
     return lines
+
+
+def choice_lines(plan: Plan) -> list[str]:
+    """The ratios that `min_psnr_db` found, with what they were chosen from."""
+    return [line for choice in plan.choices[:_SHOWN] for line in _choice(choice)]
 
 
 def _pilot(pilot: Pilot) -> str:
@@ -47,19 +52,20 @@ def _pilot(pilot: Pilot) -> str:
     )
 
 
-def _choice(choice: Choice) -> str:
-    """The ratio that was found, and what it was chosen from."""
+def _choice(choice: Choice) -> list[str]:
     settings = f"{choice.num_steps} steps, guidance {choice.guidance_scale:g}"
     wanted = f"p5 of {choice.floor_db:g} dB"
     if not choice.judged:
-        return f"{settings}: nothing was fitted, so no ratio is known to keep a {wanted}: no cache"
+        return [
+            f"{settings}: nothing was fitted, so no ratio is known to keep a {wanted}: no cache"
+        ]
     head = f"no ratio keeps a {wanted}: no cache"
     if choice.ratio:
         head = f"{choice.ratio:g} is the largest that keeps a {wanted}"
     lines = [f"{settings}: {head}", f"{'ratio':>7} {'p5':>6} {'mean':>6} {'worst':>6} dB"]
     for each in choice.judged:
         lines.append(f"{each.ratio:7g} {each.p5:6.1f} {each.mean:6.1f} {each.worst:6.1f}")
-    return "\n".join(lines)
+    return lines
 
 
 def evaluations(plan: Plan) -> tuple[int, int]:

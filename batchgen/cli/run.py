@@ -73,7 +73,17 @@ def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = No
 
     with _going_on(run, settings.executor), progress_bar() as watch:
         summary = drive(run, settings, watch, rows)
+    tell_choices(run)
     return summary_result(run, summary)
+
+
+def tell_choices(run: RunPaths) -> None:
+    """Print the ratios that `min_psnr_db` found."""
+    from batchgen.cli.caches import choice_lines
+    from batchgen.planning.plan import read_plan
+
+    for line in choice_lines(read_plan(run.plan)):
+        print(line)
 
 
 def wait_to_end(run: RunPaths) -> Result:

@@ -76,7 +76,7 @@ def next_move(run: RunPaths) -> Move | None:
 
 
 def _after_pilot(run: RunPaths, intent: Intent) -> Move:
-    """All that is left, planned with the tables of the pilot. RunStateError or ManifestError if that
+    """All that is left, planned with the pilot's tables. RunStateError or ManifestError if that
     cannot be."""
     replan = replan_after_pilot(run, intent.config)
     settings = Settings(
