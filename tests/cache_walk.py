@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from batchgen.caches.strategy import BranchCache, Facts, Row
+from batchgen.caches.strategy import BranchCache, Facts, Row, SignalKind
 
 SHAPES = {
     "latents": (1, 4, 1, 4, 6),
     "output": (1, 4, 1, 4, 6),
     "stack": (1, 8, 10),
-    "embedded": (1, 8, 10),
+    "embedded": (1, 2, 2, 2, 10),
     "timestep": (1, 12),
+    "projected": (1, 72),
 }
 
 
@@ -47,7 +49,10 @@ class Seen:
 
     step: int
     latents: Tensor
-    signal: Tensor
+    change: float = math.inf
+
+    def signal(self, kind: SignalKind) -> Tensor:
+        return smooth(kind, self.step)
 
 
 @dataclass
@@ -72,7 +77,7 @@ class Walk:
 
     def step(self, branch: BranchCache, step: int) -> None:
         latents = smooth("latents", step)
-        if branch.computes(Seen(step, latents, smooth(self.facts.signal or "latents", step))):
+        if branch.computes(Seen(step, latents)):
             self.computed.append(step)
             value = self.value(step) if self.value else smooth(self.facts.reuses, step + 100)
             branch.note(step, latents, value)

@@ -35,10 +35,11 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "rowcache", "caching"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"blocks", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
-        {"forwards", "replica"},
+        {"forwards", "replica", "caching"},
         {"flight"},
         {"finish", "look"},
         {"director", "assemble"},

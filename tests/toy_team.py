@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,3 +90,33 @@ def draw(
     for some in (rows[:3], rows[3:]):
         engine.render(ListSource(some), keeper)
     return keeper.frames, {name: str(error) for name, error in keeper.errors.items()}
+
+
+def draw_with_noise(
+    mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]
+) -> tuple[int, dict[str, float]]:
+    """How often this rank ran the model, where each velocity of the follower is off by a little;
+    on the leader also what was computed of each row."""
+    model = spec_of("one expert")
+    layout = replace(lone_layout(model, system(), torch.device("cpu")), **changes)
+    leave()
+    engine, calls = Engine.load(model, system(), "cpu", layout=layout, team=team), 0
+    forward = engine.family.forward
+
+    def noisy(items: Any) -> Any:
+        nonlocal calls
+        calls += items[0].request.row_id != "self-test"  # which the leader alone makes
+        velocities = forward(items)
+        if team.leads:
+            return velocities
+        return [velocity + 0.1 * torch.randn_like(velocity) for velocity in velocities]
+
+    engine.family.forward = noisy  # type: ignore[method-assign]
+    keeper = Keeper()
+    if team.leads:
+        engine.render(ListSource(rows), keeper)
+        assert not keeper.errors
+    else:
+        with suppress(Dismissed):
+            engine.follow()
+    return calls, {name: stats.steps_computed for name, stats in keeper.stats.items()}

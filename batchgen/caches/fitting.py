@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-10  # relative to each feature's own power
 REACH = 12  # steps of the longest gap, where there are enough computed ones
-BETAS = (0.3, 0.5, 0.7, 1.0)  # weights of the errors before correction, to choose from
+BETAS = (0.5,)  # weights of the errors before correction, to choose from
 _ROUNDS = 6  # of weighing rows by their errors
 _TINY, _FLOOR = 1e-14, 1e-7  # mean squares: of rounding, and below which no error is seen
 
@@ -111,9 +111,9 @@ def solve(gram: Array, moment: Array) -> Array:
 
 
 def weights(errors: Array) -> Array:
-    """Of rows in a fit: error ** -0.5, with a mean of one, so that no row that is far off already
-    rules it."""
-    raw: Array = (errors + 1e-8) ** -0.5
+    """Of rows in a fit: 1 / error, with a mean of one, so that a row that is far off already, as
+    one that turned into another picture, does not rule it."""
+    raw: Array = 1 / (errors + 1e-8)
     scaled: Array = raw / raw.mean()
     return scaled
 

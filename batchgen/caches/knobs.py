@@ -14,7 +14,7 @@ def whole(row: Row, name: str, plain: int) -> int:
     """A knob that counts, `plain` where it is not set; ConfigError if it is a fraction."""
     value = row.params.get(name, plain)
     if value != int(value):
-        raise ConfigError(f"cache_params: {name} {value:g} is not a whole number")
+        raise ConfigError(f"{name} {value:g} is not a whole number")
     return int(value)
 
 

@@ -14,13 +14,17 @@ from functools import cache
 from pkgutil import iter_modules
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
+from batchgen.caches.blocks import Blocks
 from batchgen.errors import ConfigError, closest
 from batchgen.request import Range
 
 Tensor: TypeAlias = Any  # a torch tensor; its arithmetic is all that is used of it
 Kind = Literal["planned", "adaptive", "probe", "partial"]
 Reuses = Literal["path", "output", "stack", "blocks", "attention"]
-Signal = Literal["", "timestep", "latents", "embedded"]
+# Of a family: the embedded timestep; its projection, by which blocks are modulated; the input of
+# the first attention as it enters it, a grid (1, frames, rows, columns, width)
+SignalKind = Literal["timestep", "projected", "embedded"]
+Signal = Literal["", "latents", "timestep", "projected", "embedded"]
 NONE = "none"
 
 
@@ -39,6 +43,7 @@ class Facts:
     kind: Kind
     reuses: Reuses
     signal: Signal = ""
+    together: bool = False  # the first branch decides for all branches of its row
     table: Literal["needed", "used", ""] = ""  # fitted coefficients of the model
     warmup: int = 5  # first steps that are computed, where nobody says how many
     cooldown: int = 5  # last ones
@@ -62,6 +67,7 @@ class Row:
     starts: tuple[int, ...] = (0,)  # the first step of each expert; always computed
     branch: int = 0
     layers: int = 1  # blocks of one forward
+    attention: tuple[float, float] = (1 / 3, 1 / 6)  # shares of self and cross in a forward's work
 
     @property
     def steps(self) -> int:
@@ -87,8 +93,12 @@ class Look(Protocol):
         """(1, ...) float32, at the step."""
 
     @property
-    def signal(self) -> Tensor:
-        """The family's signal of the step, of the kind that the strategy's facts name."""
+    def change(self) -> float:
+        """Of a probe: how far what it computed lies from what `against` gave, relative to that;
+        infinite where there is nothing to compare with."""
+
+    def signal(self, kind: SignalKind) -> Tensor:
+        """The family's signal of the step."""
 
 
 class BranchCache(Protocol):
@@ -96,7 +106,8 @@ class BranchCache(Protocol):
     begins and at each expert's first step."""
 
     def computes(self, look: Look) -> bool:
-        """Whether the step is computed; asked once of each step, in order."""
+        """Whether the step is computed; asked once of each step, in order. Where branches decide
+        together the others are not asked."""
 
     def note(self, step: int, latents: Tensor, value: Tensor) -> None:
         """The step was computed: `value` is what the strategy reuses."""
@@ -112,6 +123,24 @@ class BranchCache(Protocol):
 
     def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
         """The inverse of the two."""
+
+
+class BlockCache(BranchCache, Protocol):
+    """A branch under a strategy that saves inside its forwards. `value` is then what its `blocks`
+    keep of one: what blocks have added, a state, or by their kind the outputs of attentions."""
+
+    def blocks(self, step: int, computed: bool) -> Blocks:
+        """What the step's forward does with the blocks, as the branch has decided."""
+
+
+class ProbeCache(BlockCache, Protocol):
+    """A branch that decides behind the first block, by what that has added."""
+
+    def against(self) -> Tensor | None:
+        """What the first block added at the last computed step; None before there was one."""
+
+    def note_probe(self, added: Tensor) -> None:
+        """The step is computed: what its first block has added."""
 
 
 class Strategy(Protocol):

@@ -17,6 +17,7 @@ from typing import Any
 
 from batchgen.durable import write_bytes_atomic
 from batchgen.errors import ConfigError, reason_of
+from batchgen.request import Request
 
 SHIPPED = Path(__file__).with_suffix("")
 _PLAIN = (str, int, float, type(None))
@@ -24,8 +25,8 @@ _PLAIN = (str, int, float, type(None))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """What an entry was made for. None serves every row; a row's own key has no None in what the
-    row knows."""
+    """What an entry was made for: None serves every row. That of a row (`row_key`) leaves nothing
+    out."""
 
     strategy: str
     model: str  # name of a preset, or the weights digest of a user's own fit
@@ -38,14 +39,15 @@ class Key:
     guidance_scale_2: float | None = None
     true_cfg_scale: float | None = None
     computed: int | None = None  # steps that are computed
-    # lowest and highest scale that a fit without an exact one was made on
+    # lowest and highest guidance of either expert that a fit without an exact one serves
     guidance_range: tuple[float, float] | None = None
 
     def serves(self, row: Key) -> bool:
         """Whether an entry of this key is legal for a row of that key."""
         if self.guidance_range is not None:
             low, high = self.guidance_range
-            if row.guidance_scale is None or not low <= row.guidance_scale <= high:
+            scales = (row.guidance_scale, row.guidance_scale_2)
+            if not all(scale is not None and low <= scale <= high for scale in scales):
                 return False
         return all(mine is None or mine == getattr(row, name) for name, mine in self._exact())
 
@@ -57,6 +59,26 @@ class Key:
 
     def _exact(self) -> list[tuple[str, Any]]:
         return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "guidance_range"]
+
+
+def row_key(
+    request: Request, strategy: str, model: str, computed: int | None = None, variant: str = ""
+) -> Key:
+    """By which a row looks for its table; `computed`: its steps that are, for planned ones."""
+    first, second = request.guidance_scale, request.guidance_scale_2
+    return Key(
+        strategy=strategy,
+        model=model,
+        variant=variant,
+        solver=request.solver,
+        sigma_shift=request.sigma_shift,
+        num_steps=request.num_steps,
+        bucket=str(request.bucket),
+        guidance_scale=first,
+        guidance_scale_2=first if second is None else second,
+        true_cfg_scale=request.true_cfg_scale,
+        computed=computed,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

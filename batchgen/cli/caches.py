@@ -1,4 +1,5 @@
-"""What `plan` says of step caches: evaluations left, rows by settings, rows that do without."""
+"""What `plan` says of step caches: evaluations left, rows by settings, audits, rows that do
+without."""
 
 from __future__ import annotations
 
@@ -27,6 +28,9 @@ def cache_lines(plan: Plan) -> dict[str, str]:
         if rest := plan.caches[_SHOWN:]:
             rows = sum(forecast.rows for forecast in rest)
             lines["caches"] += f"\n{len(rest)} more with {rows:,} rows"
+    if audits := sum(bucket.audits for bucket in plan.buckets):
+        more = sum(bucket.audit_evaluations for bucket in plan.buckets)
+        lines["audits"] = f"{audits:,} rows drawn without their cache too: {more:,} forwards more"
     if plan.pilots:
         lines["pilot"] = "\n".join(map(_pilot, plan.pilots))
     if plan.choices:

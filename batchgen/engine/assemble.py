@@ -10,6 +10,7 @@ import torch
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.engine.blocks import stack_blocks
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
@@ -21,7 +22,7 @@ from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
-from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec
+from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec, share_computed
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -48,6 +49,7 @@ def assemble(
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
+    stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = Residency(family.modules, device, plan)
     return Replica(
@@ -65,8 +67,11 @@ def assemble(
             ranks=mesh.cfg.size if mesh is not None else 1,
         ),
         team=team,
+        stacks=stacks,
         tables=tables,
         split=split,
+        layers=family_spec(model.family).layers(model),
+        share=partial(share_computed, model),
         overlap=overlap,
     )
 

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, Row, strategy
-from batchgen.caches.tables import Tables
+from batchgen.engine.replica import Replica
 from batchgen.engine.rowcache import RowCache
-from batchgen.families.family import FamilyModel
 from batchgen.numerics.solver import Schedule, leaps, over
 from batchgen.request import Request
 
 
 def under_cache(
-    family: FamilyModel, tables: Tables, request: Request, whole: Schedule, branches: int
+    replica: Replica, request: Request, whole: Schedule, branches: int
 ) -> tuple[Schedule, RowCache | None]:
     """The schedule that the row goes through, and what decides and predicts on the way; none if
     its steps are planned, or if it has no cache. ConfigError for coefficients that are gone."""
-    if request.cache_strategy == NONE:
+    if request.cache_strategy == NONE or request.cache_ratio == 0:
         return whole, None
-    experts = [family.expert(request, float(timestep)) for timestep in whole.timesteps]
+    experts = [replica.family.expert(request, float(timestep)) for timestep in whole.timesteps]
     row = Row(
         ratio=request.cache_ratio,
         warmup=request.cache_warmup,
@@ -29,13 +28,15 @@ def under_cache(
         params=json.loads(request.cache_params or "{}"),
         sigmas=tuple(map(float, whole.sigmas)),
         starts=expert_starts(experts),
+        layers=replica.layers,
     )
-    table = tables.by_digest(request.cache_table).content if request.cache_table else None
+    table = replica.tables.by_digest(request.cache_table).content if request.cache_table else None
     if request.cache_strategy == planned.NAME:
         path = planned.path(row, table)
         thinner = leaps(whole, path.steps, path.leaps) if path.leaps else over(whole, path.steps)
         return thinner, None
-    return whole, RowCache(strategy(request.cache_strategy), row, branches, table)
+    chosen, divided = strategy(request.cache_strategy), replica.split is not None
+    return whole, RowCache(chosen, row, branches, table, divided=divided)
 
 
 def expert_starts(experts: Sequence[str]) -> tuple[int, ...]:

@@ -10,8 +10,7 @@ chosen steps once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -30,10 +29,10 @@ from batchgen.caches.fitting import (
     weights,
 )
 from batchgen.caches.strategy import computed_count
-from batchgen.caches.tables import Entry, Key
+from batchgen.caches.tables import Entry, Key, row_key
 from batchgen.engine.lockstep import Lockstep
 from batchgen.engine.replica import Replica
-from batchgen.numerics.solver import DEPTH, History, LeapCoefs, as_leap, leap, step, terms
+from batchgen.numerics.solver import DEPTH, History, Leap, LeapCoefs, as_leap, leap, step, terms
 from batchgen.request import Request
 
 # From latents of rows without a cache, and of the same rows with one, to what a table says of it.
@@ -95,10 +94,9 @@ def calibrate(
     step."""
     with torch.no_grad():
         begin = perf_counter()
-        rows = Lockstep(replica, requests, guided=len({scales(r) for r in requests}) > 1)
+        rows = Lockstep(replica, requests, guided=mixed(requests))
         recorded = record(rows, moved)
-        recorded_s = perf_counter() - begin
-        fitted = len(recorded) - audited
+        recorded_s, fitted = perf_counter() - begin, len(recorded) - audited
         course = Course(len(rows.schedule), rows.branches, rows.starts, rows.starts)
         counts = sorted({computed_count(course.steps, ratio) for ratio in ratios})
         counts = [count for count in counts if len(course.must) <= count < course.steps]
@@ -107,43 +105,33 @@ def calibrate(
         errors = local_errors(course, grams, reach)
         found = [best(rows, recorded, fitted, course, errors, count, moved) for count in counts]
         fits = [fit for fit in found if fit is not None]
-        whole = [row.states[-1] for row in recorded]
+        whole = tuple(row.states[-1] for row in recorded)
         told = [judge(whole[fitted:], fit.latents[fitted:]) for fit in fits]
-    key = key_of(requests, model, sized)
-    tables = (_entry(key, course, fit, fitted) for fit in fits)
-    return Calibration(
-        tuple(
-            replace(table, content={**table.content, **more})
-            for table, more in zip(tables, told, strict=True)
-        ),
-        tuple(whole),
-        recorded_s,
-        sum(fit.evaluations for fit in fits),
-    )
-
-
-def scales(request: Request) -> tuple[float, float, float]:
-    """The row's guidance, of both experts and of a true second branch."""
-    second = request.guidance_scale_2
-    first = request.guidance_scale
-    return first, first if second is None else second, request.true_cfg_scale
+    key, spent = key_of(requests, model, sized), sum(fit.evaluations for fit in fits)
+    pairs = zip(fits, told, strict=True)
+    entries = tuple(_entry(key, course, fit, fitted, more) for fit, more in pairs)
+    return Calibration(entries, whole, recorded_s, spent)
 
 
 def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
     """What a fit on these rows serves, but for the number of computed steps."""
-    one, found = requests[0], sorted({scales(request) for request in requests})
-    key = Key(
-        strategy="planned",
-        model=model,
-        solver=one.solver,
-        sigma_shift=one.sigma_shift,
-        num_steps=one.num_steps,
-        bucket=str(one.bucket) if sized else None,
-    )
-    if len(found) > 1:
-        return replace(key, guidance_range=(found[0][0], found[-1][0]))
-    first, second, true = found[0]
-    return replace(key, guidance_scale=first, guidance_scale_2=second, true_cfg_scale=true)
+    key = row_key(requests[0], "planned", model)
+    key = key if sized else replace(key, bucket=None)
+    if not mixed(requests):
+        return key
+    others = [row_key(request, "planned", model) for request in requests]
+    scales = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
+    differ: dict[str, Any] = {
+        n: None for n in scales if len({getattr(other, n) for other in others}) > 1
+    }
+    seen = sorted(request.guidance_scale for request in requests)
+    return replace(key, guidance_range=(seen[0], seen[-1]), **differ)
+
+
+def mixed(requests: Sequence[Request]) -> bool:
+    """Whether rows differ in guidance."""
+    keys = [row_key(request, "", "") for request in requests]
+    return len({(k.guidance_scale, k.guidance_scale_2, k.true_cfg_scale) for k in keys}) > 1
 
 
 # ------------------------------------------------------------------------------------------- record
@@ -217,37 +205,44 @@ def close_loop(
 ) -> Fit:
     """Fit leap after leap, each on the first `fitted` rows as the leaps before it left them; the
     others come along."""
-    every = range(len(rows))
-    xs = [rows.noise(row) for row in every]
-    histories = [History() for _ in every]
-    errors, leaps, since = np.zeros(len(rows)), [], 0
+    flown = [_Flown(rows.noise(row)) for row in range(len(rows))]
+    leaps: list[LeapCoefs] = []
+    depth = 0
     for number, onward in zip(steps, [*steps[1:], len(rows.schedule)], strict=True):
-        since = 0 if number in rows.starts else since
-        since = min(since + 1, DEPTH)
-        answers = [
-            rows.fitted(row, number, branches)
-            for row, branches in zip(every, rows.velocities(every, xs, number), strict=True)
-        ]
-        targets = [
-            row.states[onward].to(x.device).float() for row, x in zip(recorded, xs, strict=True)
-        ]
-        grams = np.stack(
-            [
-                products([*terms(since, x.float(), given, history), target])
-                for x, given, history, target in islice(
-                    zip(xs, answers, histories, targets, strict=True), fitted
-                )
-            ]
-        )
-        coefs = _coefs(grams, weights(errors[:fitted]), since)
-        leaps.append(coefs)
-        made = as_leap(coefs)
-        for row in every:
-            after, histories[row] = leap(made, xs[row].float(), answers[row], histories[row])
-            errors[row] = float((after - targets[row]).double().square().mean())
-            xs[row] = after.to(xs[row].dtype)
+        depth = 1 if number in rows.starts else min(depth + 1, DEPTH)
+        answers = rows.velocities(range(len(rows)), [row.x for row in flown], number)
+        for place, row in enumerate(flown):
+            row.answer = rows.fitted(place, number, answers[place])
+            row.target = recorded[place].states[onward].to(row.x.device).float()
+        grams = np.stack([row.products(depth) for row in flown[:fitted]])
+        off = np.array([row.error for row in flown[:fitted]])
+        leaps.append(_coefs(grams, weights(off), depth))
+        made = as_leap(leaps[-1])
+        for row in flown:
+            row.move(made)
         moved()
-    return Fit(steps, tuple(leaps), errors[:fitted], tuple(x.cpu() for x in xs))
+    off = np.array([row.error for row in flown[:fitted]])
+    return Fit(steps, tuple(leaps), off, tuple(row.x.cpu() for row in flown))
+
+
+@dataclass(slots=True, eq=False)
+class _Flown:
+    """A row on its way through the leaps that are fitted."""
+
+    x: Tensor
+    history: History = field(default_factory=History)
+    answer: tuple[Tensor, ...] = ()
+    target: Tensor = field(default_factory=lambda: torch.zeros(()))
+    error: float = 0.0  # mean square, at the step it has come to
+
+    def products(self, depth: int) -> np.ndarray:
+        """Of what the next leap is a sum of, and last of its target."""
+        return products([*terms(depth, self.x.float(), self.answer, self.history), self.target])
+
+    def move(self, coefs: Leap) -> None:
+        after, self.history = leap(coefs, self.x.float(), self.answer, self.history)
+        self.error = float((after - self.target).double().square().mean())
+        self.x = after.to(self.x.dtype)
 
 
 def _coefs(grams: np.ndarray, rows: np.ndarray, depth: int) -> LeapCoefs:
@@ -258,7 +253,7 @@ def _coefs(grams: np.ndarray, rows: np.ndarray, depth: int) -> LeapCoefs:
     return tuple(found[:depth]), tuple(tuple(age) for age in ages.tolist())
 
 
-def _entry(key: Key, course: Course, fit: Fit, rows: int) -> Entry:
+def _entry(key: Key, course: Course, fit: Fit, rows: int, more: Mapping[str, Any]) -> Entry:
     near = decibels(fit.errors)
     content: dict[str, Any] = {
         "branches": course.branches,
@@ -267,5 +262,6 @@ def _entry(key: Key, course: Course, fit: Fit, rows: int) -> Entry:
         "leaps": fit.leaps,
         "rows": rows,
         "latents_db": [round(float(np.mean(near)), 1), round(min(near), 1)],  # mean and worst row
+        **more,
     }
     return Entry(key=replace(key, computed=len(fit.steps)), content=content)

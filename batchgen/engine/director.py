@@ -20,6 +20,7 @@ from typing import Literal
 
 import torch
 
+from batchgen.caches.blocks import PROBE, WHOLE, Blocks
 from batchgen.engine.contract import Sink, Source
 from batchgen.engine.finish import Broken, Denoised
 from batchgen.engine.flight import Flight, Outcome, RowState
@@ -217,25 +218,45 @@ class Director:
             self.swaps += self.expert is not None
             yield Orders(use=self._use("denoise", first))
             moving = self._moving()
-        if moving:
+        if probes := self._probes(moving):
+            yield Orders(probes=probes)
+            yield from self._drop_uneven()
+        if moving := {number: row for number, row in moving.items() if number in self.flight.rows}:
             yield self._move(moving)
+
+    def _probes(self, rows: dict[int, RowState]) -> tuple[Pack, ...]:
+        """Of the rows that decide behind their first block, and have not been there yet."""
+        probed = {
+            (number, branch): PROBE
+            for number, row in rows.items()
+            if row.cache is not None and row.cache.probing
+            for branch in range(len(row.branches))
+        }
+        return tuple(self._packs(probed))
 
     def _move(self, rows: dict[int, RowState]) -> Orders:
         """One step of these rows; first of those alone that need no blocks for it, so that packs
         stay full."""
-        needs = {number: self._computes(row) for number, row in rows.items()}
-        resting = {number: row for number, row in rows.items() if not any(needs[number])}
-        compute, reuse = list[Slot](), list[Slot]()
+        plans = {number: self._plan(row) for number, row in rows.items()}
+        resting = [
+            number
+            for number, plan in plans.items()
+            if all(blocks is None or blocks.empty for blocks in plan)
+        ]
+        forwards, reuses = dict[Slot, Blocks](), list[Slot]()
         for number in resting or rows:
-            for branch, computed in enumerate(needs[number]):
-                (compute if computed else reuse).append((number, branch))
-        return Orders(packs=tuple(self._packs(compute)), reuses=tuple(reuse))
+            for branch, blocks in enumerate(plans[number]):
+                if blocks is None:
+                    reuses.append((number, branch))
+                else:
+                    forwards[number, branch] = blocks
+        return Orders(packs=tuple(self._packs(forwards)), reuses=tuple(reuses))
 
-    def _computes(self, row: RowState) -> tuple[bool, ...]:
-        """What each branch of the row decides of its step."""
+    def _plan(self, row: RowState) -> tuple[Blocks | None, ...]:
+        """What the forward of each branch of the row does at its step; None: it takes none."""
         if row.cache is None:
-            return (True,) * len(row.branches)
-        return row.cache.computes(row.step, partial(RowLook, self.replica, row))
+            return (WHOLE,) * len(row.branches)
+        return row.cache.plan(row.step, partial(RowLook, self.replica, row))
 
     def _moving(self) -> dict[int, RowState]:
         """The rows that the next tick moves, in order of joining: those whose expert is on the
@@ -253,17 +274,17 @@ class Director:
     def _expert(self, row: RowState) -> str:
         return self.replica.family.expert(row.request, row.timestep)
 
-    def _packs(self, slots: Sequence[Slot]) -> Iterator[Pack]:
+    def _packs(self, forwards: Mapping[Slot, Blocks]) -> Iterator[Pack]:
         """(row, branch) items that share a forward."""
-        groups: dict[tuple[Hashable, str], list[Slot]] = {}
-        for slot in slots:
+        groups: dict[tuple[Hashable, str, Blocks], list[Slot]] = {}
+        for slot, blocks in forwards.items():
             row = self.flight.rows[slot[0]]
-            key = self.replica.family.group(row.request), self._expert(row)
+            key = self.replica.family.group(row.request), self._expert(row), blocks
             groups.setdefault(key, []).append(slot)
-        for members in groups.values():
+        for (_, _, blocks), members in groups.items():
             bucket = self.flight.rows[members[0][0]].request.bucket
             for chunk in self.replica.packer.chunks(bucket, members):
-                yield Pack(tuple(chunk))
+                yield Pack(tuple(chunk), blocks)
 
     def _leave(self, state: RowState) -> None:
         state.meter.waiting_since = perf_counter()

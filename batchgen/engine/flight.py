@@ -13,15 +13,17 @@ from time import perf_counter
 
 from torch import Tensor
 
+from batchgen.caches.blocks import Blocks
+from batchgen.engine.blocks import NOTHING, Kept
 from batchgen.engine.caching import under_cache
 from batchgen.engine.clock import Clock
-from batchgen.engine.forwards import Forwards
+from batchgen.engine.forwards import Drawn, Forwards, Work
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
 from batchgen.engine.orders import Join, Orders, Pack, Slot
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
-from batchgen.engine.rowcache import RowCache
+from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
@@ -57,6 +59,10 @@ class RowState:
     def done(self) -> bool:
         return self.step == len(self.schedule)
 
+    def item(self, branch: int) -> Item:
+        """Its next evaluation."""
+        return Item(self.request, self.latents, self.timestep, self.branches[branch].condition)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
@@ -83,9 +89,7 @@ class Flight:
     def __init__(self, replica: Replica, clock: Clock, moved: Callable[[], object]) -> None:
         self.replica = replica
         self.family = replica.family
-        self.forwards = Forwards(
-            replica.family, replica.packer, replica.device, replica.team, replica.split
-        )
+        self.forwards = Forwards(replica)
         self.clock = clock
         self.moved = moved
         self.waiting: dict[int, tuple[EncodedRow, RowMeter]] = {}  # encoded, not joined yet
@@ -104,10 +108,13 @@ class Flight:
             self.rows.pop(number, None)
         for join in orders.joins:
             self._join(join, outcome)
-        if orders.packs or orders.reuses:
+        if orders.probes or orders.packs or orders.reuses:
             flying = [*self.rows.values()]
             with self.clock.on("denoise"):
-                self._tick(orders, outcome)
+                if orders.probes:
+                    self._probe(orders.probes, outcome)
+                else:
+                    self._tick(orders, outcome)
             self.clock.share({row.request.row_index: row.meter.busy for row in flying})
         return outcome
 
@@ -155,8 +162,7 @@ class Flight:
         )
         meter.steps_total = len(whole) * len(branches)
         latents = self.family.initial_latents(request).to(self.family.state_dtype)
-        tables = self.replica.tables
-        schedule, cache = under_cache(self.family, tables, request, whole, len(branches))
+        schedule, cache = under_cache(self.replica, request, whole, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
             return RowState(request, schedule, branches, latents.to(device), meter, cache=cache)
         step = meter.restored = join.snapshot.step
@@ -172,26 +178,24 @@ class Flight:
         """Move every row that the orders name one step."""
         begin = perf_counter()
         moving = self._moving(orders)
-        for row in moving.values():
-            row.meter.ticks.append(0.0)
         velocities: dict[Slot, Tensor | Failed] = {
             slot: self._reused(slot) for slot in orders.reuses
         }
         in_forwards = 0.0
         for pack in orders.packs:
-            before = perf_counter()
-            results = self.forwards.run([self._item(slot) for slot in pack.slots])
-            seconds = perf_counter() - before
+            drawn, seconds = self._run(pack)
             in_forwards += seconds
-            velocities |= dict(zip(pack.slots, results, strict=True))
-            self._charge(pack, seconds)
-            self._note(pack, results)
+            for slot, result in zip(pack.slots, drawn, strict=True):
+                self._charge(slot, pack, seconds)
+                velocities[slot] = result if isinstance(result, Failed) else result.velocity
+                if isinstance(result, Drawn):
+                    self._note(slot, result)
         for number, row in moving.items():
             branches = [velocities[number, branch] for branch in range(len(row.branches))]
             self._advance(number, row, branches, outcome)
         total = perf_counter() - begin
         for row in moving.values():
-            row.meter.ticks[-1] += (total - in_forwards) / len(moving)
+            row.meter.note_tick((total - in_forwards) / len(moving))
         self.ticks += 1
 
     def _moving(self, orders: Orders) -> dict[int, RowState]:
@@ -202,33 +206,68 @@ class Flight:
 
     def _reused(self, slot: Slot) -> Tensor | Failed:
         """What the branch's cache has in place of a velocity."""
-        row, branch = self.rows[slot[0]], slot[1]
-        assert row.cache is not None
-        cache = row.cache.branches[branch]
+        row, cache = self.rows[slot[0]], self._cache(slot[0]).branches[slot[1]]
         return attempt(lambda: cache.predict(row.step, row.latents.float()))
 
-    def _note(self, pack: Pack, results: Sequence[Tensor | Failed]) -> None:
-        """Let the caches keep what was computed."""
-        for (number, branch), result in zip(pack.slots, results, strict=True):
-            row = self.rows[number]
-            row.meter.note_computed(branch, len(row.branches))
-            if row.cache is not None and isinstance(result, Tensor):
-                kept = result.clone()  # a view would keep its whole pack
-                row.cache.branches[branch].note(row.step, row.latents.float(), kept)
-                row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
+    def _probe(self, packs: Sequence[Pack], outcome: Outcome) -> None:
+        """Run the first block of some branches, and see how far each has moved."""
+        lost: dict[int, Failed] = {}
+        for pack in packs:
+            drawn, seconds = self._run(pack)
+            kept = [NOTHING if isinstance(result, Failed) else result.kept for result in drawn]
+            changes = self.forwards.changes(
+                [
+                    (one.added, self._cache(number).against(branch))
+                    for (number, branch), one in zip(pack.slots, kept, strict=True)
+                ]
+            )
+            for at, ((number, branch), result) in enumerate(zip(pack.slots, drawn, strict=True)):
+                self._charge((number, branch), pack, seconds)
+                self._cache(number).probes[branch] = Probe(kept[at], changes[at])
+                if isinstance(result, Failed):
+                    lost[number] = result
+        for number, failed in lost.items():
+            row = self.rows.pop(number)
+            outcome.fail(number, row.request, row.meter, failed.error)
 
-    def _item(self, slot: Slot) -> Item:
-        row, branch = self.rows[slot[0]], slot[1]
-        return Item(row.request, row.latents, row.timestep, row.branches[branch].condition)
+    def _cache(self, number: int) -> RowCache:
+        """Of a row that has one."""
+        cache = self.rows[number].cache
+        assert cache is not None
+        return cache
 
-    def _charge(self, pack: Pack, seconds: float) -> None:
-        """Branches of one tick add up to one entry."""
-        for number, _ in pack.slots:
-            meter = self.rows[number].meter
-            meter.forwards += 1
-            meter.mates += len(pack.slots)
-            meter.attention_kernel = self.forwards.kernels.name(self.rows[number].request.bucket)
-            meter.ticks[-1] += seconds / len(pack.slots)
+    def _note(self, slot: Slot, drawn: Drawn) -> None:
+        """Let the row's cache keep of it what it wants."""
+        row = self.rows[slot[0]]
+        if row.cache is not None:
+            velocity = drawn.velocity.clone()  # a view would keep its whole pack
+            row.cache.note(row.step, slot[1], row.latents.float(), velocity, drawn.kept)
+
+    def _run(self, pack: Pack) -> tuple[Sequence[Drawn | Failed], float]:
+        """What the items of a pack come to, and the seconds that took."""
+        begin = perf_counter()
+        homes = [self.forwards.home(*slot) for slot in pack.slots]
+        given = [
+            self._given(slot, pack.blocks) if self.forwards.keeps(home) else NOTHING
+            for slot, home in zip(pack.slots, homes, strict=True)
+        ]
+        items = [self.rows[number].item(branch) for number, branch in pack.slots]
+        drawn = self.forwards.run(Work(items, pack.blocks, given, homes))
+        return drawn, perf_counter() - begin
+
+    def _given(self, slot: Slot, blocks: Blocks) -> Kept:
+        row = self.rows[slot[0]]
+        if row.cache is None:
+            return NOTHING
+        return row.cache.given(row.step, slot[1], row.latents.float(), blocks)
+
+    def _charge(self, slot: Slot, pack: Pack, seconds: float) -> None:
+        """Book an item's share of a forward."""
+        row = self.rows[slot[0]]
+        row.meter.note_forward(len(pack.slots), seconds / len(pack.slots))
+        share = self.replica.share(row.request.bucket, pack.blocks)
+        row.meter.note_computed(slot[1], len(row.branches), share)
+        row.meter.attention_kernel = self.forwards.kernels.name(row.request.bucket)
 
     def _advance(
         self, number: int, row: RowState, branches: list[Tensor | Failed], outcome: Outcome
@@ -259,4 +298,5 @@ class Flight:
         row.latents = latents.to(self.family.state_dtype)
         row.step += 1
         if row.cache is not None:
+            row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
             row.cache.stepped(row.step)

@@ -1,80 +1,127 @@
-"""From a pack of items to velocities: one forward, or item by item after an error; divided over the
-ranks of a replica that has more than one."""
+"""From a pack of items to velocities, and what is kept of them: one forward, or item by item after
+an error; divided over the ranks of a replica that has more than one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from batchgen.caches.blocks import WHOLE, Blocks
+from batchgen.engine.blocks import NOTHING, Kept
 from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.engine.isolation import Failed, attempt
-from batchgen.engine.packs import Packer
-from batchgen.engine.parallel.split import Split
-from batchgen.engine.team import Team
+from batchgen.engine.replica import Replica
 from batchgen.failpoints import failpoint
-from batchgen.families.family import FamilyModel, Item
+from batchgen.families.family import Item
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """A pack for one forward."""
+
+    items: Sequence[Item]
+    blocks: Blocks = WHOLE
+    given: Sequence[Kept] = ()  # to each item, from forwards before
+    homes: Sequence[int] = ()  # of each item (`Split.partly`)
+
+    def alone(self, at: int) -> Work:
+        """One of the items."""
+        one = slice(at, at + 1)
+        return Work(self.items[one], self.blocks, self.given[one], self.homes[one])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """What one item comes to."""
+
+    velocity: Tensor  # without meaning where blocks were left out and nothing stood in for them
+    kept: Kept = NOTHING
 
 
 class Forwards:
     """Runs packs on one device and counts."""
 
-    def __init__(
-        self,
-        family: FamilyModel,
-        packer: Packer,
-        device: torch.device,
-        team: Team,
-        split: Split | None,
-    ) -> None:
-        self.family = family
-        self.team = team
-        self.split = split
-        self.packer = packer
-        self.device = device
-        self.kernels = KernelWatch(device)
+    def __init__(self, replica: Replica) -> None:
+        self.family, self.stacks = replica.family, replica.stacks
+        self.team, self.split = replica.team, replica.split
+        self.packer, self.device = replica.packer, replica.device
+        self.kernels = KernelWatch(replica.device)
         self.count = 0
         self.items = 0
         self.syncs = 0
 
-    def run(self, items: list[Item]) -> Sequence[Tensor | Failed]:
-        """A velocity or an error for each item; an item that makes the forward raise fails alone,
+    def run(self, work: Work) -> Sequence[Drawn | Failed]:
+        """What each item comes to, or an error; an item that makes the forward raise fails alone,
         since the pack is run again one by one. In a divided forward others wait for this rank: any
         error is ReplicaFailed."""
+        items = work.items
         if self.split is not None:
             with self.team.together(lambda: _rows(items)):
                 failpoint(f"forward.{self.team.rank}")
-                return self._timed(items)
-        result = attempt(lambda: self._timed(items))
+                return self._timed(work)
+        result = attempt(lambda: self._timed(work))
         if not isinstance(result, Failed):
             return result
         if len(items) == 1:
             return [result]
         if isinstance(result.error, torch.OutOfMemoryError):
             self.packer.shrink(items[0].request.bucket, len(items))
-        alone = [attempt(lambda item=item: self._timed([item])[0]) for item in items]  # type: ignore[misc]
-        return alone
+        return [
+            attempt(lambda at=at: self._timed(work.alone(at))[0])  # type: ignore[misc]
+            for at in range(len(items))
+        ]
 
-    def _timed(self, items: list[Item]) -> list[Tensor]:
-        bucket = items[0].request.bucket
-        each = -(-len(items) // self.packer.ranks)  # items of each rank's forward
-        watched = self.kernels.name(bucket) != ""  # to watch takes time
+    def _timed(self, work: Work) -> list[Drawn]:
+        bucket = work.items[0].request.bucket
+        each = -(-len(work.items) // self.packer.ranks)  # items of each rank's forward
+        watched = self.kernels.name(bucket) != "" and work.blocks.whole  # to watch takes time
         measuring = watched and self.team.leads and self.packer.measuring(bucket, each)
         if measuring:
             self._wait()
         begin = perf_counter()
-        velocities = self.kernels.run(bucket, lambda: self._forward(items))
+        drawn = self.kernels.run(bucket, lambda: self._forward(work))
         self.count += 1
-        self.items += len(items)
+        self.items += len(work.items)
         if measuring:
             self._wait()
             self.packer.observe(bucket, each, perf_counter() - begin)
-        return velocities
+        return drawn
 
-    def _forward(self, items: list[Item]) -> list[Tensor]:
-        return (self.split or self.family).forward(items)
+    def _forward(self, work: Work) -> list[Drawn]:
+        if work.blocks.plain:
+            return [Drawn(velocity) for velocity in (self.split or self.family).forward(work.items)]
+        if self.split is None:
+            found = self.stacks.forward(self.family, work.items, work.blocks, work.given)
+        else:
+            found = self.split.partly(self.stacks, work.items, work.homes, work.blocks, work.given)
+        return [Drawn(*each) for each in zip(*found, strict=True)]
+
+    # --------------------------------------------------------------------- what is kept, and where
+    def home(self, row: int, branch: int) -> int:
+        """The place along `cfg` of the ranks that keep what forwards of a row's branch leave: the
+        branches of a row are on different ones, as far as there are so many."""
+        return (row + branch) % self.split.mesh.cfg.size if self.split else 0
+
+    def keeps(self, home: int) -> bool:
+        """Whether this is one of them."""
+        return self.split is None or home == self.split.mesh.cfg.place
+
+    def changes(self, pairs: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[float]:
+        """How far each first tensor lies from the second, relative to that; infinite where there
+        are none. The same on all ranks, however the tensors are divided over them."""
+        sums = torch.zeros(len(pairs), 2, dtype=torch.float64, device=self.device)
+        for at, (new, old) in enumerate(pairs):
+            if new is not None and old is not None:
+                a, b = (self.split.own(x) if self.split else x for x in (new, old))
+                sums[at] = torch.stack([(a - b).abs().double().sum(), b.abs().double().sum()])
+        if self.split:
+            sums = self.split.totals(sums)
+        return [moved / size if size else math.inf for moved, size in sums.tolist()]
 
     def _wait(self) -> None:
         self.syncs += 1

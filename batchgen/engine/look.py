@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from torch import Tensor
 
+from batchgen.caches.strategy import SignalKind
 from batchgen.engine.flight import RowState
 from batchgen.engine.replica import Replica
 
@@ -20,6 +23,13 @@ class RowLook:
         return self.row.latents.float()
 
     @property
-    def signal(self) -> Tensor:
-        """Of the kind that the strategy's facts name."""
-        return self.latents
+    def change(self) -> float:
+        """See `Look`."""
+        assert self.row.cache is not None
+        return self.row.cache.probes[self.branch].change
+
+    def signal(self, kind: SignalKind) -> Tensor:
+        """The family's, computed here alone."""
+        split = self.replica.split
+        with split.whole() if split else nullcontext():
+            return self.replica.family.signal(self.row.item(self.branch), kind)

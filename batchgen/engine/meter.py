@@ -32,6 +32,7 @@ class RowMeter:
     decode: float = 0.0
     d2h: float = 0.0
     ticks: list[float] = field(default_factory=list)  # the row's share of each tick
+    ahead: float = 0.0  # its share of forwards since the last one
     steps_total: int = 0
     restored: int = 0  # solver steps that an earlier attempt has taken
     forwards: int = 0  # forwards that held an item of this row
@@ -52,6 +53,17 @@ class RowMeter:
         self.negative_prompt_tokens = row.negative_prompt_tokens
         self.negative_prompt_truncated = row.negative_prompt_truncated
 
+    def note_forward(self, mates: int, seconds: float) -> None:
+        """A forward held an item of this row, among `mates`, whose share is `seconds`."""
+        self.forwards += 1
+        self.mates += mates
+        self.ahead += seconds
+
+    def note_tick(self, seconds: float) -> None:
+        """The row took a step, which cost it `seconds` beside its forwards."""
+        self.ticks.append(self.ahead + seconds)
+        self.ahead = 0.0
+
     def note_computed(self, branch: int, branches: int, share: float = 1.0) -> None:
         """An evaluation of one of the row's branches, or a share of its blocks, was computed."""
         self.computed = self.computed or [0.0] * branches
@@ -62,16 +74,21 @@ class RowMeter:
         self.queue += perf_counter() - self.waiting_since
 
     @property
+    def denoise(self) -> float:
+        """Seconds of denoising."""
+        return sum(self.ticks) + self.ahead
+
+    @property
     def busy(self) -> float:
         """Seconds of encoding and denoising."""
-        return self.encode + sum(self.ticks)
+        return self.encode + self.denoise
 
     def stats(self, setting: Setting, memory: Memory) -> RowStats:
         """The row's record so far."""
         ordered = sorted(self.ticks)
         cuts = quantiles(ordered, n=20) if len(ordered) > 1 else ordered * 19
         return RowStats(
-            stages=StageSeconds(self.queue, self.encode, sum(self.ticks), self.decode, self.d2h),
+            stages=StageSeconds(self.queue, self.encode, self.denoise, self.decode, self.d2h),
             steps_total=self.steps_total,
             steps_computed=sum(self.computed),
             steps_computed_cond=sum(self.computed[:1]),

@@ -5,8 +5,8 @@ Rows are named by their number in the render, in the order they were taken."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from batchgen.caches.blocks import WHOLE, Blocks
 from batchgen.engine.contract import Snapshot
 from batchgen.request import Request
 
@@ -23,14 +23,10 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Items that share a forward.
-
-    compute  all blocks run
-    reuse    the blocks are left out: what they added before stands in for them
-    """
+    """Items that share a forward, and what it does with the blocks."""
 
     slots: tuple[Slot, ...]
-    how: Literal["compute", "reuse"] = "compute"
+    blocks: Blocks = WHOLE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +37,7 @@ class Orders:
     encode: tuple[tuple[int, Request], ...] = ()  # a window of rows
     drop: tuple[int, ...] = ()  # rows that will not go on, wherever they are
     joins: tuple[Join, ...] = ()
+    probes: tuple[Pack, ...] = ()  # of rows that decide behind their first block
     packs: tuple[Pack, ...] = ()  # one forward each
     reuses: tuple[Slot, ...] = ()  # need none; packs and reuses hold every branch of a moving row
     over: bool = False  # the render ends

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from batchgen.caches.blocks import Blocks
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
+from batchgen.engine.blocks import Stacks
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.team import Team
 from batchgen.families.family import FamilyModel
+from batchgen.request import Bucket
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +31,9 @@ class Replica:
     prompts: PromptBook
     packer: Packer
     team: Team
+    stacks: Stacks  # its experts' blocks
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
+    layers: int  # blocks of a forward
+    share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one
     overlap: bool  # decode and deliver on a background thread

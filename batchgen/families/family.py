@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
+from batchgen.caches.blocks import Attention, Blocks
+from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.sequence import SequencePlan
@@ -30,6 +32,7 @@ Stage = Literal["encode", "denoise", "decode"]
 STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 # Strategies that need nothing of a family but its velocities.
 OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
+BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -75,6 +78,7 @@ class Component:
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
+    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
 
     @property
     def library(self) -> str:
@@ -162,6 +166,9 @@ class FamilySpec(Protocol):
     def forward_flops(self, model: ModelSpec, bucket: Bucket) -> float:
         """FLOPs of the transformer for one item: one row, one branch, one step."""
 
+    def attention_flops(self, model: ModelSpec, bucket: Bucket) -> Mapping[Attention, float]:
+        """FLOPs of the attentions of each kind in one such forward, with their projections."""
+
     def encode_flops(self, model: ModelSpec) -> float:
         """FLOPs of the text encoders for one text."""
 
@@ -195,6 +202,19 @@ def component_bytes(model: ModelSpec) -> ComponentBytes:
             if part.kind == "model"
         )
     )
+
+
+def share_computed(model: ModelSpec, bucket: Bucket, blocks: Blocks) -> float:
+    """What a forward that leaves out blocks or attentions computes of a whole one: by its blocks,
+    beside which the rest is little, and their FLOPs."""
+    spec = family_spec(model.family)
+    layers = spec.layers(model)
+    ran = blocks.ran(layers) / layers
+    if not blocks.reuses:
+        return ran
+    attention = spec.attention_flops(model, bucket)
+    left_out = sum(attention.get(kind, 0.0) for kind in blocks.reuses)
+    return ran * (1 - left_out / spec.forward_flops(model, bucket))
 
 
 def family_names() -> list[str]:
@@ -266,6 +286,10 @@ class FamilyModel(Protocol):
 
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """Velocities of the items, each in the shape of its latents."""
+
+    def signal(self, item: Item, kind: SignalKind) -> Tensor:
+        """What an adaptive cache looks at, of one item (1, ...), without its blocks. On a replica
+        of several ranks it is whole, and takes no other rank."""
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
         """One velocity from those of the row's branches, in the pipeline's order of operations."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from batchgen.caches.audit import audited
 from batchgen.caches.pilots import DRAWN, PSNR, RATIOS, Choice
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
 from batchgen.caches.strategies import planned
@@ -29,7 +31,8 @@ _SHAPE = (
     *("num_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver"),
     *("sigma_shift", "width", "height", "num_frames"),
 )
-_MOST_KEPT = 1000  # forecasts
+_MOST_KEPT = 10_000  # combinations
+_MOST_TOLD = 1000
 _FLOOR_REASON = (
     "system.cache.min_psnr_db chooses the ratio of planned alone; give these rows a cache_ratio, "
     "or leave it null"
@@ -101,6 +104,8 @@ class CacheSums:
         self._fits = Fits(job, weights, earlier.tables)
         self._pilots = wants_pilots(job) and not earlier.fitted  # may still come
         self.drawn = np.array(earlier.drawn, np.int64)
+        self._known: dict[tuple[Any, ...], Alike] = {}
+        self._audit_every = job.system.cache.audit_every
         self.choices: dict[tuple[Any, ...], Choice] = {}
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
@@ -117,17 +122,15 @@ class CacheSums:
         columns = [rows.column(name) for name in names]
         columns.append(rows.column(RATIO_GIVEN))
         first, place = combinations(columns)
-        values = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
+        combined = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
         found = []
-        for code, (*row, refused, given) in enumerate(values):
-            settings = Settings(*row[: len(_SETTINGS)])
-            shape = dict(zip(_SHAPE, row[len(_SETTINGS) :], strict=True))
+        for code, values in enumerate(combined):
             try:
-                alike = self._alike(settings, shape, given)
-                found.append(replace(alike, refused=alike.refused or refused))
+                found.append(self._alike(values))
             except IllegalSetting as error:
                 at = np.flatnonzero(place == code) + rows.first_row
-                problems.add(at, PREFIX + error.name, [error.value] * len(at), error.reason)
+                shown = [error.value] * min(len(at), problems.keep)
+                problems.add(at, PREFIX + error.name, shown, error.reason)
                 found.append(_WITHOUT)
         return self._drawn_apart(CachedRows(found, place), rows)
 
@@ -139,8 +142,21 @@ class CacheSums:
         place[inside] = len(found.alike)
         return CachedRows([*found.alike, replace(_WITHOUT, refused=DRAWN)], place)
 
-    def _alike(self, settings: Settings, shape: Shape, given: bool) -> Alike:
-        """One combination; `given`: the rows say the ratio themselves. Raises IllegalSetting."""
+    def _alike(self, values: tuple[Any, ...]) -> Alike:
+        """One combination. Batches have much the same ones."""
+        if len(self._known) > _MOST_KEPT:  # rows that all differ: do not keep every one
+            self._known.clear()
+        if values not in self._known:
+            *row, refused, given = values
+            settings = Settings(*row[: len(_SETTINGS)])
+            shape = dict(zip(_SHAPE, row[len(_SETTINGS) :], strict=True))
+            found = self._look_up(settings, shape, given)
+            self._known[values] = replace(found, refused=found.refused or refused)
+        return self._known[values]
+
+    def _look_up(self, settings: Settings, shape: Shape, given: bool) -> Alike:
+        """What is expected of one combination; `given`: the rows say the ratio themselves. Raises
+        IllegalSetting."""
         if settings == NO_SETTINGS:
             return _WITHOUT
         if self._floor is None or given or settings.ratio == 0:
@@ -181,6 +197,15 @@ class CacheSums:
             raise IllegalSetting("params", settings.params, str(error)) from None
         return Alike(told, settings, "", entry.digest if entry else "", share, lacks)
 
+    def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
+        """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""
+        if found is None or not self._audit_every:
+            return np.zeros(len(digests), bool)
+        cached = np.array([alike.told[0] != NONE for alike in found.alike])[found.place]
+        chosen = [audited(digest.hex(), self._audit_every) for digest in digests]
+        both: np.ndarray = cached & np.array(chosen, bool)
+        return both
+
     def count(self, found: CachedRows, refused: pa.Array, rendered: np.ndarray) -> None:
         """Add up the rows of a batch that are rendered, and all that are refused (`refused`: the
         column `cache_refused`)."""
@@ -196,13 +221,13 @@ class CacheSums:
 
     def found_ratios(self) -> tuple[Choice, ...]:
         """What `min_psnr_db` chose, each choice once."""
-        return tuple(dict.fromkeys(self.choices.values()))[:_MOST_KEPT]
+        return tuple(dict.fromkeys(self.choices.values()))[:_MOST_TOLD]
 
     def forecasts(self) -> tuple[CacheForecast, ...]:
         """By settings, those of most rows first."""
         return tuple(
             CacheForecast(*told, rows, self._fitted[told], self._left[told] / rows)
-            for told, rows in self._rows.most_common(_MOST_KEPT)
+            for told, rows in self._rows.most_common(_MOST_TOLD)
         )
 
 

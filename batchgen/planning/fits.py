@@ -24,7 +24,7 @@ class Fits:
 
     def __init__(self, job: JobConfig, weights: str, own: Tables | None = None) -> None:
         """`weights`: digest of the checkpoint, by which fits of a user's own go."""
-        self._models = (weights, job.model.name)
+        self._model, self._models = job.model, (weights, job.model.name)
         boundary = family_spec(job.model.family).boundary(job.model)
         given = job.system.sampler.boundary
         self._boundary = boundary if given is None else given
@@ -36,7 +36,11 @@ class Fits:
 
     def row(self, settings: Settings, shape: Shape) -> Row:
         """What a strategy is told of a row for its forecast: noise levels about as they will be."""
-        steps, shift, boundary = shape["num_steps"], shape["sigma_shift"], self._boundary
+        model, boundary = self._model, self._boundary
+        family, steps, shift = family_spec(model.family), shape["num_steps"], shape["sigma_shift"]
+        bucket = Bucket(shape["width"], shape["height"], shape["num_frames"])
+        attention = family.attention_flops(model, bucket)
+        whole = family.forward_flops(model, bucket)
         linear = [1 - step / steps for step in range(steps + 1)]
         sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in linear)
         second = [i for i, sigma in enumerate(sigmas) if boundary is not None and sigma < boundary]
@@ -47,6 +51,8 @@ class Fits:
             params=settings.knobs,
             sigmas=sigmas,
             starts=tuple(sorted({0, *second[:1]} - {steps})),
+            layers=family.layers(model),
+            attention=(attention.get("self", 0.0) / whole, attention.get("cross", 0.0) / whole),
         )
 
     def find(self, name: str, row: Row, shape: Shape, having: str = "") -> Entry | None:

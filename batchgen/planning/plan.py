@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -226,7 +226,8 @@ class _Rows:
         originals = self.aliases.originals(rows.first_row, digests)
         index = np.arange(rows.first_row, rows.first_row + n)
         is_alias = originals != index
-        cost_s, expected, bucket = self.costs.add(rows, is_alias, cached)
+        audits = self.caches.audits(cached, digests) & ~is_alias
+        cost_s, expected, bucket = self.costs.add(rows, is_alias, cached, audits)
         if cached is not None:
             self.caches.count(cached, rows.column("cache_refused"), ~is_alias)
         packed = b"".join(digests)
@@ -263,15 +264,17 @@ class _Costs:
         self._model = model
         self._family = family_spec(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
-        self._rows: Counter[Bucket] = Counter()
-        self._evaluations: Counter[Bucket] = Counter()
-        self._expected: dict[Bucket, float] = defaultdict(float)
-        self._steps: dict[Bucket, float] = defaultdict(float)
+        self._sums: dict[Bucket, np.ndarray] = defaultdict(lambda: np.zeros(6))  # see `add`
 
     def add(
-        self, rows: ResolvedRows, is_alias: np.ndarray, cached: CachedRows | None
+        self,
+        rows: ResolvedRows,
+        is_alias: np.ndarray,
+        cached: CachedRows | None,
+        audits: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-        """Cost (0 for an alias), expected evaluations and bucket name of every row of a batch."""
+        """Cost (0 for an alias), expected evaluations and bucket name of every row of a batch. The
+        cost has those of `audits` drawn a second time, without their cache."""
         width, height, frames = map(rows.numbers, ("width", "height", "num_frames"))
         codes = (width << 40) | (height << 20) | frames
         distinct, inverse = np.unique(codes, return_inverse=True)
@@ -284,35 +287,47 @@ class _Costs:
         branches = self._family.branches(self._model.model, scales_of(rows.numbers))
         steps = rows.numbers("num_steps")
         solved = steps * (1.0 if cached is None else cached.share)
-        expected = solved * branches
-        parts = (np.ones(len(rows)), steps * branches, expected, solved)
-        sums = [np.bincount(inverse, weights=part * rendered).tolist() for part in parts]
-        for bucket, count, total, left, step in zip(buckets, *sums, strict=True):
-            self._rows[bucket] += int(count)
-            self._evaluations[bucket] += int(total)
-            self._expected[bucket] += left
-            self._steps[bucket] += step
-        cost_s = (expected * seconds[:, 0] + seconds[:, 1]) * rendered
+        expected, again = solved * branches, steps * branches * audits
+        parts = (np.ones(len(rows)), steps * branches, expected, solved, audits, again)
+        sums = [np.bincount(inverse, weights=part * rendered) for part in parts]
+        for bucket, more in zip(buckets, np.stack(sums, 1), strict=True):
+            self._sums[bucket] += more
+        forward, encode, decode = seconds.T
+        cost_s = ((expected + again) * forward + encode + (1 + audits) * decode) * rendered
         names = pa.array([str(bucket) for bucket in buckets])
         return cost_s, expected, names.take(pa.array(inverse))
 
     def forecasts(self) -> tuple[BucketForecast, ...]:
         """Sums by bucket, dearest first."""
-        found = [
-            BucketForecast(
-                bucket=bucket,
-                rows=self._rows[bucket],
-                tokens=self._family.tokens(self._model.model, bucket),
-                evaluations=round(self._expected[bucket]),
-                denoise_s=self._expected[bucket] * seconds.forward,
-                encode_s=self._rows[bucket] * seconds.encode,
-                decode_s=self._rows[bucket] * seconds.decode,
-                steps=round(self._steps[bucket]),
-                evaluations_total=self._evaluations[bucket],
-            )
-            for bucket, seconds in self._seconds.items()
-        ]
+        found = [self._forecast(bucket, *sums.tolist()) for bucket, sums in self._sums.items()]
         return tuple(sorted(found, key=lambda forecast: -forecast.cost_s))
+
+    def _forecast(
+        self,
+        bucket: Bucket,
+        rows: float,
+        total: float,
+        expected: float,
+        steps: float,
+        audits: float,
+        again: float,
+    ) -> BucketForecast:
+        """Of one bucket, from its sums: evaluations in `total`, as `expected`, and `again` by its
+        audits."""
+        seconds = self._seconds[bucket]
+        return BucketForecast(
+            bucket=bucket,
+            rows=int(rows),
+            tokens=self._family.tokens(self._model.model, bucket),
+            evaluations=round(expected),
+            denoise_s=(expected + again) * seconds.forward,
+            encode_s=rows * seconds.encode,
+            decode_s=(rows + audits) * seconds.decode,
+            steps=round(steps),
+            evaluations_total=int(total),
+            audits=int(audits),
+            audit_evaluations=int(again),
+        )
 
 
 # ---------------------------------------------------------------------------------- arrays of rows

@@ -38,6 +38,8 @@ class BucketForecast:
     # of the solver, over all rows, without those that caches skip; 0 in a plan older than this
     steps: int = 0
     evaluations_total: int = 0  # without caches; 0 in a plan that is older than this
+    audits: int = 0  # rows that are drawn without their cache too, for which seconds are counted
+    audit_evaluations: int = 0  # of these drawings; not in `evaluations`
 
     @property
     def cost_s(self) -> float:

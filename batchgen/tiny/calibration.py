@@ -107,7 +107,7 @@ def main() -> None:
         entries += made
         near = ", ".join(f"{e.key.computed}: {e.content['latents_db']} dB" for e in made)
         print(f"{setting}: {near}, {time.perf_counter() - begin:.0f} s", flush=True)
-    write_bytes_atomic(out, dump(entries))
+        write_bytes_atomic(out, dump(entries))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any, get_args
@@ -12,21 +13,17 @@ import torch
 from cache_walk import SHAPES, Walk, row
 
 from batchgen.caches.strategy import Facts, Kind, Reuses, Row, Signal, names, strategy
+from batchgen.caches.tables import shipped
 
-# What a fitted table may hold, for the strategies that need one; a strategy that needs something
-# else has its own entry.
-PLAIN: dict[str, Any] = {
-    "coefficients": [0.0, 0.0, 0.0, 1.0, 0.0],
-    "ratios": [1 - 0.002 * i for i in range(49)],
-    "thresholds": [[0.25, 0.02], [0.5, 0.05], [0.75, 0.2]],
-}
-TABLES: dict[str, dict[str, Any]] = {}
 RATIOS = [i / 20 for i in range(21)]
 EXPERTS = (0, 13)
 
 
-def table_of(name: str) -> dict[str, Any] | None:
-    return TABLES.get(name, PLAIN) if strategy(name).FACTS.table == "needed" else None
+def table_of(name: str) -> Mapping[str, Any] | None:
+    """One that is shipped, for a strategy that does not go without."""
+    if strategy(name).FACTS.table != "needed":
+        return None
+    return next(entry for entry in shipped().entries if entry.key.strategy == name).content
 
 
 def facts_of(name: str) -> Facts:

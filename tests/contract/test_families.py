@@ -228,6 +228,28 @@ def test_latents_come_from_the_seed_alone(loaded: Loaded) -> None:
 
 
 @torch.no_grad()
+def test_signals_are_what_goes_into_the_first_block(loaded: Loaded) -> None:
+    """What caches look at, as the forward makes it: the input of its first attention."""
+    for expert in loaded.experts:
+        transformer = loaded.family.modules[expert]
+        attention = named(transformer, loaded.family.sequence.attends[0].modules)[0]
+        seen: list[Tensor] = []
+        hook = attention.register_forward_pre_hook(
+            lambda _, args, kwargs, seen=seen: seen.append((*args, *kwargs.values())[0]),
+            with_kwargs=True,
+        )
+        item, other = loaded.items(2, expert)
+        loaded.family.forward([item])
+        hook.remove()
+        signal = loaded.family.signal(item, "embedded")
+        assert signal.ndim == 5 and torch.equal(signal.flatten(1, 3), seen[0])
+        for kind in ("timestep", "projected"):
+            of = [loaded.family.signal(one, kind) for one in (item, item, other)]
+            assert of[0].shape[0] == 1 and torch.equal(of[0], of[1])
+            assert not torch.equal(of[0], of[2])
+
+
+@torch.no_grad()
 def test_velocities_have_the_shape_of_their_latents(loaded: Loaded) -> None:
     for expert in loaded.experts:
         items = loaded.items(3, expert)

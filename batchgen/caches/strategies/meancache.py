@@ -1,14 +1,14 @@
 """meancache: fixed tables of computed steps, velocities carried on by their mean slope
 (https://github.com/UnicomAI/MeanCache).
 
-Over the last few steps the latents moved by an average velocity; how far it lies from the velocity
-at their start (the published JVP) says how the velocity changes:
+How far the average velocity of the last few steps lies from the one at their start (the published
+JVP) says how the velocity changes:
 
     v = v_last - (v_start - average) / (sigma_end - sigma_start) * (sigma_next - sigma)
 
-`v_last` and `v_start` may be predictions. The average is that of the guided velocity. It enters
-each branch alike, and as the weights of guidance sum to one, what comes out of the guidance is the
-published prediction.
+`v_last` and `v_start` may be predictions. Published, the average is the way of the latents by that
+of sigma. Under Euler steps that is the mean of the velocities taken, which is what is used here:
+under a multistep solver the latents' way holds its extrapolation too, which then feeds on itself.
 
 The published tables are for 50 steps. For other numbers they are scaled: each computed step keeps
 its place between the first and the last. Of those the largest is taken that the ratio allows, or
@@ -70,6 +70,7 @@ def computed(row: Row, table: Mapping[str, Any] | None) -> tuple[int, ...]:
 
 
 def expected(row: Row, table: Mapping[str, Any] | None) -> float:
+    branch(row, table)  # raises for knobs that it cannot use
     return float(len(computed(row, table)))
 
 
@@ -87,19 +88,19 @@ class Carried(Recent):
         self._sigmas = row.sigmas
         self._fresh = fresh
 
-    def note(self, step: int, latents: Tensor, value: Tensor) -> None:
-        self._remember(step, latents, value)
-
     def predict(self, step: int, latents: Tensor) -> Tensor:
-        past = self._past(step)
-        start, (at_start, v_start) = past[-self._fresh.span(step) :][0]
-        _, (_, v_last) = past[-1]
-        way = self._sigmas[step] - self._sigmas[start]
-        average = (latents - at_start) * (1 / way)
-        ahead = (self._sigmas[step + 1] - self._sigmas[step]) / way
-        value = v_last - (v_start - average) * ahead
-        self._remember(step, latents, value)
-        return value
+        taken = [(at, value) for at, (value,) in self._past(step)][-self._fresh.span(step) :]
+        (start, v_start), (_, v_last) = taken[0], taken[-1]
+        shares = [self._way(at, at + 1) / self._way(start, step) for at, _ in taken]
+        average = sum(share * value for share, (_, value) in zip(shares, taken, strict=True))
+        ahead = self._way(step, step + 1) / self._way(start, step)
+        predicted = v_last - ahead * (v_start - average)
+        self._remember(step, predicted)
+        return predicted
+
+    def _way(self, start: int, end: int) -> float:
+        """Of sigma between two steps."""
+        return self._sigmas[end] - self._sigmas[start]
 
 
 def _fresh(row: Row) -> Fresh:
@@ -108,10 +109,10 @@ def _fresh(row: Row) -> Fresh:
         named = whole(row, "fresh_steps", 25)
         if named not in TABLES:
             legal = ", ".join(map(str, TABLES))
-            raise ConfigError(f"cache_params: fresh_steps {named} is not one of {legal}")
+            raise ConfigError(f"fresh_steps {named} is not one of {legal}")
         return TABLES[named].scaled(row.steps)
-    tables = sorted((each.scaled(row.steps) for each in TABLES.values()), key=lambda t: t.steps)
-    tables = sorted(tables, key=lambda fresh: len(_with_must(row, fresh)))
+    tables = [table.scaled(row.steps) for table in TABLES.values()]
+    tables.sort(key=lambda table: len(_with_must(row, table)))
     budget = computed_count(row.steps, row.ratio)
     return [tables[0], *(t for t in tables if len(_with_must(row, t)) <= budget)][-1]
 

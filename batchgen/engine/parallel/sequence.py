@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from batchgen.engine.blocks import BlockStack, named
 from batchgen.engine.parallel.attention import AttentionOp
 from batchgen.engine.parallel.cross import cross_attend
 from batchgen.engine.parallel.dispatch import attend_through, cross_through
@@ -34,6 +34,7 @@ class SplitSequence:
     ) -> None:
         self.mesh = mesh
         self.op = op
+        self.leaves = plan.gather.stream
         self.lengths: dict[str, int] = {}  # tokens of each stream in the forward that runs
         self.divides = True
         self._undo: list[Callable[[], object]] = []
@@ -50,6 +51,11 @@ class SplitSequence:
         finally:
             self.divides = True
 
+    def own(self, x: Tensor) -> Tensor:
+        """Of (items, held, ...) of the stream that leaves, the rank's own tokens without copies."""
+        axis, total = self.mesh.sequence, self.lengths[self.leaves]
+        return x[:, : shares(total, axis.size)[axis.place].own]
+
     def undo(self) -> None:
         """Take everything off the transformers again."""
         for step in self._undo:
@@ -58,7 +64,7 @@ class SplitSequence:
     # -------------------------------------------------------------------------------------- edges
     def _cut(self, transformer: nn.Module, plan: SequencePlan) -> None:
         for cut in plan.cuts:
-            module = transformer.get_submodule(cut.module)
+            module = _entered(transformer, cut.module)
             if isinstance(cut.tensor, str):
                 names = [*inspect.signature(type(module).forward).parameters][1:]
                 hook = module.register_forward_pre_hook(self._enter(cut, names), with_kwargs=True)
@@ -150,9 +156,14 @@ class SplitSequence:
         return divided
 
 
-def named(model: nn.Module, pattern: str) -> list[nn.Module]:
-    """Submodules whose names fit a pattern with `*`."""
-    return [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
+def _entered(transformer: nn.Module, name: str) -> nn.Module:
+    """The submodule; for the first block of a stack the stack, since what its blocks add is kept of
+    the rank's own tokens."""
+    parent, _, last = name.rpartition(".")
+    stack = transformer.get_submodule(parent)
+    if last == "0" and isinstance(stack, BlockStack):
+        return stack
+    return transformer.get_submodule(name)
 
 
 def _copies(out: Tensor, restored: Tensor) -> Tensor:

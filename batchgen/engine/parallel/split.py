@@ -14,7 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from batchgen.caches.blocks import NO_BLOCKS, Blocks
 from batchgen.config.schema import SystemConfig
+from batchgen.engine.blocks import NOTHING, Kept, Stacks
 from batchgen.engine.contract import SelfTest
 from batchgen.engine.devices.selftest import split_equals_whole
 from batchgen.engine.parallel.attention import AttentionOp, attention_op
@@ -66,26 +68,73 @@ class Split:
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """Velocities of the items, on every rank. Raises DividedForwardFailed, after which the
         replica is lost: the other ranks wait in a collective."""
+        with self._blamed(items):
+            axis = self.mesh.cfg
+            mine = part(items, axis.size, axis.place)
+            velocities = self.family.forward(mine)
+            self._test(mine[0], velocities[0])
+            places = (even(range(len(items)), axis.size, place) for place in range(axis.size))
+            return self._shared(velocities, [*places])
+
+    def partly(
+        self,
+        stacks: Stacks,
+        items: Sequence[Item],
+        homes: Sequence[int],
+        blocks: Blocks,
+        given: Sequence[Kept],
+    ) -> tuple[list[Tensor], list[Kept]]:
+        """The same with what `blocks` says. What an item keeps stays with the ranks that drew it:
+        `homes` are their places along `cfg`, always the same for an item. Elsewhere nothing is
+        given, and nothing kept."""
+        with self._blamed(items):
+            axis = self.mesh.cfg
+            everyone = [
+                [at for at, home in enumerate(homes) if home == place] for place in range(axis.size)
+            ]
+            mine, kept = everyone[axis.place], [NOTHING] * len(items)
+            if mine:
+                velocities, own = stacks.forward(
+                    self.family, [items[at] for at in mine], blocks, [given[at] for at in mine]
+                )
+                for at, one in zip(mine, own, strict=True):
+                    kept[at] = one
+            else:  # what it sends has to have a shape
+                velocities, _ = stacks.forward(self.family, items[:1], NO_BLOCKS, ())
+            return self._shared(velocities, everyone), kept
+
+    def _shared(self, velocities: list[Tensor], everyone: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Velocities of all items, in order. `everyone`: the items of each place along `cfg`."""
+        axis = self.mesh.cfg
+        if axis.size == 1:
+            return velocities
+        longest = max(map(len, everyone))  # a collective wants one size
+        own = [*velocities, *[velocities[-1]] * (longest - len(velocities))]
+        found = dict[int, Tensor]()
+        for many, places in zip(self.mesh.wire.gather(axis, torch.cat(own)), everyone, strict=True):
+            found |= dict(zip(places, many.split(1), strict=False))
+        return [found[at] for at in sorted(found)]
+
+    def totals(self, sums: Tensor) -> Tensor:
+        """The sum over all ranks, each of which has added up what is its own."""
+        for axis in (self.mesh.sequence, self.mesh.cfg):
+            sums = torch.stack(self.mesh.wire.gather(axis, sums)).sum(dim=0)
+        return sums
+
+    def own(self, x: Tensor) -> Tensor:
+        """Of what a rank holds of the drawn tokens (items, tokens, width), what no other holds."""
+        return self.sequence.own(x) if self.sequence else x
+
+    @contextmanager
+    def _blamed(self, items: Sequence[Item]) -> Iterator[None]:
         try:
-            return self._forward(items)
+            yield
         except Exception as error:
             rows = ", ".join(dict.fromkeys(item.request.row_id for item in items))
             raise DividedForwardFailed(
                 f"rank {self.mesh.rank} of {self.mesh.degrees.replica} failed in a forward of rows "
                 f"{rows}, after its {self.mesh.wire.at or 'start'}: {type(error).__name__}: {error}"
             ) from error
-
-    def _forward(self, items: Sequence[Item]) -> list[Tensor]:
-        axis = self.mesh.cfg
-        mine = part(items, axis.size, axis.place)
-        velocities = self.family.forward(mine)
-        self._test(mine[0], velocities[0])
-        if axis.size == 1:
-            return velocities
-        everyone = self.mesh.wire.gather(axis, torch.cat(velocities))
-        own = [len(even(items, axis.size, place)) for place in range(axis.size)]
-        kept = torch.cat([many[:count] for many, count in zip(everyone, own, strict=True)])
-        return list(kept.split(1))
 
     def _test(self, item: Item, velocity: Tensor) -> None:
         """Once a bucket; ranks agree on what they tell."""

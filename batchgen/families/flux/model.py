@@ -16,6 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
+from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
@@ -144,14 +145,10 @@ class Flux:
 
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """One transformer forward; each item has its own timestep and guidance."""
-        times = torch.tensor([item.timestep for item in items]).to(self.dtype)
-        guidance = None
-        if self.dims.transformer.guidance_embeds:
-            guidance = torch.tensor([item.request.guidance_scale for item in items]).float()
-            guidance = guidance.to(self.device, non_blocking=True)
+        times, guidance = self._times(items)
         velocity = self.transformer(
             hidden_states=torch.cat([item.latents for item in items]),
-            timestep=times.to(self.device, non_blocking=True) / 1000,
+            timestep=times,
             guidance=guidance,
             encoder_hidden_states=torch.cat([item.condition[0] for item in items]),
             pooled_projections=torch.cat([item.condition[1] for item in items]),
@@ -160,6 +157,30 @@ class Flux:
             return_dict=False,
         )[0]
         return list(velocity.split(1))
+
+    def _times(self, items: Sequence[Item]) -> tuple[Tensor, Tensor | None]:
+        """Timesteps, of 1, and guidances."""
+        times = torch.tensor([item.timestep for item in items]).to(self.dtype)
+        guidance = None
+        if self.dims.transformer.guidance_embeds:
+            guidance = torch.tensor([item.request.guidance_scale for item in items]).float()
+            guidance = guidance.to(self.device, non_blocking=True)
+        return times.to(self.device, non_blocking=True) / 1000, guidance
+
+    def signal(self, item: Item, kind: SignalKind) -> Tensor:
+        """In the transformer's order of operations. Each block projects the embedding by itself:
+        `projected` is the embedding, which holds timestep, guidance and pooled text."""
+        times, guidance = self._times([item])
+        scalars = [times.to(self.dtype) * 1000]
+        if guidance is not None:
+            scalars.append(guidance.to(self.dtype) * 1000)
+        embedded: Tensor = self.transformer.time_text_embed(*scalars, item.condition[1])
+        if kind != "embedded":
+            return embedded
+        tokens = self.transformer.x_embedder(item.latents)
+        normed: Tensor = self.transformer.transformer_blocks[0].norm1(tokens, emb=embedded)[0]
+        height, width = light.cells(self.spec, item.request.bucket)
+        return normed.view(1, 1, height, width, -1)
 
     def _positions(self, bucket: Bucket) -> Tensor:
         """(image tokens, 3): 0, row, column."""

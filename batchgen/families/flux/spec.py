@@ -12,12 +12,20 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
 from batchgen.families.encoders import clip_parameters as clip_weights
-from batchgen.families.family import OUTPUT_CACHES, Capabilities, Component, Scales, Stride
+from batchgen.families.family import (
+    BLOCK_CACHES,
+    OUTPUT_CACHES,
+    Capabilities,
+    Component,
+    Scales,
+    Stride,
+)
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -32,6 +40,7 @@ COMPONENTS = (
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks", "single_transformer_blocks"),
+        flows=("encoder_hidden_states", "hidden_states"),
     ),
     Component(
         name="text_encoder",
@@ -183,7 +192,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,
-        cache_strategies=OUTPUT_CACHES,
+        cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=("guidance_scale", "true_cfg_scale") if guided else ("true_cfg_scale",),
@@ -268,6 +277,15 @@ def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
     blocks = layers(model) * (24 * n * d * d + 4 * n * n * d)
     doors = 2 * d * (2 * spec.in_channels * (n - text) + spec.joint_attention_dim * text)
     return blocks + doors + 2 * _once_per_item(spec)
+
+
+def attention_flops(model: ModelSpec, bucket: Bucket) -> Mapping[Attention, float]:
+    """FLOPs of all attentions of one forward; the output of a single block's is projected with its
+    feed-forward, outside."""
+    spec, n = dims(model).transformer, float(tokens(model, bucket))
+    d = spec.width
+    linear = (8 * spec.num_layers + 6 * spec.num_single_layers) * n * d * d
+    return {"self": linear + layers(model) * 4 * n * n * d}
 
 
 def _once_per_item(spec: FluxTransformer) -> int:

@@ -12,6 +12,7 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 
+from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
@@ -126,6 +127,24 @@ class Wan:
             return_dict=False,
         )[0]
         return list(velocity.split(1))
+
+    def signal(self, item: Item, kind: SignalKind) -> Tensor:
+        """In the transformer's order of operations."""
+        transformer: Any = self.modules[self.expert(item.request, item.timestep)]
+        embedder, block = transformer.condition_embedder, transformer.blocks[0]
+        times = embedder.timesteps_proj(torch.tensor([item.timestep], device=self.device))
+        dtype = next(embedder.time_embedder.parameters()).dtype
+        embedded = embedder.time_embedder(times.to(dtype)).to(transformer.dtype)
+        if kind == "timestep":
+            return embedded
+        projected = embedder.time_proj(embedder.act_fn(embedded))
+        if kind == "projected":
+            return projected
+        patches = transformer.patch_embedding(item.latents.to(transformer.dtype))
+        tokens = patches.movedim(1, -1)  # a grid, (1, frames, rows, columns, width)
+        table = block.scale_shift_table + projected.unflatten(1, (6, -1)).float()
+        shift, scale = (part[:, :, None, None] for part in table.chunk(6, dim=1)[:2])
+        return (block.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
         return classifier_free(velocities, request.guidance_scale)

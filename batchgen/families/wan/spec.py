@@ -13,11 +13,19 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
-from batchgen.families.family import OUTPUT_CACHES, Capabilities, Component, Scales, Stride
+from batchgen.families.family import (
+    BLOCK_CACHES,
+    OUTPUT_CACHES,
+    Capabilities,
+    Component,
+    Scales,
+    Stride,
+)
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults, Solver
 
@@ -139,7 +147,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
-        cache_strategies=OUTPUT_CACHES,
+        cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
     )
 
 
@@ -242,6 +250,17 @@ def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
     linear = 12 * n * d * d + 4 * t * d * d + 4 * n * d * f
     attention = 4 * n * n * d + 4 * n * t * d
     return dims(model).transformer.num_layers * (linear + attention)
+
+
+def attention_flops(model: ModelSpec, bucket: Bucket) -> Mapping[Attention, float]:
+    """FLOPs of all attentions of one forward."""
+    n, t = float(tokens(model, bucket)), float(dims(model).text_encoder.max_tokens)
+    d, layers = dims(model).transformer.width, dims(model).transformer.num_layers
+    own = 8 * n * d * d + 4 * n * n * d
+    return {
+        "self": layers * own,
+        "cross": layers * (4 * n * d * d + 4 * t * d * d + 4 * n * t * d),
+    }
 
 
 def encode_flops(model: ModelSpec) -> float:

@@ -11,6 +11,7 @@ from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.spec import (
+    attention_flops,
     branches,
     decode_bytes,
     decode_flops,
@@ -34,6 +35,7 @@ __all__ = [
     "OWN_ENGINE",
     "PIPELINE",
     "Dims",
+    "attention_flops",
     "boundary",
     "branches",
     "capabilities",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import pytest
 import torch
 from cache_walk import Walk, row, smooth
 
+from batchgen.caches.knobs import threshold
 from batchgen.caches.strategies import easycache
 from batchgen.caches.strategy import Row
+from batchgen.caches.tables import Key, shipped
 
 
 def walk(of: Row, table: dict | None = None) -> Walk:
@@ -66,6 +71,15 @@ def test_expected_reads_a_threshold_as_the_ratio_that_gives_it() -> None:
     assert easycache.expected(row(40, params={"threshold": 0.05}), None) == 20
     assert easycache.expected(row(40, params={"threshold": 9.0}), None) == 1
     assert easycache.expected(row(40, warmup=30), None) == 30
+
+
+def test_measured_thresholds_of_tiny_wan_are_found_and_rise() -> None:
+    key = Key(strategy="easycache", model="tiny-wan", sigma_shift=3.0, num_steps=50)
+    found = shipped().find(replace(key, solver="unipc", guidance_scale=3.0))
+    assert found is not None and shipped().find(replace(key, num_steps=20)) is None
+    assert threshold(row(50, ratio=0.551), found.content, slope=0.1) == 0.05
+    rising = [threshold(row(50, ratio=i / 50), found.content, slope=0.1) for i in range(51)]
+    assert rising[0] == 0 and all(a < b for a, b in pairwise(rising))
 
 
 @pytest.mark.parametrize("still", ["latents", "output"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -87,10 +89,20 @@ def test_taylorseer_of_order_1_is_the_published_formula() -> None:
         assert torch.allclose(predicted, last + (step - at) * slope, atol=1e-5)
 
 
-def test_a_fraction_is_no_count() -> None:
-    of = row(50, params={"order": 1.5})
-    with pytest.raises(ConfigError, match=r"order 1\.5 is not a whole number"):
-        taylorseer.branch(of, None)
+@pytest.mark.parametrize(
+    ("strategy", "params", "reason"),
+    [
+        (taylorseer, {"order": 1.5}, "order 1.5 is not a whole number"),
+        (taylorseer, {"fresh_threshold": 2.5}, "fresh_threshold 2.5 is not a whole number"),
+        (meancache, {"use_jvp": 0.5}, "use_jvp 0.5 is not a whole number"),
+        (meancache, {"fresh_steps": 20}, "fresh_steps 20 is not one of 10, 17, 25, 30"),
+    ],
+)
+def test_knobs_that_cannot_be_used_are_refused_when_planned(
+    strategy: Any, params: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(reason)}$"):
+        strategy.expected(row(50, params=params), None)
 
 
 @pytest.mark.parametrize("count", [10, 17, 25, 30])
@@ -117,54 +129,30 @@ def test_scaled_tables_of_meancache_keep_their_places() -> None:
         assert steps_of[0] == 0 and steps_of[-1] == steps - 1
 
 
-def test_an_unknown_table_of_meancache_is_refused() -> None:
-    with pytest.raises(ConfigError, match="fresh_steps 20 is not one of 10, 17, 25, 30"):
-        meancache.computed(row(50, params={"fresh_steps": 20}), None)
-
-
-def test_meancache_predicts_the_published_formula() -> None:
-    """Step 20 of the table of 10: between 14 and 21, where the average is over one step."""
-    of = row(50, ratio=0.8)
-    done = Walk(of, meancache.FACTS, lambda: meancache.branch(of, None)).whole()
-    s = sigmas(50)
-    average = (smooth("latents", 20) - smooth("latents", 19)) / (s[20] - s[19])
-    jvp = (done.predicted[19] - average) / (s[20] - s[19])
-    published = done.predicted[19] - jvp * (s[21] - s[20])
-    assert torch.allclose(done.predicted[20], published, rtol=1e-4, atol=1e-4)
-
-
-def test_the_average_of_meancache_spans_the_steps_that_its_table_says() -> None:
-    """Step 44 of the table of 10 looks 4 steps back."""
-    of = row(50, ratio=0.8)
-    done = Walk(of, meancache.FACTS, lambda: meancache.branch(of, None)).whole()
-    s = sigmas(50)
-    average = (smooth("latents", 44) - smooth("latents", 40)) / (s[44] - s[40])
-    jvp = (done.predicted[40] - average) / (s[44] - s[40])
-    published = done.predicted[43] - jvp * (s[45] - s[44])
-    assert torch.allclose(done.predicted[44], published, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("count", [10, 17, 25, 30])
+def test_under_euler_steps_meancache_predicts_the_published_formula(count: int) -> None:
+    """There the average velocity is the way of the latents by that of sigma."""
+    of = row(50, params={"fresh_steps": count})
+    cache, s, table = meancache.branch(of, None), sigmas(50), meancache.TABLES[count]
+    latents, velocities = [drawn("latents", 7).double()], list[torch.Tensor]()
+    for step in range(50):
+        if step in table.steps:
+            velocities.append(smooth("output", step).double())
+            cache.note(step, latents[step], velocities[step])
+        else:
+            back = step - table.spans.get(max(f for f in table.steps if f < step), 1)
+            average = (latents[step] - latents[back]) / (s[step] - s[back])
+            jvp = (velocities[back] - average) / (s[step] - s[back])
+            velocities.append(cache.predict(step, latents[step]))
+            published = velocities[step - 1] - jvp * (s[step + 1] - s[step])
+            assert torch.allclose(velocities[step], published, rtol=1e-9, atol=1e-9)
+        latents.append(latents[step] + (s[step + 1] - s[step]) * velocities[step])
 
 
 def test_meancache_without_a_slope_reuses() -> None:
     of = row(50, ratio=0.8, params={"use_jvp": 0})
     done = Walk(of, meancache.FACTS, lambda: meancache.branch(of, None)).whole()
     assert torch.equal(done.predicted[20], smooth("output", 114))
-
-
-def test_guided_predictions_of_meancache_are_those_of_the_guided_velocity() -> None:
-    """Branch by branch, then guided: the same as guided first, as published."""
-    of, scale = row(50, ratio=0.66), 5.0
-
-    def walk(seed: int | None) -> Walk:
-        def value(step: int) -> torch.Tensor:
-            first, second = (smooth("output", step + 100 * k).double() for k in (1, 2))
-            return (first, second, second + scale * (first - second))[seed]
-
-        return Walk(of, meancache.FACTS, lambda: meancache.branch(of, None), value).whole()
-
-    first, second, guided = (walk(seed).predicted for seed in range(3))
-    for step, whole in guided.items():
-        apart = second[step] + scale * (first[step] - second[step])
-        assert torch.allclose(apart, whole, rtol=1e-9, atol=1e-9)
 
 
 def test_a_repeated_step_changes_nothing() -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.caches.tables import Entry, Key, Tables, read, shipped, store, user_folder
+from batchgen.caches.tables import Entry, Key, Tables, read, row_key, shipped, store, user_folder
 from batchgen.errors import ConfigError
+from batchgen.families.family import probe_request
+from batchgen.request import Bucket
 
 FIT = Key(
     strategy="planned",
-    model="tiny-wan",
+    model="mine",
     solver="unipc",
     sigma_shift=3.0,
     num_steps=50,
@@ -60,7 +62,9 @@ def test_the_exact_guidance_is_nearer_than_a_fit_for_all(tmp_path: Path) -> None
     made = tables(tmp_path, entry(ANY, 1), entry(FIT, 2))
     assert made.find(ROW) == entry(FIT, 2)
     for scale, found in ((1.5, True), (4.2, True), (6.0, True), (1.4, False), (6.1, False)):
-        assert (made.find(replace(ROW, guidance_scale=scale)) is not None) == found, scale
+        row = replace(ROW, guidance_scale=scale, guidance_scale_2=scale)
+        assert (made.find(row) is not None) == found, scale
+    assert made.find(replace(ROW, guidance_scale=2.0, guidance_scale_2=7.0)) is None
 
 
 def test_the_first_key_and_the_first_folder_come_first(tmp_path: Path) -> None:
@@ -119,6 +123,22 @@ def test_the_users_folder_follows_the_environment(
     assert user_folder() == tmp_path / "batchgen" / "caches"
     store(user_folder(), [entry(FIT, 7)])
     assert Tables.usual().find(ROW) == entry(FIT, 7)
+
+
+@pytest.mark.parametrize(("second", "found"), [(None, 3.0), (3.0, 3.0), (1.0, 1.0)])
+def test_a_row_looks_for_what_it_is_drawn_with(second: float | None, found: float) -> None:
+    """A second scale that is not given is the first."""
+    one = replace(
+        probe_request(Bucket(32, 32, 5)),
+        solver="unipc",
+        sigma_shift=3.0,
+        num_steps=50,
+        guidance_scale=3.0,
+        guidance_scale_2=second,
+    )
+    key = row_key(one, "planned", "mine", 25)
+    assert key == replace(ROW, bucket="32x32x5", guidance_scale_2=found)
+    assert FIT.serves(key) and replace(FIT, guidance_scale_2=3.0).serves(key) == (found == 3.0)
 
 
 # ----------------------------------------------------------------------------------------- shipped

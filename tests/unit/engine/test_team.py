@@ -16,10 +16,12 @@ import pytest
 import torch
 from own_number import own_number
 from ranks import Ranks
+from toy_caches import knobs
 from toy_engine import Keeper, ListSource, request, system
 from toy_team import (
     PATIENCE_S,
     draw,
+    draw_with_noise,
     fail_before_a_collective,
     in_a_team,
     meeting,
@@ -38,6 +40,7 @@ from batchgen.engine.peer import Peer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.team import Dismissed, Follower, Leader, uneven
 from batchgen.errors import PromptTooLong, ReplicaFailed
+from batchgen.request import Request
 from batchgen.worker.address import Address, listen, publish
 from batchgen.worker.meeting import following, leading
 
@@ -79,7 +82,7 @@ def pair() -> Iterator[Pair]:
 
 
 # ------------------------------------------------------------------------------------- what is said
-TEAM_STRATEGIES = [name for name in names() if strategy(name).FACTS.reuses == "output"]
+TEAM_STRATEGIES = [name for name in names() if strategy(name).FACTS.kind != "planned"]
 
 
 def test_what_the_leader_shares_is_what_followers_get(pair: Pair) -> None:
@@ -335,12 +338,9 @@ def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
         assert (drawn == alone.frames[name]).all(), name
 
 
-@pytest.mark.parametrize("changes", [{"cfg": 2}, {"ulysses": 2}, {"ring": 2}], ids=str)
-def test_the_leader_decides_for_two_ranks_what_a_cache_reuses(
-    ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    """A row of each strategy, beside one without a cache."""
-    rows = [
+def cached_rows(strategies: list[str]) -> list[Request]:
+    """One of each, every other one guided."""
+    return [
         request(
             i,
             num_steps=9,
@@ -350,9 +350,33 @@ def test_the_leader_decides_for_two_ranks_what_a_cache_reuses(
             cache_strategy=name,
             cache_ratio=0.5 * (name != "none"),
             cache_warmup=2,
+            **knobs(name),
         )
-        for i, name in enumerate(("none", *TEAM_STRATEGIES))
+        for i, name in enumerate(strategies)
     ]
+
+
+@pytest.mark.parametrize("changes", [{"cfg": 2}, {"ulysses": 2}], ids=str)
+def test_a_rank_whose_numbers_are_off_neither_hangs_nor_decides(
+    ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Every rank runs the model as often as the leader, and something is saved."""
+    decided = [name for name in TEAM_STRATEGIES if not strategy(name).FACTS.data_free]
+    rows = cached_rows(decided)
+    (calls, computed), (follower, _) = ranks.run(
+        Degrees(cfg=2), in_a_team, tmp_path, draw_with_noise, changes, rows
+    )
+    assert calls == follower
+    assert set(computed) == {row.row_id for row in rows}
+    assert sum(computed.values()) < sum(9 * (1 + (row.guidance_scale > 1)) for row in rows)
+
+
+@pytest.mark.parametrize("changes", [{"cfg": 2}, {"ulysses": 2}, {"ring": 2}], ids=str)
+def test_the_leader_decides_for_two_ranks_what_a_cache_reuses(
+    ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """A row of each strategy, beside one without a cache."""
+    rows = cached_rows(["none", *TEAM_STRATEGIES])
     (frames, errors), _ = ranks.run(
         Degrees(cfg=2), in_a_team, tmp_path, draw, "one expert", changes, rows, ""
     )

@@ -11,13 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from batchgen.caches import tables
 from batchgen.caches.strategy import names, strategy
 from batchgen.caches.tables import Entry, Key, store, user_folder
 from batchgen.config.capability import served_by
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
-from batchgen.families.family import OUTPUT_CACHES
+from batchgen.families.family import BLOCK_CACHES, OUTPUT_CACHES
 from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.identity import check_keys
 from batchgen.planning.manifests.check import check_manifest
@@ -241,7 +242,7 @@ def test_a_manifest_is_checked_without_a_job(write_rows: Callable[..., Path]) ->
 # --------------------------------------------------------------------------------------- in general
 def test_families_serve_strategies_that_there_are(tiny_job: JobConfig) -> None:
     served = served_by(tiny_job.model).cache_strategies
-    assert served == OUTPUT_CACHES
+    assert served == (*OUTPUT_CACHES, *BLOCK_CACHES)
     assert served[0] == "none" and set(served[1:]) <= set(names())
 
 
@@ -256,6 +257,12 @@ def test_rows_without_a_cache_cost_planning_nothing(plan_of: Callable[..., Plan]
 
 
 # ------------------------------------------------------------------------------------------ tables
+@pytest.fixture
+def unfitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no tables were shipped."""
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "nothing")
+
+
 def fit(steps: int = 20, computed: int = 10, **key: Any) -> Entry:
     """A fit for rows of the demo's model, whose leaps stay where they are."""
     scales = {"guidance_scale": 3.0, "guidance_scale_2": 3.0, "true_cfg_scale": 1.0}
@@ -267,16 +274,16 @@ def fit(steps: int = 20, computed: int = 10, **key: Any) -> Entry:
     )
 
 
-def test_rows_name_the_fit_that_serves_them(plan_of: Callable[..., Plan]) -> None:
+def test_rows_name_the_fit_that_serves_them(unfitted: None, plan_of: Callable[..., Plan]) -> None:
     columns = {
         "cache_ratio": [None, 0.5, 0.5, 0.5, 0.4, 0.5, 0.0],
         "cache_strategy": [None] * 5 + ["uniform", "planned"],
         "guidance_scale": [3.0, 3.0, 5.0, 3.0, 3.0, 3.0, 3.0],
-        "num_steps": [20, 20, 20, 50, 20, 20, 20],
+        "num_steps": [18, 18, 18, 17, 18, 18, 18],  # nothing is shipped for these
     }
     before = requests(plan_of(columns))
     assert {request.cache_table for request in before} == {""}
-    entry = fit()
+    entry = fit(18, 9)
     store(user_folder(), [entry])
     plan = plan_of(columns)
     rows = requests(plan)
@@ -284,10 +291,12 @@ def test_rows_name_the_fit_that_serves_them(plan_of: Callable[..., Plan]) -> Non
     moved = [a.row_key != b.row_key for a, b in zip(before, rows, strict=True)]
     assert moved == [False, True, *[False] * 5]
     fitted = [c for c in plan.caches if c.fitted]
-    assert [(c.strategy, c.ratio, c.num_steps, c.rows) for c in fitted] == [("planned", 0.5, 20, 1)]
+    assert [(c.strategy, c.ratio, c.num_steps, c.rows) for c in fitted] == [("planned", 0.5, 18, 1)]
 
 
-def test_a_fit_of_these_weights_goes_before_one_of_the_name(plan_of: Callable[..., Plan]) -> None:
+def test_a_fit_of_these_weights_goes_before_one_of_the_name(
+    unfitted: None, plan_of: Callable[..., Plan]
+) -> None:
     weights = plan_of({"seed": [1]}).key_context.weights
     mine = fit(model=weights)
     store(user_folder(), [fit()])
@@ -297,6 +306,7 @@ def test_a_fit_of_these_weights_goes_before_one_of_the_name(plan_of: Callable[..
 
 
 def test_a_fit_that_passes_over_steps_that_must_be_computed_is_not_named(
+    unfitted: None,
     plan_of: Callable[..., Plan],
 ) -> None:
     store(user_folder(), [fit()])  # of the first ten steps
@@ -305,7 +315,7 @@ def test_a_fit_that_passes_over_steps_that_must_be_computed_is_not_named(
 
 
 def test_coefficients_that_are_needed_and_not_there_are_asked_for(
-    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+    unfitted: None, plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uniform = strategy("uniform")
     monkeypatch.setattr(uniform, "FACTS", replace(uniform.FACTS, table="needed"))
@@ -314,3 +324,9 @@ def test_coefficients_that_are_needed_and_not_there_are_asked_for(
         plan_of(columns)
     store(user_folder(), [Entry(key=Key(strategy="uniform", model="tiny-wan"), content={})])
     assert [bool(request.cache_table) for request in requests(plan_of(columns))] == [False, True]
+
+
+def test_the_embedded_model_comes_with_fits(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of({"cache_ratio": [0.5], "num_steps": [50]})
+    assert requests(plan)[0].cache_table
+    assert [forecast.fitted for forecast in plan.caches] == [1]

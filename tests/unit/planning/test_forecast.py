@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batchgen.caches.audit import has_twin
+from batchgen.cli.caches import cache_lines
 from batchgen.config.build import to_mapping
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
@@ -19,7 +21,7 @@ from batchgen.planning.calibrate import calibrate
 from batchgen.planning.cost import CostModel
 from batchgen.planning.forecast import Forecast, forecast
 from batchgen.planning.layout import choose_layout
-from batchgen.planning.plan import Plan, make_plan, read_costs
+from batchgen.planning.plan import Plan, make_plan, read_costs, read_keys, read_requests
 from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -229,3 +231,37 @@ def test_costs_of_rows_add_up_to_their_buckets(tiny_job: JobConfig, tmp_path: Pa
     plan = make_plan(tiny_job, tmp_path / "plan.parquet")
     costs = read_costs(plan.path)
     assert np.isclose(costs.cost_s.sum(), sum(item.cost_s for item in plan.buckets))
+
+
+def test_rows_that_are_audited_cost_a_second_drawing_without_the_cache(
+    job_over: Callable[..., JobConfig], write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    """All steps of both branches, and decoding; the text is there already."""
+    strategies = ["uniform"] * 30 + ["none"] * 10
+    manifest = write_rows(
+        {"prompt": [f"a red circle {n}" for n in range(40)], "cache_strategy": strategies}
+    )
+    plans = [
+        make_plan(
+            job_over(manifest, row_defaults__num_steps=20, system__cache__audit_every=every),
+            tmp_path / f"{every}.parquet",
+        )
+        for every in (0, 3)
+    ]
+    (plain,), (priced,) = (plan.buckets for plan in plans)
+    keys, requests = read_keys(plans[1].path), read_requests(plans[1].path)
+    chosen = [has_twin(request, 3) for request in requests]
+    assert keys.tolist() == read_keys(plans[0].path).tolist(), "audits are in no key"
+    assert 0 < sum(chosen) < 30 and not any(chosen[30:])
+    costs = [read_costs(plan.path).cost_s for plan in plans]
+    model = job_over(manifest).model, job_over(manifest).slurm.device
+    seconds = CostModel(*model).bucket(requests[0].bucket)
+    assert costs[1] - costs[0] == pytest.approx(
+        np.array(chosen) * (20 * 2 * seconds.forward + seconds.decode)
+    )
+    assert (plain.audits, priced.audits) == (0, sum(chosen))
+    assert priced.audit_evaluations == 40 * sum(chosen)
+    assert (priced.evaluations, priced.steps) == (plain.evaluations, plain.steps)  # the rows' own
+    said = f"{sum(chosen)} rows drawn without their cache too: {40 * sum(chosen)} forwards more"
+    assert cache_lines(plans[1])["audits"] == said and "audits" not in cache_lines(plans[0])
+    assert plans[1].cost_s_total == pytest.approx(costs[1].sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planned_run import row
 
 from batchgen.records import RowStats, StageSeconds
@@ -48,6 +50,16 @@ def test_the_measured_pace_counts() -> None:
     admission.rendered(row(2, cost_s=23), stats(23.0, computed=3.0))  # restored: 3 of 10 steps
     assert not admission.admits(row(3, cost_s=23))
     assert admission.admits(row(3, cost_s=21))
+
+
+def test_the_pace_is_that_of_the_evaluations_that_were_expected() -> None:
+    """A cache that computes half of the steps costs half, as was predicted."""
+    clock = Clock()
+    admission = Admission(1100.0, clock)
+    cached = replace(row(0, cost_s=10), steps_expected=5.0)
+    assert admission.admits(cached)
+    admission.rendered(cached, stats(10.0, computed=5.0))
+    assert admission.admits(row(1, cost_s=99))
 
 
 def test_a_replica_of_several_ranks_is_faster_than_costs_say() -> None:

@@ -1,0 +1,233 @@
+"""The lists of blocks of a family's transformers, run as a forward is told.
+
+Each list becomes a `BlockStack`, which its transformer calls as if it were one block; weights and
+names of modules stay. What flows through the blocks is one tensor, or several of which the last
+leaves them. Kept tensors are (1, tokens, width) of one item, several streams one behind the other.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import wraps
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from batchgen.caches.blocks import WHOLE, Attention, Blocks
+from batchgen.families.family import Component, FamilyModel, Item, family_spec
+from batchgen.families.sequence import SequencePlan
+
+_PLACE = "_place_among_attentions"  # attribute of an attention that `Stacks` leads
+Flow = tuple[Tensor, ...]  # what goes from block to block, each (items, tokens, width)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """What one item has kept of a forward, or takes from an earlier one."""
+
+    state: Tensor | None = None  # as it enters a block, all streams
+    added: Tensor | None = None  # by some blocks, to the stream that leaves
+    attention: Mapping[Attention, Tensor] = field(
+        default_factory=dict
+    )  # (1, modules, tokens, width)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        found = (self.state, self.added, *self.attention.values())
+        return tuple(tensor for tensor in found if tensor is not None)
+
+    @property
+    def value(self) -> Any:
+        """What a strategy reuses of it (`caches.strategy.BlockCache`)."""
+        return self.attention or (self.state if self.added is None else self.added)
+
+
+NOTHING = Kept()
+
+
+class Passage:
+    """One forward on its way through the blocks."""
+
+    def __init__(self, blocks: Blocks, given: Sequence[Kept]) -> None:
+        """`given`: what each item takes from before; empty: nothing, where nothing has to be."""
+        self.blocks = blocks
+        self.given = given
+        self._entered: Tensor | None = None
+        self._state: Tensor | None = None
+        self._added: Tensor | None = None
+        self._attended: dict[Attention, list[Tensor]] = {kind: [] for kind in blocks.attends}
+
+    def at(self, block: int, flow: Flow) -> Flow:
+        """Called in front of each block, and behind the last one that would run."""
+        blocks = self.blocks
+        if block == blocks.start > 0:
+            state = torch.cat([kept.state for kept in self.given if kept.state is not None])
+            flow = state.to(flow[-1].dtype).split([part.shape[1] for part in flow], dim=1)
+        if block == blocks.state:
+            self._state = _joined(flow)
+        if block == blocks.since:
+            self._entered = flow[-1]
+        if block == blocks.stop:
+            flow = self.end(flow)
+            if added := [kept.added for kept in self.given if kept.added is not None]:
+                flow = (*flow[:-1], flow[-1] + torch.cat(added).to(flow[-1].dtype))
+        return flow
+
+    def end(self, flow: Flow) -> Flow:
+        """Behind the last block that runs."""
+        if self._entered is not None:
+            self._added, self._entered = flow[-1] - self._entered, None
+        return flow
+
+    def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
+        """The outputs of an attention, the `place`-th of its kind: one tensor, or of several
+        streams, the first of which has so many tokens."""
+        if kind in self.blocks.reuses:
+            whole = torch.cat([kept.attention[kind][:, place] for kept in self.given])
+            if whole.shape[1] == tokens:
+                return whole
+            return whole[:, :tokens], whole[:, tokens:]
+        found = attend()
+        if kind in self._attended:
+            self._attended[kind].append(_joined(found if isinstance(found, tuple) else (found,)))
+        return found
+
+    def kept(self, items: int) -> list[Kept]:
+        """Of each item, in tensors of its own: a view would hold its whole pack."""
+        attended = {
+            kind: torch.stack(parts, dim=1) for kind, parts in self._attended.items() if parts
+        }
+        return [
+            Kept(
+                state=_own(self._state, item, items),
+                added=_own(self._added, item, items),
+                attention={
+                    kind: cast(Tensor, _own(whole, item, items)) for kind, whole in attended.items()
+                },
+            )
+            for item in range(items)
+        ]
+
+
+class Stacks:
+    """The lists of blocks of some transformers of one architecture; one forward at a time."""
+
+    def __init__(
+        self, transformers: Sequence[nn.Module], component: Component, plan: SequencePlan
+    ) -> None:
+        """`component` names the lists and what flows through them, `plan` the attentions."""
+        self.passage = Passage(WHOLE, ())
+        for transformer in transformers:
+            self._stack(transformer, component)
+            self._lead(transformer, "self", [attends.modules for attends in plan.attends])
+            self._lead(transformer, "cross", [crosses.modules for crosses in plan.crosses])
+
+    @contextmanager
+    def told(self, blocks: Blocks, given: Sequence[Kept] = ()) -> Iterator[Passage]:
+        """Forwards inside do this with the blocks."""
+        before, self.passage = self.passage, Passage(blocks, given)
+        try:
+            yield self.passage
+        finally:
+            self.passage = before
+
+    def forward(
+        self, family: FamilyModel, items: Sequence[Item], blocks: Blocks, given: Sequence[Kept]
+    ) -> tuple[list[Tensor], list[Kept]]:
+        """Velocities, and what each item keeps. Where blocks are left out and nothing stands in for
+        them the velocities mean nothing."""
+        with self.told(blocks, given) as passage:
+            velocities = family.forward(items)
+        return velocities, passage.kept(len(items))
+
+    def _stack(self, transformer: nn.Module, component: Component) -> None:
+        first = 0
+        for name in component.stacks:
+            stack: Any = transformer.get_submodule(name)
+            stack.__class__ = BlockStack
+            stack.owner, stack.flows = self, component.flows
+            stack.span = range(first, first + len(stack))
+            stack.ends = name == component.stacks[-1]
+            stack.names = [*inspect.signature(type(stack[0]).forward).parameters][1:]
+            first += len(stack)
+
+    def _lead(self, transformer: nn.Module, kind: Attention, patterns: Sequence[str]) -> None:
+        modules = [module for pattern in patterns for module in named(transformer, pattern)]
+        for place, module in enumerate(modules):
+            attention: Any = module
+            if not hasattr(attention, _PLACE):
+                attention.forward = _led(attention, attention.forward)
+            setattr(attention, _PLACE, (self, kind, place))
+
+
+class BlockStack(nn.ModuleList):
+    """A list of blocks that is called as one of them; made of a ModuleList by `Stacks`."""
+
+    owner: Stacks
+    span: range  # the numbers of its blocks
+    ends: bool  # whether it is the transformer's last list
+    flows: tuple[str, ...]  # arguments of a block that it returns changed, in that order
+    names: list[str]  # all arguments of a block
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        yield self
+
+    def __getitem__(self, index: Any) -> Any:
+        """Real blocks; a list of them for a slice, since a part of a stack is none."""
+        return [*self._modules.values()][index]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} x {type(self[0]).__name__})"
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the last block returns."""
+        values = dict(zip(self.names, (hidden_states, *args), strict=False)) | kwargs
+        flow: Flow = tuple(values[name] for name in self.flows)
+        passage = self.owner.passage
+        for number, block in zip(self.span, self[:], strict=True):
+            flow = passage.at(number, flow)
+            if passage.blocks.runs(number):
+                found = block(**values | dict(zip(self.flows, flow, strict=True)))
+                flow = found if isinstance(found, tuple) else (found,)
+        if self.ends:
+            flow = passage.end(flow)
+        return flow if len(flow) > 1 else flow[0]
+
+
+def stack_blocks(family: FamilyModel, name: str, experts: Sequence[str]) -> Stacks:
+    """Make stacks of the lists of blocks of a family's experts; `name` is the family's."""
+    parts = {part.name: part for part in family_spec(name).COMPONENTS}
+    transformers = [family.modules[expert] for expert in experts]
+    return Stacks(transformers, parts[experts[0]], family.sequence)
+
+
+def named(model: nn.Module, pattern: str) -> list[nn.Module]:
+    """Submodules whose names fit a pattern with `*`."""
+    return [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
+
+
+def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward of an attention, asked of the passage that is on its way."""
+
+    @wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        stacks, kind, place = getattr(attention, _PLACE)
+        tokens = (args[0] if args else kwargs["hidden_states"]).shape[1]
+        return stacks.passage.attend(kind, place, lambda: inner(*args, **kwargs), tokens)
+
+    return forward
+
+
+def _joined(flow: Flow) -> Tensor:
+    return flow[0] if len(flow) == 1 else torch.cat(flow, dim=1)
+
+
+def _own(pack: Tensor | None, item: int, items: int) -> Tensor | None:
+    if pack is None or items == 1:
+        return pack
+    return pack[item : item + 1].clone()
