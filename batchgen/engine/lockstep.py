@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 from batchgen.engine.prompts import EncodedRow
@@ -88,7 +89,8 @@ class Lockstep:
 def encoded(replica: Replica, requests: Sequence[Request]) -> list[EncodedRow]:
     """The rows with their texts, or with the error for which one cannot be drawn."""
     replica.residency.use(*_here(replica, "encode"))
-    return replica.prompts.encode(requests)
+    with torch.no_grad():
+        return replica.prompts.encode(requests)
 
 
 def _here(replica: Replica, stage: Stage) -> list[str]:

@@ -41,6 +41,11 @@ class Candidate:
     prompt: str = field(compare=False)
     seed: int | None = field(compare=False)  # None: from the row's id, so nobody else's
 
+    @property
+    def drawn(self) -> tuple[object, ...]:
+        """What it is drawn from, beside what its stratum has."""
+        return self.prompt, self.row if self.seed is None else -1, self.seed
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -62,27 +67,27 @@ class Lacking:
 
     def add(self, stratum: Stratum, found: Sequence[Candidate]) -> None:
         if stratum in self.strata or len(self.strata) < _MOST_STRATA:
-            kept = {(c.prompt, c.seed, c.rank): c for c in (*self.strata.get(stratum, ()), *found)}
-            self.strata[stratum] = sorted(kept.values())[: ROWS + AUDITED]
+            known = sorted((*self.strata.get(stratum, ()), *found))
+            self.strata[stratum] = _different(known)[: ROWS + AUDITED]
 
     def rows(self, most: int) -> list[int]:
-        """So many rows, spread over scales and sizes, the highest and the lowest scale first; each
-        prompt once as long as there are others."""
+        """So many rows, spread over scales and sizes, the highest and the lowest scale first."""
         names = sorted(self.strata)
         places = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round())
         picked = [names[int(place)] for place in places]
         columns = [self.strata[name] for name in (picked[-1], *picked[:-1])]
         in_turn = [c for c in chain.from_iterable(zip_longest(*columns)) if c is not None]
-        once: dict[tuple[str, int | None], Candidate] = {}
-        for candidate in in_turn:
-            alone = candidate.seed is None
-            once.setdefault(
-                (candidate.prompt, candidate.row if alone else candidate.seed), candidate
-            )
-        new = {candidate.prompt: candidate for candidate in reversed(once.values())}.values()
-        first = [candidate for candidate in once.values() if candidate in new]
-        again = [candidate for candidate in once.values() if candidate not in new]
-        return [candidate.row for candidate in (*first, *again)][:most]
+        return [candidate.row for candidate in _different(in_turn)][:most]
+
+
+def _different(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """In this order, without those that draw the same, and with a prompt for the second time only
+    behind all others."""
+    once = {c.drawn: c for c in reversed(candidates)}
+    kept = [c for c in candidates if once[c.drawn] is c]
+    first = {c.prompt: c for c in reversed(kept)}
+    repeats = [first[c.prompt] is not c for c in kept]
+    return [c for _, c in sorted(zip(repeats, kept, strict=True), key=lambda pair: pair[0])]
 
 
 def find_pilots(

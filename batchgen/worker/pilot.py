@@ -26,9 +26,10 @@ from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Renderer, Sink, Snapshot, Source
 from batchgen.errors import BatchgenError, ConfigError
 from batchgen.failpoints import failpoint
+from batchgen.media.cut import cut_to
 from batchgen.media.quality import psnr
 from batchgen.records import Audit, Rendered, RowStats
-from batchgen.request import Request
+from batchgen.request import Bucket, Request
 
 log = logging.getLogger(__name__)
 WINDOW = 64  # rows asked of the source at once
@@ -73,7 +74,8 @@ class PilotRenderer:
         clock = clock or Clock()
         if self.done:
             return self._engine(source, sink, stop, moved, clock)
-        rows = _all_of(source)
+        if not (rows := _all_of(source)):
+            return EngineReport()
         drawn: dict[int, Drawn] = {}
         if not self.out.exists():  # an earlier start of this task may have come so far
 
@@ -101,7 +103,6 @@ class PilotRenderer:
         engine: Renderer = self.engine
         return engine.render(source, sink, stop=stop, moved=moved, clock=clock)
 
-    # ----------------------------------------------------------------------------------- the fits
     def _pilot(
         self, rows: Sequence[Request], step: Callable[[], object], clock: Clock
     ) -> dict[int, Drawn]:
@@ -110,18 +111,15 @@ class PilotRenderer:
         entries: list[Entry] = []
         there = {row.row_index: row for row in rows}
         for pilot in self.pilots:
-            mine = [there[index] for index in pilot.rows if index in there]
             with clock.on("encode"):
-                good = self._encodable(mine)
+                good = self._encodable([there[i] for i in pilot.rows if i in there])
             if len(good) < FEWEST:
                 raise ConfigError(
                     f"a pilot of {pilot} needs {FEWEST} rows; {len(good)} can be drawn"
                 )
             with clock.on("denoise"):
-                made, more = self._fit(pilot, good, step)
-            busy = {
-                twin_index(index): each.seconds + each.fits.busy for index, each in more.items()
-            }
+                made, more = FITS[pilot.strategy](self.engine, pilot, good, self.model, step)
+            busy = {twin_index(i): each.seconds + each.fits.busy for i, each in more.items()}
             clock.share(busy)
             entries += made
             drawn |= more
@@ -138,68 +136,78 @@ class PilotRenderer:
 
         return [row.request for row in encoded(self.engine.replica, rows) if row.error is None]
 
-    def _fit(
-        self, pilot: Pilot, rows: Sequence[Request], step: Callable[[], object]
-    ) -> tuple[tuple[Entry, ...], dict[int, Drawn]]:
-        """By the pilot's strategy: a further one that is fitted is called here."""
-        if pilot.strategy != planned.NAME:
-            raise ConfigError(f"cache_strategy: {pilot.strategy} cannot be calibrated")
-        from batchgen.engine.calibrate import calibrate
-        from batchgen.engine.snapshot import pack
-        from batchgen.numerics.solver import History
 
-        audited = max(0, pilot.audited - (len(pilot.rows) - len(rows)))
-        ends = rows[len(rows) - audited :]
-        begin = perf_counter()
-        made = calibrate(
-            self.engine.replica,
-            rows,
-            pilot.ratios,
-            model=self.model,
-            sized=pilot.sized,
-            audited=audited,
-            judge=lambda whole, near: self._judged(ends, whole, near),
-            moved=step,
-        )
-        fits = (perf_counter() - begin - made.recorded_s) / len(rows)
-        each = partial(
-            Drawn,
-            evaluations=pilot.num_steps * pilot.branches,
-            branches=pilot.branches,
-            seconds=made.recorded_s / len(rows),
-            fits=Audit(busy=fits, seconds=fits, steps=made.evaluations / len(rows)),
-        )
-        return made.entries, {
-            row.row_index: each(pack(row.num_steps, latents, History(), {}, 0.0))
-            for row, latents in zip(rows, made.latents, strict=True)
-        }
-
-    def _judged(
-        self, rows: Sequence[Request], whole: Sequence[Any], near: Sequence[Any]
-    ) -> Mapping[str, Any]:
-        """What a table says of how far its rows are from themselves, in decoded frames."""
-        if not rows:
-            return {}
-        pairs = zip(rows, whole, near, strict=True)
-        found = [psnr(self._frames(row, b), self._frames(row, a)) for row, a, b in pairs]
-        told = Judged(
-            ratio=0.0,
-            rows=len(found),
-            p5=round(float(np.percentile(found, 5)), 2),
-            mean=round(float(np.mean(found)), 2),
-            worst=round(min(found), 2),
-        )
-        return {PSNR: {name: value for name, value in asdict(told).items() if name != "ratio"}}
-
-    def _frames(self, row: Request, latents: Any) -> np.ndarray:
-        replica = self.engine.replica
-        replica.residency.use(*replica.residency.plan.components("decode"))
-        frames: np.ndarray = (
-            replica.family.decode(latents.to(replica.device), row.bucket).cpu().numpy()
-        )
-        return frames
+# ----------------------------------------------------------------------------------------- the fits
+Fitted = tuple[Sequence[Entry], dict[int, Drawn]]  # rows that were not drawn whole are left out
 
 
+def _fit_planned(
+    engine: Any, pilot: Pilot, rows: Sequence[Request], model: str, step: Callable[[], object]
+) -> Fitted:
+    from batchgen.engine.calibrate import calibrate
+    from batchgen.engine.snapshot import pack
+    from batchgen.numerics.solver import History
+
+    audited = max(0, pilot.audited - (len(pilot.rows) - len(rows)))
+    ends = rows[len(rows) - audited :]
+    begin = perf_counter()
+    made = calibrate(
+        engine.replica,
+        rows,
+        pilot.ratios,
+        model=model,
+        sized=pilot.sized,
+        audited=audited,
+        judge=lambda whole, near: _judged(engine.replica, ends, whole, near),
+        moved=step,
+    )
+    fits = (perf_counter() - begin - made.recorded_s) / len(rows)
+    each = partial(
+        Drawn,
+        evaluations=pilot.num_steps * pilot.branches,
+        branches=pilot.branches,
+        seconds=made.recorded_s / len(rows),
+        fits=Audit(busy=fits, seconds=fits, steps=made.evaluations / len(rows)),
+    )
+    return made.entries, {
+        row.row_index: each(pack(row.num_steps, latents, History(), {}, 0.0))
+        for row, latents in zip(rows, made.latents, strict=True)
+    }
+
+
+# By the name of the strategy: all of `caches.pilots.FITTED`.
+FITS: Mapping[str, Callable[[Any, Pilot, Sequence[Request], str, Callable[[], object]], Fitted]] = {
+    planned.NAME: _fit_planned
+}
+
+
+def _judged(
+    replica: Any, rows: Sequence[Request], whole: Sequence[Any], near: Sequence[Any]
+) -> Mapping[str, Any]:
+    """What a table says of how far its rows are from themselves, in decoded frames."""
+    if not rows:
+        return {}
+    pairs = zip(rows, whole, near, strict=True)
+    found = [psnr(_frames(replica, row, b), _frames(replica, row, a)) for row, a, b in pairs]
+    told = Judged(
+        ratio=0.0,
+        rows=len(found),
+        p5=round(float(np.percentile(found, 5)), 2),
+        mean=round(float(np.mean(found)), 2),
+        worst=round(min(found), 2),
+    )
+    return {PSNR: {name: value for name, value in asdict(told).items() if name != "ratio"}}
+
+
+def _frames(replica: Any, row: Request, latents: Any) -> np.ndarray:
+    """As the media will have them."""
+    replica.residency.use(*replica.residency.plan.components("decode"))
+    pixels = replica.family.decode(latents.to(replica.device), row.bucket)
+    frames: np.ndarray = pixels.cpu().numpy()
+    return frames if row.media_size is None else cut_to(frames, Bucket.parse(row.media_size))
+
+
+# ------------------------------------------------------------------------------------- the delivery
 def _all_of(source: Source) -> list[Request]:
     rows: list[Request] = []
     while taken := source.take(WINDOW):
