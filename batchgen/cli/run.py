@@ -135,7 +135,8 @@ def _show(args: argparse.Namespace) -> Result:
         print(f"{script}\n")
     if shown.assumed:
         print(f"Slurm does not answer here: MaxArraySize={shown.max_array_size} is assumed")
-    print(f"would submit {shown.rows} rows as {shown.shards} shard(s); nothing was started")
+    then = f" of a pilot, then plan {shown.waiting} more" if shown.waiting else ""
+    print(f"would submit {shown.rows} rows as {shown.shards} shard(s){then}; nothing was started")
     return Result(OK, asdict(shown))
 
 
@@ -149,6 +150,10 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
         f"started  {started.rows} rows in {started.shards} shard(s) as submission {started.number}"
         + (f": Slurm job {where}" if where else "")
     )
+    if started.pilot:
+        slurm = any(job.executor == "slurm" for job in started.jobs)
+        way = "the steward does" if slurm else f"batchgen resume {as_typed(run.root)}"
+        print(f"then     the other rows are planned when these, a pilot, are drawn: {way}")
     print(f"watch    batchgen status {as_typed(run.root)} --watch")
     data = {"run": str(run.root), "submission": started.number, "rows": started.rows}
     return Result(OK, {**data, "jobs": [job.job_id for job in started.jobs]})

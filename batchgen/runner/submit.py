@@ -95,6 +95,7 @@ class Submission:
     rows: int
     shards: int
     jobs: tuple[Job, ...]
+    pilot: bool = False  # the other rows wait for what it finds
 
 
 def submit(
@@ -143,14 +144,14 @@ def submit(
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
     jobs = _launch(run, number, count, slurm, blame, patience_s)
-    return Submission(run, number, len(wanted), count, tuple(jobs))
+    return Submission(run, number, len(wanted), count, tuple(jobs), pilot)
 
 
 def _no_pilot(run: RunPaths) -> str:
     return (
-        f"{run.root}: the rows of its pilot cannot be drawn, so that the others cannot be planned; "
-        f"to go on without: batchgen resume {as_typed(run.root)} system.cache.calibrate=false "
-        "system.cache.min_psnr_db=null"
+        f"{run.root}: the rows of its pilot come first, and none of them is to be drawn now: start "
+        f"them with `batchgen resume {as_typed(run.root)}`; if they cannot be drawn, go on without "
+        "a pilot: system.cache.calibrate=false system.cache.min_psnr_db=null"
     )
 
 
