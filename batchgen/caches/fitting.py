@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-10  # relative to each feature's own power
 REACH = 12  # steps of the longest gap, where there are enough computed ones
-BETAS = (0.5,)  # weights of the errors before correction, to choose from
+BETAS = (0.5,)  # weights of errors before correction; of more, the fit that ends nearest is kept
 _ROUNDS = 6  # of weighing rows by their errors
 _TINY, _FLOOR = 1e-14, 1e-7  # mean squares: of rounding, and below which no error is seen
 

@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -60,6 +61,7 @@ def settings() -> Iterator[Setting]:
                 yield Setting(solver, steps, guidance)
 
 
+@cache
 def preset() -> ModelSpec:
     """The embedded model, as its preset describes it."""
     return build(ModelSpec, yaml.safe_load(PRESET.read_text()), "model")
