@@ -24,7 +24,7 @@ def cache_lines(plan: Plan) -> dict[str, str]:
         expected, total = (round(part) for part in evaluations(plan))
         saved = 1 - expected / total if total else 0.0
         lines["forwards"] = f"{expected:,} of {total:,} expected, caches save {saved:.0%}"
-        lines["caches"] = "\n".join(map(_line, plan.caches[:_SHOWN]))
+        lines["caches"] = "\n".join(_line(plan, each) for each in plan.caches[:_SHOWN])
         if rest := plan.caches[_SHOWN:]:
             rows = sum(forecast.rows for forecast in rest)
             lines["caches"] += f"\n{len(rest)} more with {rows:,} rows"
@@ -78,11 +78,12 @@ def evaluations(plan: Plan) -> tuple[int, int]:
     return expected, sum(b.evaluations_total or b.evaluations for b in plan.buckets)
 
 
-def _line(forecast: CacheForecast) -> str:
-    return f"{forecast}: {forecast.rows:,} rows, {forecast.share:.0%} computed{_fit(forecast)}"
+def _line(plan: Plan, forecast: CacheForecast) -> str:
+    fit = _fit(plan, forecast)
+    return f"{forecast}: {forecast.rows:,} rows, {forecast.share:.0%} computed{fit}"
 
 
-def _fit(forecast: CacheForecast) -> str:
+def _fit(plan: Plan, forecast: CacheForecast) -> str:
     from batchgen.caches.strategy import strategy
 
     facts, without = strategy(forecast.strategy).FACTS, forecast.rows - forecast.fitted
@@ -91,4 +92,5 @@ def _fit(forecast: CacheForecast) -> str:
     if not without:
         return ", with a fit"
     instead = "the solver's own update" if facts.kind == "planned" else "no coefficients"
-    return f", {forecast.fitted:,} with a fit, {without:,} with {instead}"
+    told = f", {forecast.fitted:,} with a fit, {without:,} with {instead}"
+    return told if plan.pilots else f"{told} (system.cache.calibrate=true fits it)"
