@@ -50,7 +50,7 @@ INSIDE = {
     "worker": [
         {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},
         {"meeting", "queue", "sink"},
-        {"audit", "post", "source"},
+        {"audit", "pilot", "post", "source"},
         {"replica", "follower"},
         {"entry"},
     ],

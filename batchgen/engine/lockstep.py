@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 from batchgen.engine.prompts import EncodedRow
@@ -21,8 +22,7 @@ class Lockstep:
         for rows that do not share schedule and branches. `guided`: `fitted` is the guided velocity,
         not each branch's."""
         self.replica, self.family, self.guided = replica, replica.family, guided
-        replica.residency.use(*_here(replica, "encode"))
-        self.rows = replica.prompts.encode(requests)
+        self.rows = encoded(replica, requests)
         for row in self.rows:
             if row.error is not None:
                 raise row.error
@@ -88,6 +88,13 @@ class Lockstep:
     def fitted(self, row: int, step: int, velocities: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What leaps are fitted on."""
         return (self.combine(row, step, velocities),) if self.guided else tuple(velocities)
+
+
+def encoded(replica: Replica, requests: Sequence[Request]) -> list[EncodedRow]:
+    """The rows with their texts, or with the error for which one cannot be drawn."""
+    replica.residency.use(*_here(replica, "encode"))
+    with torch.no_grad():
+        return replica.prompts.encode(requests)
 
 
 def _here(replica: Replica, stage: Stage) -> list[str]:
