@@ -82,6 +82,11 @@ def ranks_named(layout: str) -> int:
     return math.prod(map(int, found))
 
 
+def is_streamed(layout: str) -> bool:
+    """Whether blocks came from the host, by the short name of a layout."""
+    return "stream" in layout.split()
+
+
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
     """Seconds of one row by stage. Shared work is divided among its rows, so that all rows add up

@@ -30,6 +30,7 @@ def check_served(config: JobConfig) -> None:
     _check_cfg(config.system.parallel)
     media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
     _check_heads(config)
+    _check_limit(config.system.memory, served)
     _check_attention_op(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
@@ -69,6 +70,17 @@ def _check_heads(config: JobConfig) -> None:
         raise ConfigError(
             f"system.parallel.ulysses: {degree} does not divide the {heads} attention heads of "
             f"{config.model.name}; legal: {listed}"
+        )
+
+
+def _check_limit(memory: MemoryConfig, served: Capabilities) -> None:
+    """No memory at all for blocks is a way to say that they stream."""
+    modes = [mode for mode in ("auto", "stream") if "stream" in served.memory_modes]
+    if memory.vram_limit == 0 and memory.mode not in modes:
+        legal = f"with system.memory.mode={' or '.join(modes)}" if modes else "above 0"
+        raise ConfigError(
+            "system.memory.vram_limit: 0 lets every block stream, which mode "
+            f"{memory.mode} does not; legal: {legal}"
         )
 
 

@@ -59,15 +59,15 @@ class _Look:
     step: int
     change: float = 0.0
     item: Item | None = None
-    family: Any = None
+    replica: Replica | None = None
 
     @property
     def latents(self) -> Tensor:
         raise NotImplementedError
 
     def signal(self, kind: SignalKind) -> Tensor:
-        found: Tensor = self.family.signal(self.item, kind)
-        return found
+        assert self.replica is not None and self.item is not None
+        return self.replica.signal(self.item, kind)
 
 
 def calibrate_blocks(
@@ -132,7 +132,7 @@ def _record(
             first, added = probed[place].added, kept[place].added
             assert first is not None and added is not None
             branch.first.append(first.cpu())
-            look = _Look(number, item=items[place], family=rows.family)
+            look = _Look(number, item=items[place], replica=rows.replica)
             _note(branch, look, facts, signal, added, velocities[place])
         guided = rows.combine(row, number, velocities)
         after, history = step(coefs, x.float(), guided, history)

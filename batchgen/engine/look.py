@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 from torch import Tensor
 
 from batchgen.caches.strategy import SignalKind
@@ -30,7 +28,4 @@ class RowLook:
 
     def signal(self, kind: SignalKind) -> Tensor:
         """The family's, computed here alone."""
-        replica, item = self.replica, self.row.item(self.branch)
-        first = replica.residency.first_block(replica.family.expert(item.request, item.timestep))
-        with replica.split.whole() if replica.split else nullcontext(), first:
-            return replica.family.signal(item, kind)
+        return self.replica.signal(self.row.item(self.branch), kind)

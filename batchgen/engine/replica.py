@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from batchgen.caches.blocks import Blocks
+from batchgen.caches.strategy import SignalKind
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.blocks import Stacks
@@ -16,7 +19,7 @@ from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.team import Team
-from batchgen.families.family import FamilyModel
+from batchgen.families.family import FamilyModel, Item
 from batchgen.request import Bucket
 
 
@@ -37,3 +40,9 @@ class Replica:
     layers: int  # blocks of a forward
     share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one
     overlap: bool  # decode and deliver on a background thread
+
+    def signal(self, item: Item, kind: SignalKind) -> Tensor:
+        """The family's, computed by this rank alone; it looks into the first block, too."""
+        first = self.residency.first_block(self.family.expert(item.request, item.timestep))
+        with self.split.whole() if self.split else nullcontext(), first:
+            return self.family.signal(item, kind)

@@ -100,15 +100,13 @@ class ComponentBytes:
         return sum(size for _, _, size in self.parts)
 
     @property
-    def largest(self) -> int:
-        """The most bytes that must be on the device at once: all encoders together, but one expert
-        at a time."""
-        denoise = [size for _, stage, size in self.parts if stage == "denoise"]
-        ends = [
-            sum(size for _, stage, size in self.parts if stage == end)
-            for end in ("encode", "decode")
-        ]
-        return max([0, *denoise, *ends])
+    def expert(self) -> int:
+        """One transformer, the larger one of two."""
+        return max((size for _, stage, size in self.parts if stage == "denoise"), default=0)
+
+    def of(self, stage: Stage) -> int:
+        """All components of a stage together."""
+        return sum(size for _, at, size in self.parts if at == stage)
 
 
 class Scales(Protocol):

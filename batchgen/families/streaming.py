@@ -30,10 +30,13 @@ class StreamBytes:
 
     def held(self, count: int) -> int:
         """On the device at once, where `count` blocks stay."""
-        streamed = self.streamed(count)
-        moving = len(self.blocks) - count
-        shelves = max(streamed, default=0) * min(self.shelves, moving)
-        return self.rest + sum(self.blocks) - sum(streamed) + shelves
+        stay = sum(self.blocks) - sum(self.streamed(count))
+        return self.rest + stay + self.moving(count)
+
+    def moving(self, count: int) -> int:
+        """Of that, the shelves for blocks that stream."""
+        streamed = len(self.blocks) - count
+        return max(self.streamed(count), default=0) * min(self.shelves, streamed)
 
     def most(self, room: float) -> int:
         """The most blocks that can stay in so many bytes; 0 if none can."""

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
-from batchgen.records import ranks_named
+from batchgen.records import is_streamed, ranks_named
 from batchgen.request import Bucket
 
 _RUNS_READ = 20  # the newest ones
@@ -89,7 +89,8 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
         return None  # written by another version, or being written
     finished = pc.and_(pc.equal(table["status"], "ok"), _without_alias(table))
     table = table.filter(pc.and_(finished, _on_device(table["device"], device.name)))
-    alone = [ranks_named(layout) == 1 for layout in table["layout"].to_pylist()]
+    layouts = table["layout"].to_pylist()
+    alone = [ranks_named(layout) == 1 and not is_streamed(layout) for layout in layouts]
     table = table.filter(pa.array(alone, pa.bool_()))
     if len(table) == 0:
         return None

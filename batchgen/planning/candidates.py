@@ -10,14 +10,27 @@ from math import ceil
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import component_bytes, family_spec
+from batchgen.families.streaming import stream_bytes
 from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
-from batchgen.planning.timemodel import SharedForward, exchange_seconds, shape_of, wires_of
+from batchgen.planning.memory import (
+    fits,
+    most_demanding,
+    need_of,
+    on_cpu,
+    precision_of,
+    residencies,
+)
+from batchgen.planning.timemodel import (
+    SharedForward,
+    exchange_seconds,
+    shape_of,
+    streamed_seconds,
+    wires_of,
+)
 from batchgen.planning.work import Work
-from batchgen.records import MemoryMode, Precision
+from batchgen.records import MemoryMode
 from batchgen.request import Bucket
 
-GIB = 1024**3
-_USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own
 _MOST_TOKENS = 65_536  # of a forward, where the engine ends its search for the size of packs
 _WINDOW = 64  # rows that pass from one component to the next together, one component at a time
 _ROUNDS = 64  # rows of a replica; of more the tail counts for nothing
@@ -29,12 +42,14 @@ class Candidate:
 
     degrees: Degrees
     memory: MemoryMode
+    resident_blocks: int  # of a transformer, that do not stream in mode `stream`
     items: int  # of the most demanding shape in one forward of a rank
     peak_bytes: int  # of the rank that takes most, the leader of a replica
     fits: bool
     samples_per_hour: float  # of a device
     last_row_s: float  # until the last row is there, start-up counted
-    speed: float  # of a replica, against one rank of it
+    speed: float  # of a replica, against one rank of it with all resident
+    slower: float  # times the seconds of a row with all resident
 
 
 def all_candidates(
@@ -44,60 +59,17 @@ def all_candidates(
     most memory, fewest items first."""
     demanding = most_demanding(job, [part.bucket for part in work])
     pricing = _Pricing(job, work, demanding)
-    return [
+    candidates = [
         pricing.candidate(each, memory, items)
         for each in degrees
         for memory in residencies(job)
         for items in _items(job, demanding)
     ]
-
-
-# ------------------------------------------------------------------------------------------ memory
-def most_demanding(job: JobConfig, buckets: Sequence[Bucket]) -> Bucket:
-    """The shape that needs the most memory; at least one has to be given."""
-    family = family_spec(job.model.family)
-
-    def needs(bucket: Bucket) -> int:
-        asked = (family.forward_bytes, family.decode_bytes)
-        return max(ask(job.model, bucket) for ask in asked)
-
-    return max(buckets, key=needs)
-
-
-def on_cpu(job: JobConfig) -> bool:
-    return job.slurm.device.name == "cpu"
-
-
-def precision_of(job: JobConfig) -> Precision:
-    return "float32" if on_cpu(job) else job.model.dtype
-
-
-def residencies(job: JobConfig) -> tuple[MemoryMode, ...]:
-    """Legal ones, the one that takes the least memory last. A CPU computes where all components
-    are anyway."""
-    mode = job.system.memory.mode
-    if mode == "resident" or mode == "model":
-        return (mode,)
-    return ("resident",) if on_cpu(job) else ("resident", "model")
-
-
-def peak_bytes(
-    job: JobConfig, bucket: Bucket, memory: MemoryMode, *, sequence: int = 1, items: int = 1
-) -> int:
-    """Of the leader of a replica, the rank that takes most: weights and activations. `sequence`
-    ranks share the tokens; the leader decodes alone, row by row."""
-    model = replace(job.model, dtype=precision_of(job))
-    family, weights = family_spec(model.family), component_bytes(model)
-    all_there = memory == "resident" or on_cpu(job)
-    forward = items * -(-family.forward_bytes(model, bucket) // sequence)
-    held = weights.total if all_there else weights.largest
-    return held + max(forward, family.decode_bytes(model, bucket))
-
-
-def room_bytes(job: JobConfig) -> float:
-    """What a rank may take."""
-    usable, limit = job.slurm.device.memory_gib * _USABLE, job.system.memory.vram_limit
-    return GIB * (usable if limit is None else min(usable, limit))
+    if job.system.memory.mode != "auto":
+        return candidates
+    layers = family_spec(job.model.family).layers(job.model)
+    # with all blocks there it is `model`
+    return [c for c in candidates if c.memory != "stream" or c.resident_blocks < layers]
 
 
 def _items(job: JobConfig, demanding: Bucket) -> Iterator[int]:
@@ -122,37 +94,55 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        peak = peak_bytes(job, self.demanding, memory, sequence=degrees.sequence, items=items)
-        seconds = self._rows(degrees, items)
+        need = need_of(job, self.demanding, memory, sequence=degrees.sequence, items=items)
+        blocks = self._streams(memory, need.resident_blocks)
+        seconds = self._rows(degrees, items, blocks)
+        resident = self._rows(degrees, items)
         alone = self._rows(Degrees(degrees.dp, 1, 1, 1), items)
-        last = start_up_seconds(job) + self._moves_s(degrees, memory)
+        last = start_up_seconds(job) + self._moves_s(degrees, memory, sum(blocks))
         last += makespan(seconds, degrees.dp)
         rows = sum(count for _, count in seconds)
         return Candidate(
             degrees=degrees,
             memory=memory,
+            resident_blocks=need.resident_blocks,
             items=items,
-            peak_bytes=peak,
-            fits=peak <= room_bytes(job),
+            peak_bytes=need.peak_bytes,
+            fits=fits(job, memory, need),
             samples_per_hour=3600 * rows / (last * self._devices(degrees, rows)),
             last_row_s=last,
-            speed=_total(alone) / _total(seconds) if degrees.replica > 1 else 1.0,
+            speed=_total(alone) / _total(seconds),
+            slower=_total(seconds) / _total(resident),
         )
 
-    def _rows(self, degrees: Degrees, items: int) -> list[tuple[float, int]]:
-        """(seconds that a replica is at work on a row, rows) of each shape."""
-        return [(self._row_s(part, degrees, items), part.rows) for part in self.work]
+    def _streams(self, memory: MemoryMode, resident_blocks: int) -> tuple[int, ...]:
+        """Bytes of each block that is copied for a forward; 0 if it stays."""
+        if memory != "stream":
+            return ()
+        model = replace(self.job.model, dtype=precision_of(self.job))
+        return stream_bytes(model, self.job.system.memory.prefetch).streamed(resident_blocks)
 
-    def _row_s(self, part: Work, degrees: Degrees, items: int) -> float:
-        """The leader encodes and decodes alone; the cfg ranks share the items that are there."""
+    def _rows(
+        self, degrees: Degrees, items: int, blocks: Sequence[int] = ()
+    ) -> list[tuple[float, int]]:
+        """(seconds that a replica is at work on a row, rows) of each shape."""
+        return [(self._row_s(part, degrees, items, blocks), part.rows) for part in self.work]
+
+    def _row_s(self, part: Work, degrees: Degrees, items: int, blocks: Sequence[int]) -> float:
+        """The leader encodes and decodes alone; the cfg ranks share the items that are there. Each
+        forward copies its blocks once, however many items it has."""
         job, costs = self.job, self._seconds(part.bucket)
         shape = shape_of(job.model, part.bucket, precision_of(job))
         wires = wires_of(job.slurm.device, job.slurm.ranks_per_node)
         together = max(1.0, part.branches * ceil(part.rows / degrees.dp))  # items of a tick
         lanes = min(float(degrees.cfg), together)
         packed = max(1, int(min(self._packed(part.bucket, items), together / lanes)))
-        forward = SharedForward(shape, costs.forward, degrees.ulysses, degrees.ring, wires)
-        evaluation = forward.seconds(packed) / packed / lanes
+        shared = SharedForward(shape, costs.forward, degrees.ulysses, degrees.ring, wires)
+        forward = shared.seconds(packed)
+        if blocks:
+            ahead = 0 if on_cpu(job) else job.system.memory.prefetch
+            forward = streamed_seconds(forward, blocks, 1e9 * job.slurm.device.h2d_gbs, ahead)
+        evaluation = forward / packed / lanes
         told = exchange_seconds(shape, degrees.cfg, degrees.replica, wires)
         denoise = part.evaluations * evaluation + part.steps * told
         return denoise / part.rows + costs.encode + costs.decode
@@ -166,17 +156,18 @@ class _Pricing:
     def _seconds(self, bucket: Bucket) -> BucketSeconds:
         return CostModel(self.job.model, self.job.slurm.device).bucket(bucket)
 
-    def _moves_s(self, degrees: Degrees, memory: MemoryMode) -> float:
-        """Components on their way to the device and away, window by window."""
+    def _moves_s(self, degrees: Degrees, memory: MemoryMode, streamed: int) -> float:
+        """Components on their way to the device and away, window by window, without the bytes that
+        stream of each expert."""
         if memory == "resident":
             return 0.0
         asked = self.job.system.batch.window
         window = _WINDOW if asked == "auto" else asked
         rows = sum(part.rows for part in self.work)
         windows = ceil(rows / degrees.dp / window)
-        return (
-            windows * component_bytes(self.job.model).total / (1e9 * self.job.slurm.device.h2d_gbs)
-        )
+        experts = sum(1 for part in family_spec(self.job.model.family).COMPONENTS if part.stacks)
+        moved = component_bytes(self.job.model).total - experts * streamed
+        return windows * moved / (1e9 * self.job.slurm.device.h2d_gbs)
 
     def _devices(self, degrees: Degrees, rows: int) -> int:
         """That are held: of nodes that have a row to draw, all."""

@@ -8,9 +8,9 @@ import numpy as np
 
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.planning.calibrate import Calibration
-from batchgen.planning.candidates import GIB
 from batchgen.planning.cost import start_up_seconds
 from batchgen.planning.layout import choose_layout
+from batchgen.planning.memory import GIB
 from batchgen.planning.shards import cut_shards
 from batchgen.planning.store import BucketForecast, Plan, PlanCosts
 from batchgen.planning.work import planned_work

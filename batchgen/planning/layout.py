@@ -15,21 +15,20 @@ from batchgen.config.degrees import Degrees, RuledOut, degrees_of
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
-from batchgen.planning.candidates import (
+from batchgen.planning.candidates import Candidate, all_candidates
+from batchgen.planning.memory import (
     GIB,
-    Candidate,
-    all_candidates,
+    fits,
     most_demanding,
+    need_of,
     on_cpu,
-    peak_bytes,
     precision_of,
-    room_bytes,
+    residencies,
 )
 from batchgen.planning.store import Plan
 from batchgen.planning.work import Work, planned_work
 from batchgen.records import Layout
 
-_HELD = {"resident": "all components stay", "model": "one component at a time"}
 # Prices closer than this are a tie: between ways to split the same replica over ulysses and ring,
 # where the model errs most, and between all others. `plan --layouts` says so.
 _SPLIT_TIE, _TIE = 1.1, 1.05
@@ -148,12 +147,14 @@ def _layout(
         ulysses=degrees.ulysses,
         ring=degrees.ring,
         memory=chosen.memory,
+        resident_blocks=chosen.resident_blocks,
         precision=precision_of(job),
         attention="sdpa" if job.system.attention == "auto" else job.system.attention,
         device=job.slurm.device.name,
         vram_gib=chosen.peak_bytes / GIB,
         fits=chosen.fits,
         speed=chosen.speed,
+        slower=chosen.slower,
     )
     if not chosen.fits:
         return replace(layout, reason=_refusal(job, work, chosen))
@@ -165,7 +166,20 @@ def _inside(job: JobConfig, chosen: Candidate) -> str:
     where = f"{chosen.peak_bytes / GIB:.2f} GiB of {device.memory_gib:g} GiB on {device.name}"
     capped = "" if limit is None else f", system.memory.vram_limit={limit:g}"
     asked = "" if job.system.memory.mode == "auto" else ", as system.memory.mode asks"
-    return f"({where}{capped}, {_HELD[chosen.memory]}{asked})"
+    return f"({where}{capped}, {_held(job, chosen)}{asked})"
+
+
+def _held(job: JobConfig, chosen: Candidate) -> str:
+    """What stays on the device, and what that costs."""
+    if chosen.memory == "resident":
+        return "all components stay"
+    if chosen.memory == "model":
+        return "one component at a time"
+    blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
+    return (
+        f"one component at a time, of a transformer's {blocks} blocks {stay} stay and the others "
+        f"stream: {chosen.slower:.2f} x the time of a row with all resident"
+    )
 
 
 def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> str:
@@ -216,7 +230,9 @@ def _refusal(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> str:
 def _way_on(job: JobConfig, work: Sequence[Work]) -> str:
     ways = []
     bucket = most_demanding(job, [part.bucket for part in work])
-    if peak_bytes(job, bucket, "model") <= room_bytes(job):
+    memory = replace(job.system.memory, mode="auto")
+    free = replace(job, system=replace(job.system, memory=memory))
+    if any(fits(free, mode, need_of(free, bucket, mode)) for mode in residencies(free)):
         ways.append("set system.memory.mode=auto")
     if job.system.memory.vram_limit is not None:
         ways.append("raise system.memory.vram_limit")

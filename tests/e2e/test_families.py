@@ -41,6 +41,32 @@ def test_two_experts_with_one_on_the_device(two_expert_folder: Path, tmp_path: P
     assert attempts.component_moves.tolist() == [4]
 
 
+def test_streamed_blocks_change_no_pixel(one_thread: None, tmp_path: Path) -> None:
+    """Asked for in three ways; the catalog says how it was, and how much was copied."""
+    small = ("row_defaults.num_steps=3", "row_defaults.num_frames=5")
+    job_folder = make_job_folder(tmp_path, 3)
+    there = rows_of(job_folder.run_here(*small).run)
+    found = {}
+    for asked in (
+        ("mode=stream", "prefetch=2"),
+        ("low_mem_level=3", "vram_limit=0.012"),
+        ("vram_limit=0",),
+    ):
+        done = job_folder.run_here(*small, *(f"system.memory.{each}" for each in asked))
+        assert done.code == 0, done.err
+        rows = rows_of(done.run)
+        assert rows.frames_sha256.tolist() == there.frames_sha256.tolist()
+        assert rows.row_key.tolist() == there.row_key.tolist()
+        assert set(rows.layout) == {"dp1 stream fp32"}
+        (found[asked[0]],) = pd.read_parquet(
+            done.run.root / "catalog" / "runs.parquet"
+        ).itertuples()
+    some, none = found["low_mem_level=3"], found["vram_limit=0"]
+    assert 0 < some.layout_resident_blocks < 6 and none.layout_resident_blocks == 0
+    assert 0 < some.streamed_gib < none.streamed_gib
+    assert none.peak_weights_gib <= some.peak_weights_gib <= 0.012
+
+
 def test_images_of_a_flux(one_thread: None, tmp_path: Path) -> None:
     """PNG files hold what the pipeline draws; a column of another family is refused by name."""
     folder = save_flux(tmp_path / "flux", flux_spec())

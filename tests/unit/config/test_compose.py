@@ -108,7 +108,7 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.memory.mode=disk", "auto, resident, model"),
+        ("system.memory.mode=disk", "auto, resident, model, stream"),
         ("system.memory.store_dtype=fp8", "same"),
         ("system.attention=sage", "auto, sdpa"),
         ("system.compile=default", "off"),
@@ -161,6 +161,17 @@ def test_aliases_are_resolved_and_only_the_canonical_key_is_recorded(job: Job) -
     assert composed.config.row_defaults.cache_strategy == "none"
     assert "cfp" not in composed.resolved["system"]["parallel"]
     assert "low_mem_level" not in composed.resolved["system"]["memory"]
+
+
+def test_no_memory_for_blocks_is_refused_where_they_do_not_stream(job: Job) -> None:
+    none = "system.memory.vram_limit=0"
+    assert (
+        compose_job(job(), ["system.memory.low_mem_level=3"]).config.system.memory.mode == "stream"
+    )
+    compose_job(job(), [none, "system.memory.mode=stream"])
+    said = refusal(job(), none, "system.memory.mode=model")
+    assert "mode model does not; legal: with system.memory.mode=auto or stream" in said
+    assert refusal(job(), none, "model=null-engine").endswith("legal: above 0")
 
 
 def test_an_alias_against_its_canonical_key_is_refused(job: Job) -> None:

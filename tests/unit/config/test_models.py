@@ -123,7 +123,7 @@ def test_steps_of_the_first_expert_of_wan22(models: dict[str, ModelSpec]) -> Non
     assert sum(float(t) >= 1000 * model.dims.boundary for t in steps) == 26
     sizes = {name: size for name, _, size in component_bytes(model).parts}
     assert sizes["transformer"] == sizes["transformer_2"]
-    assert component_bytes(model).largest == sizes["transformer"]
+    assert component_bytes(model).expert == sizes["transformer"]
 
 
 def test_keys_of_one_family_are_refused_in_another() -> None:

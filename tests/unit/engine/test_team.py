@@ -313,6 +313,8 @@ def test_an_error_before_a_collective_is_the_error_that_is_told(
         ("one expert", {"ulysses": 2, "memory": "model"}),
         ("two experts", {"cfg": 2}),
         ("two experts", {"ulysses": 2, "memory": "model"}),
+        ("one expert", {"ulysses": 2, "memory": "stream"}),
+        ("two experts", {"cfg": 2, "memory": "stream"}),
     ],
     ids=str,
 )

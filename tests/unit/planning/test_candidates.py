@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from batchgen.config.compose import compose_job
-from batchgen.config.schema import JobConfig
+from batchgen.config.degrees import Degrees
+from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
-from batchgen.planning.candidates import makespan
+from batchgen.planning.candidates import Candidate, all_candidates, makespan
 from batchgen.planning.layout import Survey, resolve_layout, survey
 from batchgen.planning.plan import make_plan
 from batchgen.planning.timemodel import (
@@ -21,6 +22,7 @@ from batchgen.planning.timemodel import (
     SharedForward,
     Wires,
     exchange_seconds,
+    streamed_seconds,
 )
 from batchgen.planning.work import Work, planned_work, read_work
 from batchgen.records import Layout
@@ -94,6 +96,19 @@ def test_padded_heads_cost_what_they_add() -> None:
 )
 def test_the_last_row(shapes: Sequence[tuple[float, int]], replicas: int, seconds: float) -> None:
     assert makespan(shapes, replicas) == pytest.approx(seconds)
+
+
+def test_copies_are_hidden_behind_what_computes_between_them() -> None:
+    def seconds(*blocks: int, prefetch: int = 1) -> float:
+        return streamed_seconds(8.0, blocks, rate=1.0, prefetch=prefetch)
+
+    assert seconds(0, 0, 0, 0) == 8
+    assert seconds(2, 2, 2, 2) == 8
+    assert seconds(2, 2, 2, 2, prefetch=0) == 16
+    assert seconds(6, 6, 6, 6) == 24
+    assert seconds(6, 0, 6, 0) == 12
+    assert seconds(4, 0, 4, 0) == 8
+    assert seconds(8, 1, 1, 1) == 14  # a large block is not hidden by those further away
 
 
 # --------------------------------------------------------------------------------- what is legal
@@ -288,3 +303,53 @@ def test_rows_of_a_plan_are_summed_by_shape(
     assert read_work(plan.path, np.array([1, 3]), model) == [Work(clips, 2, 14, 22)]
     assert read_work(plan.path, np.array([], int), model) == []
     assert planned_work(plan.buckets)[0].branches == pytest.approx(30 / 18)
+
+
+# -------------------------------------------------------------------------------------- streaming
+def on_a_card(model: str, gib: float, *overrides: str, h2d_gbs: float = 25) -> JobConfig:
+    """One card of 165 TFLOP/s."""
+    device = DeviceConfig(name="card", memory_gib=gib, matmul_tflops=165, h2d_gbs=h2d_gbs)
+    config = job("slurm.ranks_per_node=1", *overrides, name=model)
+    return replace(config, slurm=replace(config.slurm, device=device))
+
+
+def streamed(config: JobConfig, work: Sequence[Work]) -> dict[int, Candidate]:
+    """The price of each number of items, all blocks streaming."""
+    found = all_candidates(config, work, [Degrees(1, 1, 1, 1)])
+    return {candidate.items: candidate for candidate in found if candidate.memory == "stream"}
+
+
+def test_what_fits_no_other_way_streams_and_the_plan_says_what_that_costs() -> None:
+    images = [Work(Bucket(1024, 1024, 1), 8, 8 * 28, 8 * 28)]
+    layout = resolve_layout(on_a_card("flux1_dev_1024", 12, h2d_gbs=4), images)
+    assert layout.memory == "stream" and 0 < layout.resident_blocks < 57
+    assert layout.vram_gib < 12 * 0.92 and layout.fits
+    assert (
+        f"{layout.resident_blocks} stay and the others stream: {layout.slower:.2f} x"
+        in layout.reason
+    )
+    assert layout.slower > 1.05 and layout.speed == pytest.approx(1 / layout.slower)
+    roomy = resolve_layout(on_a_card("flux1_dev_1024", 80), images)
+    assert roomy.memory == "resident" and roomy.slower == roomy.speed == 1
+
+
+def test_copies_are_shared_by_the_items_of_a_forward() -> None:
+    """Images do not hide them one by one; a clip does."""
+    images = [Work(Bucket(512, 512, 1), 64, 64 * 28, 64 * 28)]
+    found = streamed(on_a_card("flux1_dev_1024", 24, "system.memory.mode=stream"), images)
+    assert found[1].slower > 1.5
+    slower = [found[items].slower for items in sorted(found)]
+    assert all(after <= before + 1e-9 for before, after in pairwise(slower))
+    assert slower[-1] == pytest.approx(1.0, abs=0.02)
+    clip = streamed(on_a_card("wan21_14b_720p", 24, "system.memory.mode=stream"), rows(SD, 4))
+    assert clip[1].slower <= 1.02
+
+
+def test_without_prefetch_no_copy_is_hidden() -> None:
+    asked = ("system.memory.mode=stream", "system.memory.prefetch=0")
+    (ahead,), (none,) = (
+        streamed(on_a_card("wan21_14b_720p", 24, *each), rows(HD, 4)).values()
+        for each in (asked[:1], asked)
+    )
+    assert none.slower > ahead.slower
+    assert none.peak_bytes <= ahead.peak_bytes

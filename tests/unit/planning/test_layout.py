@@ -11,8 +11,8 @@ import pytest
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
-from batchgen.planning.candidates import most_demanding
 from batchgen.planning.layout import choose_layout, resolve_layout
+from batchgen.planning.memory import most_demanding
 from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -73,10 +73,34 @@ def test_a_limit_on_memory_counts_like_less_of_it(job: Make) -> None:
     assert choose_layout(job("system.memory.vram_limit=99", gib=16), [work(CLIP)]).memory == "model"
 
 
+def test_no_memory_at_all_lets_every_block_stream(job: Make) -> None:
+    for asked in ("system.memory.vram_limit=0", "system.memory.mode=stream"):
+        layout = resolve_layout(job(asked), [work(CLIP)])
+        assert (layout.memory, layout.resident_blocks) == ("stream", 0)
+        assert str(layout) == "dp8 stream bf16"
+
+
+def test_as_many_blocks_stay_as_a_limit_leaves_room_for(job: Make) -> None:
+    stay = []
+    for limit in (12, 13, 14, 16):
+        layout = resolve_layout(
+            job(
+                "system.memory.mode=stream",
+                f"system.memory.vram_limit={limit}",
+                "model=flux.1-dev",
+                "system.batch.token_budget=4608",
+            ),
+            [work(Bucket(1024, 1024, 1), 8)],
+        )
+        assert layout.memory == "stream" and layout.vram_gib <= limit
+        stay.append(layout.resident_blocks)
+    assert 0 < stay[0] < stay[1] < stay[2] < stay[3] < 57
+
+
 @pytest.mark.parametrize(
     ("overrides", "gib", "words"),
     [
-        ((), 8, ("12.80 GiB of 8 GiB on h200", "one component at a time", "slurm=...")),
+        ((), 8, ("10.58 GiB of 8 GiB on h200", "one component at a time", "slurm=...")),
         (("system.memory.mode=resident",), 16, ("as system.memory.mode asks", "mode=auto")),
         (("system.memory.mode=model",), 8, ("as system.memory.mode asks", "slurm=...")),
         (("system.memory.vram_limit=4",), 139, ("vram_limit=4", "raise system.memory.vram_limit")),
