@@ -179,6 +179,21 @@ def test_predicted_weights_are_those_of_the_components(name: str) -> None:
             assert predicted == pytest.approx(counted, rel=0.3), part.name
 
 
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_predicted_blocks_are_those_of_the_transformer(name: str) -> None:
+    """One number for each, in the order in which they run."""
+    spec = family_spec(name)
+    expert = next(part for part in spec.COMPONENTS if part.stacks)
+    (part,) = [part for part in parts(SPECS[name], torch.float32) if part.name == expert.name]
+    model = meta_model(part.model_class, part.config)
+    blocks = [block for stack in expert.stacks for block in model.get_submodule(stack)]
+    counted = [sum(p.numel() for p in block.parameters()) for block in blocks]
+    predicted = spec.block_parameters(SPECS[name])
+    assert len(predicted) == spec.layers(SPECS[name]) == len(counted)
+    assert list(predicted) == pytest.approx(counted, rel=0.3)
+    assert sum(predicted) < spec.parameters(SPECS[name], expert.name)
+
+
 def test_what_is_checked_is_what_is_loaded() -> None:
     """The components that planning names are the parts, of the classes that are loaded."""
     for name, model in SPECS.items():

@@ -116,3 +116,20 @@ def test_experts_take_turns_on_the_card(cuda: str, window: int) -> None:
     assert windows == 8 // window
     assert drawn.report.expert_swaps == windows
     assert sum(a != b for a, b in pairwise(turns)) == 2 * windows - 1
+
+
+@pytest.mark.parametrize("pin", [True, False])
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_blocks_that_stream_to_the_card_change_no_pixel(
+    cuda: str, prefetch: int, pin: bool
+) -> None:
+    """In each forward they compute on the card; behind the render they are at home."""
+    spec = two_experts(SPEC)
+    resident = draw(load(cuda, spec), rows(num_steps=6))
+    engine = load(cuda, spec, memory={"mode": "stream", "prefetch": prefetch, "pin": pin})
+    drawn = draw(engine, rows(num_steps=6))
+    assert_same(drawn, resident)
+    assert drawn.report.streamed_gib > 0
+    for feed in engine.replica.residency.feeds.values():
+        homes = {p.device.type for block in feed.modules for p in block.parameters()}
+        assert homes == {"cpu"}
