@@ -45,7 +45,7 @@ INSIDE = {
         {"director", "assemble"},
         {"render", "lockstep"},
         {"engine"},
-        {"choose", "calibrate"},
+        {"choose", "calibrate", "calibrate_blocks"},
     ],
     "worker": [
         {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},

@@ -56,15 +56,19 @@ class Lockstep:
         self, some: Sequence[int], latents: Sequence[Tensor], step: int
     ) -> list[tuple[Tensor, ...]]:
         """Of each branch of some rows, whose latents these are."""
-        time = self.times[step]
-        self.replica.residency.use(self.family.expert(self.rows[0].request, time))
-        items = [
-            Item(self.rows[row].request, x, time, tuple(t.to(x.device) for t in condition))
-            for row, x in zip(some, latents, strict=True)
-            for condition in self.rows[row].conditions
-        ]
+        pairs = zip(some, latents, strict=True)
+        items = [item for row, x in pairs for item in self.items(row, x, step)]
         answers = iter(self._forward(items))
         return [tuple(next(answers) for _ in self.rows[row].conditions) for row in some]
+
+    def items(self, row: int, latents: Tensor, step: int) -> list[Item]:
+        """One of each branch, with the expert on the device that draws them."""
+        time = self.times[step]
+        self.replica.residency.use(self.family.expert(self.rows[0].request, time))
+        return [
+            Item(self.rows[row].request, latents, time, tuple(t.to(latents.device) for t in each))
+            for each in self.rows[row].conditions
+        ]
 
     def _forward(self, items: Sequence[Item]) -> list[Tensor]:
         """In the order of the items, whatever shares a forward."""
