@@ -35,7 +35,7 @@ examples:
   batchgen bench cache --out outputs/bench-20 --steps 20 --ratios 0.4 0.5
   batchgen bench cache --out outputs/bench-euler --solver euler --strategies planned "fewer steps"
 """
-QUICK = {"rows": 2, "tuning": 1, "ratios": [0.58], "strategies": ["planned", "fewer steps"]}
+QUICK = {"rows": 2, "steps": 20, "ratios": [0.0, 0.5], "strategies": ["planned", "fewer steps"]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("bench-cache"), help="folder (default: %(default)s)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="two rows under the planned cache and its twins"
+        "--quick", action="store_true", help="two rows of 20 steps, the planned cache alone"
     )
 
 
@@ -116,7 +116,7 @@ def _measured(args: argparse.Namespace, bench: Bench) -> tuple[Samples, dict[str
     rows, tuning = bench_rows(args.rows, shape), tuning_rows(args.tuning, shape)
     every = policies(preset(), args.strategies)
     missing = lacking(bench, every, rows[0])
-    asked = asdict(shape) | {"block": args.block, "in_flight": args.in_flight}
+    asked = asdict(shape) | {n: getattr(args, n) for n in ("rows", "block", "in_flight")}
     kept = Samples(args.out / "samples.jsonl", asked)
     drawn = [policy for policy in every if policy.name not in missing]
     cells = list(tuned(bench, drawn, args.ratios, tuning, kept))
