@@ -146,6 +146,16 @@ class RunPaths:
         """Where a repair moves damaged files and media that no row names."""
         return self.root / "orphans"
 
+    # coefficients of step caches
+    @property
+    def caches(self) -> Path:
+        """Tables that rows of this run use, so that it needs nobody else's."""
+        return self.root / "caches"
+
+    def pilot_tables(self, number: int) -> Path:
+        """What the pilot of submission `number` found; once it is there, the pilot is over."""
+        return self.caches / f"pilot-{number:04d}.json"
+
     # what is published
     @property
     def media(self) -> Path:

@@ -13,7 +13,9 @@ from torch import Tensor
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 
+from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
 from batchgen.config.schema import ModelSpec, ParallelConfig
+from batchgen.engine.blocks import NOTHING, stack_blocks
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.mesh import Mesh
@@ -139,6 +141,42 @@ def divided_case(
             for expert in experts(name)
         ]
         return [seen(split, name, pack) for pack in packs]
+
+
+# ------------------------------------------------------------------------------- blocks left out
+PARTS: dict[str, tuple[Blocks, Blocks]] = {  # what is kept, and what takes it
+    "all blocks": (STACK, NO_BLOCKS),
+    "the first blocks": (Blocks(state=1), Blocks(start=1)),
+    "the last blocks": (Blocks(since=1), Blocks(stop=1)),
+    "attentions": (Blocks(attends=("self", "cross")), Blocks(reuses=("self", "cross"))),
+}
+
+
+def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
+    """How far a divided pack of a family, of whose forward parts are kept and then left out at a
+    step one later, is from each of its items on this rank alone. Of three items two have one home,
+    then all."""
+    found = {}
+    for name, bucket in (("wan", CLIPS[3][0]), ("flux-odd", IMAGES[1][0])):
+        family = family_on(name)
+        stacks = stack_blocks(family, SPECS[name].family, experts(name))
+        now = [family.random_item(bucket, seed, "transformer") for seed in range(3)]
+        later = [replace(item, timestep=item.timestep - 1) for item in now]
+        with split_of(mesh, name, family) as split:
+            for part, (keep, take) in PARTS.items():
+                with split.whole():
+                    _, kept = stacks.forward(family, now, keep, ())
+                    whole, _ = stacks.forward(family, later, take, kept)
+                for homes in ([0, 1 % mesh.cfg.size, 0], [0, 0, 0]):
+                    _, own = split.partly(stacks, now, homes, keep, [NOTHING] * 3)
+                    drawn, _ = split.partly(stacks, later, homes, take, own)
+                    apart = max(
+                        float((a - b).abs().max()) for a, b in zip(drawn, whole, strict=True)
+                    )
+                    found[name, f"{part}, {homes}"] = apart
+                    held = [home == mesh.cfg.place for home in homes]
+                    assert [bool(one.tensors) for one in own] == held
+    return found
 
 
 # -------------------------------------------------------------------------------- three branches

@@ -65,10 +65,15 @@ class Summing(Residual):
     def computes(self, look: Look) -> bool:
         signal = self.signal(look)
         seen, self._tensors["seen"] = self._tensors.get("seen"), signal
-        if seen is None or self._row.must(look.step):
+        return self.decides(look.step, None if seen is None else relative_change(signal, seen))
+
+    def decides(self, step: int, change: float | None) -> bool:
+        """Whether the step is computed, where the signal has changed so much since the one before;
+        None: there was none."""
+        if change is None or self._row.must(step):
             self._sum = 0.0
             return True
-        self._sum += self.distance(relative_change(signal, seen))
+        self._sum += self.distance(change)
         if self._sum < self._threshold:  # neither infinity nor a division by zero is
             return False
         self._sum = 0.0

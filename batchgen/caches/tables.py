@@ -114,11 +114,13 @@ class Tables:
         """Those of the folders `before` (a run's own), then the user's, then the shipped ones."""
         return cls(*before, user_folder(), SHIPPED)
 
-    def find(self, *keys: Key) -> Entry | None:
-        """The nearest entry that serves the first of these keys that any serves. One row has more
-        than one where its model goes by name and by digest."""
+    def find(self, *keys: Key, having: str = "") -> Entry | None:
+        """The nearest entry that serves the first of these keys that any serves, of those whose
+        content has `having`. One row has more than one key where its model goes by name and by
+        digest."""
+        entries = [entry for entry in self.entries if not having or having in entry.content]
         for key in keys:
-            legal = [entry for entry in self.entries if entry.key.serves(key)]
+            legal = [entry for entry in entries if entry.key.serves(key)]
             if legal:
                 return max(legal, key=lambda entry: entry.key.given)  # the first of equals
         return None

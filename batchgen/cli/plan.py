@@ -246,6 +246,8 @@ def _data(
         "evaluations": dict(zip(("expected", "without_caches"), evaluations(plan), strict=True)),
         "caches": [asdict(item) for item in plan.caches],
         "cache_refused": plan.cache_refused,
+        "pilots": [asdict(item) for item in plan.pilots],
+        "choices": [asdict(item) for item in plan.choices],
         "buckets": [asdict(item) | {"cost_s": item.cost_s} for item in plan.buckets],
         "forecast": asdict(predicted),
         "layout": asdict(predicted.layout),

@@ -73,7 +73,17 @@ def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = No
 
     with _going_on(run, settings.executor), progress_bar() as watch:
         summary = drive(run, settings, watch, rows)
+    tell_choices(run)
     return summary_result(run, summary)
+
+
+def tell_choices(run: RunPaths) -> None:
+    """Print the ratios that `min_psnr_db` found."""
+    from batchgen.cli.caches import choice_lines
+    from batchgen.planning.plan import read_plan
+
+    for line in choice_lines(read_plan(run.plan)):
+        print(line)
 
 
 def wait_to_end(run: RunPaths) -> Result:
@@ -125,7 +135,8 @@ def _show(args: argparse.Namespace) -> Result:
         print(f"{script}\n")
     if shown.assumed:
         print(f"Slurm does not answer here: MaxArraySize={shown.max_array_size} is assumed")
-    print(f"would submit {shown.rows} rows as {shown.shards} shard(s); nothing was started")
+    then = f" of a pilot, then plan {shown.waiting} more" if shown.waiting else ""
+    print(f"would submit {shown.rows} rows as {shown.shards} shard(s){then}; nothing was started")
     return Result(OK, asdict(shown))
 
 
@@ -139,6 +150,10 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
         f"started  {started.rows} rows in {started.shards} shard(s) as submission {started.number}"
         + (f": Slurm job {where}" if where else "")
     )
+    if started.pilot:
+        slurm = any(job.executor == "slurm" for job in started.jobs)
+        way = "the steward does" if slurm else f"batchgen resume {as_typed(run.root)}"
+        print(f"then     the other rows are planned when these, a pilot, are drawn: {way}")
     print(f"watch    batchgen status {as_typed(run.root)} --watch")
     data = {"run": str(run.root), "submission": started.number, "rows": started.rows}
     return Result(OK, {**data, "jobs": [job.job_id for job in started.jobs]})

@@ -136,10 +136,10 @@ def _system(
     if not served.tiled_vae:
         yield "system.vae.tile", system.vae.tile, (None,)
         yield "system.vae.stride", system.vae.stride, (None,)
-    if served.cache_strategies == ("none",):  # nothing to audit
+    if served.cache_strategies == ("none",):  # nothing to audit or to fit
         yield "system.cache.audit_every", cache.audit_every, (_CACHE.audit_every,)
-    yield "system.cache.min_psnr_db", cache.min_psnr_db, (_CACHE.min_psnr_db,)
-    yield "system.cache.calibrate", cache.calibrate, (_CACHE.calibrate,)
+        yield "system.cache.min_psnr_db", cache.min_psnr_db, (_CACHE.min_psnr_db,)
+        yield "system.cache.calibrate", cache.calibrate, (_CACHE.calibrate,)
     yield "system.sampler.solver", system.sampler.solver, (None, *served.solvers)
     yield "model.request_defaults.solver", config.model.request_defaults.solver, served.solvers
     if not served.sigma_shift:

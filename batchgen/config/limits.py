@@ -39,6 +39,7 @@ RANGES: dict[str, Range] = {
     "system.vae.tile": _POSITIVE,
     "system.vae.stride": _POSITIVE,
     "system.cache.audit_every": Range(0),
+    "system.cache.min_psnr_db": Range(0, 100, above_low=True),
     "system.sampler.boundary": Range(0, 1),
     **{f"system.batch.{k}": _POSITIVE for k in ("token_budget", "max_rows_in_flight", "window")},
     "output.fps": REQUEST_RANGES["fps"],

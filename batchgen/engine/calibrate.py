@@ -9,8 +9,9 @@ chosen steps once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from batchgen.engine.replica import Replica
 from batchgen.numerics.solver import DEPTH, History, Leap, LeapCoefs, as_leap, leap, step, terms
 from batchgen.request import Request
 
+# From latents of rows without a cache, and of the same rows with one, to what a table says of it.
+Judge = Callable[[Sequence[Tensor], Sequence[Tensor]], Mapping[str, Any]]
 CHUNK = 1 << 16  # numbers of each tensor that are multiplied at once
 DIGITS = 9  # as many as float32 has
 
@@ -45,6 +48,8 @@ class Calibration:
 
     entries: tuple[Entry, ...]
     latents: tuple[Tensor, ...]
+    recorded_s: float  # seconds of drawing the rows; all else went into the fits
+    evaluations: int  # of the fits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,11 +62,13 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
-    """A schedule with its leaps, and how far each row ended from its uncached self, squared."""
+    """A schedule with its leaps, and how far rows ended from their uncached selves, squared."""
 
     steps: tuple[int, ...]
     leaps: tuple[LeapCoefs, ...]
-    errors: np.ndarray
+    errors: np.ndarray  # of the rows that it was fitted on
+    latents: tuple[Tensor, ...]  # of every row at the end, on the host
+    evaluations: int = 0  # with those of the schedules that were not better
 
     @property
     def worth(self) -> float:
@@ -76,24 +83,34 @@ def calibrate(
     *,
     model: str,
     sized: bool = False,
+    audited: int = 0,
+    judge: Judge = lambda whole, near: {},
     moved: Callable[[], object] = lambda: None,
 ) -> Calibration:
     """Draw the rows, which share solver, shift, steps and number of branches, and fit a table for
     each ratio. `model` is the tables' name for it; `sized`: its schedule depends on the size, so
-    the rows are of one. `moved` is told of every step."""
+    the rows are of one. The last `audited` rows enter no fit; `judge` is shown their latents at the
+    end, without and with each fit, and what it says goes into the table. `moved` is told of every
+    step."""
     with torch.no_grad():
+        begin = perf_counter()
         rows = Lockstep(replica, requests, guided=mixed(requests))
         recorded = record(rows, moved)
+        recorded_s, fitted = perf_counter() - begin, len(recorded) - audited
         course = Course(len(rows.schedule), rows.branches, rows.starts, rows.starts)
         counts = sorted({computed_count(course.steps, ratio) for ratio in ratios})
         counts = [count for count in counts if len(course.must) <= count < course.steps]
-        grams = np.stack([row.gram for row in recorded])
+        grams = np.stack([row.gram for row in recorded[:fitted]])
         reach = max([REACH, *(3 * course.steps // count for count in counts)])
         errors = local_errors(course, grams, reach)
-        fits = [best(rows, recorded, course, errors, count, moved) for count in counts]
-    key = key_of(requests, model, sized)
-    entries = tuple(_entry(key, course, fit, len(requests)) for fit in fits if fit is not None)
-    return Calibration(entries, tuple(row.states[-1] for row in recorded))
+        found = [best(rows, recorded, fitted, course, errors, count, moved) for count in counts]
+        fits = [fit for fit in found if fit is not None]
+        whole = tuple(row.states[-1] for row in recorded)
+        told = [judge(whole[fitted:], fit.latents[fitted:]) for fit in fits]
+    key, spent = key_of(requests, model, sized), sum(fit.evaluations for fit in fits)
+    pairs = zip(fits, told, strict=True)
+    entries = tuple(_entry(key, course, fit, fitted, more) for fit, more in pairs)
+    return Calibration(entries, whole, recorded_s, spent)
 
 
 def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
@@ -164,23 +181,30 @@ def products(tensors: Sequence[Tensor]) -> np.ndarray:
 def best(
     rows: Lockstep,
     recorded: Sequence[Recorded],
+    fitted: int,
     course: Course,
     errors: LocalErrors,
     count: int,
     moved: Callable[[], object],
 ) -> Fit | None:
     """The candidate of `count` steps that ends nearest; None if so few cannot be connected."""
-    found = [close_loop(rows, recorded, s, moved) for s in schedules(course, errors, count)]
-    return max(found, key=lambda fit: fit.worth, default=None)
+    ways = schedules(course, errors, count)
+    found = [close_loop(rows, recorded, fitted, steps, moved) for steps in ways]
+    if not found:
+        return None
+    spent = len(rows) * len(rows.rows[0].conditions) * sum(len(fit.steps) for fit in found)
+    return replace(max(found, key=lambda fit: fit.worth), evaluations=spent)
 
 
 def close_loop(
     rows: Lockstep,
     recorded: Sequence[Recorded],
+    fitted: int,
     steps: tuple[int, ...],
     moved: Callable[[], object],
 ) -> Fit:
-    """Fit leap after leap, each on the rows as the leaps before it left them."""
+    """Fit leap after leap, each on the first `fitted` rows as the leaps before it left them; the
+    others come along."""
     flown = [_Flown(rows.noise(row)) for row in range(len(rows))]
     leaps: list[LeapCoefs] = []
     depth = 0
@@ -190,13 +214,15 @@ def close_loop(
         for place, row in enumerate(flown):
             row.answer = rows.fitted(place, number, answers[place])
             row.target = recorded[place].states[onward].to(row.x.device).float()
-        grams = np.stack([row.products(depth) for row in flown])
-        leaps.append(_coefs(grams, weights(np.array([row.error for row in flown])), depth))
+        grams = np.stack([row.products(depth) for row in flown[:fitted]])
+        off = np.array([row.error for row in flown[:fitted]])
+        leaps.append(_coefs(grams, weights(off), depth))
         made = as_leap(leaps[-1])
         for row in flown:
             row.move(made)
         moved()
-    return Fit(steps, tuple(leaps), np.array([row.error for row in flown]))
+    off = np.array([row.error for row in flown[:fitted]])
+    return Fit(steps, tuple(leaps), off, tuple(row.x.cpu() for row in flown))
 
 
 @dataclass(slots=True, eq=False)
@@ -227,7 +253,7 @@ def _coefs(grams: np.ndarray, rows: np.ndarray, depth: int) -> LeapCoefs:
     return tuple(found[:depth]), tuple(tuple(age) for age in ages.tolist())
 
 
-def _entry(key: Key, course: Course, fit: Fit, rows: int) -> Entry:
+def _entry(key: Key, course: Course, fit: Fit, rows: int, more: Mapping[str, Any]) -> Entry:
     near = decibels(fit.errors)
     content: dict[str, Any] = {
         "branches": course.branches,
@@ -236,5 +262,6 @@ def _entry(key: Key, course: Course, fit: Fit, rows: int) -> Entry:
         "leaps": fit.leaps,
         "rows": rows,
         "latents_db": [round(float(np.mean(near)), 1), round(min(near), 1)],  # mean and worst row
+        **more,
     }
     return Entry(key=replace(key, computed=len(fit.steps)), content=content)

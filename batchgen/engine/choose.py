@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, cast
 
+from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.contract import Renderer
 from batchgen.engine.team import Team
@@ -44,9 +45,10 @@ def choose_engine(
     host: str,
     asked: str = "",
     ranks: int = 1,
+    tables: Tables | None = None,
 ) -> EngineChoice:
     """The engine for one rank of a node with that many. A family with an engine of its own needs no
-    torch; every other one is torch's.
+    torch; every other one is torch's. `tables`: coefficients of step caches, as in `Engine.load`.
 
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
@@ -64,7 +66,9 @@ def choose_engine(
         devices.require_room(where, layout)
 
     def load(moved: Moved, team: Team) -> Engine:
-        return Engine.load(model, system, device, layout=obeyed, moved=moved, team=team)
+        return Engine.load(
+            model, system, device, layout=obeyed, moved=moved, team=team, tables=tables
+        )
 
     return EngineChoice(
         devices.device_name(where),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 from batchgen.engine.prompts import EncodedRow
@@ -21,8 +22,7 @@ class Lockstep:
         for rows that do not share schedule and branches. `guided`: `fitted` is the guided velocity,
         not each branch's."""
         self.replica, self.family, self.guided = replica, replica.family, guided
-        replica.residency.use(*_here(replica, "encode"))
-        self.rows = replica.prompts.encode(requests)
+        self.rows = encoded(replica, requests)
         for row in self.rows:
             if row.error is not None:
                 raise row.error
@@ -56,15 +56,19 @@ class Lockstep:
         self, some: Sequence[int], latents: Sequence[Tensor], step: int
     ) -> list[tuple[Tensor, ...]]:
         """Of each branch of some rows, whose latents these are."""
-        time = self.times[step]
-        self.replica.residency.use(self.family.expert(self.rows[0].request, time))
-        items = [
-            Item(self.rows[row].request, x, time, tuple(t.to(x.device) for t in condition))
-            for row, x in zip(some, latents, strict=True)
-            for condition in self.rows[row].conditions
-        ]
+        pairs = zip(some, latents, strict=True)
+        items = [item for row, x in pairs for item in self.items(row, x, step)]
         answers = iter(self._forward(items))
         return [tuple(next(answers) for _ in self.rows[row].conditions) for row in some]
+
+    def items(self, row: int, latents: Tensor, step: int) -> list[Item]:
+        """One of each branch, with the expert on the device that draws them."""
+        time = self.times[step]
+        self.replica.residency.use(self.family.expert(self.rows[0].request, time))
+        return [
+            Item(self.rows[row].request, latents, time, tuple(t.to(latents.device) for t in each))
+            for each in self.rows[row].conditions
+        ]
 
     def _forward(self, items: Sequence[Item]) -> list[Tensor]:
         """In the order of the items, whatever shares a forward."""
@@ -84,6 +88,13 @@ class Lockstep:
     def fitted(self, row: int, step: int, velocities: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What leaps are fitted on."""
         return (self.combine(row, step, velocities),) if self.guided else tuple(velocities)
+
+
+def encoded(replica: Replica, requests: Sequence[Request]) -> list[EncodedRow]:
+    """The rows with their texts, or with the error for which one cannot be drawn."""
+    replica.residency.use(*_here(replica, "encode"))
+    with torch.no_grad():
+        return replica.prompts.encode(requests)
 
 
 def _here(replica: Replica, stage: Stage) -> list[str]:

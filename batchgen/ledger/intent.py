@@ -64,6 +64,7 @@ class Intent:
     suspects: tuple[int, ...] = ()  # rows to be rendered alone
     lost: tuple[str, ...] = ()  # paths in the run folder of submission files that were gone by then
     place: Place = field(default_factory=Place)  # of the run folder, to tell it from a copy
+    pilot: bool = False  # it renders the plan's pilots and fits the strategies of other rows
     schema: int = SCHEMA
 
 

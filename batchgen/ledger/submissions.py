@@ -95,6 +95,7 @@ class SubmissionInfo:
     overrides: tuple[str, ...] = ()
     attempt: int = 1  # place in a row of submissions without progress, from 1
     excluded: dict[str, str] = field(default_factory=dict)  # host -> why it gets no work
+    pilot: bool = False  # as in `Intent`
 
 
 def begin_submission(
@@ -222,6 +223,7 @@ def _draw_intent(
         suspects=() if rows.alone is None else tuple(rows.row_index[rows.alone].tolist()),
         lost=lost_submissions(run),
         place=Place.of(run),
+        pilot=info.pilot,
     )
 
 

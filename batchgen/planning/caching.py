@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batchgen.caches.audit import audited
+from batchgen.caches.pilots import DRAWN, PSNR, RATIOS, Choice
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
 from batchgen.caches.strategies import planned
-from batchgen.caches.strategy import NONE, Row, strategy
-from batchgen.caches.tables import Entry, Key, Tables
+from batchgen.caches.strategy import NONE, strategy
+from batchgen.caches.tables import Tables
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.family import family_spec
-from batchgen.planning.manifests.caching import combinations
+from batchgen.planning.fits import Fits, Shape, can_be_fitted
+from batchgen.planning.manifests.caching import RATIO_GIVEN, combinations
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows
 from batchgen.planning.store import CacheForecast
-from batchgen.request import Bucket
+from batchgen.request import FIELDS
 
 _SETTINGS = tuple(PREFIX + name for name in NAMES)
 # What coefficients may depend on beside the model and the settings.
@@ -33,8 +33,21 @@ _SHAPE = (
 )
 _MOST_KEPT = 10_000  # combinations
 _MOST_TOLD = 1000
+_FLOOR_REASON = (
+    "system.cache.min_psnr_db chooses the ratio of planned alone; give these rows a cache_ratio, "
+    "or leave it null"
+)
 
 Told = tuple[str, float, int, float]  # strategy, ratio, steps, guidance: what `plan` tells of
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a run brings along into a plan of its rows. As it stands here: there is no run yet."""
+
+    tables: Tables | None = None  # its own
+    drawn: tuple[int, ...] = ()  # row_index of its pilot's rows, which stay without a cache
+    fitted: bool = False  # its pilot is over: rows that lack coefficients go on without
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +55,11 @@ class Alike:
     """What holds for all rows of one combination of settings and shape."""
 
     told: Told
+    settings: Settings = NO_SETTINGS
+    refused: str = ""  # the strategy that these rows do without
     table: str = ""  # digest of the coefficients; "" where there are none
     share: float = 1.0  # of the evaluations that are expected to be computed
+    lacks: tuple[float, ...] = ()  # ratios for which a pilot has to make coefficients
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +75,52 @@ class CachedRows:
         shares: np.ndarray = np.array([alike.share for alike in self.alike])[self.place]
         return shares
 
-    @property
-    def table(self) -> pa.Array:
-        """The column `cache_table`."""
-        tables = [alike.table for alike in self.alike]
-        return pa.array(tables, pa.large_string()).take(pa.array(self.place))
+    def columns(self) -> dict[str, pa.Array]:
+        """The request's cache columns as planned."""
+        values = {PREFIX + n: [getattr(a.settings, n) for a in self.alike] for n in NAMES}
+        values["cache_table"] = [alike.table for alike in self.alike]
+        values["cache_refused"] = [alike.refused for alike in self.alike]
+        kinds = {"text": pa.large_string(), "integer": pa.int64(), "number": pa.float64()}
+        place = pa.array(self.place)
+        return {n: pa.array(v, kinds[FIELDS[n].kind]).take(place) for n, v in values.items()}
+
+
+_WITHOUT = Alike((NONE, 0.0, 0, 0.0))
+NO_RUN = Earlier()
+
+
+def wants_pilots(job: JobConfig) -> bool:
+    """Whether rows that lack coefficients get them by a pilot."""
+    cache = job.system.cache
+    return cache.calibrate or cache.min_psnr_db is not None
 
 
 class CacheSums:
     """Looks up what rows under a cache need and save, and adds it up."""
 
-    def __init__(self, job: JobConfig, weights: str) -> None:
+    def __init__(self, job: JobConfig, weights: str, earlier: Earlier = NO_RUN) -> None:
         """`weights`: digest of the checkpoint."""
-        self._model, self._weights, sampler = job.model, weights, job.system.sampler
-        boundary = family_spec(job.model.family).boundary(job.model)
-        self._boundary = boundary if sampler.boundary is None else sampler.boundary
+        self._model, self._floor = job.model, job.system.cache.min_psnr_db
+        self._fits = Fits(job, weights, earlier.tables)
+        self._pilots = wants_pilots(job) and not earlier.fitted  # may still come
+        self.drawn = np.array(earlier.drawn, np.int64)
         self._known: dict[tuple[Any, ...], Alike] = {}
         self._audit_every = job.system.cache.audit_every
+        self.choices: dict[tuple[Any, ...], Choice] = {}
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
         self._left: dict[Told, float] = defaultdict(float)  # sum of the rows' shares
         self.refused: Counter[str] = Counter()
+        self.tables: set[str] = set()  # digests that rows use
 
     def look_up(self, rows: ResolvedRows, problems: Problems) -> CachedRows | None:
         """The caches of a batch; None where no row has one. Rows whose knobs their strategy cannot
         use, or for which it lacks coefficients that it needs, go to `problems`."""
         if "cache_strategy" not in rows.columns.schema.names:
             return None
-        columns = [rows.column(name) for name in (*_SETTINGS, *_SHAPE)]
+        names = (*_SETTINGS, *_SHAPE, "cache_refused")
+        columns = [rows.column(name) for name in names]
+        columns.append(rows.column(RATIO_GIVEN))
         first, place = combinations(columns)
         combined = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
         found = []
@@ -97,50 +131,71 @@ class CacheSums:
                 at = np.flatnonzero(place == code) + rows.first_row
                 shown = [error.value] * min(len(at), problems.keep)
                 problems.add(at, PREFIX + error.name, shown, error.reason)
-                found.append(Alike((NONE, 0.0, 0, 0.0)))
-        return CachedRows(found, place)
+                found.append(_WITHOUT)
+        return self._drawn_apart(CachedRows(found, place), rows)
+
+    def _drawn_apart(self, found: CachedRows, rows: ResolvedRows) -> CachedRows:
+        """A pilot's rows are without a cache."""
+        inside = self.drawn - rows.first_row
+        inside = inside[(inside >= 0) & (inside < len(rows))]
+        place = found.place.copy()
+        place[inside] = len(found.alike)
+        return CachedRows([*found.alike, replace(_WITHOUT, refused=DRAWN)], place)
 
     def _alike(self, values: tuple[Any, ...]) -> Alike:
         """One combination. Batches have much the same ones."""
         if len(self._known) > _MOST_KEPT:  # rows that all differ: do not keep every one
             self._known.clear()
         if values not in self._known:
-            settings = Settings(*values[: len(_SETTINGS)])
-            shape = dict(zip(_SHAPE, values[len(_SETTINGS) :], strict=True))
-            self._known[values] = self._look_up(settings, shape)
+            *row, refused, given = values
+            settings = Settings(*row[: len(_SETTINGS)])
+            shape = dict(zip(_SHAPE, row[len(_SETTINGS) :], strict=True))
+            found = self._look_up(settings, shape, given)
+            self._known[values] = replace(found, refused=found.refused or refused)
         return self._known[values]
 
-    def _look_up(self, settings: Settings, shape: Mapping[str, Any]) -> Alike:
-        """What is expected of one combination. Raises IllegalSetting."""
-        name, steps = settings.strategy, shape["num_steps"]
-        told = (name, settings.ratio, steps, shape["guidance_scale"])
+    def _look_up(self, settings: Settings, shape: Shape, given: bool) -> Alike:
+        """What is expected of one combination; `given`: the rows say the ratio themselves. Raises
+        IllegalSetting."""
         if settings == NO_SETTINGS:
-            return Alike(told)
-        row = _row(self._model, settings, shape, self._boundary)
+            return _WITHOUT
+        if self._floor is None or given or settings.ratio == 0:
+            return self._with(settings, shape)
+        if settings.strategy != planned.NAME:
+            raise IllegalSetting("strategy", settings.strategy, _FLOOR_REASON)
+        choice = self._fits.choice(settings, shape, self._floor)
+        if not choice.judged and self._pilots:
+            wanted = [self._lacks(replace(settings, ratio=ratio), shape) for ratio in RATIOS]
+            return replace(self._with(settings, shape), lacks=tuple(r for w in wanted for r in w))
+        self.choices[choice.num_steps, choice.guidance_scale, *shape.values()] = choice
+        if choice.ratio == 0:
+            return replace(_WITHOUT, refused=settings.strategy)
+        return self._with(replace(settings, ratio=choice.ratio), shape, PSNR)
+
+    def _lacks(self, settings: Settings, shape: Shape) -> tuple[float, ...]:
+        """The ratio, if a pilot may make coefficients for it."""
+        possible = can_be_fitted(settings, self._fits.row(settings, shape))
+        return (settings.ratio,) if self._pilots and possible else ()
+
+    def _with(self, settings: Settings, shape: Shape, having: str = "") -> Alike:
+        """With coefficients if there are any. Raises IllegalSetting where they are needed and there
+        are none."""
+        name, steps = settings.strategy, shape["num_steps"]
+        chosen, row = strategy(name), self._fits.row(settings, shape)
+        needs = chosen.FACTS.table if row.ratio > 0 else ""
+        told = (name, settings.ratio, steps, shape["guidance_scale"])
         try:
-            entry = self._entry(name, row, shape)
+            entry = self._fits.find(name, row, shape, having) if needs else None
+            lacks = self._lacks(settings, shape) if needs and entry is None else ()
+            if entry is None and needs == "needed":
+                if not lacks:
+                    raise IllegalSetting("strategy", name, _no_table(self._model, shape))
+                return Alike(told, settings, share=1 - row.ratio, lacks=lacks)
             content = entry.content if entry else None
-            share = strategy(name).expected(row, content) / steps
+            share = chosen.expected(row, content) / steps
         except ConfigError as error:
             raise IllegalSetting("params", settings.params, str(error)) from None
-        return Alike(told, entry.digest if entry else "", share)
-
-    @cached_property
-    def _tables(self) -> Tables:
-        return Tables.usual()
-
-    def _entry(self, name: str, row: Row, shape: Mapping[str, Any]) -> Entry | None:
-        """The coefficients for rows of this shape. Raises IllegalSetting where they are needed and
-        there are none."""
-        needs = strategy(name).FACTS.table
-        if not needs or row.ratio == 0:
-            return None
-        keys = (_key(name, model, row, shape) for model in (self._weights, self._model.name))
-        entry = self._tables.find(*keys)
-        if entry is None and needs == "needed":
-            raise IllegalSetting("strategy", name, _no_table(self._model, shape))
-        unused = entry is not None and name == planned.NAME and not _fits(row, entry)
-        return None if unused else entry
+        return Alike(told, settings, "", entry.digest if entry else "", share, lacks)
 
     def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
         """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""
@@ -159,9 +214,14 @@ class CacheSums:
             if alike.told[0] != NONE and count:
                 self._rows[alike.told] += count
                 self._fitted[alike.told] += count if alike.table else 0
+                self.tables |= {alike.table} - {""}
                 self._left[alike.told] += alike.share * count
         asked = refused.value_counts().to_pylist()
         self.refused.update({c["values"]: c["counts"] for c in asked if c["values"]})
+
+    def found_ratios(self) -> tuple[Choice, ...]:
+        """What `min_psnr_db` chose, each choice once."""
+        return tuple(dict.fromkeys(self.choices.values()))[:_MOST_TOLD]
 
     def forecasts(self) -> tuple[CacheForecast, ...]:
         """By settings, those of most rows first."""
@@ -171,54 +231,7 @@ class CacheSums:
         )
 
 
-def _key(name: str, model: str, row: Row, shape: Mapping[str, Any]) -> Key:
-    """What coefficients of rows of this shape are looked up by."""
-    second = shape["guidance_scale_2"]
-    return Key(
-        strategy=name,
-        model=model,
-        solver=shape["solver"],
-        sigma_shift=shape["sigma_shift"],
-        num_steps=row.steps,
-        bucket=str(Bucket(shape["width"], shape["height"], shape["num_frames"])),
-        guidance_scale=shape["guidance_scale"],
-        guidance_scale_2=shape["guidance_scale"] if second is None else second,
-        true_cfg_scale=shape["true_cfg_scale"],
-        computed=round(strategy(name).expected(row, None)),
-    )
-
-
-def _fits(row: Row, entry: Entry) -> bool:
-    """Whether a planned row will follow the fit. Where its experts begin the fit knows better: it
-    was made on rows of this very schedule."""
-    starts = tuple(entry.content["starts"])
-    return bool(planned.path(replace(row, starts=starts), entry.content).leaps)
-
-
-def _row(
-    model: ModelSpec, settings: Settings, shape: Mapping[str, Any], boundary: float | None
-) -> Row:
-    """What a strategy is told of a row for its forecast: noise levels about as they will be."""
-    family, steps, shift = family_spec(model.family), shape["num_steps"], shape["sigma_shift"]
-    bucket = Bucket(shape["width"], shape["height"], shape["num_frames"])
-    attention = family.attention_flops(model, bucket)
-    whole = family.forward_flops(model, bucket)
-    linear = [1 - step / steps for step in range(steps + 1)]
-    sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in linear)
-    second = [i for i, sigma in enumerate(sigmas) if boundary is not None and sigma < boundary]
-    return Row(
-        ratio=settings.ratio,
-        warmup=settings.warmup,
-        cooldown=settings.cooldown,
-        params=settings.knobs,
-        sigmas=sigmas,
-        starts=tuple(sorted({0, *second[:1]} - {steps})),
-        layers=family.layers(model),
-        attention=(attention.get("self", 0.0) / whole, attention.get("cross", 0.0) / whole),
-    )
-
-
-def _no_table(model: ModelSpec, shape: Mapping[str, Any]) -> str:
+def _no_table(model: ModelSpec, shape: Shape) -> str:
     return (
         f"there are no coefficients of it for {model.name}, {shape['solver']}, "
         f"{shape['num_steps']} steps, {shape['width']}x{shape['height']}x{shape['num_frames']}; "

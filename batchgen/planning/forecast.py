@@ -51,10 +51,14 @@ def forecast(
 ) -> Forecast:
     """Predict what a planned run takes on the job's profile."""
     layout = choose_layout(job, planned_work(plan.buckets))
-    start_up = start_up_seconds(job)
+    start_up, ahead = start_up_seconds(job), 0.0
     shards = count_shards(job, costs, start_up, layout)
     busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
     idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
+    if plan.pilots:  # another submission before all others, on one rank
+        pilot_s = sum(pilot.cost_s for pilot in plan.pilots)
+        busy, idle_start = busy + pilot_s, idle_start + start_up
+        ahead = pilot_s + start_up
     low, high = _interval(calibration)
     media_bytes, media_files = _media(job, plan.buckets)
     disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
@@ -64,7 +68,7 @@ def forecast(
         low=(busy * low + idle_start) / 3600,
         high=(busy * high + idle_start) / 3600,
         basis=_basis(job, calibration),
-        wall_hours=(busy / at_work + start_up * max(1, shards / layout.groups)) / 3600,
+        wall_hours=(busy / at_work + start_up * max(1, shards / layout.groups) + ahead) / 3600,
         shards=shards,
         layout=layout,
         vram_gib=layout.vram_gib,

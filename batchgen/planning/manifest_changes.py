@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.config.schema import JobConfig
+from batchgen.planning.caching import NO_RUN, Earlier
 from batchgen.planning.identity import KeyContext
 from batchgen.planning.manifests.manifest import open_manifest
 from batchgen.planning.plan import make_plan
@@ -32,7 +33,7 @@ class ManifestChanges:
 
 
 def manifest_changes(
-    job: JobConfig, context: KeyContext, plan: Path, digest: str
+    job: JobConfig, context: KeyContext, plan: Path, digest: str, earlier: Earlier = NO_RUN
 ) -> ManifestChanges | None:
     """How the manifest of `job` differs from the one that `plan` was made from; None if its bytes
     (`digest`) are the same. Both are compared under the settings and the `context` of the plan, so
@@ -40,7 +41,8 @@ def manifest_changes(
     if open_manifest(Path(job.manifest)).digest() == digest:
         return None
     with tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
-        now = make_plan(job, Path(folder) / "plan.parquet", context=context)
+        out = Path(folder) / "plan.parquet"
+        now = make_plan(job, out, context=context, earlier=replace(earlier, fitted=True))
         before, after = _rows_that_differ(plan, now.path)
     return ManifestChanges(
         rows=now.rows,

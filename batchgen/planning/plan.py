@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchgen.caches.pilots import Pilot
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import family_spec
 from batchgen.planfile import PLAN_COLUMNS
-from batchgen.planning.caching import CachedRows, CacheSums
+from batchgen.planning.caching import NO_RUN, CachedRows, CacheSums, Earlier, wants_pilots
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
@@ -38,6 +40,7 @@ from batchgen.planning.manifests.manifest import Manifest, check_columns, open_m
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rowids import Aliases, RowIds
 from batchgen.planning.manifests.rows import ResolvedRows, resolve_rows
+from batchgen.planning.pilots import find_pilots
 from batchgen.planning.store import (
     CARRY,
     ROW_GROUP,
@@ -84,13 +87,15 @@ def make_plan(
     hash_weights: str = "sampled",
     factors: FactorTable = UNMEASURED,
     context: KeyContext | None = None,
+    earlier: Earlier = NO_RUN,
     check: Callable[[Plan], object] = lambda plan: None,
 ) -> Plan:
     """Check the manifest, resolve every row and write the plan to `out` (by rename).
 
     `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
-    `context`: of the keys, where it is known already; then the checkpoint is not read. `check` is
-    shown the plan before it is written to `out`.
+    `context`: of the keys, where it is known already; then the checkpoint is not read. `earlier`:
+    what the run that is planned anew brings along. `check` is shown the plan before it is written
+    to `out`.
     Raises ManifestError listing the illegal rows, ConfigError or WeightsError, and what `check`
     raises; then nothing is left at `out`.
     """
@@ -101,15 +106,21 @@ def make_plan(
     if context is None:
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
-    costs = _Costs(CostModel(job.model, job.slurm.device, factors))
-    rows = _Rows(manifest, defaults, KeyHasher(context), costs, CacheSums(job, context.weights))
+    costs = CostModel(job.model, job.slurm.device, factors)
+    pilots: tuple[Pilot, ...] = ()
+    if wants_pilots(job) and not earlier.fitted:
+        pilots = find_pilots(job, context.weights, manifest, defaults, costs, earlier)
+        more = (row for pilot in pilots for row in pilot.rows)
+        earlier = replace(earlier, drawn=tuple(sorted({*earlier.drawn, *more})))
+    caches = CacheSums(job, context.weights, earlier)
+    rows = _Rows(manifest, defaults, KeyHasher(context), _Costs(costs), caches)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:
         with pq.ParquetWriter(draft, schema, **_WRITER_OPTIONS) as writer:
             for table in _regrouped(rows.tables(schema)):
                 writer.write_table(table, row_group_size=ROW_GROUP)
-            plan = rows.plan(out, job.manifest, context, files)
+            plan = replace(rows.plan(out, job.manifest, context, files), pilots=pilots)
             writer.add_key_value_metadata(header_metadata(plan))
         check(plan)
         _publish(draft, out)
@@ -184,6 +195,8 @@ class _Rows:
             manifest_digest=self.manifest.digest(),
             caches=self.caches.forecasts(),
             cache_refused=dict(self.caches.refused),
+            cache_tables=tuple(sorted(self.caches.tables)),
+            choices=self.caches.found_ratios(),
         )
 
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -205,7 +218,7 @@ class _Rows:
         n = len(rows)
         cached = self.caches.look_up(rows, self.problems)
         if cached is not None:
-            rows = rows.with_column("cache_table", cached.table)
+            rows = rows.with_columns(cached.columns())
         seeds = _all_seeds(rows, self.defaults.job_seed)
         texts = _utf8_slices(rows.column("prompt"))
         settings = settings_of(lambda field: _in_key(rows, field))

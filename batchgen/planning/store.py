@@ -6,10 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from batchgen.caches.pilots import DRAWN, Choice, Judged, Pilot
 from batchgen.errors import RunStateError
 from batchgen.planfile import HEADER, PLAN_COLUMNS, open_parquet, plan_header, reading
 from batchgen.planning.identity import KeyContext
@@ -79,6 +82,9 @@ class Plan:
     checkpoint: dict[str, str] = field(default_factory=dict)  # digest of each file of the weights
     caches: tuple[CacheForecast, ...] = ()
     cache_refused: dict[str, int] = field(default_factory=dict)  # rows drawn without, by strategy
+    cache_tables: tuple[str, ...] = ()  # digests of the coefficients that rows use
+    pilots: tuple[Pilot, ...] = ()  # to be drawn before the other rows are planned anew
+    choices: tuple[Choice, ...] = ()  # ratios that `min_psnr_db` found
 
     @property
     def aliases(self) -> int:
@@ -116,10 +122,25 @@ def read_plan(path: Path) -> Plan:
             BucketForecast(**{**stored, "bucket": Bucket(**stored["bucket"])})
             for stored in header.pop("buckets")
         )
-        caches = tuple(CacheForecast(**stored) for stored in header.pop("caches", ()))
-        context = KeyContext.from_json(header.pop("key_context"))
-        del header["schema"]
-        return Plan(path=path, buckets=buckets, caches=caches, key_context=context, **header)
+        return Plan(
+            path=path,
+            buckets=buckets,
+            caches=tuple(CacheForecast(**stored) for stored in header.pop("caches", ())),
+            cache_tables=tuple(header.pop("cache_tables", ())),
+            pilots=tuple(map(_pilot, header.pop("pilots", ()))),
+            choices=tuple(map(_choice, header.pop("choices", ()))),
+            key_context=KeyContext.from_json(header.pop("key_context")),
+            **{name: value for name, value in header.items() if name != "schema"},
+        )
+
+
+def _pilot(stored: dict[str, Any]) -> Pilot:
+    lists = {name: tuple(stored[name]) for name in ("rows", "ratios", "guidance")}
+    return Pilot(**{**stored, **lists})
+
+
+def _choice(stored: dict[str, Any]) -> Choice:
+    return Choice(**{**stored, "judged": tuple(Judged(**each) for each in stored["judged"])})
 
 
 def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[Request]:
@@ -162,6 +183,29 @@ def read_keys(path: Path) -> np.ndarray:
     with reading(path):
         keys: np.ndarray = open_parquet(path).read(columns=["row_key"])["row_key"].to_numpy()
         return keys
+
+
+def drawn_rows(path: Path) -> tuple[int, ...]:
+    """row_index of the rows that are or were a pilot's."""
+    with reading(path):
+        file = open_parquet(path)
+        if "cache_refused" not in file.schema_arrow.names:
+            return ()  # the plan is older than pilots
+        told = file.read(columns=["cache_refused"])["cache_refused"]
+        drawn = pc.equal(told, DRAWN).to_numpy()
+    return tuple(np.flatnonzero(drawn).tolist())
+
+
+def read_pilots(path: Path) -> tuple[Pilot, ...]:
+    """The pilots that a plan waits for; none in a plan older than they are."""
+    stored = plan_header(path).get("pilots", ())
+    with reading(path):
+        return tuple(map(_pilot, stored))
+
+
+def piloting(pilots: Sequence[Pilot]) -> np.ndarray:
+    """row_index of the rows that are drawn before all others, in order."""
+    return np.array(sorted({row for pilot in pilots for row in pilot.rows}), np.int64)
 
 
 def row_indices(path: Path) -> dict[str, int]:

@@ -24,6 +24,7 @@ from batchgen.planning.plan import Plan, make_plan
 from batchgen.planning.provenance import describe, package_versions
 from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile
+from batchgen.runner.tables import keep_tables
 from batchgen.scheduler.options import check_folder
 
 LONGEST_PATH = 4095  # bytes, on Linux
@@ -133,6 +134,7 @@ def note_launch(run: RunPaths, resolved: Mapping[str, Any], words: Sequence[str]
 def _fill(draft: RunPaths, composed: Composed, plan: Plan) -> None:
     for folder in (draft.media, draft.journals, draft.counters_dir, draft.submissions, draft.logs):
         folder.mkdir()
+    keep_tables(draft, plan)
     header = header_of(composed, plan)
     write_configuration(draft, header, composed.resolved, composed.overrides)
     write_json(draft.run_json, header.to_json())

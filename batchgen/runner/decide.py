@@ -16,11 +16,13 @@ from batchgen.ledger.intent import Intent, last_render, profile_of
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
 from batchgen.ledger.submissions import rows_of
-from batchgen.ledger.winners import winners
+from batchgen.ledger.winners import missing_rows, winners
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import read_costs
 from batchgen.runner.jobs import last_submission
+from batchgen.runner.resume import replan_after_pilot
 from batchgen.runner.submit import Settings
+from batchgen.runner.tables import pilot_is_over
 
 log = logging.getLogger(__name__)
 PROGRESS = 0.1  # a submission that finishes a smaller share of its rows made no progress
@@ -46,6 +48,8 @@ def next_move(run: RunPaths) -> Move | None:
     intent = last_render(run)
     if intent is None or run.cancelled(intent.number).exists():
         return None
+    if pilot_is_over(run):
+        return _after_pilot(run, intent)
     found = winners(run, index_commits(run))
     blame = read_blame(run, found, all_gone=True)
     rows = rows_of(run, intent.number)
@@ -69,6 +73,20 @@ def next_move(run: RunPaths) -> Move | None:
         log.warning("%d rows are left: %s", len(left), why)
         return None
     return Move(left, settings)
+
+
+def _after_pilot(run: RunPaths, intent: Intent) -> Move:
+    """All that is left, planned with the pilot's tables. RunStateError or ManifestError if that
+    cannot be."""
+    replan = replan_after_pilot(run, intent.config)
+    settings = Settings(
+        resolved=intent.config,
+        overrides=list(intent.overrides),
+        last=last_submission(run),
+        replan=replan,
+        excluded=intent.excluded,
+    )
+    return Move(missing_rows(run, replan.plan).all, settings)
 
 
 def _replicas_never_work(run: RunPaths, intent: Intent, rendered: Mapping[str, int]) -> bool:

@@ -13,10 +13,11 @@ from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
 from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import make_plan, read_costs
-from batchgen.planning.work import planned_work
+from batchgen.planning.store import piloting
+from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runner.executors import check_profile
-from batchgen.runner.submit import cut
+from batchgen.runner.submit import cut, on_one_rank
 from batchgen.scheduler import commands as scheduler
 from batchgen.scheduler.commands import SchedulerError
 from batchgen.scheduler.options import check_folder
@@ -31,6 +32,7 @@ class DryRun:
 
     rows: int
     shards: int
+    waiting: int = 0  # further rows, which are planned when a pilot has ended
     scripts: tuple[str, ...] = ()  # one per array, then the steward's; none on one machine
     max_array_size: int | None = None  # the limit that the arrays were cut for
     assumed: bool = False  # the limit is assumed, since Slurm did not answer
@@ -39,24 +41,27 @@ class DryRun:
 def dry_run(composed: Composed) -> DryRun:
     """Plan the job, cut it into shards and make the batch scripts. Leaves nothing behind and needs
     no Slurm. Raises what a plan raises."""
-    slurm = composed.config.slurm
+    config, slurm = composed.config, composed.config.slurm
     check_profile(slurm)
     check_folder(slurm.executor, Path(composed.config.output.root_dir).absolute())
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
         made = make_plan(composed.config, plan)
-        layout = resolve_layout(composed.config, planned_work(made.buckets))
         is_alias = read_costs(plan).is_alias
-        rows = np.flatnonzero(~is_alias)
-        shards = int(cut(plan, rows, composed.config, layout).shard.max(initial=-1)) + 1
+        every = rows = np.flatnonzero(~is_alias)
+        if pilot := bool(made.pilots):
+            config, rows = on_one_rank(config), piloting(made.pilots)
+        layout = resolve_layout(config, read_work(plan, rows, config.model))
+        cuts = cut(plan, rows, config, layout, together=pilot)
+        shards, waiting = int(cuts.shard.max(initial=-1)) + 1, len(every) - len(rows)
     if slurm.executor != "slurm":
-        return DryRun(len(rows), shards)
+        return DryRun(len(rows), shards, waiting)
     try:
         window, assumed = scheduler.max_array_size(), False
     except SchedulerError:
         window, assumed = ASSUMED_ARRAY, True
-    scripts = _scripts(composed.config, layout, shards, window, len(is_alias))
-    return DryRun(len(rows), shards, scripts, window, assumed)
+    scripts = _scripts(config, layout, shards, window, len(is_alias))
+    return DryRun(len(rows), shards, waiting, scripts, window, assumed)
 
 
 def _scripts(

@@ -12,6 +12,7 @@ from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext
 from batchgen.planning.manifest_changes import ManifestChanges, manifest_changes
 from batchgen.runfile import RunFile, read_run
+from batchgen.runner.tables import earlier
 
 _NAMED = 3  # row ids named for each kind of change
 
@@ -25,7 +26,8 @@ def manifest_news(run: RunPaths) -> str:
     if not Path(header.manifest).exists():
         return f"manifest {header.manifest} is not there any more; the run goes on with its plan"
     try:
-        changes = manifest_changes(job, context, run.plan, header.manifest_digest)
+        digest = header.manifest_digest
+        changes = manifest_changes(job, context, run.plan, digest, earlier(run))
     except ManifestError as error:
         reason = str(error).splitlines()[0]
         return _told(header, f"and cannot be planned now: {reason}")

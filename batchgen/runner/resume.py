@@ -24,7 +24,9 @@ from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
 from batchgen.runner.submit import Replan, Settings
+from batchgen.runner.tables import earlier, keep_tables, pilot_is_over, publish_tables
 
+PILOT = "what the pilot found"  # of the reasons for a new plan
 # Settings that are in no row key: they decide where and how fast, never the pixels.
 NEUTRAL = (
     "tag", "name", "slurm.", "system.parallel.", "system.batch.", "system.memory.mode",
@@ -54,8 +56,9 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     moved = before.differences(key_context(composed.config, before.hash_mode))
     touching = [name for name in changed if not _is_neutral(name)]
     replan = None
-    if moved or touching:
-        replan = _replan(run, header, composed, [*moved, *touching], rerender_changed)
+    over = [PILOT] if pilot_is_over(run) else []
+    if moved or touching or over:
+        replan = make_replan(run, header, composed, [*over, *moved, *touching], rerender_changed)
     return Settings(composed.resolved, list(composed.overrides), last, replan)
 
 
@@ -77,7 +80,16 @@ def _is_neutral(name: str) -> bool:
     return any(name == n or (n[-1] in "._" and name.startswith(n)) for n in NEUTRAL)
 
 
-def _replan(
+def replan_after_pilot(run: RunPaths, config: dict[str, Any]) -> Replan:
+    """A plan under `config` (resolved) with the tables that the run's pilot left. RunStateError or
+    ManifestError if the manifest is not any more what it was."""
+    header = read_run(run)
+    composed = recompose(config, [], header.hydra)
+    composed = replace(composed, overrides=tuple(header.overrides))
+    return make_replan(run, header, composed, [PILOT], rerender=False)
+
+
+def make_replan(
     run: RunPaths, header: RunFile, composed: Composed, names: list[str], rerender: bool
 ) -> Replan:
     """Plan again beside the old plan. RunStateError if a finished row would change, unless
@@ -87,7 +99,7 @@ def _replan(
     draft = run.root / f".plan-{os.getpid()}.parquet"
     try:
         hash_mode = KeyContext.from_json(header.key_context).hash_mode
-        plan = make_plan(composed.config, draft, hash_weights=hash_mode)
+        plan = make_plan(composed.config, draft, hash_weights=hash_mode, earlier=earlier(run))
         if plan.manifest_digest != header.manifest_digest:
             raise RunStateError(f"{header.manifest} is not the manifest this run was planned from")
         touched = _finished_rows_that_change(run, draft)
@@ -103,6 +115,8 @@ def _replan(
     new = replace(header_of(composed, plan), created=header.created)
 
     def install() -> None:
+        keep_tables(run, plan)
+        publish_tables(run)
         write_json(run.next_run_json, new.to_json())
         failpoint("replan.before_plan")
         os.replace(draft, run.plan)

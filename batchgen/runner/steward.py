@@ -123,7 +123,13 @@ def follow_up(run: RunPaths, number: int) -> int:
 
 def _submitted_again(run: RunPaths) -> bool:
     """Submit what is left; returns whether something was submitted."""
-    move = next_move(run)
+    try:
+        move = next_move(run)
+    except SchedulerError:
+        raise
+    except BatchgenError as error:
+        log.error("what is left cannot be planned from here: %s", error)
+        return False
     if move is None:
         return False
     try:

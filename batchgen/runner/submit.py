@@ -12,7 +12,7 @@ import numpy as np
 
 from batchgen.catalog.repair import quarantine_rows
 from batchgen.config.build import build
-from batchgen.config.schema import ONE_MACHINE, JobConfig, SlurmConfig
+from batchgen.config.schema import ONE_MACHINE, JobConfig, ParallelConfig, SlurmConfig
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.blame.rows import Blame, read_blame
@@ -21,13 +21,14 @@ from batchgen.ledger.scan import index_commits
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan
 from batchgen.planning.cost import start_up_seconds
 from batchgen.planning.forecast import most_shard_seconds
 from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
+from batchgen.planning.store import piloting, read_pilots
 from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
@@ -94,6 +95,7 @@ class Submission:
     rows: int
     shards: int
     jobs: tuple[Job, ...]
+    pilot: bool = False  # the other rows wait for what it finds
 
 
 def submit(
@@ -119,6 +121,8 @@ def submit(
     plan = _checked_plan(run, header, settings)
     found = choose(index_commits(run), read_plan_rows(plan))
     wanted = _missing(run, found) if rows is None else rows
+    if pilot := bool(pilots := read_pilots(plan)):
+        wanted, config = np.intersect1d(wanted, piloting(pilots)), on_one_rank(config)
     blame = read_blame(run, found, all_gone=True)
     verdicts = [v for v in blame.convicted if v.row_index in wanted]
     wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
@@ -127,17 +131,39 @@ def submit(
     if verdicts:
         last = quarantine_rows(run, verdicts, last=last)
     if len(wanted) == 0 and settings.replan is None:
+        if pilot:
+            raise RunStateError(_no_pilot(run))
         return None
-    shards = cut(plan, wanted, config, layout, blame.suspects)
+    shards = cut(plan, wanted, config, layout, blame.suspects, together=pilot)
+    info = replace(settings.info(layout), pilot=pilot)
     number = begin_submission(
-        run, shards, settings.info(layout), last=last, found=found, under_lock=settings.install
+        run, shards, info, last=last, found=found, under_lock=settings.install
     )
     failpoint("submit.after_intent")
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
     jobs = _launch(run, number, count, slurm, blame, patience_s)
-    return Submission(run, number, len(wanted), count, tuple(jobs))
+    return Submission(run, number, len(wanted), count, tuple(jobs), pilot)
+
+
+def _no_pilot(run: RunPaths) -> str:
+    return (
+        f"{run.root}: the rows of its pilot come first, and none of them is to be drawn now: start "
+        f"them with `batchgen resume {as_typed(run.root)}`; if they cannot be drawn, go on without "
+        "a pilot: system.cache.calibrate=false system.cache.min_psnr_db=null"
+    )
+
+
+def on_one_rank(config: JobConfig) -> JobConfig:
+    """The same job on one rank: a pilot's rows are drawn in step with each other, by one replica
+    that nobody shares a forward with."""
+    alone = ParallelConfig(dp=1, cfg=1, ulysses=1, ring=1)
+    return replace(
+        config,
+        slurm=replace(config.slurm, nodes=1, ranks_per_node=1),
+        system=replace(config.system, parallel=alone),
+    )
 
 
 def _checked_config(run: RunPaths, settings: Settings) -> JobConfig:
@@ -221,9 +247,12 @@ def cut(
     config: JobConfig,
     layout: Layout | None,
     suspects: np.ndarray = NOBODY,
+    *,
+    together: bool = False,
 ) -> SubmissionRows:
     """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
-    machine gets one shard. `layout` is None if there is nothing to cut."""
+    machine gets one shard, and so do rows that stay `together`. `layout` is None if there is
+    nothing to cut."""
     slurm, groups, replicas, speed = config.slurm, 1, 1, 1.0
     if layout is not None:
         groups, replicas, speed = layout.groups, layout.replicas_together, layout.speed
@@ -232,7 +261,7 @@ def cut(
     costs[alone] *= replicas  # the others of the shard wait while a suspect runs
     shard = cut_shards(
         costs,
-        shards=1 if slurm.executor in ONE_MACHINE else None,
+        shards=1 if together or slurm.executor in ONE_MACHINE else None,
         slots=groups,
         start_up_s=start_up_seconds(config),
         ranks=replicas,

@@ -40,4 +40,4 @@ def work(root: RunPaths, submission: int, rank: RankInfo) -> None:
             from batchgen.worker.follower import work_on
 
         watchdog.kick()
-        work_on(Post(root, config, intent.layout, attempt, rank, place), watchdog)
+        work_on(Post(root, config, intent.layout, attempt, rank, place, intent.pilot), watchdog)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from batchgen.caches.tables import SHIPPED, Tables
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
@@ -25,6 +26,7 @@ class Post:
     attempt: Attempt
     rank: RankInfo
     place: RankPlace
+    pilot: bool = False  # its rows are those of the plan's pilots
 
     @property
     def meeting(self) -> Meeting:
@@ -42,6 +44,7 @@ class Post:
             host=self.rank.host,
             asked=_gpus_asked(self.config.slurm),
             ranks=self.config.slurm.ranks_per_node,
+            tables=Tables(self.root.caches, SHIPPED),
         )
 
 

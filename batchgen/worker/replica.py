@@ -21,6 +21,8 @@ from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
 from batchgen.paths import RunPaths
+from batchgen.planning.identity import KeyContext
+from batchgen.planning.store import read_pilots
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
 from batchgen.runfile import read_run
@@ -30,6 +32,7 @@ from batchgen.worker.audit import Twins
 from batchgen.worker.drain import Drain
 from batchgen.worker.ending import Ending, last_line
 from batchgen.worker.meeting import leading
+from batchgen.worker.pilot import PilotRenderer
 from batchgen.worker.post import Post
 from batchgen.worker.sink import Judge, RowPolicy, RowSink
 from batchgen.worker.source import ListSource, RowStart, ShardSource, open_source
@@ -102,6 +105,10 @@ def _draw_shard(
             rank.rank, rank.world_size, source.shard_rows.size, config.model.name, engine.device,
             load_s,
         )  # fmt: skip
+        if post.pilot:
+            weights = KeyContext.from_json(run_file.key_context).weights
+            out = root.pilot_tables(post.attempt.submission)
+            renderer = PilotRenderer(renderer, read_pilots(root.plan), weights, out)
         sink = RowSink(root, journal, policy, states, admission, _judge(config))
         every = config.system.cache.audit_every
         Shift(renderer, source, sink, crew.stop, crew.moved, ending, every).draw_all()

@@ -11,6 +11,7 @@ from torch import Tensor
 from toy_engine import request, small_spec, system, two_experts
 from toy_flux import flux_spec
 
+from batchgen.caches.blocks import Blocks
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.checkpoint import meta_model
@@ -27,6 +28,7 @@ from batchgen.families.family import (
     family_code,
     family_names,
     family_spec,
+    share_computed,
 )
 from batchgen.families.sequence import Cut
 from batchgen.numerics.edges import is_edge, make_batch_invariant
@@ -322,6 +324,21 @@ def test_costs_grow_with_the_bucket(loaded: Loaded) -> None:
         loaded.spec.decode_bytes,
     ):
         assert 0 < ask(loaded.model, loaded.bucket) < ask(loaded.model, loaded.larger)
+
+
+def test_a_shortened_forward_costs_what_runs(loaded: Loaded) -> None:
+    layers = loaded.spec.layers(loaded.model)
+
+    def share(**parts: Any) -> float:
+        return share_computed(loaded.model, loaded.bucket, Blocks(**parts))
+
+    assert share() == share(since=0) == 1
+    assert share(stop=0) == share(start=1, stop=1) == 0
+    assert share(stop=1) == 1 / layers and share(start=1) == (layers - 1) / layers
+    attention = loaded.spec.attention_flops(loaded.model, loaded.bucket)
+    assert set(attention) <= {"self", "cross"} and min(attention.values()) > 0
+    assert 0 < share(reuses=tuple(attention)) < share(reuses=("self",)) or len(attention) == 1
+    assert 0 < share(reuses=("self",)) < 1
 
 
 def test_heads_divide_the_width(loaded: Loaded) -> None:

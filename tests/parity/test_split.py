@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import Ranks
 from torch.nn.functional import linear, scaled_dot_product_attention
-from toy_split import SPECS, Seen, divided, failing, three_branches
+from toy_split import SPECS, Seen, divided, failing, partly, three_branches
 
 from batchgen.config.degrees import Degrees
 from batchgen.families.family import family_spec
@@ -78,6 +78,18 @@ def test_a_rank_sends_what_the_formulas_say(layout: tuple[Degrees, list[list[See
         sent = [rank[at].sent for rank in ranks]
         assert sum(one.get("all-to-all over ulysses", 0) for one in sent) == times * swapped
         assert sum(one.get("shift over ring", 0) for one in sent) == times * passed
+
+
+@pytest.mark.parametrize(
+    "name", ["cfg2-ring1-ulysses1", "cfg2-ring1-ulysses2", "cfg1-ring2-ulysses1"]
+)
+def test_what_ranks_keep_of_a_forward_stands_in_for_it(ranks: Ranks, name: str) -> None:
+    """As on one rank: to the bit where a divided forward is."""
+    degrees = LAYOUTS[name]
+    exact = degrees.ring == 1 and kernels_keep_bits()
+    for rank in ranks.run(degrees, partly):
+        for case, apart in rank.items():
+            assert apart == 0 if exact else apart <= 1e-5, case
 
 
 @pytest.mark.parametrize("degrees", [Degrees(cfg=2), Degrees(cfg=2, ulysses=2)], ids=str)

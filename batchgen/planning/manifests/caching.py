@@ -14,6 +14,7 @@ from batchgen.config.caching import CacheRules
 from batchgen.planning.manifests.problems import Problems
 from batchgen.request import FIELDS
 
+RATIO_GIVEN = "ratio_given"  # beside them: whether the row itself gives its ratio
 Decision = tuple[Settings, str]  # as `CacheRules.decide` makes it
 NONE: Decision = (NO_SETTINGS, "")
 _TYPES = {"text": pa.large_string(), "integer": pa.int64(), "number": pa.float64()}
@@ -26,8 +27,8 @@ def cache_columns(
     rules: CacheRules,
     problems: Problems,
 ) -> dict[str, pa.Array]:
-    """The request's cache columns by name; none where no row of the batch has a cache or is
-    refused one. `given`: the rows' own columns. Illegal rows go to `problems`."""
+    """The request's cache columns by name, and `RATIO_GIVEN`; none where no row of the batch has a
+    cache or is refused one. `given`: the rows' own columns. Illegal rows go to `problems`."""
     own = [name for name in NAMES if _says_something(given.get(PREFIX + name))]
     if not own and rules.job == Given():
         return {}
@@ -45,7 +46,11 @@ def cache_columns(
             shown = [error.value] * min(len(rows), problems.keep)
             problems.add(rows, PREFIX + error.name, shown, error.reason)
             found.append(NONE)
-    return _as_columns(found, place)
+    planned = _as_columns(found, place)
+    if planned:
+        ratio = given.get(PREFIX + "ratio")
+        planned[RATIO_GIVEN] = pa.repeat(False, len(steps)) if ratio is None else ratio.is_valid()
+    return planned
 
 
 def combinations(columns: Sequence[pa.Array]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,9 +47,10 @@ class ResolvedRows:
         """A field of all rows."""
         return self.columns.column(name)
 
-    def with_column(self, name: str, values: pa.Array) -> ResolvedRows:
-        """The same rows with a field that planning has found."""
-        return ResolvedRows(self.first_row, self.columns.append_column(name, values))
+    def with_columns(self, found: Mapping[str, pa.Array]) -> ResolvedRows:
+        """The same rows with fields that planning has found, or found to be others."""
+        columns = dict(zip(self.columns.schema.names, self.columns.columns, strict=True))
+        return ResolvedRows(self.first_row, pa.RecordBatch.from_pydict({**columns, **found}))
 
     def numbers(self, name: str) -> np.ndarray:
         """A field of all rows that is a number in each."""

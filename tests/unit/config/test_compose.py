@@ -113,7 +113,6 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
         ("system.attention=sage", "auto, sdpa"),
         ("system.compile=default", "off"),
         ("system.vae.tiled=true", "auto, false"),
-        ("system.cache.calibrate=true", "false"),
         ("system.sampler.boundary=0.9", "null"),
         ("system.components={transformer: {dtype: float16}}", "{}"),
         ("row_defaults.image=a.png", "null"),

@@ -1,0 +1,117 @@
+"""The renderer of a pilot: tables first, then its rows, each once and as without a pilot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy_engine import Keeper, ListSource, request, small_spec, system
+
+from batchgen.caches.pilots import PSNR, Pilot
+from batchgen.caches.tables import read
+from batchgen.engine.clock import Clock
+from batchgen.engine.contract import EngineReport
+from batchgen.engine.engine import Engine
+from batchgen.errors import ConfigError
+from batchgen.request import Request
+from batchgen.worker.pilot import PilotRenderer
+
+STEPS = 5
+PILOT = Pilot(
+    strategy="planned",
+    rows=(0, 1, 2, 3, 4, 5),
+    audited=2,
+    ratios=(0.4, 0.6),
+    sized=False,
+    num_steps=STEPS,
+    branches=2,
+    guidance=(4.0, 4.0),
+)
+
+
+@pytest.fixture(scope="module")
+def engine(one_thread: None) -> Engine:
+    spec = small_spec("random", prompt_overflow="error")
+    return Engine.load(spec, system(), "cpu")
+
+
+def rows(*others: Request) -> list[Request]:
+    changed = {row.row_index: row for row in others}
+    return [changed.get(i, request(i, num_steps=STEPS)) for i in PILOT.rows]
+
+
+def too_long(index: int) -> Request:
+    return request(index, num_steps=STEPS, prompt="far too long " * 40)
+
+
+def draw(
+    renderer: PilotRenderer | Engine, asked: list[Request], stop_at: int = 10**6
+) -> tuple[Keeper, EngineReport, Clock]:
+    keeper, clock, calls = Keeper(), Clock(), iter(range(10**6))
+    report = renderer.render(
+        ListSource(asked), keeper, stop=lambda: next(calls) >= stop_at, moved=lambda: None,
+        clock=clock,
+    )  # fmt: skip
+    return keeper, report, clock
+
+
+def pilot(engine: Engine, tmp_path: Path) -> PilotRenderer:
+    return PilotRenderer(engine, (PILOT,), "mine", tmp_path / "caches" / "pilot.json")
+
+
+def test_rows_are_those_of_the_engine_and_tables_are_left(engine: Engine, tmp_path: Path) -> None:
+    renderer = pilot(engine, tmp_path)
+    keeper, report, clock = draw(renderer, rows())
+    bare, _, _ = draw(engine, rows())
+    assert keeper.frames.keys() == bare.frames.keys() and report.rows_finished == 6
+    for name, frames in keeper.frames.items():
+        assert np.array_equal(frames, bare.frames[name]), name
+        ours, theirs = keeper.stats[name], bare.stats[name]
+        for figure in ("steps_total", "steps_computed", "steps_computed_uncond", "steps_restored"):
+            assert getattr(ours, figure) == getattr(theirs, figure)
+        assert ours.audit is not None and ours.audit.psnr is None and ours.audit.steps > 0
+    entries = read(renderer.out)
+    assert [entry.key.computed for entry in entries] == [2, 3]
+    for entry in entries:
+        assert entry.key.model == "mine" and entry.content["rows"] == 4
+        figures = entry.content[PSNR]
+        assert figures["rows"] == 2 and figures["worst"] <= figures["p5"] <= figures["mean"]
+    told = [clock.close(index) for index in PILOT.rows]
+    assert told == pytest.approx([keeper.stats[f"row-{i}"].busy for i in PILOT.rows])
+    assert clock.read().open == pytest.approx(0.0, abs=1e-9)
+    again, _, _ = draw(renderer, rows()[:1])  # a row that is tried once more
+    assert np.array_equal(again.frames["row-0"], bare.frames["row-0"])
+
+
+def test_a_stop_leaves_neither_rows_nor_tables(engine: Engine, tmp_path: Path) -> None:
+    renderer = pilot(engine, tmp_path)
+    keeper, report, _ = draw(renderer, rows(), stop_at=STEPS)
+    assert report.rows_abandoned == 6 and report.rows_finished == 0
+    assert keeper.frames == keeper.states == keeper.errors == {} and keeper.started_ids == []
+    assert not renderer.out.exists()
+    assert draw(renderer, rows())[1].rows_finished == 6
+
+
+def test_a_pilot_that_left_its_tables_is_not_drawn_again(engine: Engine, tmp_path: Path) -> None:
+    renderer = pilot(engine, tmp_path)
+    renderer.out.parent.mkdir()
+    renderer.out.write_text("[]")
+    keeper, _, _ = draw(renderer, rows()[:2])
+    assert keeper.frames.keys() == {"row-0", "row-1"} and renderer.out.read_text() == "[]"
+    assert keeper.stats["row-0"].audit is None
+
+
+def test_a_row_that_cannot_be_encoded_fails_alone(engine: Engine, tmp_path: Path) -> None:
+    renderer = pilot(engine, tmp_path)
+    keeper, _, _ = draw(renderer, rows(too_long(1)))
+    assert keeper.errors.keys() == {"row-1"} and len(keeper.frames) == 5
+    assert [entry.content["rows"] for entry in read(renderer.out)] == [4, 4]
+
+
+def test_too_few_rows_are_an_error_and_leave_nothing(engine: Engine, tmp_path: Path) -> None:
+    renderer = pilot(engine, tmp_path)
+    with pytest.raises(ConfigError, match="needs 4 rows; 3 can be drawn"):
+        draw(renderer, rows(*map(too_long, range(3))))
+    assert not renderer.out.exists()
+    assert draw(renderer, [])[1] == EngineReport()
