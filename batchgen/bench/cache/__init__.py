@@ -22,7 +22,8 @@ Draw the same rows under every step cache that the embedded model serves, at equ
 evaluations, and beside them two plain twins: the same solver with fewer steps, and steps left out
 evenly. Errors are of decoded frames against the same rows without a cache, which are drawn twice:
 the second time shows what a repetition alone changes. Rows are none that a calibration has seen.
-Adaptive caches get the threshold that keeps to the budget on other rows.
+Adaptive caches take the threshold that their table has for the ratio; without one, or with other
+warm-ups, the threshold that keeps to the budget on other rows.
 
 Rows are drawn in blocks, every policy on a block before the next one, so that speeds compare what
 ran side by side; a run that was cut off goes on when it is called again with the same options.

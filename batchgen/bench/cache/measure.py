@@ -52,6 +52,13 @@ class Bench:
             return row
         return drawn_by(cell.policy, row, cell.ratio, self.engine.replica.tables, self.model)
 
+    def knows(self, cell: Cell, row: Request) -> bool:
+        """Whether a table says which threshold a ratio is for the cell."""
+        digest = self.request(cell, row).cache_table
+        tables = self.engine.replica.tables
+        measured = bool(digest) and "thresholds" in tables.by_digest(digest).content
+        return measured and cell.policy.ends is None  # it was measured with the usual ends
+
     def draw(self, cell: Cell, rows: Sequence[Request]) -> Drawn:
         return draw(self.engine, [self.request(cell, row) for row in rows])
 
@@ -75,13 +82,13 @@ def tuned(
     rows: Sequence[Request],
     kept: Samples,
 ) -> Iterator[Cell]:
-    """Every policy at every ratio: with the threshold of its samples so far, or else the one that
-    keeps to the budget on these rows."""
+    """Every policy at every ratio. An adaptive one of whose thresholds no table says anything gets
+    that of its samples so far, or else the one that keeps to the budget on these rows."""
     for policy in policies:
         measure = _shares(bench, policy, rows)
         for ratio in ratios:
             cell = Cell(policy, ratio)
-            if policy.tunable:
+            if policy.tunable and not bench.knows(cell, rows[0]):
                 known = kept.threshold(policy.name, ratio)
                 cell = cell.at(known or threshold_for(1 - ratio, measure))
             yield cell
