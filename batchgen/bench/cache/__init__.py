@@ -27,12 +27,12 @@ warm-ups, the threshold that keeps to the budget on other rows.
 
 Rows are drawn in blocks, every policy on a block before the next one, so that speeds compare what
 ran side by side; a run that was cut off goes on when it is called again with the same options.
-Writes into --out: samples.jsonl (every row), figures.json, error.png.
+Writes into --out: samples.jsonl (every row), figures.json, figures.md, error.png.
 """
 EPILOG = """\
 examples:
   batchgen bench cache --quick
-  batchgen bench cache --out outputs/bench-cache
+  batchgen bench cache
   batchgen bench cache --out outputs/bench-20 --steps 20 --ratios 0.4 0.5
   batchgen bench cache --out outputs/bench-euler --solver euler --strategies planned "fewer steps"
 """
@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategies", nargs="+", metavar="NAME", help="policies to compare (default: all)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("bench-cache"), help="folder (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("outputs/bench-cache"),
+        help="folder (default: %(default)s)",
     )
     parser.add_argument(
         "--quick", action="store_true", help="two rows of 20 steps, the planned cache alone"
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     """Measure, print the table, write the files; returns what figures.json holds."""
     from batchgen.bench.cache.figures import figures
     from batchgen.bench.cache.plot import plot
-    from batchgen.bench.cache.report import as_json, print_table
+    from batchgen.bench.cache.report import as_json, markdown, print_table
     from batchgen.durable import write_json
 
     if args.quick:
@@ -88,6 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     print_table(found, missing)
     data = as_json(kept, found, missing)
     write_json(args.out / "figures.json", data)
+    (args.out / "figures.md").write_text(markdown(found) + "\n")
     plot(found, args.out / "error.png")
     print(f"figures and samples: {args.out}")
     return data

@@ -39,6 +39,19 @@ class Panel:
         return self.left + across * (self.right - self.left), bottom - high * (bottom - top)
 
 
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Of a policy's line."""
+
+    colour: str
+    width: int
+    hollow: bool
+
+    def point(self, pen: ImageDraw.ImageDraw, place: tuple[float, float]) -> None:
+        inside = "white" if self.hollow else self.colour
+        pen.circle(place, 4 + self.width // 2, inside, self.colour, 2)
+
+
 def plot(found: Sequence[Figures], path: Path) -> None:
     """Mean and 10th percentile of PSNR over the evaluations of a row, a line a policy."""
     drawn = [each for each in found if each.ratio > 0]
@@ -52,9 +65,9 @@ def plot(found: Sequence[Figures], path: Path) -> None:
         panel = Panel(number * room + MARGIN, (number + 1) * room - 20, along, up)
         title = {"mean": "mean over rows", "p10": "10th percentile of rows"}[part]
         _axes(pen, panel, title, f"evaluations computed of {drawn[0].total:.0f}")
-        for name in names:
+        for name in reversed(names):  # the best on top
             points = [(e.computed, getattr(e.quality, part)) for e in drawn if e.policy == name]
-            _line(pen, panel, sorted(points), *_style(names, name))
+            _line(pen, panel, sorted(points), _style(names, name))
     _legend(pen, names)
     image.save(path)
 
@@ -63,9 +76,15 @@ def _best(drawn: Sequence[Figures], name: str) -> float:
     return max(each.quality.mean for each in drawn if each.policy == name)
 
 
-def _style(names: Sequence[str], name: str) -> tuple[str, int]:
-    """Colour and width of a policy's line."""
-    return COLOURS[names.index(name) % len(COLOURS)], 5 if name in (OURS, FEWER) else 2
+def _style(names: Sequence[str], name: str) -> Style:
+    """Variants of a policy share its colour, and have hollow points."""
+    plain = list(dict.fromkeys(map(_plain, names)))
+    colour = COLOURS[plain.index(_plain(name)) % len(COLOURS)]
+    return Style(colour, 5 if name in (OURS, FEWER) else 2, hollow=name != _plain(name))
+
+
+def _plain(name: str) -> str:
+    return name.partition(",")[0]
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -89,26 +108,22 @@ def _axes(pen: ImageDraw.ImageDraw, panel: Panel, title: str, below: str) -> Non
 
 
 def _line(
-    pen: ImageDraw.ImageDraw,
-    panel: Panel,
-    points: Sequence[tuple[float, float]],
-    colour: str,
-    width: int,
+    pen: ImageDraw.ImageDraw, panel: Panel, points: Sequence[tuple[float, float]], style: Style
 ) -> None:
     places = [panel.at(*point) for point in points]
-    pen.line(places, colour, width)
-    for x, y in places:
-        pen.circle((x, y), 4 + width // 2, colour)
+    pen.line(places, style.colour, style.width)
+    for place in places:
+        style.point(pen, place)
 
 
 def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str]) -> None:
     """Best policy first."""
     left = WIDTH - LEGEND + 20
     for place, name in enumerate(names):
-        colour, width = _style(names, name)
+        style = _style(names, name)
         y = MARGIN + 10 + place * 34
-        pen.line([(left, y), (left + 40, y)], colour, width)
-        pen.circle((left + 20, y), 4 + width // 2, colour)
+        pen.line([(left, y), (left + 40, y)], style.colour, style.width)
+        style.point(pen, (left + 20, y))
         pen.text((left + 52, y), name, INK, _font(18), "lm")
 
 
