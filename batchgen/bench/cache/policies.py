@@ -46,7 +46,7 @@ VARIANTS = (
     Policy("taylorseer, order 2", "taylorseer", knobs={"order": 2}),
     *(
         Policy(f"{name}, short ends", name, ends=SHORT)
-        for name in ("teacache", "easycache", "seacache", "first_block")
+        for name in ("teacache", "easycache", "first_block")
     ),
 )
 
