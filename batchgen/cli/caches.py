@@ -66,7 +66,8 @@ def _choice(choice: Choice) -> list[str]:
     head = f"no ratio keeps a {wanted}: no cache"
     if choice.ratio:
         head = f"{choice.ratio:g} is the largest that keeps a {wanted}"
-    lines = [f"{settings}: {head}", f"{'ratio':>7} {'p5':>6} {'mean':>6} {'worst':>6} dB"]
+    figures = f"{'ratio':>7} {'p5':>6} {'mean':>6} {'worst':>6} dB of {choice.judged[0].rows} rows"
+    lines = [f"{settings}: {head}", figures]
     for each in choice.judged:
         lines.append(f"{each.ratio:7g} {each.p5:6.1f} {each.mean:6.1f} {each.worst:6.1f}")
     return lines
@@ -84,6 +85,7 @@ def _line(plan: Plan, forecast: CacheForecast) -> str:
 
 
 def _fit(plan: Plan, forecast: CacheForecast) -> str:
+    from batchgen.caches.pilots import FITTED
     from batchgen.caches.strategy import strategy
 
     facts, without = strategy(forecast.strategy).FACTS, forecast.rows - forecast.fitted
@@ -93,4 +95,6 @@ def _fit(plan: Plan, forecast: CacheForecast) -> str:
         return ", with a fit"
     instead = "the solver's own update" if facts.kind == "planned" else "no coefficients"
     told = f", {forecast.fitted:,} with a fit, {without:,} with {instead}"
-    return told if plan.pilots else f"{told} (system.cache.calibrate=true fits it)"
+    if plan.pilots or forecast.strategy not in FITTED:
+        return told
+    return f"{told} (system.cache.calibrate=true fits it)"

@@ -33,6 +33,7 @@ _SHAPE = (
 )
 _MOST_KEPT = 10_000  # combinations
 _MOST_TOLD = 1000
+_WAY = "system.cache.calibrate=true makes them"
 _FLOOR_REASON = (
     "system.cache.min_psnr_db chooses the ratio of planned alone; give these rows a cache_ratio, "
     "or leave it null"
@@ -103,7 +104,7 @@ class CacheSums:
         self._model, self._floor = job.model, job.system.cache.min_psnr_db
         self._fits = Fits(job, weights, earlier.tables)
         self._pilots = wants_pilots(job) and not earlier.fitted  # may still come
-        self.drawn = np.array(earlier.drawn, np.int64)
+        self._drawn = np.array(earlier.drawn, np.int64)
         self._known: dict[tuple[Any, ...], Alike] = {}
         self._audit_every = job.system.cache.audit_every
         self.choices: dict[tuple[Any, ...], Choice] = {}
@@ -136,11 +137,17 @@ class CacheSums:
 
     def _drawn_apart(self, found: CachedRows, rows: ResolvedRows) -> CachedRows:
         """A pilot's rows are without a cache."""
-        inside = self.drawn - rows.first_row
-        inside = inside[(inside >= 0) & (inside < len(rows))]
         place = found.place.copy()
-        place[inside] = len(found.alike)
+        place[np.array(self.drawn_among(rows), np.int64) - rows.first_row] = len(found.alike)
         return CachedRows([*found.alike, replace(_WITHOUT, refused=DRAWN)], place)
+
+    def drawn_among(self, rows: ResolvedRows) -> list[int]:
+        """row_index of a pilot's rows in a batch."""
+        behind = rows.first_row + len(rows)
+        here: list[int] = self._drawn[
+            (self._drawn >= rows.first_row) & (self._drawn < behind)
+        ].tolist()
+        return here
 
     def _alike(self, values: tuple[Any, ...]) -> Alike:
         """One combination. Batches have much the same ones."""
@@ -189,7 +196,9 @@ class CacheSums:
             lacks = self._lacks(settings, shape) if needs and entry is None else ()
             if entry is None and needs == "needed":
                 if not lacks:
-                    raise IllegalSetting("strategy", name, _no_table(self._model, shape))
+                    way = "no pilot makes them" if self._pilots else _WAY
+                    reason = f"{_no_table(self._model, shape)}; {way}"
+                    raise IllegalSetting("strategy", name, reason)
                 return Alike(told, settings, share=1 - row.ratio, lacks=lacks)
             content = entry.content if entry else None
             share = chosen.expected(row, content) / steps
@@ -234,6 +243,5 @@ class CacheSums:
 def _no_table(model: ModelSpec, shape: Shape) -> str:
     return (
         f"there are no coefficients of it for {model.name}, {shape['solver']}, "
-        f"{shape['num_steps']} steps, {shape['width']}x{shape['height']}x{shape['num_frames']}; "
-        "system.cache.calibrate=true makes them"
+        f"{shape['num_steps']} steps, {shape['width']}x{shape['height']}x{shape['num_frames']}"
     )

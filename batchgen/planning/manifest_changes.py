@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def manifest_changes(
         return None
     with tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         out = Path(folder) / "plan.parquet"
-        now = make_plan(job, out, context=context, earlier=replace(earlier, fitted=True))
+        now = make_plan(job, out, context=context, earlier=earlier)
         before, after = _rows_that_differ(plan, now.path)
     return ManifestChanges(
         rows=now.rows,

@@ -120,7 +120,8 @@ def make_plan(
         with pq.ParquetWriter(draft, schema, **_WRITER_OPTIONS) as writer:
             for table in _regrouped(rows.tables(schema)):
                 writer.write_table(table, row_group_size=ROW_GROUP)
-            plan = replace(rows.plan(out, job.manifest, context, files), pilots=pilots)
+            plan = rows.plan(out, job.manifest, context, files)
+            plan = replace(plan, pilots=tuple(map(rows.as_drawn, pilots)))
             writer.add_key_value_metadata(header_metadata(plan))
         check(plan)
         _publish(draft, out)
@@ -171,6 +172,7 @@ class _Rows:
         self.ids = RowIds()
         self.aliases = Aliases()
         self._plan_hash = hashlib.sha256()
+        self._drawn_as: dict[int, int] = {}  # row of a pilot -> the row that is drawn for it
 
     @property
     def plan_id(self) -> str:
@@ -199,6 +201,10 @@ class _Rows:
             choices=self.caches.found_ratios(),
         )
 
+    def as_drawn(self, pilot: Pilot) -> Pilot:
+        """The pilot, of rows that are drawn: one may be an alias of a row without a cache."""
+        return replace(pilot, rows=tuple(dict.fromkeys(self._drawn_as[row] for row in pilot.rows)))
+
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The plan's rows. After the first illegal row the rest is only checked; when all is
         read, raises ManifestError listing the illegal rows."""
@@ -226,6 +232,8 @@ class _Rows:
         originals = self.aliases.originals(rows.first_row, digests)
         index = np.arange(rows.first_row, rows.first_row + n)
         is_alias = originals != index
+        for row in self.caches.drawn_among(rows):
+            self._drawn_as[row] = int(originals[row - rows.first_row])
         audits = self.caches.audits(cached, digests) & ~is_alias
         cost_s, expected, bucket = self.costs.add(rows, is_alias, cached, audits)
         if cached is not None:

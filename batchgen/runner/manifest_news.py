@@ -12,7 +12,7 @@ from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext
 from batchgen.planning.manifest_changes import ManifestChanges, manifest_changes
 from batchgen.runfile import RunFile, read_run
-from batchgen.runner.tables import earlier
+from batchgen.runner.tables import as_planned
 
 _NAMED = 3  # row ids named for each kind of change
 
@@ -27,7 +27,7 @@ def manifest_news(run: RunPaths) -> str:
         return f"manifest {header.manifest} is not there any more; the run goes on with its plan"
     try:
         digest = header.manifest_digest
-        changes = manifest_changes(job, context, run.plan, digest, earlier(run))
+        changes = manifest_changes(job, context, run.plan, digest, as_planned(run))
     except ManifestError as error:
         reason = str(error).splitlines()[0]
         return _told(header, f"and cannot be planned now: {reason}")

@@ -94,6 +94,7 @@ def make_replan(
 ) -> Replan:
     """Plan again beside the old plan. RunStateError if a finished row would change, unless
     `rerender`. The draft is the caller's."""
+    publish_tables(run)  # first of all: what was measured is worth something whatever comes now
     _refuse_another_manifest(composed.config, header)
     check_plan(run, header)
     draft = run.root / f".plan-{os.getpid()}.parquet"
@@ -116,7 +117,6 @@ def make_replan(
 
     def install() -> None:
         keep_tables(run, plan)
-        publish_tables(run)
         write_json(run.next_run_json, new.to_json())
         failpoint("replan.before_plan")
         os.replace(draft, run.plan)

@@ -38,6 +38,11 @@ def earlier(run: RunPaths) -> Earlier:
     return Earlier(Tables(run.caches), drawn_rows(run.plan) if fitted else (), fitted)
 
 
+def as_planned(run: RunPaths) -> Earlier:
+    """What another plan of the run has to go by to be the same."""
+    return Earlier(Tables(run.caches), drawn_rows(run.plan), fitted=True)
+
+
 def publish_tables(run: RunPaths) -> None:
     """Copy what the run's pilot left into the user's cache folder, for other runs. One that cannot
     be written ends nothing."""

@@ -81,6 +81,25 @@ def test_a_pilots_rows_are_rows_without_a_cache(plan_of: Callable[..., Plan]) ->
         assert row.steps_expected == (22 if drawn else 12)
 
 
+def test_where_a_row_is_there_without_a_cache_that_one_is_drawn(
+    plan_of: Callable[..., Plan],
+) -> None:
+    """A manifest that compares: every prompt and seed without a cache and with one."""
+    half = MANY // 2
+    columns = {
+        "prompt": [f"circle {row % half}" for row in range(MANY)],
+        "seed": [row % half for row in range(MANY)],
+        "cache_ratio": [None] * half + [0.5] * half,
+    }
+    plan = plan_of(columns)
+    (pilot,) = plan.pilots
+    assert len({*pilot.rows}) == half // 2 and max(pilot.rows) < half
+    rows = read_requests(plan.path)
+    drawn = [row.row_index for row in rows if row.cache_refused]
+    assert drawn == [row + half for row in sorted(pilot.rows)]
+    assert plan.unique_rows == MANY - len(drawn)
+
+
 def test_a_fit_is_for_rows_of_one_kind(plan_of: Callable[..., Plan]) -> None:
     """Guidances are mixed; numbers of steps and of branches are not. Both ends are drawn."""
     columns = {

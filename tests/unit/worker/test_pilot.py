@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from toy_engine import Keeper, ListSource, request, small_spec, system
 
 from batchgen.caches.pilots import PSNR, Pilot
 from batchgen.caches.tables import read
+from batchgen.engine.calibrate import calibrate
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport
 from batchgen.engine.engine import Engine
@@ -82,6 +84,15 @@ def test_rows_are_those_of_the_engine_and_tables_are_left(engine: Engine, tmp_pa
     assert clock.read().open == pytest.approx(0.0, abs=1e-9)
     again, _, _ = draw(renderer, rows()[:1])  # a row that is tried once more
     assert np.array_equal(again.frames["row-0"], bare.frames["row-0"])
+
+
+def test_rows_to_judge_by_enter_no_fit(engine: Engine, tmp_path: Path) -> None:
+    renderer = pilot(engine, tmp_path)
+    draw(renderer, rows())
+    others = calibrate(engine.replica, rows()[:4], PILOT.ratios, model="mine").entries
+    for ours, alone in zip(read(renderer.out), others, strict=True):
+        content = {name: value for name, value in ours.content.items() if name != PSNR}
+        assert content == json.loads(json.dumps(alone.content))
 
 
 def test_a_stop_leaves_neither_rows_nor_tables(engine: Engine, tmp_path: Path) -> None:
