@@ -97,8 +97,8 @@ class RowCache:
     def note(self, step: int, branch: int, latents: Tensor, velocity: Tensor, kept: Kept) -> None:
         """The step was computed, as far as it was: let the branch keep of it what it reuses."""
         cache, first = self.branches[branch], self.probes.get(branch, Probe()).kept.added
-        if self.output:
-            cache.note(step, latents, velocity)
+        if self.output:  # float32, as it is saved: a row that was stopped predicts the same
+            cache.note(step, latents, velocity.float())
         elif kept.tensors:
             cache.note(step, latents, kept.value)
             if first is not None:
