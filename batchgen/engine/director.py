@@ -257,7 +257,11 @@ class Director:
         """What the forward of each branch of the row does at its step; None: it takes none."""
         if row.cache is None:
             return (WHOLE,) * len(row.branches)
-        return row.cache.plan(row.step, partial(RowLook, self.replica, row))
+        begin = perf_counter()
+        with self.flight.clock.on("denoise"):
+            found = row.cache.plan(row.step, partial(RowLook, self.replica, row))
+        row.meter.ahead += perf_counter() - begin
+        return found
 
     def _moving(self) -> dict[int, RowState]:
         """The rows that the next tick moves, in order of joining: those whose expert is on the

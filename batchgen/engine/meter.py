@@ -32,7 +32,7 @@ class RowMeter:
     decode: float = 0.0
     d2h: float = 0.0
     ticks: list[float] = field(default_factory=list)  # the row's share of each tick
-    ahead: float = 0.0  # its share of forwards since the last one
+    ahead: float = 0.0  # spent for it since the last one: its share of forwards, its decisions
     steps_total: int = 0
     restored: int = 0  # solver steps that an earlier attempt has taken
     forwards: int = 0  # forwards that held an item of this row

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -396,3 +396,28 @@ def test_host_memory_is_flat_over_200_rows(one_thread: None) -> None:
     while len(slopes) < 3 and (not slopes or slopes[-1] >= 8):
         slopes.append(kib_a_row(engine))
     assert slopes[-1] < 8, f"{slopes} KiB a row"
+
+
+def test_what_a_row_takes_to_decide_is_its_own(
+    one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A strategy that looks at a signal, which takes long: rows, clock and catalog know of it."""
+    engine, slow_s = load(), 0.02
+    signal, asked = engine.family.signal, 0
+
+    def slowly(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        sleep(slow_s)
+        return signal(*args)
+
+    monkeypatch.setattr(engine.family, "signal", slowly)
+    rows = [
+        request(i, num_steps=6, cache_strategy="teacache", cache_ratio=0.5 * i) for i in range(2)
+    ]
+    keeper, report = render(engine, rows)
+    plain, deciding = (keeper.stats[row.row_id].stages.denoise for row in rows)
+    assert asked == 12  # of the steps of both branches
+    assert deciding - plain > 0.5 * asked * slow_s
+    assert report.denoise_s >= asked * slow_s
+    assert plain + deciding == pytest.approx(report.denoise_s, rel=0.02)
