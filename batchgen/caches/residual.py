@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
@@ -45,7 +46,7 @@ class Planned(Residual):
         return look.step in self._steps
 
 
-class Summing(Residual):
+class Summing(Residual, ABC):
     """One that adds up how far a signal moves from step to step, and computes where the sum reaches
     a threshold; there it begins anew."""
 
@@ -54,9 +55,9 @@ class Summing(Residual):
         self._row, self._threshold = row, threshold
         self._sum = 0.0
 
+    @abstractmethod
     def signal(self, look: Look) -> Tensor:
         """What is compared with that of the step before."""
-        raise NotImplementedError
 
     def distance(self, change: float) -> float:
         """What a relative change of the signal adds to the sum."""

@@ -63,7 +63,8 @@ class _Look:
 
     @property
     def latents(self) -> Tensor:
-        raise NotImplementedError
+        assert self.item is not None
+        return self.item.latents.float()
 
     def signal(self, kind: SignalKind) -> Tensor:
         assert self.replica is not None and self.item is not None

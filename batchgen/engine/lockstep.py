@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from batchgen.engine.caching import expert_starts
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.errors import ConfigError
@@ -35,8 +36,7 @@ class Lockstep:
         self.times = [float(time) for time in self.schedule.timesteps]
         self.branches = 1 if guided else len(self.rows[0].conditions)
         experts = [self.family.expert(requests[0], time) for time in self.times]
-        changes = (i for i in range(1, len(experts)) if experts[i] != experts[i - 1])
-        self.starts = (0, *changes)  # the first step of each expert
+        self.starts = expert_starts(experts)
 
     def __len__(self) -> int:
         return len(self.rows)
