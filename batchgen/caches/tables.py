@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from batchgen.durable import write_bytes_atomic
 from batchgen.errors import ConfigError, reason_of
-from batchgen.request import Request
+from batchgen.request import Bucket
 
 SHIPPED = Path(__file__).with_suffix("")
 _PLAIN = (str, int, float, type(None))
@@ -30,7 +30,6 @@ class Key:
 
     strategy: str
     model: str  # name of a preset, or the weights digest of a user's own fit
-    variant: str = ""  # of several tables that one strategy may follow
     solver: str | None = None
     sigma_shift: float | None = None
     num_steps: int | None = None
@@ -61,22 +60,38 @@ class Key:
         return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "guidance_range"]
 
 
-def row_key(
-    request: Request, strategy: str, model: str, computed: int | None = None, variant: str = ""
-) -> Key:
+class Sampling(Protocol):
+    """What a table may depend on beside model and strategy: of a row, or of all rows alike."""
+
+    @property
+    def solver(self) -> str: ...
+    @property
+    def sigma_shift(self) -> float: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def bucket(self) -> Bucket: ...
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def guidance_scale_2(self) -> float | None: ...
+    @property
+    def true_cfg_scale(self) -> float: ...
+
+
+def row_key(row: Sampling, strategy: str, model: str, computed: int | None = None) -> Key:
     """By which a row looks for its table; `computed`: its steps that are, for planned ones."""
-    first, second = request.guidance_scale, request.guidance_scale_2
+    first, second = row.guidance_scale, row.guidance_scale_2
     return Key(
         strategy=strategy,
         model=model,
-        variant=variant,
-        solver=request.solver,
-        sigma_shift=request.sigma_shift,
-        num_steps=request.num_steps,
-        bucket=str(request.bucket),
+        solver=row.solver,
+        sigma_shift=row.sigma_shift,
+        num_steps=row.num_steps,
+        bucket=str(row.bucket),
         guidance_scale=first,
         guidance_scale_2=first if second is None else second,
-        true_cfg_scale=request.true_cfg_scale,
+        true_cfg_scale=row.true_cfg_scale,
         computed=computed,
     )
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from batchgen.caches.audit import audited
-from batchgen.caches.pilots import DRAWN, PSNR, RATIOS, Choice
+from batchgen.caches.pilots import DRAWN, FITTED, PSNR, RATIOS, Choice
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, strategy
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.planning.fits import Fits, Shape, can_be_fitted
+from batchgen.planning.fits import Drawing, Fits, can_be_fitted
 from batchgen.planning.manifests.caching import RATIO_GIVEN, combinations
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows
@@ -26,14 +26,9 @@ from batchgen.planning.store import CacheForecast
 from batchgen.request import FIELDS
 
 _SETTINGS = tuple(PREFIX + name for name in NAMES)
-# What coefficients may depend on beside the model and the settings.
-_SHAPE = (
-    *("num_steps", "guidance_scale", "guidance_scale_2", "true_cfg_scale", "solver"),
-    *("sigma_shift", "width", "height", "num_frames"),
-)
+_DRAWING = tuple(field.name for field in fields(Drawing))
 _MOST_KEPT = 10_000  # combinations
 _MOST_TOLD = 1000
-_WAY = "system.cache.calibrate=true makes them"
 _FLOOR_REASON = (
     "system.cache.min_psnr_db chooses the ratio of planned alone; give these rows a cache_ratio, "
     "or leave it null"
@@ -53,7 +48,7 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """What holds for all rows of one combination of settings and shape."""
+    """What holds for all rows of one combination of settings and drawing."""
 
     told: Told
     settings: Settings = NO_SETTINGS
@@ -107,7 +102,7 @@ class CacheSums:
         self._drawn = np.array(earlier.drawn, np.int64)
         self._known: dict[tuple[Any, ...], Alike] = {}
         self._audit_every = job.system.cache.audit_every
-        self.choices: dict[tuple[Any, ...], Choice] = {}
+        self.choices: dict[Drawing, Choice] = {}
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
         self._left: dict[Told, float] = defaultdict(float)  # sum of the rows' shares
@@ -119,7 +114,7 @@ class CacheSums:
         use, or for which it lacks coefficients that it needs, go to `problems`."""
         if "cache_strategy" not in rows.columns.schema.names:
             return None
-        names = (*_SETTINGS, *_SHAPE, "cache_refused")
+        names = (*_SETTINGS, *_DRAWING, "cache_refused")
         columns = [rows.column(name) for name in names]
         columns.append(rows.column(RATIO_GIVEN))
         first, place = combinations(columns)
@@ -156,50 +151,46 @@ class CacheSums:
         if values not in self._known:
             *row, refused, given = values
             settings = Settings(*row[: len(_SETTINGS)])
-            shape = dict(zip(_SHAPE, row[len(_SETTINGS) :], strict=True))
-            found = self._look_up(settings, shape, given)
+            drawing = Drawing(*row[len(_SETTINGS) :])
+            found = self._look_up(settings, drawing, given)
             self._known[values] = replace(found, refused=found.refused or refused)
         return self._known[values]
 
-    def _look_up(self, settings: Settings, shape: Shape, given: bool) -> Alike:
+    def _look_up(self, settings: Settings, drawing: Drawing, given: bool) -> Alike:
         """What is expected of one combination; `given`: the rows say the ratio themselves. Raises
         IllegalSetting."""
         if settings == NO_SETTINGS:
             return _WITHOUT
         if self._floor is None or given or settings.ratio == 0:
-            return self._with(settings, shape)
+            return self._with(settings, drawing)
         if settings.strategy != planned.NAME:
             raise IllegalSetting("strategy", settings.strategy, _FLOOR_REASON)
-        choice = self._fits.choice(settings, shape, self._floor)
+        choice = self._fits.choice(settings, drawing, self._floor)
         if not choice.judged and self._pilots:
-            wanted = [self._lacks(replace(settings, ratio=ratio), shape) for ratio in RATIOS]
-            return replace(self._with(settings, shape), lacks=tuple(r for w in wanted for r in w))
-        self.choices[choice.num_steps, choice.guidance_scale, *shape.values()] = choice
+            wanted = [self._lacks(replace(settings, ratio=ratio), drawing) for ratio in RATIOS]
+            return replace(self._with(settings, drawing), lacks=tuple(r for w in wanted for r in w))
+        self.choices[drawing] = choice
         if choice.ratio == 0:
             return replace(_WITHOUT, refused=settings.strategy)
-        return self._with(replace(settings, ratio=choice.ratio), shape, PSNR)
+        return self._with(replace(settings, ratio=choice.ratio), drawing, PSNR)
 
-    def _lacks(self, settings: Settings, shape: Shape) -> tuple[float, ...]:
+    def _lacks(self, settings: Settings, drawing: Drawing) -> tuple[float, ...]:
         """The ratio, if a pilot may make coefficients for it."""
-        possible = can_be_fitted(settings, self._fits.row(settings, shape))
+        possible = can_be_fitted(settings, self._fits.row(settings, drawing))
         return (settings.ratio,) if self._pilots and possible else ()
 
-    def _with(self, settings: Settings, shape: Shape, having: str = "") -> Alike:
+    def _with(self, settings: Settings, drawing: Drawing, having: str = "") -> Alike:
         """With coefficients if there are any. Raises IllegalSetting where they are needed and there
         are none."""
-        name, steps = settings.strategy, shape["num_steps"]
-        chosen, row = strategy(name), self._fits.row(settings, shape)
+        name, steps = settings.strategy, drawing.num_steps
+        chosen, row = strategy(name), self._fits.row(settings, drawing)
         needs = chosen.FACTS.table if row.ratio > 0 else ""
-        told = (name, settings.ratio, steps, shape["guidance_scale"])
+        told = (name, settings.ratio, steps, drawing.guidance_scale)
         try:
-            entry = self._fits.find(name, row, shape, having) if needs else None
-            lacks = self._lacks(settings, shape) if needs and entry is None else ()
+            entry = self._fits.find(name, row, drawing, having) if needs else None
+            lacks = self._lacks(settings, drawing) if needs and entry is None else ()
             if entry is None and needs == "needed":
-                if not lacks:
-                    way = "no pilot makes them" if self._pilots else _WAY
-                    reason = f"{_no_table(self._model, shape)}; {way}"
-                    raise IllegalSetting("strategy", name, reason)
-                return Alike(told, settings, share=1 - row.ratio, lacks=lacks)
+                raise IllegalSetting("strategy", name, _no_table(self._model, drawing))
             content = entry.content if entry else None
             share = chosen.expected(row, content) / steps
         except ConfigError as error:
@@ -240,8 +231,8 @@ class CacheSums:
         )
 
 
-def _no_table(model: ModelSpec, shape: Shape) -> str:
+def _no_table(model: ModelSpec, drawing: Drawing) -> str:
     return (
-        f"there are no coefficients of it for {model.name}, {shape['solver']}, "
-        f"{shape['num_steps']} steps, {shape['width']}x{shape['height']}x{shape['num_frames']}"
+        f"there are no coefficients of it for {model.name}, {drawing.solver}, "
+        f"{drawing.num_steps} steps, {drawing.bucket}, and a pilot fits {', '.join(FITTED)} alone"
     )

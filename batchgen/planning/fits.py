@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from batchgen.caches.pilots import FITTED, PSNR, RATIOS, Choice, Judged
 from batchgen.caches.settings import Settings
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import Row, computed_count, strategy
-from batchgen.caches.tables import Entry, Key, Tables
+from batchgen.caches.tables import Entry, Tables, row_key
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import family_spec
 from batchgen.request import Bucket
 
-Shape = Mapping[str, Any]  # what coefficients may depend on beside the model and the settings
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """How rows are drawn, beside the settings of their cache (`caches.tables.Sampling`)."""
+
+    num_steps: int
+    guidance_scale: float
+    guidance_scale_2: float | None
+    true_cfg_scale: float
+    solver: str
+    sigma_shift: float
+    width: int
+    height: int
+    num_frames: int
+
+    @property
+    def bucket(self) -> Bucket:
+        return Bucket(self.width, self.height, self.num_frames)
 
 
 class Fits:
@@ -34,13 +50,12 @@ class Fits:
     def _tables(self) -> Sequence[Tables]:
         return [tables for tables in (self._own, Tables.usual()) if tables is not None]
 
-    def row(self, settings: Settings, shape: Shape) -> Row:
+    def row(self, settings: Settings, drawing: Drawing) -> Row:
         """What a strategy is told of a row for its forecast: noise levels about as they will be."""
         model, boundary = self._model, self._boundary
-        family, steps, shift = family_spec(model.family), shape["num_steps"], shape["sigma_shift"]
-        bucket = Bucket(shape["width"], shape["height"], shape["num_frames"])
-        attention = family.attention_flops(model, bucket)
-        whole = family.forward_flops(model, bucket)
+        family, steps, shift = family_spec(model.family), drawing.num_steps, drawing.sigma_shift
+        attention = family.attention_flops(model, drawing.bucket)
+        whole = family.forward_flops(model, drawing.bucket)
         linear = [1 - step / steps for step in range(steps + 1)]
         sigmas = tuple(shift * s / (1 + (shift - 1) * s) for s in linear)
         second = [i for i, sigma in enumerate(sigmas) if boundary is not None and sigma < boundary]
@@ -55,22 +70,23 @@ class Fits:
             attention=(attention.get("self", 0.0) / whole, attention.get("cross", 0.0) / whole),
         )
 
-    def find(self, name: str, row: Row, shape: Shape, having: str = "") -> Entry | None:
-        """The coefficients for rows of this shape, of those whose content has `having`."""
-        keys = [_key(name, model, row, shape) for model in self._models]
+    def find(self, name: str, row: Row, drawing: Drawing, having: str = "") -> Entry | None:
+        """The coefficients for rows that are drawn so, of those whose content has `having`."""
+        count = round(strategy(name).expected(row, None))
+        keys = [row_key(drawing, name, model, count) for model in self._models]
         found = (tables.find(*keys, having=having) for tables in self._tables)
         entry = next(filter(None, found), None)
         unused = entry is not None and name == planned.NAME and not _fits(row, entry)
         return None if unused else entry
 
-    def choice(self, settings: Settings, shape: Shape, floor_db: float) -> Choice:
-        """The largest ratio of planned that was judged to be good enough for rows of this shape."""
+    def choice(self, settings: Settings, drawing: Drawing, floor_db: float) -> Choice:
+        """The largest ratio of planned that was judged to be good enough for such rows."""
         judged = []
         for ratio in RATIOS:
-            row = self.row(replace(settings, ratio=ratio), shape)
-            if (entry := self.find(planned.NAME, row, shape, PSNR)) is not None:
+            row = self.row(replace(settings, ratio=ratio), drawing)
+            if (entry := self.find(planned.NAME, row, drawing, PSNR)) is not None:
                 judged.append(Judged(ratio=ratio, **entry.content[PSNR]))
-        return Choice.among(shape["num_steps"], shape["guidance_scale"], floor_db, judged)
+        return Choice.among(drawing.num_steps, drawing.guidance_scale, floor_db, judged)
 
 
 def can_be_fitted(settings: Settings, row: Row) -> bool:
@@ -80,23 +96,6 @@ def can_be_fitted(settings: Settings, row: Row) -> bool:
         return False
     free = len(row.starts) <= computed_count(row.steps, row.ratio) < row.steps
     return settings.strategy != planned.NAME or (free and settings.warmup == settings.cooldown == 0)
-
-
-def _key(name: str, model: str, row: Row, shape: Shape) -> Key:
-    """What coefficients of rows of this shape are looked up by."""
-    second = shape["guidance_scale_2"]
-    return Key(
-        strategy=name,
-        model=model,
-        solver=shape["solver"],
-        sigma_shift=shape["sigma_shift"],
-        num_steps=row.steps,
-        bucket=str(Bucket(shape["width"], shape["height"], shape["num_frames"])),
-        guidance_scale=shape["guidance_scale"],
-        guidance_scale_2=shape["guidance_scale"] if second is None else second,
-        true_cfg_scale=shape["true_cfg_scale"],
-        computed=round(strategy(name).expected(row, None)),
-    )
 
 
 def _fits(row: Row, entry: Entry) -> bool:

@@ -5,9 +5,10 @@ The relative change of a signal from step to step goes through a polynomial that
 change of the output, and is added up; at `threshold` the step is computed and the sum begins anew.
 Until then what all blocks added at the last computed step is added again.
 
-The table has the `polynomial`, highest power first, and the `signal` it was fitted to: `timestep`,
-`projected` (Wan's "ret steps") or `embedded` (FLUX). Without a table the change itself is added up,
-of `projected`.
+The table has the `polynomial`, highest power first, and the `signal` it was fitted to: `projected`,
+`timestep`, or `embedded` (FLUX). Wan's are those that were published with the first five steps
+computed, as they are here where nobody says how many ("ret steps"). Without a table the change
+itself is added up, of `projected`.
 
 A ratio gives the threshold by the table's `thresholds`; else between those of its `range`: Chitu's
 are 0.08 to 0.35, for Wan 14B 0.04 to 0.20. Corrected: there a ratio of 0 still caches.

@@ -24,8 +24,8 @@ from batchgen.caches.tables import Key, shipped
 from batchgen.errors import ConfigError
 
 
-def shipped_table(name: str, model: str, variant: str = "") -> dict[str, Any]:
-    entry = shipped().find(Key(strategy=name, model=model, variant=variant))
+def shipped_table(name: str, model: str) -> dict[str, Any]:
+    entry = shipped().find(Key(strategy=name, model=model))
     assert entry is not None
     return dict(entry.content)
 
@@ -112,7 +112,7 @@ def test_a_boundary_has_blocks_on_both_sides() -> None:
 # ------------------------------------------------------------------------------------------ decided
 def test_teacache_adds_up_its_polynomial_of_the_change_of_every_step() -> None:
     """Written out anew, with the published coefficients that look at the projection."""
-    table = shipped_table("teacache", "wan2.1-t2v-1.3b", "ret")
+    table = shipped_table("teacache", "wan2.1-t2v-1.3b")
     a, b, c, d, e = table["polynomial"]
     of = row(50, warmup=5, cooldown=1, params={"threshold": 0.1})
     done = Walk(of, teacache.FACTS, lambda: teacache.branch(of, table)).whole()
@@ -129,17 +129,17 @@ def test_teacache_adds_up_its_polynomial_of_the_change_of_every_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "variant", "kind", "thresholds"),
+    ("model", "kind", "thresholds"),
     [
-        ("wan2.1-t2v-1.3b", "", "timestep", (0.08, 0.215, 0.35)),
-        ("wan2.1-t2v-14b", "ret", "projected", (0.04, 0.12, 0.20)),
-        ("flux.1-dev", "", "embedded", (0.25, 0.525, 0.8)),
+        ("wan2.1-t2v-1.3b", "projected", (0.08, 0.215, 0.35)),
+        ("wan2.1-t2v-14b", "projected", (0.04, 0.12, 0.20)),
+        ("flux.1-dev", "embedded", (0.25, 0.525, 0.8)),
     ],
 )
 def test_teacache_looks_at_what_its_table_was_fitted_to(
-    model: str, variant: str, kind: str, thresholds: tuple[float, ...]
+    model: str, kind: str, thresholds: tuple[float, ...]
 ) -> None:
-    table = shipped_table("teacache", model, variant)
+    table = shipped_table("teacache", model)
     for ratio, threshold in zip((1e-6, 0.5, 1.0), thresholds, strict=True):
         branch = teacache.branch(row(50, ratio), table)
         assert branch._threshold == pytest.approx(threshold, rel=1e-4)

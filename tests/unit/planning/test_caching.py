@@ -144,8 +144,6 @@ def test_cost_and_sums_follow_the_ratio(
 def test_every_strategy_is_priced_from_nothing_to_everything(
     plan_of: Callable[..., Plan], name: str
 ) -> None:
-    if strategy(name).FACTS.table == "needed":
-        pytest.skip("it has to be served and fitted first")
     ratios = [0.0, 0.25, 0.5, 0.75, 1.0]
     steps = [1, 2, 7, 20, 50]
     columns = {"cache_ratio": ratios * 5, "num_steps": [n for n in steps for _ in ratios]}
@@ -320,8 +318,10 @@ def test_coefficients_that_are_needed_and_not_there_are_asked_for(
     uniform = strategy("uniform")
     monkeypatch.setattr(uniform, "FACTS", replace(uniform.FACTS, table="needed"))
     columns = {"cache_strategy": [None, "uniform"]}
-    with pytest.raises(ManifestError, match=r"row 1, cache_strategy = 'uniform': .*calibrate=true"):
-        plan_of(columns)
+    said = r"row 1, cache_strategy = 'uniform': .*tiny-wan.* and a pilot fits planned alone"
+    for key in ({}, {"system__cache__calibrate": True}):
+        with pytest.raises(ManifestError, match=said):
+            plan_of(columns, **key)
     store(user_folder(), [Entry(key=Key(strategy="uniform", model="tiny-wan"), content={})])
     assert [bool(request.cache_table) for request in requests(plan_of(columns))] == [False, True]
 
