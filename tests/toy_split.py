@@ -208,6 +208,28 @@ def three_branches(mesh: Mesh) -> list[bool]:
     ]
 
 
+def recalled(mesh: Mesh) -> list[float]:
+    """How far packs, divided, are from those without what is recalled: of each item as that is
+    computed, and after. What a rank has computed whole, it recalls divided."""
+    apart = []
+    for name in ("wan", "wan22", "flux"):
+        family, (bucket, _) = family_on(name), CASES[name][0]
+        for expert in experts(name):
+            family.recall.lead(family.modules[expert])
+        pack = [family.random_item(bucket, seed, experts(name)[0]) for seed in range(3)]
+        memos = [family.recall.text(item.condition[0]) for item in pack]
+        pack = [replace(item, memo=memo) for item, memo in zip(pack, memos, strict=True)]
+        with split_of(mesh, name, family) as split:
+            family.recall.on = False
+            plain = split.forward(pack)
+            family.recall.on = True
+            with split.whole():
+                family.forward(pack[:1])
+            packs = [plain, split.forward(pack), split.forward(pack)]
+        apart += [float((a - b).abs().max()) for a, *more in zip(*packs, strict=True) for b in more]
+    return apart
+
+
 def failing(mesh: Mesh) -> None:
     """The second rank fails inside its forward, in the second block."""
     family = family_on("wan")

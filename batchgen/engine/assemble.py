@@ -51,6 +51,9 @@ def assemble(
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
+        family.recall.lead(family.modules[expert])
+    if plan.mode == "stream":  # memory is short: texts are computed again
+        family.recall.text_bytes = 0
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = _residency(family, device, plan, system.memory, stacks)

@@ -27,6 +27,7 @@ from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
+from batchgen.numerics.recall import Memo
 from batchgen.numerics.solver import History, Leap, Schedule, StepCoefs, leap, step
 from batchgen.request import Request
 
@@ -36,6 +37,7 @@ class Branch:
     """What belongs to one branch of a row (with or without the prompt) between two ticks."""
 
     condition: Condition
+    memo: Memo  # of its text
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +63,8 @@ class RowState:
 
     def item(self, branch: int) -> Item:
         """Its next evaluation."""
-        return Item(self.request, self.latents, self.timestep, self.branches[branch].condition)
+        its = self.branches[branch]
+        return Item(self.request, self.latents, self.timestep, its.condition, its.memo)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,9 +160,7 @@ class Flight:
         alone."""
         request, device = row.request, self.replica.device
         whole = self.family.schedule(request)
-        branches = tuple(
-            Branch(tuple(tensor.to(device) for tensor in condition)) for condition in row.conditions
-        )
+        branches = tuple(self._branch(condition) for condition in row.conditions)
         meter.steps_total = len(whole) * len(branches)
         latents = self.family.initial_latents(request).to(self.family.state_dtype)
         schedule, cache = under_cache(self.replica, request, whole, len(branches))
@@ -172,6 +173,10 @@ class Flight:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
         return RowState(request, schedule, branches, latents, meter, history, step, cache)
+
+    def _branch(self, condition: Condition) -> Branch:
+        here = tuple(tensor.to(self.replica.device) for tensor in condition)
+        return Branch(here, self.family.recall.text(here[0]))
 
     # --------------------------------------------------------------------------------------- tick
     def _tick(self, orders: Orders, outcome: Outcome) -> None:

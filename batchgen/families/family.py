@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from batchgen.numerics.recall import Memo, Recall
     from batchgen.numerics.solver import Schedule
 
 FAMILIES = Path(__file__).parent
@@ -254,6 +255,7 @@ class Item:
     latents: Tensor  # first dimension 1
     timestep: float
     condition: Condition
+    memo: Memo | None = None  # of the condition's text, where the item is of a row in flight
 
 
 class FamilyModel(Protocol):
@@ -263,6 +265,7 @@ class FamilyModel(Protocol):
     max_tokens: int  # most tokens of one text
     state_dtype: torch.dtype  # of latents between two steps
     sequence: SequencePlan  # of its transformers
+    recall: Recall  # of modules in them that see a timestep or a text alone
 
     def texts(self, request: Request) -> tuple[str, ...]:
         """The texts to encode, one for each guidance branch, the prompt first."""
