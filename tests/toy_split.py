@@ -20,7 +20,8 @@ from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
-from batchgen.families.family import Item, family_code
+from batchgen.engine.recall import Recall
+from batchgen.families.family import Item, family_code, family_spec
 from batchgen.families.wan.model import Wan
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.request import Bucket, Request
@@ -94,6 +95,14 @@ def family_on(name: str, device: torch.device = CPU) -> Any:
     for expert in experts(name):
         make_batch_invariant(family.modules[expert].to(device))
     return family
+
+
+def recall_of(name: str, family: Any) -> Recall:
+    """What is recalled of the family from now on."""
+    recall, spec = Recall(), family_spec(SPECS[name].family)
+    expert = next(part for part in spec.COMPONENTS if part.name == experts(name)[0])
+    recall.lead(family, experts(name), expert.recalled)
+    return recall
 
 
 @contextmanager
@@ -214,19 +223,18 @@ def recalled(mesh: Mesh) -> list[float]:
     apart = []
     for name in ("wan", "wan22", "flux"):
         family, (bucket, _) = family_on(name), CASES[name][0]
-        for expert in experts(name):
-            family.recall.lead(family.modules[expert])
+        recall = recall_of(name, family)
         pack = [family.random_item(bucket, seed, experts(name)[0]) for seed in range(3)]
-        memos = [family.recall.text(item.condition[0]) for item in pack]
-        pack = [replace(item, memo=memo) for item, memo in zip(pack, memos, strict=True)]
+        memos = [recall.text(item.condition[0]) for item in pack]  # held
         with split_of(mesh, name, family) as split:
-            family.recall.on = False
+            recall.on = False
             plain = split.forward(pack)
-            family.recall.on = True
+            recall.on = True
             with split.whole():
                 family.forward(pack[:1])
             packs = [plain, split.forward(pack), split.forward(pack)]
         apart += [float((a - b).abs().max()) for a, *more in zip(*packs, strict=True) for b in more]
+        assert any(memo.outputs for memo in memos)  # not of items that others draw
     return apart
 
 

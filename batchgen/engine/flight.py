@@ -22,12 +22,12 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
 from batchgen.engine.orders import Join, Orders, Pack, Slot
 from batchgen.engine.prompts import EncodedRow
+from batchgen.engine.recall import Memo
 from batchgen.engine.replica import Replica
 from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
-from batchgen.numerics.recall import Memo
 from batchgen.numerics.solver import History, Leap, Schedule, StepCoefs, leap, step
 from batchgen.request import Request
 
@@ -37,7 +37,7 @@ class Branch:
     """What belongs to one branch of a row (with or without the prompt) between two ticks."""
 
     condition: Condition
-    memo: Memo  # of its text
+    memo: Memo  # of its text, for as long as the row is in flight
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +63,7 @@ class RowState:
 
     def item(self, branch: int) -> Item:
         """Its next evaluation."""
-        its = self.branches[branch]
-        return Item(self.request, self.latents, self.timestep, its.condition, its.memo)
+        return Item(self.request, self.latents, self.timestep, self.branches[branch].condition)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +175,7 @@ class Flight:
 
     def _branch(self, condition: Condition) -> Branch:
         here = tuple(tensor.to(self.replica.device) for tensor in condition)
-        return Branch(here, self.family.recall.text(here[0]))
+        return Branch(here, self.replica.recall.text(here[0]))
 
     # --------------------------------------------------------------------------------------- tick
     def _tick(self, orders: Orders, outcome: Outcome) -> None:

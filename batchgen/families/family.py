@@ -18,6 +18,7 @@ from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import SequencePlan
 from batchgen.request import Bucket, ModelDefaults, Request
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from batchgen.numerics.recall import Memo, Recall
     from batchgen.numerics.solver import Schedule
 
 FAMILIES = Path(__file__).parent
@@ -80,6 +80,7 @@ class Component:
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
     def library(self) -> str:
@@ -255,7 +256,6 @@ class Item:
     latents: Tensor  # first dimension 1
     timestep: float
     condition: Condition
-    memo: Memo | None = None  # of the condition's text, where the item is of a row in flight
 
 
 class FamilyModel(Protocol):
@@ -265,7 +265,6 @@ class FamilyModel(Protocol):
     max_tokens: int  # most tokens of one text
     state_dtype: torch.dtype  # of latents between two steps
     sequence: SequencePlan  # of its transformers
-    recall: Recall  # of modules in them that see a timestep or a text alone
 
     def texts(self, request: Request) -> tuple[str, ...]:
         """The texts to encode, one for each guidance branch, the prompt first."""

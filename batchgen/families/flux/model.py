@@ -25,7 +25,6 @@ from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
-from batchgen.numerics.recall import Recall, Recalled
 from batchgen.numerics.solver import Schedule, table
 from batchgen.request import Bucket, Request
 
@@ -43,12 +42,6 @@ SEQUENCE = SequencePlan(
         Attends("single_transformer_blocks.*.attn", ("text", "image")),
     ),
     gather=Cut("proj_out", 0, "image", dim=1),
-)
-
-# Blocks modulate by timestep, guidance and pooled text at once, and ranks divide the text's states.
-RECALLED = (
-    Recalled("time_text_embed.timestep_embedder", "timestep"),
-    Recalled("time_text_embed.text_embedder", "text"),
 )
 
 
@@ -92,7 +85,6 @@ class Flux:
         self.spec = spec  # checked against the checkpoint when it was loaded
         self.dims = light.dims(spec)
         self.device = device
-        self.recall = Recall(RECALLED)
         self.max_tokens = light.max_tokens(spec)
         self.tokenizers: Any = components.get("tokenizer"), components.get("tokenizer_2")
         self.clip: Any = components.get("text_encoder")
@@ -154,17 +146,16 @@ class Flux:
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """One transformer forward; each item has its own timestep and guidance."""
         times, guidance = self._times(items)
-        with self.recall.of([i.timestep for i in items], [i.memo for i in items]):
-            velocity = self.transformer(
-                hidden_states=torch.cat([item.latents for item in items]),
-                timestep=times,
-                guidance=guidance,
-                encoder_hidden_states=torch.cat([item.condition[0] for item in items]),
-                pooled_projections=torch.cat([item.condition[1] for item in items]),
-                txt_ids=torch.zeros(self.max_tokens, 3, device=self.device, dtype=self.dtype),
-                img_ids=self._positions(items[0].request.bucket),
-                return_dict=False,
-            )[0]
+        velocity = self.transformer(
+            hidden_states=torch.cat([item.latents for item in items]),
+            timestep=times,
+            guidance=guidance,
+            encoder_hidden_states=torch.cat([item.condition[0] for item in items]),
+            pooled_projections=torch.cat([item.condition[1] for item in items]),
+            txt_ids=torch.zeros(self.max_tokens, 3, device=self.device, dtype=self.dtype),
+            img_ids=self._positions(items[0].request.bucket),
+            return_dict=False,
+        )[0]
         return list(velocity.split(1))
 
     def _times(self, items: Sequence[Item]) -> tuple[Tensor, Tensor | None]:
@@ -183,8 +174,7 @@ class Flux:
         scalars = [times.to(self.dtype) * 1000]
         if guidance is not None:
             scalars.append(guidance.to(self.dtype) * 1000)
-        with self.recall.of([item.timestep], [item.memo]):
-            embedded: Tensor = self.transformer.time_text_embed(*scalars, item.condition[1])
+        embedded: Tensor = self.transformer.time_text_embed(*scalars, item.condition[1])
         if kind != "embedded":
             return embedded
         tokens = self.transformer.x_embedder(item.latents)

@@ -20,7 +20,6 @@ from batchgen.families.wan import spec as light
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
-from batchgen.numerics.recall import Recall, Recalled
 from batchgen.numerics.solver import Schedule, schedule
 from batchgen.request import Bucket, Request
 
@@ -33,15 +32,6 @@ SEQUENCE = SequencePlan(
     attends=(Attends("blocks.*.attn1", ("video",)),),
     gather=Cut("proj_out", 0, "video", dim=1),
     crosses=(Crosses("blocks.*.attn2", "video"),),
-)
-
-RECALLED = (
-    Recalled("condition_embedder.timesteps_proj", "timestep"),
-    Recalled("condition_embedder.time_embedder", "timestep"),
-    Recalled("condition_embedder.time_proj", "timestep"),
-    Recalled("condition_embedder.text_embedder", "text"),
-    Recalled("blocks.*.attn2.norm_k", "text", behind="to_k"),
-    Recalled("blocks.*.attn2.to_v", "text"),
 )
 
 
@@ -64,7 +54,6 @@ class Wan:
     ) -> None:
         self.spec = spec  # checked against the checkpoint when it was loaded
         self.device = device
-        self.recall = Recall(RECALLED)
         self.max_tokens = light.max_tokens(spec)
         self.tokenizer: Any = components.get("tokenizer")
         self.text_encoder: Any = components.get("text_encoder")
@@ -131,21 +120,16 @@ class Wan:
         latents = torch.cat([item.latents for item in items]).to(transformer.dtype)
         times = torch.tensor([item.timestep for item in items], dtype=torch.float32)
         states = torch.cat([self._padded(item.condition) for item in items])
-        with self.recall.of([i.timestep for i in items], [i.memo for i in items]):
-            velocity = transformer(
-                hidden_states=latents,
-                timestep=times.to(self.device, non_blocking=True),
-                encoder_hidden_states=states,
-                return_dict=False,
-            )[0]
+        velocity = transformer(
+            hidden_states=latents,
+            timestep=times.to(self.device, non_blocking=True),
+            encoder_hidden_states=states,
+            return_dict=False,
+        )[0]
         return list(velocity.split(1))
 
     def signal(self, item: Item, kind: SignalKind) -> Tensor:
         """In the transformer's order of operations."""
-        with self.recall.of([item.timestep], [item.memo]):
-            return self._signal(item, kind)
-
-    def _signal(self, item: Item, kind: SignalKind) -> Tensor:
         transformer: Any = self.modules[self.expert(item.request, item.timestep)]
         embedder, block = transformer.condition_embedder, transformer.blocks[0]
         times = embedder.timesteps_proj(torch.tensor([item.timestep], device=self.device))
