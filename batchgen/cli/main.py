@@ -20,9 +20,9 @@ from batchgen.errors import BatchgenError, EndedBySignal, UsageError, reason_of
 from batchgen.paths import RUNS, as_typed
 
 VERB_FILES = (
-    *("manifest", "plan", "run", "resume", "status", "collect", "report"),
-    *("weights", "bench", "slurm"),
-)
+    "manifest", "plan", "run", "resume", "status", "collect", "report", "inspect", "weights",
+    "bench", "slurm",
+)  # fmt: skip
 EPILOG = """\
 examples:
   batchgen run jobs/demo.yaml                        render here, with progress, and collect
