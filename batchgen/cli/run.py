@@ -39,8 +39,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "run",
         handle_run,
-        summary="submit, wait with a progress bar, collect",
-        description="Render a job: submit it, wait with a progress bar, write its catalog.",
+        summary="submit, wait with a progress bar, collect, report",
+        description="Render a job: submit it, wait with a progress bar, write catalog and report.",
         epilog=RUN_EPILOG,
     )
     submit = add_verb(
@@ -88,14 +88,13 @@ def tell_choices(run: RunPaths) -> None:
 
 def wait_to_end(run: RunPaths) -> Result:
     """Wait for what another process started, collect, print the summary."""
-    from batchgen.catalog.collect import collect
     from batchgen.cli.collect import summary_result
     from batchgen.cli.progress import progress_bar
-    from batchgen.runner.steward import wait
+    from batchgen.runner.steward import publish, wait
 
     with _going_on(run, "slurm"), progress_bar() as watch:
         wait(run, watch)
-    return summary_result(run, collect(run))
+    return summary_result(run, publish(run))
 
 
 @contextmanager
