@@ -271,7 +271,8 @@ class Flight:
         row.meter.note_forward(len(pack.slots), seconds / len(pack.slots))
         share = self.replica.share(row.request.bucket, pack.blocks)
         row.meter.note_computed(slot[1], len(row.branches), share)
-        row.meter.kernels.add(self.forwards.kernels.name((row.request.bucket, pack.kernel)))
+        ran = self.forwards.kernels.name((row.request.bucket, pack.kernel))
+        row.meter.kernels.update(ran.split("+"))
 
     def _advance(
         self, number: int, row: RowState, branches: list[Tensor | Failed], outcome: Outcome
