@@ -77,6 +77,14 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentConfig:
+    """One component of a model, where it is to be otherwise than the others. None: it is not."""
+
+    memory: Literal["resident", "model", "stream", "disk"] | None = None
+    dtype: DType | None = None  # computed in it on a CPU, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompileConfig:
     mode: Literal["off", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "off"
     dynamic: bool = False
@@ -121,7 +129,7 @@ class SystemConfig:
     determinism: Literal["strict", "throughput"] = "throughput"
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
-    components: dict[str, dict[str, str]] = field(default_factory=dict)
+    components: dict[str, ComponentConfig] = field(default_factory=dict)
     attention: Literal[
         "auto", "sdpa", "cudnn", "flash_attn", "flash_attn_3", "sage", "sparge", "flex", "radial"
     ] = "auto"

@@ -10,7 +10,7 @@ import torch
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
-from batchgen.engine.blocks import Stacks, blocks_of, stack_blocks
+from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
@@ -45,9 +45,10 @@ def assemble(
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
     devices.prepare(device, system)
-    plan = plan_memory(model, layout.memory, layout.resident_blocks)
+    plan = plan_memory(model, layout.memory, layout.resident_blocks, layout.places)
     stages = STAGES if team.leads else ("denoise",)
-    components = load_components(model, devices.DTYPES[layout.precision], moved, stages)
+    own = {n: devices.DTYPES[c.dtype] for n, c in system.components.items() if c.dtype is not None}
+    components = load_components(model, devices.DTYPES[layout.precision], moved, stages, own)
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
@@ -86,18 +87,23 @@ def _residency(
     stacks: Stacks,
 ) -> Residency:
     gauge, feeds = Gauge(), dict[str, Feed]()
-    if plan.mode == "stream":
-        for expert in plan.experts:
-            transformer = family.modules[expert]
-            feed = feeds[expert] = Feed(
-                blocks_of(transformer),
-                plan.stay,
-                device,
-                gauge,
-                prefetch=memory.prefetch,
-                pin=memory.pin,
-            )
-            stacks.feed(transformer, feed)
+    for part in plan.streaming:
+        module = family.modules.get(part.name)
+        if module is None:  # a follower denoises alone
+            continue
+        blocks = blocks_of(module) if part.stacks else layers_of(module, part.layers)
+        feed = feeds[part.name] = Feed(
+            blocks,
+            plan.stay if part.stacks else (),
+            device,
+            gauge,
+            prefetch=memory.prefetch,
+            pin=memory.pin,
+        )
+        if part.stacks:
+            stacks.feed(module, feed)
+        else:
+            feed.lead(blocks)
     return Residency(family.modules, device, plan, feeds, gauge)
 
 

@@ -19,6 +19,10 @@ class T5Dims(ComponentDims):
     num_heads: int = 64
     max_tokens: int = stored(512, None)  # an argument of the pipeline's call
 
+    def block_weights(self) -> tuple[int, ...]:
+        inner = self.num_heads * self.d_kv
+        return (4 * self.d_model * inner + 3 * self.d_model * self.d_ff,) * self.num_layers
+
 
 def t5_flops(text: T5Dims) -> float:
     """FLOPs for one text, padded to `max_tokens`."""
@@ -30,9 +34,7 @@ def t5_flops(text: T5Dims) -> float:
 
 def t5_parameters(text: T5Dims) -> int:
     """Number of weights, with the embedding table and the gated feed-forward."""
-    inner = text.num_heads * text.d_kv
-    block = 4 * text.d_model * inner + 3 * text.d_model * text.d_ff
-    return text.num_layers * block + text.vocab_size * text.d_model
+    return sum(text.block_weights()) + text.vocab_size * text.d_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,12 @@ class Component:
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Attributes that are lists of blocks, which can stream."""
+        return (*self.stacks, *self.layers)
 
     @property
     def library(self) -> str:

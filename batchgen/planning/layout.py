@@ -147,6 +147,7 @@ def _layout(
         ulysses=degrees.ulysses,
         ring=degrees.ring,
         memory=chosen.memory,
+        places=chosen.places,
         resident_blocks=chosen.resident_blocks,
         precision=precision_of(job),
         attention="sdpa" if job.system.attention == "auto" else job.system.attention,

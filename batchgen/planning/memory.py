@@ -7,8 +7,16 @@ from dataclasses import dataclass, replace
 
 from batchgen.config.capability import served_by
 from batchgen.config.schema import JobConfig, ModelSpec
-from batchgen.families.family import component_bytes, family_spec
-from batchgen.families.streaming import StreamBytes, stream_bytes
+from batchgen.families.family import Component, Stage, family_spec
+from batchgen.families.streaming import (
+    STREAMING,
+    Places,
+    StreamBytes,
+    Weights,
+    places_of,
+    told,
+    weighty,
+)
 from batchgen.records import MemoryMode, Precision
 from batchgen.request import Bucket
 
@@ -25,6 +33,7 @@ class Need:
 
     peak_bytes: int
     resident_blocks: int = 0  # of a transformer, in mode `stream`
+    places: str = ""  # as in `Layout`
 
 
 def on_cpu(job: JobConfig) -> bool:
@@ -79,29 +88,84 @@ def need_of(
 ) -> Need:
     """Weights and activations. `sequence` ranks share the tokens; the leader decodes alone, row by
     row."""
-    model = replace(job.model, dtype=precision_of(job))
-    family, weights = family_spec(model.family), component_bytes(model)
+    model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
+    family = family_spec(model.family)
     work = items * -(-family.forward_bytes(model, bucket) // sequence)
     decode = family.decode_bytes(model, bucket)
-    count = moving = 0
-    denoise = weights.expert
-    if memory == "stream":
-        blocks = stream_bytes(model, job.system.memory.prefetch)
+    own = _own_places(job, weights, memory)
+    places = places_of(model, memory, own)
+    streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0
+    if streams:
         work += items * _kept_bytes(model, bucket, sequence)
-        count = _staying(job, blocks, work)
-        denoise, moving = blocks.held(count), blocks.moving(count)
-    if memory == "resident" or on_cpu(job):  # all in one memory
-        return Need(weights.total + moving + max(work, decode), count)
-    stages = weights.of("encode"), denoise + work, weights.of("decode") + decode
-    return Need(max(stages), count)
+        count = _staying(job, weights.streamed(streams[0]), work)
+    held = _Held(weights, places, count)
+    if on_cpu(job) and "disk" not in places.values():  # all in one memory
+        return Need(weights.total + held.moving + max(work, decode), count, told(own))
+    stages = held.stage("encode"), held.stage("denoise") + work, held.stage("decode") + decode
+    return Need(held.always + max(stages), count, told(own))
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Bytes of weights on the device, where of an expert `count` blocks stay."""
+
+    weights: Weights
+    places: Places
+    count: int
+
+    @property
+    def always(self) -> int:
+        parts = (part for part in weighty(self.weights.model) if self._place(part) == "resident")
+        return sum(map(self.weights.whole, parts))
+
+    @property
+    def moving(self) -> int:
+        """Shelves of the component that takes most of them."""
+        parts = (part for part in weighty(self.weights.model) if self._streams(part))
+        return max((self.weights.streamed(p).moving(self._stay(p)) for p in parts), default=0)
+
+    def stage(self, stage: Stage) -> int:
+        """While a stage runs, beside what is there always; of the experts one."""
+        parts = [part for part in self.weights.of(stage) if self._place(part) != "resident"]
+        held = [self.weights.held(part, self._place(part), self._stay(part)) for part in parts]
+        return max(held, default=0) if stage == "denoise" else sum(held)
+
+    def _place(self, part: Component) -> MemoryMode:
+        return self.places[part.name]
+
+    def _streams(self, part: Component) -> bool:
+        return self._place(part) in STREAMING and bool(part.blocks)
+
+    def _stay(self, part: Component) -> int:
+        return self.count if part.stacks else 0
+
+
+def weights_of(job: JobConfig) -> Weights:
+    """Bytes of the weights of a job's model."""
+    return Weights(job.model, precision_of(job), job.system)
+
+
+def _own_places(job: JobConfig, weights: Weights, memory: MemoryMode) -> Places:
+    """Of the components that live otherwise than `memory`: as the job asks, and encoders whose
+    blocks need not stream, since they fit."""
+    asked = {name: c.memory for name, c in job.system.components.items() if c.memory is not None}
+    encoders, places = weights.of("encode"), places_of(job.model, memory, asked)
+    streams = {p.name for p in encoders if places[p.name] == "stream" and p.name not in asked}
+    if _fills(job) and sum(map(weights.whole, encoders)) <= room_bytes(job):
+        return asked | dict.fromkeys(sorted(streams), "model")
+    return asked
+
+
+def _fills(job: JobConfig) -> bool:
+    """Whether blocks stay where there is room; where streaming is asked for without a limit, none
+    does."""
+    memory = job.system.memory
+    return memory.mode == "auto" if memory.vram_limit is None else memory.vram_limit > 0
 
 
 def _staying(job: JobConfig, blocks: StreamBytes, work: int) -> int:
-    """As many blocks as there is room for beside the work of a forward; where streaming is asked
-    for without a limit, none."""
-    memory = job.system.memory
-    fill = memory.mode == "auto" if memory.vram_limit is None else memory.vram_limit > 0
-    return blocks.most(room_bytes(job) - work) if fill else 0
+    """As many blocks as there is room for beside the work of a forward."""
+    return blocks.most(room_bytes(job) - work) if _fills(job) else 0
 
 
 def _kept_bytes(model: ModelSpec, bucket: Bucket, sequence: int) -> int:

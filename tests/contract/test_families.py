@@ -13,6 +13,7 @@ from toy_flux import flux_spec
 
 from batchgen.caches.blocks import Blocks
 from batchgen.config.schema import ModelSpec
+from batchgen.engine.blocks import layers_of
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
@@ -31,6 +32,7 @@ from batchgen.families.family import (
     share_computed,
 )
 from batchgen.families.sequence import Cut
+from batchgen.families.streaming import block_weights
 from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.numerics.solver import SOLVERS
 from batchgen.request import Bucket, Request
@@ -192,6 +194,20 @@ def test_predicted_blocks_are_those_of_the_transformer(name: str) -> None:
     assert len(predicted) == spec.layers(SPECS[name]) == len(counted)
     assert list(predicted) == pytest.approx(counted, rel=0.3)
     assert sum(predicted) < spec.parameters(SPECS[name], expert.name)
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_predicted_blocks_are_those_of_the_encoders(name: str) -> None:
+    loads = {part.name: part for part in parts(SPECS[name], torch.float32)}
+    encoders = [part for part in family_spec(name).COMPONENTS if part.layers]
+    assert encoders
+    for encoder in encoders:
+        part = loads[encoder.name]
+        blocks = layers_of(meta_model(part.model_class, part.config), encoder.layers)
+        counted = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        predicted = block_weights(SPECS[name], encoder)
+        assert list(predicted) == pytest.approx(counted, rel=0.3)
+        assert sum(predicted) < family_spec(name).parameters(SPECS[name], encoder.name)
 
 
 def test_what_is_checked_is_what_is_loaded() -> None:

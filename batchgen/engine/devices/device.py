@@ -9,6 +9,7 @@ import torch
 
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
+from batchgen.families.streaming import told
 from batchgen.records import Layout, MemoryMode, Precision
 
 GIB = 1024**3
@@ -73,6 +74,7 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
     dtype = run_dtype(model, device)
     return Layout(
         memory=_lone_memory(system.memory),
+        places=told({n: c.memory for n, c in system.components.items() if c.memory is not None}),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
         attention="sdpa" if system.attention == "auto" else system.attention,
         device=device_name(device),

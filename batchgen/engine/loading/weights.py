@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,20 @@ def load_components(
     dtype: torch.dtype,
     moved: Callable[[], object] = unheard,
     stages: Collection[Stage] = STAGES,
+    own: Mapping[str, torch.dtype] | None = None,
 ) -> dict[str, Any]:
     """The components of some stages on the host, in evaluation mode, checked first (all of them);
     `random` weights are made.
 
-    `dtype` is the precision of the transformer and the text encoder; `moved` is told of each
+    `dtype` is the precision of the transformer and the text encoder, `own` that of components which
+    have another; `moved` is told of each
     component."""
     check_weights(model)
     for logging in (transformers_logging, diffusers_logging):
         logging.disable_progress_bar()  # stderr belongs to the run's own progress
     folder = model.weights_folder
     components = {}
-    for part in parts(model, dtype, stages):
+    for part in parts(model, dtype, stages, own):
         components[part.name] = random_component(part) if folder is None else _load(folder, part)
         moved()
     return components

@@ -11,7 +11,6 @@ from torch import nn
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan
 from batchgen.engine.memory.stream import Feed, tensors_of
-from batchgen.records import MemoryMode
 
 _HOST = torch.device("cpu")
 
@@ -35,13 +34,9 @@ class Residency:
         self.gauge = gauge
         self.moves = 0  # of a component onto the device
         self._inside: set[str] = set()
-        if plan.mode == "resident":
-            for name in modules:
+        for name in modules:
+            if self._stays(name):
                 self._enter(name)
-
-    @property
-    def mode(self) -> MemoryMode:
-        return self.plan.mode
 
     @property
     def expert(self) -> str:
@@ -51,11 +46,12 @@ class Residency:
 
     def use(self, *names: str) -> None:
         """Bring these components of one stage to the device, those that stream without the blocks
-        that do; unless all are resident the others leave it first."""
-        if self.mode == "resident":
+        that do; the others leave it first, but for those that are resident."""
+        if self.plan.resident:
             return
         for name in sorted(self._inside - set(names)):
-            self._leave(name)
+            if not self._stays(name):
+                self._leave(name)
         self.gauge.begin(self.plan.stage(names[0]))
         for name in names:
             if name not in self._inside:
@@ -66,6 +62,9 @@ class Residency:
         """Inside, the first block of an expert is on the device if the expert is."""
         feed = self.feeds.get(expert)
         return nullcontext() if feed is None else feed.here(0, lambda block: True)
+
+    def _stays(self, name: str) -> bool:
+        return self.plan.places[name] == "resident"
 
     def _enter(self, name: str) -> None:
         self._inside.add(name)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +106,7 @@ class SideStream(Copies):
 
 
 class Feed:
-    """The blocks of one transformer; those that `stay` are none of its business."""
+    """The blocks of one component; those that `stay` are none of its business."""
 
     def __init__(
         self,
@@ -130,6 +132,20 @@ class Feed:
         self._ahead = 1 + prefetch
         self._free: list[Shelf] = []
         self._inside: dict[int, Shelf] = {}
+
+    def lead(self, blocks: Sequence[nn.Module]) -> None:
+        """Let blocks that run one behind the other, all in each forward, come by themselves."""
+        for number, block in enumerate(blocks):
+            if number in self._blocks:
+                block.forward = self._led(number, block.forward)
+
+    def _led(self, number: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with self.here(number, lambda block: True):
+                return inner(*args, **kwargs)
+
+        return forward
 
     def open(self) -> None:
         """Take memory of the device."""

@@ -114,7 +114,7 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
         ("system.compile=default", "off"),
         ("system.vae.tiled=true", "auto, false"),
         ("system.sampler.boundary=0.9", "null"),
-        ("system.components={transformer: {dtype: float16}}", "{}"),
+        ("system.components.vae.memory=stream", "null, resident, model"),
         ("row_defaults.image=a.png", "null"),
         ("row_defaults.guidance_scale_2=3", "null"),
     ],
