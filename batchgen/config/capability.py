@@ -32,6 +32,7 @@ def check_served(config: JobConfig) -> None:
     _check_heads(config)
     _check_limit(config.system.memory, served)
     _check_components(config)
+    _check_disk(config)
     _check_attention_op(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
@@ -76,7 +77,7 @@ def _check_heads(config: JobConfig) -> None:
 
 def _check_limit(memory: MemoryConfig, served: Capabilities) -> None:
     """No memory at all for blocks is a way to say that they stream."""
-    modes = [mode for mode in ("auto", "stream") if "stream" in served.memory_modes]
+    modes = [mode for mode in ("auto", "stream", "disk") if "stream" in served.memory_modes]
     if memory.vram_limit == 0 and memory.mode not in modes:
         legal = f"with system.memory.mode={' or '.join(modes)}" if modes else "above 0"
         raise ConfigError(
@@ -102,6 +103,16 @@ def _memory_of(model: ModelSpec, name: str, served: Capabilities) -> tuple[objec
     parts = {part.name: part for part in family_spec(model.family).COMPONENTS}
     modes = [mode for mode in served.memory_modes if mode != "auto"]
     return (None, *(m for m in modes if m != "stream" or parts[name].blocks))
+
+
+def _check_disk(config: JobConfig) -> None:
+    """What stays on disk is in files there."""
+    system, legal = config.system, "resident, model, stream"
+    asked: dict[str, str | None] = {"system.memory.mode": system.memory.mode}
+    asked |= {f"system.components.{n}.memory": c.memory for n, c in system.components.items()}
+    for key, mode in asked.items():
+        if mode == "disk" and config.model.weights_folder is None:
+            raise ConfigError(f"{key}: disk: model.weights=random has no files; legal: {legal}")
 
 
 def _check_attention_op(config: JobConfig) -> None:

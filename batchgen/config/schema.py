@@ -163,6 +163,7 @@ class DeviceConfig:
     memory_gib: float = 8.0
     matmul_tflops: float = 0.05
     h2d_gbs: float = 10.0
+    disk_gbs: float = 2.0  # from the checkpoint's files into the host's memory
     link_gbs: float = 10.0
     nic_gbs: float = 1.0
 

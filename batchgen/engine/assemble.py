@@ -49,7 +49,9 @@ def assemble(
     plan = plan_memory(model, layout.memory, layout.resident_blocks, layout.places)
     stages = STAGES if team.leads else ("denoise",)
     own = {n: devices.DTYPES[c.dtype] for n, c in system.components.items() if c.dtype is not None}
-    components = load_components(model, devices.DTYPES[layout.precision], moved, stages, own)
+    components = load_components(
+        model, devices.DTYPES[layout.precision], moved, stages, own, plan.on_disk
+    )
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
@@ -110,6 +112,7 @@ def _residency(
             gauge,
             prefetch=memory.prefetch,
             pin=memory.pin,
+            on_disk=part.name in plan.on_disk,
         )
         if part.stacks:
             stacks.feed(module, feed)

@@ -45,7 +45,7 @@ class Capabilities:
     cfg: tuple[int, ...] = (1,)
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
-    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream")
+    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
     store_dtypes: tuple[str, ...] = ("same",)
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)

@@ -69,14 +69,16 @@ def all_candidates(
     ]
     if job.system.memory.mode != "auto":
         return candidates
-    return [c for c in candidates if c.memory != "stream" or _streams(job, c)]
+    return [c for c in candidates if c.memory not in STREAMING or _streams(job, c)]
 
 
 def _streams(job: JobConfig, candidate: Candidate) -> bool:
     """Whether any block does: with all of them there it is `model`."""
     places = places_of(job.model, candidate.memory, read_places(candidate.places))
     layers = family_spec(job.model.family).layers(job.model)
-    streaming = [part for part in weighty(job.model) if places[part.name] == "stream"]
+    streaming = [
+        part for part in weighty(job.model) if places[part.name] in STREAMING and part.blocks
+    ]
     return any(not part.stacks or candidate.resident_blocks < layers for part in streaming)
 
 
@@ -94,10 +96,10 @@ def _items(job: JobConfig, demanding: Bucket) -> Iterator[int]:
 # ------------------------------------------------------------------------------------------- price
 @dataclass(frozen=True, slots=True)
 class _Copies:
-    """Bytes of the blocks that are copied for a forward, of an expert and of the encoders."""
+    """Seconds for the blocks that are copied for a forward, of an expert and of the encoders."""
 
-    expert: tuple[int, ...] = ()
-    encoders: tuple[int, ...] = ()
+    expert: tuple[float, ...] = ()
+    encoders: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +136,17 @@ class _Pricing:
         )
 
     def _copies(self, places: Places, stay: int) -> _Copies:
-        """Bytes of each block that is copied for a forward; 0 if it stays."""
+        """Seconds of each block that is copied for a forward; 0 if it stays."""
         weights, found = weights_of(self.job), _Copies()
         for part in weighty(self.job.model):
             if places[part.name] in STREAMING and part.blocks:
                 streamed = weights.streamed(part)
+                blocks = streamed.streamed(stay if part.stacks else 0)
+                copies = tuple(size / self._rate(places[part.name]) for size in blocks)
                 if part.stacks:  # experts are alike
-                    found = replace(found, expert=streamed.streamed(stay))
+                    found = replace(found, expert=copies)
                 else:
-                    found = replace(found, encoders=found.encoders + streamed.streamed(0))
+                    found = replace(found, encoders=found.encoders + copies)
         return found
 
     def _rows(
@@ -169,12 +173,18 @@ class _Pricing:
         encode = self._streamed(costs.encode, copies.encoders)
         return denoise / part.rows + encode + costs.decode
 
-    def _streamed(self, compute: float, blocks: Sequence[int]) -> float:
-        """Seconds of a forward whose blocks come from the host. A CPU copies before it computes."""
-        if not blocks:
+    def _streamed(self, compute: float, copies: Sequence[float]) -> float:
+        """Seconds of a forward whose blocks come to it. A CPU copies before it computes."""
+        if not copies:
             return compute
         ahead = 0 if on_cpu(self.job) else self.job.system.memory.prefetch
-        return streamed_seconds(compute, blocks, 1e9 * self.job.slurm.device.h2d_gbs, ahead)
+        return streamed_seconds(compute, copies, 1.0, ahead)
+
+    def _rate(self, place: MemoryMode) -> float:
+        """Bytes per second of what comes from there to the device."""
+        device = self.job.slurm.device
+        from_disk = min(device.disk_gbs, device.h2d_gbs)
+        return 1e9 * (from_disk if place == "disk" else device.h2d_gbs)
 
     def _packed(self, bucket: Bucket, items: int) -> int:
         """Items of a shape that are as many tokens as `items` of the most demanding one."""
@@ -190,14 +200,13 @@ class _Pricing:
         stream."""
         weights = weights_of(self.job)
         moving = [p for p in weighty(self.job.model) if places[p.name] != "resident"]
+        each = [weights.whole(p) / self._rate(places[p.name]) for p in moving]
         experts = sum(bool(part.stacks) for part in moving)
         streamed = experts * sum(copies.expert) + sum(copies.encoders)
         asked = self.job.system.batch.window
         window = _WINDOW if asked == "auto" else asked
         rows = sum(part.rows for part in self.work)
-        windows = ceil(rows / degrees.dp / window)
-        moved = sum(map(weights.whole, moving)) - streamed
-        return windows * moved / (1e9 * self.job.slurm.device.h2d_gbs)
+        return ceil(rows / degrees.dp / window) * (sum(each) - streamed)
 
     def _devices(self, degrees: Degrees, rows: int) -> int:
         """That are held: of nodes that have a row to draw, all."""

@@ -177,9 +177,10 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
     if chosen.memory == "model":
         return "one component at a time"
     blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
+    come = "come from disk" if chosen.memory == "disk" else "stream"
     return (
         f"one component at a time, of a transformer's {blocks} blocks {stay} stay and the others "
-        f"stream: {chosen.slower:.2f} x the time of a row with all resident"
+        f"{come}: {chosen.slower:.2f} x the time of a row with all resident"
     )
 
 

@@ -34,6 +34,7 @@ class Need:
     peak_bytes: int
     resident_blocks: int = 0  # of a transformer, in mode `stream`
     places: str = ""  # as in `Layout`
+    host_bytes: int = 0  # of weights that wait in host memory, beside a device
 
 
 def on_cpu(job: JobConfig) -> bool:
@@ -48,14 +49,24 @@ def residencies(job: JobConfig) -> tuple[MemoryMode, ...]:
     """Legal ones, the one that takes the least memory last. A CPU computes where all components
     are anyway; no memory at all (`vram_limit` 0) means that all blocks stream."""
     memory = job.system.memory
-    if memory.mode == "resident" or memory.mode == "model" or memory.mode == "stream":
+    if memory.mode != "auto":
         return (memory.mode,)
     streams = "stream" in served_by(job.model).memory_modes
+    disk: tuple[MemoryMode, ...] = ("disk",) if _disk_helps(job) else ()
     if streams and memory.vram_limit == 0:
-        return ("stream",)
+        return ("stream", *disk)
     if on_cpu(job):
         return ("resident",)
-    return ("resident", "model", "stream") if streams else ("resident", "model")
+    return ("resident", "model", "stream", *disk) if streams else ("resident", "model")
+
+
+def _disk_helps(job: JobConfig) -> bool:
+    """Where the node's memory cannot hold what its ranks move from there to their devices."""
+    slurm, model = job.slurm, job.model
+    if slurm.mem_gb is None or on_cpu(job) or model.weights_folder is None:
+        return False
+    held = slurm.ranks_per_node * weights_of(job).total
+    return "disk" in served_by(model).memory_modes and held > 1e9 * slurm.mem_gb
 
 
 def most_demanding(job: JobConfig, buckets: Sequence[Bucket]) -> Bucket:
@@ -76,10 +87,14 @@ def room_bytes(job: JobConfig) -> float:
 
 
 def fits(job: JobConfig, memory: MemoryMode, need: Need) -> bool:
-    """Whether there is room for that. On a CPU a limit says how many blocks stay, and no more:
+    """Whether there is room for that, on the device and for what the ranks of a node keep in its
+    memory. On a CPU a limit says how many blocks stay, and no more:
     those that stream are in the same memory."""
-    if memory == "stream" and on_cpu(job):
-        return need.peak_bytes <= GIB * _USABLE * job.slurm.device.memory_gib
+    slurm = job.slurm
+    if memory in STREAMING and on_cpu(job):
+        return need.peak_bytes <= GIB * _USABLE * slurm.device.memory_gib
+    if slurm.mem_gb is not None and slurm.ranks_per_node * need.host_bytes > 1e9 * slurm.mem_gb:
+        return False
     return need.peak_bytes <= room_bytes(job)
 
 
@@ -99,10 +114,13 @@ def need_of(
         work += items * _kept_bytes(model, bucket, sequence)
         count = _staying(job, weights.streamed(streams[0]), work)
     held = _Held(weights, places, count)
-    if on_cpu(job) and "disk" not in places.values():  # all in one memory
-        return Need(weights.total + held.moving + max(work, decode), count, told(own))
+    if on_cpu(job):  # all in one memory, but for what is on disk
+        held = replace(held, moved=("disk",))
+        always, waiting = held.always + held.waiting + held.moving, 0
+    else:
+        always, waiting = held.always, held.waiting
     stages = held.stage("encode"), held.stage("denoise") + work, held.stage("decode") + decode
-    return Need(held.always + max(stages), count, told(own))
+    return Need(always + max(stages), count, told(own), waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,29 +130,32 @@ class _Held:
     weights: Weights
     places: Places
     count: int
+    moved: tuple[MemoryMode, ...] = ("model", "stream", "disk")  # places from which stages bring it
 
     @property
     def always(self) -> int:
-        parts = (part for part in weighty(self.weights.model) if self._place(part) == "resident")
-        return sum(map(self.weights.whole, parts))
+        return self._whole("resident")
+
+    @property
+    def waiting(self) -> int:
+        """In host memory, for its stage."""
+        return self._whole("model", "stream")
 
     @property
     def moving(self) -> int:
-        """Shelves of the component that takes most of them."""
-        parts = (part for part in weighty(self.weights.model) if self._streams(part))
+        """Shelves for blocks of the component that takes most of them."""
+        parts = (p for p in weighty(self.weights.model) if self.places[p.name] == "stream")
         return max((self.weights.streamed(p).moving(self._stay(p)) for p in parts), default=0)
 
     def stage(self, stage: Stage) -> int:
-        """While a stage runs, beside what is there always; of the experts one."""
-        parts = [part for part in self.weights.of(stage) if self._place(part) != "resident"]
-        held = [self.weights.held(part, self._place(part), self._stay(part)) for part in parts]
+        """While a stage runs, what is moved in for it; of the experts one."""
+        parts = [p for p in self.weights.of(stage) if self.places[p.name] in self.moved]
+        held = [self.weights.held(p, self.places[p.name], self._stay(p)) for p in parts]
         return max(held, default=0) if stage == "denoise" else sum(held)
 
-    def _place(self, part: Component) -> MemoryMode:
-        return self.places[part.name]
-
-    def _streams(self, part: Component) -> bool:
-        return self._place(part) in STREAMING and bool(part.blocks)
+    def _whole(self, *places: MemoryMode) -> int:
+        parts = (p for p in weighty(self.weights.model) if self.places[p.name] in places)
+        return sum(map(self.weights.whole, parts))
 
     def _stay(self, part: Component) -> int:
         return self.count if part.stacks else 0

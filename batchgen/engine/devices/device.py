@@ -82,9 +82,9 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
 
 
 def _lone_memory(memory: MemoryConfig) -> MemoryMode:
-    if memory.mode == "stream" or memory.vram_limit == 0:
-        return "stream"
-    return "model" if memory.mode == "model" else "resident"
+    if memory.mode == "auto":
+        return "stream" if memory.vram_limit == 0 else "resident"
+    return memory.mode
 
 
 def require_room(device: torch.device, layout: Layout) -> None:

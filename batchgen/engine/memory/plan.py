@@ -2,7 +2,8 @@
 
 `resident`: on the device, from the start. `model`: there while its stage works, of the experts one;
 the engine then goes window by window, so each moves at most once per window. `stream`: the same,
-but for its blocks, which stay on the host and come for their forwards alone.
+but for its blocks, which stay on the host and come for their forwards alone. `disk`: the same from
+the checkpoint's files, of which the host keeps no copy.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ class MemoryPlan:
     def experts(self) -> tuple[str, ...]:
         """Transformers, in the order in which a row meets them."""
         return self.components("denoise")
+
+    @property
+    def on_disk(self) -> tuple[str, ...]:
+        """Those whose weights stay in their files until they are needed."""
+        return tuple(name for name, place in self.places.items() if place == "disk")
 
     @property
     def streaming(self) -> tuple[Component, ...]:

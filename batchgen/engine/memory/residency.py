@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from batchgen.engine.loading.mapped import source_of
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan
 from batchgen.engine.memory.stream import Feed, tensors_of
-
-_HOST = torch.device("cpu")
 
 
 class Residency:
@@ -34,6 +33,7 @@ class Residency:
         self.gauge = gauge
         self.moves = 0  # of a component onto the device
         self._inside: set[str] = set()
+        self._homes: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of those that can leave again
         for name in modules:
             if self._stays(name):
                 self._enter(name)
@@ -68,21 +68,27 @@ class Residency:
 
     def _enter(self, name: str) -> None:
         self._inside.add(name)
-        self.gauge.add(self._move(name, self.device))
+        tensors = self._own_tensors(name)
+        if not self._stays(name):
+            self._homes[name] = [(tensor, tensor.data) for tensor in tensors]
+        for tensor in tensors:
+            tensor.data = source_of(tensor).to(self.device, tensor.dtype)
+        self.gauge.add(sum(tensor.nbytes for tensor in tensors))
         if feed := self.feeds.get(name):
             feed.open()
 
     def _leave(self, name: str) -> None:
+        """Weights do not change: what is at home is what was on the device."""
         if feed := self.feeds.get(name):
             feed.close()
-        self.gauge.add(-self._move(name, _HOST))
+        homes = self._homes.pop(name)
+        for tensor, home in homes:
+            tensor.data = home
+        self.gauge.add(-sum(tensor.nbytes for tensor, _ in homes))
         self._inside.remove(name)
 
-    def _move(self, name: str, device: torch.device) -> int:
-        """All of a component but the blocks that stream; returns its bytes."""
+    def _own_tensors(self, name: str) -> list[Tensor]:
+        """All of a component but the blocks that stream."""
         feed = self.feeds.get(name)
         streams = {id(t) for block in feed.modules for t in tensors_of(block)} if feed else set()
-        tensors = [t for t in tensors_of(self.modules[name]) if id(t) not in streams]
-        for tensor in tensors:
-            tensor.data = tensor.data.to(device)
-        return sum(tensor.nbytes for tensor in tensors)
+        return [t for t in tensors_of(self.modules[name]) if id(t) not in streams]

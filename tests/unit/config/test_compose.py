@@ -108,13 +108,12 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.memory.mode=disk", "auto, resident, model, stream"),
         ("system.memory.store_dtype=fp8", "same"),
         ("system.attention=sage", "auto, sdpa"),
         ("system.compile=default", "off"),
         ("system.vae.tiled=true", "auto, false"),
         ("system.sampler.boundary=0.9", "null"),
-        ("system.components.vae.memory=stream", "null, resident, model"),
+        ("system.components.vae.memory=stream", "null, resident, model, disk"),
         ("row_defaults.image=a.png", "null"),
         ("row_defaults.guidance_scale_2=3", "null"),
     ],

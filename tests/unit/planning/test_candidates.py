@@ -354,3 +354,27 @@ def test_without_prefetch_no_copy_is_hidden() -> None:
     )
     assert none.slower > ahead.slower
     assert none.peak_bytes <= ahead.peak_bytes
+
+
+def test_what_the_host_cannot_hold_stays_on_disk(tmp_path: Path) -> None:
+    """Where ranks of a node move weights to their devices, all of them wait in its memory."""
+    images = [Work(Bucket(1024, 1024, 1), 8, 8 * 28, 8 * 28)]
+    asked = ("slurm.ranks_per_node=4", f"model.weights={tmp_path}")
+    small, large = (
+        resolve_layout(on_a_card("flux1_dev_1024", 12, *asked, f"slurm.mem_gb={gb}"), images)
+        for gb in (64, 256)
+    )
+    assert (small.memory, large.memory) == ("disk", "stream")
+    assert small.slower > large.slower and "of a transformer's 57" in small.reason
+    assert "others come from disk" in small.reason and "others stream" in large.reason
+    config = on_a_card("flux1_dev_1024", 12, *asked, "slurm.mem_gb=64")
+    fast = replace(config.slurm.device, disk_gbs=20.0)
+    fast_layout = resolve_layout(replace(config, slurm=replace(config.slurm, device=fast)), images)
+    assert fast_layout.slower < small.slower
+
+
+def test_random_weights_have_no_files() -> None:
+    said = refusal("system.memory.mode=disk", "model.weights=random", name="flux1_dev_1024")
+    assert said.endswith("model.weights=random has no files; legal: resident, model, stream")
+    said = refusal("system.components.vae.memory=disk", "model.weights=random")
+    assert said.startswith("system.components.vae.memory: disk")
