@@ -18,16 +18,15 @@ from batchgen.config.component import read_config
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.engine.loading.random_weights import replace_parameter, sensitive_names
+from batchgen.engine.memory.sources import left_in_file
 from batchgen.errors import WeightsError
-
-_IN_FILE = "_in_file"  # attribute of a tensor that stays there
 
 
 def mapped_module(
     home: Path, part: CheckpointPart, files: Sequence[Path], *, on_disk: bool
 ) -> nn.Module:
     """The model of a folder, as its library would load it. `on_disk`: all stays in the files, and
-    what stands for it in the model cannot be computed with (`source_of`).
+    what stands for it in the model cannot be computed with (`memory.sources`).
 
     Raises WeightsError where tensors on disk have other names than in the model."""
     module, found = _empty(home, part), _tensors(files)
@@ -100,12 +99,7 @@ def _put(
         owner, _, leaf = name.rpartition(".")
         module.get_submodule(owner)._buffers[leaf] = source.to(dtype, copy=True)
         return
-    if not on_disk:
-        replace_parameter(module, empty, nn.Parameter(source.to(dtype), requires_grad=False))
-        return
-    nothing = torch.zeros((), dtype=dtype).fill_(torch.nan).expand(source.shape)
-    parameter = nn.Parameter(nothing, requires_grad=False)
-    setattr(parameter, _IN_FILE, source)
+    parameter = left_in_file(source, dtype) if on_disk else nn.Parameter(source.to(dtype), False)
     replace_parameter(module, empty, parameter)
 
 
@@ -117,9 +111,3 @@ def loaded_module(home: Path, part: CheckpointPart) -> nn.Module:
         home, dtype=part.dtype, local_files_only=True, use_safetensors=True
     )
     return module.eval().requires_grad_(False)
-
-
-def source_of(tensor: Tensor) -> Tensor:
-    """What a tensor of a component holds, wherever that is: on disk in the file's own precision."""
-    source: Tensor = getattr(tensor, _IN_FILE, tensor.data)
-    return source

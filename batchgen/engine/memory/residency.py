@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from batchgen.engine.loading.mapped import source_of
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan
+from batchgen.engine.memory.sources import source_of
 from batchgen.engine.memory.stream import Feed, tensors_of
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from batchgen.engine.loading.mapped import source_of
 from batchgen.engine.memory.gauge import Gauge
+from batchgen.engine.memory.sources import source_of
 
 _ALIGNED = 256  # bytes, as what the device itself hands out
 

@@ -16,9 +16,10 @@ from toy_flux import flux_spec, save_flux
 from batchgen.config.schema import ComponentConfig, ModelSpec
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
-from batchgen.engine.loading.mapped import loaded_module, mapped_module, source_of
+from batchgen.engine.loading.mapped import loaded_module, mapped_module
 from batchgen.engine.loading.parts import parts
 from batchgen.engine.loading.weights import check_weights
+from batchgen.engine.memory.sources import source_of
 from batchgen.engine.memory.stream import tensors_of
 
 CPU = torch.device("cpu")
