@@ -12,6 +12,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.families.family import component_bytes, family_spec
 from batchgen.families.streaming import stream_bytes
 from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
+from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.memory import (
     fits,
     most_demanding,
@@ -94,7 +95,14 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        need = need_of(job, self.demanding, memory, sequence=degrees.sequence, items=items)
+        need = need_of(
+            job,
+            self.demanding,
+            memory,
+            sequence=degrees.sequence,
+            items=items,
+            kept=self._kept(degrees, items),
+        )
         blocks = self._streams(memory, need.resident_blocks)
         seconds = self._rows(degrees, items, blocks)
         resident = self._rows(degrees, items)
@@ -113,6 +121,15 @@ class _Pricing:
             last_row_s=last,
             speed=_total(alone) / _total(seconds),
             slower=_total(seconds) / _total(resident),
+        )
+
+    def _kept(self, degrees: Degrees, items: int) -> int:
+        """Bytes that the rows in flight keep, of the shape that keeps most."""
+        model = replace(self.job.model, dtype=precision_of(self.job))
+        return max(
+            in_flight(self.job, part.branches, degrees, self._packed(part.bucket, items))
+            * reserve_bytes(model, part.bucket, part.caches, degrees.sequence)
+            for part in self.work
         )
 
     def _streams(self, memory: MemoryMode, resident_blocks: int) -> tuple[int, ...]:

@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused_with_the_way_on(
 
 
 def test_the_shape_that_needs_the_most_memory_decides(job: Make) -> None:
-    config, small = job(gib=15), Bucket(208, 128, 9)
+    config, small = job(gib=15), Bucket(128, 128, 9)
     assert most_demanding(config, [small, CLIP, small]) == CLIP
     with pytest.raises(ConfigError):
         resolve_layout(job("system.memory.mode=resident", gib=15), [work(small), work(CLIP)])
