@@ -55,6 +55,7 @@ class Capabilities:
     sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size
     boundary: bool = False  # the job may set where the second expert takes over
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
+    unread: tuple[str, ...] = ()  # those that all others read
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Component:
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
     layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
+    joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
