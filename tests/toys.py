@@ -1,0 +1,6 @@
+"""The small image families, by the names of their folders."""
+
+from toy_images import Toy
+from toy_qwen_image import QWEN_IMAGE
+
+TOYS: dict[str, Toy] = {"qwen_image": QWEN_IMAGE}
