@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.strategy import SignalKind
@@ -302,6 +302,14 @@ class FamilyModel(Protocol):
 
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
         """An item of noise with a random condition, for the device's self-test."""
+
+
+@runtime_checkable
+class DecodesRows(Protocol):
+    """A family whose decoder takes more of a row than its size."""
+
+    def decode_row(self, latents: Tensor, request: Request) -> Tensor:
+        """In place of `decode`."""
 
 
 class FamilyCode(Protocol):

@@ -15,6 +15,7 @@ from batchgen.engine.loading.checkpoint import build_module, meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
+from batchgen.families.ltx import spec as ltx
 from batchgen.families.qwen_image import spec as qwen_image
 from batchgen.families.wan import spec as wan
 from batchgen.request import Bucket
@@ -26,6 +27,8 @@ BILLIONS = {  # weights of the transformer
     "flux.1-schnell": 11.89,
     "wan2.2-t2v-a14b": 14.29,
     "qwen-image": 20.43,
+    "ltx-video": 1.923,
+    "ltx-video-0.9.1": 1.923,
 }
 
 
@@ -124,3 +127,28 @@ def test_flops_of_qwen_image() -> None:
     ids = torch.zeros(1, text + qwen_image.TEMPLATE_TOKENS, dtype=torch.long, device="meta")
     counted = flops(lambda: language(input_ids=ids))
     assert qwen_image.encode_flops(model) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["ltx-video", "ltx-video-0.9.1"])
+def test_flops_of_ltx(name: str) -> None:
+    model, bucket = packaged(name), Bucket(704, 480, 161)
+    transformer, vae = on_meta(model, "transformer"), on_meta(model, "vae")
+    (frames, height, width), dtype = ltx.latent_shape(model, bucket), torch.bfloat16
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, frames * height * width, 128, dtype=dtype),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 128, 4096, dtype=dtype),
+            encoder_attention_mask=torch.empty(1, 128, dtype=torch.bool),
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(8 / 25, 32, 32),
+        )
+
+    assert ltx.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
+    latents = torch.empty(1, 128, frames, height, width, dtype=dtype, device="meta")
+    times = torch.empty(1, dtype=dtype, device="meta") if "0.9.1" in name else None
+    counted = flops(lambda: vae.decode(latents, times))
+    assert ltx.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
