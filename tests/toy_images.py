@@ -14,6 +14,7 @@ from toy_engine import request
 from transformers import PreTrainedTokenizerFast
 
 from batchgen.config.schema import ModelSpec
+from batchgen.families.autoencoders import KlVae
 from batchgen.request import ModelDefaults, Request
 
 DEFAULTS = ModelDefaults(
@@ -27,6 +28,10 @@ DEFAULTS = ModelDefaults(
     sigma_shift=1.0,
 )
 
+SMALL_VAE = KlVae(
+    block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4
+)
+
 
 @dataclass(frozen=True)
 class Toy:
@@ -37,6 +42,7 @@ class Toy:
     pipeline: Callable[[ModelSpec], Any]  # diffusers', over the checkpoint
     arguments: Callable[[Request], dict[str, Any]]  # of its call, beside the common ones
     changes: Callable[[int], dict[str, Any]]  # of the n-th row, beside the common ones
+    shift: float = 1.0  # of the scheduler, where it does not depend on the size
     overrides: tuple[str, ...] = ()  # what its checkpoint does not say
 
     def row(self, number: int) -> Request:
@@ -49,7 +55,7 @@ class Toy:
             "height": 64,
             "num_frames": 1,
             "solver": "euler",
-            "sigma_shift": 1.0,
+            "sigma_shift": self.shift,
             "format": "png",
         }
         return request(number, **(values | self.changes(number)))

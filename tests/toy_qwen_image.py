@@ -102,4 +102,4 @@ def changes(number: int) -> dict[str, Any]:
 
 
 MOST = f"model.text_encoder.max_tokens={SMALL_VL.max_tokens}"
-QWEN_IMAGE = Toy(spec, save, pipeline, arguments, changes, (MOST,))
+QWEN_IMAGE = Toy(spec, save, pipeline, arguments, changes, overrides=(MOST,))

@@ -50,6 +50,13 @@ class ClipDims(ComponentDims):
     eos_token_id: int = 2  # token whose state is the pooled one; 2 = the highest id in the text
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectedClipDims(ClipDims):
+    """The same, with a projection of the pooled state."""
+
+    projection_dim: int = 768
+
+
 def clip_flops(text: ClipDims) -> float:
     """FLOPs for one text, padded to the maximum length."""
     d, n = text.hidden_size, text.max_position_embeddings

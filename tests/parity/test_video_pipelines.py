@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy_engine import Keeper, ListSource, draw, spy_on, system
 from toy_videos import VideoTwin
-from toys import VIDEO_TOYS
+from video_toys import VIDEO_TOYS
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine

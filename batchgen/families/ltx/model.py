@@ -17,12 +17,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flow import dynamic_shift
+from batchgen.families.image_model import ImageModel
 from batchgen.families.ltx import spec as light
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
@@ -33,7 +34,6 @@ from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule
 from batchgen.request import Bucket, Request
 
-MODULES = ("text_encoder", "transformer", "vae")
 SEQUENCE = SequencePlan(
     cuts=(
         Cut("", "hidden_states", "video", dim=1),
@@ -53,35 +53,23 @@ def build(
     return Ltx(spec, components, device)
 
 
-class Ltx:
+class Ltx(ImageModel):
     """An LTX-Video (`batchgen.families.family.FamilyModel`)."""
 
-    state_dtype = torch.float32
     sequence = SEQUENCE
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
     ) -> None:
-        self.spec = spec  # checked against the checkpoint when it was loaded
+        super().__init__(spec, components, device)
         self.dims = light.dims(spec)
-        self.device = device
-        self.max_tokens = light.max_tokens(spec)
-        self.tokenizer: Any = components.get("tokenizer")
-        self.text_encoder: Any = components.get("text_encoder")
-        self.transformer: Any = components["transformer"]
-        self.vae: Any = components.get("vae")
-        self.modules: dict[str, nn.Module] = {n: components[n] for n in MODULES if n in components}
-        self.dtype: torch.dtype = self.transformer.dtype
+        self.state_dtype = torch.float32
 
     # ------------------------------------------------------------------------------------- texts
-    def texts(self, request: Request) -> tuple[str, ...]:
-        """The prompt; with guidance also the negative prompt."""
-        return (request.prompt, request.negative_prompt)[: light.branches(self.spec, request)]
-
     def tokenize(self, text: str) -> Tokens:
         """Token ids padded and cut to `max_tokens`, and which of them are the text's."""
-        count = len(self.tokenizer(text, add_special_tokens=True, verbose=False).input_ids)
-        cut = self.tokenizer(
+        count = len(self.parts["tokenizer"](text, add_special_tokens=True, verbose=False).input_ids)
+        cut = self.parts["tokenizer"](
             [text],
             padding="max_length",
             max_length=self.max_tokens,
@@ -95,7 +83,7 @@ class Ltx:
         """States (1, max_tokens, width), made without a mask as in the pipeline, and the mask that
         attention to them takes."""
         ids, mask = (each.to(self.device) for each in tokens.inputs)
-        return self.text_encoder(ids)[0].to(self.dtype), mask.bool()
+        return self.parts["text_encoder"](ids)[0].to(self.dtype), mask.bool()
 
     # ----------------------------------------------------------------------------------- denoise
     def latent_shape(self, bucket: Bucket) -> tuple[int, ...]:
@@ -116,17 +104,14 @@ class Ltx:
     def group(self, request: Request) -> Hashable:
         return request.bucket, request.fps
 
-    def expert(self, request: Request, timestep: float) -> str:
-        return "transformer"
-
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """One transformer forward; each item has its own timestep."""
         request = items[0].request
         frames, height, width = light.latent_shape(self.spec, request.bucket)
-        with in_batches([self._together(item) for item in items]):
+        with in_batches([self.branches(item.request) for item in items]):
             velocity = self.transformer(
                 hidden_states=torch.cat([item.latents for item in items]).to(self.dtype),
-                timestep=self._times(items),
+                timestep=self.timesteps(items),
                 encoder_hidden_states=torch.cat([item.condition[0] for item in items]),
                 encoder_attention_mask=torch.cat([item.condition[1] for item in items]),
                 num_frames=frames,
@@ -137,13 +122,6 @@ class Ltx:
             )[0]
         return list(velocity.float().split(1))
 
-    def _together(self, item: Item) -> int:
-        """Branches that the pipeline runs as one forward."""
-        return int(light.branches(self.spec, item.request))
-
-    def _times(self, items: Sequence[Item]) -> Tensor:
-        return torch.tensor([item.timestep for item in items]).to(self.device, non_blocking=True)
-
     def _scale(self, fps: float) -> tuple[float, int, int]:
         """Seconds and pixels between two cells."""
         vae = self.dims.vae
@@ -152,9 +130,9 @@ class Ltx:
     def signal(self, item: Item, kind: SignalKind) -> Tensor:
         """In the transformer's order of operations."""
         latents = item.latents.to(self.dtype)
-        with in_batches([self._together(item)]):
+        with in_batches([self.branches(item.request)]):
             projected, embedded = self.transformer.time_embed(
-                self._times([item]), batch_size=1, hidden_dtype=latents.dtype
+                self.timesteps([item]), batch_size=1, hidden_dtype=latents.dtype
             )
         if kind != "embedded":
             return embedded if kind == "timestep" else projected

@@ -27,6 +27,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.ltx.vae import LtxVae, vae_decode_flops, vae_parameters
+from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults
 
@@ -42,28 +43,10 @@ COMPONENTS = (
         dims="transformer",
         stacks=("transformer_blocks",),
     ),
-    Component(
-        name="text_encoder",
-        loads="transformers.T5EncoderModel",
-        model_type="t5",
-        stage="encode",
-        dims="text_encoder",
-    ),
+    encoder("text_encoder", "T5EncoderModel", "t5"),
     Component(name="vae", loads="diffusers.AutoencoderKLLTXVideo", stage="decode", dims="vae"),
-    Component(
-        name="tokenizer",
-        kind="tokenizer",
-        loads="transformers.AutoTokenizer",
-        stage="encode",
-        dims="text_encoder",
-    ),
-    Component(
-        name="scheduler",
-        kind="scheduler",
-        loads="diffusers.FlowMatchEulerDiscreteScheduler",
-        stage="denoise",
-        dims="scheduler",
-    ),
+    tokenizer(),
+    FLOW_SCHEDULER,
 )
 _TIME = 256  # channels of the sinusoidal embedding
 
@@ -135,9 +118,7 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    columns = ("guidance_scale", "guidance_rescale")
-    if dims(model).vae.timestep_conditioning:
-        columns += ("decode_timestep", "decode_noise_scale")
+    noise = ("decode_timestep", "decode_noise_scale")
     return Capabilities(
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
@@ -145,7 +126,11 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
-        columns=columns,
+        columns=(
+            "guidance_scale",
+            "guidance_rescale",
+            *(noise if dims(model).vae.timestep_conditioning else ()),
+        ),
     )
 
 

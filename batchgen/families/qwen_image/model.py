@@ -7,7 +7,7 @@ velocity.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flow import dynamic_shift
+from batchgen.families.image_model import ImageModel
 from batchgen.families.qwen_image import spec as light
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
@@ -28,7 +29,6 @@ from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule
 from batchgen.request import Bucket, Request
 
-MODULES = ("text_encoder", "transformer", "vae")
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
@@ -54,7 +54,7 @@ def build(
     return QwenImage(spec, components, device)
 
 
-class QwenImage:
+class QwenImage(ImageModel):
     """A Qwen-Image (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
@@ -62,26 +62,15 @@ class QwenImage:
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
     ) -> None:
-        self.spec = spec  # checked against the checkpoint when it was loaded
+        super().__init__(spec, components, device)
         self.dims = light.dims(spec)
-        self.device = device
-        self.max_tokens = light.max_tokens(spec)
         self.tokenizer: Any = components.get("tokenizer")
         self.text_encoder: Any = components.get("text_encoder")
-        self.transformer: Any = components["transformer"]
-        self.vae: Any = components.get("vae")
-        self.modules: dict[str, nn.Module] = {n: components[n] for n in MODULES if n in components}
-        self.dtype: torch.dtype = self.transformer.dtype
-        self.state_dtype = self.dtype  # as in the pipeline: latents have the model's precision
         self.own = OwnTokens(
             "diffusers.models.transformers.transformer_qwenimage", _of_the_text(self.transformer)
         )
 
     # ------------------------------------------------------------------------------------- texts
-    def texts(self, request: Request) -> tuple[str, ...]:
-        """The prompt; with true_cfg_scale also the negative prompt."""
-        return (request.prompt, request.negative_prompt)[: light.branches(self.spec, request)]
-
     def tokenize(self, text: str) -> Tokens:
         """Token ids of the text in its template; `count` is without what stands before it."""
         start = self._start()
@@ -118,12 +107,6 @@ class QwenImage:
         mu = dynamic_shift(scheduler, light.image_tokens(self.spec, request.bucket))
         return flow_schedule(scheduler, request.sigma_shift, request.num_steps, mu)
 
-    def group(self, request: Request) -> Hashable:
-        return request.bucket
-
-    def expert(self, request: Request, timestep: float) -> str:
-        return "transformer"
-
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """One transformer forward; each item has its own timestep and its own number of text
         tokens."""
@@ -141,8 +124,7 @@ class QwenImage:
 
     def _times(self, items: Sequence[Item]) -> Tensor:
         """Timesteps, of 1."""
-        times = torch.tensor([item.timestep for item in items]).to(self.dtype)
-        return times.to(self.device, non_blocking=True) / 1000
+        return self.timesteps(items).to(self.dtype) / 1000
 
     def signal(self, item: Item, kind: SignalKind) -> Tensor:
         """In the transformer's order of operations. Each block projects the embedding by itself:

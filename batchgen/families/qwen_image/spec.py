@@ -25,6 +25,7 @@ from batchgen.families.family import (
     Stride,
 )
 from batchgen.families.flow import FlowScheduler
+from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.wan.spec import WanVae, vae_decode_flops, vae_parameters
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -41,28 +42,10 @@ COMPONENTS = (
         stacks=("transformer_blocks",),
         flows=("encoder_hidden_states", "hidden_states"),
     ),
-    Component(
-        name="text_encoder",
-        loads="transformers.Qwen2_5_VLForConditionalGeneration",
-        model_type="qwen2_5_vl",
-        stage="encode",
-        dims="text_encoder",
-    ),
+    encoder("text_encoder", "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"),
     Component(name="vae", loads="diffusers.AutoencoderKLQwenImage", stage="decode", dims="vae"),
-    Component(
-        name="tokenizer",
-        kind="tokenizer",
-        loads="transformers.AutoTokenizer",
-        stage="encode",
-        dims="text_encoder",
-    ),
-    Component(
-        name="scheduler",
-        kind="scheduler",
-        loads="diffusers.FlowMatchEulerDiscreteScheduler",
-        stage="denoise",
-        dims="scheduler",
-    ),
+    tokenizer(),
+    FLOW_SCHEDULER,
 )
 
 TEMPLATE_TOKENS = 34  # before the prompt

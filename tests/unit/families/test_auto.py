@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy_engine import small_spec, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
-from toys import VIDEO_TOYS
+from video_toys import VIDEO_TOYS
 
 from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import compose_job, recompose

@@ -15,8 +15,8 @@ from batchgen.engine.loading.checkpoint import build_module, meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
-from batchgen.families.ltx import spec as ltx
 from batchgen.families.qwen_image import spec as qwen_image
+from batchgen.families.sd3 import spec as sd3
 from batchgen.families.wan import spec as wan
 from batchgen.request import Bucket
 
@@ -27,8 +27,7 @@ BILLIONS = {  # weights of the transformer
     "flux.1-schnell": 11.89,
     "wan2.2-t2v-a14b": 14.29,
     "qwen-image": 20.43,
-    "ltx-video": 1.923,
-    "ltx-video-0.9.1": 1.923,
+    "sd3.5-medium": 2.243,
 }
 
 
@@ -127,6 +126,36 @@ def test_flops_of_qwen_image() -> None:
     ids = torch.zeros(1, text + qwen_image.TEMPLATE_TOKENS, dtype=torch.long, device="meta")
     counted = flops(lambda: language(input_ids=ids))
     assert qwen_image.encode_flops(model) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_sd3() -> None:
+    model = packaged("sd3.5-medium")
+    transformer = on_meta(model, "transformer")
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, 16, 128, 128, dtype=torch.bfloat16),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 77 + 256, 4096, dtype=torch.bfloat16),
+            pooled_projections=torch.empty(1, 2048, dtype=torch.bfloat16),
+        )
+
+    assert sd3.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
+
+
+def test_flops_of_sd3() -> None:
+    model = packaged("sd3.5-medium")
+    transformer = on_meta(model, "transformer")
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, 16, 128, 128, dtype=torch.bfloat16),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 77 + 256, 4096, dtype=torch.bfloat16),
+            pooled_projections=torch.empty(1, 2048, dtype=torch.bfloat16),
+        )
+
+    assert sd3.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["ltx-video", "ltx-video-0.9.1"])
