@@ -161,7 +161,7 @@ class Flight:
         whole = self.family.schedule(request)
         branches = tuple(self._branch(condition) for condition in row.conditions)
         meter.steps_total = len(whole) * len(branches)
-        latents = self.family.initial_latents(request).to(self.family.state_dtype)
+        latents = self.family.initial_latents(request)
         schedule, cache = under_cache(self.replica, request, whole, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
             return RowState(request, schedule, branches, latents.to(device), meter, cache=cache)

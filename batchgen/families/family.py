@@ -79,7 +79,8 @@ class Component:
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
-    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
+    drawn: int = -1  # which of them becomes the velocity
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property

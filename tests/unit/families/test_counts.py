@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from meta_models import flops, on_meta, packaged
 
-from batchgen.config.compose import compose_job
-from batchgen.config.schema import ModelSpec
-from batchgen.engine.loading.checkpoint import build_module, meta_model
+from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
@@ -20,7 +15,6 @@ from batchgen.families.sd3 import spec as sd3
 from batchgen.families.wan import spec as wan
 from batchgen.request import Bucket
 
-JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
 LARGE, SMALL = Bucket(1024, 1024, 1), Bucket(512, 512, 1)
 BILLIONS = {  # weights of the transformer
     "flux.1-dev": 11.90,
@@ -29,22 +23,6 @@ BILLIONS = {  # weights of the transformer
     "qwen-image": 20.43,
     "sd3.5-medium": 2.243,
 }
-
-
-def packaged(name: str) -> ModelSpec:
-    return compose_job(JOB, [f"model={name}"]).config.model
-
-
-def on_meta(model: ModelSpec, name: str) -> Any:
-    part = next(part for part in parts(model, torch.bfloat16) if part.name == name)
-    with torch.device("meta"):
-        return build_module(part.model_class, part.config).to(torch.bfloat16)
-
-
-def flops(call: Any) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        call()
-    return int(counter.get_total_flops())
 
 
 @pytest.mark.parametrize("name", BILLIONS)
@@ -141,43 +119,3 @@ def test_flops_of_sd3() -> None:
         )
 
     assert sd3.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
-
-
-def test_flops_of_sd3() -> None:
-    model = packaged("sd3.5-medium")
-    transformer = on_meta(model, "transformer")
-
-    def forward() -> None:
-        transformer(
-            hidden_states=torch.empty(1, 16, 128, 128, dtype=torch.bfloat16),
-            timestep=torch.empty(1),
-            encoder_hidden_states=torch.empty(1, 77 + 256, 4096, dtype=torch.bfloat16),
-            pooled_projections=torch.empty(1, 2048, dtype=torch.bfloat16),
-        )
-
-    assert sd3.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
-
-
-@pytest.mark.parametrize("name", ["ltx-video", "ltx-video-0.9.1"])
-def test_flops_of_ltx(name: str) -> None:
-    model, bucket = packaged(name), Bucket(704, 480, 161)
-    transformer, vae = on_meta(model, "transformer"), on_meta(model, "vae")
-    (frames, height, width), dtype = ltx.latent_shape(model, bucket), torch.bfloat16
-
-    def forward() -> None:
-        transformer(
-            hidden_states=torch.empty(1, frames * height * width, 128, dtype=dtype),
-            timestep=torch.empty(1),
-            encoder_hidden_states=torch.empty(1, 128, 4096, dtype=dtype),
-            encoder_attention_mask=torch.empty(1, 128, dtype=torch.bool),
-            num_frames=frames,
-            height=height,
-            width=width,
-            rope_interpolation_scale=(8 / 25, 32, 32),
-        )
-
-    assert ltx.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
-    latents = torch.empty(1, 128, frames, height, width, dtype=dtype, device="meta")
-    times = torch.empty(1, dtype=dtype, device="meta") if "0.9.1" in name else None
-    counted = flops(lambda: vae.decode(latents, times))
-    assert ltx.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_counts import flops, on_meta, packaged
+from meta_models import flops, on_meta, packaged
 
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
+from batchgen.families.hunyuan_video import spec as hunyuan
 from batchgen.families.ltx import spec as ltx
 from batchgen.request import Bucket
 
 BILLIONS = {  # weights of the transformer
+    "hunyuan-video": 12.82,
     "ltx-video": 1.923,
     "ltx-video-0.9.1": 1.923,
 }
@@ -30,3 +32,46 @@ def test_weights_are_those_of_the_published_model(name: str) -> None:
         assert predicted == pytest.approx(count, rel=0.02), part.name
         if part.name == "transformer":
             assert count / 1e9 == pytest.approx(BILLIONS[name], rel=0.001)
+
+
+def test_flops_of_ltx() -> None:
+    model, bucket = packaged("ltx-video-0.9.1"), Bucket(704, 480, 161)
+    transformer, vae = on_meta(model, "transformer"), on_meta(model, "vae")
+    (frames, height, width), dtype = ltx.latent_shape(model, bucket), torch.bfloat16
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, frames * height * width, 128, dtype=dtype),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 128, 4096, dtype=dtype),
+            encoder_attention_mask=torch.empty(1, 128, dtype=torch.bool),
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(8 / 25, 32, 32),
+        )
+
+    assert ltx.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
+    latents = torch.empty(1, 128, frames, height, width, dtype=dtype, device="meta")
+    counted = flops(lambda: vae.decode(latents, torch.empty(1, dtype=dtype)))
+    assert ltx.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_hunyuan_video() -> None:
+    model, bucket, dtype = packaged("hunyuan-video"), Bucket(960, 544, 21), torch.bfloat16
+    transformer, vae = on_meta(model, "transformer"), on_meta(model, "vae")
+    latents = torch.empty(1, 16, *hunyuan.latent_shape(model, bucket), dtype=dtype, device="meta")
+
+    def forward() -> None:
+        transformer(
+            hidden_states=latents,
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 256, 4096, dtype=dtype),
+            encoder_attention_mask=torch.empty(1, 256, dtype=dtype),
+            pooled_projections=torch.empty(1, 768, dtype=dtype),
+            guidance=torch.empty(1, dtype=dtype),
+        )
+
+    assert hunyuan.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
+    counted = flops(lambda: vae.decode(latents))
+    assert hunyuan.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
