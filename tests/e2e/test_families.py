@@ -142,9 +142,9 @@ def test_videos_of_each_family(one_thread: None, tmp_path: Path, name: str) -> N
     """From a checkpoint alone, whose dimensions are found; frames are those of the pipeline, and a
     film is one."""
     toy = VIDEO_TOYS[name]
-    folder, wanted = toy.save(tmp_path / "model", toy.spec()), toy.row(1)
+    folder, wanted = toy.save(tmp_path / "model", toy.spec()), toy.row(2)
     columns = {field: getattr(wanted, field) for field in COLUMNS}
-    job_folder = make_job_folder(tmp_path, [columns | toy.changes(1)])
+    job_folder = make_job_folder(tmp_path, [columns | toy.changes(2)])
     size = [f"row_defaults.{side}={getattr(toy.bucket, side)}" for side in SIDES]
     model = ("model=auto", f"model.weights={folder}", *toy.overrides, *size)
     done = job_folder.run_here(*model, "output.format=npy")
