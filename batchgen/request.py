@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Kind = Literal["text", "integer", "number"]
-Solver = Literal["unipc", "euler", "dpm++"]
+Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde"]
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000  # the schedules are drawn from 1000 training timesteps
@@ -119,6 +119,8 @@ class ModelDefaults:
     guidance_scale_2: Annotated[float | None, Column(_SCALE, read_by="some", key=7)] = None
     # guidance by a second branch of models that embed guidance_scale
     true_cfg_scale: Annotated[float, Column(_SCALE, read_by="some", key=13)] = 1.0
+    # 1: the guidance scale follows the timestep
+    use_dynamic_cfg: Annotated[int, Column(Range(0, 1), read_by="some")] = 0
     # how far a guided velocity gets the deviation of the prompt's own
     guidance_rescale: Annotated[float, Column(_SHARE, read_by="some")] = 0.0
     # of decoders that take noise: how much they are told, and how much there is (None: the same)

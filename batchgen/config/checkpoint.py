@@ -132,7 +132,7 @@ def _check_content(home: Path, part: Component, files: list[Path]) -> None:
     if part.kind == "tokenizer":
         _check_tokenizer(home, files)
     elif part.kind == "scheduler":
-        _check_scheduler(files[0])
+        _check_scheduler(files[0], part.predicts)
     else:
         _check_class(home, part)
         _check_tensors(index_file(home, part), [f for f in files if f.suffix == ".safetensors"])
@@ -175,11 +175,11 @@ def _tensor_names(file: Path) -> list[str]:
         ) from error
 
 
-def _check_scheduler(file: Path) -> None:
-    """The solvers here are those of flow matching."""
+def _check_scheduler(file: Path, predicts: str) -> None:
+    """The family's solvers take what its models predict."""
     kind = read_json(file).get("prediction_type", "flow_prediction")
-    if kind != "flow_prediction":
-        raise WeightsError(f"{file}: prediction_type is {kind!r}; legal: 'flow_prediction'")
+    if kind != predicts:
+        raise WeightsError(f"{file}: prediction_type is {kind!r}; legal: {predicts!r}")
 
 
 def _check_tokenizer(home: Path, files: list[Path]) -> None:

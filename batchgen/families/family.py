@@ -81,6 +81,7 @@ class Component:
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
     drawn: int = -1  # which of them becomes the velocity
+    predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property

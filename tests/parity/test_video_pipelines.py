@@ -61,7 +61,7 @@ def test_packs_with_refill_equal_the_pipeline(case: Case, seed: int) -> None:
     chance, order = random.Random(seed), [*case.rows]
     chance.shuffle(order)
     batch = {"token_budget": 8000, "max_rows_in_flight": 2 + 3 * seed, "window": 5}
-    mode = ("resident", "stream")[seed]
+    mode = ("resident", "model")[seed]
     engine, asked = case.engine(batch=batch, memory={"mode": mode}), iter(range(10**6))
     first, again = Keeper(), Keeper()
     spy_on(engine, first)

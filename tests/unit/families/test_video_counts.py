@@ -8,12 +8,16 @@ from meta_models import flops, on_meta, packaged
 
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
+from batchgen.families.cogvideox import spec as cogvideox
 from batchgen.families.family import family_spec
 from batchgen.families.hunyuan_video import spec as hunyuan
 from batchgen.families.ltx import spec as ltx
 from batchgen.request import Bucket
 
 BILLIONS = {  # weights of the transformer
+    "cogvideox-2b": 1.694,
+    "cogvideox-5b": 5.571,
+    "cogvideox1.5-5b": 5.571,
     "hunyuan-video": 12.82,
     "ltx-video": 1.923,
     "ltx-video-0.9.1": 1.923,
@@ -75,3 +79,25 @@ def test_flops_of_hunyuan_video() -> None:
     assert hunyuan.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
     counted = flops(lambda: vae.decode(latents))
     assert hunyuan.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["cogvideox-2b", "cogvideox1.5-5b"])
+def test_flops_of_cogvideox(name: str) -> None:
+    model, bucket, dtype = packaged(name), Bucket(720, 480, 25), torch.bfloat16
+    transformer, vae = on_meta(model, "transformer"), on_meta(model, "vae")
+    frames, height, width = cogvideox.latent_shape(model, bucket)
+    drawn = frames + cogvideox.added_frames(model, bucket)
+    rotary = torch.empty(cogvideox.video_tokens(model, bucket), 64, device="meta")
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, drawn, 16, height, width, dtype=dtype),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 226, 4096, dtype=dtype),
+            image_rotary_emb=(rotary, rotary) if "1.5" in name else None,
+        )
+
+    assert cogvideox.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
+    latents = torch.empty(1, 16, frames, height, width, dtype=dtype, device="meta")
+    counted = flops(lambda: vae.decode(latents))
+    assert cogvideox.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
