@@ -46,7 +46,7 @@ SPECS: dict[str, ModelSpec] = {
     **{toy.family: toy.spec() for toy in VIDEO_TOYS.values()},
 }
 CLIPS = (Bucket(64, 32, 5), Bucket(64, 64, 5))
-IMAGES = (Bucket(64, 64, 1), Bucket(96, 64, 1))
+IMAGES = (Bucket(128, 64, 1), Bucket(192, 64, 1))
 BUCKETS = {
     "wan": CLIPS,
     "wan22": CLIPS,
