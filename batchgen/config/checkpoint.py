@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from batchgen.config.component import (
-    SPELLED,
     TOKENIZERS,
     component_files,
     config_file,
@@ -190,10 +189,9 @@ def _check_tokenizer(home: Path, files: list[Path]) -> None:
     whole = home / TOKENIZERS[0]
     if whole in files:
         _check_tokenizer_json(whole)
-    elif (home / SPELLED[0]) not in files and (
+    elif (table := next((file for file in files if file.name in TOKENIZERS), None)) and (
         missing := [name for name in ("sentencepiece", "google.protobuf") if not _has(name)]
     ):
-        table = next(file for file in files if file.name in TOKENIZERS)
         packages = " ".join(name.removeprefix("google.") for name in missing)
         raise WeightsError(
             f"{table}: is read with {' and '.join(missing)}, which this environment lacks: "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -34,8 +34,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.sequence import Cut
 from batchgen.numerics.edges import is_edge, make_batch_invariant
-from batchgen.numerics.solver import SOLVERS
-from batchgen.request import Bucket, Request
+from batchgen.request import Bucket, Request, Solver
 
 # A new family adds its small spec here, and a bucket of 16 tokens or more with a larger one.
 SPECS: dict[str, ModelSpec] = {
@@ -222,7 +221,9 @@ def test_what_is_checked_is_what_is_loaded() -> None:
     for name, model in SPECS.items():
         known = {part.name: part for part in family_spec(name).COMPONENTS}
         loaded = parts(model, torch.bfloat16)
-        assert {part.name for part in loaded} == known.keys() - {"scheduler"}
+        assert {part.name for part in loaded} == {
+            part.name for part in known.values() if part.kind != "scheduler"
+        }
         for part in loaded:
             component = known[part.name]
             if component.kind == "tokenizer":
@@ -331,7 +332,7 @@ def test_every_module_that_sees_a_vector_per_item_does_not_depend_on_the_batch(
     edges = {module: x for module, x in seen.items() if is_edge(module, x, 4)}
     assert len(edges) >= 3 * len(loaded.experts)
     for edge, inputs in edges.items():
-        assert inputs.shape[0] == 4
+        assert inputs.shape[0] % 4 == 0  # a patch convolution may see frames
         alone = torch.cat([edge(x) for x in inputs.split(1)])
         assert torch.equal(edge(inputs), alone)
 
@@ -399,5 +400,5 @@ def test_the_schedule_has_the_steps_of_the_request(loaded: Loaded) -> None:
 
 def test_capabilities_name_solvers_that_exist(loaded: Loaded) -> None:
     served = loaded.spec.capabilities(loaded.model)
-    assert set(served.solvers) <= set(SOLVERS)
+    assert set(served.solvers) <= set(get_args(Solver))
     assert loaded.model.request_defaults.solver in served.solvers

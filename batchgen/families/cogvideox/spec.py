@@ -117,7 +117,6 @@ class CogScheduler(ComponentDims):
     rescale_betas_zero_snr: bool = True
     set_alpha_to_one: bool = True
     snr_shift_scale: float = 1.0
-    steps_offset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +140,7 @@ class Dims:
                 False,
             ),
             ("scheduler.prediction_type", self.scheduler.prediction_type, "v_prediction"),
+            ("scheduler.timestep_spacing", self.scheduler.timestep_spacing, "trailing"),
         ):
             if value != legal:
                 raise ConfigError(f"model.{key}: {value} is not served; legal: {legal}")

@@ -11,6 +11,7 @@ from batchgen.engine.loading.parts import parts
 from batchgen.families.cogvideox import spec as cogvideox
 from batchgen.families.family import family_spec
 from batchgen.families.hunyuan_video import spec as hunyuan
+from batchgen.families.hunyuan_video15 import spec as hunyuan15
 from batchgen.families.ltx import spec as ltx
 from batchgen.request import Bucket
 
@@ -19,6 +20,7 @@ BILLIONS = {  # weights of the transformer
     "cogvideox-5b": 5.571,
     "cogvideox1.5-5b": 5.571,
     "hunyuan-video": 12.82,
+    "hunyuan-video-1.5": 8.33,
     "ltx-video": 1.923,
     "ltx-video-0.9.1": 1.923,
 }
@@ -101,3 +103,29 @@ def test_flops_of_cogvideox(name: str) -> None:
     latents = torch.empty(1, 16, frames, height, width, dtype=dtype, device="meta")
     counted = flops(lambda: vae.decode(latents))
     assert cogvideox.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_hunyuan_video15() -> None:
+    model, bucket, dtype = packaged("hunyuan-video-1.5"), Bucket(208, 112, 21), torch.bfloat16
+    transformer, vae = on_meta(model, "transformer"), on_meta(model, "vae")
+    shape = hunyuan15.latent_shape(model, bucket)
+    refiner, blocks = transformer.context_embedder, transformer.transformer_blocks
+    texts = hunyuan15.text_tokens(model)
+    times = torch.empty(1, dtype=dtype, device="meta")
+
+    def forward() -> None:  # its parts: masks choose tokens, which a model without memory cannot
+        embedded = transformer.time_embed(times)
+        video = transformer.x_embedder(torch.empty(1, 65, *shape, dtype=dtype))
+        refiner(torch.empty(1, 1000, 3584, dtype=dtype), times, torch.ones(1, 1000))
+        transformer.context_embedder_2(torch.empty(1, 256, 1472, dtype=dtype))
+        transformer.image_embedder(torch.empty(1, 729, 1152, dtype=dtype))
+        text = torch.empty(1, texts, 2048, dtype=dtype)
+        for block in blocks:
+            video, text = block(video, text, embedded, torch.ones(1, texts))
+        transformer.proj_out(transformer.norm_out(video, embedded))
+
+    assert hunyuan15.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
+    latents = torch.empty(1, 32, 2, 4, 4, dtype=dtype, device="meta")
+    counted = flops(lambda: vae.decode(latents))
+    small = Bucket(64, 64, 5)
+    assert hunyuan15.decode_flops(model, small) == pytest.approx(counted, rel=0.02)
