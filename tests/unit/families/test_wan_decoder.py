@@ -15,7 +15,7 @@ SHAPES = [
     (1, 4, 1, 4, 4),  # an image
     (1, 4, 5, 4, 4),  # 17 frames
     (1, 4, 2, 3, 5),
-    (1, 4, 2, 2, 2),  # as large with its padding as twice the size without
+    (1, 4, 3, 2, 2),  # as large with its padding as twice the size without
     (1, 4, 3, 7, 1),
     (3, 4, 3, 4, 3),
 ]
@@ -39,8 +39,12 @@ def by_diffusers(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_res_blocks": 2, "dim_mult": [1, 1], "temperal_downsample": [True]}],
-    ids=["of four levels", "of two levels"],
+    [
+        {},
+        {"num_res_blocks": 2, "dim_mult": [1, 1], "temperal_downsample": [True]},
+        {"dim_mult": [1, 1, 1], "temperal_downsample": [True, False]},
+    ],
+    ids=["four levels", "two levels", "three levels"],
 )
 def test_every_bit_is_that_of_diffusers(
     one_thread: None, shape: tuple[int, ...], changes: dict[str, Any]
