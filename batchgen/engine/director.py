@@ -37,6 +37,7 @@ from batchgen.engine.team import Lost, uneven
 from batchgen.errors import RowError
 from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
+from batchgen.records import MOST_DECODED
 from batchgen.request import Bucket
 
 # small where encoding again is cheap: replicas share
@@ -102,8 +103,7 @@ class Director:
             self.uneven |= uneven([outcome.lost, *others])
         for request, meter, error in outcome.failed:
             self.lane.put(Broken(request, meter, error))
-        for state in outcome.done:
-            self._leave(state)
+        self._leave(outcome.done)
 
     def _stops(self) -> bool:
         self.stopping = self.stopping or self.stop()
@@ -162,7 +162,8 @@ class Director:
         while self.denoised:
             if not self.stopping and self._stops():
                 self._save()
-            self.lane.put(self.denoised.popleft())
+            together = min(len(self.denoised), MOST_DECODED)
+            self.lane.put(*(self.denoised.popleft() for _ in range(together)))
         self.lane.drain()
 
     def _drop_uneven(self) -> Iterator[Orders]:
@@ -291,17 +292,20 @@ class Director:
             for chunk in self.replica.packer.chunks(bucket, members):
                 yield Pack(tuple(chunk), blocks)
 
-    def _leave(self, state: RowState) -> None:
-        state.meter.waiting_since = perf_counter()
+    def _leave(self, states: Sequence[RowState]) -> None:
+        if not states:
+            return
         ready = None
         if self.replica.device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
-        job = Denoised(state, ready)
+        for state in states:
+            state.meter.waiting_since = perf_counter()
+        jobs = [Denoised(state, ready) for state in states]
         if self.resident:
-            self.lane.put(job)
+            self.lane.put(*jobs)
         else:
-            self.denoised.append(job)
+            self.denoised.extend(jobs)
 
 
 class Room:

@@ -15,7 +15,7 @@ from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.memory.residency import Residency
-from batchgen.engine.packs import Packer
+from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.team import Team
@@ -33,6 +33,7 @@ class Replica:
     residency: Residency
     prompts: PromptBook
     packer: Packer
+    decodes: DecodeSizes
     team: Team
     stacks: Stacks  # its experts' blocks
     tables: Tables  # coefficients of step caches

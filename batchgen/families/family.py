@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.strategy import SignalKind
@@ -299,12 +299,17 @@ class FamilyModel(Protocol):
         """Denoised latents of one row -> uint8 (frames, height, width, 3) on the device. Its
         bits are the pipeline's where the pipeline decodes this row alone."""
 
+    def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
+        """An item of noise with a random condition, for the device's self-test."""
+
+
+@runtime_checkable
+class DecodesPacks(Protocol):
+    """A family that can decode several rows at once; rows of others are decoded one by one."""
+
     def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
         """`decode` of several rows at once, or of one, by what is fastest; before pixels are
         rounded, float32 values in -1..1 differ from it by 1e-5 at most."""
-
-    def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
-        """An item of noise with a random condition, for the device's self-test."""
 
 
 class FamilyCode(Protocol):

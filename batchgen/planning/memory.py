@@ -75,14 +75,20 @@ def fits(job: JobConfig, memory: MemoryMode, need: Need) -> bool:
 
 
 def need_of(
-    job: JobConfig, bucket: Bucket, memory: MemoryMode, *, sequence: int = 1, items: int = 1
+    job: JobConfig,
+    bucket: Bucket,
+    memory: MemoryMode,
+    *,
+    sequence: int = 1,
+    items: int = 1,
+    decoded: int = 1,
 ) -> Need:
-    """Weights and activations. `sequence` ranks share the tokens; the leader decodes alone, row by
-    row."""
+    """Weights and activations. `sequence` ranks share the tokens of each of `items`; the leader
+    decodes alone, so many rows together."""
     model = replace(job.model, dtype=precision_of(job))
     family, weights = family_spec(model.family), component_bytes(model)
     work = items * -(-family.forward_bytes(model, bucket) // sequence)
-    decode = family.decode_bytes(model, bucket)
+    decode = decoded * family.decode_bytes(model, bucket)
     count = moving = 0
     denoise = weights.expert
     if memory == "stream":

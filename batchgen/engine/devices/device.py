@@ -9,7 +9,7 @@ import torch
 
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
-from batchgen.records import Layout, MemoryMode, Precision
+from batchgen.records import DECODE_PIXELS, Layout, MemoryMode, Precision
 
 GIB = 1024**3
 DTYPES: dict[Precision, torch.dtype] = {
@@ -74,6 +74,7 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
     return Layout(
         memory=_lone_memory(system.memory),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
+        decode_pixels=0 if system.determinism == "strict" else DECODE_PIXELS,
         attention="sdpa" if system.attention == "auto" else system.attention,
         device=device_name(device),
     )

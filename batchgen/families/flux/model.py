@@ -195,9 +195,12 @@ class Flux:
 
     # ------------------------------------------------------------------------------------ decode
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        return self.decode_pack([latents], bucket)[0]
+        return self._images([latents], bucket)[0]
 
     def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+        return self._images(latents, bucket)
+
+    def _images(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
         height, width = light.cells(self.spec, bucket)
         rows, channels = len(latents), latents[0].shape[2] // 4
         images = torch.cat([*latents]).view(rows, height, width, channels, 2, 2)

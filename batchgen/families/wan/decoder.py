@@ -16,6 +16,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpBlock
 from torch import Tensor, nn
 
+_FEW_CHANNELS = 48
+
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """`vae.decode(latents)`: (items, channels, frames, height, width) in -1..1."""
@@ -136,10 +138,13 @@ class _Decoding:
 
 
 class _OneDnn(_Decoding):
-    """By oneDNN's convolutions, with the channels last, as it wants them."""
+    """By oneDNN's convolutions, with the channels last where there are few of them. That takes a
+    third less time; sums over more channels err twice as much, more than 1e-5 in all."""
 
     def _zeros(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return like.new_zeros(shape).to(memory_format=torch.channels_last_3d)
+        buffer = like.new_zeros(shape)
+        few = shape[1] <= _FEW_CHANNELS
+        return buffer.to(memory_format=torch.channels_last_3d) if few else buffer
 
     def _convolve(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
         return torch.mkldnn_convolution(
