@@ -37,7 +37,6 @@ from batchgen.engine.team import Lost, uneven
 from batchgen.errors import RowError
 from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
-from batchgen.records import MOST_DECODED
 from batchgen.request import Bucket
 
 # small where encoding again is cheap: replicas share
@@ -162,8 +161,9 @@ class Director:
         while self.denoised:
             if not self.stopping and self._stops():
                 self._save()
-            together = min(len(self.denoised), MOST_DECODED)
-            self.lane.put(*(self.denoised.popleft() for _ in range(together)))
+            together = self.replica.decodes.size(self.denoised[0].bucket)
+            count = min(len(self.denoised), together)
+            self.lane.put(*(self.denoised.popleft() for _ in range(count)))
         self.lane.drain()
 
     def _drop_uneven(self) -> Iterator[Orders]:

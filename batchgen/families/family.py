@@ -311,7 +311,7 @@ class DecodesPacks(Protocol):
 
     def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
         """`decode` of several rows at once, or of one, by what is fastest; before pixels are
-        rounded, float32 values in -1..1 differ from it by 1e-5 at most."""
+        rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
 
 
 class FamilyCode(Protocol):
