@@ -25,8 +25,9 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
 
 
 def decode_fast(vae: Any, latents: Tensor) -> Tensor:
-    """`decode` to 2e-5 (each is 1e-5 off what float64 gives), by the kernels that are fastest for many small frames: on a CPU in float32
-    those of oneDNN, which PyTorch passes over for one item."""
+    """`decode` to 2e-5 (each is 1e-5 off what float64 gives), by the kernels that are fastest for
+    many small frames: on a CPU in float32 those of oneDNN, which PyTorch passes over for one item.
+    """
     served = latents.device.type == "cpu" and latents.dtype == torch.float32
     if served and torch.backends.mkldnn.is_available() and known(vae):
         return _OneDnn().run(vae, latents)
