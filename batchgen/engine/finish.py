@@ -21,7 +21,7 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.engine.replica import Replica
 from batchgen.errors import NonFiniteOutput
-from batchgen.families.family import DecodesPacks
+from batchgen.families.family import DecodesPacks, DecodesRows
 from batchgen.records import Rendered
 from batchgen.request import Bucket, Request
 
@@ -140,17 +140,22 @@ class Finisher:
         """uint8 (frames, height, width, 3) of each of some rows of a bucket."""
         if not rows:
             return []
-        bucket, latents = rows[0].bucket, [row.state.latents for row in rows]
+        bucket = rows[0].bucket
         begin = perf_counter()
         if self.packs is not None:
-            frames = self.packs.decode_pack(latents, bucket)
+            frames = self.packs.decode_pack([row.state.latents for row in rows], bucket)
         else:
-            frames = [self.family.decode(one, bucket) for one in latents]
+            frames = [self._alone(row.state) for row in rows]
         if self._stream is not None:
             self._stream.synchronize()
             self.syncs += 1
         self.sizes.observe(bucket, len(rows), perf_counter() - begin)
         return frames
+
+    def _alone(self, state: RowState) -> Tensor:
+        if isinstance(self.family, DecodesRows):
+            return self.family.decode_row(state.latents, state.request)
+        return self.family.decode(state.latents, state.request.bucket)
 
     # ------------------------------------------------------------------------------------ deliver
     def _deliver(self, state: RowState, decoded: Tensor | Failed) -> None:

@@ -73,16 +73,18 @@ class Component:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # name of the folder
-    kind: Literal["model", "tokenizer", "scheduler"] = "model"
+    kind: Literal["model", "tokenizer", "scheduler"] = "model"  # the last: settings alone
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
-    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
+    drawn: int = -1  # which of them becomes the velocity
     layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
     joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
+    predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
@@ -325,6 +327,14 @@ class DecodesPacks(Protocol):
     def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
         """`decode` of several rows at once, or of one, by what is fastest; before pixels are
         rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
+
+
+@runtime_checkable
+class DecodesRows(Protocol):
+    """A family whose decoder takes more of a row than its size."""
+
+    def decode_row(self, latents: Tensor, request: Request) -> Tensor:
+        """In place of `decode`."""
 
 
 class FamilyCode(Protocol):
