@@ -21,7 +21,7 @@ from batchgen.engine.engine import Engine
 from batchgen.engine.loading.random_weights import byte_tokenizer
 from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import T5Dims
-from batchgen.families.family import DecodesRows
+from batchgen.families.family import DecodesPacks, DecodesRows
 from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
 from batchgen.families.wan22 import spec as wan22
 from batchgen.numerics.solver import reference_scheduler
@@ -231,19 +231,13 @@ class Keeper:
 def spy_on(engine: Engine, keeper: Keeper) -> None:
     """Let the keeper see each row's latents just before they are decoded."""
     family: Any = engine.family
-    decode, decode_pack = type(family).decode, getattr(type(family), "decode_pack", None)
+    decode = type(family).decode
 
     def spying(latents: Tensor, bucket: Any) -> Tensor:
         keeper.decoded.append(latents.clone())
         return decode(family, latents, bucket)  # type: ignore[no-any-return]
 
-    def spying_pack(latents: Sequence[Tensor], bucket: Any) -> list[Tensor]:
-        keeper.decoded.extend(one.clone() for one in latents)
-        return decode_pack(family, latents, bucket)  # type: ignore[no-any-return]
-
     family.decode = spying
-    if decode_pack is not None:
-        family.decode_pack = spying_pack
     if isinstance(family, DecodesRows):
         of_a_row = type(family).decode_row
 
@@ -251,7 +245,15 @@ def spy_on(engine: Engine, keeper: Keeper) -> None:
             keeper.decoded.append(latents.clone())
             return of_a_row(family, latents, row)
 
-        family.decode_row = spying_a_row  # type: ignore[method-assign]
+        family.decode_row = spying_a_row
+    if isinstance(family, DecodesPacks):
+        of_a_pack = type(family).decode_pack
+
+        def spying_a_pack(latents: Sequence[Tensor], bucket: Any) -> list[Tensor]:
+            keeper.decoded.extend(one.clone() for one in latents)
+            return of_a_pack(family, latents, bucket)
+
+        family.decode_pack = spying_a_pack
 
 
 def draw(engine: Engine, requests: Iterable[Request]) -> Keeper:

@@ -140,19 +140,19 @@ class Finisher:
         """uint8 (frames, height, width, 3) of each of some rows of a bucket."""
         if not rows:
             return []
-        bucket, latents = rows[0].bucket, [row.state.latents for row in rows]
+        bucket = rows[0].bucket
         begin = perf_counter()
         if self.packs is not None:
-            frames = self.packs.decode_pack(latents, bucket)
+            frames = self.packs.decode_pack([row.state.latents for row in rows], bucket)
         else:
-            frames = [self._decode(row.state) for row in rows]
+            frames = [self._alone(row.state) for row in rows]
         if self._stream is not None:
             self._stream.synchronize()
             self.syncs += 1
         self.sizes.observe(bucket, len(rows), perf_counter() - begin)
         return frames
 
-    def _decode(self, state: RowState) -> Tensor:
+    def _alone(self, state: RowState) -> Tensor:
         if isinstance(self.family, DecodesRows):
             return self.family.decode_row(state.latents, state.request)
         return self.family.decode(state.latents, state.request.bucket)

@@ -321,20 +321,20 @@ class FamilyModel(Protocol):
 
 
 @runtime_checkable
-class DecodesRows(Protocol):
-    """A family whose decoder takes more of a row than its size."""
-
-    def decode_row(self, latents: Tensor, request: Request) -> Tensor:
-        """In place of `decode`."""
-
-
-@runtime_checkable
 class DecodesPacks(Protocol):
     """A family that can decode several rows at once; rows of others are decoded one by one."""
 
     def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
         """`decode` of several rows at once, or of one, by what is fastest; before pixels are
         rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
+
+
+@runtime_checkable
+class DecodesRows(Protocol):
+    """A family whose decoder takes more of a row than its size."""
+
+    def decode_row(self, latents: Tensor, request: Request) -> Tensor:
+        """In place of `decode`."""
 
 
 class FamilyCode(Protocol):
