@@ -59,7 +59,7 @@ RANGES: dict[str, Range] = {
     "slurm.row_retries": Range(0),
     **{
         f"slurm.device.{key}": _ABOVE_ZERO
-        for key in ("memory_gib", "matmul_tflops", "h2d_gbs", "link_gbs", "nic_gbs")
+        for key in ("memory_gib", "matmul_tflops", "h2d_gbs", "disk_gbs", "link_gbs", "nic_gbs")
     },
 }
 
@@ -86,8 +86,10 @@ def check_limit(key: str, value: object) -> None:
 
 
 def _dimension(key: str) -> Range:
-    """A size; or the number of a layer, `model.transformer.dual_attention_layers[0]`."""
-    return Range(0) if key.rpartition("[")[0].endswith("_layers") else _ABOVE_ZERO
+    """A size; or the number of a layer, `model.transformer.dual_attention_layers[0]`, or a setting
+    of a guider."""
+    from_zero = key.rpartition("[")[0].endswith("_layers") or key.startswith("model.guider.")
+    return Range(0) if from_zero else _ABOVE_ZERO
 
 
 def _is_dimension(key: str) -> bool:
