@@ -54,6 +54,7 @@ class Capabilities:
     sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size
     boundary: bool = False  # the job may set where the second expert takes over
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
+    needs: tuple[str, ...] = ()  # of these, those that no row may leave out
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -56,6 +57,8 @@ class Defaults:
     geometry: Policy
     locked: tuple[str, ...]
     unserved: tuple[str, ...]
+    needed: tuple[str, ...] = ()  # columns that are null in no row
+    images: Mapping[str, str] = field(default_factory=dict)  # of all rows, by column
 
 
 def job_defaults(job: JobConfig) -> Defaults:
@@ -83,7 +86,15 @@ def job_defaults(job: JobConfig) -> Defaults:
         geometry=job.output.geometry,
         locked=job.locked,
         unserved=unserved_columns(served_by(job.model)),
+        needed=served_by(job.model).needs,
+        images=_images(job),
     )
+
+
+def _images(job: JobConfig) -> dict[str, str]:
+    """The job's images for all rows: paths."""
+    found = {name: getattr(job.row_defaults, name) for name in ("image", "last_image")}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def any_model() -> Defaults:
