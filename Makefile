@@ -21,7 +21,7 @@ demo-slurm: $(INSTALLED)
 	@echo "To stop it and delete it: $(CLUSTER) reset"
 
 test: lint
-	$(BIN)/pytest -n 2 -m "not slow and not slurm and not gpu"
+	$(BIN)/pytest -n 3 -m "not slow and not slurm and not gpu"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

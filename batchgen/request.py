@@ -138,6 +138,8 @@ class Request(ModelDefaults):
     format: Annotated[str, Column(set_by="output.format", key=10)]  # a module of media/formats
     # 0: smallest file .. 10: best
     quality: Annotated[int, Column(Range(0, 10), set_by="output.quality", key=11)]
+    # 1: the file says how it was made (`media.note`)
+    embed_metadata: Annotated[int, Column(Range(0, 1), set_by="output.embed_metadata")] = 0
     # a bucket that the media are cut to, where that was padded
     media_size: Annotated[str | None, Column(set_by="plan", key=14, catalog=False)] = None
     # a step cache, as `caches.settings` resolves it; none: all these are their defaults

@@ -36,7 +36,7 @@ INSIDE = {
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
         {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
-        {"blocks", "rowcache"},
+        {"blocks", "recall", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
         {"forwards", "replica", "caching"},

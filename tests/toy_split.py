@@ -20,7 +20,8 @@ from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
-from batchgen.families.family import Item, family_code
+from batchgen.engine.recall import Recall
+from batchgen.families.family import Item, family_code, family_spec
 from batchgen.families.wan.model import Wan
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.request import Bucket, Request
@@ -94,6 +95,14 @@ def family_on(name: str, device: torch.device = CPU) -> Any:
     for expert in experts(name):
         make_batch_invariant(family.modules[expert].to(device))
     return family
+
+
+def recall_of(name: str, family: Any) -> Recall:
+    """What is recalled of the family from now on."""
+    recall, spec = Recall(), family_spec(SPECS[name].family)
+    expert = next(part for part in spec.COMPONENTS if part.name == experts(name)[0])
+    recall.lead(family, experts(name), expert.recalled)
+    return recall
 
 
 @contextmanager
@@ -206,6 +215,27 @@ def three_branches(mesh: Mesh) -> list[bool]:
         torch.equal(*(family.combine(request, 500.0, v[row]) for v in (velocities, whole)))
         for row in rows
     ]
+
+
+def recalled(mesh: Mesh) -> list[float]:
+    """How far packs, divided, are from those without what is recalled: of each item as that is
+    computed, and after. What a rank has computed whole, it recalls divided."""
+    apart = []
+    for name in ("wan", "wan22", "flux"):
+        family, (bucket, _) = family_on(name), CASES[name][0]
+        recall = recall_of(name, family)
+        pack = [family.random_item(bucket, seed, experts(name)[0]) for seed in range(3)]
+        memos = [recall.text(item.condition[0]) for item in pack]  # held
+        with split_of(mesh, name, family) as split:
+            recall.on = False
+            plain = split.forward(pack)
+            recall.on = True
+            with split.whole():
+                family.forward(pack[:1])
+            packs = [plain, split.forward(pack), split.forward(pack)]
+        apart += [float((a - b).abs().max()) for a, *more in zip(*packs, strict=True) for b in more]
+        assert any(memo.outputs for memo in memos)  # not of items that others draw
+    return apart
 
 
 def failing(mesh: Mesh) -> None:

@@ -19,7 +19,10 @@ from batchgen.cli.verbs import NO_MULTIRUN
 from batchgen.errors import BatchgenError, EndedBySignal, UsageError, reason_of
 from batchgen.paths import RUNS, as_typed
 
-VERB_FILES = ("manifest", "plan", "run", "resume", "status", "collect", "weights", "bench", "slurm")
+VERB_FILES = (
+    "manifest", "plan", "run", "resume", "status", "collect", "inspect", "weights", "bench",
+    "slurm",
+)  # fmt: skip
 EPILOG = """\
 examples:
   batchgen run jobs/demo.yaml                        render here, with progress, and collect

@@ -138,6 +138,7 @@ class OutputConfig:
     format: Annotated[str, Modules("media/formats", also=("auto",))] = "auto"
     fps: float | None = None  # None: from the model
     quality: int = 8
+    embed_metadata: bool = True  # files say how they were made
     geometry: Literal["error", "round", "pad"] = "error"
     hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"
     enable_timer_dump: bool = True

@@ -22,6 +22,7 @@ from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.prompts import PromptBook
+from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
 from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec, share_computed
@@ -51,6 +52,7 @@ def assemble(
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
+    recall = _recall(family, model.family, plan)
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = _residency(family, device, plan, system.memory, stacks)
@@ -70,12 +72,21 @@ def assemble(
         ),
         team=team,
         stacks=stacks,
+        recall=recall,
         tables=tables,
         split=split,
         layers=family_spec(model.family).layers(model),
         share=partial(share_computed, model),
         overlap=overlap,
     )
+
+
+def _recall(family: FamilyModel, name: str, plan: MemoryPlan) -> Recall:
+    """Where memory is short, texts are computed again."""
+    parts = {part.name: part for part in family_spec(name).COMPONENTS}
+    recall = Recall(text_bytes=TEXT_BYTES if plan.mode == "resident" else 0)
+    recall.lead(family, plan.experts, parts[plan.experts[0]].recalled)
+    return recall
 
 
 def _residency(

@@ -22,6 +22,7 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
 from batchgen.engine.orders import Join, Orders, Pack, Slot
 from batchgen.engine.prompts import EncodedRow
+from batchgen.engine.recall import Memo
 from batchgen.engine.replica import Replica
 from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
@@ -36,6 +37,7 @@ class Branch:
     """What belongs to one branch of a row (with or without the prompt) between two ticks."""
 
     condition: Condition
+    memo: Memo  # of its text, for as long as the row is in flight
 
 
 @dataclass(slots=True, eq=False)
@@ -157,9 +159,7 @@ class Flight:
         alone."""
         request, device = row.request, self.replica.device
         whole = self.family.schedule(request)
-        branches = tuple(
-            Branch(tuple(tensor.to(device) for tensor in condition)) for condition in row.conditions
-        )
+        branches = tuple(self._branch(condition) for condition in row.conditions)
         meter.steps_total = len(whole) * len(branches)
         latents = self.family.initial_latents(request).to(self.family.state_dtype)
         schedule, cache = under_cache(self.replica, request, whole, len(branches))
@@ -172,6 +172,10 @@ class Flight:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
         return RowState(request, schedule, branches, latents, meter, history, step, cache)
+
+    def _branch(self, condition: Condition) -> Branch:
+        here = tuple(tensor.to(self.replica.device) for tensor in condition)
+        return Branch(here, self.replica.recall.text(here[0]))
 
     # --------------------------------------------------------------------------------------- tick
     def _tick(self, orders: Orders, outcome: Outcome) -> None:

@@ -18,6 +18,7 @@ from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.prompts import PromptBook
+from batchgen.engine.recall import Recall
 from batchgen.engine.team import Team
 from batchgen.families.family import FamilyModel, Item
 from batchgen.request import Bucket
@@ -35,6 +36,7 @@ class Replica:
     packer: Packer
     team: Team
     stacks: Stacks  # its experts' blocks
+    recall: Recall  # of their modules that see a timestep or a text alone
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
     layers: int  # blocks of a forward

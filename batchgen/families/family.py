@@ -18,6 +18,7 @@ from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import SequencePlan
 from batchgen.request import Bucket, ModelDefaults, Request
 
@@ -80,6 +81,7 @@ class Component:
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
     def library(self) -> str:

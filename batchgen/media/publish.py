@@ -26,10 +26,13 @@ _ROW_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TEMPORARY = re.compile(r".+\.tmp(\.[a-z0-9]+)?")
 
 
-def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows: int) -> Media:
+def write_media(
+    rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows: int, note: str = ""
+) -> Media:
     """Encode a row's frames and make the file durable under its final name.
 
-    `total_rows` is the number of rows of the plan; the folders inside `media/` depend on it alone.
+    `note` is text that the file carries. `total_rows` is the number of rows of the plan; the
+    folders inside `media/` depend on it alone.
     MediaError if the file cannot be encoded or written: the row fails, the shard goes on, and
     nothing is left under the temporary or final name.
     """
@@ -39,7 +42,7 @@ def write_media(rendered: Rendered, run: RunPaths, attempt: Attempt, total_rows:
     try:
         make_folder(final.parent, run.root)
         failpoint("media.before_write")
-        _encode(rendered, temporary)
+        _encode(rendered, temporary, note)
         failpoint("media.after_write")
         sync(temporary)
         digest, size = digest_file(temporary)
@@ -82,11 +85,11 @@ def digest_frames(frames: np.ndarray) -> str:
     return hashlib.sha256(frames.tobytes()).hexdigest()
 
 
-def _encode(rendered: Rendered, path: Path) -> None:
+def _encode(rendered: Rendered, path: Path, note: str) -> None:
     request = rendered.request
     remove(path)
     module = formats.get(request.format)
-    module.write(rendered.frames, path, fps=request.fps, quality=request.quality)
+    module.write(rendered.frames, path, fps=request.fps, quality=request.quality, note=note)
 
 
 def _publish(temporary: Path, final: Path) -> None:

@@ -20,12 +20,13 @@ from batchgen.errors import StorageError
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
+from batchgen.media.note import Origin
 from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext
 from batchgen.planning.store import read_pilots
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
-from batchgen.runfile import read_run
+from batchgen.runfile import RunFile, read_run
 from batchgen.worker.admission import Admission
 from batchgen.worker.as_planned import as_planned
 from batchgen.worker.audit import Twins
@@ -85,8 +86,7 @@ def _draw_shard(
     root, config, rank = post.root, post.config, post.rank
     run_file, slurm = read_run(root), config.slurm
     until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
-    elsewhere = slurm.executor == "slurm"  # the others have this machine only
-    policy = RowPolicy(post.attempt, rank.host, run_file.rows, slurm.row_retries, elsewhere)
+    policy = _policy(post, run_file)
     states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
     speed = post.layout.speed if post.layout else 1.0
     admission = Admission(until, share_left=states.share_left, speed=speed)
@@ -115,6 +115,18 @@ def _draw_shard(
         journal.check_place()
         ending.reason = _reason(crew.drain, source)
         log.info("ended: %s", ending.reason)
+
+
+def _policy(post: Post, run_file: RunFile) -> RowPolicy:
+    slurm, context = post.config.slurm, KeyContext.from_json(run_file.key_context)
+    return RowPolicy(
+        post.attempt,
+        post.rank.host,
+        run_file.rows,
+        slurm.row_retries,
+        Origin(context.family, context.weights),
+        elsewhere=slurm.executor == "slurm",  # the others have this machine only
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,9 +18,10 @@ from batchgen.engine.contract import Snapshot
 from batchgen.errors import FINAL_ERRORS, PromptTooLong, SickNode, StorageError
 from batchgen.ledger.journal import JournalWriter
 from batchgen.media.cut import cut_to
+from batchgen.media.note import Origin, note_of
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt, Commit, Rendered, RowStats
+from batchgen.records import Attempt, Commit, Media, Rendered, RowStats
 from batchgen.request import Bucket, Request
 from batchgen.worker.admission import Admission
 from batchgen.worker.states import RowStates
@@ -41,6 +42,7 @@ class RowPolicy:
     host: str
     total_rows: int
     row_retries: int
+    origin: Origin
     elsewhere: bool = False
 
 
@@ -83,7 +85,7 @@ class RowSink:
         if (size := rendered.request.media_size) is not None:
             rendered = replace(rendered, frames=cut_to(rendered.frames, Bucket.parse(size)))
         try:
-            media = write_media(rendered, self._run, self._policy.attempt, self._policy.total_rows)
+            media = self._write(rendered)
         except Exception as error:
             self._media_failed(rendered, error)
             return
@@ -99,6 +101,11 @@ class RowSink:
         self._admission.rendered(rendered.request, stats)
         self._states.drop(rendered.request)
         log.info("row %s ok: %s, %d bytes", commit.row_id, media.path, media.bytes)
+
+    def _write(self, rendered: Rendered) -> Media:
+        request, policy = rendered.request, self._policy
+        note = note_of(request, policy.origin) if request.embed_metadata else ""
+        return write_media(rendered, self._run, policy.attempt, policy.total_rows, note)
 
     def saved(self, request: Request, snapshot: Snapshot) -> None:
         """Keep a row in flight for whoever draws it next; if it cannot be, it starts anew there."""

@@ -55,6 +55,7 @@ def test_ratio_zero_is_audited_as_equal(new_job_folder) -> None:
     assert frame.frames_sha256.tolist() == rows_of(none.run).frames_sha256.tolist()
 
 
+@pytest.mark.slow
 def test_the_same_rows_are_audited_in_three_shards_one_of_which_is_killed(tmp_path: Path) -> None:
     """A row whose attempt dies is drawn again with its twin, and recorded once."""
     steps = [3] * 6

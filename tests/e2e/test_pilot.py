@@ -21,7 +21,12 @@ from batchgen.planning.store import read_plan
 STEPS = "row_defaults.num_steps=8"
 CALIBRATE = (STEPS, "row_defaults.cache_ratio=0.5", "system.cache.calibrate=true")
 COUNT, DRAWN = 10, 5  # rows, and those of the pilot
-POINTS = ("pilot.before_tables", "pilot.after_tables", "replan.before_plan", "replan.after_plan")
+POINTS = (
+    "pilot.before_tables",
+    pytest.param("pilot.after_tables", marks=pytest.mark.slow),
+    pytest.param("replan.before_plan", marks=pytest.mark.slow),
+    pytest.param("replan.after_plan", marks=pytest.mark.slow),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,9 @@ def test_ranks_go_on_without_the_driver(
     assert read_status(run).alive == 0
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_a_rank_in_the_driver_saves_its_rows(
     number: signal.Signals, new_job_folder: NewJobFolder
 ) -> None:

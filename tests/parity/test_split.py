@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import Ranks
 from torch.nn.functional import linear, scaled_dot_product_attention
-from toy_split import SPECS, Seen, divided, failing, partly, three_branches
+from toy_split import SPECS, Seen, divided, failing, partly, recalled, three_branches
 
 from batchgen.config.degrees import Degrees
 from batchgen.families.family import family_spec
@@ -97,6 +97,19 @@ def test_a_row_of_three_branches_shares_a_pack_with_a_row_of_one(
     ranks: Ranks, degrees: Degrees
 ) -> None:
     assert ranks.run(degrees, three_branches) == [[True, True]] * degrees.replica
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [Degrees(cfg=2), Degrees(ring=2), Degrees(cfg=2, ulysses=2)],
+    ids=str,
+)
+def test_divided_forwards_are_the_same_with_what_is_recalled(
+    ranks: Ranks, degrees: Degrees
+) -> None:
+    for apart in ranks.run(degrees, recalled):
+        assert len(apart) == 3 * 3 * 2
+        assert max(apart) <= (0 if kernels_keep_bits() else 1e-5)
 
 
 def test_a_failure_inside_a_divided_forward_names_rank_rows_and_collective(ranks: Ranks) -> None:

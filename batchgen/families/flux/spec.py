@@ -26,6 +26,7 @@ from batchgen.families.family import (
     Scales,
     Stride,
 )
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -41,6 +42,11 @@ COMPONENTS = (
         dims="transformer",
         stacks=("transformer_blocks", "single_transformer_blocks"),
         flows=("encoder_hidden_states", "hidden_states"),
+        # blocks modulate by timestep, guidance and pooled text at once
+        recalled=(
+            Recalled("time_text_embed.timestep_embedder", "timestep"),
+            Recalled("time_text_embed.text_embedder", "text"),
+        ),
     ),
     Component(
         name="text_encoder",

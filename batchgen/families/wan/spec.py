@@ -26,6 +26,7 @@ from batchgen.families.family import (
     Scales,
     Stride,
 )
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults, Solver
 
@@ -54,6 +55,14 @@ TRANSFORMER = Component(
     stage="denoise",
     dims="transformer",
     stacks=("blocks",),
+    recalled=(
+        Recalled("condition_embedder.timesteps_proj", "timestep"),
+        Recalled("condition_embedder.time_embedder", "timestep"),
+        Recalled("condition_embedder.time_proj", "timestep"),
+        Recalled("condition_embedder.text_embedder", "text"),
+        Recalled("blocks.*.attn2.to_k", "text"),
+        Recalled("blocks.*.attn2.to_v", "text"),
+    ),
 )
 # always in float32, as its makers advise: in bfloat16 its pictures have visible bands
 VAE = Component(

@@ -1,8 +1,8 @@
 """Media formats: one module each, found by its file name.
 
-Each module has `EXTENSION`, `write` and `read` as in `MediaFormat`. Frames are always uint8 of
-shape (frames, height, width, 3), RGB. Equal frames and settings give equal bytes. `read` decodes
-the whole file and raises OSError or ValueError if it is torn or of another kind.
+Each module has `EXTENSION`, `write`, `read` and `read_note` as in `MediaFormat`. Frames are always
+uint8 of shape (frames, height, width, 3), RGB. Equal frames, settings and notes give equal bytes.
+`read` decodes the whole file and raises OSError or ValueError if it is torn or of another kind.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ class MediaFormat(Protocol):
 
     EXTENSION: str  # with the dot
 
-    def write(self, frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
-        """Encode to `path`, which does not exist yet; quality 0 (smallest) .. 10 (best)."""
+    def write(
+        self, frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = ""
+    ) -> None:
+        """Encode to `path`, which does not exist yet; quality 0 (smallest) .. 10 (best); `note` is
+        text that the file carries (`media.note`), where the format can."""
 
     def read(self, path: Path) -> np.ndarray:
         """All frames of the file."""
+
+    def read_note(self, path: Path) -> str:
+        """The text that it carries; empty if there is none."""
 
 
 def names() -> list[str]:

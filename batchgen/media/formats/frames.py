@@ -11,11 +11,11 @@ from batchgen.media.formats import png
 EXTENSION = ".frames"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = "") -> None:
     """Make the folder `path` with 00000.png, 00001.png, ..."""
     path.mkdir()
     for number, frame in enumerate(frames):
-        png.write(frame[None], path / f"{number:05d}.png", fps=fps, quality=quality)
+        png.write(frame[None], path / f"{number:05d}.png", fps=fps, quality=quality, note=note)
 
 
 def read(path: Path) -> np.ndarray:
@@ -25,3 +25,8 @@ def read(path: Path) -> np.ndarray:
     if not found or found != [f"{number:05d}.png" for number in range(len(found))]:
         raise OSError(f"{path}: frames are missing or files do not belong: {found[:5]} ...")
     return np.concatenate([png.read(path / name) for name in found])
+
+
+def read_note(path: Path) -> str:
+    """That of the first frame: all say the same."""
+    return png.read_note(path / "00000.png")

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from batchgen.media import ffmpeg
 
@@ -18,7 +19,7 @@ _PALETTE_PIXELS = 200_000  # enough to choose 256 colours; all pixels would take
 _TRAILER = b"\x3b"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = "") -> None:
     """Encode uint8 (F, H, W, 3); OSError if the encoder fails."""
     colours = 56 + 20 * quality
     step = math.ceil(math.sqrt(frames.size / 3 / _PALETTE_PIXELS))
@@ -27,6 +28,8 @@ def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
     filters = f"split[a][b];{palette};[b][p]paletteuse=dither=bayer:bayer_scale=3"
     output = ["-filter_complex", filters, "-threads", "1", *ffmpeg.BITEXACT, "-loop", "0"]
     ffmpeg.encode(frames, path, fps=fps, output=[*output, "-f", "gif"])
+    if note:
+        _add_comment(path, note.encode())
 
 
 def read(path: Path) -> np.ndarray:
@@ -37,3 +40,20 @@ def read(path: Path) -> np.ndarray:
         if file.read(1) != _TRAILER:  # decoders read a cut file as a shorter clip
             raise OSError(f"{path}: the GIF trailer is missing, the file is torn")
     return ffmpeg.decode(path)
+
+
+def read_note(path: Path) -> str:
+    """The comment in front of the first frame."""
+    with Image.open(path, formats=["GIF"]) as image:
+        return bytes(image.info.get("comment", b"")).decode()
+
+
+def _add_comment(path: Path, text: bytes) -> None:
+    """A comment extension (GIF89a, 24), which is blocks of up to 255 bytes and an empty one, behind
+    the header and the colours that all frames share."""
+    blocks = [text[at : at + 255] for at in range(0, len(text), 255)]
+    extension = b"\x21\xfe" + b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
+    data = path.read_bytes()
+    colours = 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0
+    at = 13 + colours
+    path.write_bytes(data[:at] + extension + data[at:])

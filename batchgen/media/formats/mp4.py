@@ -15,17 +15,19 @@ import numpy as np
 from batchgen.media import ffmpeg
 
 EXTENSION = ".mp4"
+LONGEST_NOTE = 100_000  # bytes: it is an argument of the encoder; a longer one is left out
 THREADS = 2  # the bytes depend on it: x264 divides its work by the number of threads
 
 
-def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = "") -> None:
     """Encode uint8 (F, H, W, 3); OSError if the encoder fails."""
     _, height, width, _ = frames.shape
     pixels = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
     scale = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bitexact"
     tags = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
     codec = ["-c:v", "libx264", "-crf", str(36 - 2 * quality), "-threads", str(THREADS)]
-    output = ["-vf", scale, "-pix_fmt", pixels, *codec, *tags, *ffmpeg.BITEXACT, "-f", "mp4"]
+    texts = [*ffmpeg.BITEXACT, *_tags(note)]
+    output = ["-vf", scale, "-pix_fmt", pixels, *codec, *tags, *texts, "-f", "mp4"]
     ffmpeg.encode(frames, path, fps=fps, output=output)
 
 
@@ -34,6 +36,16 @@ def read(path: Path) -> np.ndarray:
     if _length_by_boxes(path) != path.stat().st_size:  # decoders accept a short last box
         raise OSError(f"{path}: the boxes of the MP4 do not fill the file, it is torn")
     return ffmpeg.decode(path)
+
+
+def read_note(path: Path) -> str:
+    """The tag `comment`."""
+    return ffmpeg.tag(path, "comment")
+
+
+def _tags(note: str) -> list[str]:
+    short = 0 < len(note.encode()) <= LONGEST_NOTE
+    return ["-metadata", f"comment={note}"] if short else []
 
 
 def _length_by_boxes(path: Path) -> int:

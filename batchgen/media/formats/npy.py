@@ -1,4 +1,4 @@
-"""One NumPy array of the frames; quality does not apply."""
+"""One NumPy array of the frames; quality does not apply, and there is no place for a note."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 EXTENSION = ".npy"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = "") -> None:
     """Write uint8 (F, H, W, 3) in NumPy's format."""
     with path.open("wb") as file:
         np.lib.format.write_array(file, np.ascontiguousarray(frames), allow_pickle=False)
@@ -25,3 +25,8 @@ def read(path: Path) -> np.ndarray:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise ValueError(f"{path}: {frames.dtype} {frames.shape} is not a clip of uint8 RGB frames")
     return frames
+
+
+def read_note(path: Path) -> str:
+    """Empty: an array carries no text."""
+    return ""

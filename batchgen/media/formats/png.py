@@ -6,16 +6,22 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from batchgen.media.still import only_frame, read_still
 
 EXTENSION = ".png"
+KEYWORD = "batchgen"  # of the text chunk
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
-def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = "") -> None:
     """Encode uint8 (1, H, W, 3); ValueError for more than one frame."""
-    Image.fromarray(only_frame(frames, "png")).save(path, format="PNG", compress_level=6)
+    texts = PngInfo()
+    if note:
+        texts.add_itxt(KEYWORD, note)
+    image = Image.fromarray(only_frame(frames, "png"))
+    image.save(path, format="PNG", compress_level=6, pnginfo=texts)
 
 
 def read(path: Path) -> np.ndarray:
@@ -24,3 +30,9 @@ def read(path: Path) -> np.ndarray:
         if not file.read().endswith(_END):  # Pillow does not check for it
             raise OSError(f"{path}: the end of the PNG is missing, the file is torn")
     return read_still(path, "PNG")
+
+
+def read_note(path: Path) -> str:
+    """The text chunk `batchgen`."""
+    with Image.open(path, formats=["PNG"]) as image:
+        return str(image.info.get(KEYWORD, ""))

@@ -12,17 +12,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from batchgen.media.still import comment, comment_in
+
 EXTENSION = ".webp"
-_NOTE = re.compile(rb"batchgen num_frames=(\d+) fps=([0-9.]+)")
+_COUNT = re.compile(rb"batchgen num_frames=(\d+) fps=([0-9.]+)")
 
 
-def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
+def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = "") -> None:
     """Encode uint8 (F, H, W, 3)."""
     images = [Image.fromarray(frame) for frame in frames]
     ends = [round(1000 * (number + 1) / fps) for number in range(len(frames))]
     durations = [end - start for start, end in zip([0, *ends], ends, strict=False)]
     shown = int(fps) if fps == int(fps) else fps
-    note = f"batchgen num_frames={len(frames)} fps={shown}".encode()
+    count = f"batchgen num_frames={len(frames)} fps={shown}".encode()
     images[0].save(
         path,
         format="WEBP",
@@ -33,17 +35,18 @@ def write(frames: np.ndarray, path: Path, *, fps: float, quality: int) -> None:
         lossless=quality == 10,
         quality=40 + 6 * quality,
         method=4,
-        xmp=note,
+        xmp=count,
+        exif=comment(note),
     )
 
 
 def read(path: Path) -> np.ndarray:
     """uint8 (F, H, W, 3); OSError or ValueError for a torn file."""
     with Image.open(path, formats=["WEBP"]) as image:
-        note = _NOTE.search(image.info.get("xmp", b""))
-        if note is None:
+        count = _COUNT.search(image.info.get("xmp", b""))
+        if count is None:
             raise ValueError(f"{path}: the number of frames is not noted in the file")
-        num_frames, fps = int(note[1]), float(note[2])
+        num_frames, fps = int(count[1]), float(count[2])
         shown, ends = [], []
         elapsed = 0
         for number in range(getattr(image, "n_frames", 1)):
@@ -54,3 +57,9 @@ def read(path: Path) -> np.ndarray:
     starts = [round(1000 * number / fps) for number in range(num_frames)]
     places = np.minimum(np.searchsorted(ends, starts, side="right"), len(shown) - 1)
     return np.stack([shown[place] for place in places])
+
+
+def read_note(path: Path) -> str:
+    """The user comment of its EXIF."""
+    with Image.open(path, formats=["WEBP"]) as image:
+        return comment_in(image)

@@ -44,8 +44,7 @@ def build_manifest(
     unique; without ids a row's number is its id. Raises ManifestError; what is written passes
     `manifest check`.
     """
-    if out.suffix.lower() != ".parquet":
-        raise ManifestError(f"{out}: a manifest is Parquet; give it a name that ends in .parquet")
+    _check_name(out)
     read = read_source(source)
     table = read.table
     if len(table) == 0:
@@ -59,15 +58,33 @@ def build_manifest(
         raise ManifestError(f"{out}: is the source; write to another file")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ManifestError(f"{out}: would become a part of the source {source}; write elsewhere")
+    _write(expanded, out)
+    return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
+
+
+def write_rows(rows: Sequence[Mapping[str, object]], source: Path, out: Path) -> None:
+    """Write a Parquet manifest of these rows, of columns by name; ManifestError naming `source`
+    where one is illegal."""
+    _check_name(out)
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    check_table(source, table, lambda row: f"row {row}")
+    _write(table, out)
+
+
+def _check_name(out: Path) -> None:
+    if out.suffix.lower() != ".parquet":
+        raise ManifestError(f"{out}: a manifest is Parquet; give it a name that ends in .parquet")
+
+
+def _write(table: pa.Table, out: Path) -> None:
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(expanded, draft, compression="zstd")
+        pq.write_table(table, draft, compression="zstd")
         os.replace(draft, out)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise ManifestError(f"{out}: cannot be written: {error.strerror or error}") from error
-    return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
 
 
 # --------------------------------------------------------------------------------------- variation

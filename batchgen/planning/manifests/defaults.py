@@ -50,6 +50,7 @@ class Defaults:
     seed: int | None
     format: str
     quality: int
+    embed_metadata: int  # 0 or 1
     tags: str | None
     caches: CacheRules
     names: NamedSizes
@@ -79,6 +80,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         seed=rows.seed,
         format=job.output.format,
         quality=job.output.quality,
+        embed_metadata=int(job.output.embed_metadata),
         tags=rows.tags,
         caches=cache_rules(job),
         names=names,
@@ -107,6 +109,7 @@ def any_model() -> Defaults:
         seed=None,
         format="frames",
         quality=0,
+        embed_metadata=0,
         tags=None,
         caches=any_cache(),
         names=NamedSizes({}, "", "", judged=False),

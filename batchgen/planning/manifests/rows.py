@@ -111,6 +111,7 @@ class _Batch:
             "seed": self._seeds(),
             "format": self._formats(drawn["num_frames"]),
             "quality": pa.repeat(self.defaults.quality, self.rows),
+            "embed_metadata": pa.repeat(self.defaults.embed_metadata, self.rows),
             "media_size": self._media_sizes(asked, drawn),
             "tags": self._tags(),
         }

@@ -61,6 +61,7 @@ def test_a_prompt_alone_gets_every_field_from_the_model(plan_of: Callable[..., P
         sigma_shift=3.0,
         format="mp4",
         quality=8,
+        embed_metadata=1,
         cost_s=request.cost_s,
         steps_expected=40.0,
     )

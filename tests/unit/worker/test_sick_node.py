@@ -14,6 +14,7 @@ from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.status import read_status
 from batchgen.ledger.winners import missing_rows
+from batchgen.media.note import Origin
 from batchgen.planning.plan import read_requests
 from batchgen.records import Attempt, Commit, RowStats
 from batchgen.worker.admission import Admission
@@ -102,7 +103,7 @@ def test_a_device_that_computes_nan_is_sick_too(tmp_path: Path) -> None:
     """Each row keeps its verdict, without another try here; texts that are too long say nothing."""
     run = plan_run(tmp_path, [1] * 24).run
     requests, attempt = read_requests(run.plan, list(range(24))), Attempt(1, 0, 0, 0)
-    policy = RowPolicy(attempt, "n1", 24, 1, elsewhere=True)
+    policy = RowPolicy(attempt, "n1", 24, 1, Origin("null", ""), elsewhere=True)
     with JournalWriter.open(run, AttemptHeader(attempt=attempt, host="n1")) as journal:
         states = RowStates(run, 24, "strict", "none")
         sink = RowSink(run, journal, policy, states, Admission(None), None)

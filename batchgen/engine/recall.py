@@ -1,0 +1,162 @@
+"""Modules that see nothing but a timestep, or a text, are computed once and recalled after.
+
+Their output is computed of one item, as in a pipeline that draws nothing else, and kept: by
+timestep for all rows, or with a text for as long as a row in flight has it. A pack gets those of
+its items stacked. So these modules run once instead of once a tick, and no pack changes their bits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import wraps
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from batchgen.families.family import FamilyModel, Item
+from batchgen.families.recalled import Recalled, Sees
+
+# Small beside what plans leave free of a card. Keys and values of a text of 512 tokens take 94 MB
+# in a Wan 1.3B and 419 MB in a 14B, where to compute them again costs a thousandth of a forward.
+TEXT_BYTES = 256 << 20
+TIMESTEP_BYTES = 64 << 20
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Memo:
+    """What is kept of one timestep or one text: of each module its output, (1, ...)."""
+
+    text: Tensor | None = None  # held, so that no other tensor can be taken for it
+    outputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(output.nbytes for output in self.outputs.values())
+
+
+class Recall:
+    """What is recalled in the transformers of one family; one forward at a time."""
+
+    def __init__(self, *, text_bytes: int = TEXT_BYTES) -> None:
+        self.on = True  # its plain twin is without
+        self.timestep_bytes = TIMESTEP_BYTES  # beyond it those of the oldest use are forgotten
+        self.text_bytes = text_bytes  # beyond it no more is kept
+        self._items: dict[Sees, Sequence[Memo | None]] = {}  # of the forward that runs
+        self._timesteps: OrderedDict[float, Memo] = OrderedDict()  # oldest use first
+        self._texts: WeakValueDictionary[int, Memo] = WeakValueDictionary()
+
+    @property
+    def bytes(self) -> int:
+        """Kept now."""
+        return sum(memo.bytes for memo in [*self._timesteps.values(), *self._texts.values()])
+
+    def clear(self) -> None:
+        """Forget everything, as has to be when weights have changed."""
+        self._timesteps.clear()
+        for memo in self._texts.values():
+            memo.outputs.clear()
+
+    def lead(
+        self, family: FamilyModel, experts: Iterable[str], recalled: Sequence[Recalled]
+    ) -> None:
+        """From now on these modules are recalled in the family's forwards and signals. Called once,
+        when edges are set."""
+        if not recalled:
+            return
+        for expert in experts:
+            self._lead(family.modules[expert], recalled)
+        model: Any = family
+        forward, signal = model.forward, model.signal
+        model.forward = lambda items: self._of(items, lambda: forward(items))
+        model.signal = lambda item, kind: self._of([item], lambda: signal(item, kind))
+
+    # --------------------------------------------------------------------------------------- memos
+    def text(self, states: Tensor) -> Memo:
+        """The memo of a text, known by the tensor of its states, the first of a condition: rows
+        that have it share it. It is forgotten when nobody holds it any more."""
+        memo = self._texts.get(id(states))
+        if memo is None:
+            memo = self._texts[id(states)] = Memo(states)
+        return memo
+
+    def _of(self, items: Sequence[Item], run: Callable[[], Any]) -> Any:
+        """Run something over these items."""
+        if not self.on:
+            return run()
+        with self._recalling(items):
+            return run()
+
+    @contextmanager
+    def _recalling(self, items: Sequence[Item]) -> Iterator[None]:
+        self._items = {"timestep": [self._timestep(item.timestep) for item in items]}
+        texts = [self._texts.get(id(item.condition[0])) for item in items]
+        if self.text_bytes and any(texts):
+            self._items["text"] = texts
+        try:
+            yield
+        finally:
+            self._items = {}
+
+    def _timestep(self, timestep: float) -> Memo:
+        kept = self._timesteps
+        if timestep not in kept:
+            while sum(memo.bytes for memo in kept.values()) > self.timestep_bytes:
+                kept.popitem(last=False)
+            kept[timestep] = Memo()
+        kept.move_to_end(timestep)
+        return kept[timestep]
+
+    def _keep(self, sees: Sees, memo: Memo, module: nn.Module, output: Tensor) -> None:
+        if sees == "text":
+            held = sum(text.bytes for text in self._texts.values())
+            if held + output.nbytes > self.text_bytes:
+                return
+        memo.outputs[module] = output
+
+    # ------------------------------------------------------------------------------------- modules
+    def _lead(self, transformer: nn.Module, recalled: Sequence[Recalled]) -> None:
+        transformer.register_forward_pre_hook(self._enter, with_kwargs=True)
+        for one in recalled:
+            for name, module in transformer.named_modules():
+                if fnmatchcase(name, one.modules):
+                    module.forward = self._led(module, one)
+
+    def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """An item of many timesteps, one for each token, is not known by its row's."""
+        timestep = kwargs.get("timestep")
+        if timestep is not None and timestep.ndim > 1:
+            self._items.pop("timestep", None)
+
+    def _led(self, module: nn.Module, one: Recalled) -> Callable[..., Tensor]:
+        plain: Callable[..., Tensor] = module.forward
+
+        @wraps(plain)
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            memos = self._items.get(one.sees)
+            if memos is None or len(memos) != x.shape[0]:
+                return plain(x, *args, **kwargs)
+            found = []
+            for item, memo in enumerate(memos):
+                output = memo.outputs.get(module) if memo else None
+                if output is None:
+                    output = _computed(plain, x[item : item + 1], one.together)
+                    if memo:
+                        self._keep(one.sees, memo, module, output)
+                found.append(output)
+            return found[0] if len(found) == 1 else torch.cat(found)
+
+        return forward
+
+
+def _computed(plain: Callable[..., Tensor], x: Tensor, together: int) -> Tensor:
+    """Of one item, (1, ...), in the company that it has in a pipeline: the number of rows of a
+    product decides its last bits."""
+    if together == 1:
+        return plain(x)
+    return plain(x.expand(together, *x.shape[1:]).contiguous())[:1].clone()

@@ -1,0 +1,245 @@
+"""Modules that see a timestep or a text alone: what is recalled of them against computing it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_engine import Keeper, draw, request, small_spec, system
+from toy_split import SPECS, experts, family_on, recall_of
+
+from batchgen.engine.engine import Engine
+from batchgen.engine.recall import Memo, Recall
+from batchgen.families.family import Item, family_spec
+from batchgen.families.recalled import Recalled
+from batchgen.request import Bucket
+
+BUCKETS = {"wan": Bucket(64, 64, 5), "wan22": Bucket(64, 64, 5), "flux": Bucket(64, 64, 1)}
+CHEAP = ("timestep", "projected", "embedded")
+
+
+class Subject:
+    """A family with five items of different timesteps, and of two texts."""
+
+    def __init__(self, name: str) -> None:
+        self.family: Any = family_on(name)
+        self.experts = experts(name)
+        self.recall = recall_of(name, self.family)
+        texts = [self._item(name, seed).condition for seed in range(2)]
+        self.memos = [self.recall.text(text[0]) for text in texts]  # held
+        self.items = [
+            replace(self._item(name, seed), condition=texts[seed % 2]) for seed in range(5)
+        ]
+
+    def _item(self, name: str, seed: int) -> Item:
+        item: Item = self.family.random_item(BUCKETS[name], seed, self.experts[0])
+        return item
+
+    def forward(self, items: Sequence[Item], *, on: bool) -> torch.Tensor:
+        self.recall.on = on
+        return torch.cat(self.family.forward(items))
+
+    def ruin(self) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+        """Make the weights of what is recalled useless; what they were."""
+        transformer, before = self.family.modules[self.experts[0]], []
+        leaders = {output for memo in self.memos for output in memo.outputs}
+        names = ("time_embedder", "time_proj", "timestep_embedder")
+        for name, module in transformer.named_modules():
+            if module in leaders or name.endswith(names):
+                for parameter in module.parameters():
+                    before.append((parameter, parameter.detach().clone()))
+                    parameter.data.fill_(torch.nan)
+        return before
+
+
+@pytest.fixture(params=BUCKETS)
+def subject(request: pytest.FixtureRequest, one_thread: None) -> Subject:
+    return Subject(request.param)
+
+
+@torch.no_grad()
+def test_what_is_recalled_has_the_bits_of_what_is_computed(subject: Subject) -> None:
+    """Alone always; in packs wherever they have the bits of each item alone."""
+    for item in subject.items:
+        plain = subject.forward([item], on=False)
+        assert torch.equal(subject.forward([item], on=True), plain)
+        assert torch.equal(subject.forward([item], on=True), plain)
+    subject.recall.clear()
+    plain = subject.forward(subject.items, on=False)
+    first, again = (subject.forward(subject.items, on=True) for _ in range(2))
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, plain, atol=1e-5, rtol=0)
+    alone = torch.cat([subject.forward([item], on=False) for item in subject.items])
+    if torch.equal(plain, alone):
+        assert torch.equal(first, plain)
+
+
+@torch.no_grad()
+def test_what_is_recalled_is_not_computed_again(subject: Subject) -> None:
+    """Its weights may be anything by then; cleared, they count."""
+    first = subject.forward(subject.items, on=True)
+    before = subject.ruin()
+    try:
+        assert len(before) >= 8
+        assert torch.equal(subject.forward(subject.items, on=True), first)
+        subject.recall.clear()
+        assert subject.forward(subject.items, on=True).isnan().all()
+    finally:
+        for parameter, value in before:
+            parameter.data.copy_(value)
+
+
+@torch.no_grad()
+def test_signals_are_those_that_are_computed(subject: Subject) -> None:
+    for item in subject.items:
+        for kind in CHEAP:
+            subject.recall.on = False
+            plain = subject.family.signal(item, kind)
+            subject.recall.on = True
+            for _ in range(2):
+                assert torch.equal(subject.family.signal(item, kind), plain)
+
+
+@torch.no_grad()
+def test_of_a_text_only_what_there_is_room_for_is_kept(one_thread: None) -> None:
+    subject = Subject("wan")
+    recall = subject.recall
+    plain = subject.forward(subject.items, on=True)
+    whole = sum(memo.bytes for memo in subject.memos)
+    tokens, width, layers = 16, 128, 2
+    assert whole == 2 * (1 + 2 * layers) * tokens * width * 4  # embedded, keys and values
+    for room in (0, whole // 3, whole):
+        recall.clear()
+        recall.text_bytes = room
+        for _ in range(2):
+            assert torch.equal(subject.forward(subject.items, on=True), plain)
+        held = sum(memo.bytes for memo in subject.memos)
+        assert held <= room and (held > 0) == (room > 0)
+
+
+@torch.no_grad()
+def test_timesteps_of_the_oldest_use_are_forgotten(one_thread: None) -> None:
+    subject = Subject("wan")
+    recall, item = subject.recall, subject._item("wan", 9)
+    subject.forward([item], on=True)
+    one = recall.bytes
+    assert one == (64 + 128 + 6 * 128) * 4  # the sinusoid, the embedding, its projection
+    recall.timestep_bytes = 3 * one
+    for timestep in (1.0, 2.0, 3.0, 1.0, 4.0, 5.0, 6.0):
+        moved = replace(item, timestep=timestep)
+        assert torch.equal(subject.forward([moved], on=True), subject.forward([moved], on=False))
+        assert recall.bytes <= 4 * one
+    assert [*recall._timesteps] == [1.0, 4.0, 5.0, 6.0]
+
+
+def test_a_text_is_kept_as_long_as_someone_has_its_memo() -> None:
+    recall = Subject("wan").recall
+    text = torch.zeros(1, 2, 3)
+    memo: Memo | None = recall.text(text)
+    assert recall.text(text) is memo is not recall.text(text.clone())
+    assert memo is not None
+    memo.outputs[torch.nn.Identity()] = text
+    assert recall.bytes == text.nbytes
+    memo = None
+    gc.collect()
+    assert recall.bytes == 0
+
+
+@pytest.mark.parametrize("determinism", ["strict", "throughput"])
+def test_rows_in_flight_are_those_without(small_folder: Path, determinism: str) -> None:
+    """Rows of shared and own texts that join late; and nothing of texts stays behind them."""
+    rows = [
+        request(
+            i,
+            prompt=f"text {i % 4}",
+            width=64,
+            num_steps=2 + i % 3,
+            guidance_scale=(4.0, 1.0)[i % 3 == 0],
+        )
+        for i in range(9)
+    ]
+    drawn: dict[bool, Keeper] = {}
+    for on in (True, False):
+        engine = Engine.load(
+            small_spec(str(small_folder)),
+            system(determinism=determinism, batch={"max_rows_in_flight": 4}),
+            "cpu",
+        )
+        engine.replica.recall.on = on
+        drawn[on] = draw(engine, rows)
+        assert (engine.replica.recall.bytes > 0) == on
+        gc.collect()
+        assert not engine.replica.recall._texts
+    drawn[True].assert_packed()
+    for row in rows:
+        ours, plain = (drawn[on].latents[row.row_id] for on in (True, False))
+        if determinism == "strict":
+            assert torch.equal(ours, plain)
+            assert np.array_equal(drawn[True].frames[row.row_id], drawn[False].frames[row.row_id])
+        assert float((ours - plain).abs().max()) <= 1e-5
+
+
+def test_every_family_names_modules_that_there_are() -> None:
+    for name in BUCKETS:
+        subject = Subject(name)
+        for expert in subject.experts:
+            modules = dict(subject.family.modules[expert].named_modules())
+            parts = {part.name: part for part in family_spec(SPECS[name].family).COMPONENTS}
+            assert len(parts[expert].recalled) >= 2
+            for one in parts[expert].recalled:
+                assert one.modules.replace("*", "0") in modules, (SPECS[name].name, one)
+
+
+@torch.no_grad()
+def test_of_items_of_many_timesteps_none_is_recalled(one_thread: None) -> None:
+    """One for each token: the row's own would be wrong for some of them."""
+    subject = Subject("wan")
+    transformer, item = subject.family.modules["transformer"], subject.items[0]
+    timesteps = torch.linspace(0, item.timestep, 2 * 4 * 4)[None]
+
+    def forward() -> torch.Tensor:
+        found: torch.Tensor = transformer(
+            hidden_states=item.latents,
+            timestep=timesteps,
+            encoder_hidden_states=subject.family._padded(item.condition),
+            return_dict=False,
+        )[0]
+        return found
+
+    plain = forward()
+    subject.forward([item], on=True)  # the row's own is kept
+    assert torch.equal(subject.recall._of([item], forward), plain)
+
+
+class Lone:
+    """A family of one Linear."""
+
+    def __init__(self, linear: torch.nn.Linear, x: torch.Tensor) -> None:
+        self.modules = {"transformer": torch.nn.ModuleDict({"linear": linear})}
+        self.x = x
+
+    def forward(self, items: Sequence[Item]) -> torch.Tensor:
+        transformer: Any = self.modules["transformer"]
+        found: torch.Tensor = transformer["linear"](self.x)
+        return found
+
+    def signal(self, item: Item, kind: str) -> None: ...
+
+
+@torch.no_grad()
+def test_what_a_pipeline_computes_of_two_branches_at_once_has_those_bits(
+    one_thread: None,
+) -> None:
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(512, 512), torch.randn(1, 512)
+    pair = torch.nn.functional.linear(torch.cat([x, x]), linear.weight, linear.bias)[:1]
+    family: Any = Lone(linear, x)
+    Recall().lead(family, ["transformer"], [Recalled("linear", "timestep", together=2)])
+    for _ in range(2):
+        assert torch.equal(family.forward([Subject("wan").items[0]]), pair)
