@@ -10,15 +10,17 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from batchgen.errors import RunStateError
+from batchgen.errors import ConfigError, RunStateError
 from batchgen.regular import NotRegular, open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
 
+Read = Callable[[str], "Image.Image"]  # an image of a run, by its digest
 MAX_BYTES = 256 * 1024**2  # of a file
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of bombs
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -95,3 +97,8 @@ def stored(path: Path, digest: str) -> Image.Image:
     if found != digest:
         raise RunStateError(f"{path}: is damaged: its sha256 is {found}, planned was {digest}")
     return decode(data)
+
+
+def no_images(digest: str) -> Image.Image:
+    """The `Read` of who belongs to no run."""
+    raise ConfigError(f"image {digest}: there is no run that it is kept in")

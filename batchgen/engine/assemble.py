@@ -21,12 +21,14 @@ from batchgen.engine.memory.stream import Feed
 from batchgen.engine.packs import Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
+from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
 from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec, share_computed
 from batchgen.numerics.edges import make_batch_invariant
+from batchgen.pictures import Read
 from batchgen.records import Layout
 from batchgen.request import Bucket
 
@@ -41,6 +43,7 @@ def assemble(
     moved: Callable[[], object],
     team: Team,
     tables: Tables,
+    images: Read,
     mesh: Mesh | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
@@ -62,6 +65,7 @@ def assemble(
         device=device,
         residency=residency,
         prompts=PromptBook(family, model.prompt_overflow),
+        pictures=PictureBook(family, images),
         packer=Packer(
             partial(family_spec(model.family).tokens, model),
             device,

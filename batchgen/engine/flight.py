@@ -27,7 +27,7 @@ from batchgen.engine.replica import Replica
 from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
-from batchgen.families.family import Condition, Item
+from batchgen.families.family import Condition, DrawsFromImages, Item
 from batchgen.numerics.solver import History, Leap, Schedule, StepCoefs, leap, step
 from batchgen.request import Request
 
@@ -52,6 +52,7 @@ class RowState:
     history: History = field(default_factory=History)
     step: int = 0
     cache: RowCache | None = None
+    shared: Condition = ()  # what its images come to
 
     @property
     def timestep(self) -> float:
@@ -63,7 +64,8 @@ class RowState:
 
     def item(self, branch: int) -> Item:
         """Its next evaluation."""
-        return Item(self.request, self.latents, self.timestep, self.branches[branch].condition)
+        condition = self.branches[branch].condition
+        return Item(self.request, self.latents, self.timestep, condition, self.shared)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +134,7 @@ class Flight:
         meters = [RowMeter() for _ in requests]
         with self.clock.on("encode"):
             rows = self.replica.team.result(
-                lambda: self.replica.prompts.encode(requests, self.moved)
+                lambda: self.replica.encoded(requests, self.moved)
             )
         self.clock.share({row.request.row_index: row.seconds for row in rows})
         for (number, _), row, meter in zip(window, rows, meters, strict=True):
@@ -160,18 +162,21 @@ class Flight:
         request, device = row.request, self.replica.device
         whole = self.family.schedule(request)
         branches = tuple(self._branch(condition) for condition in row.conditions)
+        shared = tuple(tensor.to(device) for tensor in row.shared)
         meter.steps_total = len(whole) * len(branches)
         latents = self.family.initial_latents(request).to(self.family.state_dtype)
         schedule, cache = under_cache(self.replica, request, whole, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
-            return RowState(request, schedule, branches, latents.to(device), meter, cache=cache)
+            state = RowState(request, schedule, branches, latents.to(device), meter, cache=cache)
+            state.shared = shared
+            return state
         step = meter.restored = join.snapshot.step
         latents, history, kept = unpack(join.snapshot, device)
         latents = latents.to(self.family.state_dtype)
         if cache is not None:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
-        return RowState(request, schedule, branches, latents, meter, history, step, cache)
+        return RowState(request, schedule, branches, latents, meter, history, step, cache, shared)
 
     def _branch(self, condition: Condition) -> Branch:
         here = tuple(tensor.to(self.replica.device) for tensor in condition)
@@ -301,6 +306,8 @@ class Flight:
             latents, row.history = step(coefs, latents, velocities[0], row.history)
         row.latents = latents.to(self.family.state_dtype)
         row.step += 1
+        if row.done and row.shared and isinstance(self.family, DrawsFromImages):
+            row.latents = self.family.put_back(row.latents, row.shared)
         if row.cache is not None:
             row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
             row.cache.stepped(row.step)

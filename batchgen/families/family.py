@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.strategy import SignalKind
@@ -24,6 +24,7 @@ from batchgen.request import Bucket, ModelDefaults, Request
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
     from batchgen.numerics.solver import Schedule
@@ -77,6 +78,7 @@ class Component:
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device
+    also: tuple[Stage, ...] = ()  # further stages that need it
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
@@ -97,6 +99,7 @@ class ComponentBytes:
     """Bytes of the loaded weights: (component, stage, bytes)."""
 
     parts: tuple[tuple[str, Stage, int], ...]
+    also: tuple[tuple[Stage, int], ...] = ()  # bytes of the same that further stages need
 
     @property
     def total(self) -> int:
@@ -109,7 +112,8 @@ class ComponentBytes:
 
     def of(self, stage: Stage) -> int:
         """All components of a stage together."""
-        return sum(size for _, at, size in self.parts if at == stage)
+        again = sum(size for at, size in self.also if at == stage)
+        return again + sum(size for _, at, size in self.parts if at == stage)
 
 
 class Scales(Protocol):
@@ -195,16 +199,14 @@ class FamilySpec(Protocol):
 def component_bytes(model: ModelSpec) -> ComponentBytes:
     """Bytes of each component in the precision in which it runs on an accelerator."""
     spec = family_spec(model.family)
+    parts = [part for part in spec.COMPONENTS if part.kind == "model"]
+    sizes = {
+        part.name: spec.parameters(model, part.name) * (4 if part.float32 else BYTES[model.dtype])
+        for part in parts
+    }
     return ComponentBytes(
-        tuple(
-            (
-                part.name,
-                part.stage,
-                spec.parameters(model, part.name) * (4 if part.float32 else BYTES[model.dtype]),
-            )
-            for part in spec.COMPONENTS
-            if part.kind == "model"
-        )
+        tuple((part.name, part.stage, sizes[part.name]) for part in parts),
+        tuple((stage, sizes[part.name]) for part in parts for stage in part.also),
     )
 
 
@@ -257,6 +259,7 @@ class Item:
     latents: Tensor  # first dimension 1
     timestep: float
     condition: Condition
+    shared: Condition = ()  # what the row's images come to, the same for all its branches
 
 
 class FamilyModel(Protocol):
@@ -303,6 +306,18 @@ class FamilyModel(Protocol):
 
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
         """An item of noise with a random condition, for the device's self-test."""
+
+
+@runtime_checkable
+class DrawsFromImages(Protocol):
+    """A `FamilyModel` whose rows are given images."""
+
+    def encode_images(self, request: Request, images: Sequence[Image.Image]) -> Condition:
+        """Run the image encoders over a row's images (`Request.images`, RGB), once for all rows of
+        equal images and shape."""
+
+    def put_back(self, latents: Tensor, shared: Condition) -> Tensor:
+        """The latents after the last step, with what the images say about them."""
 
 
 class FamilyCode(Protocol):

@@ -21,11 +21,12 @@ class MemoryPlan:
 
     mode: MemoryMode
     stages: tuple[tuple[str, Stage], ...]  # component, its stage
+    also: tuple[tuple[str, Stage], ...] = ()  # component, a further stage that needs it
     stay: frozenset[int] = frozenset()  # blocks of an expert that do not stream, in mode `stream`
 
     def components(self, stage: Stage) -> tuple[str, ...]:
         """Those that work in a stage."""
-        return tuple(name for name, of in self.stages if of == stage)
+        return tuple(name for name, of in (*self.stages, *self.also) if of == stage)
 
     def stage(self, component: str) -> Stage:
         """Where a component works."""
@@ -40,6 +41,8 @@ class MemoryPlan:
 def plan_memory(model: ModelSpec, mode: MemoryMode, resident_blocks: int = 0) -> MemoryPlan:
     """The stages of a model's components under a mode; `resident_blocks` as in `Layout`."""
     family = family_spec(model.family)
-    stages = tuple((part.name, part.stage) for part in family.COMPONENTS if part.kind == "model")
+    parts = [part for part in family.COMPONENTS if part.kind == "model"]
+    stages = tuple((part.name, part.stage) for part in parts)
+    also = tuple((part.name, stage) for part in parts for stage in part.also)
     stay = staying(family.layers(model), resident_blocks)
-    return MemoryPlan(mode, stages, stay)
+    return MemoryPlan(mode, stages, also, stay)

@@ -98,7 +98,7 @@ class Wan:
     # ----------------------------------------------------------------------------------- denoise
     def latent_shape(self, bucket: Bucket) -> tuple[int, ...]:
         """(1, channels, latent frames, rows, columns)."""
-        channels = light.dims(self.spec).transformer.in_channels
+        channels = light.dims(self.spec).vae.z_dim
         return (1, channels, *light.latent_shape(self.spec, bucket))
 
     def initial_latents(self, request: Request) -> Tensor:
