@@ -133,9 +133,7 @@ class Flight:
         requests = [request for _, request in window]
         meters = [RowMeter() for _ in requests]
         with self.clock.on("encode"):
-            rows = self.replica.team.result(
-                lambda: self.replica.encoded(requests, self.moved)
-            )
+            rows = self.replica.team.result(lambda: self.replica.encoded(requests, self.moved))
         self.clock.share({row.request.row_index: row.seconds for row in rows})
         for (number, _), row, meter in zip(window, rows, meters, strict=True):
             meter.note_texts(row)

@@ -74,7 +74,7 @@ class Component:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # name of the folder
-    kind: Literal["model", "tokenizer", "scheduler"] = "model"
+    kind: Literal["model", "tokenizer", "processor", "scheduler"] = "model"
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device

@@ -24,6 +24,7 @@ class CheckpointPart:
     config: dict[str, Any]  # dimensions that the ModelSpec promises (keys as in config.json)
     extras: dict[str, Any]  # what else random weights need, beside the dimensions
     spec_key: str  # where the ModelSpec keeps them, for messages
+    is_processor: bool = False  # `model_class` prepares images for an encoder of these dimensions
 
 
 def parts(
@@ -33,11 +34,14 @@ def parts(
     return tuple(
         CheckpointPart(
             name=component.name,
-            model_class=_class(component.loads) if component.kind == "model" else None,
+            model_class=_class(component.loads)
+            if component.kind in ("model", "processor")
+            else None,
             dtype=torch.float32 if component.float32 else dtype,
             config=stored_dims(getattr(model.dims, component.dims)),
             extras=getattr(model.dims, component.dims).random_extras(),
             spec_key=f"model.{component.dims}",
+            is_processor=component.kind == "processor",
         )
         for component in family_spec(model.family).COMPONENTS
         if component.kind != "scheduler" and component.stage in stages

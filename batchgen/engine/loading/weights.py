@@ -22,7 +22,12 @@ from batchgen.config.checkpoint import check_checkpoint
 from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.contract import unheard
-from batchgen.engine.loading.checkpoint import check_part, check_tokenizer, load_tokenizer
+from batchgen.engine.loading.checkpoint import (
+    check_part,
+    check_tokenizer,
+    load_processor,
+    load_tokenizer,
+)
 from batchgen.engine.loading.parts import CheckpointPart, parts
 from batchgen.engine.loading.random_weights import random_component
 from batchgen.errors import WeightsError
@@ -42,7 +47,9 @@ def check_weights(model: ModelSpec) -> None:
         return
     files = check_checkpoint(model)
     for part in wanted:
-        if part.model_class is None:
+        if part.is_processor:
+            load_processor(folder / part.name, part)
+        elif part.model_class is None:
             check_tokenizer(folder / part.name, part)
         else:
             check_part(folder / part.name, part, files[part.name])
@@ -72,6 +79,8 @@ def load_components(
 
 def _load(folder: Path, part: CheckpointPart) -> Any:
     home = folder / part.name
+    if part.is_processor:
+        return load_processor(home, part)
     if part.model_class is None:
         return load_tokenizer(home)
     # diffusers and transformers keep sensitive modules in float32 by themselves

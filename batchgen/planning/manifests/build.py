@@ -67,7 +67,7 @@ def write_rows(rows: Sequence[Mapping[str, object]], source: Path, out: Path) ->
     where one is illegal."""
     _check_name(out)
     table = pa.Table.from_pylist([dict(row) for row in rows])
-    check_table(source, table, lambda row: f"row {row}")
+    check_table(source, table, lambda row: f"row {row}", out.parent)
     _write(table, out)
 
 

@@ -125,9 +125,9 @@ def _request(job: JobConfig) -> ModelDefaults:
     values = {field.name: _set_by_job(job, field) for field in MODEL_FIELDS}
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     request = replace(job.model.request_defaults, **given)
-    for field in MODEL_FIELDS:
-        if field.kind == "text" and "\0" in (getattr(request, field.name) or ""):
-            raise ConfigError(f"row_defaults.{field.name}: holds a NUL character")
+    for name in (one.name for one in MODEL_FIELDS if one.kind == "text"):
+        if "\0" in (getattr(request, name) or ""):
+            raise ConfigError(f"row_defaults.{name}: holds a NUL character")
     return request
 
 

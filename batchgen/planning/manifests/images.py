@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -84,7 +85,7 @@ class Intake:
 
 def given(column: pa.Array) -> list[Given]:
     """The images of a column of paths, of bytes, or of structs that hold either."""
-    values = column.to_pylist()
+    values: list[Any] = column.to_pylist()
     if not pa.types.is_struct(column.type):
         return values
     return [row and (row.get("bytes") or row.get("path")) for row in values]

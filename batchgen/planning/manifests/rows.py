@@ -66,8 +66,8 @@ def resolve_rows(
     problems: Problems,
     intake: Intake,
 ) -> ResolvedRows:
-    """Check a batch, fill in the defaults and take its images in. Illegal values go to `problems`; the rows that hold
-    them come back with arbitrary content."""
+    """Check a batch, fill in the defaults and take its images in. Illegal values go to `problems`;
+    the rows that hold them come back with arbitrary content."""
     return _Batch(batch, first_row, defaults, problems, intake).resolve()
 
 
