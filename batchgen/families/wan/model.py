@@ -59,7 +59,7 @@ class Wan:
         self.text_encoder: Any = components.get("text_encoder")
         self.transformer: Any = components["transformer"]
         self.vae: Any = components.get("vae")
-        names = ("text_encoder", *self.experts, "vae")
+        names = ("text_encoder", "image_encoder", *self.experts, "vae")
         self.modules: dict[str, nn.Module] = {n: components[n] for n in names if n in components}
 
     # ------------------------------------------------------------------------------------- texts
