@@ -23,7 +23,7 @@ LAYERS = [
     {"catalog"},
     {"engine", "models"},
     {"worker", "scheduler"},
-    {"runner", "report", "bench"},
+    {"runner", "report", "bench", "export"},
     {"cli", "__main__"},
 ]
 SAME_LEVEL_ALLOWED = {

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 
@@ -272,3 +273,15 @@ def seen(split: Split, name: str, pack: list[Item]) -> Seen:
         sent=sent,
         tokens=dict(split.sequence.lengths) if split.sequence else {},
     )
+
+
+@cache
+def kernels_keep_bits() -> bool:
+    """Whether a product of half the rows, and attention of half the heads, have the bits of the
+    whole on this machine."""
+    torch.manual_seed(0)
+    x, weight, (q, k, v) = torch.randn(48, 512), torch.randn(96, 512), torch.randn(3, 1, 4, 48, 32)
+    product = torch.equal(linear(x, weight)[:24], linear(x[:24], weight))
+    whole = scaled_dot_product_attention(q, k, v)[:, :2]
+    half = scaled_dot_product_attention(*(one[:, :2] for one in (q, k, v)))
+    return product and torch.equal(whole, half)

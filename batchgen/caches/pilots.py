@@ -10,7 +10,9 @@ from batchgen.caches.fitting import BETAS
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import computed_count
 
-FITTED = (planned.NAME,)  # strategies that a pilot can fit
+MEASURED = ("magcache", "teacache", "seacache", "first_block")  # set by what rows show of a model
+FITTED = (planned.NAME, *MEASURED)  # strategies that a pilot can fit
+FEWEST_STEPS = 4  # of a row that is measured
 ROWS, FEWEST = 16, 4  # rows of a fit
 AUDITED = 8  # further ones, on which a fit is judged; fewer where there are fewer
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # that `min_psnr_db` chooses from
@@ -30,6 +32,7 @@ class Pilot:
     num_steps: int
     branches: int
     guidance: tuple[float, float]  # lowest and highest
+    layers: int = 1  # blocks of a forward
     cost_s: float = 0.0  # device seconds of the fits, beside the rows' own
 
     def __str__(self) -> str:
@@ -45,7 +48,11 @@ class Pilot:
 
     @property
     def fits(self) -> int:
-        """Evaluations of the fits, at most: every row goes through every candidate."""
+        """Evaluations of the fits, at most: every row goes through every candidate of the planned
+        strategy; what others are set by is seen while rows are drawn, but for the first block
+        alone."""
+        if self.strategy != planned.NAME:
+            return -(-self.drawn // self.layers) if self.strategy == "first_block" else 0
         counts = {computed_count(self.num_steps, ratio) for ratio in self.ratios}
         return len(self.rows) * self.branches * len(BETAS) * sum(counts)
 

@@ -38,6 +38,7 @@ class Key:
     guidance_scale_2: float | None = None
     true_cfg_scale: float | None = None
     computed: int | None = None  # steps that are computed
+    branches: int | None = None  # of a step
     # lowest and highest guidance of either expert that a fit without an exact one serves
     guidance_range: tuple[float, float] | None = None
 
@@ -79,7 +80,13 @@ class Sampling(Protocol):
     def true_cfg_scale(self) -> float: ...
 
 
-def row_key(row: Sampling, strategy: str, model: str, computed: int | None = None) -> Key:
+def row_key(
+    row: Sampling,
+    strategy: str,
+    model: str,
+    computed: int | None = None,
+    branches: int | None = None,
+) -> Key:
     """By which a row looks for its table; `computed`: its steps that are, for planned ones."""
     first, second = row.guidance_scale, row.guidance_scale_2
     return Key(
@@ -93,6 +100,7 @@ def row_key(row: Sampling, strategy: str, model: str, computed: int | None = Non
         guidance_scale_2=first if second is None else second,
         true_cfg_scale=row.true_cfg_scale,
         computed=computed,
+        branches=branches,
     )
 
 

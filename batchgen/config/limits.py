@@ -75,11 +75,16 @@ def check_limit(key: str, value: object) -> None:
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "
             "A-Z a-z 0-9 . _ -"
         )
-    bounds = _ABOVE_ZERO if _is_dimension(key) else RANGES.get(key)
+    bounds = _dimension(key) if _is_dimension(key) else RANGES.get(key)
     if bounds is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not bounds.holds(value):
         raise ConfigError(f"{key}: {value!r} is out of range; legal: {bounds}")
+
+
+def _dimension(key: str) -> Range:
+    """A size; or the number of a layer, `model.transformer.dual_attention_layers[0]`."""
+    return Range(0) if key.rpartition("[")[0].endswith("_layers") else _ABOVE_ZERO
 
 
 def _is_dimension(key: str) -> bool:

@@ -49,7 +49,7 @@ class Calibration:
     entries: tuple[Entry, ...]
     latents: tuple[Tensor, ...]
     recorded_s: float  # seconds of drawing the rows; all else went into the fits
-    evaluations: int  # of the fits
+    evaluations: float  # of the fits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

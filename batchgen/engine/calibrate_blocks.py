@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ import torch
 from torch import Tensor
 
 from batchgen.caches.blocks import PROBE, STACK
+from batchgen.caches.pilots import MEASURED
 from batchgen.caches.residual import Summing, relative_change
 from batchgen.caches.settings import Given, resolve
 from batchgen.caches.strategies import first_block, seacache, teacache
 from batchgen.caches.strategy import Row, SignalKind, computed_count
 from batchgen.caches.tables import Entry, Key
+from batchgen.engine.calibrate import Calibration
 from batchgen.engine.lockstep import Lockstep
 from batchgen.engine.replica import Replica
 from batchgen.families.family import Item
@@ -33,6 +36,7 @@ DEGREE = 4  # of the polynomial, as published
 DIGITS = 9
 HALVINGS = 40  # of the interval in which a threshold lies
 HIGHEST = 100.0  # threshold
+PROBED = 1024  # tokens, or fewer than twice as many, of which the first block's changes are taken
 
 
 @dataclass(slots=True, eq=False)
@@ -43,13 +47,25 @@ class Recorded:
     output: list[float] = field(default_factory=list)
     embedded: list[float] = field(default_factory=list)  # of teacache's signal
     filtered: list[float] = field(default_factory=list)  # of seacache's
-    first: list[Tensor] = field(default_factory=list)  # what the first block adds, on the host
+    # Of what the first block adds: at each step, from each step before.
+    apart: list[list[float]] = field(default_factory=list)
     last: dict[str, Tensor] = field(default_factory=dict)  # at the step before
+    firsts: list[Tensor] = field(default_factory=list)  # what the first block adds, on the host
 
     def change(self, name: str, new: Tensor) -> float | None:
         """Of a tensor since the step before; it is kept for the next one."""
         old, self.last[name] = self.last.get(name), new
         return None if old is None else relative_change(new, old)
+
+    def probe(self, added: Tensor) -> None:
+        """What the first block adds at the next step."""
+        some = added[:, :: max(1, added.shape[1] // PROBED)].cpu()
+        self.apart.append([relative_change(some, old) for old in self.firsts])
+        self.firsts.append(some)
+
+    def forget(self) -> None:
+        """All that was kept for comparing."""
+        self.last, self.firsts = {}, []
 
 
 @dataclass(slots=True)
@@ -74,33 +90,35 @@ class _Look:
 def calibrate_blocks(
     replica: Replica,
     requests: Sequence[Request],
+    key: Key,
     *,
-    model: str,
+    names: Sequence[str] = MEASURED,
     signal: SignalKind = "projected",
-    for_steps: bool = True,
     moved: Callable[[], object] = lambda: None,
-) -> tuple[Entry, ...]:
-    """A table of each strategy that is set by numbers of the model, from rows that share solver,
-    shift, steps and number of branches. `model` is the tables' name for it; `signal`: what teacache
-    looks at; `for_steps`: they serve rows of this many steps alone. `moved` is told of every
-    step."""
+) -> Calibration:
+    """A table of each of these strategies (`names`), from rows that share solver, shift, steps and
+    number of branches. `key`: what they serve, whatever its strategy; `signal`: what teacache looks
+    at. `moved` is told of every step."""
     with torch.no_grad():
+        begin = perf_counter()
         rows = Lockstep(replica, requests, guided=False)
-        facts = {name: _facts(rows, name) for name in ("teacache", "seacache", "first_block")}
-        drawn = [_record(rows, row, facts["seacache"], signal, moved) for row in range(len(rows))]
-    branches = [branch for row in drawn for branch in row]
-    filtered = _summed(facts["seacache"], branches, "filtered", seacache.branch, {})
-    contents = {
-        "magcache": {"ratios": [_means(each) for each in zip(*drawn, strict=True)]},
-        "teacache": _teacache(facts["teacache"], branches, signal),
-        "seacache": {"thresholds": filtered},
-        "first_block": {"thresholds": _first_block(facts["first_block"], branches)},
+        watch = _Watch(_facts(rows, "seacache"), signal, "first_block" in names)
+        drawn = [_record(rows, row, watch, moved) for row in range(len(rows))]
+        recorded_s = perf_counter() - begin
+    branches = [branch for row, _ in drawn for branch in row]
+    probes = len(branches) * len(rows.schedule) * watch.first
+    measure: dict[str, Callable[[Row], dict[str, Any]]] = {
+        "magcache": lambda _: {"ratios": _ratios([row for row, _ in drawn])},
+        "teacache": lambda facts: _teacache(facts, branches, signal),
+        "seacache": lambda facts: _seacache(facts, branches),
+        "first_block": lambda facts: {"thresholds": _first_block(facts, branches)},
     }
-    steps = len(rows.schedule) if for_steps else None
-    return tuple(
-        Entry(key=Key(strategy=name, model=model, num_steps=steps), content=content)
-        for name, content in contents.items()
-    )
+    entries = [
+        Entry(key=replace(key, strategy=name), content=measure[name](_facts(rows, name)))
+        for name in names
+    ]
+    latents = tuple(end for _, end in drawn)
+    return Calibration(tuple(entries), latents, recorded_s, probes / replica.layers)
 
 
 def _facts(rows: Lockstep, strategy: str) -> Row:
@@ -119,46 +137,51 @@ def _facts(rows: Lockstep, strategy: str) -> Row:
 
 
 # ------------------------------------------------------------------------------------------- record
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """What is looked at beside what all blocks add."""
+
+    facts: Row  # of seacache
+    signal: SignalKind  # teacache's
+    first: bool  # what the first block adds, which takes forwards of its own
+
+
 def _record(
-    rows: Lockstep, row: int, facts: Row, signal: SignalKind, moved: Callable[[], object]
-) -> list[Recorded]:
-    """Each branch of one row."""
+    rows: Lockstep, row: int, watch: _Watch, moved: Callable[[], object]
+) -> tuple[list[Recorded], Tensor]:
+    """Each branch of one row, and its latents at the end, on the host."""
     x, history = rows.noise(row), History()
     found = [Recorded() for _ in rows.rows[row].conditions]
     for number, coefs in enumerate(rows.schedule.coefs):
         items = rows.items(row, x, number)
-        velocities, kept = rows.replica.stacks.forward(rows.family, items, STACK, ())
-        _, probed = rows.replica.stacks.forward(rows.family, items, PROBE, ())
-        for place, branch in enumerate(found):
-            first, added = probed[place].added, kept[place].added
-            assert first is not None and added is not None
-            branch.first.append(first.cpu())
-            look = _Look(number, item=items[place], replica=rows.replica)
-            _note(branch, look, facts, signal, added, velocities[place])
-        guided = rows.combine(row, number, velocities)
+        drawn = rows.forward(items, STACK)
+        probed = rows.forward(items, PROBE) if watch.first else []
+        for branch, (_, kept) in zip(found, probed, strict=False):
+            assert kept.added is not None
+            branch.probe(kept.added)
+        for branch, item, (velocity, kept) in zip(found, items, drawn, strict=True):
+            assert kept.added is not None
+            look = _Look(number, item=item, replica=rows.replica)
+            _note(branch, look, watch, kept.added, velocity)
+        guided = rows.combine(row, number, [velocity for velocity, _ in drawn])
         after, history = step(coefs, x.float(), guided, history)
         x = after.to(x.dtype)
         moved()
-    return found
+    for branch in found:
+        branch.forget()
+    return found, x.cpu()
 
 
-def _note(
-    branch: Recorded,
-    look: _Look,
-    facts: Row,
-    signal: SignalKind,
-    added: Tensor,
-    velocity: Tensor,
-) -> None:
+def _note(branch: Recorded, look: _Look, watch: _Watch, added: Tensor, velocity: Tensor) -> None:
     before = branch.last.get("added")
     if before is not None:  # of each token, as published
         sizes = added.float().norm(dim=-1) / before.float().norm(dim=-1)
         branch.ratios.append(float(sizes.mean()))
     branch.last["added"] = added
-    filtered = seacache.Filtered(facts, 0.0).signal(look)
+    filtered = seacache.Filtered(watch.facts, 0.0).signal(look)
     for name, changes, new in (
         ("output", branch.output, velocity.float()),
-        ("embedded", branch.embedded, look.signal(signal).float()),
+        ("embedded", branch.embedded, look.signal(watch.signal).float()),
         ("filtered", branch.filtered, filtered),
     ):
         change = branch.change(name, new)
@@ -167,9 +190,14 @@ def _note(
 
 
 # ------------------------------------------------------------------------------------------ measure
-def _means(branches: Sequence[Recorded]) -> list[float]:
-    """Ratios of one branch over the rows."""
-    return _rounded(np.mean([branch.ratios for branch in branches], axis=0))
+def _ratios(rows: Sequence[Sequence[Recorded]]) -> list[list[float]]:
+    """Of each branch, the mean of the rows."""
+    branches = zip(*rows, strict=True)
+    return [_rounded(np.mean([row.ratios for row in branch], axis=0)) for branch in branches]
+
+
+def _seacache(facts: Row, branches: Sequence[Recorded]) -> dict[str, Any]:
+    return {"thresholds": _summed(facts, branches, "filtered", seacache.branch, {})}
 
 
 def _teacache(facts: Row, branches: Sequence[Recorded], signal: SignalKind) -> dict[str, Any]:
@@ -201,12 +229,6 @@ def _summed(
 
 
 def _first_block(facts: Row, branches: Sequence[Recorded]) -> list[list[float]]:
-    apart = [
-        [[relative_change(new, old) for old in branch.first[:at]] for at, new in enumerate(firsts)]
-        for branch in branches
-        if (firsts := branch.first)
-    ]
-
     def computed(threshold: float, changes: list[list[float]]) -> int:
         made = first_block.branch(replace(facts, params={"threshold": threshold}), None)
         last, count = 0, 0
@@ -216,7 +238,8 @@ def _first_block(facts: Row, branches: Sequence[Recorded]) -> list[list[float]]:
         return count
 
     return _thresholds(
-        facts.steps, lambda threshold: float(np.mean([computed(threshold, c) for c in apart]))
+        facts.steps,
+        lambda threshold: float(np.mean([computed(threshold, b.apart) for b in branches])),
     )
 
 

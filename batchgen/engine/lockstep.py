@@ -7,6 +7,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
+from batchgen.caches.blocks import WHOLE, Blocks
+from batchgen.engine.blocks import Kept
 from batchgen.engine.caching import expert_starts
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
@@ -58,8 +60,8 @@ class Lockstep:
         """Of each branch of some rows, whose latents these are."""
         pairs = zip(some, latents, strict=True)
         items = [item for row, x in pairs for item in self.items(row, x, step)]
-        answers = iter(self._forward(items))
-        return [tuple(next(answers) for _ in self.rows[row].conditions) for row in some]
+        answers = iter(self.forward(items))
+        return [tuple(next(answers)[0] for _ in self.rows[row].conditions) for row in some]
 
     def items(self, row: int, latents: Tensor, step: int) -> list[Item]:
         """One of each branch, with the expert on the device that draws them."""
@@ -75,15 +77,18 @@ class Lockstep:
             for each in self.rows[row].conditions
         ]
 
-    def _forward(self, items: Sequence[Item]) -> list[Tensor]:
-        """In the order of the items, whatever shares a forward."""
+    def forward(self, items: Sequence[Item], blocks: Blocks = WHOLE) -> list[tuple[Tensor, Kept]]:
+        """Of each item its velocity and what `blocks` keeps, in the order of the items, whatever
+        shares a forward."""
+        stacks, family = self.replica.stacks, self.family
         groups: dict[Hashable, list[int]] = {}
         for place, item in enumerate(items):
             groups.setdefault(self.family.group(item.request), []).append(place)
-        found: dict[int, Tensor] = {}
+        found: dict[int, tuple[Tensor, Kept]] = {}
         for places in groups.values():
             for chunk in self.replica.packer.chunks(items[places[0]].request.bucket, places):
-                found |= zip(chunk, self.family.forward([items[p] for p in chunk]), strict=True)
+                drawn = stacks.forward(family, [items[place] for place in chunk], blocks, ())
+                found |= zip(chunk, zip(*drawn, strict=True), strict=True)
         return [found[place] for place in range(len(items))]
 
     def combine(self, row: int, step: int, velocities: Sequence[Tensor]) -> Tensor:

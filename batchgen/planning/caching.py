@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from batchgen.caches.audit import audited
-from batchgen.caches.pilots import DRAWN, FITTED, PSNR, RATIOS, Choice
+from batchgen.caches.pilots import DRAWN, FEWEST_STEPS, FITTED, PSNR, RATIOS, Choice
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, strategy
 from batchgen.caches.tables import Tables
-from batchgen.config.schema import JobConfig, ModelSpec
+from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
 from batchgen.planning.fits import Drawing, Fits, can_be_fitted
 from batchgen.planning.manifests.caching import RATIO_GIVEN, combinations
@@ -99,6 +99,7 @@ class CacheSums:
         self._model, self._floor = job.model, job.system.cache.min_psnr_db
         self._fits = Fits(job, weights, earlier.tables)
         self._pilots = wants_pilots(job) and not earlier.fitted  # may still come
+        self._fitted_already = earlier.fitted
         self._drawn = np.array(earlier.drawn, np.int64)
         self._known: dict[tuple[Any, ...], Alike] = {}
         self._audit_every = job.system.cache.audit_every
@@ -189,13 +190,25 @@ class CacheSums:
         try:
             entry = self._fits.find(name, row, drawing, having) if needs else None
             lacks = self._lacks(settings, drawing) if needs and entry is None else ()
-            if entry is None and needs == "needed":
-                raise IllegalSetting("strategy", name, _no_table(self._model, drawing))
+            if entry is None and needs == "needed" and not lacks:
+                raise IllegalSetting("strategy", name, self._no_table(settings, drawing))
             content = entry.content if entry else None
             share = chosen.expected(row, content) / steps
         except ConfigError as error:
             raise IllegalSetting("params", settings.params, str(error)) from None
         return Alike(told, settings, "", entry.digest if entry else "", share, lacks)
+
+    def _no_table(self, settings: Settings, drawing: Drawing) -> str:
+        lacking = (
+            f"there are no coefficients of it for {self._model.name}, {drawing.solver}, "
+            f"{drawing.num_steps} steps, {drawing.bucket}, guidance {drawing.guidance_scale:g}"
+        )
+        if not can_be_fitted(settings, self._fits.row(settings, drawing)):
+            fitted = f"a pilot fits {', '.join(FITTED)}, from {FEWEST_STEPS} steps on"
+            return f"{lacking}, and {fitted}"
+        if self._fitted_already:
+            return f"{lacking}, and this run's pilot is over: start a new run"
+        return f"{lacking}; system.cache.calibrate=true lets a pilot measure them"
 
     def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
         """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""
@@ -229,10 +242,3 @@ class CacheSums:
             CacheForecast(*told, rows, self._fitted[told], self._left[told] / rows)
             for told, rows in self._rows.most_common(_MOST_TOLD)
         )
-
-
-def _no_table(model: ModelSpec, drawing: Drawing) -> str:
-    return (
-        f"there are no coefficients of it for {model.name}, {drawing.solver}, "
-        f"{drawing.num_steps} steps, {drawing.bucket}, and a pilot fits {', '.join(FITTED)} alone"
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from batchgen.caches.pilots import FITTED, PSNR, RATIOS, Choice, Judged
+from batchgen.caches.pilots import FEWEST_STEPS, FITTED, PSNR, RATIOS, Choice, Judged
 from batchgen.caches.settings import Settings
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import Row, computed_count, strategy
@@ -73,7 +73,8 @@ class Fits:
     def find(self, name: str, row: Row, drawing: Drawing, having: str = "") -> Entry | None:
         """The coefficients for rows that are drawn so, of those whose content has `having`."""
         count = round(strategy(name).expected(row, None))
-        keys = [row_key(drawing, name, model, count) for model in self._models]
+        branches = int(family_spec(self._model.family).branches(self._model, drawing))
+        keys = [row_key(drawing, name, model, count, branches) for model in self._models]
         found = (tables.find(*keys, having=having) for tables in self._tables)
         entry = next(filter(None, found), None)
         unused = entry is not None and name == planned.NAME and not _fits(row, entry)
@@ -91,11 +92,16 @@ class Fits:
 
 def can_be_fitted(settings: Settings, row: Row) -> bool:
     """Whether a pilot can make coefficients for these rows. A fit of the planned strategy chooses
-    all computed steps itself."""
+    all computed steps itself; where coefficients are no more than thresholds, a row that has its
+    own needs none."""
     if settings.strategy not in FITTED or row.ratio == 0:
         return False
+    if settings.strategy != planned.NAME:
+        own = "threshold" in row.params
+        needed = strategy(settings.strategy).FACTS.table == "needed"
+        return row.steps >= FEWEST_STEPS and (needed or not own)
     free = len(row.starts) <= computed_count(row.steps, row.ratio) < row.steps
-    return settings.strategy != planned.NAME or (free and settings.warmup == settings.cooldown == 0)
+    return free and settings.warmup == settings.cooldown == 0
 
 
 def _fits(row: Row, entry: Entry) -> bool:

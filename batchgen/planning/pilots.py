@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchgen.caches.pilots import AUDITED, FEWEST, ROWS, Pilot
+from batchgen.caches.strategies import planned
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import Scales, family_spec
@@ -113,8 +114,7 @@ def find_pilots(
         found = sums.look_up(rows, problems)
         if found is not None:
             _note(job, groups, rows, found)
-    judged = job.system.cache.min_psnr_db is not None
-    return tuple(_pilot(costs, group, lacking, judged) for group, lacking in groups.items())
+    return tuple(_pilot(job, costs, group, lacking) for group, lacking in groups.items())
 
 
 def _note(
@@ -156,7 +156,8 @@ def is_sized(job: JobConfig) -> bool:
     return not family_spec(job.model.family).capabilities(job.model).sigma_shift
 
 
-def _pilot(costs: CostModel, group: Group, lacking: Lacking, judged: bool) -> Pilot:
+def _pilot(job: JobConfig, costs: CostModel, group: Group, lacking: Lacking) -> Pilot:
+    judged = job.system.cache.min_psnr_db is not None and group.strategy == planned.NAME
     fewest = FEWEST + 2 if judged else FEWEST  # two to judge by
     most = ROWS + AUDITED if judged else ROWS
     rows = lacking.rows(min(most, max(fewest, lacking.count // 2)))  # a cache is for the others
@@ -171,6 +172,7 @@ def _pilot(costs: CostModel, group: Group, lacking: Lacking, judged: bool) -> Pi
         num_steps=group.num_steps,
         branches=group.branches,
         guidance=(min(scales), max(scales)),
+        layers=family_spec(job.model.family).layers(job.model),
     )
     if len(rows) < fewest:
         key = "min_psnr_db" if judged else "calibrate"

@@ -11,7 +11,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from batchgen.caches.tables import SHIPPED, Entry, dump
+from batchgen.caches.tables import SHIPPED, Entry, Key, dump
 from batchgen.config.schema import SystemConfig
 from batchgen.durable import write_bytes_atomic
 from batchgen.engine.calibrate_blocks import calibrate_blocks
@@ -31,7 +31,8 @@ def main() -> None:
     entries: list[Entry] = []
     for steps in (ANY, *OTHERS):
         rows = [replace(row, num_steps=steps) for row in calibration_rows()[:ROWS]]
-        entries += calibrate_blocks(engine.replica, rows, model=MODEL, for_steps=steps != ANY)
+        key = Key(strategy="", model=MODEL, num_steps=None if steps == ANY else steps)
+        entries += calibrate_blocks(engine.replica, rows, key).entries
     write_bytes_atomic(out, dump(entries))
 
 

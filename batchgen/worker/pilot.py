@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from batchgen.caches.audit import twin_index
-from batchgen.caches.pilots import FEWEST, PSNR, Judged, Pilot
+from batchgen.caches.pilots import FEWEST, MEASURED, PSNR, Judged, Pilot
 from batchgen.caches.strategies import planned
-from batchgen.caches.tables import Entry, dump
+from batchgen.caches.tables import Entry, Key, dump
 from batchgen.durable import write_bytes_atomic
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Renderer, Sink, Snapshot, Source
@@ -145,8 +145,6 @@ def _fit_planned(
     engine: Any, pilot: Pilot, rows: Sequence[Request], model: str, step: Callable[[], object]
 ) -> Fitted:
     from batchgen.engine.calibrate import calibrate
-    from batchgen.engine.snapshot import pack
-    from batchgen.numerics.solver import History
 
     audited = max(0, pilot.audited - (len(pilot.rows) - len(rows)))
     ends = rows[len(rows) - audited :]
@@ -161,7 +159,35 @@ def _fit_planned(
         judge=lambda whole, near: _judged(engine.replica, ends, whole, near),
         moved=step,
     )
-    fits = (perf_counter() - begin - made.recorded_s) / len(rows)
+    return _fitted(pilot, rows, made, perf_counter() - begin)
+
+
+def _fit_measured(
+    engine: Any, pilot: Pilot, rows: Sequence[Request], model: str, step: Callable[[], object]
+) -> Fitted:
+    from batchgen.engine.calibrate_blocks import calibrate_blocks
+
+    begin = perf_counter()
+    first = rows[0]
+    key = Key(
+        strategy=pilot.strategy,
+        model=model,
+        solver=first.solver,
+        sigma_shift=first.sigma_shift,
+        num_steps=first.num_steps,
+        bucket=str(first.bucket) if pilot.sized else None,
+        branches=pilot.branches,
+    )
+    made = calibrate_blocks(engine.replica, rows, key, names=(pilot.strategy,), moved=step)
+    return _fitted(pilot, rows, made, perf_counter() - begin)
+
+
+def _fitted(pilot: Pilot, rows: Sequence[Request], made: Any, seconds: float) -> Fitted:
+    """What a `Calibration` that took so long leaves."""
+    from batchgen.engine.snapshot import pack
+    from batchgen.numerics.solver import History
+
+    fits = (seconds - made.recorded_s) / len(rows)
     each = partial(
         Drawn,
         evaluations=pilot.num_steps * pilot.branches,
@@ -177,7 +203,8 @@ def _fit_planned(
 
 # By the name of the strategy: all of `caches.pilots.FITTED`.
 FITS: Mapping[str, Callable[[Any, Pilot, Sequence[Request], str, Callable[[], object]], Fitted]] = {
-    planned.NAME: _fit_planned
+    planned.NAME: _fit_planned,
+    **dict.fromkeys(MEASURED, _fit_measured),
 }
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 import pytest
-import torch
 from ranks import Ranks
-from torch.nn.functional import linear, scaled_dot_product_attention
-from toy_split import SPECS, Seen, divided, failing, partly, recalled, three_branches
+from toy_split import (
+    SPECS,
+    Seen,
+    divided,
+    failing,
+    kernels_keep_bits,
+    partly,
+    recalled,
+    three_branches,
+)
 
 from batchgen.config.degrees import Degrees
 from batchgen.families.family import family_spec
@@ -24,18 +30,6 @@ LAYOUTS = {
         *(Degrees(cfg=2, ulysses=2), Degrees(cfg=2, ring=2), Degrees(cfg=4)),
     )
 }
-
-
-@cache
-def kernels_keep_bits() -> bool:
-    """Whether a product of half the rows, and attention of half the heads, have the bits of the
-    whole on this machine."""
-    torch.manual_seed(0)
-    x, weight, (q, k, v) = torch.randn(48, 512), torch.randn(96, 512), torch.randn(3, 1, 4, 48, 32)
-    product = torch.equal(linear(x, weight)[:24], linear(x[:24], weight))
-    whole = scaled_dot_product_attention(q, k, v)[:, :2]
-    half = scaled_dot_product_attention(*(one[:, :2] for one in (q, k, v)))
-    return product and torch.equal(whole, half)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)

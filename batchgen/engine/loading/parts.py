@@ -23,6 +23,7 @@ class CheckpointPart:
     dtype: torch.dtype  # precision it runs in
     config: dict[str, Any]  # dimensions that the ModelSpec promises (keys as in config.json)
     extras: dict[str, Any]  # what else random weights need, beside the dimensions
+    vocab_size: int  # of a text encoder or a tokenizer; 0: neither
     spec_key: str  # where the ModelSpec keeps them, for messages
     is_processor: bool = False  # `model_class` prepares images for an encoder of these dimensions
 
@@ -40,6 +41,7 @@ def parts(
             dtype=torch.float32 if component.float32 else dtype,
             config=stored_dims(getattr(model.dims, component.dims)),
             extras=getattr(model.dims, component.dims).random_extras(),
+            vocab_size=getattr(getattr(model.dims, component.dims), "vocab_size", 0),
             spec_key=f"model.{component.dims}",
             is_processor=component.kind == "processor",
         )

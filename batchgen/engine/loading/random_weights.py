@@ -26,7 +26,7 @@ def random_component(part: CheckpointPart) -> Any:
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
     if part.model_class is None:
-        return byte_tokenizer(part.config["vocab_size"])
+        return byte_tokenizer(part.vocab_size)
     return random_module(part)
 
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.encoders import ClipVisionDims, clip_vision_parameters
 from batchgen.families.family import Capabilities, Component
+from batchgen.families.vision import ClipVisionDims, clip_vision_parameters
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.spec import (
     boundary,

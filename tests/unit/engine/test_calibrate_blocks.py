@@ -11,7 +11,7 @@ from toy_engine import draw, request, small_spec, system
 
 from batchgen.caches.settings import Given, resolve
 from batchgen.caches.strategy import computed_count
-from batchgen.caches.tables import Entry, Tables, store
+from batchgen.caches.tables import Entry, Key, Tables, store
 from batchgen.engine.calibrate_blocks import RATIOS, calibrate_blocks
 from batchgen.engine.engine import Engine
 from batchgen.request import Request
@@ -30,8 +30,8 @@ def rows(**changes: Any) -> list[Request]:
 def entries(small_folder: Path) -> dict[str, Entry]:
     """Of a small model with random weights, from two guided rows."""
     engine = Engine.load(small_spec(str(small_folder)), system(), "cpu")
-    found = calibrate_blocks(engine.replica, rows(), model="small")
-    return {entry.key.strategy: entry for entry in found}
+    found = calibrate_blocks(engine.replica, rows(), Key(strategy="", model="small"))
+    return {entry.key.strategy: entry for entry in found.entries}
 
 
 def test_each_strategy_gets_what_it_is_set_by(entries: dict[str, Entry]) -> None:

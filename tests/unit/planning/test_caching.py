@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.caches import tables
-from batchgen.caches.strategy import names, strategy
+from batchgen.caches.strategy import names
 from batchgen.caches.tables import Entry, Key, store, user_folder
 from batchgen.config.capability import served_by
 from batchgen.config.compose import compose_job
@@ -312,18 +312,40 @@ def test_a_fit_that_passes_over_steps_that_must_be_computed_is_not_named(
     assert [bool(request.cache_table) for request in rows] == [True, False]
 
 
-def test_coefficients_that_are_needed_and_not_there_are_asked_for(
-    unfitted: None, plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["teacache", "magcache"])
+def test_a_row_outside_of_what_was_measured_is_told_before_anything_is_made(
+    unfitted: None, plan_of: Callable[..., Plan], name: str
 ) -> None:
-    uniform = strategy("uniform")
-    monkeypatch.setattr(uniform, "FACTS", replace(uniform.FACTS, table="needed"))
-    columns = {"cache_strategy": [None, "uniform"]}
-    said = r"row 1, cache_strategy = 'uniform': .*tiny-wan.* and a pilot fits planned alone"
-    for key in ({}, {"system__cache__calibrate": True}):
-        with pytest.raises(ManifestError, match=said):
-            plan_of(columns, **key)
-    store(user_folder(), [Entry(key=Key(strategy="uniform", model="tiny-wan"), content={})])
-    assert [bool(request.cache_table) for request in requests(plan_of(columns))] == [False, True]
+    """Another solver, shift, number of steps or branches than the table's: none serves it."""
+    key = Key(strategy=name, model="tiny-wan", solver="unipc", sigma_shift=3.0, num_steps=20)
+    measured = Entry(key=replace(key, branches=2), content={"ratios": [1.0] * 19})
+    store(user_folder(), [measured])
+    asks = {"row_defaults__cache_strategy": name}
+    assert [r.cache_table for r in requests(plan_of({"seed": [1]}, **asks))] == [measured.digest]
+    for columns, changes in (
+        ({"num_steps": [None, 21]}, {}),
+        ({"guidance_scale": [None, 1.0]}, {}),
+        ({"seed": [1, 2]}, {"system__sampler__solver": "euler"}),
+        ({"seed": [1, 2]}, {"system__sampler__sigma_shift": 4.0}),
+    ):
+        with pytest.raises(ManifestError) as caught:
+            plan_of(columns, **asks, **changes)
+        told = str(caught.value)
+        assert f"cache_strategy = '{name}': there are no coefficients of it for tiny-wan" in told
+        assert "system.cache.calibrate=true lets a pilot measure them" in told
+    with pytest.raises(ManifestError, match=r"a pilot fits planned, .*, from 4 steps on"):
+        plan_of({"num_steps": [3]}, **asks)
+
+
+def test_coefficients_that_are_used_are_done_without(
+    unfitted: None, plan_of: Callable[..., Plan]
+) -> None:
+    key = Key(strategy="seacache", model="tiny-wan", num_steps=20, branches=2)
+    measured = Entry(key=key, content={"thresholds": [[0.5, 0.2]]})
+    store(user_folder(), [measured])
+    plan = plan_of({"num_steps": [None, 21]}, row_defaults__cache_strategy="seacache")
+    assert [row.cache_table for row in requests(plan)] == [measured.digest, ""]
+    assert sorted((c.num_steps, c.fitted) for c in plan.caches) == [(20, 1), (21, 0)]
 
 
 def test_the_embedded_model_comes_with_fits(plan_of: Callable[..., Plan]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from batchgen.caches import tables
 from batchgen.caches.fitting import BETAS
 from batchgen.caches.pilots import DRAWN, FITTED, PSNR, ROWS, Choice, Judged
 from batchgen.caches.tables import Entry, Key, Tables, store, user_folder
@@ -139,6 +140,30 @@ def test_too_few_rows_are_refused(plan_of: Callable[..., Plan], asking: int) -> 
         plan_of(columns)
     with pytest.raises(ManifestError, match="row 1, cache_ratio = 3"):
         plan_of({"cache_ratio": [0.5, 3.0] + [None] * (MANY - 2)})
+
+
+@pytest.mark.parametrize("name", ["teacache", "seacache"])
+def test_what_a_model_shows_is_measured_for_rows_that_ask(
+    plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Once for all ratios, and for guided and other rows apart; nobody judges it."""
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "nothing")
+    columns = {
+        "cache_strategy": [name] * MANY,
+        "cache_ratio": [0.3, 0.5] * (MANY // 2),
+        "guidance_scale": [1.0] * 10 + [3.0] * 30,
+    }
+    both = plan_of(columns, **FLOOR).pilots
+    assert [(p.strategy, p.branches, len(p.rows), p.audited) for p in both] == [
+        (name, 1, 5, 0), (name, 2, 15, 0),
+    ]  # fmt: skip
+    assert {p.ratios for p in both} == {(0.3, 0.5)} and {p.fits for p in both} == {0}
+    own = {"cache_params": ['{"threshold": 0.1}'] * MANY}
+    assert len(plan_of(columns | own).pilots) == 2 * (name == "teacache"), "its own threshold"
+    key = Key(strategy=name, model="tiny-wan", num_steps=11, branches=2)
+    store(user_folder(), [Entry(key=key, content={})])
+    (pilot,) = plan_of(columns).pilots
+    assert pilot.branches == 1
 
 
 def test_every_strategy_that_a_pilot_may_fit_is_fitted_by_a_worker() -> None:

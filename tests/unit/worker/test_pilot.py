@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +127,25 @@ def test_too_few_rows_are_an_error_and_leave_nothing(engine: Engine, tmp_path: P
         draw(renderer, rows(*map(too_long, range(3))))
     assert not renderer.out.exists()
     assert draw(renderer, [])[1] == EngineReport()
+
+
+def test_rows_that_are_measured_are_those_of_the_engine(engine: Engine, tmp_path: Path) -> None:
+    first = replace(PILOT, strategy="first_block", rows=PILOT.rows[:4], audited=0, layers=2)
+    others = replace(first, strategy="magcache", rows=PILOT.rows[2:])
+    renderer = PilotRenderer(engine, (first, others), "mine", tmp_path / "caches" / "pilot.json")
+    keeper, _, clock = draw(renderer, rows())
+    bare, _, _ = draw(engine, rows())
+    for name, frames in keeper.frames.items():
+        assert np.array_equal(frames, bare.frames[name]), name
+        assert keeper.stats[name].steps_computed == bare.stats[name].steps_computed
+    probed, not_probed = (keeper.stats[name].audit for name in ("row-0", "row-5"))
+    assert probed is not None and probed.steps == first.fits / 4 == STEPS
+    assert not_probed is not None and not_probed.steps == others.fits == 0
+    entries = read(renderer.out)
+    assert [entry.key.strategy for entry in entries] == ["first_block", "magcache"]
+    told = rows()[0]
+    for key in (entry.key for entry in entries):
+        assert (key.model, key.solver, key.num_steps) == ("mine", told.solver, STEPS)
+        assert (key.sigma_shift, key.branches, key.bucket) == (told.sigma_shift, 2, None)
+    took = [clock.close(index) for index in PILOT.rows]
+    assert took == pytest.approx([keeper.stats[f"row-{i}"].busy for i in PILOT.rows])
