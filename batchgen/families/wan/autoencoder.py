@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from batchgen.families.dims import stored
 from batchgen.families.wan.spec import WanVae
 
 CUBE, SQUARE, LINE, POINT = 27, 9, 3, 1  # taps
@@ -26,6 +27,7 @@ class PatchedVae(WanVae):
     out_channels: int = 12
     patch_size: int = 2
     is_residual: bool = True
+    spatial_factor: int = stored(16, "scale_factor_spatial")
 
 
 @dataclass(frozen=True, slots=True)

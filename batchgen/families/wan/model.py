@@ -155,9 +155,15 @@ class Wan:
             return projected
         patches = transformer.patch_embedding(self.inputs(item).to(transformer.dtype))
         tokens = patches.movedim(1, -1)  # a grid, (1, frames, rows, columns, width)
-        table = block.scale_shift_table + projected.unflatten(1, (6, -1)).float()
-        shift, scale = (part[:, :, None, None] for part in table.chunk(6, dim=1)[:2])
+        shift, scale = self.modulation(item, projected).unbind(1)[:2]
         return (block.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+
+    def modulation(self, item: Item, projected: Tensor) -> Tensor:
+        """What the first block shifts and scales its tokens by, (1, 6, frames, rows, columns,
+        width); axes of one where they are modulated alike."""
+        transformer: Any = self.modules[self.expert(item.request, item.timestep)]
+        table = transformer.blocks[0].scale_shift_table + projected.unflatten(1, (6, -1)).float()
+        return table[:, :, None, None, None]
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
         return classifier_free(velocities, request.guidance_scale)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item
 from batchgen.families.sequence import Cut
@@ -54,6 +55,22 @@ class WanTI2V(Wan):
         """The modules of timesteps see the tokens of an item at once, as in the pipeline."""
         with in_batches((1,) * len(items)):
             return super().forward(items)
+
+    def signal(self, item: Item, kind: SignalKind) -> Tensor:
+        """As each token is modulated, where the caller looks at tokens."""
+        with in_batches((1,)):
+            return super().signal(item, kind)
+
+    def modulation(self, item: Item, projected: Tensor) -> Tensor:
+        """(1, 6, frames, rows, columns, width)"""
+        embedder = self.transformer.condition_embedder
+        times = embedder.timesteps_proj(self._times(item).flatten())
+        dtype = next(embedder.time_embedder.parameters()).dtype
+        embedded = embedder.time_embedder(times.to(dtype)).to(self.transformer.dtype)
+        own = embedder.time_proj(embedder.act_fn(embedded)).unflatten(1, (6, -1))
+        grid = light.token_grid(self.spec, item.request.bucket)
+        table = self.transformer.blocks[0].scale_shift_table + own.float()
+        return table.transpose(0, 1).unflatten(1, grid).unsqueeze(0)
 
     def inputs(self, item: Item) -> Tensor:
         return self.put_back(item.latents, item.shared) if item.shared else item.latents

@@ -52,7 +52,10 @@ class WanI2V(GivenFrames):
         return torch.cat([item.shared[1] for item in items])
 
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
-        item, encoder = super().random_item(bucket, seed, expert), light.dims(self.spec).image_encoder
+        item, encoder = (
+            super().random_item(bucket, seed, expert),
+            light.dims(self.spec).image_encoder,
+        )
         shape = (light.images(self.spec), encoder.tokens, encoder.hidden_size)
         states = seeded_noise(shape, seed + 3).to(self.device, self.transformer.dtype)
         return replace(item, shared=(*item.shared, states))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,28 +53,29 @@ class Intake:
     def _one(self, image: Given) -> Taken:
         if isinstance(image, str):
             return self._files[image]
-        return Taken() if image is None else self._content(image)
+        return Taken() if image is None else self._taken(lambda: image)
 
     def _file(self, path: str) -> Taken:
         if "://" in path:
             return Taken(reason="is not the path of a file; images are not fetched")
-        try:
-            return self._content(read_bytes(self._folder / path))
-        except NoPicture as error:
-            return Taken(reason=f"{self._folder / path} {error}")
+        whole = self._folder / path
+        return self._taken(lambda: read_bytes(whole), f"{whole} ")
 
-    def _content(self, data: bytes) -> Taken:
-        digest = hashlib.sha256(data).hexdigest()
-        if digest in self._good:
-            return Taken(digest)
+    def _taken(self, read: Callable[[], bytes], place: str = "") -> Taken:
         try:
-            decode(data)
+            return Taken(self._content(read()))
         except NoPicture as error:
-            return Taken(reason=str(error))
-        if self._keep is not None:
-            self._store(self._keep.input(digest), data)
-        self._good.add(digest)
-        return Taken(digest)
+            return Taken(reason=f"{place}{error}")
+
+    def _content(self, data: bytes) -> str:
+        """Its digest; what has not been seen yet is decoded and kept."""
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._good:
+            decode(data)
+            if self._keep is not None:
+                self._store(self._keep.input(digest), data)
+            self._good.add(digest)
+        return digest
 
     @staticmethod
     def _store(path: Path, data: bytes) -> None:
