@@ -12,6 +12,7 @@ from itertools import groupby
 
 from batchgen.config.capability import bounds_of
 from batchgen.config.degrees import Degrees, RuledOut, degrees_of
+from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
@@ -149,7 +150,7 @@ def _layout(
         memory=chosen.memory,
         resident_blocks=chosen.resident_blocks,
         precision=precision_of(job),
-        attention="sdpa" if job.system.attention == "auto" else job.system.attention,
+        attention=str(kernel_plan(job.system)),
         device=job.slurm.device.name,
         vram_gib=chosen.peak_bytes / GIB,
         fits=chosen.fits,

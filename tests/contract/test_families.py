@@ -46,7 +46,7 @@ SPECS: dict[str, ModelSpec] = {
     **{name: spec() for name, spec in SMALL.items()},
 }
 CLIPS = (Bucket(64, 32, 5), Bucket(64, 64, 5))
-IMAGES = (Bucket(64, 64, 1), Bucket(96, 64, 1))
+IMAGES = (Bucket(128, 64, 1), Bucket(192, 64, 1))
 BUCKETS = {"wan": CLIPS, "wan22": CLIPS, "flux": IMAGES, **dict.fromkeys(TOYS, IMAGES)}
 BUCKETS |= {"wan_i2v": CLIPS, "wan22_i2v": CLIPS}
 BUCKETS |= {"wan22_ti2v": (Bucket(128, 64, 5), Bucket(128, 128, 5))}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
 from batchgen.records import Layout, MemoryMode, Precision
@@ -74,7 +75,7 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
     return Layout(
         memory=_lone_memory(system.memory),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
-        attention="sdpa" if system.attention == "auto" else system.attention,
+        attention=str(kernel_plan(system)),
         device=device_name(device),
     )
 

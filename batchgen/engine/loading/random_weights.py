@@ -15,6 +15,7 @@ from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import CheckpointPart
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<model>"
 BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes
 
 
@@ -26,7 +27,9 @@ def random_component(part: CheckpointPart) -> Any:
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
     if part.model_class is None:
-        return byte_tokenizer(part.vocab_size)
+        tokenizer = byte_tokenizer(part.vocab_size)
+        tokenizer.chat_template = CHAT
+        return tokenizer
     return random_module(part)
 
 

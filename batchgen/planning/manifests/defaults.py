@@ -23,6 +23,7 @@ from batchgen.planning.manifests.geometry import (
     off_grid,
     snap,
 )
+from batchgen.planning.manifests.template import DEFAULT, Template
 from batchgen.request import (
     MAX_FRAMES,
     MAX_SIDE,
@@ -51,6 +52,7 @@ class Defaults:
     format: str
     quality: int
     embed_metadata: int  # 0 or 1
+    name: Template | None  # of media files; None: their row ids
     tags: str | None
     caches: CacheRules
     names: NamedSizes
@@ -81,6 +83,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         format=job.output.format,
         quality=job.output.quality,
         embed_metadata=int(job.output.embed_metadata),
+        name=_name(job.output.name),
         tags=rows.tags,
         caches=cache_rules(job),
         names=names,
@@ -99,6 +102,10 @@ def _images(job: JobConfig) -> dict[str, str]:
     return {name: path for name, path in found.items() if path is not None}
 
 
+def _name(template: str) -> Template | None:
+    return None if template == DEFAULT else Template.parse(template)
+
+
 def any_model() -> Defaults:
     """Rules without a job: ranges and texts are judged, sizes and unserved columns are not."""
     return Defaults(
@@ -110,6 +117,7 @@ def any_model() -> Defaults:
         format="frames",
         quality=0,
         embed_metadata=0,
+        name=None,
         tags=None,
         caches=any_cache(),
         names=NamedSizes({}, "", "", judged=False),
