@@ -103,7 +103,8 @@ def imports(path: Path) -> set[str]:
 def room(module: str) -> str:
     """The top folder; `families/<name>/model.py` is ranked apart from a family's light side."""
     top, *rest = module.split(".")
-    return "models" if top == "families" and rest[-1:] == ["model"] else top
+    torch_side = {"model", "frames"}  # what models share
+    return "models" if top == "families" and torch_side & {*rest[-1:]} else top
 
 
 def level(folder: str) -> int:

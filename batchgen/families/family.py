@@ -46,7 +46,7 @@ class Capabilities:
     cfg: tuple[int, ...] = (1,)
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
-    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream")
+    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
     store_dtypes: tuple[str, ...] = ("same",)
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)
@@ -83,7 +83,16 @@ class Component:
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Attributes that are lists of blocks, which can stream."""
+        return (*self.stacks, *self.layers)
+
+    def works_in(self, stage: Stage) -> bool:
+        return stage in (self.stage, *self.also)
 
     @property
     def library(self) -> str:
@@ -99,7 +108,6 @@ class ComponentBytes:
     """Bytes of the loaded weights: (component, stage, bytes)."""
 
     parts: tuple[tuple[str, Stage, int], ...]
-    also: tuple[tuple[Stage, int], ...] = ()  # bytes of the same that further stages need
 
     @property
     def total(self) -> int:
@@ -112,8 +120,7 @@ class ComponentBytes:
 
     def of(self, stage: Stage) -> int:
         """All components of a stage together."""
-        again = sum(size for at, size in self.also if at == stage)
-        return again + sum(size for _, at, size in self.parts if at == stage)
+        return sum(size for _, at, size in self.parts if at == stage)
 
 
 class Scales(Protocol):
@@ -199,14 +206,16 @@ class FamilySpec(Protocol):
 def component_bytes(model: ModelSpec) -> ComponentBytes:
     """Bytes of each component in the precision in which it runs on an accelerator."""
     spec = family_spec(model.family)
-    parts = [part for part in spec.COMPONENTS if part.kind == "model"]
-    sizes = {
-        part.name: spec.parameters(model, part.name) * (4 if part.float32 else BYTES[model.dtype])
-        for part in parts
-    }
     return ComponentBytes(
-        tuple((part.name, part.stage, sizes[part.name]) for part in parts),
-        tuple((stage, sizes[part.name]) for part in parts for stage in part.also),
+        tuple(
+            (
+                part.name,
+                part.stage,
+                spec.parameters(model, part.name) * (4 if part.float32 else BYTES[model.dtype]),
+            )
+            for part in spec.COMPONENTS
+            if part.kind == "model"
+        )
     )
 
 
