@@ -57,6 +57,7 @@ class Capabilities:
     boundary: bool = False  # the job may set where the second expert takes over
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
     needs: tuple[str, ...] = ()  # of these, those that no row may leave out
+    unread: tuple[str, ...] = ()  # those that all others read
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class Component:
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
     layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
+    joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
