@@ -75,6 +75,7 @@ class Component:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # name of the folder
+    # a scheduler is settings alone
     kind: Literal["model", "tokenizer", "processor", "scheduler"] = "model"
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
@@ -83,9 +84,11 @@ class Component:
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
-    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
+    drawn: int = -1  # which of them becomes the velocity
     layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
     joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
+    predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
@@ -334,6 +337,14 @@ class DrawsFromImages(Protocol):
 
     def put_back(self, latents: Tensor, shared: Condition) -> Tensor:
         """The latents after the last step, with what the images say about them."""
+
+
+@runtime_checkable
+class DecodesRows(Protocol):
+    """A family whose decoder takes more of a row than its size."""
+
+    def decode_row(self, latents: Tensor, request: Request) -> Tensor:
+        """In place of `decode`."""
 
 
 class FamilyCode(Protocol):

@@ -73,7 +73,6 @@ __all__ = [
     "row_indices",
 ]
 
-
 _DISTINCT = ("row_index", "row_id", "row_key", "prompt", "seed")  # no use in a dictionary
 _WRITER_OPTIONS = {
     "compression": "zstd",
@@ -98,10 +97,9 @@ def make_plan(
 
     `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
     `context`: of the keys, where it is known already; then the checkpoint is not read. `earlier`:
-    what the run that is planned anew brings along. `check` is shown the plan before it is written
-    to `out`. `keep`: the run that keeps the images of the rows.
-    Raises ManifestError listing the illegal rows, ConfigError or WeightsError, and what `check`
-    raises; then nothing is left at `out`.
+    what the run that is planned anew brings along. `check` is shown the plan before it is at `out`.
+    `keep`: the run that keeps the rows' images. Raises ManifestError listing the illegal rows,
+    ConfigError or WeightsError, and what `check` raises; then nothing is left at `out`.
     """
     defaults = job_defaults(job)
     manifest = open_manifest(Path(job.manifest))
@@ -216,8 +214,7 @@ class _Rows:
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The plan's rows. After the first illegal row the rest is only checked; when all is
         read, raises ManifestError listing the illegal rows."""
-        manifest = self.manifest
-        known = set(manifest.columns)
+        manifest, known = self.manifest, set(self.manifest.columns)
         wanted = [*REQUEST_COLUMNS, *(f.name.removeprefix(CARRY) for f in schema if _is_carried(f))]
         for batch in manifest.batches([name for name in wanted if name in known]):
             rows = resolve_rows(batch, self.ids.rows, self.defaults, self.problems, self.intake)

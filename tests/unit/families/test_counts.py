@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from counted import flops, on_meta, packaged
+from meta_models import flops, on_meta, packaged
 
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts

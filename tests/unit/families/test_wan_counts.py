@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from counted import flops, on_meta, packaged
+from meta_models import flops, on_meta, packaged
 
 from batchgen.families.vision import clip_vision_flops
 from batchgen.families.wan import autoencoder

@@ -1,4 +1,4 @@
-"""Published models on the meta device, for counts that plans are held against."""
+"""Packaged models without memory for their weights, and what their forwards count."""
 
 from __future__ import annotations
 
