@@ -22,6 +22,7 @@ from batchgen.engine.memory.stream import Feed
 from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
+from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
@@ -35,6 +36,7 @@ from batchgen.families.family import (
     share_computed,
 )
 from batchgen.numerics.edges import make_batch_invariant
+from batchgen.pictures import Read
 from batchgen.records import Layout, rows_decoded
 from batchgen.request import Bucket
 
@@ -49,6 +51,7 @@ def assemble(
     moved: Callable[[], object],
     team: Team,
     tables: Tables,
+    images: Read,
     mesh: Mesh | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
@@ -75,6 +78,7 @@ def assemble(
         device=device,
         residency=residency,
         prompts=PromptBook(family, model.prompt_overflow),
+        pictures=PictureBook(family, images),
         packer=Packer(
             partial(family_spec(model.family).tokens, model),
             device,
