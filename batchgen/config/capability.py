@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 
 from batchgen.config.caching import cache_rules
 from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
+from batchgen.config.kernels import KERNELS, kernel_plan, legal_here
 from batchgen.config.schema import (
     CacheConfig,
     CompileConfig,
@@ -39,6 +41,7 @@ def check_served(config: JobConfig) -> None:
         if value not in legal:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
+    _check_kernels(config, served)
     _check_degrees(config)
     cache_rules(config)
 
@@ -51,8 +54,10 @@ def served_by(model: ModelSpec) -> Capabilities:
 def bounds_of(config: JobConfig) -> Bounds:
     """What decides which degrees of parallelism a job may have."""
     model, slurm = config.model, config.slurm
-    heads = family_spec(model.family).heads(model)
-    return Bounds(served_by(model), heads, slurm.nodes, slurm.ranks_per_node)
+    heads, served = family_spec(model.family).heads(model), served_by(model)
+    if kernel_plan(config.system).names != ("sdpa",):  # a ring attends with torch's own
+        served = replace(served, ring=(1,))
+    return Bounds(served, heads, slurm.nodes, slurm.ranks_per_node)
 
 
 def _check_cfg(parallel: ParallelConfig) -> None:
@@ -124,6 +129,42 @@ def _check_attention_op(config: JobConfig) -> None:
         )
 
 
+def _check_kernels(config: JobConfig, served: Capabilities) -> None:
+    """Kernels can run on the profile's devices, as far as that can be seen here, and together with
+    what divides attention; ranks look again."""
+    system, asked = config.system, ("attention", "attention_schedule.between")
+    device, installed = config.slurm.device.name, config.slurm.python is None
+    for key, name in zip(asked, (system.attention, system.attention_schedule.between), strict=True):
+        if name is None or name == "auto":
+            continue
+        if missing := KERNELS[name].missing(device, config.model.dtype, installed):
+            legal = ", ".join(legal_here(served.attention, device, config.model.dtype, installed))
+            raise ConfigError(f"system.{key}: {name} {missing}; legal here: {legal}")
+    _check_kernels_together(config)
+
+
+def _check_kernels_together(config: JobConfig) -> None:
+    system = config.system
+    parallel, names = system.parallel, kernel_plan(system).names
+    if system.attention == "radial" and system.attention_schedule.between is not None:
+        raise ConfigError(
+            "system.attention_schedule.between: radial has its own first steps "
+            "(system.radial.dense_steps); legal with system.attention=radial: null"
+        )
+    if names == ("sdpa",):
+        return
+    if parallel.attention_op == "xfuser":
+        raise ConfigError(
+            f"system.parallel.attention_op: xfuser brings its own kernel, not "
+            f"{', '.join(names)}; legal with it: auto, torch"
+        )
+    if isinstance(parallel.ring, int) and parallel.ring > 1:
+        raise ConfigError(
+            f"system.parallel.ring: {parallel.ring} attends chunk by chunk with torch's own "
+            f"kernel, not with {', '.join(names)}; legal with it: auto, 1"
+        )
+
+
 def _check_degrees(config: JobConfig) -> None:
     """Some legal degrees multiply to the ranks of all nodes."""
     parallel, bounds = config.system.parallel, bounds_of(config)
@@ -171,6 +212,8 @@ def _system(
     for name, own in system.components.items():
         yield f"system.components.{name}.memory", own.memory, _memory_of(config.model, name, served)
     yield "system.attention", system.attention, served.attention
+    between = tuple(name for name in served.attention if name != "auto")
+    yield "system.attention_schedule.between", system.attention_schedule.between, (None, *between)
     yield "system.compile.mode", compiled.mode, served.compile_modes
     if served.compile_modes == ("off",):
         yield "system.compile.dynamic", compiled.dynamic, (_COMPILE.dynamic,)

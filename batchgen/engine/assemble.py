@@ -10,6 +10,7 @@ import torch
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
+from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
@@ -25,7 +26,14 @@ from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
-from batchgen.families.family import STAGES, FamilyModel, family_code, family_spec, share_computed
+from batchgen.families.family import (
+    STAGES,
+    FamilyModel,
+    family_code,
+    family_spec,
+    latent_frames,
+    share_computed,
+)
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -56,6 +64,8 @@ def assemble(
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
     recall = _recall(family, model.family, plan)
+    attention = Attention(system, layout)
+    attention.lead(family, plan.experts, frames=partial(latent_frames, model))
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = _residency(family, device, plan, system.memory, stacks)
@@ -75,6 +85,7 @@ def assemble(
         ),
         team=team,
         stacks=stacks,
+        attention=attention,
         recall=recall,
         tables=tables,
         split=split,

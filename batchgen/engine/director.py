@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from batchgen.caches.blocks import PROBE, WHOLE, Blocks
+from batchgen.config.schema import Kernel
 from batchgen.engine.contract import Sink, Source
 from batchgen.engine.finish import Broken, Denoised
 from batchgen.engine.flight import Flight, Outcome, RowState
@@ -280,15 +281,16 @@ class Director:
 
     def _packs(self, forwards: Mapping[Slot, Blocks]) -> Iterator[Pack]:
         """(row, branch) items that share a forward."""
-        groups: dict[tuple[Hashable, str, Blocks], list[Slot]] = {}
+        groups: dict[tuple[Hashable, str, Blocks, Kernel], list[Slot]] = {}
         for slot, blocks in forwards.items():
             row = self.flight.rows[slot[0]]
-            key = self.replica.family.group(row.request), self._expert(row), blocks
+            kernel = self.replica.attention.plan.at(row.step, len(row.schedule))
+            key = self.replica.family.group(row.request), self._expert(row), blocks, kernel
             groups.setdefault(key, []).append(slot)
-        for (_, _, blocks), members in groups.items():
+        for (_, _, blocks, kernel), members in groups.items():
             bucket = self.flight.rows[members[0][0]].request.bucket
             for chunk in self.replica.packer.chunks(bucket, members):
-                yield Pack(tuple(chunk), blocks)
+                yield Pack(tuple(chunk), blocks, kernel)
 
     def _leave(self, state: RowState) -> None:
         state.meter.waiting_since = perf_counter()

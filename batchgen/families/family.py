@@ -226,6 +226,11 @@ def share_computed(model: ModelSpec, bucket: Bucket, blocks: Blocks) -> float:
     return ran * (1 - left_out / spec.forward_flops(model, bucket))
 
 
+def latent_frames(model: ModelSpec, bucket: Bucket) -> int:
+    """Frames of the tokens: one, and one more for each stride."""
+    return 1 + (bucket.num_frames - 1) // family_spec(model.family).stride(model).frames
+
+
 def family_names() -> list[str]:
     """Names of all families: the folders beside this file."""
     return sorted(path.parent.name for path in FAMILIES.glob("*/spec.py"))

@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchgen.config.kernels import in_key
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.families.family import family_spec
@@ -87,9 +88,8 @@ _SETTINGS = {
     "boundary": "system.sampler.boundary",
     "store_dtype": "system.memory.store_dtype",
     "tiled_vae": "system.vae.tiled",
-    "attention": "system.attention",
+    "attention": "system.attention and system.attention_schedule",
 }
-_EXACT_ATTENTION = ("auto", "sdpa", "cudnn", "flash_attn", "flash_attn_3", "flex")
 
 
 def key_context(config: JobConfig, hash_weights: str = "sampled") -> KeyContext:
@@ -104,7 +104,6 @@ def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
     """The context of a job whose checkpoint has been read."""
     model, system = config.model, config.system
     family = family_spec(model.family)
-    attention = system.attention
     tiled = system.vae.tiled is True
     return KeyContext(
         family=model.family,
@@ -118,7 +117,7 @@ def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
         else system.sampler.boundary,
         store_dtype=system.memory.store_dtype,
         tiled_vae=f"{system.vae.tile} {system.vae.stride}" if tiled else "off",
-        attention="exact" if attention in _EXACT_ATTENTION else attention,
+        attention=in_key(system),
     )
 
 

@@ -12,6 +12,7 @@ from itertools import groupby
 
 from batchgen.config.capability import bounds_of
 from batchgen.config.degrees import Degrees, RuledOut, degrees_of
+from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
@@ -150,7 +151,7 @@ def _layout(
         places=chosen.places,
         resident_blocks=chosen.resident_blocks,
         precision=precision_of(job),
-        attention="sdpa" if job.system.attention == "auto" else job.system.attention,
+        attention=str(kernel_plan(job.system)),
         device=job.slurm.device.name,
         vram_gib=chosen.peak_bytes / GIB,
         fits=chosen.fits,
@@ -178,10 +179,11 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
         return "one component at a time"
     blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
     come = "come from disk" if chosen.memory == "disk" else "stream"
-    return (
-        f"one component at a time, of a transformer's {blocks} blocks {stay} stay and the others "
-        f"{come}: {chosen.slower:.2f} x the time of a row with all resident"
-    )
+    others = f"of a transformer's {blocks} blocks {stay} stay and the others {come}"
+    if stay == blocks:
+        others = f"the encoder's blocks {come}"
+    slower = f"{chosen.slower:.2f} x the time of a row with all resident"
+    return f"one component at a time, {others}: {slower}"
 
 
 def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> str:

@@ -13,6 +13,7 @@ from toy_split import (
     failing,
     kernels_keep_bits,
     partly,
+    radially,
     recalled,
     three_branches,
 )
@@ -104,6 +105,11 @@ def test_divided_forwards_are_the_same_with_what_is_recalled(
     for apart in ranks.run(degrees, recalled):
         assert len(apart) == 3 * 3 * 2
         assert max(apart) <= (0 if kernels_keep_bits() else 1e-5)
+
+
+def test_kernels_see_all_tokens_in_order_when_those_are_divided(ranks: Ranks) -> None:
+    for from_whole, from_dense in ranks.run(Degrees(ulysses=2), radially):
+        assert from_whole <= (0 if kernels_keep_bits() else 1e-5) < from_dense
 
 
 def test_a_failure_inside_a_divided_forward_names_rank_rows_and_collective(ranks: Ranks) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
 from batchgen.families.streaming import told
@@ -76,7 +77,7 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
         memory=_lone_memory(system.memory),
         places=told({n: c.memory for n, c in system.components.items() if c.memory is not None}),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
-        attention="sdpa" if system.attention == "auto" else system.attention,
+        attention=str(kernel_plan(system)),
         device=device_name(device),
     )
 

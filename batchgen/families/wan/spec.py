@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
@@ -157,6 +158,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
+        attention=(*DISPATCHED, "radial"),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
     )
 
