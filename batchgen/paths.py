@@ -178,6 +178,10 @@ class RunPaths:
         return self.root / "time_stats.csv"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

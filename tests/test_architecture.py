@@ -16,14 +16,15 @@ from batchgen.runfile import RunFile
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
     {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
-    | {"failpoints", "processes", "anchor", "durable"},
+    | {"failpoints", "processes", "anchor", "durable", "words"},
     {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
     {"catalog"},
+    {"report"},
     {"engine", "models"},
     {"worker", "scheduler"},
-    {"runner", "report", "bench", "export"},
+    {"runner", "bench", "export"},
     {"cli", "__main__"},
 ]
 SAME_LEVEL_ALLOWED = {

@@ -106,6 +106,8 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
     for row in (*failed, *quarantined):
         print(f"  {row['row_id']}: {row['error_type']}: {row['error']}")
     print(f"media    {run.media}\ncatalog  {run.catalog_rows}")
+    if run.report.is_file():
+        print(f"report   {run.report}")
     for part in summary.fidelity:
         print(f"audited  {part}")
     if summary.pending and (error := read_status(run).last_error):
@@ -114,6 +116,7 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
     for line in go_on_lines(run, summary.pending + summary.failed > 0, again):
         print(line)
     data = {"run": str(run.root), "catalog": str(run.catalog_rows), "rows": summary.rows}
+    data |= {"report": str(run.report)} if run.report.is_file() else {}
     counts = {"ok": summary.ok, **others}
     fidelity = {"fidelity": [asdict(part) for part in summary.fidelity]}
     return Result(OK if summary.ok == summary.rows else ROWS_LEFT, {**data, **counts, **fidelity})

@@ -20,8 +20,8 @@ from batchgen.errors import BatchgenError, EndedBySignal, UsageError, reason_of
 from batchgen.paths import RUNS, as_typed
 
 VERB_FILES = (
-    "manifest", "plan", "run", "resume", "status", "collect", "export", "inspect", "weights",
-    "bench", "slurm",
+    "manifest", "plan", "run", "resume", "status", "collect", "report", "export", "inspect",
+    "weights", "bench", "slurm",
 )  # fmt: skip
 EPILOG = """\
 examples:

@@ -159,6 +159,7 @@ class OutputConfig:
     format: Annotated[str, Modules("media/formats", also=("auto",))] = "auto"
     fps: float | None = None  # None: from the model
     quality: int = 8
+    name: str = "{row_id}"  # of media files
     embed_metadata: bool = True  # files say how they were made
     geometry: Literal["error", "round", "pad"] = "error"
     hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"

@@ -21,16 +21,18 @@ def flow_schedule(
     steps: int,
     mu: float | None = None,
     own_sigmas: bool = False,
+    sigmas: tuple[float, ...] = (),
 ) -> Schedule:
-    """Euler over `steps` sigmas, evenly from 1 to 1 / steps, or those that the scheduler chooses,
-    before they are shifted: by `mu` if the scheduler shifts by the row's size, else by `shift`.
-    ConfigError for one step of a scheduler that stretches them to an end of its own: there is
-    nothing between start and end."""
+    """Euler over `steps` sigmas: evenly from 1 to 1 / steps, or those that the scheduler chooses,
+    or those given. Then they are shifted: by `mu` if the scheduler shifts by the row's size, else
+    by `shift`. ConfigError for one step of a scheduler that stretches them to an end of its own:
+    there is nothing between start and end."""
     if steps == 1 and scheduler.shift_terminal:
         raise ConfigError("num_steps: 1 is too few for this model's scheduler; legal: >= 2")
     source = FlowMatchEulerDiscreteScheduler(**stored_dims(replace(scheduler, shift=shift)))
     if own_sigmas:
         source.set_timesteps(steps, mu=mu)
     else:
-        source.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        even = np.linspace(1.0, 1 / steps, steps)
+        source.set_timesteps(sigmas=list(sigmas) or even, mu=mu)
     return table("euler", source.sigmas, source.timesteps)

@@ -66,7 +66,20 @@ def drive(
     finally:
         anchor.close()
     write_verdicts(run)
-    return collect(run)
+    return publish(run)
+
+
+def publish(run: RunPaths) -> CatalogSummary:
+    """Write the catalog and the report of a run. RunStateError or StorageError if there can be no
+    catalog; a report that cannot be written is only logged, since the rows do not need it."""
+    from batchgen.report import write_report
+
+    summary = collect(run)
+    try:
+        write_report(run)
+    except BatchgenError as error:
+        log.warning("no report: %s", error)
+    return summary
 
 
 def wait(run: RunPaths, watch: Watch) -> None:
@@ -113,7 +126,7 @@ def follow_up(run: RunPaths, number: int) -> int:
     except NoScheduler as error:  # in a container without Slurm's commands, for example
         log.error("%s; nothing is submitted again: set slurm.steward_python", error)
     try:
-        summary = collect(run)
+        summary = publish(run)
     except RunStateError as error:  # a damaged run folder: another start would find the same
         log.error("no catalog: %s", error)
         return 1

@@ -44,7 +44,7 @@ SPECS: dict[str, ModelSpec] = {
     **{name: toy.spec() for name, toy in TOYS.items()},
 }
 CLIPS = (Bucket(64, 32, 5), Bucket(64, 64, 5))
-IMAGES = (Bucket(64, 64, 1), Bucket(96, 64, 1))
+IMAGES = (Bucket(128, 64, 1), Bucket(192, 64, 1))
 BUCKETS = {"wan": CLIPS, "wan22": CLIPS, "flux": IMAGES, **dict.fromkeys(TOYS, IMAGES)}
 NOT_USED = {"timestep", "encoder_hidden_states_mask", "modulate_index"}
 CPU = torch.device("cpu")

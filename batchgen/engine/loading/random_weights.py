@@ -15,13 +15,16 @@ from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import CheckpointPart
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<model>"
 BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes
 
 
 def random_component(part: CheckpointPart) -> Any:
     """The part's tokenizer or model; the same for the same part, on every machine."""
     if part.model_class is None:
-        return byte_tokenizer(part.vocab_size)
+        tokenizer = byte_tokenizer(part.vocab_size)
+        tokenizer.chat_template = CHAT
+        return tokenizer
     return random_module(part)
 
 

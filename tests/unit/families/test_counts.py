@@ -18,6 +18,7 @@ from batchgen.families.flux import spec as flux
 from batchgen.families.qwen_image import spec as qwen_image
 from batchgen.families.sd3 import spec as sd3
 from batchgen.families.wan import spec as wan
+from batchgen.families.z_image import spec as z_image
 from batchgen.request import Bucket
 
 JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
@@ -28,6 +29,7 @@ BILLIONS = {  # weights of the transformer
     "wan2.2-t2v-a14b": 14.29,
     "qwen-image": 20.43,
     "sd3.5-medium": 2.243,
+    "z-image-turbo": 6.155,
 }
 
 
@@ -141,3 +143,16 @@ def test_flops_of_sd3() -> None:
         )
 
     assert sd3.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
+
+
+def test_flops_of_z_image() -> None:
+    model = packaged("z-image-turbo")
+    transformer = on_meta(model, "transformer")
+    transformer.rope_embedder = lambda ids: torch.empty(len(ids), 64, dtype=torch.complex64)
+    text, image = torch.empty(512, 2560), torch.empty(16, 1, 128, 128)
+
+    def forward() -> None:
+        parts = ([x.to("meta", torch.bfloat16)] for x in (image, text))
+        transformer(next(parts), torch.empty(1), next(parts))
+
+    assert z_image.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)

@@ -1,0 +1,160 @@
+"""The report in a real browser: Debian's chromium, driven by playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cli_calls import AT_ONCE, NULL, make_job_folder
+from report_run import HOSTILE, make_large_run
+from run_folder import make_run_folder
+
+from batchgen.paths import RunPaths
+from batchgen.report import write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+OPENS_S = 2.0  # a page with 100k rows behind it
+CLIP = """video => new Promise(done => {
+    video.addEventListener("timeupdate", () => video.currentTime > 0 && done(true));
+    video.addEventListener("error", () => done(false));
+})"""
+
+
+@dataclass
+class Opened:
+    """A report in a browser, and what went wrong in it."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def shown(self) -> list[str]:
+        """Row ids on the contact sheet."""
+        return self.page.locator(".tiles .rid").all_inner_texts()
+
+    def found(self) -> int:
+        """How many rows the sheet says that it has."""
+        return int(self.page.locator(".found").inner_text().split()[0].replace(",", ""))
+
+    def renewed(self, rows: int) -> None:
+        """Wait until the sheet has so many rows."""
+        self.page.locator(".found", has_text=f"{rows:,} of").wait_for()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("there is no chromium: apt-get install chromium")
+    with api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, run: RunPaths, **options: Any) -> Opened:
+    page = browser.new_page(**options)
+    found = Opened(page)
+    page.on("console", lambda said: found.complaints.append(f"{said.type}: {said.text}"))
+    page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    page.on("requestfailed", lambda request: found.complaints.append(request.url))
+    page.goto(run.report.as_uri())
+    page.locator("body[data-ready]").wait_for(timeout=10_000)
+    return found
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """Three clips, by the command line, which writes the report at its end."""
+    rows = [
+        {"row_id": f"row-{n}", "prompt": f"a {colour} circle", "seed": n, "tags": tag}
+        for n, (colour, tag) in enumerate([("red", "warm"), ("blue", "cold"), ("green", "cold")])
+    ]
+    job = make_job_folder(tmp_path_factory.mktemp("demo"), rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*next(iter(AT_ONCE.items())))
+        done = job.run_here(NULL)
+    assert done.code == 0 and Path(done.json["report"]).is_file(), done.err
+    return done.run
+
+
+def test_clips_play_and_rows_are_found(browser: Browser, demo: RunPaths) -> None:
+    """A person looks for rows, opens one and goes on to the next by key."""
+    report = opened(browser, demo)
+    page = report.page
+    assert report.shown() == ["row-0", "row-1", "row-2"]
+    page.get_by_label("Search").fill("BLUE circle")
+    report.renewed(1)
+    assert report.shown() == ["row-1"]
+    page.get_by_label("Search").fill("")
+    report.renewed(3)
+    page.get_by_label("Tag").select_option("cold")
+    assert report.shown() == ["row-1", "row-2"]
+    page.get_by_role("button", name="row-1, ok: a blue circle").press("Enter")
+    dialog = page.get_by_role("dialog", name="row-1")
+    assert dialog.locator("video").evaluate(CLIP)
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("dialog", name="row-2").wait_for()
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')").startswith("row-1")
+    tile = page.locator(".tile video").first
+    tile.hover()
+    assert tile.evaluate(CLIP)
+    assert report.complaints == []
+    page.close()
+
+
+def test_a_large_run_opens_soon_and_its_filters_work(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = make_large_run(tmp_path_factory.mktemp("large") / "run", 3000).run
+    write_report(run)
+    report = opened(browser, run, color_scheme="dark")
+    page = report.page
+    assert page.evaluate("performance.now()") < 5 * 1000 * OPENS_S  # this machine may be busy
+    rows, failed = report.found(), len(range(5, 3000, 331))
+    assert len(report.shown()) < 200 < rows
+    page.get_by_label("Status").select_option("failed")
+    assert report.found() == failed == page.locator(".tile.failed").count()
+    page.get_by_label("Status").select_option("")
+    page.get_by_label("score from").fill("0.95")
+    report.page.get_by_label("Sort by").select_option("score, lowest first")
+    assert 0 < report.found() < rows
+    page.get_by_label("score from").fill("")
+    page.get_by_label("Bucket").select_option("480x320x16")
+    page.get_by_label("Sort by").select_option("cost, highest first")
+    costs = page.locator(".tile .meta .num").all_inner_texts()[:20]
+    seconds = [float(cost.split()[0]) for cost in costs]
+    assert seconds == sorted(seconds, reverse=True)
+    assert page.locator("canvas").count() == 5
+    assert page.locator("#failures details pre").count() == 2
+    assert report.complaints == []
+    page.close()
+
+
+def test_nothing_that_a_row_says_is_run(browser: Browser, tmp_path: Path) -> None:
+    """Also a row id, which manifests do not take like this, and the tooltip of every bar."""
+    hostile = [HOSTILE] * 3
+    names = ("row_id", "prompt", "tags", "bucket")
+    folder = make_run_folder(tmp_path / "run", 3, extra={name: hostile for name in names})
+    with folder.journal(folder.submit()) as journal:
+        folder.render(journal, 0)
+        folder.fail(journal, 1, HOSTILE)
+    write_report(folder.run)
+    report = opened(browser, folder.run)
+    page = report.page
+    assert page.locator(".tile .says").first.inner_text().startswith("</script><script>")
+    page.locator(".tile").first.click()
+    assert page.locator("dialog .prompt").inner_text().startswith("</script><script>")
+    page.keyboard.press("Escape")
+    page.locator("#failures summary").click()
+    assert page.evaluate("window.hit") is None
+    assert page.locator("img[src=x]").count() == 0
+    assert report.complaints == []
+    page.close()
