@@ -137,6 +137,7 @@ def test_chunks_are_powers_of_two(items: int, size: int, ranks: int, sizes: list
 
 
 @pytest.mark.slow  # a compiler works for minutes
+@pytest.mark.filterwarnings("default")  # torch deprecates what it uses
 @pytest.mark.parametrize("name", ["wan", "flux"])
 def test_code_draws_the_same_to_rounding(name: str, small_folder: Path, tmp_path: Path) -> None:
     spec = small_spec(str(small_folder)) if name == "wan" else flux_spec(heads=4)
