@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
+from toys import TOYS
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
 from batchgen.config.schema import ModelSpec, ParallelConfig, RadialConfig
@@ -45,6 +46,7 @@ SPECS: dict[str, ModelSpec] = {
     "flux": flux_spec(heads=4),
     "tiny-wan": tiny_wan_spec(),  # six heads
     "flux-odd": odd_texts(flux_spec(heads=4), 21),
+    "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (
@@ -58,6 +60,7 @@ CASES = {
     "tiny-wan": CLIPS[1:2],
     "flux": IMAGES[:1],
     "flux-odd": IMAGES[1:],
+    "flux2_klein": IMAGES[1:],
 }
 
 
@@ -169,7 +172,11 @@ def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
     step one later, is from each of its items on this rank alone. Of three items two have one home,
     then all."""
     found = {}
-    for name, bucket in (("wan", CLIPS[3][0]), ("flux-odd", IMAGES[1][0])):
+    for name, bucket in (
+        ("wan", CLIPS[3][0]),
+        ("flux-odd", IMAGES[1][0]),
+        ("flux2_klein", IMAGES[1][0]),
+    ):
         family = family_on(name)
         stacks = stack_blocks(family, SPECS[name].family, experts(name))
         now = [family.random_item(bucket, seed, "transformer") for seed in range(3)]

@@ -81,13 +81,15 @@ class Passage:
         if block == blocks.stop:
             flow = self.end(flow)
             if added := [kept.added for kept in self.given if kept.added is not None]:
-                flow = (*flow[:-1], flow[-1] + torch.cat(added).to(flow[-1].dtype))
+                whole = torch.cat(added).to(flow[-1].dtype)
+                flow = (*flow[:-1], _plus(flow[-1], whole))
         return flow
 
     def end(self, flow: Flow) -> Flow:
         """Behind the last block that runs."""
         if self._entered is not None:
-            self._added, self._entered = flow[-1] - self._entered, None
+            drawn = flow[-1][:, -self._entered.shape[1] :]  # behind others, where streams are one
+            self._added, self._entered = drawn - self._entered, None
         return flow
 
     def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
@@ -163,6 +165,8 @@ class Stacks:
             stack: Any = transformer.get_submodule(name)
             stack.__class__ = BlockStack
             stack.owner, stack.flows = self, component.flows
+            if name in component.joined:
+                stack.flows = component.flows[-1:]
             stack.span = range(first, first + len(stack))
             stack.ends = name == component.stacks[-1]
             stack.names = [*inspect.signature(type(stack[0]).forward).parameters][1:]
@@ -228,6 +232,12 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
     return [block for stack in sorted(stacks, key=lambda s: s.span.start) for block in stack[:]]
 
 
+def layers_of(encoder: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The blocks of an encoder, in the order in which they run."""
+    lists = [cast(nn.ModuleList, encoder.get_submodule(name)) for name in names]
+    return [block for blocks in lists for block in blocks]
+
+
 def stack_blocks(family: FamilyModel, name: str, experts: Sequence[str]) -> Stacks:
     """Make stacks of the lists of blocks of a family's experts; `name` is the family's."""
     parts = {part.name: part for part in family_spec(name).COMPONENTS}
@@ -250,6 +260,14 @@ def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
         return stacks.passage.attend(kind, place, lambda: inner(*args, **kwargs), tokens)
 
     return forward
+
+
+def _plus(stream: Tensor, added: Tensor) -> Tensor:
+    """A stream with what was added to its last tokens: to all, where it is not one with others."""
+    others = stream.shape[1] - added.shape[1]
+    if not others:
+        return stream + added
+    return torch.cat([stream[:, :others], stream[:, others:] + added], dim=1)
 
 
 def _joined(flow: Flow) -> Tensor:

@@ -47,7 +47,7 @@ class Capabilities:
     cfg: tuple[int, ...] = (1,)
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
-    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream")
+    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
     store_dtypes: tuple[str, ...] = ("same",)
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)
@@ -57,6 +57,7 @@ class Capabilities:
     sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size
     boundary: bool = False  # the job may set where the second expert takes over
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
+    unread: tuple[str, ...] = ()  # those that all others read
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,14 @@ class Component:
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
+    joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Attributes that are lists of blocks, which can stream."""
+        return (*self.stacks, *self.layers)
 
     @property
     def library(self) -> str:

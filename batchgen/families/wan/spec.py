@@ -50,6 +50,7 @@ TEXT_ENCODER = Component(
     model_type="umt5",
     stage="encode",
     dims="text_encoder",
+    layers=("encoder.block",),
 )
 TRANSFORMER = Component(
     name="transformer",
