@@ -35,6 +35,8 @@ STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 # Strategies that need nothing of a family but its velocities.
 OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
 BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
+# of `system.compile`: blocks whose forward torch can trace as one graph
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
