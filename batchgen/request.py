@@ -141,6 +141,8 @@ class Request(ModelDefaults):
     embed_metadata: Annotated[int, Column(Range(0, 1), set_by="output.embed_metadata")] = 0
     # a bucket that the media are cut to, where that was padded
     media_size: Annotated[str | None, Column(set_by="plan", key=14, catalog=False)] = None
+    # of the file, as output.name makes it; none: the row_id
+    media_name: Annotated[str | None, Column(set_by="plan", key="no", catalog=False)] = None
     # a step cache, as `caches.settings` resolves it; none: all these are their defaults
     cache_strategy: Annotated[str, Column()] = "none"
     cache_ratio: Annotated[float, Column(Range(0.0, 1.0))] = 0.0  # share of evaluations to be saved

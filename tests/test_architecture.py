@@ -24,7 +24,7 @@ LAYERS = [
     {"report"},
     {"engine", "models"},
     {"worker", "scheduler"},
-    {"runner", "bench"},
+    {"runner", "bench", "export"},
     {"api"},
     {"cli", "__main__"},
 ]
@@ -41,6 +41,7 @@ INSIDE = {
         {"blocks", "recall", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
+        {"attention"},
         {"forwards", "replica", "caching"},
         {"flight"},
         {"finish", "look"},

@@ -19,9 +19,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.loading.random_weights import byte_tokenizer
+from batchgen.families.autoencoders import KlVae
 from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import ClipDims
-from batchgen.families.flux.spec import Dims, FluxScheduler, FluxT5, FluxTransformer, FluxVae
+from batchgen.families.flow import FlowScheduler
+from batchgen.families.flux.spec import Dims, FluxT5, FluxTransformer
 from batchgen.request import ModelDefaults, Request
 
 DEFAULTS = ModelDefaults(
@@ -55,7 +57,7 @@ def flux_spec(weights: str = "random", *, dev: bool = True, heads: int = 2) -> M
                 pooled_projection_dim=32,
                 axes_dims_rope=(4, 6, 6),
             ),
-            vae=FluxVae(
+            vae=KlVae(
                 block_out_channels=(8, 8, 8, 8),
                 layers_per_block=1,
                 latent_channels=4,
@@ -70,9 +72,9 @@ def flux_spec(weights: str = "random", *, dev: bool = True, heads: int = 2) -> M
                 eos_token_id=1,
             ),
             text_encoder_2=FluxT5(**SMALL_T5, max_tokens=32),
-            scheduler=FluxScheduler()
+            scheduler=FlowScheduler()
             if dev
-            else FluxScheduler(shift=1.0, use_dynamic_shifting=False),
+            else FlowScheduler(shift=1.0, use_dynamic_shifting=False),
         ),
         request_defaults=DEFAULTS,
     )

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
-from batchgen.config.schema import ModelSpec, ParallelConfig
+from batchgen.config.schema import ModelSpec, ParallelConfig, RadialConfig
+from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import NOTHING, stack_blocks
+from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.recall import Recall
-from batchgen.families.family import Item, family_code, family_spec
+from batchgen.families.family import Item, family_code, family_spec, latent_frames
 from batchgen.families.wan.model import Wan
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.request import Bucket, Request
@@ -238,6 +241,26 @@ def recalled(mesh: Mesh) -> list[float]:
     return apart
 
 
+def radially(mesh: Mesh) -> tuple[float, float]:
+    """How far a forward that attends radially is from itself whole, and from a dense one."""
+    family, expert = family_on("wan"), experts("wan")[0]
+    item = family.random_item(CASES["wan"][0][0], 0, expert)
+    [dense] = family.forward([item])
+    chosen = system(attention="radial", radial=RadialConfig(dense_layers=1, decay=0.25))
+    attention = Attention(chosen, lone_layout(SPECS["wan"], chosen, CPU))
+    attention.lead(family, [expert], frames=partial(latent_frames, SPECS["wan"]))
+    try:
+        with split_of(mesh, "wan", family) as split:
+            [divided] = split.forward([item])
+            with split.whole():
+                [whole] = family.forward([item])
+    finally:
+        for module in family.modules[expert].modules():
+            if hasattr(module, "processor"):
+                module.processor._attention_backend = None
+    return float((divided - whole).abs().max()), float((divided - dense).abs().max())
+
+
 def failing(mesh: Mesh) -> None:
     """The second rank fails inside its forward, in the second block."""
     family = family_on("wan")
@@ -272,3 +295,15 @@ def seen(split: Split, name: str, pack: list[Item]) -> Seen:
         sent=sent,
         tokens=dict(split.sequence.lengths) if split.sequence else {},
     )
+
+
+@cache
+def kernels_keep_bits() -> bool:
+    """Whether a product of half the rows, and attention of half the heads, have the bits of the
+    whole on this machine."""
+    torch.manual_seed(0)
+    x, weight, (q, k, v) = torch.randn(48, 512), torch.randn(96, 512), torch.randn(3, 1, 4, 48, 32)
+    product = torch.equal(linear(x, weight)[:24], linear(x[:24], weight))
+    whole = scaled_dot_product_attention(q, k, v)[:, :2]
+    half = scaled_dot_product_attention(*(one[:, :2] for one in (q, k, v)))
+    return product and torch.equal(whole, half)

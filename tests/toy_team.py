@@ -1,4 +1,4 @@
-"""Two ranks that are a team: what each does, in a module that other processes can import."""
+"""Ranks that are a team: what each does, in a module that other processes can import."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ import torch.distributed as dist
 from toy_engine import Keeper, ListSource, small_spec, system, two_experts
 
 from batchgen.config.schema import ModelSpec
+from batchgen.engine.clock import Clock
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.parallel.mesh import Mesh, leave
 from batchgen.engine.team import Dismissed
 from batchgen.errors import ReplicaFailed
 from batchgen.records import RankInfo
+from batchgen.worker.audit import Twins
 from batchgen.worker.meeting import Meeting, following, leading
 from batchgen.worker.place import RankPlace
 
@@ -29,16 +31,15 @@ def unheard(*_: object) -> None:
     return
 
 
-def meeting(folder: Path, rank: int, patience_s: float = PATIENCE_S) -> Meeting:
-    info = RankInfo(rank, 2, rank, 0, 0, f"host{rank}")
-    return Meeting(
-        folder / "queues" / "0" / "team.json", info, RankPlace(0, rank, 2, 1), patience_s
-    )
+def meeting(folder: Path, rank: int, patience_s: float = PATIENCE_S, *, size: int = 2) -> Meeting:
+    """Of one replica with so many ranks."""
+    info, place = RankInfo(rank, size, rank, 0, 0, f"host{rank}"), RankPlace(0, rank, size, 1)
+    return Meeting(folder / "queues" / "0" / "team.json", info, place, patience_s)
 
 
 def in_a_team(mesh: Mesh, folder: Path, play: Callable[..., Any], *args: Any) -> Any:
-    """`play(mesh, team, *args)` on both ranks; the text of what ended it."""
-    place = meeting(folder, mesh.rank)
+    """`play(mesh, team, *args)` on all ranks; the text of what ended it."""
+    place = meeting(folder, mesh.rank, size=mesh.degrees.replica)
     try:
         if mesh.rank == 0:
             with leading(place, stop=bool, moved=unheard, signalled=unheard) as team:
@@ -120,3 +121,32 @@ def draw_with_noise(
         with suppress(Dismissed):
             engine.follow()
     return calls, {name: stats.steps_computed for name, stats in keeper.stats.items()}
+
+
+def audit_all(engine: Engine, rows: list[Any]) -> dict[str, tuple[Any, float, float, float | None]]:
+    """Of each row its frames, the evaluations of it and of its twin without a cache, and the PSNR
+    between them."""
+    keeper = Keeper()
+    twins = Twins(ListSource(rows), keeper, 1, clock := Clock())
+    engine.render(twins, twins, clock=clock)
+    twins.settle()
+    assert not keeper.errors
+    found = {}
+    for name, frames in keeper.frames.items():
+        stats = keeper.stats[name]
+        assert stats.audit is not None
+        found[name] = frames, stats.steps_computed, stats.audit.steps, stats.audit.psnr
+    return found
+
+
+def draw_audited(mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]) -> Any:
+    """`audit_all` on the leader."""
+    model = spec_of("one expert")
+    layout = replace(lone_layout(model, system(), torch.device("cpu")), **changes)
+    leave()
+    engine = Engine.load(model, system(), "cpu", layout=layout, team=team)
+    if team.leads:
+        return audit_all(engine, rows)
+    with suppress(Dismissed):
+        engine.follow()
+    return None

@@ -19,6 +19,8 @@ examples:
   batchgen manifest build prompts.txt prompts.parquet
   batchgen manifest build prompts.txt prompts.parquet --seeds 4
   batchgen manifest build scenes.csv sweep.parquet guidance_scale=4,6 num_steps=20,50
+  batchgen manifest build objects.csv photos.parquet --template "{style} photo of {object}"
+  batchgen manifest build prompts.txt many.parquet --seeds 8 --wildcards lists/
 
 a .txt file has one prompt a line, or options as the web UIs write them (--prompt "a fox" --steps
 20); .csv, .tsv and .jsonl name request columns; other columns are kept and must be listed in the
@@ -55,6 +57,15 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
     )
     build.add_argument("--seeds", type=int, metavar="K", help="every row with seeds 0 .. K-1")
+    build.add_argument(
+        "--template", metavar="TEXT", help='prompts of other columns: "{style} photo of {object}"'
+    )
+    build.add_argument(
+        "--wildcards",
+        type=path_argument,
+        metavar="FOLDER",
+        help="__animal__ in a prompt becomes a line of FOLDER/animal.txt",
+    )
     check = add_verb(
         actions,
         "check",
@@ -87,7 +98,14 @@ def handle_build(args: argparse.Namespace) -> Result:
         sweeps[column] = values
     refuse_special("OUT", args.out)
     with naming({"SOURCE": args.source, "OUT": args.out}):
-        built = build_manifest(args.source, args.out, seeds=args.seeds, sweeps=sweeps)
+        built = build_manifest(
+            args.source,
+            args.out,
+            seeds=args.seeds,
+            sweeps=sweeps,
+            template=args.template,
+            wildcards=args.wildcards,
+        )
     factor = built.rows // built.source_rows
     times = f" ({built.source_rows:,} x {factor})" if factor > 1 else ""
     print(f"{built.path}: {built.rows:,} rows{times}, columns {', '.join(built.columns)}")

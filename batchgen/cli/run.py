@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
-from batchgen.errors import EndedBySignal
+from batchgen.errors import EndedBySignal, naming
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ examples:
   batchgen run jobs/demo.yaml
   batchgen run jobs/demo.yaml slurm=inline row_defaults.num_steps=8 tag=quick
   batchgen run jobs/demo.yaml system.determinism=strict slurm.ranks_per_node=2
+  batchgen run jobs/demo.yaml --preview 8        # first see some of it
 """
 SUBMIT_EPILOG = """\
 examples:
@@ -52,6 +53,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     for parser in (run, submit):
         add_job_arguments(parser)
+    run.add_argument(
+        "--preview",
+        type=int,
+        metavar="N",
+        help="first see N rows, spread over sizes and tags, at a third of their steps: a run of "
+        "its own, of which nothing enters the real one",
+    )
     submit.add_argument(
         "--dry-run", action="store_true", help="show what would be submitted, and its batch script"
     )
@@ -59,9 +67,32 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def handle_run(args: argparse.Namespace) -> Result:
     """Exit code 0 only if every row of the manifest is ok."""
+    if args.preview is not None:
+        args.overrides = [*args.overrides, *_preview(args)]
     run, settings = _create(args)
     print(f"run      {run.root}", flush=True)
     return drive_to_end(run, settings)
+
+
+# Steps are fewer, so what caches were set to does not fit them.
+_UNCACHED = (
+    "system.cache.enabled=false", "system.cache.on_refused=ignore",
+    "system.cache.calibrate=false", "system.cache.min_psnr_db=null",
+)  # fmt: skip
+
+
+def _preview(args: argparse.Namespace) -> list[str]:
+    """Overrides that make a preview of the job; writes its manifest."""
+    from batchgen.config.compose import compose_job
+    from batchgen.config.overrides import verbatim
+    from batchgen.planning.preview import preview_manifest
+    from batchgen.runner.begin import inputs_of
+
+    job = compose_job(args.job, [*args.overrides, *_UNCACHED]).config
+    with naming(inputs_of(job)):
+        manifest = preview_manifest(job, args.preview)
+    tag = verbatim("tag", f"{job.tag or job.name}-preview")
+    return [verbatim("manifest", str(manifest)), tag, "locked=[]", *_UNCACHED]
 
 
 def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = None) -> Result:

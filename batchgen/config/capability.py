@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 
 from batchgen.config.caching import cache_rules
 from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
+from batchgen.config.kernels import KERNELS, kernel_plan, legal_here
 from batchgen.config.schema import (
     CacheConfig,
     CompileConfig,
@@ -15,7 +17,7 @@ from batchgen.config.schema import (
     ModelSpec,
     ParallelConfig,
 )
-from batchgen.errors import ConfigError
+from batchgen.errors import ConfigError, closest
 from batchgen.families.family import Capabilities, family_spec
 from batchgen.request import ROW_DEFAULTS, Field
 
@@ -31,12 +33,15 @@ def check_served(config: JobConfig) -> None:
     media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
     _check_heads(config)
     _check_limit(config.system.memory, served)
+    _check_components(config)
+    _check_disk(config)
     _check_attention_op(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
         if value not in legal:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
+    _check_kernels(config, served)
     _check_degrees(config)
     cache_rules(config)
 
@@ -49,8 +54,10 @@ def served_by(model: ModelSpec) -> Capabilities:
 def bounds_of(config: JobConfig) -> Bounds:
     """What decides which degrees of parallelism a job may have."""
     model, slurm = config.model, config.slurm
-    heads = family_spec(model.family).heads(model)
-    return Bounds(served_by(model), heads, slurm.nodes, slurm.ranks_per_node)
+    heads, served = family_spec(model.family).heads(model), served_by(model)
+    if kernel_plan(config.system).names != ("sdpa",):  # a ring attends with torch's own
+        served = replace(served, ring=(1,))
+    return Bounds(served, heads, slurm.nodes, slurm.ranks_per_node)
 
 
 def _check_cfg(parallel: ParallelConfig) -> None:
@@ -75,7 +82,7 @@ def _check_heads(config: JobConfig) -> None:
 
 def _check_limit(memory: MemoryConfig, served: Capabilities) -> None:
     """No memory at all for blocks is a way to say that they stream."""
-    modes = [mode for mode in ("auto", "stream") if "stream" in served.memory_modes]
+    modes = [mode for mode in ("auto", "stream", "disk") if "stream" in served.memory_modes]
     if memory.vram_limit == 0 and memory.mode not in modes:
         legal = f"with system.memory.mode={' or '.join(modes)}" if modes else "above 0"
         raise ConfigError(
@@ -84,12 +91,77 @@ def _check_limit(memory: MemoryConfig, served: Capabilities) -> None:
         )
 
 
+def _check_components(config: JobConfig) -> None:
+    """Each is one that the model has weights for."""
+    parts = family_spec(config.model.family).COMPONENTS
+    known = [part.name for part in parts if part.kind == "model"]
+    for name in config.system.components:
+        if name not in known:
+            raise ConfigError(
+                f"system.components.{name}: {config.model.name} has no such component"
+                f"{closest(name, known)}; legal: {', '.join(known) or 'none'}"
+            )
+
+
+def _memory_of(model: ModelSpec, name: str, served: Capabilities) -> tuple[object, ...]:
+    """What a component's memory can be; without blocks there is nothing to stream."""
+    parts = {part.name: part for part in family_spec(model.family).COMPONENTS}
+    modes = [mode for mode in served.memory_modes if mode != "auto"]
+    return (None, *(m for m in modes if m != "stream" or parts[name].blocks))
+
+
+def _check_disk(config: JobConfig) -> None:
+    """What stays on disk is in files there."""
+    system, legal = config.system, "resident, model, stream"
+    asked: dict[str, str | None] = {"system.memory.mode": system.memory.mode}
+    asked |= {f"system.components.{n}.memory": c.memory for n, c in system.components.items()}
+    for key, mode in asked.items():
+        if mode == "disk" and config.model.weights_folder is None:
+            raise ConfigError(f"{key}: disk: model.weights=random has no files; legal: {legal}")
+
+
 def _check_attention_op(config: JobConfig) -> None:
     """xfuser is installed, as far as that can be seen here; whether it loads, ranks find out."""
     asked, elsewhere = config.system.parallel.attention_op, config.slurm.python is not None
     if asked == "xfuser" and not elsewhere and find_spec("xfuser") is None:
         raise ConfigError(
             "system.parallel.attention_op: xfuser is not installed; legal here: auto, torch"
+        )
+
+
+def _check_kernels(config: JobConfig, served: Capabilities) -> None:
+    """Kernels can run on the profile's devices, as far as that can be seen here, and together with
+    what divides attention; ranks look again."""
+    system, asked = config.system, ("attention", "attention_schedule.between")
+    device, installed = config.slurm.device.name, config.slurm.python is None
+    for key, name in zip(asked, (system.attention, system.attention_schedule.between), strict=True):
+        if name is None or name == "auto":
+            continue
+        if missing := KERNELS[name].missing(device, config.model.dtype, installed):
+            legal = ", ".join(legal_here(served.attention, device, config.model.dtype, installed))
+            raise ConfigError(f"system.{key}: {name} {missing}; legal here: {legal}")
+    _check_kernels_together(config)
+
+
+def _check_kernels_together(config: JobConfig) -> None:
+    system = config.system
+    parallel, names = system.parallel, kernel_plan(system).names
+    if system.attention == "radial" and system.attention_schedule.between is not None:
+        raise ConfigError(
+            "system.attention_schedule.between: radial has its own first steps "
+            "(system.radial.dense_steps); legal with system.attention=radial: null"
+        )
+    if names == ("sdpa",):
+        return
+    if parallel.attention_op == "xfuser":
+        raise ConfigError(
+            f"system.parallel.attention_op: xfuser brings its own kernel, not "
+            f"{', '.join(names)}; legal with it: auto, torch"
+        )
+    if isinstance(parallel.ring, int) and parallel.ring > 1:
+        raise ConfigError(
+            f"system.parallel.ring: {parallel.ring} attends chunk by chunk with torch's own "
+            f"kernel, not with {', '.join(names)}; legal with it: auto, 1"
         )
 
 
@@ -137,8 +209,11 @@ def _system(
     if "stream" not in served.memory_modes:  # these two steer streaming alone
         yield "system.memory.prefetch", memory.prefetch, (_MEMORY.prefetch,)
         yield "system.memory.pin", memory.pin, (_MEMORY.pin,)
-    yield "system.components", system.components, ({},)
+    for name, own in system.components.items():
+        yield f"system.components.{name}.memory", own.memory, _memory_of(config.model, name, served)
     yield "system.attention", system.attention, served.attention
+    between = tuple(name for name in served.attention if name != "auto")
+    yield "system.attention_schedule.between", system.attention_schedule.between, (None, *between)
     yield "system.compile.mode", compiled.mode, served.compile_modes
     if served.compile_modes == ("off",):
         yield "system.compile.dynamic", compiled.dynamic, (_COMPILE.dynamic,)

@@ -20,7 +20,7 @@ from batchgen.config.component import (
 )
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError, closest
-from batchgen.families.dims import stored_fields
+from batchgen.families.dims import ABSENT, stored_fields, stored_value
 from batchgen.families.family import Component, FamilySpec, family_spec
 
 INDEX = "model_index.json"
@@ -237,9 +237,9 @@ def check_dimensions(model: ModelSpec) -> None:
             continue
         content = read_json(file)
         for field, name, wanted in stored_fields(getattr(model.dims, component.dims)):
-            if name in content and content[name] != wanted:
-                key = f"model.{component.dims}.{field}"
-                raise _differs(file, name, content[name], key, wanted)
+            found = stored_value(content, name)
+            if found is not ABSENT and found != wanted:
+                raise _differs(file, name, found, f"model.{component.dims}.{field}", wanted)
 
 
 def _differs(file: Path, name: str, stored: object, key: str, wanted: object) -> WeightsError:

@@ -19,7 +19,7 @@ SPELLED = ("vocab.json", "merges.txt")  # or both of these: as CLIP's is publish
 # Whether the tables beside tokenizer.json are read depends on the version of transformers.
 _TOKENIZER_FILES = (
     *TOKENIZERS, "added_tokens.json", "config.json", "merges.txt", "special_tokens_map.json",
-    "tokenizer_config.json", "vocab.json", "vocab.txt",
+    "chat_template.jinja", "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 # Keys of a config.json by which the libraries would load other files, or otherwise.

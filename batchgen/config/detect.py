@@ -11,7 +11,7 @@ from batchgen.config.build import build
 from batchgen.config.checkpoint import INDEX
 from batchgen.config.component import config_file, read_json
 from batchgen.errors import ConfigError, WeightsError
-from batchgen.families.dims import stored_names
+from batchgen.families.dims import ABSENT, stored_names, stored_value
 from batchgen.families.family import Component, FamilySpec, family_names, family_spec
 
 AUTO = "auto"
@@ -94,7 +94,8 @@ def _component(spec: FamilySpec, folder: Path, component: Component) -> dict[str
         raise WeightsError(f"{file}: is missing")
     content = read_json(file)
     names = stored_names(spec.Dims, component.dims)
-    return {field: content[name] for field, name in names if name in content}
+    found = {field: stored_value(content, name) for field, name in names}
+    return {field: value for field, value in found.items() if value is not ABSENT}
 
 
 def _merged(found: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

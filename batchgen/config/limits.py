@@ -36,6 +36,9 @@ RANGES: dict[str, Range] = {
     "system.parallel.up_limit": _POSITIVE,
     "system.memory.vram_limit": Range(0),
     "system.memory.prefetch": Range(0),
+    **{f"system.attention_schedule.{k}": Range(0) for k in ("first", "last")},
+    **{f"system.radial.{k}": Range(0) for k in ("dense_steps", "dense_layers")},
+    "system.radial.decay": _ABOVE_ZERO,
     "system.vae.tile": _POSITIVE,
     "system.vae.stride": _POSITIVE,
     "system.cache.audit_every": Range(0),
@@ -56,7 +59,7 @@ RANGES: dict[str, Range] = {
     "slurm.row_retries": Range(0),
     **{
         f"slurm.device.{key}": _ABOVE_ZERO
-        for key in ("memory_gib", "matmul_tflops", "h2d_gbs", "link_gbs", "nic_gbs")
+        for key in ("memory_gib", "matmul_tflops", "h2d_gbs", "disk_gbs", "link_gbs", "nic_gbs")
     },
 }
 
@@ -75,11 +78,16 @@ def check_limit(key: str, value: object) -> None:
             f"{key}: {value!r} cannot be part of a folder name; legal: 1 to 64 characters of "
             "A-Z a-z 0-9 . _ -"
         )
-    bounds = _ABOVE_ZERO if _is_dimension(key) else RANGES.get(key)
+    bounds = _dimension(key) if _is_dimension(key) else RANGES.get(key)
     if bounds is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not bounds.holds(value):
         raise ConfigError(f"{key}: {value!r} is out of range; legal: {bounds}")
+
+
+def _dimension(key: str) -> Range:
+    """A size; or the number of a layer, `model.transformer.dual_attention_layers[0]`."""
+    return Range(0) if key.rpartition("[")[0].endswith("_layers") else _ABOVE_ZERO
 
 
 def _is_dimension(key: str) -> bool:

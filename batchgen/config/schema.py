@@ -77,11 +77,40 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentConfig:
+    """One component of a model, where it is to be otherwise than the others. None: it is not."""
+
+    memory: Literal["resident", "model", "stream", "disk"] | None = None
+    dtype: DType | None = None  # computed in it on a CPU, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompileConfig:
     mode: Literal["off", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "off"
     dynamic: bool = False
     fullgraph: bool = True
     components: tuple[str, ...] = ("transformer",)
+
+
+Kernel = Literal["sdpa", "cudnn", "flash_attn", "flash_attn_3", "sage", "sparge", "flex", "radial"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionSchedule:
+    """`system.attention` in the first and last solver steps, another kernel between."""
+
+    between: Kernel | None = None
+    first: int = 5
+    last: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RadialConfig:
+    """Radial attention: whole in the first steps and blocks; `decay` scales how far it sees."""
+
+    dense_steps: int = 10
+    dense_layers: int = 1
+    decay: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +150,10 @@ class SystemConfig:
     determinism: Literal["strict", "throughput"] = "throughput"
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
-    components: dict[str, dict[str, str]] = field(default_factory=dict)
-    attention: Literal[
-        "auto", "sdpa", "cudnn", "flash_attn", "flash_attn_3", "sage", "sparge", "flex", "radial"
-    ] = "auto"
+    components: dict[str, ComponentConfig] = field(default_factory=dict)
+    attention: Kernel | Auto = "auto"
+    attention_schedule: AttentionSchedule = field(default_factory=AttentionSchedule)
+    radial: RadialConfig = field(default_factory=RadialConfig)
     compile: CompileConfig = field(default_factory=CompileConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -138,6 +167,7 @@ class OutputConfig:
     format: Annotated[str, Modules("media/formats", also=("auto",))] = "auto"
     fps: float | None = None  # None: from the model
     quality: int = 8
+    name: str = "{row_id}"  # of media files
     embed_metadata: bool = True  # files say how they were made
     geometry: Literal["error", "round", "pad"] = "error"
     hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"
@@ -156,6 +186,7 @@ class DeviceConfig:
     memory_gib: float = 8.0
     matmul_tflops: float = 0.05
     h2d_gbs: float = 10.0
+    disk_gbs: float = 2.0  # from the checkpoint's files into the host's memory
     link_gbs: float = 10.0
     nic_gbs: float = 1.0
 

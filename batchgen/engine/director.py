@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from batchgen.caches.blocks import PROBE, WHOLE, Blocks
+from batchgen.config.schema import Kernel
 from batchgen.engine.contract import Sink, Source
 from batchgen.engine.finish import Broken, Denoised
 from batchgen.engine.flight import Flight, Outcome, RowState
@@ -39,8 +40,7 @@ from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
 from batchgen.request import Bucket
 
-# small where encoding again is cheap: replicas share
-AUTO_WINDOW = {"resident": 8, "model": 64, "stream": 64}
+AUTO_WINDOW = {True: 8, False: 64}  # small where all are resident: replicas share
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
 
 
@@ -75,7 +75,7 @@ class Director:
 
     @property
     def resident(self) -> bool:
-        return self.replica.residency.mode == "resident"
+        return self.replica.residency.plan.resident
 
     def script(self) -> Iterator[Orders]:
         """Orders until the source is empty or `stop` is true. What came of each has been told to
@@ -132,7 +132,7 @@ class Director:
         if self.stopping:
             return
         size = self.replica.system.batch.window
-        room = AUTO_WINDOW[self.replica.residency.mode] if size == "auto" else size
+        room = AUTO_WINDOW[self.resident] if size == "auto" else size
         requests = self.source.take(room)
         if not requests:
             self.exhausted = True
@@ -281,15 +281,16 @@ class Director:
 
     def _packs(self, forwards: Mapping[Slot, Blocks]) -> Iterator[Pack]:
         """(row, branch) items that share a forward."""
-        groups: dict[tuple[Hashable, str, Blocks], list[Slot]] = {}
+        groups: dict[tuple[Hashable, str, Blocks, Kernel], list[Slot]] = {}
         for slot, blocks in forwards.items():
             row = self.flight.rows[slot[0]]
-            key = self.replica.family.group(row.request), self._expert(row), blocks
+            kernel = self.replica.attention.plan.at(row.step, len(row.schedule))
+            key = self.replica.family.group(row.request), self._expert(row), blocks, kernel
             groups.setdefault(key, []).append(slot)
-        for (_, _, blocks), members in groups.items():
+        for (_, _, blocks, kernel), members in groups.items():
             bucket = self.flight.rows[members[0][0]].request.bucket
             for chunk in self.replica.packer.chunks(bucket, members):
-                yield Pack(tuple(chunk), blocks)
+                yield Pack(tuple(chunk), blocks, kernel)
 
     def _leave(self, state: RowState) -> None:
         state.meter.waiting_since = perf_counter()

@@ -256,7 +256,7 @@ class Flight:
             for slot, home in zip(pack.slots, homes, strict=True)
         ]
         items = [self.rows[number].item(branch) for number, branch in pack.slots]
-        drawn = self.forwards.run(Work(items, pack.blocks, given, homes))
+        drawn = self.forwards.run(Work(items, pack.blocks, given, homes, pack.kernel))
         return drawn, perf_counter() - begin
 
     def _given(self, slot: Slot, blocks: Blocks) -> Kept:
@@ -271,7 +271,8 @@ class Flight:
         row.meter.note_forward(len(pack.slots), seconds / len(pack.slots))
         share = self.replica.share(row.request.bucket, pack.blocks)
         row.meter.note_computed(slot[1], len(row.branches), share)
-        row.meter.attention_kernel = self.forwards.kernels.name(row.request.bucket)
+        ran = self.forwards.kernels.name((row.request.bucket, pack.kernel))
+        row.meter.kernels.update(ran.split("+"))
 
     def _advance(
         self, number: int, row: RowState, branches: list[Tensor | Failed], outcome: Outcome

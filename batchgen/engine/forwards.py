@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from batchgen.caches.blocks import WHOLE, Blocks
+from batchgen.config.schema import Kernel
 from batchgen.engine.blocks import NOTHING, Kept
 from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.engine.isolation import Failed, attempt
@@ -28,11 +29,12 @@ class Work:
     blocks: Blocks = WHOLE
     given: Sequence[Kept] = ()  # to each item, from forwards before
     homes: Sequence[int] = ()  # of each item (`Split.partly`)
+    kernel: Kernel = "sdpa"
 
     def alone(self, at: int) -> Work:
         """One of the items."""
         one = slice(at, at + 1)
-        return Work(self.items[one], self.blocks, self.given[one], self.homes[one])
+        return replace(self, items=self.items[one], given=self.given[one], homes=self.homes[one])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +52,7 @@ class Forwards:
         self.family, self.stacks = replica.family, replica.stacks
         self.team, self.split = replica.team, replica.split
         self.packer, self.device = replica.packer, replica.device
+        self.attention = replica.attention
         self.kernels = KernelWatch(replica.device)
         self.count = 0
         self.items = 0
@@ -79,12 +82,14 @@ class Forwards:
     def _timed(self, work: Work) -> list[Drawn]:
         bucket = work.items[0].request.bucket
         each = -(-len(work.items) // self.packer.ranks)  # items of each rank's forward
-        watched = self.kernels.name(bucket) != "" and work.blocks.whole  # to watch takes time
+        kind = bucket, work.kernel
+        watched = self.kernels.name(kind) != "" and work.blocks.whole  # to watch takes time
         measuring = watched and self.team.leads and self.packer.measuring(bucket, each)
         if measuring:
             self._wait()
         begin = perf_counter()
-        drawn = self.kernels.run(bucket, lambda: self._forward(work))
+        with self.attention.using(work.kernel):
+            drawn = self.kernels.run(kind, lambda: self._forward(work))
         self.count += 1
         self.items += len(work.items)
         if measuring:

@@ -41,7 +41,7 @@ class RowMeter:
     prompt_truncated: bool = False
     negative_prompt_tokens: int = 0
     negative_prompt_truncated: bool = False
-    attention_kernel: str = ""  # that ran in its forwards
+    kernels: set[str] = field(default_factory=set)  # that attended in its forwards
     computed: list[float] = field(default_factory=list)  # evaluations of each branch
     cache_bytes: int = 0  # most that its cache kept on this rank
     cache_restarts: int = 0  # of its cache, without what it had kept
@@ -106,6 +106,6 @@ class RowMeter:
             negative_prompt_tokens=self.negative_prompt_tokens,
             negative_prompt_truncated=self.negative_prompt_truncated,
             determinism=setting.determinism,
-            attention_kernel=self.attention_kernel,
+            attention_kernel="+".join(sorted(self.kernels - {""})),
             device=setting.device,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.caches.blocks import WHOLE, Blocks
+from batchgen.config.schema import Kernel
 from batchgen.engine.contract import Snapshot
 from batchgen.request import Request
 
@@ -23,10 +24,11 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Items that share a forward, and what it does with the blocks."""
+    """Items that share a forward, what it does with the blocks, and what attends."""
 
     slots: tuple[Slot, ...]
     blocks: Blocks = WHOLE
+    kernel: Kernel = "sdpa"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

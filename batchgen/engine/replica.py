@@ -13,6 +13,7 @@ from batchgen.caches.blocks import Blocks
 from batchgen.caches.strategy import SignalKind
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
+from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import Packer
@@ -36,6 +37,7 @@ class Replica:
     packer: Packer
     team: Team
     stacks: Stacks  # its experts' blocks
+    attention: Attention  # its kernels
     recall: Recall  # of their modules that see a timestep or a text alone
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field, fields
 from typing import Any, get_type_hints
 
 _STORED = "stored"
+ABSENT = object()
 
 
 class ComponentDims:
@@ -18,10 +19,14 @@ class ComponentDims:
         """Further entries of config.json for random weights."""
         return {}
 
+    def block_weights(self) -> tuple[int, ...]:
+        """Number of weights of each block of an encoder that can stream (`Component.layers`)."""
+        return ()
+
 
 def stored(default: Any, name: str | None) -> Any:
-    """A dataclass field that config.json calls `name`. None: config.json does not have it, since no
-    weight depends on it."""
+    """A dataclass field that config.json calls `name`: `a.b` is b inside of a. None: config.json
+    does not have it, since no weight depends on it."""
     return field(default=default, metadata={_STORED: name})
 
 
@@ -44,4 +49,22 @@ def stored_fields(dims: Any) -> Iterator[tuple[str, str, object]]:
 
 def stored_dims(dims: Any) -> dict[str, Any]:
     """The part of a component's config.json that follows from its dimensions."""
-    return {name: value for _, name, value in stored_fields(dims)}
+    found: dict[str, Any] = {}
+    for _, name, value in stored_fields(dims):
+        *above, leaf = name.split(".")
+        inner = found
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[leaf] = value
+    return found
+
+
+def stored_value(config: Mapping[str, Any], name: str) -> Any:
+    """What a config.json says of a dimension; ABSENT if nothing. Older files of models with a part
+    for text say it outside of that."""
+    found: Any = config
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return config.get(name.removeprefix("text_config."), ABSENT)
+        found = found[part]
+    return found

@@ -45,7 +45,7 @@ class Capabilities:
     cfg: tuple[int, ...] = (1,)
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
-    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream")
+    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
     store_dtypes: tuple[str, ...] = ("same",)
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)
@@ -80,7 +80,13 @@ class Component:
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Attributes that are lists of blocks, which can stream."""
+        return (*self.stacks, *self.layers)
 
     @property
     def library(self) -> str:
@@ -218,6 +224,11 @@ def share_computed(model: ModelSpec, bucket: Bucket, blocks: Blocks) -> float:
     attention = spec.attention_flops(model, bucket)
     left_out = sum(attention.get(kind, 0.0) for kind in blocks.reuses)
     return ran * (1 - left_out / spec.forward_flops(model, bucket))
+
+
+def latent_frames(model: ModelSpec, bucket: Bucket) -> int:
+    """Frames of the tokens: one, and one more for each stride."""
+    return 1 + (bucket.num_frames - 1) // family_spec(model.family).stride(model).frames
 
 
 def family_names() -> list[str]:

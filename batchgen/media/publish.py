@@ -18,11 +18,12 @@ from batchgen.failpoints import failpoint
 from batchgen.media import formats
 from batchgen.paths import RunPaths, media_fan_out
 from batchgen.records import Attempt, Media, Rendered
+from batchgen.request import Request
 
 if TYPE_CHECKING:
     import numpy as np
 
-_ROW_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TEMPORARY = re.compile(r".+\.tmp(\.[a-z0-9]+)?")
 
 
@@ -37,7 +38,7 @@ def write_media(
     nothing is left under the temporary or final name.
     """
     request = rendered.request
-    final = media_path(run, request.row_id, request.row_index, request.format, attempt, total_rows)
+    final = media_path(run, request, attempt, total_rows)
     temporary = final.with_name(f"{final.stem}.tmp{final.suffix}")
     try:
         make_folder(final.parent, run.root)
@@ -63,15 +64,14 @@ def write_media(
     )
 
 
-def media_path(
-    run: RunPaths, row_id: str, row_index: int, format_name: str, attempt: Attempt, total_rows: int
-) -> Path:
+def media_path(run: RunPaths, request: Request, attempt: Attempt, total_rows: int) -> Path:
     """Where an attempt puts a row's media: always inside `run.media` (else MediaError)."""
-    if _ROW_ID.fullmatch(row_id) is None:
-        raise MediaError(f"row_id {row_id!r} cannot be a file name: use [A-Za-z0-9._-]{{1,128}}")
-    extension = formats.get(format_name).EXTENSION
-    folder = run.media / media_fan_out(row_index, total_rows)
-    return folder / f"{row_id}-{attempt.tag}{extension}"
+    name = request.row_id if request.media_name is None else request.media_name
+    if _NAME.fullmatch(name) is None:
+        raise MediaError(f"{name!r} cannot be a file name: use [A-Za-z0-9._-]{{1,128}}")
+    extension = formats.get(request.format).EXTENSION
+    folder = run.media / media_fan_out(request.row_index, total_rows)
+    return folder / f"{name}-{attempt.tag}{extension}"
 
 
 def is_temporary(name: str) -> bool:

@@ -5,10 +5,16 @@ another kernel than one of two, so every Linear that sees one vector per item do
 convolution chooses its algorithm by that number. Run item by item, they make a pack bit-equal to
 each item alone, at a cost within the noise of a forward. The engine's self-test finds out whether a
 device's other kernels keep the promise.
+
+A pipeline that runs the branches of guidance as one forward has other bits than one of a branch
+alone. `in_batches` gives an item's edges the bits of such a batch: they see the item repeated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from math import prod
 from typing import Any
@@ -17,6 +23,18 @@ import torch
 from torch import Tensor, nn
 
 _MARK = "_runs_item_by_item"
+_batches: ContextVar[tuple[int, ...]] = ContextVar("batches", default=())
+
+
+@contextmanager
+def in_batches(sizes: Sequence[int]) -> Iterator[None]:
+    """Inside, the edges of a forward see its items one by one, each as a batch of so many: of 2
+    where the pipeline runs both branches of a row as one forward."""
+    token = _batches.set(tuple(sizes))
+    try:
+        yield
+    finally:
+        _batches.reset(token)
 
 
 def make_batch_invariant(model: nn.Module) -> None:
@@ -29,10 +47,15 @@ def make_batch_invariant(model: nn.Module) -> None:
             _split(module, only_vectors=False)
 
 
-def is_edge(module: nn.Module, x: Tensor) -> bool:
-    """Whether the rule runs `module` item by item on input `x`."""
+def is_edge(module: nn.Module, x: Tensor, items: int) -> bool:
+    """Whether the rule runs `module` item by item on input `x` of so many items."""
     split: bool | None = getattr(module, _MARK, None)
-    return split is not None and (not split or x.ndim == 2)
+    return split is not None and _sees_items(split, x, items)
+
+
+def _sees_items(only_vectors: bool, x: Tensor, items: int) -> bool:
+    """A Linear sees one vector per item; or the tokens of all items, one behind the other."""
+    return x.shape == (items, x.shape[-1]) if only_vectors else x.shape[0] % items == 0
 
 
 def _split(module: nn.Module, *, only_vectors: bool) -> None:
@@ -44,9 +67,23 @@ def _split(module: nn.Module, *, only_vectors: bool) -> None:
 def _looped(inner: Any, only_vectors: bool) -> Any:
     @wraps(inner)
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if x.shape[0] == 1 or (only_vectors and x.ndim != 2):
-            y: Tensor = inner(x, *args, **kwargs)
+        sizes = _batches.get() or (1,) * x.shape[0]
+        if sizes == (1,) or not _sees_items(only_vectors, x, len(sizes)):
+            y: Tensor = inner(_as_alone(x), *args, **kwargs)
             return y
-        return torch.cat([inner(x[i : i + 1], *args, **kwargs) for i in range(x.shape[0])])
+        items = zip(x.chunk(len(sizes)), sizes, strict=True)
+        return torch.cat([_first(inner, one, size, *args, **kwargs) for one, size in items])
 
     return forward
+
+
+def _first(inner: Any, x: Tensor, size: int, *args: Any, **kwargs: Any) -> Tensor:
+    """What the first of `size` copies of an item comes to."""
+    y: Tensor = inner(torch.cat([x] * size) if size > 1 else x, *args, **kwargs)
+    return y[: x.shape[0]]
+
+
+def _as_alone(x: Tensor) -> Tensor:
+    """Contiguous if each item is: a part of the tokens is cut out of a pack, of one item's it is
+    not, and a product takes another way for either."""
+    return x.contiguous() if x.shape[0] > 1 and x[0].is_contiguous() else x

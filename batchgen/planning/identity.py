@@ -13,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batchgen.config.kernels import in_key
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
 from batchgen.families.family import family_spec
@@ -87,9 +88,8 @@ _SETTINGS = {
     "boundary": "system.sampler.boundary",
     "store_dtype": "system.memory.store_dtype",
     "tiled_vae": "system.vae.tiled",
-    "attention": "system.attention",
+    "attention": "system.attention and system.attention_schedule",
 }
-_EXACT_ATTENTION = ("auto", "sdpa", "cudnn", "flash_attn", "flash_attn_3", "flex")
 
 
 def key_context(config: JobConfig, hash_weights: str = "sampled") -> KeyContext:
@@ -104,22 +104,27 @@ def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
     """The context of a job whose checkpoint has been read."""
     model, system = config.model, config.system
     family = family_spec(model.family)
-    attention = system.attention
     tiled = system.vae.tiled is True
     return KeyContext(
         family=model.family,
         numerics_version=family.NUMERICS_VERSION,
         weights=checkpoint.weights,
         tokenizer=checkpoint.tokenizer,
-        dtype=model.dtype,
+        dtype=_precisions(config),
         max_tokens=family.max_tokens(model),
         boundary=family.boundary(model)
         if system.sampler.boundary is None
         else system.sampler.boundary,
         store_dtype=system.memory.store_dtype,
         tiled_vae=f"{system.vae.tile} {system.vae.stride}" if tiled else "off",
-        attention="exact" if attention in _EXACT_ATTENTION else attention,
+        attention=in_key(system),
     )
+
+
+def _precisions(config: JobConfig) -> str:
+    """That of the model, and those of components which have another."""
+    own = sorted((n, c.dtype) for n, c in config.system.components.items() if c.dtype is not None)
+    return ", ".join([config.model.dtype, *(f"{name} {dtype}" for name, dtype in own)])
 
 
 def row_key(context: KeyContext, request: Request) -> str:

@@ -12,6 +12,7 @@ from itertools import groupby
 
 from batchgen.config.capability import bounds_of
 from batchgen.config.degrees import Degrees, RuledOut, degrees_of
+from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
@@ -147,9 +148,10 @@ def _layout(
         ulysses=degrees.ulysses,
         ring=degrees.ring,
         memory=chosen.memory,
+        places=chosen.places,
         resident_blocks=chosen.resident_blocks,
         precision=precision_of(job),
-        attention="sdpa" if job.system.attention == "auto" else job.system.attention,
+        attention=str(kernel_plan(job.system)),
         device=job.slurm.device.name,
         vram_gib=chosen.peak_bytes / GIB,
         fits=chosen.fits,
@@ -176,9 +178,10 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
     if chosen.memory == "model":
         return "one component at a time"
     blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
+    come = "come from disk" if chosen.memory == "disk" else "stream"
     return (
         f"one component at a time, of a transformer's {blocks} blocks {stay} stay and the others "
-        f"stream: {chosen.slower:.2f} x the time of a row with all resident"
+        f"{come}: {chosen.slower:.2f} x the time of a row with all resident"
     )
 
 

@@ -37,6 +37,7 @@ from batchgen.planning.identity import (
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults, job_defaults
 from batchgen.planning.manifests.manifest import Manifest, check_columns, open_manifest
+from batchgen.planning.manifests.medianames import MediaNames
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rowids import Aliases, RowIds
 from batchgen.planning.manifests.rows import ResolvedRows, resolve_rows
@@ -172,6 +173,7 @@ class _Rows:
         self.problems = Problems()
         self.ids = RowIds()
         self.aliases = Aliases()
+        self.names = MediaNames(defaults.name, self.problems)
         self._plan_hash = hashlib.sha256()
         self._drawn_as: dict[int, int] = {}  # row of a pilot -> the row that is drawn for it
 
@@ -240,6 +242,7 @@ class _Rows:
         cost_s, expected, bucket = self.costs.add(rows, is_alias, cached, audits)
         if cached is not None:
             self.caches.count(cached, rows.column("cache_refused"), ~is_alias)
+        names = self.names.add(rows, seeds.tolist(), is_alias.tolist())
         packed = b"".join(digests)
         self._plan_hash.update(packed)
         columns = dict(zip(rows.columns.schema.names, rows.columns.columns, strict=True)) | {
@@ -250,6 +253,7 @@ class _Rows:
             "cost_s": pa.array(cost_s),
             "steps_expected": pa.array(expected),
             "bucket": bucket,
+            "media_name": names,
         }
         arrays = []
         for field in schema:

@@ -31,9 +31,9 @@ PILOT = "what the pilot found"  # of the reasons for a new plan
 NEUTRAL = (
     "tag", "name", "slurm.", "system.parallel.", "system.batch.", "system.memory.mode",
     "system.memory.vram_limit", "system.memory.prefetch", "system.memory.pin",
-    "system.determinism", "system.compile.", "system.attention", "system.cache.audit_every",
-    "carry_columns", "output.root_dir", "output.hydra_dump_mode", "output.enable_",
-    "output.log_ranks",
+    "system.determinism", "system.compile.", "system.attention", "system.radial.",
+    "system.cache.audit_every", "carry_columns", "output.root_dir", "output.hydra_dump_mode",
+    "output.enable_", "output.log_ranks",
 )  # fmt: skip
 
 

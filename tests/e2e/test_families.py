@@ -11,7 +11,19 @@ from cli_calls import make_job_folder, rows_of
 from PIL import Image
 from toy_engine import request
 from toy_flux import FluxTwin, flux_spec, save_flux
+from toy_images import ImageTwin
+from toys import TOYS
 
+COLUMNS = (
+    "row_id",
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "width",
+    "height",
+    "num_frames",
+    "num_steps",
+)
 TWO_SCALES = [
     {"row_id": f"row-{i}", "prompt": "a red circle", "seed": i, "guidance_scale_2": scale}
     for i, scale in enumerate([2.0, None, 5.0, 2.0])
@@ -96,6 +108,24 @@ def test_images_of_a_flux(one_thread: None, tmp_path: Path) -> None:
         assert row.media_path.endswith(".png")
         drawn = np.asarray(Image.open(done.run.root / row.media_path))
         assert np.array_equal(drawn, twin.frames(wanted)[0]), row.row_id
+
+
+@pytest.mark.parametrize("name", sorted(TOYS))
+def test_images_of_each_family(one_thread: None, tmp_path: Path, name: str) -> None:
+    """From a checkpoint alone, whose dimensions are found; PNG files hold what the pipeline
+    draws."""
+    toy = TOYS[name]
+    folder = toy.save(tmp_path / "model", toy.spec())
+    wanted = toy.row(1)
+    columns = {field: getattr(wanted, field) for field in COLUMNS}
+    job_folder = make_job_folder(tmp_path, [columns | toy.changes(1)])
+    size = ("row_defaults.width=64", "row_defaults.height=64", "row_defaults.num_frames=1")
+    model = ("model=auto", f"model.weights={folder}", *toy.overrides)
+    done = job_folder.run_here(*model, *size)
+    assert done.code == 0, done.err
+    (row,) = rows_of(done.run).itertuples()
+    drawn = np.asarray(Image.open(done.run.root / row.media_path))
+    assert np.array_equal(drawn, ImageTwin(toy, toy.spec(str(folder))).frames(wanted)[0])
 
 
 @pytest.mark.parametrize(

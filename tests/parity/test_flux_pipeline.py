@@ -15,8 +15,7 @@ from toy_flux import FluxTwin, flux_spec, save_flux
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.devices import device as devices
 from batchgen.engine.engine import Engine
-from batchgen.families.flux.model import dynamic_shift
-from batchgen.families.flux.spec import FluxScheduler
+from batchgen.families.flow import FlowScheduler, dynamic_shift
 from batchgen.request import Request
 
 
@@ -121,7 +120,7 @@ def test_rows_that_were_stopped_go_on_bit_equal(
 
 @pytest.mark.parametrize("tokens", [16, 256, 1024, 4096, 4032])
 def test_the_dynamic_shift_is_the_pipelines(tokens: int) -> None:
-    for scheduler in (FluxScheduler(), FluxScheduler(base_shift=0.3, max_shift=0.9)):
+    for scheduler in (FlowScheduler(), FlowScheduler(base_shift=0.3, max_shift=0.9)):
         theirs = calculate_shift(tokens, 256, 4096, scheduler.base_shift, scheduler.max_shift)
         assert dynamic_shift(scheduler, tokens) == theirs
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 import pytest
-import torch
 from ranks import Ranks
-from torch.nn.functional import linear, scaled_dot_product_attention
-from toy_split import SPECS, Seen, divided, failing, partly, recalled, three_branches
+from toy_split import (
+    SPECS,
+    Seen,
+    divided,
+    failing,
+    kernels_keep_bits,
+    partly,
+    radially,
+    recalled,
+    three_branches,
+)
 
 from batchgen.config.degrees import Degrees
 from batchgen.families.family import family_spec
@@ -24,18 +31,6 @@ LAYOUTS = {
         *(Degrees(cfg=2, ulysses=2), Degrees(cfg=2, ring=2), Degrees(cfg=4)),
     )
 }
-
-
-@cache
-def kernels_keep_bits() -> bool:
-    """Whether a product of half the rows, and attention of half the heads, have the bits of the
-    whole on this machine."""
-    torch.manual_seed(0)
-    x, weight, (q, k, v) = torch.randn(48, 512), torch.randn(96, 512), torch.randn(3, 1, 4, 48, 32)
-    product = torch.equal(linear(x, weight)[:24], linear(x[:24], weight))
-    whole = scaled_dot_product_attention(q, k, v)[:, :2]
-    half = scaled_dot_product_attention(*(one[:, :2] for one in (q, k, v)))
-    return product and torch.equal(whole, half)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -110,6 +105,11 @@ def test_divided_forwards_are_the_same_with_what_is_recalled(
     for apart in ranks.run(degrees, recalled):
         assert len(apart) == 3 * 3 * 2
         assert max(apart) <= (0 if kernels_keep_bits() else 1e-5)
+
+
+def test_kernels_see_all_tokens_in_order_when_those_are_divided(ranks: Ranks) -> None:
+    for from_whole, from_dense in ranks.run(Degrees(ulysses=2), radially):
+        assert from_whole <= (0 if kernels_keep_bits() else 1e-5) < from_dense
 
 
 def test_a_failure_inside_a_divided_forward_names_rank_rows_and_collective(ranks: Ranks) -> None:

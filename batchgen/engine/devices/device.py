@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
+from batchgen.families.streaming import told
 from batchgen.records import Layout, MemoryMode, Precision
 
 GIB = 1024**3
@@ -73,16 +75,17 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
     dtype = run_dtype(model, device)
     return Layout(
         memory=_lone_memory(system.memory),
+        places=told({n: c.memory for n, c in system.components.items() if c.memory is not None}),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
-        attention="sdpa" if system.attention == "auto" else system.attention,
+        attention=str(kernel_plan(system)),
         device=device_name(device),
     )
 
 
 def _lone_memory(memory: MemoryConfig) -> MemoryMode:
-    if memory.mode == "stream" or memory.vram_limit == 0:
-        return "stream"
-    return "model" if memory.mode == "model" else "resident"
+    if memory.mode == "auto":
+        return "stream" if memory.vram_limit == 0 else "resident"
+    return memory.mode
 
 
 def require_room(device: torch.device, layout: Layout) -> None:

@@ -1,19 +1,17 @@
-"""Which attention kernel torch runs, as seen while it runs.
+"""Which attention kernel runs, as seen while it runs.
 
 `scaled_dot_product_attention` picks one by device, precision, sizes and mask. The choice is not
-asked for but watched, in the first forward of each bucket: one name, or several joined by `+` where
-layers differ.
+asked for but watched, in the first forward of each kind: one name, or several joined by `+` where
+layers differ. Kernels that are called by name are noted when they have returned (`called`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from batchgen.request import Bucket
 
 T = TypeVar("T")
 _OPS = {
@@ -28,33 +26,56 @@ _OPS = {
 
 
 class KernelWatch:
-    """Names of the kernels by bucket."""
+    """Names of the kernels by kind of forward: its bucket, and the kernel asked for."""
 
     def __init__(self, device: torch.device) -> None:
         self._prefix = "sdpa-cpu" if device.type == "cpu" else "sdpa"
-        self._names: dict[Bucket, str] = {}
+        self._names: dict[Hashable, str] = {}
 
-    def name(self, bucket: Bucket) -> str:
-        """What ran; empty before the first forward of the bucket."""
-        return self._names.get(bucket, "")
+    def name(self, kind: Hashable) -> str:
+        """What ran; empty before the first forward of the kind."""
+        return self._names.get(kind, "")
 
-    def run(self, bucket: Bucket, forward: Callable[[], T]) -> T:
-        """A forward: watched if it is the bucket's first that comes to its end."""
-        if bucket in self._names:
+    def run(self, kind: Hashable, forward: Callable[[], T]) -> T:
+        """A forward: watched if it is the first of its kind that comes to its end."""
+        if kind in self._names:
             return forward()
         with _Seeing() as seeing:
-            result = forward()
-        seen = [f"{self._prefix}-{kernel}" for kernel in sorted(seeing.kernels)]
-        self._names[bucket] = "+".join(seen) or "none"
+            _watching.append(seeing)
+            try:
+                result = forward()
+            finally:
+                _watching.clear()
+        seen = {f"{self._prefix}-{kernel}" for kernel in seeing.kernels} | seeing.called
+        self._names[kind] = "+".join(sorted(seen)) or "none"
         return result
+
+
+def called(name: str, attend: Callable[[], T]) -> T:
+    """Attention by a kernel of that name, whatever operations it is made of."""
+    if not _watching:
+        return attend()
+    seeing = _watching[-1]
+    before = set(seeing.kernels)
+    result = attend()
+    seeing.kernels = before
+    seeing.called.add(name)
+    return result
 
 
 class _Seeing(TorchDispatchMode):
     """Runs every operation as it is and notes which attention kernels were among them."""
 
+    supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        return True  # it changes nothing: inside, torch may compile
+
     def __init__(self) -> None:
         super().__init__()
-        self.kernels: set[str] = set()
+        self.kernels: set[str] = set()  # of torch's own
+        self.called: set[str] = set()
 
     def __torch_dispatch__(
         self,
@@ -63,7 +84,10 @@ class _Seeing(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        name = func.overloadpacket.__name__
+        name = getattr(func, "overloadpacket", func).__name__  # flex is an operator without one
         if name in _OPS:
             self.kernels.add(_OPS[name])
         return func(*args, **(kwargs or {}))
+
+
+_watching: list[_Seeing] = []  # the forward that is watched

@@ -13,6 +13,8 @@ from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from batchgen.config.component import read_config
 from batchgen.engine.loading.parts import CheckpointPart
@@ -28,12 +30,12 @@ def check_part(home: Path, part: CheckpointPart, files: Iterable[Path]) -> None:
     """Raise WeightsError unless the tensors in `files` are those of the model."""
     model = _described(home / "config.json", read_config(home), part)
     tensors = [file for file in files if file.suffix == ".safetensors"]
-    _check_tensors(home, tensor_shapes(tensors), model)
+    _check_tensors(home, _as_loaded(tensor_shapes(tensors), model), model)
 
 
 def check_tokenizer(home: Path, part: CheckpointPart) -> None:
     """Raise WeightsError unless the tokenizer works and the text encoder knows its tokens."""
-    tokenizer, known = load_tokenizer(home), part.config["vocab_size"]
+    tokenizer, known = load_tokenizer(home), part.vocab_size
     highest = max(tokenizer.get_vocab().values())
     if highest >= known:
         raise WeightsError(
@@ -66,13 +68,17 @@ def _described(path: Path, config: Mapping[str, Any], part: CheckpointPart) -> n
     except (TypeError, ValueError) as error:
         kind = part.model_class.__name__
         raise WeightsError(f"{path}: does not describe a {kind}: {error}") from error
-    for key, promised in part.config.items():
-        found = getattr(model.config, key)
-        if (list(found) if isinstance(found, tuple) else found) != promised:
-            raise WeightsError(
-                f"{path}: {key} is {found!r}, but {part.spec_key}.{key} says {promised!r}"
-            )
+    _check_config(path, model.config, part.config, part.spec_key)
     return model
+
+
+def _check_config(path: Path, config: Any, wanted: Mapping[str, Any], key: str) -> None:
+    for name, promised in wanted.items():
+        found = getattr(config, name)
+        if isinstance(promised, Mapping):
+            _check_config(path, found, promised, f"{key}.{name}")
+        elif (list(found) if isinstance(found, tuple) else found) != promised:
+            raise WeightsError(f"{path}: {name} is {found!r}, but {key}.{name} says {promised!r}")
 
 
 def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -86,6 +92,23 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[Path, tuple[int, ...
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{file}: cannot be read as safetensors: {error}") from error
     return shapes
+
+
+def _as_loaded(
+    found: dict[str, tuple[Path, tuple[int, ...]]], model: nn.Module
+) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """By the names that transformers gives tensors when it loads them: models whose modules have
+    moved since are published, and saved, with names of before."""
+    if not isinstance(model, PreTrainedModel) or found.keys() <= model.state_dict().keys():
+        return found
+    renamings = [
+        one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)
+    ]
+    wanted = model.state_dict()
+    return {
+        rename_source_key(name, renamings, [], model.base_model_prefix, wanted)[0]: where
+        for name, where in found.items()
+    }
 
 
 def meta_model(model_class: type, config: Mapping[str, Any]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +23,27 @@ class CheckpointPart:
     dtype: torch.dtype  # precision it runs in
     config: dict[str, Any]  # dimensions that the ModelSpec promises (keys as in config.json)
     extras: dict[str, Any]  # what else random weights need, beside the dimensions
+    vocab_size: int  # of a text encoder or a tokenizer; 0: neither
     spec_key: str  # where the ModelSpec keeps them, for messages
 
 
 def parts(
-    model: ModelSpec, dtype: torch.dtype, stages: Collection[Stage] = STAGES
+    model: ModelSpec,
+    dtype: torch.dtype,
+    stages: Collection[Stage] = STAGES,
+    own: Mapping[str, torch.dtype] | None = None,
 ) -> tuple[CheckpointPart, ...]:
-    """The parts to load for some stages; the scheduler is made from the model's dimensions."""
+    """The parts to load for some stages; the scheduler is made from the model's dimensions. `own`:
+    precisions of components that have one of their own."""
+    own = own or {}
     return tuple(
         CheckpointPart(
             name=component.name,
             model_class=_class(component.loads) if component.kind == "model" else None,
-            dtype=torch.float32 if component.float32 else dtype,
+            dtype=own.get(component.name, torch.float32 if component.float32 else dtype),
             config=stored_dims(getattr(model.dims, component.dims)),
             extras=getattr(model.dims, component.dims).random_extras(),
+            vocab_size=getattr(getattr(model.dims, component.dims), "vocab_size", 0),
             spec_key=f"model.{component.dims}",
         )
         for component in family_spec(model.family).COMPONENTS

@@ -1,13 +1,14 @@
-"""Where diffusers' attention processors are led to an op of ours.
+"""Where diffusers' attention processors are led to an op or a kernel of ours.
 
 This leans on what diffusers does not promise: a processor calls `dispatch_attention_fn` of its own
-module and passes on its `_parallel_config`. A processor that does not is refused.
+module and passes on its `_parallel_config` and `_attention_backend`. One that does not is refused.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from batchgen.errors import ConfigError
 
 Divided = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor], Tensor]
+# diffusers' own dispatch, the three tensors, and what else the processor passes on -> attention
+Chosen = Callable[..., Tensor]
 _NAME = "dispatch_attention_fn"
 _crossing: list[Divided] = []  # of the attention to other streams that is running
 
@@ -40,6 +43,20 @@ def cross_through(attention: nn.Module, divided: Divided) -> Callable[[], None]:
     return undo
 
 
+def choose_through(attention: nn.Module, chosen: Chosen) -> None:
+    """Let an attention module's processor call `chosen(inner, q, k, v, **settings)` on each whole
+    (B, S, H, D) that it attends over; `inner` is diffusers' dispatch. Raises ConfigError."""
+    processor: Any = getattr(attention, "processor", None)
+    module = sys.modules.get(type(processor).__module__)
+    if not hasattr(processor, "_attention_backend") or not hasattr(module, _NAME):
+        raise ConfigError(
+            f"system.attention: {type(processor).__name__} of this diffusers does not let its "
+            "kernel be chosen; legal: auto, sdpa"
+        )
+    _route(module)
+    processor._attention_backend = _Kernel(chosen)
+
+
 def _routed(attention: nn.Module) -> Any:
     """The processor of an attention module, which leads here from now on."""
     processor: Any = getattr(attention, "processor", None)
@@ -60,8 +77,15 @@ class _Handed:
         self.divided = divided
 
 
+class _Kernel:
+    """What a processor passes on as its backend."""
+
+    def __init__(self, chosen: Chosen) -> None:
+        self.chosen = chosen
+
+
 def _route(module: Any) -> None:
-    """Once a module; whoever passes no `_Handed` gets diffusers' own."""
+    """Once a module; whoever passes neither gets diffusers' own."""
     inner = getattr(module, _NAME)
     if getattr(inner, "_routes_divided_attention", False):
         return
@@ -69,15 +93,17 @@ def _route(module: Any) -> None:
     def routed(
         query: Tensor, key: Tensor, value: Tensor, *, parallel_config: Any = None, **settings: Any
     ) -> Tensor:
-        divided = _crossing[-1] if _crossing else None
+        divided, attend = _crossing[-1] if _crossing else None, inner
         if isinstance(parallel_config, _Handed):
-            divided = parallel_config.divided
+            divided, parallel_config = parallel_config.divided, None
+        if isinstance(kernel := settings.get("backend"), _Kernel):
+            attend, settings = partial(kernel.chosen, inner), {**settings, "backend": None}
         if divided is None:
-            y: Tensor = inner(query, key, value, parallel_config=parallel_config, **settings)
+            y: Tensor = attend(query, key, value, parallel_config=parallel_config, **settings)
             return y
         if settings.get("attn_mask") is not None:
             raise NotImplementedError("attention with a mask is not divided")
-        return divided(lambda q, k, v: inner(q, k, v, **settings), query, key, value)
+        return divided(lambda q, k, v: attend(q, k, v, **settings), query, key, value)
 
     routed._routes_divided_attention = True  # type: ignore[attr-defined]
     setattr(module, _NAME, routed)

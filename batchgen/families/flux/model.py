@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.flow import dynamic_shift
 from batchgen.families.flux import spec as light
+from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
-from batchgen.numerics.solver import Schedule, table
+from batchgen.numerics.solver import Schedule
 from batchgen.request import Bucket, Request
 
 MODULES = ("text_encoder", "text_encoder_2", "transformer", "vae")
@@ -50,28 +48,6 @@ def build(
 ) -> Flux:
     """Make a FLUX.1 from its loaded components."""
     return Flux(spec, components, device)
-
-
-@lru_cache(maxsize=512)
-def flux_schedule(
-    scheduler: light.FluxScheduler, shift: float, image_tokens: int, steps: int
-) -> Schedule:
-    """The checkpoint's scheduler over `steps` steps, set as FluxPipeline sets it. `shift` is used
-    only if the scheduler does not shift by the number of image tokens."""
-    config = stored_dims(replace(scheduler, shift=shift))
-    source = FlowMatchEulerDiscreteScheduler(**config)
-    mu = dynamic_shift(scheduler, image_tokens)
-    source.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-    return table("euler", source.sigmas, source.timesteps)
-
-
-def dynamic_shift(scheduler: light.FluxScheduler, image_tokens: int) -> float:
-    """The scheduler's mu: a linear function of the image tokens, in FluxPipeline's order of
-    operations."""
-    tokens = scheduler.max_image_seq_len - scheduler.base_image_seq_len
-    slope = (scheduler.max_shift - scheduler.base_shift) / tokens
-    start = scheduler.base_shift - slope * scheduler.base_image_seq_len
-    return image_tokens * slope + start
 
 
 class Flux:
@@ -133,8 +109,9 @@ class Flux:
         return packed.reshape(1, height * width, 4 * channels).to(self.dtype)
 
     def schedule(self, request: Request) -> Schedule:
-        tokens = light.image_tokens(self.spec, request.bucket)
-        return flux_schedule(self.dims.scheduler, request.sigma_shift, tokens, request.num_steps)
+        scheduler = self.dims.scheduler
+        mu = dynamic_shift(scheduler, light.image_tokens(self.spec, request.bucket))
+        return flow_schedule(scheduler, request.sigma_shift, request.num_steps, mu)
 
     def group(self, request: Request) -> Hashable:
         """The bucket: all items of a forward share one input of image positions."""

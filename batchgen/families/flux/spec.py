@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
+from batchgen.families.autoencoders import KlVae, kl_decode_bytes, kl_decode_flops, kl_parameters
 from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
 from batchgen.families.encoders import clip_parameters as clip_weights
@@ -26,6 +27,7 @@ from batchgen.families.family import (
     Scales,
     Stride,
 )
+from batchgen.families.flow import FlowScheduler
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
@@ -61,6 +63,7 @@ COMPONENTS = (
         model_type="t5",
         stage="encode",
         dims="text_encoder_2",
+        layers=("encoder.block",),
     ),
     Component(name="vae", loads="diffusers.AutoencoderKL", stage="decode", dims="vae"),
     Component(
@@ -88,7 +91,6 @@ COMPONENTS = (
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 _TIME = 256  # channels of a sinusoidal embedding
-_TAPS = 9  # of a 3x3 convolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,27 +114,6 @@ class FluxTransformer(ComponentDims):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FluxVae(ComponentDims):
-    """Dimensions of the image autoencoder, as in its diffusers config."""
-
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 16
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.3611
-    shift_factor: float = 0.1159
-    use_quant_conv: bool = False
-    use_post_quant_conv: bool = False
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",) * 4
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",) * 4
-
-    @property
-    def factor(self) -> int:
-        """Pixels per latent cell."""
-        return int(2 ** (len(self.block_out_channels) - 1))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FluxT5(T5Dims):
     """T5 v1.1."""
 
@@ -141,48 +122,23 @@ class FluxT5(T5Dims):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FluxScheduler(ComponentDims):
-    """The fields of scheduler_config.json that decide the sigmas."""
-
-    shift: float = 3.0  # default of a row's sigma_shift, unless the shift is dynamic
-    use_dynamic_shifting: bool = True  # shift by the row's image tokens
-    base_shift: float = 0.5
-    max_shift: float = 1.15
-    base_image_seq_len: int = 256
-    max_image_seq_len: int = 4096
-    num_train_timesteps: int = 1000
-    shift_terminal: float | None = None
-    time_shift_type: str = "exponential"
-    invert_sigmas: bool = False
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
-    stochastic_sampling: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Dims:
     """Dimensions of a FLUX.1."""
 
     transformer: FluxTransformer
-    vae: FluxVae = field(default_factory=FluxVae)
+    vae: KlVae = field(default_factory=KlVae)
     text_encoder: ClipDims = field(default_factory=ClipDims)
     text_encoder_2: FluxT5 = field(default_factory=FluxT5)
-    scheduler: FluxScheduler = field(default_factory=FluxScheduler)
+    scheduler: FlowScheduler = field(default_factory=FlowScheduler)
 
     def __post_init__(self) -> None:
         """ConfigError unless lists have the lengths that the layers need and steps draw no
         noise."""
-        levels = len(self.vae.block_out_channels)
-        for key, values, length in (
-            ("transformer.axes_dims_rope", self.transformer.axes_dims_rope, 3),
-            ("vae.down_block_types", self.vae.down_block_types, levels),
-            ("vae.up_block_types", self.vae.up_block_types, levels),
-        ):
-            if len(values) != length:
-                raise ConfigError(f"model.{key}: {list(values)} must have {length} entries")
-        if self.scheduler.stochastic_sampling:
-            raise ConfigError("model.scheduler.stochastic_sampling: true is not served yet")
+        axes = self.transformer.axes_dims_rope
+        if len(axes) != 3:
+            raise ConfigError(f"model.transformer.axes_dims_rope: {list(axes)} must have 3 entries")
+        self.vae.check()
+        self.scheduler.check()
 
 
 def dims(model: ModelSpec) -> Dims:
@@ -198,6 +154,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,
+        attention=DISPATCHED,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
@@ -224,7 +181,7 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
         num_steps=28 if guided else 4,
         guidance_scale=3.5 if guided else 0.0,
         solver="euler",
-        sigma_shift=1.0 if dims.scheduler.use_dynamic_shifting else dims.scheduler.shift,
+        sigma_shift=dims.scheduler.row_shift,
     )
 
 
@@ -310,40 +267,8 @@ def encode_flops(model: ModelSpec) -> float:
 
 
 def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
-    """FLOPs of the decoder's convolutions and its one attention, from latents to pixels."""
-    vae = dims(model).vae
-    size = float((bucket.height // vae.factor) * (bucket.width // vae.factor))
-    top = vae.block_out_channels[-1]
-    total = size * _conv(vae.latent_channels, top) + 4 * size * top * size
-    total += size * 2 * _middle(top)
-    for stage, (before, after) in enumerate(_levels(vae)):
-        total += size * 2 * _resnets(before, after, vae.layers_per_block + 1)
-        if stage < len(vae.block_out_channels) - 1:
-            size *= 4
-            total += size * _conv(after, after)
-    return total + size * _conv(vae.block_out_channels[0], 3)
-
-
-def _conv(inputs: int, outputs: int) -> float:
-    """FLOPs of a 3x3 convolution for one cell."""
-    return 2.0 * _TAPS * inputs * outputs
-
-
-def _levels(vae: FluxVae) -> list[tuple[int, int]]:
-    """(channels in, channels out) of the decoder's levels, from latents to pixels."""
-    channels = list(reversed(vae.block_out_channels))
-    return list(pairwise([channels[0], *channels]))
-
-
-def _middle(channels: int) -> int:
-    """Weights between encoder and decoder levels: two residual blocks and an attention."""
-    return 4 * _TAPS * channels**2 + 4 * channels**2
-
-
-def _resnets(before: int, after: int, count: int) -> int:
-    """Weights of `count` residual blocks, the first of which changes the width."""
-    shortcut = before * after if before != after else 0
-    return _TAPS * before * after + (2 * count - 1) * _TAPS * after**2 + shortcut
+    """FLOPs of the decoder for one row."""
+    return kl_decode_flops(dims(model).vae, bucket)
 
 
 def parameters(model: ModelSpec, component: str) -> int:
@@ -352,7 +277,9 @@ def parameters(model: ModelSpec, component: str) -> int:
         return clip_weights(dims(model).text_encoder)
     if component == "text_encoder_2":
         return t5_parameters(dims(model).text_encoder_2)
-    return vae_parameters(model) if component == "vae" else transformer_parameters(model)
+    if component == "vae":
+        return kl_parameters(dims(model).vae)
+    return transformer_parameters(model)
 
 
 def transformer_parameters(model: ModelSpec) -> int:
@@ -372,27 +299,11 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     return (double,) * spec.num_layers + (single,) * spec.num_single_layers
 
 
-def vae_parameters(model: ModelSpec) -> int:
-    """Number of weights of both halves of the autoencoder."""
-    vae = dims(model).vae
-    top, low, count = vae.block_out_channels[-1], vae.block_out_channels[0], vae.layers_per_block
-    total = 2 * _middle(top) + _TAPS * top * 3 * vae.latent_channels + 2 * _TAPS * low * 3
-    for before, after in _levels(vae):
-        total += _resnets(before, after, count + 1)
-    for before, after in pairwise([low, *vae.block_out_channels]):
-        total += _resnets(before, after, count)
-    samplers = sum(c * c for c in vae.block_out_channels[1:])  # decoder: none after the last
-    samplers += sum(c * c for c in vae.block_out_channels[:-1])  # of the encoder
-    return total + _TAPS * samplers
-
-
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
     """About 20 widths per token."""
     return tokens(model, bucket) * _BYTES[model.dtype] * 20 * width(model)
 
 
 def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:
-    """About 4 maps of the decoder's second level at full resolution."""
-    size, vae = _BYTES[model.dtype], dims(model).vae
-    widest = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
-    return 4 * size * bucket.width * bucket.height * widest
+    """Peak bytes beside the weights while one row is decoded."""
+    return kl_decode_bytes(dims(model).vae, bucket, _BYTES[model.dtype])

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
@@ -48,6 +49,7 @@ TEXT_ENCODER = Component(
     model_type="umt5",
     stage="encode",
     dims="text_encoder",
+    layers=("encoder.block",),
 )
 TRANSFORMER = Component(
     name="transformer",
@@ -156,6 +158,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
+        attention=(*DISPATCHED, "radial"),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
     )
 
@@ -278,9 +281,12 @@ def encode_flops(model: ModelSpec) -> float:
 
 
 def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
-    """FLOPs of the decoder's convolutions for one row, stage by stage from latents to pixels."""
-    vae = dims(model).vae
-    frames, height, width = latent_shape(model, bucket)
+    """FLOPs of the decoder's convolutions for one row."""
+    return vae_decode_flops(dims(model).vae, *latent_shape(model, bucket))
+
+
+def vae_decode_flops(vae: WanVae, frames: int, height: int, width: int) -> float:
+    """FLOPs of the decoder's convolutions, stage by stage from so many latents to pixels."""
     channels = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
     grows_in_time = list(reversed(vae.temperal_downsample))
     cells = float(frames * height * width)
@@ -328,13 +334,28 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
 
 
 def vae_parameters(vae: WanVae) -> int:
-    """Number of weights of the residual blocks of both halves (encoder about 3/4 of decoder)."""
-    channels = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
-    total = 4 * _KERNEL * channels[0] ** 2 + _KERNEL * vae.z_dim * channels[0]
-    for stage, (before, after) in enumerate(pairwise(channels)):
-        inputs = before // 2 if stage else before
-        total += _KERNEL * (inputs * after + (2 * vae.num_res_blocks + 1) * after * after)
-    return total * 7 // 4
+    """Number of weights of both halves."""
+    up = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
+    down = [vae.base_dim * m for m in (1, *vae.dim_mult)]
+    top = up[0]
+    total = 2 * (4 * _KERNEL + 4) * top**2  # in the middle: two residual blocks and an attention
+    total += _KERNEL * (3 * vae.z_dim * top + 3 * down[0] + 3 * up[-1])  # in and out
+    for stage, (before, after) in enumerate(pairwise(up)):
+        inputs = before // 2 if stage else before  # the up-sampling before has halved them
+        total += _residuals(inputs, after, vae.num_res_blocks + 1)
+    for before, after in pairwise(down):
+        total += _residuals(before, after, vae.num_res_blocks)
+    for into, in_time in zip(down[1:], vae.temperal_downsample, strict=False):
+        total += 9 * into**2 + 3 * into**2 * in_time
+    for out, in_time in zip(up[1:], reversed(vae.temperal_downsample), strict=False):
+        total += 9 * out * out // 2 + 6 * out**2 * in_time
+    return total
+
+
+def _residuals(inputs: int, outputs: int, count: int) -> int:
+    """Weights of `count` residual blocks, the first of which may change the width."""
+    shortcut = inputs * outputs if inputs != outputs else 0
+    return _KERNEL * (inputs * outputs + (2 * count - 1) * outputs**2) + shortcut
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

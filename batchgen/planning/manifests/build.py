@@ -18,6 +18,7 @@ from batchgen.errors import ManifestError, closest
 from batchgen.planning.manifests.cells import STORED, IllegalValue, cell_value
 from batchgen.planning.manifests.check import check_table
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
+from batchgen.planning.manifests.filled import from_template, with_wildcards
 from batchgen.planning.manifests.source import read_source
 from batchgen.request import MAX_SEED
 
@@ -35,13 +36,20 @@ class Built:
 
 
 def build_manifest(
-    source: Path, out: Path, *, seeds: int | None = None, sweeps: Mapping[str, str] | None = None
+    source: Path,
+    out: Path,
+    *,
+    seeds: int | None = None,
+    sweeps: Mapping[str, str] | None = None,
+    template: str | None = None,
+    wildcards: Path | None = None,
 ) -> Built:
     """Write a Parquet manifest from `source` (.txt, .csv, .tsv, .jsonl, Parquet).
 
     `seeds`: every row that many times, with the seeds 0, 1, ... `sweeps`: column -> values with
     commas; every row once for each combination. Given row ids get a suffix, so that they stay
-    unique; without ids a row's number is its id. Raises ManifestError; what is written passes
+    unique; without ids a row's number is its id. `template` and `wildcards` make prompts (see
+    `filled`), after rows were multiplied. Raises ManifestError; what is written passes
     `manifest check`.
     """
     _check_name(out)
@@ -52,6 +60,11 @@ def build_manifest(
     variations = _variations(table, seeds, sweeps or {})
     expanded = _expanded(table, variations)
     times = len(expanded) // len(table)
+    if template is not None:
+        expanded = _put(expanded, "prompt", from_template(expanded, template))
+    if wildcards is not None and "prompt" in expanded.schema.names:
+        chosen = with_wildcards(expanded["prompt"].to_pylist(), wildcards)
+        expanded = _put(expanded, "prompt", chosen)
     check_table(source, expanded, lambda row: read.place(row // times))
     if out.exists() and source.exists() and out.samefile(source):
         raise ManifestError(f"{out}: is the source; write to another file")

@@ -22,6 +22,7 @@ from batchgen.planning.manifests.geometry import (
     off_grid,
     snap,
 )
+from batchgen.planning.manifests.template import DEFAULT, Template
 from batchgen.request import (
     MAX_FRAMES,
     MAX_SIDE,
@@ -50,6 +51,7 @@ class Defaults:
     format: str
     quality: int
     embed_metadata: int  # 0 or 1
+    name: Template | None  # of media files; None: their row ids
     tags: str | None
     caches: CacheRules
     names: NamedSizes
@@ -78,6 +80,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         format=job.output.format,
         quality=job.output.quality,
         embed_metadata=int(job.output.embed_metadata),
+        name=_name(job.output.name),
         tags=rows.tags,
         caches=cache_rules(job),
         names=names,
@@ -86,6 +89,10 @@ def job_defaults(job: JobConfig) -> Defaults:
         locked=job.locked,
         unserved=unserved_columns(served_by(job.model)),
     )
+
+
+def _name(template: str) -> Template | None:
+    return None if template == DEFAULT else Template.parse(template)
 
 
 def any_model() -> Defaults:
@@ -99,6 +106,7 @@ def any_model() -> Defaults:
         format="frames",
         quality=0,
         embed_metadata=0,
+        name=None,
         tags=None,
         caches=any_cache(),
         names=NamedSizes({}, "", "", judged=False),

@@ -1,8 +1,10 @@
-"""JSON lines: one object a line, its keys are columns."""
+"""JSON lines: one object a line, its keys are columns. Lines of a request batch in the form of the
+OpenAI batch API have the columns inside their `body`."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,8 @@ def read_json_lines(path: Path) -> SourceFile:
             if not text.strip():
                 continue
             row = _object(path, line, text.rstrip())
+            if row.keys() >= _BATCH:
+                row = _of_batch(f"{path}, line {line}", row)
             for name in row.keys() - known:
                 check_name(path, line, name)
                 known.add(name)
@@ -39,6 +43,40 @@ def read_json_lines(path: Path) -> SourceFile:
         if name in REQUEST_COLUMNS and source.table[name].null_count == len(source.table)
     ]
     return replace(source, table=source.table.drop_columns(never))
+
+
+_BATCH = {"custom_id", "body"}
+# Of a batch's request what says nothing about the picture, or what the job decides.
+_UNHEARD = (
+    "model",
+    "user",
+    "n",
+    "size",
+    "response_format",
+    "output_format",
+    "moderation",
+    "stream",
+)
+
+
+def _of_batch(where: str, line: Mapping[str, object]) -> Mapping[str, object]:
+    """The row that a line of a request batch asks for: its `custom_id` is the row id, `size` gives
+    width and height, and other keys of the body are columns."""
+    body = line["body"]
+    if not isinstance(body, dict):
+        raise ManifestError(f"{where}: body: {shorten(body)} is not an object {{...}}")
+    if body.get("n", 1) not in (1, None):
+        raise ManifestError(
+            f"{where}: body.n is {body['n']}; a row is one picture: leave n out, and use --seeds"
+        )
+    row = {name: value for name, value in body.items() if name not in _UNHEARD}
+    size = body.get("size")
+    if size not in (None, "auto"):
+        sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", str(size))
+        if sides is None:
+            raise ManifestError(f"{where}: body.size is {shorten(size)}; write it as 1024x1024")
+        row |= {"width": int(sides[1]), "height": int(sides[2])}
+    return {"row_id": line["custom_id"], **row}
 
 
 def _value(

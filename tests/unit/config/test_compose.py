@@ -106,15 +106,45 @@ def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Jo
 
 
 @pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["attention=sage"], "attention: sage needs a CUDA device; legal here: auto, sdpa, flex"),
+        (["attention_schedule.between=cudnn"], "attention_schedule.between: cudnn needs a CUDA"),
+        (["attention=flex", "parallel.attention_op=xfuser"], "xfuser"),
+        (["attention=flex", "parallel.ring=2"], "not with flex; legal with it: auto, 1"),
+        (
+            ["attention=radial", "attention_schedule.between=flex"],
+            "radial has its own first steps (system.radial.dense_steps)",
+        ),
+        (["attention_schedule.first=-1"], "attention_schedule.first: -1 is out of range"),
+        (["radial.decay=0"], "radial.decay: 0.0 is out of range"),
+    ],
+)
+def test_kernels_that_cannot_run_are_refused_with_those_that_can(
+    job: Job, overrides: list[str], said: str
+) -> None:
+    assert said in refusal(job(), *(f"system.{override}" for override in overrides))
+
+
+def test_kernels_are_asked_of_the_device_that_the_profile_promises(job: Job) -> None:
+    card = [f"slurm.device.{each}" for each in ("name=h200", "memory_gib=141")]
+    half, full = "model.dtype=bfloat16", "model.dtype=float32"
+    for name in ("flash_attn", "flash_attn_3", "sage", "sparge"):
+        said = refusal(job(), f"system.attention={name}", half, *card)
+        assert f"{name} is not installed (python package " in said
+        assert said.endswith("legal here: auto, sdpa, cudnn, flex, radial")
+    said = refusal(job(), "system.attention=cudnn", full, *card)
+    assert "cudnn takes bfloat16 or float16 alone; legal here: auto, sdpa, flex, radial" in said
+
+
+@pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.memory.mode=disk", "auto, resident, model, stream"),
         ("system.memory.store_dtype=fp8", "same"),
-        ("system.attention=sage", "auto, sdpa"),
         ("system.compile=default", "off"),
         ("system.vae.tiled=true", "auto, false"),
         ("system.sampler.boundary=0.9", "null"),
-        ("system.components={transformer: {dtype: float16}}", "{}"),
+        ("system.components.vae.memory=stream", "null, resident, model, disk"),
         ("row_defaults.image=a.png", "null"),
         ("row_defaults.guidance_scale_2=3", "null"),
     ],

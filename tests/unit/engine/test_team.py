@@ -16,12 +16,10 @@ import pytest
 import torch
 from own_number import own_number
 from ranks import Ranks
-from toy_caches import knobs
 from toy_engine import Keeper, ListSource, request, system
 from toy_team import (
     PATIENCE_S,
     draw,
-    draw_with_noise,
     fail_before_a_collective,
     in_a_team,
     meeting,
@@ -31,7 +29,6 @@ from toy_team import (
 from waiting import wait_for
 
 import batchgen.worker.meeting
-from batchgen.caches.strategy import names, strategy
 from batchgen.config.degrees import Degrees
 from batchgen.engine.engine import Engine
 from batchgen.engine.orders import Orders, Pack
@@ -40,7 +37,6 @@ from batchgen.engine.peer import Peer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.team import Dismissed, Follower, Leader, uneven
 from batchgen.errors import PromptTooLong, ReplicaFailed
-from batchgen.request import Request
 from batchgen.worker.address import Address, listen, publish
 from batchgen.worker.meeting import following, leading
 
@@ -82,7 +78,6 @@ def pair() -> Iterator[Pair]:
 
 
 # ------------------------------------------------------------------------------------- what is said
-TEAM_STRATEGIES = [name for name in names() if strategy(name).FACTS.kind != "planned"]
 
 
 def test_what_the_leader_shares_is_what_followers_get(pair: Pair) -> None:
@@ -338,57 +333,3 @@ def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
     assert set(frames) == set(alone.frames) - {"row-4"}
     for name, drawn in frames.items():
         assert (drawn == alone.frames[name]).all(), name
-
-
-def cached_rows(strategies: list[str]) -> list[Request]:
-    """One of each, every other one guided."""
-    return [
-        request(
-            i,
-            num_steps=9,
-            width=64,
-            height=64,
-            guidance_scale=1.0 + i % 2,
-            cache_strategy=name,
-            cache_ratio=0.5 * (name != "none"),
-            cache_warmup=2,
-            **knobs(name),
-        )
-        for i, name in enumerate(strategies)
-    ]
-
-
-@pytest.mark.parametrize("changes", [{"cfg": 2}, {"ulysses": 2}], ids=str)
-def test_a_rank_whose_numbers_are_off_neither_hangs_nor_decides(
-    ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    """Every rank runs the model as often as the leader, and something is saved."""
-    decided = [name for name in TEAM_STRATEGIES if not strategy(name).FACTS.data_free]
-    rows = cached_rows(decided)
-    (calls, computed), (follower, _) = ranks.run(
-        Degrees(cfg=2), in_a_team, tmp_path, draw_with_noise, changes, rows
-    )
-    assert calls == follower
-    assert set(computed) == {row.row_id for row in rows}
-    assert sum(computed.values()) < sum(9 * (1 + (row.guidance_scale > 1)) for row in rows)
-
-
-@pytest.mark.parametrize("changes", [{"cfg": 2}, {"ulysses": 2}, {"ring": 2}], ids=str)
-def test_the_leader_decides_for_two_ranks_what_a_cache_reuses(
-    ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    """A row of each strategy, beside one without a cache."""
-    rows = cached_rows(["none", *TEAM_STRATEGIES])
-    (frames, errors), _ = ranks.run(
-        Degrees(cfg=2), in_a_team, tmp_path, draw, "one expert", changes, rows, ""
-    )
-    alone = Keeper()
-    Engine.load(spec_of("one expert"), system(), "cpu").render(ListSource(rows), alone)
-    assert errors == {} == alone.errors
-    assert set(frames) == set(alone.frames)
-    levels = 1 if "ring" in changes else 0  # a ring's rounding may reach a pixel
-    for name, drawn in frames.items():
-        apart = drawn.astype(int) - alone.frames[name]
-        assert abs(apart).max() <= levels, name
-    saved = [stats.steps_total - stats.steps_computed for stats in alone.stats.values()]
-    assert saved.count(0) == 1

@@ -15,6 +15,7 @@ from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import compose_job, recompose
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
+from batchgen.families.family import family_names, family_spec
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import key_context
 
@@ -86,7 +87,7 @@ def test_a_model_of_no_family_or_with_keys_of_the_inside_is_refused(tmp_path: Pa
     cases: list[tuple[dict[str, object], str]] = [
         ({}, "model.family: required, but not set"),
         ({"family": 3}, "model.family: '3' is not one of"),
-        ({"family": "wann"}, "model.family: 'wann' is not one of flux, null, wan, wan22"),
+        ({"family": "wann"}, f"model.family: 'wann' is not one of {', '.join(family_names())}"),
         ({"family": "wan", "dims": {}}, "model.dims: unknown key"),
         ({"family": "wan"}, "model.transformer.num_attention_heads: required"),
     ]
@@ -107,7 +108,8 @@ def test_what_nobody_serves_is_refused_with_what_is(
         index.write_text(json.dumps(json.loads(index.read_text()) | entries))
         return folder
 
-    served = "is not served; served: FluxPipeline, WanPipeline"
+    pipelines = {family_spec(name).PIPELINE for name in family_names()} - {""}
+    served = f"is not served; served: {', '.join(sorted(pipelines))}"
     with pytest.raises(WeightsError, match=f"SanaPipeline with these parts {served}"):
         auto(changed(small_folder, _class_name="SanaPipeline"))
     with pytest.raises(

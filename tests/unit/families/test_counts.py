@@ -15,12 +15,22 @@ from batchgen.engine.loading.checkpoint import build_module, meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
+from batchgen.families.qwen_image import spec as qwen_image
+from batchgen.families.sd3 import spec as sd3
 from batchgen.families.wan import spec as wan
+from batchgen.families.z_image import spec as z_image
 from batchgen.request import Bucket
 
 JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
 LARGE, SMALL = Bucket(1024, 1024, 1), Bucket(512, 512, 1)
-NAMES = ("flux.1-dev", "flux.1-schnell", "wan2.2-t2v-a14b")
+BILLIONS = {  # weights of the transformer
+    "flux.1-dev": 11.90,
+    "flux.1-schnell": 11.89,
+    "wan2.2-t2v-a14b": 14.29,
+    "qwen-image": 20.43,
+    "sd3.5-medium": 2.243,
+    "z-image-turbo": 6.155,
+}
 
 
 def packaged(name: str) -> ModelSpec:
@@ -39,7 +49,7 @@ def flops(call: Any) -> int:
     return int(counter.get_total_flops())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BILLIONS)
 def test_weights_are_those_of_the_published_model(name: str) -> None:
     model = packaged(name)
     spec, counted = family_spec(model.family), dict[str, int]()
@@ -48,10 +58,8 @@ def test_weights_are_those_of_the_published_model(name: str) -> None:
             module = meta_model(part.model_class, part.config)
             counted[part.name] = sum(p.numel() for p in module.parameters())
     for component, count in counted.items():
-        tolerance = 0.05 if model.family == "wan22" and component == "vae" else 0.02
-        assert spec.parameters(model, component) == pytest.approx(count, rel=tolerance), component
-    billions = {"flux.1-dev": 11.90, "flux.1-schnell": 11.89, "wan2.2-t2v-a14b": 14.29}
-    assert counted["transformer"] / 1e9 == pytest.approx(billions[name], rel=0.001)
+        assert spec.parameters(model, component) == pytest.approx(count, rel=0.02), component
+    assert counted["transformer"] / 1e9 == pytest.approx(BILLIONS[name], rel=0.001)
 
 
 @pytest.mark.parametrize(("name", "bucket"), [("flux.1-dev", LARGE), ("flux.1-schnell", SMALL)])
@@ -97,3 +105,54 @@ def test_flops_of_an_expert_of_wan22() -> None:
         )
 
     assert wan.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
+
+
+def test_flops_of_qwen_image() -> None:
+    model = packaged("qwen-image")
+    transformer, text = on_meta(model, "transformer"), qwen_image.max_tokens(model)
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, 4096, 64, dtype=torch.bfloat16),
+            timestep=torch.empty(1, dtype=torch.bfloat16),
+            encoder_hidden_states=torch.empty(1, text, 3584, dtype=torch.bfloat16),
+            img_shapes=[[(1, 64, 64)]],
+        )
+
+    assert qwen_image.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
+    vae = on_meta(model, "vae")
+    latents = torch.empty(1, 16, 1, 128, 128, dtype=torch.bfloat16, device="meta")
+    counted = flops(lambda: vae.decode(latents))
+    assert qwen_image.decode_flops(model, LARGE) == pytest.approx(counted, rel=0.02)
+    language = on_meta(model, "text_encoder").model.language_model
+    ids = torch.zeros(1, text + qwen_image.TEMPLATE_TOKENS, dtype=torch.long, device="meta")
+    counted = flops(lambda: language(input_ids=ids))
+    assert qwen_image.encode_flops(model) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_sd3() -> None:
+    model = packaged("sd3.5-medium")
+    transformer = on_meta(model, "transformer")
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, 16, 128, 128, dtype=torch.bfloat16),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 77 + 256, 4096, dtype=torch.bfloat16),
+            pooled_projections=torch.empty(1, 2048, dtype=torch.bfloat16),
+        )
+
+    assert sd3.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
+
+
+def test_flops_of_z_image() -> None:
+    model = packaged("z-image-turbo")
+    transformer = on_meta(model, "transformer")
+    transformer.rope_embedder = lambda ids: torch.empty(len(ids), 64, dtype=torch.complex64)
+    text, image = torch.empty(512, 2560), torch.empty(16, 1, 128, 128)
+
+    def forward() -> None:
+        parts = ([x.to("meta", torch.bfloat16)] for x in (image, text))
+        transformer(next(parts), torch.empty(1), next(parts))
+
+    assert z_image.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)

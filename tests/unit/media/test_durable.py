@@ -97,7 +97,7 @@ def test_a_row_is_committed_in_the_one_safe_order(
 )
 def test_no_row_id_leads_out_of_the_run(row_id: str, tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="cannot be a file name"):
-        media_path(RunPaths(tmp_path), row_id, 0, "png", ATTEMPT, 1)
+        media_path(RunPaths(tmp_path), replace(make_request(0), row_id=row_id), ATTEMPT, 1)
 
 
 @pytest.mark.parametrize("row_id", ["..", ".", "...", "-rf", ".hidden"])

@@ -1,0 +1,1 @@
+"""Which kernel attends, and how processors of diffusers are led to it."""

@@ -1,0 +1,154 @@
+"""Exports the finished rows of a run in parts. A part is complete when its record is at the
+destination; who is interrupted goes on with the first part that has none."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from batchgen.catalog.columns import OUTCOME
+from batchgen.durable import digest_file
+from batchgen.errors import RunStateError, UsageError
+from batchgen.export import forms
+from batchgen.export.forms import Item
+from batchgen.export.place import Place, Stored
+from batchgen.paths import RunPaths
+
+RECORDS = ".batchgen"  # folder of the records: loaders of datasets overlook it
+HEADER = f"{RECORDS}/export.json"
+"""What the destination holds: run and form."""
+
+
+# How a row went on its way says nothing about what it is.
+_KEPT = {"media_path", "media_sha256", "media_bytes", "frames_sha256", "score", "psnr", "ssim"}
+_LEFT_OUT = {field.name for field in OUTCOME} - _KEPT
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export did."""
+
+    rows: int
+    parts: int
+    kept: int  # parts that were there
+    bytes: int
+
+
+def export(run: RunPaths, form: str, destination: str, part_mib: float) -> Exported:
+    """Copy every ok row of the run's catalog to `destination` (a folder or URI) in the form `form`,
+    in parts of about `part_mib` MiB of media.
+
+    Raises UsageError where the destination holds something else, RunStateError where the catalog is
+    missing or a media file is not the one that was published, StorageError where nothing can be
+    written. Parts that are complete are kept.
+    """
+    module, place = forms.get(form), Place.open(destination)
+    rows = _rows(run)
+    parts = _cut(rows, part_mib * 2**20)
+    kept = size = 0
+    with tempfile.TemporaryDirectory(prefix="batchgen-export-") as scratch:
+        _claim(place, {"run": run.root.name, "form": form}, destination, Path(scratch))
+        for number, (start, stop) in enumerate(parts):
+            part = rows.slice(start, stop - start).to_pylist()
+            stored = _stored(place, number, digest := _digest(part))
+            if stored is None:
+                folder = Path(scratch) / f"{number}"
+                folder.mkdir()
+                module.write(number, [_item(run, values) for values in part], folder)
+                stored = _put(place, folder)
+                record = {"rows": digest, "files": [asdict(file) for file in stored]}
+                place.put_json(_record(number), record, Path(scratch))
+            else:
+                kept += 1
+            size += sum(file.bytes for file in stored)
+    return Exported(len(rows), len(parts), kept, size)
+
+
+# ------------------------------------------------------------------------------------------ rows
+def _rows(run: RunPaths) -> pa.Table:
+    """The ok rows, in the order of the manifest."""
+    if not run.catalog_rows.exists():
+        raise RunStateError(f"{run.root}: there is no catalog yet: `batchgen collect` writes it")
+    ok = ds.field("status") == "ok"
+    catalog = ds.dataset(run.catalog_rows)
+    names = [name for name in catalog.schema.names if name not in _LEFT_OUT]
+    table = catalog.to_table(columns=names, filter=ok).sort_by("row_index")
+    if len(table) == 0:
+        raise RunStateError(f"{run.root}: no row is ok, there is nothing to export")
+    return table
+
+
+def _cut(rows: pa.Table, limit: float) -> list[tuple[int, int]]:
+    """First and last row (exclusive) of each part: as many whole rows as fit, one at least."""
+    sizes = rows["media_bytes"].to_pylist()
+    parts, start, total = [], 0, 0
+    for number, size in enumerate(sizes):
+        if number > start and total + size > limit:
+            parts.append((start, number))
+            start, total = number, 0
+        total += size
+    return [*parts, (start, len(sizes))]
+
+
+def _item(run: RunPaths, values: dict[str, Any]) -> Item:
+    media = run.root / values["media_path"]
+    if media.is_dir():
+        raise UsageError(
+            f"row {values['row_id']!r}: {media} is a folder of frames; an export takes one file a "
+            "row: mp4, gif, png, jpeg, webp or npy"
+        )
+    if not media.exists() or digest_file(media)[0] != values["media_sha256"]:
+        raise RunStateError(
+            f"row {values['row_id']!r}: {media} is not the file that was published; see `verify`"
+        )
+    return Item({name: value for name, value in values.items() if value is not None}, media)
+
+
+def _digest(rows: Sequence[dict[str, Any]]) -> str:
+    found = hashlib.sha256()
+    for row in rows:
+        found.update(f"{row['row_id']}\0{row['row_key']}\0{row['media_sha256']}\n".encode())
+    return found.hexdigest()
+
+
+# ------------------------------------------------------------------------------------ destination
+def _claim(place: Place, header: dict[str, str], destination: str, scratch: Path) -> None:
+    """Mark the destination as that of this export; UsageError if it is another's."""
+    there = place.get_json(HEADER)
+    if there is None:
+        if others := sorted(place.listed()):
+            raise UsageError(f"DST {destination}: is not empty: it holds {', '.join(others[:5])}")
+        place.put_json(HEADER, header, scratch)
+    elif there != header:
+        raise UsageError(
+            f"DST {destination}: holds run {there.get('run')} as {there.get('form')}; export run "
+            f"{header['run']} as {header['form']} to another place"
+        )
+
+
+def _record(number: int) -> str:
+    return f"{RECORDS}/part-{number:05d}.json"
+
+
+def _stored(place: Place, number: int, digest: str) -> list[Stored] | None:
+    """Files of a part that is complete and of these rows."""
+    record = place.get_json(_record(number))
+    if not isinstance(record, dict) or record.get("rows") != digest:
+        return None
+    files = [Stored(**file) for file in record["files"]]
+    return files if all(map(place.holds, files)) else None
+
+
+def _put(place: Place, folder: Path) -> list[Stored]:
+    return [place.put(file, file.relative_to(folder).as_posix()) for file in _files(folder)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from sorted(path for path in folder.rglob("*") if path.is_file())

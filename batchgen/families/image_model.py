@@ -1,0 +1,61 @@
+"""What the models of image families have in common: one transformer, one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from batchgen.config.schema import ModelSpec
+from batchgen.families.family import Item, family_spec
+from batchgen.numerics.pixels import to_frames
+from batchgen.request import Request
+
+
+class ImageModel:
+    """Base class of a `batchgen.families.family.FamilyModel`."""
+
+    def __init__(
+        self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
+    ) -> None:
+        self.spec = spec  # checked against the checkpoint when it was loaded
+        self.light = family_spec(spec.family)
+        self.device = device
+        self.max_tokens = self.light.max_tokens(spec)
+        self.parts = components
+        self.modules: dict[str, nn.Module] = {
+            part.name: components[part.name]
+            for part in self.light.COMPONENTS
+            if part.kind == "model" and part.name in components
+        }
+        self.transformer: Any = components["transformer"]
+        self.vae: Any = components.get("vae")
+        self.dtype: torch.dtype = self.transformer.dtype
+        self.state_dtype = self.dtype  # of latents between two steps: as in most pipelines
+
+    def branches(self, request: Request) -> int:
+        """Forwards in one step of the row."""
+        return int(self.light.branches(self.spec, request))
+
+    def texts(self, request: Request) -> tuple[str, ...]:
+        """The prompt; where the row is guided also the negative prompt."""
+        return (request.prompt, request.negative_prompt)[: self.branches(request)]
+
+    def group(self, request: Request) -> Hashable:
+        return request.bucket
+
+    def expert(self, request: Request, timestep: float) -> str:
+        return "transformer"
+
+    def timesteps(self, items: Sequence[Item]) -> Tensor:
+        """Those of the items, float32 on the device."""
+        times = torch.tensor([item.timestep for item in items], dtype=torch.float32)
+        return times.to(self.device, non_blocking=True)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """AutoencoderKL's image of (1, channels, rows, columns): uint8 (1, height, width, 3)."""
+        config = self.vae.config
+        scaled = (latents / config.scaling_factor) + config.shift_factor
+        return to_frames(self.vae.decode(scaled, return_dict=False)[0][0].unsqueeze(1))

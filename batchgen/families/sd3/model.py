@@ -1,0 +1,150 @@
+"""Stable Diffusion 3 and 3.5: SD3Transformer2DModel, AutoencoderKL, two CLIPs and T5.
+
+With equal seed and settings it gives what diffusers' StableDiffusion3Pipeline gives. That runs both
+branches of a guided row as one forward, whose bits differ from those of a branch alone; edges see
+each item as in such a batch. From a width of 512 on the output projections of the pipeline's batch
+take another way on a CPU in float32: latents are then within 1e-5 of its.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from batchgen.caches.strategy import SignalKind
+from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.flow import dynamic_shift
+from batchgen.families.image_model import ImageModel
+from batchgen.families.schedules import flow_schedule
+from batchgen.families.sd3 import spec as light
+from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.numerics.edges import in_batches
+from batchgen.numerics.guidance import classifier_free
+from batchgen.numerics.noise import seeded_noise
+from batchgen.numerics.solver import Schedule
+from batchgen.request import Bucket, Request
+
+SEQUENCE = SequencePlan(
+    cuts=(),
+    attends=(Attends("transformer_blocks.*.attn", ("text", "image")),),
+    gather=Cut("proj_out", 0, "image", dim=1),
+)
+
+
+def build(
+    spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
+) -> Sd3:
+    """Make a Stable Diffusion 3 from its loaded components."""
+    return Sd3(spec, components, device)
+
+
+class Sd3(ImageModel):
+    """A Stable Diffusion 3 (`batchgen.families.family.FamilyModel`)."""
+
+    sequence = SEQUENCE
+
+    def __init__(
+        self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
+    ) -> None:
+        super().__init__(spec, components, device)
+        self.dims = light.dims(spec)
+        self.tokenizers: Any = [components.get(f"tokenizer{n}") for n in ("", "_2", "_3")]
+        self.clips: Any = components.get("text_encoder"), components.get("text_encoder_2")
+        self.t5: Any = components.get("text_encoder_3")
+
+    # ------------------------------------------------------------------------------------- texts
+    def tokenize(self, text: str) -> Tokens:
+        """Token ids for both CLIPs and T5, each padded and cut to its maximum; `count` is T5's."""
+        clip = self.dims.text_encoder.max_position_embeddings
+        count = len(self.tokenizers[2](text, add_special_tokens=True, verbose=False).input_ids)
+        inputs = tuple(
+            tokenizer(
+                [text], padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+            ).input_ids
+            for tokenizer, most in zip(self.tokenizers, (clip, clip, self.max_tokens), strict=True)
+        )
+        return Tokens(inputs, count, count > self.max_tokens)
+
+    def encode(self, tokens: Tokens) -> Condition:
+        """The CLIPs' states side by side, filled with zeros to T5's width, then T5's behind them:
+        (1, tokens, width); and the CLIPs' pooled states, (1, width). Padding is attended to."""
+        *clip_ids, t5_ids = (ids.to(self.device) for ids in tokens.inputs)
+        found = [
+            clip(ids, output_hidden_states=True)
+            for clip, ids in zip(self.clips, clip_ids, strict=True)
+        ]
+        states = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
+        pooled = torch.cat([one[0] for one in found], dim=-1)
+        long = self.t5(t5_ids)[0]
+        states = F.pad(states, (0, long.shape[-1] - states.shape[-1]))
+        joint = torch.cat([states, long], dim=-2)
+        return joint.to(self.dtype), pooled.to(self.dtype)
+
+    # ----------------------------------------------------------------------------------- denoise
+    def initial_latents(self, request: Request) -> Tensor:
+        """Noise (1, channels, rows, columns)."""
+        height, width = (self.dims.transformer.patch_size * n for n in self._cells(request.bucket))
+        shape = (1, self.dims.transformer.in_channels, height, width)
+        return seeded_noise(shape, request.seed).to(self.dtype)
+
+    def _cells(self, bucket: Bucket) -> tuple[int, int]:
+        return light.cells(self.spec, bucket)
+
+    def schedule(self, request: Request) -> Schedule:
+        scheduler, mu = self.dims.scheduler, None
+        if scheduler.use_dynamic_shifting:
+            mu = dynamic_shift(scheduler, light.image_tokens(self.spec, request.bucket))
+        return flow_schedule(scheduler, request.sigma_shift, request.num_steps, mu, own_sigmas=True)
+
+    def forward(self, items: Sequence[Item]) -> list[Tensor]:
+        """One transformer forward; each item has its own timestep."""
+        with in_batches([self.branches(item.request) for item in items]):
+            velocity = self.transformer(
+                hidden_states=torch.cat([item.latents for item in items]),
+                timestep=self.timesteps(items),
+                encoder_hidden_states=torch.cat([item.condition[0] for item in items]),
+                pooled_projections=torch.cat([item.condition[1] for item in items]),
+                return_dict=False,
+            )[0]
+        return list(velocity.split(1))
+
+    def signal(self, item: Item, kind: SignalKind) -> Tensor:
+        """In the transformer's order of operations. Each block projects the embedding by itself:
+        `projected` is the embedding, which holds timestep and pooled text."""
+        with in_batches([self.branches(item.request)]):
+            times = self.timesteps([item])
+            embedded: Tensor = self.transformer.time_text_embed(times, item.condition[1])
+            if kind != "embedded":
+                return embedded
+            tokens = self.transformer.pos_embed(item.latents).contiguous()
+            norm = self.transformer.transformer_blocks[0].norm1
+            normed: Tensor = norm(tokens, emb=embedded)[0]
+        return normed.view(1, 1, *self._cells(item.request.bucket), -1)
+
+    def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
+        return classifier_free(velocities, request.guidance_scale)
+
+    # ------------------------------------------------------------------------------------ decode
+    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
+        return self.pixels(latents)
+
+    # ------------------------------------------------------------------------------------ probes
+    def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
+        """Noise with one of many timesteps, with and without guidance, and random conditions."""
+        spec = self.dims.transformer
+        tokens = light.text_tokens(self.spec)
+        states = seeded_noise((1, tokens, spec.joint_attention_dim), seed + 1)
+        pooled = seeded_noise((1, spec.pooled_projection_dim), seed + 2)
+        request = replace(probe_request(bucket), seed=seed, guidance_scale=1.0 + seed % 2)
+        return Item(
+            request=request,
+            latents=self.initial_latents(request).to(self.device),
+            timestep=float(999 - 137 * seed % 999),
+            condition=(states.to(self.device, self.dtype), pooled.to(self.device, self.dtype)),
+        )

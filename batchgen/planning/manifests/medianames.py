@@ -1,0 +1,43 @@
+"""Names of a manifest's media files, from a template over what each row is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from batchgen.planning.manifests.problems import Problems
+from batchgen.planning.manifests.rows import ResolvedRows
+from batchgen.planning.manifests.template import Template
+
+
+class MediaNames:
+    """The names of a whole manifest's files: each is there once, and not empty."""
+
+    def __init__(self, template: Template | None, problems: Problems) -> None:
+        """`template`: None where files have the names of their rows."""
+        self._template, self._problems = template, problems
+        self._first: dict[str, int] = {}
+
+    def add(self, rows: ResolvedRows, seeds: Sequence[int], is_alias: Sequence[bool]) -> pa.Array:
+        """Names of the next rows; null where it is the row id, and of rows without a file."""
+        if self._template is None:
+            return pa.nulls(len(rows), pa.string())
+        texts = [rows.column(name).to_pylist() for name in ("row_id", "tags", "prompt")]
+        names: list[str | None] = []
+        for at, (row_id, tag, prompt) in enumerate(zip(*texts, strict=True)):
+            row = rows.first_row + at
+            values = {"row_id": row_id, "seed": seeds[at], "index": row, "tag": tag}
+            name = None if is_alias[at] else self._template.fill({**values, "prompt": prompt})
+            if name is not None:
+                self._check(row, name)
+            names.append(name)
+        return pa.array(names, pa.string())
+
+    def _check(self, row: int, name: str) -> None:
+        first = self._first.setdefault(name, row)
+        if not name.strip("."):
+            self._problems.add([row], "output.name", [name], "is no file name; add {row_id}")
+        elif first != row:
+            reason = f"row {first} has it already; add {{row_id}} or {{index}}"
+            self._problems.add([row], "output.name", [name], reason)
