@@ -16,7 +16,7 @@ from batchgen.config.schema import SystemConfig
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.memory.residency import Residency
-from batchgen.engine.packs import Packer
+from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import Recall
@@ -35,6 +35,7 @@ class Replica:
     residency: Residency
     prompts: PromptBook
     packer: Packer
+    decodes: DecodeSizes
     team: Team
     stacks: Stacks  # its experts' blocks
     attention: Attention  # its kernels

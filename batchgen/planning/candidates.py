@@ -12,6 +12,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.families.family import family_spec
 from batchgen.families.streaming import STREAMING, Places, places_of, read_places, weighty
 from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
+from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.memory import (
     fits,
     most_demanding,
@@ -46,6 +47,7 @@ class Candidate:
     resident_blocks: int  # of a transformer, that do not stream in mode `stream`
     places: str  # as in `Layout`
     items: int  # of the most demanding shape in one forward of a rank
+    kept_bytes: int  # of rows in flight between two steps
     peak_bytes: int  # of the rank that takes most, the leader of a replica
     fits: bool
     samples_per_hour: float  # of a device
@@ -112,7 +114,8 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        need = need_of(job, self.demanding, memory, sequence=degrees.sequence, items=items)
+        kept, sequence = self._kept(degrees, items), degrees.sequence
+        need = need_of(job, self.demanding, memory, sequence=sequence, items=items, kept=kept)
         places = places_of(job.model, memory, read_places(need.places))
         copies = self._copies(places, need.resident_blocks)
         seconds = self._rows(degrees, items, copies)
@@ -127,6 +130,7 @@ class _Pricing:
             resident_blocks=need.resident_blocks,
             places=need.places,
             items=items,
+            kept_bytes=kept,
             peak_bytes=need.peak_bytes,
             fits=fits(job, memory, need),
             samples_per_hour=3600 * rows / (last * self._devices(degrees, rows)),
@@ -148,6 +152,15 @@ class _Pricing:
                 else:
                     found = replace(found, encoders=found.encoders + copies)
         return found
+
+    def _kept(self, degrees: Degrees, items: int) -> int:
+        """Bytes that the rows in flight keep, of the shape that keeps most."""
+        model = replace(self.job.model, dtype=precision_of(self.job))
+        return max(
+            in_flight(self.job, part.branches, degrees, self._packed(part.bucket, items))
+            * reserve_bytes(model, part.bucket, part.caches, degrees.sequence)
+            for part in self.work
+        )
 
     def _rows(
         self, degrees: Degrees, items: int, copies: _Copies | None = None
