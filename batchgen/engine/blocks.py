@@ -225,6 +225,12 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
     return [block for stack in sorted(stacks, key=lambda s: s.span.start) for block in stack[:]]
 
 
+def layers_of(encoder: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The blocks of an encoder, in the order in which they run."""
+    lists = [cast(nn.ModuleList, encoder.get_submodule(name)) for name in names]
+    return [block for blocks in lists for block in blocks]
+
+
 def stack_blocks(family: FamilyModel, name: str, experts: Sequence[str]) -> Stacks:
     """Make stacks of the lists of blocks of a family's experts; `name` is the family's."""
     parts = {part.name: part for part in family_spec(name).COMPONENTS}
