@@ -15,6 +15,7 @@ from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 from toy_hunyuan_video import HUNYUAN_VIDEO
 from toy_ltx import LTX
+from toys import TOYS
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
 from batchgen.config.schema import ModelSpec, ParallelConfig, RadialConfig
@@ -49,6 +50,7 @@ SPECS: dict[str, ModelSpec] = {
     "flux-odd": odd_texts(flux_spec(heads=4), 21),
     "ltx": LTX.spec(heads=4),
     "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
+    "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (
@@ -64,6 +66,7 @@ CASES = {
     "flux-odd": IMAGES[1:],
     "ltx": ((LTX.bucket, 2),),
     "hunyuan-video": ((HUNYUAN_VIDEO.bucket, 2),),
+    "flux2_klein": IMAGES[1:],
 }
 
 
@@ -176,7 +179,11 @@ def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
     step one later, is from each of its items on this rank alone. Of three items two have one home,
     then all."""
     found = {}
-    for name, bucket in (("wan", CLIPS[3][0]), ("flux-odd", IMAGES[1][0])):
+    for name, bucket in (
+        ("wan", CLIPS[3][0]),
+        ("flux-odd", IMAGES[1][0]),
+        ("flux2_klein", IMAGES[1][0]),
+    ):
         family = family_on(name)
         stacks = stack_blocks(family, SPECS[name].family, experts(name))
         now = [family.random_item(bucket, seed, "transformer") for seed in range(3)]

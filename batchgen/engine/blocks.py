@@ -79,14 +79,17 @@ class Passage:
             flow = self.end(flow)
             if added := [kept.added for kept in self.given if kept.added is not None]:
                 parts = [*flow]
-                parts[self.drawn] = parts[self.drawn] + torch.cat(added).to(flow[0].dtype)
+                whole = torch.cat(added).to(flow[self.drawn].dtype)
+                parts[self.drawn] = _plus(flow[self.drawn], whole)
                 flow = tuple(parts)
         return flow
 
     def end(self, flow: Flow) -> Flow:
         """Behind the last block that runs."""
         if self._entered is not None:
-            self._added, self._entered = flow[self.drawn] - self._entered, None
+            behind = -self._entered.shape[1]  # others, where streams are one
+            drawn = flow[self.drawn][:, behind:]
+            self._added, self._entered = drawn - self._entered, None
         return flow
 
     def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
@@ -163,6 +166,8 @@ class Stacks:
             stack: Any = transformer.get_submodule(name)
             stack.__class__ = BlockStack
             stack.owner, stack.flows = self, component.flows
+            if name in component.joined:
+                stack.flows = component.flows[-1:]
             stack.span = range(first, first + len(stack))
             stack.ends = name == component.stacks[-1]
             stack.names = _arguments(stack[0])
@@ -260,6 +265,14 @@ def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
         return stacks.passage.attend(kind, place, lambda: inner(*args, **kwargs), tokens)
 
     return forward
+
+
+def _plus(stream: Tensor, added: Tensor) -> Tensor:
+    """A stream with what was added to its last tokens: to all, where it is not one with others."""
+    others = stream.shape[1] - added.shape[1]
+    if not others:
+        return stream + added
+    return torch.cat([stream[:, :others], stream[:, others:] + added], dim=1)
 
 
 def _joined(flow: Flow) -> Tensor:

@@ -55,6 +55,7 @@ class Capabilities:
     sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size
     boundary: bool = False  # the job may set where the second expert takes over
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
+    unread: tuple[str, ...] = ()  # those that all others read
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Component:
     drawn: int = -1  # which of them becomes the velocity
     layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
     predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
+    joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property

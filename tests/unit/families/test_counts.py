@@ -10,6 +10,7 @@ from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
+from batchgen.families.flux2_klein import spec as flux2_klein
 from batchgen.families.qwen_image import spec as qwen_image
 from batchgen.families.sd3 import spec as sd3
 from batchgen.families.wan import spec as wan
@@ -24,6 +25,7 @@ BILLIONS = {  # weights of the transformer
     "qwen-image": 20.43,
     "sd3.5-medium": 2.243,
     "z-image-turbo": 6.155,
+    "flux.2-klein-4b": 3.876,
 }
 
 
@@ -134,3 +136,19 @@ def test_flops_of_z_image() -> None:
         transformer(next(parts), torch.empty(1), next(parts))
 
     assert z_image.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
+
+
+def test_flops_of_flux2_klein() -> None:
+    model = packaged("flux.2-klein-4b")
+    transformer = on_meta(model, "transformer")
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, 4096, 128, dtype=torch.bfloat16),
+            timestep=torch.empty(1, dtype=torch.bfloat16),
+            encoder_hidden_states=torch.empty(1, 512, 7680, dtype=torch.bfloat16),
+            txt_ids=torch.empty(1, 512, 4),
+            img_ids=torch.empty(1, 4096, 4),
+        )
+
+    assert flux2_klein.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
