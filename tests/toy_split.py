@@ -48,9 +48,9 @@ SPECS: dict[str, ModelSpec] = {
     "flux": flux_spec(heads=4),
     "tiny-wan": tiny_wan_spec(),  # six heads
     "flux-odd": odd_texts(flux_spec(heads=4), 21),
+    "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
     "ltx": LTX.spec(heads=4),
     "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
-    "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (
@@ -64,9 +64,9 @@ CASES = {
     "tiny-wan": CLIPS[1:2],
     "flux": IMAGES[:1],
     "flux-odd": IMAGES[1:],
+    "flux2_klein": IMAGES[1:],
     "ltx": ((LTX.bucket, 2),),
     "hunyuan-video": ((HUNYUAN_VIDEO.bucket, 2),),
-    "flux2_klein": IMAGES[1:],
 }
 
 

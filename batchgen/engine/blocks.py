@@ -74,23 +74,27 @@ class Passage:
         if block == blocks.state:
             self._state = _joined(flow)
         if block == blocks.since:
-            self._entered = flow[self.drawn]
+            self._entered = flow[self._place(flow)]
         if block == blocks.stop:
             flow = self.end(flow)
             if added := [kept.added for kept in self.given if kept.added is not None]:
-                parts = [*flow]
-                whole = torch.cat(added).to(flow[self.drawn].dtype)
-                parts[self.drawn] = _plus(flow[self.drawn], whole)
+                whole = torch.cat(added).to(flow[-1].dtype)
+                parts, at = [*flow], self._place(flow)
+                parts[at] = _plus(parts[at], whole)
                 flow = tuple(parts)
         return flow
 
     def end(self, flow: Flow) -> Flow:
         """Behind the last block that runs."""
         if self._entered is not None:
-            behind = -self._entered.shape[1]  # others, where streams are one
-            drawn = flow[self.drawn][:, behind:]
+            drawn = flow[self._place(flow)]
+            drawn = drawn[:, -self._entered.shape[1] :]  # behind others, where streams are one
             self._added, self._entered = drawn - self._entered, None
         return flow
+
+    def _place(self, flow: Flow) -> int:
+        """Of the stream that is drawn, in what flows: where streams are one, it is that one."""
+        return self.drawn if len(flow) > 1 else 0
 
     def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
         """The outputs of an attention, the `place`-th of its kind: one tensor, or of several

@@ -83,8 +83,8 @@ class Component:
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
     drawn: int = -1  # which of them becomes the velocity
     layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
-    predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
     joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
+    predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
