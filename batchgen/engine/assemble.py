@@ -19,7 +19,7 @@ from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan, plan_memory
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.memory.stream import Feed
-from batchgen.engine.packs import Packer
+from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.pictures import PictureBook
@@ -37,7 +37,7 @@ from batchgen.families.family import (
 )
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.pictures import Read
-from batchgen.records import Layout
+from batchgen.records import Layout, rows_decoded
 from batchgen.request import Bucket
 
 
@@ -87,6 +87,7 @@ def assemble(
             equal=_self_test(family, residency, split),
             ranks=mesh.cfg.size if mesh is not None else 1,
         ),
+        decodes=DecodeSizes(partial(rows_decoded, layout.decode_pixels)),
         team=team,
         stacks=stacks,
         attention=attention,

@@ -17,7 +17,7 @@ from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.contract import unheard
 from batchgen.engine.memory.residency import Residency
-from batchgen.engine.packs import Packer
+from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import EncodedRow, PromptBook
@@ -38,6 +38,7 @@ class Replica:
     prompts: PromptBook
     pictures: PictureBook
     packer: Packer
+    decodes: DecodeSizes
     team: Team
     stacks: Stacks  # its experts' blocks
     attention: Attention  # its kernels

@@ -321,7 +321,8 @@ class FamilyModel(Protocol):
         """One velocity from those of the row's branches, in the pipeline's order of operations."""
 
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        """Denoised latents of one row -> uint8 (frames, height, width, 3) on the device."""
+        """Denoised latents of one row -> uint8 (frames, height, width, 3) on the device. Its
+        bits are the pipeline's where the pipeline decodes this row alone."""
 
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
         """An item of noise with a random condition, for the device's self-test."""
@@ -337,6 +338,15 @@ class DrawsFromImages(Protocol):
 
     def put_back(self, latents: Tensor, shared: Condition) -> Tensor:
         """The latents after the last step, with what the images say about them."""
+
+
+@runtime_checkable
+class DecodesPacks(Protocol):
+    """A family that can decode several rows at once; rows of others are decoded one by one."""
+
+    def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+        """`decode` of several rows at once, or of one, by what is fastest; before pixels are
+        rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
 
 
 @runtime_checkable
