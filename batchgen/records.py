@@ -191,6 +191,8 @@ class EngineCounters:
     windows: int = 0
     streamed_gib: float = 0.0  # of blocks that were copied onto the device for their forwards
     peak_weights_gib: float = 0.0  # most weights on the device at once, whatever is its memory
+    compiles: int = 0  # graphs of blocks
+    recompiles: int = 0  # of them, for shapes that had been compiled before
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     peak_mem_gib: float | None = None  # of the device; None on a CPU
     host_rss_gib: float = 0.0

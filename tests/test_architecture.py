@@ -41,7 +41,7 @@ INSIDE = {
         {"blocks", "recall", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
-        {"attention"},
+        {"attention", "compiled"},
         {"forwards", "replica", "caching"},
         {"flight"},
         {"finish", "look"},

@@ -15,6 +15,7 @@ from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
+from batchgen.engine.compiled import Compiled
 from batchgen.engine.contract import unheard
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import DecodeSizes, Packer
@@ -42,6 +43,7 @@ class Replica:
     team: Team
     stacks: Stacks  # its experts' blocks
     attention: Attention  # its kernels
+    compiled: Compiled  # and those blocks as torch compiles them
     recall: Recall  # of their modules that see a timestep or a text alone
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks

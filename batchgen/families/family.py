@@ -35,6 +35,8 @@ STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 # Strategies that need nothing of a family but its velocities.
 OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
 BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
+# of `system.compile`: blocks whose forward torch can trace as one graph
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -329,6 +331,15 @@ class FamilyModel(Protocol):
 
 
 @runtime_checkable
+class DecodesPacks(Protocol):
+    """A family that can decode several rows at once; rows of others are decoded one by one."""
+
+    def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+        """`decode` of several rows at once, or of one, by what is fastest; before pixels are
+        rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
+
+
+@runtime_checkable
 class DrawsFromImages(Protocol):
     """A `FamilyModel` whose rows are given images."""
 
@@ -338,15 +349,6 @@ class DrawsFromImages(Protocol):
 
     def put_back(self, latents: Tensor, shared: Condition) -> Tensor:
         """The latents after the last step, with what the images say about them."""
-
-
-@runtime_checkable
-class DecodesPacks(Protocol):
-    """A family that can decode several rows at once; rows of others are decoded one by one."""
-
-    def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
-        """`decode` of several rows at once, or of one, by what is fastest; before pixels are
-        rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
 
 
 @runtime_checkable

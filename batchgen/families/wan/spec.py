@@ -22,6 +22,7 @@ from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import (
     BLOCK_CACHES,
+    COMPILE_MODES,
     OUTPUT_CACHES,
     Capabilities,
     Component,
@@ -159,6 +160,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
+        compile_modes=COMPILE_MODES,
         attention=(*DISPATCHED, "radial"),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
     )
