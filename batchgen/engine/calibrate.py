@@ -147,13 +147,15 @@ def record(rows: Lockstep, moved: Callable[[], object]) -> list[Recorded]:
 def _record(rows: Lockstep, some: Sequence[int], moved: Callable[[], object]) -> list[Recorded]:
     xs = [rows.noise(row) for row in some]
     histories = [History() for _ in some]
+    draws = [rows.draw(row, x) for row, x in zip(some, xs, strict=True)]
     states: list[list[Tensor]] = [[x.cpu()] for x in xs]
     answers: list[list[tuple[Tensor, ...]]] = [[] for _ in some]
     for number, coefs in enumerate(rows.schedule.coefs):
         velocities = rows.velocities(some, xs, number)
         for place, branches in enumerate(velocities):
             guided = rows.combine(some[place], number, branches)
-            after, histories[place] = step(coefs, xs[place].float(), guided, histories[place])
+            history, draw = histories[place], draws[place]
+            after, histories[place] = step(coefs, xs[place].float(), guided, history, draw)
             xs[place] = after.to(xs[place].dtype)
             states[place].append(xs[place].cpu())
             kept = rows.fitted(some[place], number, branches)

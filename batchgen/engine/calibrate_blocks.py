@@ -152,6 +152,7 @@ def _record(
     """Each branch of one row, and its latents at the end, on the host."""
     x, history = rows.noise(row), History()
     found = [Recorded() for _ in rows.rows[row].conditions]
+    draw = rows.draw(row, x)
     for number, coefs in enumerate(rows.schedule.coefs):
         items = rows.items(row, x, number)
         drawn = rows.forward(items, STACK)
@@ -164,7 +165,7 @@ def _record(
             look = _Look(number, item=item, replica=rows.replica)
             _note(branch, look, watch, kept.added, velocity)
         guided = rows.combine(row, number, [velocity for velocity, _ in drawn])
-        after, history = step(coefs, x.float(), guided, history)
+        after, history = step(coefs, x.float(), guided, history, draw)
         x = after.to(x.dtype)
         moved()
     for branch in found:

@@ -29,7 +29,15 @@ from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, DrawsFromImages, Item
 from batchgen.numerics.noise import SeededNoise
-from batchgen.numerics.solver import History, Leap, Schedule, StepCoefs, leap, step
+from batchgen.numerics.solver import (
+    History,
+    Leap,
+    Schedule,
+    StepCoefs,
+    leap,
+    noise_of,
+    step,
+)
 from batchgen.request import Request
 
 
@@ -167,7 +175,7 @@ class Flight:
         latents = self.family.initial_latents(request)
         schedule, cache = under_cache(self.replica, request, whole, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
-            noise = _noise(request, schedule, latents, 0)
+            noise = noise_of(schedule, latents, request.seed)
             latents = latents.to(device)
             return RowState(
                 request, schedule, branches, latents, meter, cache=cache, noise=noise, shared=shared
@@ -178,7 +186,7 @@ class Flight:
         if cache is not None:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
-        noise = _noise(request, schedule, latents, step)
+        noise = noise_of(schedule, latents, request.seed, step)
         return RowState(
             request, schedule, branches, latents, meter, history, step, cache, noise, shared
         )
@@ -319,10 +327,3 @@ class Flight:
         if row.cache is not None:
             row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
             row.cache.stepped(row.step)
-
-
-def _noise(request: Request, schedule: Schedule, latents: Tensor, step: int) -> SeededNoise | None:
-    """What the solver goes on to draw from a step on, behind the initial noise; None: nothing."""
-    if not schedule.draws(len(schedule)):
-        return None
-    return SeededNoise(tuple(latents.shape), request.seed, drawn=1 + schedule.draws(step))

@@ -14,6 +14,8 @@ from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.errors import ConfigError
 from batchgen.families.family import Item, Stage
+from batchgen.numerics.diffusion import Draw
+from batchgen.numerics.solver import noise_of
 from batchgen.request import Request
 
 
@@ -53,6 +55,11 @@ class Lockstep:
         """Where the row begins, on the device."""
         latents = self.family.initial_latents(self.rows[row].request)
         return latents.to(self.replica.device, self.family.state_dtype)
+
+    def draw(self, row: int, latents: Tensor) -> Draw | None:
+        """Gives what the row's solver draws from its first step on, if it does."""
+        noise = noise_of(self.schedule, latents, self.rows[row].request.seed)
+        return noise.draw if noise else None
 
     def velocities(
         self, some: Sequence[int], latents: Sequence[Tensor], step: int

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from batchgen.errors import ConfigError, closest
 from batchgen.numerics.diffusion import DiffusionStep, Draw
+from batchgen.numerics.noise import SeededNoise
 from batchgen.request import Solver
 
 ORDER = 2  # of the multistep solvers: Wan's own choice
@@ -121,6 +122,14 @@ class Schedule:
     def draws(self, step: int) -> int:
         """Noises that the steps before this one draw."""
         return sum(coefs.diffusion.draws for coefs in self.coefs[:step] if coefs.diffusion)
+
+
+def noise_of(schedule: Schedule, latents: Tensor, seed: int, step: int = 0) -> SeededNoise | None:
+    """What a row's solver goes on to draw from a step on, behind the initial noise, in the shape of
+    the latents; None: nothing."""
+    if not schedule.draws(len(schedule)):
+        return None
+    return SeededNoise(tuple(latents.shape), seed, drawn=1 + schedule.draws(step))
 
 
 @lru_cache(maxsize=512)

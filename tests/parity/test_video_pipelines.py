@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from _pytest.mark import ParameterSet
 from toy_engine import Keeper, ListSource, draw, spy_on, system
 from toy_videos import VideoTwin
@@ -14,6 +15,8 @@ from video_toys import VIDEO_TOYS
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
+from batchgen.engine.lockstep import Lockstep
+from batchgen.numerics.solver import History, step
 from batchgen.request import Request
 
 ROWS = 5
@@ -80,6 +83,19 @@ def test_packs_with_refill_equal_the_pipeline(case: Case, seed: int) -> None:
     for keeper in (first, again):
         case.assert_equal(keeper)
     again.assert_packed()
+
+
+@torch.no_grad()
+def test_rows_that_are_calibrated_go_the_same_way(case: Case) -> None:
+    """With what their solver draws."""
+    row = case.rows[0]
+    rows = Lockstep(case.engine().replica, [row], guided=True)
+    x, history = rows.noise(0), History()
+    draw = rows.draw(0, x)
+    for number, coefs in enumerate(rows.schedule.coefs):
+        [velocities] = rows.velocities([0], [x], number)
+        x, history = step(coefs, x, rows.combine(0, number, velocities), history, draw)
+    assert torch.equal(x, case.twin.latents[row.row_id])
 
 
 @pytest.mark.slow
