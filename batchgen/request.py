@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Kind = Literal["text", "integer", "number"]
-Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde"]
+Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde", "ddpm"]
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000  # the schedules are drawn from 1000 training timesteps
