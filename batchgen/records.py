@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "failed", "quarantined", "pending"]
 Determinism = Literal["strict", "throughput"]
-MemoryMode = Literal["resident", "model", "stream"]
+MemoryMode = Literal["resident", "model", "stream", "disk"]
 Precision = Literal["bfloat16", "float16", "float32"]
 _DEGREES = ("dp", "cfg", "ulysses", "ring")
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -33,8 +33,9 @@ class Layout:
     ulysses: int = 1
     ring: int = 1
     # resident: all components stay; model: those of one stage at a time; stream: the same, and
-    # blocks of the transformers come from the host one by one
+    # blocks come from the host one by one; disk: from the checkpoint's files
     memory: MemoryMode
+    places: str = ""  # components that live otherwise: `text_encoder=model vae=resident`
     resident_blocks: int = 0  # of a transformer, that stay all the same, in mode `stream`
     precision: Precision  # that components run in, but for those that always run in float32
     attention: str  # kernel, as far as it is known before anything runs
@@ -83,8 +84,8 @@ def ranks_named(layout: str) -> int:
 
 
 def is_streamed(layout: str) -> bool:
-    """Whether blocks came from the host, by the short name of a layout."""
-    return "stream" in layout.split()
+    """Whether blocks came from the host or from disk, by the short name of a layout."""
+    return not {"stream", "disk"}.isdisjoint(layout.split())
 
 
 @dataclass(frozen=True, slots=True)

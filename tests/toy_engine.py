@@ -104,10 +104,10 @@ def two_experts(spec: ModelSpec, **changes: Any) -> ModelSpec:
     return replace(spec, family="wan22", dims=wan22.Dims(**parts), **changes)
 
 
-def save_small(folder: Path) -> Path:
+def save_small(folder: Path, spec: ModelSpec | None = None) -> Path:
     """A checkpoint of `small_spec` with torch's own initialisation, in diffusers layout."""
     torch.manual_seed(0)
-    dims = small_spec().dims
+    dims = (spec or small_spec()).dims
     WanPipeline(
         tokenizer=byte_tokenizer(288),
         text_encoder=UMT5EncoderModel(UMT5Config(**stored_dims(dims.text_encoder))),

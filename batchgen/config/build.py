@@ -106,11 +106,14 @@ def hint_of(key: str) -> object | None:
 
 
 def _entry(hint: object, names: list[str]) -> object | None:
-    for _ in names:
-        if get_origin(hint) is not dict:
+    for name in names:
+        if get_origin(hint) is dict:
+            hint = get_args(hint)[1]
+        elif is_dataclass(hint):
+            hint = _hints(cast(Any, hint)).get(name)
+        else:
             return None
-        hint = get_args(hint)[1]
-    return hint
+    return None if is_dataclass(hint) else hint
 
 
 def takes(hint: object, kind: type) -> bool:

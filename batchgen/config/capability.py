@@ -17,7 +17,7 @@ from batchgen.config.schema import (
     ModelSpec,
     ParallelConfig,
 )
-from batchgen.errors import ConfigError
+from batchgen.errors import ConfigError, closest
 from batchgen.families.family import Capabilities, family_spec
 from batchgen.request import ROW_DEFAULTS, Field
 
@@ -33,6 +33,8 @@ def check_served(config: JobConfig) -> None:
     media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
     _check_heads(config)
     _check_limit(config.system.memory, served)
+    _check_components(config)
+    _check_disk(config)
     _check_attention_op(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
@@ -80,13 +82,42 @@ def _check_heads(config: JobConfig) -> None:
 
 def _check_limit(memory: MemoryConfig, served: Capabilities) -> None:
     """No memory at all for blocks is a way to say that they stream."""
-    modes = [mode for mode in ("auto", "stream") if "stream" in served.memory_modes]
+    modes = [mode for mode in ("auto", "stream", "disk") if "stream" in served.memory_modes]
     if memory.vram_limit == 0 and memory.mode not in modes:
         legal = f"with system.memory.mode={' or '.join(modes)}" if modes else "above 0"
         raise ConfigError(
             "system.memory.vram_limit: 0 lets every block stream, which mode "
             f"{memory.mode} does not; legal: {legal}"
         )
+
+
+def _check_components(config: JobConfig) -> None:
+    """Each is one that the model has weights for."""
+    parts = family_spec(config.model.family).COMPONENTS
+    known = [part.name for part in parts if part.kind == "model"]
+    for name in config.system.components:
+        if name not in known:
+            raise ConfigError(
+                f"system.components.{name}: {config.model.name} has no such component"
+                f"{closest(name, known)}; legal: {', '.join(known) or 'none'}"
+            )
+
+
+def _memory_of(model: ModelSpec, name: str, served: Capabilities) -> tuple[object, ...]:
+    """What a component's memory can be; without blocks there is nothing to stream."""
+    parts = {part.name: part for part in family_spec(model.family).COMPONENTS}
+    modes = [mode for mode in served.memory_modes if mode != "auto"]
+    return (None, *(m for m in modes if m != "stream" or parts[name].blocks))
+
+
+def _check_disk(config: JobConfig) -> None:
+    """What stays on disk is in files there."""
+    system, legal = config.system, "resident, model, stream"
+    asked: dict[str, str | None] = {"system.memory.mode": system.memory.mode}
+    asked |= {f"system.components.{n}.memory": c.memory for n, c in system.components.items()}
+    for key, mode in asked.items():
+        if mode == "disk" and config.model.weights_folder is None:
+            raise ConfigError(f"{key}: disk: model.weights=random has no files; legal: {legal}")
 
 
 def _check_attention_op(config: JobConfig) -> None:
@@ -178,7 +209,8 @@ def _system(
     if "stream" not in served.memory_modes:  # these two steer streaming alone
         yield "system.memory.prefetch", memory.prefetch, (_MEMORY.prefetch,)
         yield "system.memory.pin", memory.pin, (_MEMORY.pin,)
-    yield "system.components", system.components, ({},)
+    for name, own in system.components.items():
+        yield f"system.components.{name}.memory", own.memory, _memory_of(config.model, name, served)
     yield "system.attention", system.attention, served.attention
     between = tuple(name for name in served.attention if name != "auto")
     yield "system.attention_schedule.between", system.attention_schedule.between, (None, *between)

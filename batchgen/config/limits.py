@@ -59,7 +59,7 @@ RANGES: dict[str, Range] = {
     "slurm.row_retries": Range(0),
     **{
         f"slurm.device.{key}": _ABOVE_ZERO
-        for key in ("memory_gib", "matmul_tflops", "h2d_gbs", "link_gbs", "nic_gbs")
+        for key in ("memory_gib", "matmul_tflops", "h2d_gbs", "disk_gbs", "link_gbs", "nic_gbs")
     },
 }
 

@@ -77,6 +77,14 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentConfig:
+    """One component of a model, where it is to be otherwise than the others. None: it is not."""
+
+    memory: Literal["resident", "model", "stream", "disk"] | None = None
+    dtype: DType | None = None  # computed in it on a CPU, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompileConfig:
     mode: Literal["off", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "off"
     dynamic: bool = False
@@ -142,7 +150,7 @@ class SystemConfig:
     determinism: Literal["strict", "throughput"] = "throughput"
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
-    components: dict[str, dict[str, str]] = field(default_factory=dict)
+    components: dict[str, ComponentConfig] = field(default_factory=dict)
     attention: Kernel | Auto = "auto"
     attention_schedule: AttentionSchedule = field(default_factory=AttentionSchedule)
     radial: RadialConfig = field(default_factory=RadialConfig)
@@ -178,6 +186,7 @@ class DeviceConfig:
     memory_gib: float = 8.0
     matmul_tflops: float = 0.05
     h2d_gbs: float = 10.0
+    disk_gbs: float = 2.0  # from the checkpoint's files into the host's memory
     link_gbs: float = 10.0
     nic_gbs: float = 1.0
 

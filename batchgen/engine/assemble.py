@@ -11,7 +11,7 @@ import torch
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.attention.choice import Attention
-from batchgen.engine.blocks import Stacks, blocks_of, stack_blocks
+from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
@@ -54,9 +54,12 @@ def assemble(
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
     devices.prepare(device, system)
-    plan = plan_memory(model, layout.memory, layout.resident_blocks)
+    plan = plan_memory(model, layout.memory, layout.resident_blocks, layout.places)
     stages = STAGES if team.leads else ("denoise",)
-    components = load_components(model, devices.DTYPES[layout.precision], moved, stages)
+    own = {n: devices.DTYPES[c.dtype] for n, c in system.components.items() if c.dtype is not None}
+    components = load_components(
+        model, devices.DTYPES[layout.precision], moved, stages, own, plan.on_disk
+    )
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         make_batch_invariant(family.modules[expert])
@@ -95,7 +98,7 @@ def assemble(
 def _recall(family: FamilyModel, name: str, plan: MemoryPlan) -> Recall:
     """Where memory is short, texts are computed again."""
     parts = {part.name: part for part in family_spec(name).COMPONENTS}
-    recall = Recall(text_bytes=TEXT_BYTES if plan.mode == "resident" else 0)
+    recall = Recall(text_bytes=TEXT_BYTES if plan.resident else 0)
     recall.lead(family, plan.experts, parts[plan.experts[0]].recalled)
     return recall
 
@@ -108,18 +111,24 @@ def _residency(
     stacks: Stacks,
 ) -> Residency:
     gauge, feeds = Gauge(), dict[str, Feed]()
-    if plan.mode == "stream":
-        for expert in plan.experts:
-            transformer = family.modules[expert]
-            feed = feeds[expert] = Feed(
-                blocks_of(transformer),
-                plan.stay,
-                device,
-                gauge,
-                prefetch=memory.prefetch,
-                pin=memory.pin,
-            )
-            stacks.feed(transformer, feed)
+    for part in plan.streaming:
+        module = family.modules.get(part.name)
+        if module is None:  # a follower denoises alone
+            continue
+        blocks = blocks_of(module) if part.stacks else layers_of(module, part.layers)
+        feed = feeds[part.name] = Feed(
+            blocks,
+            plan.stay if part.stacks else (),
+            device,
+            gauge,
+            prefetch=memory.prefetch,
+            pin=memory.pin,
+            on_disk=part.name in plan.on_disk,
+        )
+        if part.stacks:
+            stacks.feed(module, feed)
+        else:
+            feed.lead(blocks)
     return Residency(family.modules, device, plan, feeds, gauge)
 
 

@@ -74,23 +74,27 @@ class Passage:
         if block == blocks.state:
             self._state = _joined(flow)
         if block == blocks.since:
-            self._entered = flow[self.drawn]
+            self._entered = flow[self._place(flow)]
         if block == blocks.stop:
             flow = self.end(flow)
             if added := [kept.added for kept in self.given if kept.added is not None]:
-                parts, whole = [*flow], torch.cat(added)
-                drawn = parts[self.drawn]
-                parts[self.drawn] = _plus(drawn, whole.to(drawn.dtype))
+                whole = torch.cat(added).to(flow[-1].dtype)
+                parts, at = [*flow], self._place(flow)
+                parts[at] = _plus(parts[at], whole)
                 flow = tuple(parts)
         return flow
 
     def end(self, flow: Flow) -> Flow:
         """Behind the last block that runs."""
         if self._entered is not None:
-            whole, before = flow[self.drawn], self._entered
-            drawn = whole[:, -before.shape[1] :]  # behind others, where streams are one
-            self._added, self._entered = drawn - before, None
+            drawn = flow[self._place(flow)]
+            drawn = drawn[:, -self._entered.shape[1] :]  # behind others, where streams are one
+            self._added, self._entered = drawn - self._entered, None
         return flow
+
+    def _place(self, flow: Flow) -> int:
+        """Of the stream that is drawn, in what flows: where streams are one, it is that one."""
+        return self.drawn if len(flow) > 1 else 0
 
     def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
         """The outputs of an attention, the `place`-th of its kind: one tensor, or of several
@@ -228,6 +232,12 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
     """The blocks of all stacks of a transformer, in the order of their numbers."""
     stacks = [module for module in transformer.modules() if isinstance(module, BlockStack)]
     return [block for stack in sorted(stacks, key=lambda s: s.span.start) for block in stack[:]]
+
+
+def layers_of(encoder: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The blocks of an encoder, in the order in which they run."""
+    lists = [cast(nn.ModuleList, encoder.get_submodule(name)) for name in names]
+    return [block for blocks in lists for block in blocks]
 
 
 def stack_blocks(family: FamilyModel, name: str, experts: Sequence[str]) -> Stacks:

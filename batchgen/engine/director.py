@@ -40,8 +40,7 @@ from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
 from batchgen.request import Bucket
 
-# small where encoding again is cheap: replicas share
-AUTO_WINDOW = {"resident": 8, "model": 64, "stream": 64}
+AUTO_WINDOW = {True: 8, False: 64}  # small where all are resident: replicas share
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
 
 
@@ -76,7 +75,7 @@ class Director:
 
     @property
     def resident(self) -> bool:
-        return self.replica.residency.mode == "resident"
+        return self.replica.residency.plan.resident
 
     def script(self) -> Iterator[Orders]:
         """Orders until the source is empty or `stop` is true. What came of each has been told to
@@ -133,7 +132,7 @@ class Director:
         if self.stopping:
             return
         size = self.replica.system.batch.window
-        room = AUTO_WINDOW[self.replica.residency.mode] if size == "auto" else size
+        room = AUTO_WINDOW[self.resident] if size == "auto" else size
         requests = self.source.take(room)
         if not requests:
             self.exhausted = True

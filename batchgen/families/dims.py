@@ -19,6 +19,10 @@ class ComponentDims:
         """Further entries of config.json for random weights."""
         return {}
 
+    def block_weights(self) -> tuple[int, ...]:
+        """Number of weights of each block of an encoder that can stream (`Component.layers`)."""
+        return ()
+
 
 def stored(default: Any, name: str | None) -> Any:
     """A dataclass field that config.json calls `name`: `a.b` is b inside of a. None: config.json

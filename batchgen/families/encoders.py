@@ -20,6 +20,10 @@ class T5Dims(ComponentDims):
     num_heads: int = 64
     max_tokens: int = stored(512, None)  # an argument of the pipeline's call
 
+    def block_weights(self) -> tuple[int, ...]:
+        inner = self.num_heads * self.d_kv
+        return (4 * self.d_model * inner + 3 * self.d_model * self.d_ff,) * self.num_layers
+
 
 def t5_flops(text: T5Dims) -> float:
     """FLOPs for one text, padded to `max_tokens`."""
@@ -31,9 +35,7 @@ def t5_flops(text: T5Dims) -> float:
 
 def t5_parameters(text: T5Dims) -> int:
     """Number of weights, with the embedding table and the gated feed-forward."""
-    inner = text.num_heads * text.d_kv
-    block = 4 * text.d_model * inner + 3 * text.d_model * text.d_ff
-    return text.num_layers * block + text.vocab_size * text.d_model
+    return sum(text.block_weights()) + text.vocab_size * text.d_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,9 @@ class LlmDims(ComponentDims):
     def channels(self) -> int:
         """Of a head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    def block_weights(self) -> tuple[int, ...]:
+        return (llm_layer(self),) * self.num_hidden_layers
 
     def random_extras(self) -> dict[str, Any]:
         """Numbers of tokens that a small vocabulary has too."""

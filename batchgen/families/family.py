@@ -45,7 +45,7 @@ class Capabilities:
     cfg: tuple[int, ...] = (1,)
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
-    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream")
+    memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
     store_dtypes: tuple[str, ...] = ("same",)
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)
@@ -82,9 +82,15 @@ class Component:
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
     drawn: int = -1  # which of them becomes the velocity
+    layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
     joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
     predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Attributes that are lists of blocks, which can stream."""
+        return (*self.stacks, *self.layers)
 
     @property
     def library(self) -> str:

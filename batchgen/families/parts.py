@@ -14,14 +14,15 @@ FLOW_SCHEDULER = Component(
 KL_VAE = Component(name="vae", loads="diffusers.AutoencoderKL", stage="decode", dims="vae")
 
 
-def encoder(name: str, class_name: str, model_type: str) -> Component:
-    """A text encoder of transformers."""
+def encoder(name: str, class_name: str, model_type: str, *layers: str) -> Component:
+    """A text encoder of transformers; `layers`: its lists of blocks, which can stream."""
     return Component(
         name=name,
         loads=f"transformers.{class_name}",
         model_type=model_type,
         stage="encode",
         dims=name,
+        layers=layers,
     )
 
 

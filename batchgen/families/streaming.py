@@ -1,11 +1,42 @@
-"""Which blocks of a transformer stay on the device and which stream, and their bytes; no torch."""
+"""Where components live, which of their blocks stream, and the bytes of all that; no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from batchgen.config.schema import ModelSpec
-from batchgen.families.family import BYTES, family_spec
+from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.family import BYTES, Component, Stage, family_spec
+from batchgen.records import MemoryMode, Precision
+
+Places = Mapping[str, MemoryMode]  # of each component that has weights
+STREAMING: tuple[MemoryMode, ...] = ("stream", "disk")  # blocks come around their forwards
+
+
+def places_of(model: ModelSpec, memory: MemoryMode, own: Places) -> Places:
+    """Where each component lives: as `own` says of it, else as `memory`. Without blocks there is
+    nothing to stream: it is moved in for its stage."""
+    found: dict[str, MemoryMode] = {}
+    for part in weighty(model):
+        place = own.get(part.name, memory)
+        found[part.name] = "model" if place == "stream" and not part.blocks else place
+    return found
+
+
+def weighty(model: ModelSpec) -> tuple[Component, ...]:
+    """The components of a model that have weights."""
+    return tuple(c for c in family_spec(model.family).COMPONENTS if c.kind == "model")
+
+
+def told(own: Places) -> str:
+    """Places as a layout has them: `text_encoder=model vae=resident`."""
+    return " ".join(f"{name}={place}" for name, place in own.items())
+
+
+def read_places(text: str) -> Places:
+    """The inverse of `told`."""
+    pairs = (pair.partition("=") for pair in text.split())
+    return {name: place for name, _, place in pairs}  # type: ignore[misc]
 
 
 def staying(blocks: int, count: int) -> frozenset[int]:
@@ -17,7 +48,7 @@ def staying(blocks: int, count: int) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class StreamBytes:
-    """Bytes of one transformer in mode `stream`."""
+    """Bytes of one component whose blocks stream."""
 
     blocks: tuple[int, ...]  # of each
     rest: int  # of all that is no block
@@ -28,7 +59,7 @@ class StreamBytes:
         stay = staying(len(self.blocks), count)
         return tuple(0 if n in stay else size for n, size in enumerate(self.blocks))
 
-    def held(self, count: int) -> int:
+    def held(self, count: int = 0) -> int:
         """On the device at once, where `count` blocks stay."""
         stay = sum(self.blocks) - sum(self.streamed(count))
         return self.rest + stay + self.moving(count)
@@ -44,13 +75,48 @@ class StreamBytes:
         return next((count for count in counts if self.held(count) <= room), 0)
 
 
-def stream_bytes(model: ModelSpec, prefetch: int) -> StreamBytes:
-    """Of a transformer of a model; experts are alike."""
-    family = family_spec(model.family)
-    expert = next((part for part in family.COMPONENTS if part.stacks), None)
-    if expert is None:
-        return StreamBytes((), 0, 0)
-    size = 4 if expert.float32 else BYTES[model.dtype]
-    blocks = tuple(size * weights for weights in family.block_parameters(model))
-    rest = size * family.parameters(model, expert.name) - sum(blocks)
-    return StreamBytes(blocks, rest, 1 + prefetch)
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's weights, as a job keeps them."""
+
+    model: ModelSpec
+    precision: Precision  # that components run in, but for those that always run in float32
+    system: SystemConfig
+
+    @property
+    def total(self) -> int:
+        return sum(self.whole(part) for part in weighty(self.model))
+
+    def of(self, stage: Stage) -> tuple[Component, ...]:
+        """The components that work in a stage."""
+        return tuple(part for part in weighty(self.model) if part.stage == stage)
+
+    def whole(self, part: Component) -> int:
+        """All of a component."""
+        return self._size(part) * family_spec(self.model.family).parameters(self.model, part.name)
+
+    def streamed(self, part: Component) -> StreamBytes:
+        """A component that has blocks."""
+        blocks = tuple(self._size(part) * count for count in block_weights(self.model, part))
+        rest = self.whole(part) - sum(blocks)
+        return StreamBytes(blocks, rest, 1 + self.system.memory.prefetch)
+
+    def held(self, part: Component, place: MemoryMode, stay: int = 0) -> int:
+        """On the device while the component works, where so many of its blocks stay."""
+        if place in STREAMING and part.blocks:
+            return self.streamed(part).held(stay)
+        return self.whole(part)
+
+    def _size(self, part: Component) -> int:
+        own = self.system.components.get(part.name)
+        if own is not None and own.dtype is not None:
+            return BYTES[own.dtype]
+        return 4 if part.float32 else BYTES[self.precision]
+
+
+def block_weights(model: ModelSpec, part: Component) -> tuple[int, ...]:
+    """Number of weights of each block of a component."""
+    if part.stacks:
+        return family_spec(model.family).block_parameters(model)
+    blocks: tuple[int, ...] = getattr(model.dims, part.dims).block_weights() if part.layers else ()
+    return blocks

@@ -9,9 +9,10 @@ from math import ceil
 
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
-from batchgen.families.family import component_bytes, family_spec
-from batchgen.families.streaming import stream_bytes
+from batchgen.families.family import family_spec
+from batchgen.families.streaming import STREAMING, Places, places_of, read_places, weighty
 from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
+from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.memory import (
     fits,
     most_demanding,
@@ -19,6 +20,7 @@ from batchgen.planning.memory import (
     on_cpu,
     precision_of,
     residencies,
+    weights_of,
 )
 from batchgen.planning.timemodel import (
     SharedForward,
@@ -43,6 +45,7 @@ class Candidate:
     degrees: Degrees
     memory: MemoryMode
     resident_blocks: int  # of a transformer, that do not stream in mode `stream`
+    places: str  # as in `Layout`
     items: int  # of the most demanding shape in one forward of a rank
     peak_bytes: int  # of the rank that takes most, the leader of a replica
     fits: bool
@@ -67,9 +70,17 @@ def all_candidates(
     ]
     if job.system.memory.mode != "auto":
         return candidates
+    return [c for c in candidates if c.memory not in STREAMING or _streams(job, c)]
+
+
+def _streams(job: JobConfig, candidate: Candidate) -> bool:
+    """Whether any block does: with all of them there it is `model`."""
+    places = places_of(job.model, candidate.memory, read_places(candidate.places))
     layers = family_spec(job.model.family).layers(job.model)
-    # with all blocks there it is `model`
-    return [c for c in candidates if c.memory != "stream" or c.resident_blocks < layers]
+    streaming = [
+        part for part in weighty(job.model) if places[part.name] in STREAMING and part.blocks
+    ]
+    return any(not part.stacks or candidate.resident_blocks < layers for part in streaming)
 
 
 def _items(job: JobConfig, demanding: Bucket) -> Iterator[int]:
@@ -85,6 +96,14 @@ def _items(job: JobConfig, demanding: Bucket) -> Iterator[int]:
 
 # ------------------------------------------------------------------------------------------- price
 @dataclass(frozen=True, slots=True)
+class _Copies:
+    """Seconds for the blocks that are copied for a forward, of an expert and of the encoders."""
+
+    expert: tuple[float, ...] = ()
+    encoders: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class _Pricing:
     """What all candidates of a job have in common."""
 
@@ -94,18 +113,27 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        need = need_of(job, self.demanding, memory, sequence=degrees.sequence, items=items)
-        blocks = self._streams(memory, need.resident_blocks)
-        seconds = self._rows(degrees, items, blocks)
+        need = need_of(
+            job,
+            self.demanding,
+            memory,
+            sequence=degrees.sequence,
+            items=items,
+            kept=self._kept(degrees, items),
+        )
+        places = places_of(job.model, memory, read_places(need.places))
+        copies = self._copies(places, need.resident_blocks)
+        seconds = self._rows(degrees, items, copies)
         resident = self._rows(degrees, items)
         alone = self._rows(Degrees(degrees.dp, 1, 1, 1), items)
-        last = start_up_seconds(job) + self._moves_s(degrees, memory, sum(blocks))
+        last = start_up_seconds(job) + self._moves_s(degrees, places, copies)
         last += makespan(seconds, degrees.dp)
         rows = sum(count for _, count in seconds)
         return Candidate(
             degrees=degrees,
             memory=memory,
             resident_blocks=need.resident_blocks,
+            places=need.places,
             items=items,
             peak_bytes=need.peak_bytes,
             fits=fits(job, memory, need),
@@ -115,22 +143,39 @@ class _Pricing:
             slower=_total(seconds) / _total(resident),
         )
 
-    def _streams(self, memory: MemoryMode, resident_blocks: int) -> tuple[int, ...]:
-        """Bytes of each block that is copied for a forward; 0 if it stays."""
-        if memory != "stream":
-            return ()
+    def _copies(self, places: Places, stay: int) -> _Copies:
+        """Seconds of each block that is copied for a forward; 0 if it stays."""
+        weights, found = weights_of(self.job), _Copies()
+        for part in weighty(self.job.model):
+            if places[part.name] in STREAMING and part.blocks:
+                streamed = weights.streamed(part)
+                blocks = streamed.streamed(stay if part.stacks else 0)
+                copies = tuple(size / self._rate(places[part.name]) for size in blocks)
+                if part.stacks:  # experts are alike
+                    found = replace(found, expert=copies)
+                else:
+                    found = replace(found, encoders=found.encoders + copies)
+        return found
+
+    def _kept(self, degrees: Degrees, items: int) -> int:
+        """Bytes that the rows in flight keep, of the shape that keeps most."""
         model = replace(self.job.model, dtype=precision_of(self.job))
-        return stream_bytes(model, self.job.system.memory.prefetch).streamed(resident_blocks)
+        return max(
+            in_flight(self.job, part.branches, degrees, self._packed(part.bucket, items))
+            * reserve_bytes(model, part.bucket, part.caches, degrees.sequence)
+            for part in self.work
+        )
 
     def _rows(
-        self, degrees: Degrees, items: int, blocks: Sequence[int] = ()
+        self, degrees: Degrees, items: int, copies: _Copies | None = None
     ) -> list[tuple[float, int]]:
         """(seconds that a replica is at work on a row, rows) of each shape."""
-        return [(self._row_s(part, degrees, items, blocks), part.rows) for part in self.work]
+        copies = copies or _Copies()
+        return [(self._row_s(part, degrees, items, copies), part.rows) for part in self.work]
 
-    def _row_s(self, part: Work, degrees: Degrees, items: int, blocks: Sequence[int]) -> float:
+    def _row_s(self, part: Work, degrees: Degrees, items: int, copies: _Copies) -> float:
         """The leader encodes and decodes alone; the cfg ranks share the items that are there. Each
-        forward copies its blocks once, however many items it has."""
+        forward copies its blocks once, however many items it has, and so does each text."""
         job, costs = self.job, self._seconds(part.bucket)
         shape = shape_of(job.model, part.bucket, precision_of(job))
         wires = wires_of(job.slurm.device, job.slurm.ranks_per_node)
@@ -138,14 +183,25 @@ class _Pricing:
         lanes = min(float(degrees.cfg), together)
         packed = max(1, int(min(self._packed(part.bucket, items), together / lanes)))
         shared = SharedForward(shape, costs.forward, degrees.ulysses, degrees.ring, wires)
-        forward = shared.seconds(packed)
-        if blocks:
-            ahead = 0 if on_cpu(job) else job.system.memory.prefetch
-            forward = streamed_seconds(forward, blocks, 1e9 * job.slurm.device.h2d_gbs, ahead)
+        forward = self._streamed(shared.seconds(packed), copies.expert)
         evaluation = forward / packed / lanes
         told = exchange_seconds(shape, degrees.cfg, degrees.replica, wires)
         denoise = part.evaluations * evaluation + part.steps * told
-        return denoise / part.rows + costs.encode + costs.decode
+        encode = self._streamed(costs.encode, copies.encoders)
+        return denoise / part.rows + encode + costs.decode
+
+    def _streamed(self, compute: float, copies: Sequence[float]) -> float:
+        """Seconds of a forward whose blocks come to it. A CPU copies before it computes."""
+        if not copies:
+            return compute
+        ahead = 0 if on_cpu(self.job) else self.job.system.memory.prefetch
+        return streamed_seconds(compute, copies, 1.0, ahead)
+
+    def _rate(self, place: MemoryMode) -> float:
+        """Bytes per second of what comes from there to the device."""
+        device = self.job.slurm.device
+        from_disk = min(device.disk_gbs, device.h2d_gbs)
+        return 1e9 * (from_disk if place == "disk" else device.h2d_gbs)
 
     def _packed(self, bucket: Bucket, items: int) -> int:
         """Items of a shape that are as many tokens as `items` of the most demanding one."""
@@ -156,18 +212,18 @@ class _Pricing:
     def _seconds(self, bucket: Bucket) -> BucketSeconds:
         return CostModel(self.job.model, self.job.slurm.device).bucket(bucket)
 
-    def _moves_s(self, degrees: Degrees, memory: MemoryMode, streamed: int) -> float:
-        """Components on their way to the device and away, window by window, without the bytes that
-        stream of each expert."""
-        if memory == "resident":
-            return 0.0
+    def _moves_s(self, degrees: Degrees, places: Places, copies: _Copies) -> float:
+        """Components on their way to the device and away, window by window, without the blocks that
+        stream."""
+        weights = weights_of(self.job)
+        moving = [p for p in weighty(self.job.model) if places[p.name] != "resident"]
+        each = [weights.whole(p) / self._rate(places[p.name]) for p in moving]
+        experts = sum(bool(part.stacks) for part in moving)
+        streamed = experts * sum(copies.expert) + sum(copies.encoders)
         asked = self.job.system.batch.window
         window = _WINDOW if asked == "auto" else asked
         rows = sum(part.rows for part in self.work)
-        windows = ceil(rows / degrees.dp / window)
-        experts = sum(1 for part in family_spec(self.job.model.family).COMPONENTS if part.stacks)
-        moved = component_bytes(self.job.model).total - experts * streamed
-        return windows * moved / (1e9 * self.job.slurm.device.h2d_gbs)
+        return ceil(rows / degrees.dp / window) * (sum(each) - streamed)
 
     def _devices(self, degrees: Degrees, rows: int) -> int:
         """That are held: of nodes that have a row to draw, all."""

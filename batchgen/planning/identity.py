@@ -110,7 +110,7 @@ def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
         numerics_version=family.NUMERICS_VERSION,
         weights=checkpoint.weights,
         tokenizer=checkpoint.tokenizer,
-        dtype=model.dtype,
+        dtype=_precisions(config),
         max_tokens=family.max_tokens(model),
         boundary=family.boundary(model)
         if system.sampler.boundary is None
@@ -119,6 +119,12 @@ def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
         tiled_vae=f"{system.vae.tile} {system.vae.stride}" if tiled else "off",
         attention=in_key(system),
     )
+
+
+def _precisions(config: JobConfig) -> str:
+    """That of the model, and those of components which have another."""
+    own = sorted((n, c.dtype) for n, c in config.system.components.items() if c.dtype is not None)
+    return ", ".join([config.model.dtype, *(f"{name} {dtype}" for name, dtype in own)])
 
 
 def row_key(context: KeyContext, request: Request) -> str:

@@ -148,6 +148,7 @@ def _layout(
         ulysses=degrees.ulysses,
         ring=degrees.ring,
         memory=chosen.memory,
+        places=chosen.places,
         resident_blocks=chosen.resident_blocks,
         precision=precision_of(job),
         attention=str(kernel_plan(job.system)),
@@ -177,9 +178,10 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
     if chosen.memory == "model":
         return "one component at a time"
     blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
+    come = "come from disk" if chosen.memory == "disk" else "stream"
     return (
         f"one component at a time, of a transformer's {blocks} blocks {stay} stay and the others "
-        f"stream: {chosen.slower:.2f} x the time of a row with all resident"
+        f"{come}: {chosen.slower:.2f} x the time of a row with all resident"
     )
 
 

@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchgen.config.capability import served_by
-from batchgen.config.schema import JobConfig, ModelSpec
-from batchgen.families.family import component_bytes, family_spec
-from batchgen.families.streaming import StreamBytes, stream_bytes
+from batchgen.config.schema import JobConfig
+from batchgen.families.family import Component, Stage, family_spec
+from batchgen.families.streaming import (
+    STREAMING,
+    Places,
+    StreamBytes,
+    Weights,
+    places_of,
+    told,
+    weighty,
+)
 from batchgen.records import MemoryMode, Precision
 from batchgen.request import Bucket
 
 GIB = 1024**3
 _USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own
-# Of a token between two steps: a row's latents and what its solver keeps of earlier steps, 2x2
-# latent cells of 16 channels in float32 each.
-_STATES, _STATE_BYTES = 4, 4 * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,8 @@ class Need:
 
     peak_bytes: int
     resident_blocks: int = 0  # of a transformer, in mode `stream`
+    places: str = ""  # as in `Layout`
+    host_bytes: int = 0  # of weights that wait in host memory, beside a device
 
 
 def on_cpu(job: JobConfig) -> bool:
@@ -39,14 +46,24 @@ def residencies(job: JobConfig) -> tuple[MemoryMode, ...]:
     """Legal ones, the one that takes the least memory last. A CPU computes where all components
     are anyway; no memory at all (`vram_limit` 0) means that all blocks stream."""
     memory = job.system.memory
-    if memory.mode == "resident" or memory.mode == "model" or memory.mode == "stream":
+    if memory.mode != "auto":
         return (memory.mode,)
     streams = "stream" in served_by(job.model).memory_modes
+    disk: tuple[MemoryMode, ...] = ("disk",) if _disk_helps(job) else ()
     if streams and memory.vram_limit == 0:
-        return ("stream",)
+        return ("stream", *disk)
     if on_cpu(job):
         return ("resident",)
-    return ("resident", "model", "stream") if streams else ("resident", "model")
+    return ("resident", "model", "stream", *disk) if streams else ("resident", "model")
+
+
+def _disk_helps(job: JobConfig) -> bool:
+    """Where the node's memory cannot hold what its ranks move from there to their devices."""
+    slurm, model = job.slurm, job.model
+    if slurm.mem_gb is None or on_cpu(job) or model.weights_folder is None:
+        return False
+    held = slurm.ranks_per_node * weights_of(job).total
+    return "disk" in served_by(model).memory_modes and held > 1e9 * slurm.mem_gb
 
 
 def most_demanding(job: JobConfig, buckets: Sequence[Bucket]) -> Bucket:
@@ -67,47 +84,108 @@ def room_bytes(job: JobConfig) -> float:
 
 
 def fits(job: JobConfig, memory: MemoryMode, need: Need) -> bool:
-    """Whether there is room for that. On a CPU a limit says how many blocks stay, and no more:
+    """Whether there is room for that, on the device and for what the ranks of a node keep in its
+    memory. On a CPU a limit says how many blocks stay, and no more:
     those that stream are in the same memory."""
-    if memory == "stream" and on_cpu(job):
-        return need.peak_bytes <= GIB * _USABLE * job.slurm.device.memory_gib
+    slurm = job.slurm
+    if memory in STREAMING and on_cpu(job):
+        return need.peak_bytes <= GIB * _USABLE * slurm.device.memory_gib
+    if slurm.mem_gb is not None and slurm.ranks_per_node * need.host_bytes > 1e9 * slurm.mem_gb:
+        return False
     return need.peak_bytes <= room_bytes(job)
 
 
 def need_of(
-    job: JobConfig, bucket: Bucket, memory: MemoryMode, *, sequence: int = 1, items: int = 1
+    job: JobConfig,
+    bucket: Bucket,
+    memory: MemoryMode,
+    *,
+    sequence: int = 1,
+    items: int = 1,
+    kept: int = 0,
 ) -> Need:
-    """Weights and activations. `sequence` ranks share the tokens; the leader decodes alone, row by
-    row."""
-    model = replace(job.model, dtype=precision_of(job))
-    family, weights = family_spec(model.family), component_bytes(model)
-    work = items * -(-family.forward_bytes(model, bucket) // sequence)
-    decode = family.decode_bytes(model, bucket)
-    count = moving = 0
-    denoise = weights.expert
-    if memory == "stream":
-        blocks = stream_bytes(model, job.system.memory.prefetch)
-        work += items * _kept_bytes(model, bucket, sequence)
-        count = _staying(job, blocks, work)
-        denoise, moving = blocks.held(count), blocks.moving(count)
-    if memory == "resident" or on_cpu(job):  # all in one memory
-        return Need(weights.total + moving + max(work, decode), count)
-    stages = weights.of("encode"), denoise + work, weights.of("decode") + decode
-    return Need(max(stages), count)
+    """Weights, activations, and what rows in flight keep (`kept` bytes). `sequence` ranks share the
+    tokens; the leader decodes alone, row by row."""
+    model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
+    family = family_spec(model.family)
+    work = items * -(-family.forward_bytes(model, bucket) // sequence) + kept
+    decode = family.decode_bytes(model, bucket) + kept
+    own = _own_places(job, weights, memory)
+    places = places_of(model, memory, own)
+    streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0
+    if streams:
+        count = _staying(job, weights.streamed(streams[0]), work)
+    held = _Held(weights, places, count)
+    if on_cpu(job):  # all in one memory, but for what is on disk
+        held = replace(held, moved=("disk",))
+        always, waiting = held.always + held.waiting + held.moving, 0
+    else:
+        always, waiting = held.always, held.waiting
+    stages = held.stage("encode"), held.stage("denoise") + work, held.stage("decode") + decode
+    return Need(always + max(stages), count, told(own), waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Bytes of weights on the device, where of an expert `count` blocks stay."""
+
+    weights: Weights
+    places: Places
+    count: int
+    moved: tuple[MemoryMode, ...] = ("model", "stream", "disk")  # places from which stages bring it
+
+    @property
+    def always(self) -> int:
+        return self._whole("resident")
+
+    @property
+    def waiting(self) -> int:
+        """In host memory, for its stage."""
+        return self._whole("model", "stream")
+
+    @property
+    def moving(self) -> int:
+        """Shelves for blocks of the component that takes most of them."""
+        parts = (p for p in weighty(self.weights.model) if self.places[p.name] == "stream")
+        return max((self.weights.streamed(p).moving(self._stay(p)) for p in parts), default=0)
+
+    def stage(self, stage: Stage) -> int:
+        """While a stage runs, what is moved in for it; of the experts one."""
+        parts = [p for p in self.weights.of(stage) if self.places[p.name] in self.moved]
+        held = [self.weights.held(p, self.places[p.name], self._stay(p)) for p in parts]
+        return max(held, default=0) if stage == "denoise" else sum(held)
+
+    def _whole(self, *places: MemoryMode) -> int:
+        parts = (p for p in weighty(self.weights.model) if self.places[p.name] in places)
+        return sum(map(self.weights.whole, parts))
+
+    def _stay(self, part: Component) -> int:
+        return self.count if part.stacks else 0
+
+
+def weights_of(job: JobConfig) -> Weights:
+    """Bytes of the weights of a job's model."""
+    return Weights(job.model, precision_of(job), job.system)
+
+
+def _own_places(job: JobConfig, weights: Weights, memory: MemoryMode) -> Places:
+    """Of the components that live otherwise than `memory`: as the job asks, and encoders whose
+    blocks need not stream, since they fit."""
+    asked = {name: c.memory for name, c in job.system.components.items() if c.memory is not None}
+    encoders, places = weights.of("encode"), places_of(job.model, memory, asked)
+    streams = {p.name for p in encoders if places[p.name] == "stream" and p.name not in asked}
+    if _fills(job) and sum(map(weights.whole, encoders)) <= room_bytes(job):
+        return asked | dict.fromkeys(sorted(streams), "model")
+    return asked
+
+
+def _fills(job: JobConfig) -> bool:
+    """Whether blocks stay where there is room; where streaming is asked for without a limit, none
+    does."""
+    memory = job.system.memory
+    return memory.mode == "auto" if memory.vram_limit is None else memory.vram_limit > 0
 
 
 def _staying(job: JobConfig, blocks: StreamBytes, work: int) -> int:
-    """As many blocks as there is room for beside the work of a forward; where streaming is asked
-    for without a limit, none."""
-    memory = job.system.memory
-    fill = memory.mode == "auto" if memory.vram_limit is None else memory.vram_limit > 0
-    return blocks.most(room_bytes(job) - work) if fill else 0
-
-
-def _kept_bytes(model: ModelSpec, bucket: Bucket, sequence: int) -> int:
-    """Of an item in flight: its row's state, and what a step cache may keep, one state as it is
-    between two blocks, which the ranks share."""
-    family = family_spec(model.family)
-    tokens = family.tokens(model, bucket)
-    kept = tokens * family.width(model) * (4 if model.dtype == "float32" else 2)
-    return tokens * _STATES * _STATE_BYTES + -(-kept // sequence)
+    """As many blocks as there is room for beside the work of a forward."""
+    return blocks.most(room_bytes(job) - work) if _fills(job) else 0

@@ -127,7 +127,7 @@ class SharedForward:
         return shape.blocks * (to_heads + (self.ring - 1) * max(0.0, pass_s - attend_s))
 
 
-def streamed_seconds(compute: float, blocks: Sequence[int], rate: float, prefetch: int) -> float:
+def streamed_seconds(compute: float, blocks: Sequence[float], rate: float, prefetch: int) -> float:
     """Of a forward whose blocks come from the host at `rate` bytes per second. `blocks`: the bytes
     of each; 0: it stays. A block is copied while those from the one that streams before it on
     compute, behind the last one the first; with nothing ahead all copies are waited for. Blocks

@@ -15,11 +15,14 @@ from video_toys import VIDEO_TOYS
 
 from batchgen.caches.blocks import Blocks
 from batchgen.config.schema import ModelSpec
+from batchgen.engine.blocks import layers_of
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.engine.loading.weights import load_components
+from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import plan_memory
+from batchgen.engine.memory.stream import Feed
 from batchgen.engine.parallel.dispatch import attend_through
 from batchgen.engine.parallel.sequence import named
 from batchgen.errors import ConfigError
@@ -33,6 +36,7 @@ from batchgen.families.family import (
     share_computed,
 )
 from batchgen.families.sequence import Cut
+from batchgen.families.streaming import block_weights
 from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.request import Bucket, Request, Solver
 
@@ -216,6 +220,20 @@ def test_predicted_blocks_are_those_of_the_transformer(name: str) -> None:
     assert sum(predicted) < spec.parameters(SPECS[name], expert.name)
 
 
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_predicted_blocks_are_those_of_the_encoders(name: str) -> None:
+    loads = {part.name: part for part in parts(SPECS[name], torch.float32)}
+    encoders = [part for part in family_spec(name).COMPONENTS if part.layers]
+    assert encoders
+    for encoder in encoders:
+        part = loads[encoder.name]
+        blocks = layers_of(meta_model(part.model_class, part.config), encoder.layers)
+        counted = [sum(p.numel() for p in block.parameters()) for block in blocks]
+        predicted = block_weights(SPECS[name], encoder)
+        assert list(predicted) == pytest.approx(counted, rel=0.3)
+        assert sum(predicted) < family_spec(name).parameters(SPECS[name], encoder.name)
+
+
 def test_what_is_checked_is_what_is_loaded() -> None:
     """The components that planning names are the parts, of the classes that are loaded."""
     for name, model in SPECS.items():
@@ -244,6 +262,23 @@ def test_a_text_becomes_a_condition(loaded: Loaded) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert family.tokenize("x" * 10_000).truncated
     assert family.max_tokens == loaded.spec.max_tokens(loaded.model)
+
+
+@torch.no_grad()
+def test_encoders_whose_blocks_stream_make_the_same_conditions(loaded: Loaded) -> None:
+    family, tokens = loaded.family, loaded.family.tokenize("a red circle")
+    there = family.encode(tokens)
+    for encoder in (part for part in loaded.spec.COMPONENTS if part.layers):
+        blocks = layers_of(family.modules[encoder.name], encoder.layers)
+        gauge = Gauge()
+        feed = Feed(blocks, (), CPU, gauge, prefetch=1, pin=False)
+        feed.lead(blocks)
+        feed.open()
+        assert all(map(torch.equal, family.encode(tokens), there))
+        feed.close()
+        assert gauge.streamed > 0
+        for block in blocks:
+            del block.forward  # back to that of its class
 
 
 def test_texts_are_as_many_as_the_branches_that_were_planned(loaded: Loaded) -> None:

@@ -10,6 +10,7 @@ import torch
 from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
+from batchgen.families.streaming import told
 from batchgen.records import Layout, MemoryMode, Precision
 
 GIB = 1024**3
@@ -74,6 +75,7 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
     dtype = run_dtype(model, device)
     return Layout(
         memory=_lone_memory(system.memory),
+        places=told({n: c.memory for n, c in system.components.items() if c.memory is not None}),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
         attention=str(kernel_plan(system)),
         device=device_name(device),
@@ -81,9 +83,9 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
 
 
 def _lone_memory(memory: MemoryConfig) -> MemoryMode:
-    if memory.mode == "stream" or memory.vram_limit == 0:
-        return "stream"
-    return "model" if memory.mode == "model" else "resident"
+    if memory.mode == "auto":
+        return "stream" if memory.vram_limit == 0 else "resident"
+    return memory.mode
 
 
 def require_room(device: torch.device, layout: Layout) -> None:

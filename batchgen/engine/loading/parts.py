@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,19 @@ class CheckpointPart:
 
 
 def parts(
-    model: ModelSpec, dtype: torch.dtype, stages: Collection[Stage] = STAGES
+    model: ModelSpec,
+    dtype: torch.dtype,
+    stages: Collection[Stage] = STAGES,
+    own: Mapping[str, torch.dtype] | None = None,
 ) -> tuple[CheckpointPart, ...]:
-    """The parts to load for some stages; the scheduler is made from the model's dimensions."""
+    """The parts to load for some stages; the scheduler is made from the model's dimensions. `own`:
+    precisions of components that have one of their own."""
+    own = own or {}
     return tuple(
         CheckpointPart(
             name=component.name,
             model_class=_class(component.loads) if component.kind == "model" else None,
-            dtype=torch.float32 if component.float32 else dtype,
+            dtype=own.get(component.name, torch.float32 if component.float32 else dtype),
             config=stored_dims(getattr(model.dims, component.dims)),
             extras=getattr(model.dims, component.dims).random_extras(),
             vocab_size=getattr(getattr(model.dims, component.dims), "vocab_size", 0),

@@ -33,16 +33,16 @@ def random_module(part: CheckpointPart) -> nn.Module:
     made one by one in the precision they run in, so a model of real size needs no second copy."""
     assert part.model_class is not None
     module = meta_model(part.model_class, part.config | part.extras)
-    sensitive = _sensitive(module, part.dtype)
+    sensitive = sensitive_names(module, part.dtype)
     for name, empty in dict(module.named_parameters()).items():
         keeps = any(key in name.split(".") for key in sensitive)
         tensor = torch.empty(empty.shape, dtype=torch.float32 if keeps else part.dtype)
         _fill(tensor, name, seed=zlib.crc32(f"{part.name}.{name}".encode()))
-        _replace(module, empty, nn.Parameter(tensor, requires_grad=False))
+        replace_parameter(module, empty, nn.Parameter(tensor, requires_grad=False))
     return module.eval()
 
 
-def _sensitive(module: Any, dtype: torch.dtype) -> set[str]:
+def sensitive_names(module: Any, dtype: torch.dtype) -> set[str]:
     """Names of submodules that stay in float32, as the libraries' own loading decides:
     transformers' plain list is for float16 alone, diffusers' is for any lower precision."""
     names = set(module._keep_in_fp32_modules or ())
@@ -69,7 +69,7 @@ def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
             flat[begin : begin + len(block)] = block[: len(flat) - begin]
 
 
-def _replace(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+def replace_parameter(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
     """Put `new` wherever `old` is used (tied weights are used twice)."""
     for owner in module.modules():
         for name, parameter in list(owner._parameters.items()):

@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.contract import unheard
 from batchgen.engine.loading.checkpoint import check_part, check_tokenizer, load_tokenizer
-from batchgen.engine.loading.parts import CheckpointPart, parts
+from batchgen.engine.loading.mapped import mapped_module
+from batchgen.engine.loading.parts import parts
 from batchgen.engine.loading.random_weights import random_component
 from batchgen.errors import WeightsError
 from batchgen.families.family import STAGES, Stage
@@ -32,20 +33,22 @@ _WRAPPERS = ("state_dict", "model", "module", "model_state", "ema")  # around th
 _INDEX = ".bin.index.json"
 
 
-def check_weights(model: ModelSpec) -> None:
+def check_weights(model: ModelSpec) -> Mapping[str, Sequence[Path]]:
     """Raise WeightsError unless the model's weights can be loaded: every file is there, is
     safetensors, holds every tensor of the model in its shape and no other, and agrees with the
-    dimensions of the ModelSpec; the tokenizer works. Reads no tensors, only headers."""
+    dimensions of the ModelSpec; the tokenizer works. Reads no tensors, only headers. Returns the
+    files of each component."""
     folder = model.weights_folder
     wanted = parts(model, torch.float32)
     if folder is None:
-        return
+        return {}
     files = check_checkpoint(model)
     for part in wanted:
         if part.model_class is None:
             check_tokenizer(folder / part.name, part)
         else:
             check_part(folder / part.name, part, files[part.name])
+    return files
 
 
 def load_components(
@@ -53,32 +56,31 @@ def load_components(
     dtype: torch.dtype,
     moved: Callable[[], object] = unheard,
     stages: Collection[Stage] = STAGES,
+    own: Mapping[str, torch.dtype] | None = None,
+    on_disk: Collection[str] = (),
 ) -> dict[str, Any]:
     """The components of some stages on the host, in evaluation mode, checked first (all of them);
     `random` weights are made.
 
-    `dtype` is the precision of the transformer and the text encoder; `moved` is told of each
+    `dtype` is the precision of the transformer and the text encoder, `own` that of components which
+    have another; `moved` is told of each
     component."""
-    check_weights(model)
+    files = check_weights(model)
     for logging in (transformers_logging, diffusers_logging):
         logging.disable_progress_bar()  # stderr belongs to the run's own progress
     folder = model.weights_folder
     components = {}
-    for part in parts(model, dtype, stages):
-        components[part.name] = random_component(part) if folder is None else _load(folder, part)
+    for part in parts(model, dtype, stages, own):
+        if folder is None:
+            components[part.name] = random_component(part)
+        elif part.model_class is None:
+            components[part.name] = load_tokenizer(folder / part.name)
+        else:
+            components[part.name] = mapped_module(
+                folder / part.name, part, files[part.name], on_disk=part.name in on_disk
+            )
         moved()
     return components
-
-
-def _load(folder: Path, part: CheckpointPart) -> Any:
-    home = folder / part.name
-    if part.model_class is None:
-        return load_tokenizer(home)
-    # diffusers and transformers keep sensitive modules in float32 by themselves
-    module = part.model_class.from_pretrained(
-        home, dtype=part.dtype, local_files_only=True, use_safetensors=True
-    )
-    return module.eval().requires_grad_(False)
 
 
 # --------------------------------------------------------------------------------------- conversion

@@ -1,8 +1,9 @@
 """Where components live, as the layout says, by the stages that need them.
 
-`resident`: all on the device, from the start. `model`: those of one stage at a time, and of the
-experts one; the engine then goes window by window, so each moves at most once per window. `stream`:
-the same, but for blocks of the experts, which stay on the host and come for their forwards alone.
+`resident`: on the device, from the start. `model`: there while its stage works, of the experts one;
+the engine then goes window by window, so each moves at most once per window. `stream`: the same,
+but for its blocks, which stay on the host and come for their forwards alone. `disk`: the same from
+the checkpoint's files, of which the host keeps no copy.
 """
 
 from __future__ import annotations
@@ -10,36 +11,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.config.schema import ModelSpec
-from batchgen.families.family import Stage, family_spec
-from batchgen.families.streaming import staying
+from batchgen.families.family import Component, Stage, family_spec
+from batchgen.families.streaming import (
+    STREAMING,
+    Places,
+    places_of,
+    read_places,
+    staying,
+    weighty,
+)
 from batchgen.records import MemoryMode
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """The mode, and which components each stage needs."""
+    """Where each component is, and which of them each stage needs."""
 
-    mode: MemoryMode
-    stages: tuple[tuple[str, Stage], ...]  # component, its stage
-    stay: frozenset[int] = frozenset()  # blocks of an expert that do not stream, in mode `stream`
+    parts: tuple[Component, ...]  # those that have weights
+    places: Places
+    stay: frozenset[int] = frozenset()  # blocks of an expert that do not stream
+
+    @property
+    def resident(self) -> bool:
+        """Whether all are on the device from the start."""
+        return all(place == "resident" for place in self.places.values())
 
     def components(self, stage: Stage) -> tuple[str, ...]:
         """Those that work in a stage."""
-        return tuple(name for name, of in self.stages if of == stage)
+        return tuple(part.name for part in self.parts if part.stage == stage)
 
     def stage(self, component: str) -> Stage:
         """Where a component works."""
-        return dict(self.stages)[component]
+        return next(part.stage for part in self.parts if part.name == component)
 
     @property
     def experts(self) -> tuple[str, ...]:
         """Transformers, in the order in which a row meets them."""
         return self.components("denoise")
 
+    @property
+    def on_disk(self) -> tuple[str, ...]:
+        """Those whose weights stay in their files until they are needed."""
+        return tuple(name for name, place in self.places.items() if place == "disk")
 
-def plan_memory(model: ModelSpec, mode: MemoryMode, resident_blocks: int = 0) -> MemoryPlan:
-    """The stages of a model's components under a mode; `resident_blocks` as in `Layout`."""
-    family = family_spec(model.family)
-    stages = tuple((part.name, part.stage) for part in family.COMPONENTS if part.kind == "model")
-    stay = staying(family.layers(model), resident_blocks)
-    return MemoryPlan(mode, stages, stay)
+    @property
+    def streaming(self) -> tuple[Component, ...]:
+        """Those whose blocks stream."""
+        return tuple(p for p in self.parts if p.blocks and self.places[p.name] in STREAMING)
+
+
+def plan_memory(
+    model: ModelSpec, mode: MemoryMode, resident_blocks: int = 0, places: str = ""
+) -> MemoryPlan:
+    """Where a model's components live; `resident_blocks` and `places` as in `Layout`."""
+    stay = staying(family_spec(model.family).layers(model), resident_blocks)
+    return MemoryPlan(weighty(model), places_of(model, mode, read_places(places)), stay)

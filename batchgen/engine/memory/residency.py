@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan
+from batchgen.engine.memory.sources import source_of
 from batchgen.engine.memory.stream import Feed, tensors_of
-from batchgen.records import MemoryMode
-
-_HOST = torch.device("cpu")
 
 
 class Residency:
@@ -35,13 +33,10 @@ class Residency:
         self.gauge = gauge
         self.moves = 0  # of a component onto the device
         self._inside: set[str] = set()
-        if plan.mode == "resident":
-            for name in modules:
+        self._homes: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of those that can leave again
+        for name in modules:
+            if self._stays(name):
                 self._enter(name)
-
-    @property
-    def mode(self) -> MemoryMode:
-        return self.plan.mode
 
     @property
     def expert(self) -> str:
@@ -51,11 +46,12 @@ class Residency:
 
     def use(self, *names: str) -> None:
         """Bring these components of one stage to the device, those that stream without the blocks
-        that do; unless all are resident the others leave it first."""
-        if self.mode == "resident":
+        that do; the others leave it first, but for those that are resident."""
+        if self.plan.resident:
             return
         for name in sorted(self._inside - set(names)):
-            self._leave(name)
+            if not self._stays(name):
+                self._leave(name)
         self.gauge.begin(self.plan.stage(names[0]))
         for name in names:
             if name not in self._inside:
@@ -67,23 +63,32 @@ class Residency:
         feed = self.feeds.get(expert)
         return nullcontext() if feed is None else feed.here(0, lambda block: True)
 
+    def _stays(self, name: str) -> bool:
+        return self.plan.places[name] == "resident"
+
     def _enter(self, name: str) -> None:
         self._inside.add(name)
-        self.gauge.add(self._move(name, self.device))
+        tensors = self._own_tensors(name)
+        if not self._stays(name):
+            self._homes[name] = [(tensor, tensor.data) for tensor in tensors]
+        for tensor in tensors:
+            tensor.data = source_of(tensor).to(self.device, tensor.dtype)
+        self.gauge.add(sum(tensor.nbytes for tensor in tensors))
         if feed := self.feeds.get(name):
             feed.open()
 
     def _leave(self, name: str) -> None:
+        """Weights do not change: what is at home is what was on the device."""
         if feed := self.feeds.get(name):
             feed.close()
-        self.gauge.add(-self._move(name, _HOST))
+        homes = self._homes.pop(name)
+        for tensor, home in homes:
+            tensor.data = home
+        self.gauge.add(-sum(tensor.nbytes for tensor, _ in homes))
         self._inside.remove(name)
 
-    def _move(self, name: str, device: torch.device) -> int:
-        """All of a component but the blocks that stream; returns its bytes."""
+    def _own_tensors(self, name: str) -> list[Tensor]:
+        """All of a component but the blocks that stream."""
         feed = self.feeds.get(name)
         streams = {id(t) for block in feed.modules for t in tensors_of(block)} if feed else set()
-        tensors = [t for t in tensors_of(self.modules[name]) if id(t) not in streams]
-        for tensor in tensors:
-            tensor.data = tensor.data.to(device)
-        return sum(tensor.nbytes for tensor in tensors)
+        return [t for t in tensors_of(self.modules[name]) if id(t) not in streams]

@@ -1,7 +1,8 @@
-"""Blocks that live on the host and come to the device around their forwards, a few ahead.
+"""Blocks that live on the host, or on disk, and come to the device around their forwards, a few
+ahead.
 
-The tensors of such a block lie one behind the other in host memory, so that a block is one copy. On
-the device there is a fixed number of shelves, each as large as the largest block: no memory is
+The tensors of a block on the host lie one behind the other, so that a block is one copy. On the
+device there is a fixed number of shelves, each as large as the largest block: no memory is
 asked for while a forward runs, and a host that runs ahead of the device cannot pile blocks up.
 Which blocks a forward runs is known (`caches.blocks.Blocks`), so those it leaves out are not
 copied; diffusers' group offload copies in the order of the first forward, whatever later ones do.
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from batchgen.engine.memory.gauge import Gauge
+from batchgen.engine.memory.sources import source_of
 
 _ALIGNED = 256  # bytes, as what the device itself hands out
 
@@ -26,31 +30,68 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-class HostBlock:
-    """A block with its home in host memory."""
+class Block:
+    """A block whose tensors lie one behind the other wherever it computes."""
 
-    def __init__(self, block: nn.Module, *, pinned: bool) -> None:
+    def __init__(self, block: nn.Module) -> None:
         self._tensors = tensors_of(block)
         sizes = [-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in self._tensors]
         self._offsets = [0, *accumulate(sizes)]
-        self.home = torch.empty(self.bytes, dtype=torch.uint8, pin_memory=pinned)
-        for tensor, view in zip(self._tensors, self._views(self.home), strict=True):
-            view.copy_(tensor)
-        self.settle(self.home)
 
     @property
     def bytes(self) -> int:
         return self._offsets[-1]
 
     def settle(self, memory: Tensor) -> None:
-        """Let the block compute with what lies there, a copy of its home."""
+        """Let the block compute with what lies there, a copy of it."""
         for tensor, view in zip(self._tensors, self._views(memory), strict=True):
             tensor.data = view
+
+    def copy_to(self, memory: Tensor) -> None:
+        raise NotImplementedError
+
+    def go_home(self) -> None:
+        """Let go of the memory in which it computed."""
+        raise NotImplementedError
 
     def _views(self, memory: Tensor) -> Iterator[Tensor]:
         for tensor, offset in zip(self._tensors, self._offsets, strict=False):
             part = memory[offset : offset + tensor.nbytes]
             yield part.view(tensor.dtype).view(tensor.shape)
+
+
+class HostBlock(Block):
+    """A block with its home in host memory, from which it is one copy."""
+
+    def __init__(self, block: nn.Module, *, pinned: bool) -> None:
+        super().__init__(block)
+        self.home = torch.empty(self.bytes, dtype=torch.uint8, pin_memory=pinned)
+        for tensor, view in zip(self._tensors, self._views(self.home), strict=True):
+            view.copy_(tensor)
+        self.settle(self.home)
+
+    def copy_to(self, memory: Tensor) -> None:
+        memory[: self.bytes].copy_(self.home, non_blocking=True)
+
+    def go_home(self) -> None:
+        self.settle(self.home)
+
+
+class FileBlock(Block):
+    """A block with its home in a file, from which its tensors are read one by one."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__(block)
+        self._sources = [source_of(tensor) for tensor in self._tensors]
+        self._away = [tensor.data for tensor in self._tensors]
+
+    def copy_to(self, memory: Tensor) -> None:
+        for view, source in zip(self._views(memory), self._sources, strict=True):
+            view.copy_(source)
+
+    def go_home(self) -> None:
+        for tensor, nothing in zip(self._tensors, self._away, strict=True):
+            tensor.data = nothing
 
 
 class Shelf:
@@ -65,8 +106,8 @@ class Shelf:
 class Copies:
     """Copies from the host that are done when they return: the plain twin."""
 
-    def fill(self, shelf: Shelf, block: HostBlock) -> None:
-        shelf.memory[: block.bytes].copy_(block.home)
+    def fill(self, shelf: Shelf, block: Block) -> None:
+        block.copy_to(shelf.memory)
 
     def await_filled(self, shelf: Shelf) -> None:
         """What follows on the current stream finds the block there."""
@@ -85,11 +126,11 @@ class SideStream(Copies):
         self._device = device
         self._side = torch.cuda.Stream(device)
 
-    def fill(self, shelf: Shelf, block: HostBlock) -> None:
+    def fill(self, shelf: Shelf, block: Block) -> None:
         if shelf.used is not None:
             self._side.wait_event(shelf.used)
         with torch.cuda.stream(self._side):
-            shelf.memory[: block.bytes].copy_(block.home, non_blocking=True)
+            block.copy_to(shelf.memory)
             shelf.filled = self._side.record_event()
 
     def await_filled(self, shelf: Shelf) -> None:
@@ -104,7 +145,7 @@ class SideStream(Copies):
 
 
 class Feed:
-    """The blocks of one transformer; those that `stay` are none of its business."""
+    """The blocks of one component; those that `stay` are none of its business."""
 
     def __init__(
         self,
@@ -115,12 +156,13 @@ class Feed:
         *,
         prefetch: int,
         pin: bool,
+        on_disk: bool = False,
     ) -> None:
         """`prefetch`: blocks that are copied ahead; `pin` their homes, so that a device can read
-        them beside its work."""
+        them beside its work; `on_disk`: their homes are files."""
         cuda = device.type == "cuda"
-        self._blocks = {
-            number: HostBlock(block, pinned=pin and cuda)
+        self._blocks: dict[int, Block] = {
+            number: FileBlock(block) if on_disk else HostBlock(block, pinned=pin and cuda)
             for number, block in enumerate(blocks)
             if number not in stay
         }
@@ -130,6 +172,20 @@ class Feed:
         self._ahead = 1 + prefetch
         self._free: list[Shelf] = []
         self._inside: dict[int, Shelf] = {}
+
+    def lead(self, blocks: Sequence[nn.Module]) -> None:
+        """Let blocks that run one behind the other, all in each forward, come by themselves."""
+        for number, block in enumerate(blocks):
+            if number in self._blocks:
+                block.forward = self._led(number, block.forward)
+
+    def _led(self, number: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            with self.here(number, lambda block: True):
+                return inner(*args, **kwargs)
+
+        return forward
 
     def open(self) -> None:
         """Take memory of the device."""
@@ -152,18 +208,22 @@ class Feed:
 
     @contextmanager
     def here(self, number: int, runs: Callable[[int], bool]) -> Iterator[None]:
-        """Inside, the block is on the device, and those that run next are on their way; behind the
-        last one the first, for the next forward. `runs`: whether this forward runs a block."""
-        self._bring(self._next(number, runs))
-        shelf = self._inside.get(number)
-        if shelf is None:
-            yield
-            return
-        self._copies.await_filled(shelf)
+        """Inside, the block is on the device; those that run next are then brought while it
+        computes, behind the last one the first, for the next forward. `runs`: whether this forward
+        runs a block."""
+        following = self._next(number, runs)
+        self._leave_all_but(following)
+        if number in self._blocks:
+            self._bring(number)
+        if shelf := self._inside.get(number):
+            self._copies.await_filled(shelf)
         try:
             yield
         finally:
-            self._copies.note_used(shelf)
+            if shelf is not None:
+                self._copies.note_used(shelf)
+        for each in following:  # the device is still at work, even if the host has to read a file
+            self._bring(each)
 
     def _next(self, number: int, runs: Callable[[int], bool]) -> list[int]:
         """As many as there are shelves."""
@@ -171,18 +231,19 @@ class Feed:
         behind = [n for n in running if n >= number]
         return [*behind, *(n for n in running if n < number)][: self._ahead]
 
-    def _bring(self, wanted: Sequence[int]) -> None:
+    def _leave_all_but(self, wanted: Sequence[int]) -> None:
         for number in [n for n in self._inside if n not in wanted]:
             self._leave(number)
-        for number in wanted:
-            if number not in self._inside:
-                shelf, block = self._free.pop(), self._blocks[number]
-                self._copies.fill(shelf, block)
-                block.settle(shelf.memory)
-                self._inside[number] = shelf
-                self._gauge.streamed += block.bytes
+
+    def _bring(self, number: int) -> None:
+        if number not in self._inside:
+            shelf, block = self._free.pop(), self._blocks[number]
+            self._copies.fill(shelf, block)
+            block.settle(shelf.memory)
+            self._inside[number] = shelf
+            self._gauge.streamed += block.bytes
 
     def _leave(self, number: int) -> None:
         block = self._blocks[number]
-        block.settle(block.home)
+        block.go_home()
         self._free.append(self._inside.pop(number))

@@ -48,7 +48,7 @@ COMPONENTS = (
         flows=("hidden_states", "encoder_hidden_states"),
         drawn=0,
     ),
-    encoder("text_encoder", "T5EncoderModel", "t5"),
+    encoder("text_encoder", "T5EncoderModel", "t5", "encoder.block"),
     Component(name="vae", loads="diffusers.AutoencoderKLCogVideoX", stage="decode", dims="vae"),
     tokenizer(),
     Component(

@@ -63,6 +63,7 @@ COMPONENTS = (
         model_type="t5",
         stage="encode",
         dims="text_encoder_2",
+        layers=("encoder.block",),
     ),
     Component(name="vae", loads="diffusers.AutoencoderKL", stage="decode", dims="vae"),
     Component(

@@ -58,7 +58,7 @@ COMPONENTS = (
         flows=("hidden_states", "encoder_hidden_states"),
         drawn=0,
     ),
-    encoder("text_encoder", "LlamaModel", "llama"),
+    encoder("text_encoder", "LlamaModel", "llama", "layers"),
     encoder("text_encoder_2", "CLIPTextModel", "clip_text_model"),
     Component(name="vae", loads="diffusers.AutoencoderKLHunyuanVideo", stage="decode", dims="vae"),
     tokenizer(),

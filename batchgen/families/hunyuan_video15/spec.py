@@ -57,8 +57,8 @@ COMPONENTS = (
         flows=("hidden_states", "encoder_hidden_states"),
         drawn=0,
     ),
-    encoder("text_encoder", "Qwen2_5_VLTextModel", "qwen2_5_vl_text"),
-    encoder("text_encoder_2", "T5EncoderModel", "t5"),
+    encoder("text_encoder", "Qwen2_5_VLTextModel", "qwen2_5_vl_text", "layers"),
+    encoder("text_encoder_2", "T5EncoderModel", "t5", "encoder.block"),
     Component(
         name="vae", loads="diffusers.AutoencoderKLHunyuanVideo15", stage="decode", dims="vae"
     ),

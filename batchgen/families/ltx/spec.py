@@ -43,7 +43,7 @@ COMPONENTS = (
         dims="transformer",
         stacks=("transformer_blocks",),
     ),
-    encoder("text_encoder", "T5EncoderModel", "t5"),
+    encoder("text_encoder", "T5EncoderModel", "t5", "encoder.block"),
     Component(name="vae", loads="diffusers.AutoencoderKLLTXVideo", stage="decode", dims="vae"),
     tokenizer(),
     FLOW_SCHEDULER,

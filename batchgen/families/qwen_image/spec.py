@@ -42,7 +42,12 @@ COMPONENTS = (
         stacks=("transformer_blocks",),
         flows=("encoder_hidden_states", "hidden_states"),
     ),
-    encoder("text_encoder", "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"),
+    encoder(
+        "text_encoder",
+        "Qwen2_5_VLForConditionalGeneration",
+        "qwen2_5_vl",
+        "model.language_model.layers",
+    ),
     Component(name="vae", loads="diffusers.AutoencoderKLQwenImage", stage="decode", dims="vae"),
     tokenizer(),
     FLOW_SCHEDULER,

@@ -53,7 +53,7 @@ COMPONENTS = (
     ),
     encoder("text_encoder", "CLIPTextModelWithProjection", "clip_text_model"),
     encoder("text_encoder_2", "CLIPTextModelWithProjection", "clip_text_model"),
-    encoder("text_encoder_3", "T5EncoderModel", "t5"),
+    encoder("text_encoder_3", "T5EncoderModel", "t5", "encoder.block"),
     KL_VAE,
     tokenizer(),
     tokenizer("_2"),

@@ -49,6 +49,7 @@ TEXT_ENCODER = Component(
     model_type="umt5",
     stage="encode",
     dims="text_encoder",
+    layers=("encoder.block",),
 )
 TRANSFORMER = Component(
     name="transformer",

@@ -140,12 +140,11 @@ def test_kernels_are_asked_of_the_device_that_the_profile_promises(job: Job) -> 
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.memory.mode=disk", "auto, resident, model, stream"),
         ("system.memory.store_dtype=fp8", "same"),
         ("system.compile=default", "off"),
         ("system.vae.tiled=true", "auto, false"),
         ("system.sampler.boundary=0.9", "null"),
-        ("system.components={transformer: {dtype: float16}}", "{}"),
+        ("system.components.vae.memory=stream", "null, resident, model, disk"),
         ("row_defaults.image=a.png", "null"),
         ("row_defaults.guidance_scale_2=3", "null"),
     ],

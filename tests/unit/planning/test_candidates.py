@@ -336,7 +336,8 @@ def test_what_fits_no_other_way_streams_and_the_plan_says_what_that_costs() -> N
 def test_copies_are_shared_by_the_items_of_a_forward() -> None:
     """Images do not hide them one by one; a clip does."""
     images = [Work(Bucket(512, 512, 1), 64, 64 * 28, 64 * 28)]
-    found = streamed(on_a_card("flux1_dev_1024", 24, "system.memory.mode=stream"), images)
+    asked = ("system.memory.mode=stream", "system.components.text_encoder_2.memory=model")
+    found = streamed(on_a_card("flux1_dev_1024", 24, *asked), images)
     assert found[1].slower > 1.5
     slower = [found[items].slower for items in sorted(found)]
     assert all(after <= before + 1e-9 for before, after in pairwise(slower))
@@ -353,3 +354,27 @@ def test_without_prefetch_no_copy_is_hidden() -> None:
     )
     assert none.slower > ahead.slower
     assert none.peak_bytes <= ahead.peak_bytes
+
+
+def test_what_the_host_cannot_hold_stays_on_disk(tmp_path: Path) -> None:
+    """Where ranks of a node move weights to their devices, all of them wait in its memory."""
+    images = [Work(Bucket(1024, 1024, 1), 8, 8 * 28, 8 * 28)]
+    asked = ("slurm.ranks_per_node=4", f"model.weights={tmp_path}")
+    small, large = (
+        resolve_layout(on_a_card("flux1_dev_1024", 12, *asked, f"slurm.mem_gb={gb}"), images)
+        for gb in (64, 256)
+    )
+    assert (small.memory, large.memory) == ("disk", "stream")
+    assert small.slower > large.slower and "of a transformer's 57" in small.reason
+    assert "others come from disk" in small.reason and "others stream" in large.reason
+    config = on_a_card("flux1_dev_1024", 12, *asked, "slurm.mem_gb=64")
+    fast = replace(config.slurm.device, disk_gbs=20.0)
+    fast_layout = resolve_layout(replace(config, slurm=replace(config.slurm, device=fast)), images)
+    assert fast_layout.slower < small.slower
+
+
+def test_random_weights_have_no_files() -> None:
+    said = refusal("system.memory.mode=disk", "model.weights=random", name="flux1_dev_1024")
+    assert said.endswith("model.weights=random has no files; legal: resident, model, stream")
+    said = refusal("system.components.vae.memory=disk", "model.weights=random")
+    assert said.startswith("system.components.vae.memory: disk")

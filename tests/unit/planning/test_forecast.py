@@ -207,7 +207,8 @@ def test_residency_follows_the_room(tiny_job: JobConfig) -> None:
     assert (on(139).memory, on(139).precision) == ("resident", "bfloat16")
     assert on(16).memory == "model"
     assert on(16).fits and on(16).vram_gib < on(139).vram_gib
-    assert not on(8).fits
+    assert on(8).memory == "stream" and on(8).fits, "the text encoder streams"
+    assert not on(2).fits
     cpu = choose_layout(job, rows)  # all components are there, in twice the bytes
     assert (cpu.memory, cpu.precision, cpu.fits) == ("resident", "float32", False)
     assert cpu.vram_gib > 1.9 * on(139).vram_gib

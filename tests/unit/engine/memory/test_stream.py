@@ -15,7 +15,7 @@ from toy_caches import knobs
 from toy_engine import Keeper, draw, request, small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
 
-from batchgen.config.schema import ModelSpec
+from batchgen.config.schema import ComponentConfig, ModelSpec
 from batchgen.engine.blocks import blocks_of
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
@@ -193,14 +193,17 @@ def test_streamed_rows_are_those_of_a_resident_model(
     draw(whole, rows(name))
     theirs = whole.replica.residency.gauge.peaks
     assert peaks.keys() == theirs.keys() == {"encode", "denoise", "decode"}
-    assert all(peaks[s] == theirs[s] for s in ("encode", "decode"))
-    assert peaks["denoise"] == theirs["denoise"] - left_out(made)
+    assert peaks["decode"] == theirs["decode"]
+    expert = made.replica.residency.plan.experts[0]
+    encoder = "text_encoder_2" if name == "flux" else "text_encoder"
+    for stage, component in ("denoise", expert), ("encode", encoder):
+        assert peaks[stage] == theirs[stage] - left_out(made, component)
 
 
-def left_out(made: Engine) -> int:
-    """Bytes of an expert's blocks that stream, but for the shelves of its feed."""
+def left_out(made: Engine, component: str) -> int:
+    """Bytes of its blocks that stream, but for the shelves of its feed."""
     residency, ahead = made.replica.residency, made.replica.system.memory.prefetch
-    feed = residency.feeds[residency.plan.experts[0]]
+    feed = residency.feeds[component]
     sizes = [sum(tensor.nbytes for tensor in tensors_of(block)) for block in feed.modules]
     shelf = max(HostBlock(block, pinned=False).bytes for block in feed.modules)
     return sum(sizes) - shelf * min(len(sizes), 1 + ahead)
@@ -220,16 +223,59 @@ def test_rows_under_caches_that_leave_out_blocks_are_the_same(
 
 
 def test_a_forward_copies_each_block_once_however_many_rows_it_has(one_thread: None) -> None:
-    spec = small_spec()
-    size = None
+    spec, size = small_spec(), None
+    own: dict[str, Any] = {
+        "components": {"text_encoder": ComponentConfig(memory="model")},
+        "determinism": "throughput",
+    }
     for count in (1, 4):
-        made = engine(spec, "stream", determinism="throughput")
+        made = engine(spec, "stream", **own)
         blocks = blocks_of(made.family.modules["transformer"])
         size = sum(HostBlock(block, pinned=False).bytes for block in blocks)
         report = draw(made, [request(i, num_steps=3) for i in range(count)]).report
         assert report.forwards == 3
         # two shelves hold both blocks of this model: they come once for all forwards
         assert report.streamed_gib * 1024**3 == size
-    made = engine(spec, "stream", determinism="throughput", prefetch=0)
+    made = engine(spec, "stream", prefetch=0, **own)
     report = draw(made, [request(i, num_steps=3) for i in range(4)]).report
     assert report.streamed_gib * 1024**3 == 3 * size
+
+
+def test_an_encoder_streams_for_each_text(one_thread: None) -> None:
+    """Its blocks come for each text, and for no other forward."""
+    own: dict[str, Any] = {"components": {"transformer": ComponentConfig(memory="model")}}
+    made = engine(small_spec(), "stream", prefetch=0, **own)
+    report = draw(made, [request(i, prompt=f"{i}", num_steps=2) for i in range(3)]).report
+    assert made.replica.residency.feeds.keys() == {"text_encoder"}
+    blocks = made.family.modules["text_encoder"].get_submodule("encoder.block")
+    size = sum(HostBlock(block, pinned=False).bytes for block in blocks.children())
+    assert report.text_encoder_calls == 4  # the negative prompt is one text
+    assert report.streamed_gib * 1024**3 == 4 * size
+
+
+def test_a_component_may_live_otherwise_than_the_others(one_thread: None) -> None:
+    spec = small_spec()
+    asked = [request(i, num_steps=2) for i in range(2)]
+    there = draw(engine(spec, "resident"), asked)
+    for mode, own in ("model", {"vae": "resident"}), ("resident", {"text_encoder": "stream"}):
+        made = engine(spec, mode, components={n: ComponentConfig(memory=m) for n, m in own.items()})
+        assert_same(draw(made, asked), there)
+        gauge, whole = made.replica.residency.gauge, weights(made)
+        kept = [name for name in whole if made.replica.residency.plan.places[name] == "resident"]
+        assert gauge.peaks["denoise"] == sum(whole[name] for name in {*kept, "transformer"})
+
+
+def weights(made: Engine) -> dict[str, int]:
+    modules = made.family.modules.items()
+    return {name: sum(tensor.nbytes for tensor in tensors_of(m)) for name, m in modules}
+
+
+def test_a_component_may_have_a_precision_of_its_own(one_thread: None) -> None:
+    """On a CPU, too, where the others compute in float32."""
+    own = {"vae": ComponentConfig(dtype="bfloat16")}
+    made, plain = (engine(small_spec(), "model", components=c) for c in (own, {}))
+    low, whole = (each.replica.residency.gauge for each in (made, plain))
+    drawn, there = draw(made, [request(0)]), draw(plain, [request(0)])
+    assert torch.equal(drawn.latents["row-0"], there.latents["row-0"])
+    assert low.peaks["decode"] == pytest.approx(whole.peaks["decode"] / 2, rel=0.01)
+    assert made.family.modules["vae"].dtype == torch.bfloat16

@@ -1,0 +1,113 @@
+"""Weights where they lie in safetensors files, mapped into memory.
+
+Nothing is read before something computes with it, a tensor in the precision that it is used in is
+never copied, and the ranks of a node share the pages of a file. Tensors in another precision are
+converted into memory of their own, or, for components that live on disk, each time they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from batchgen.config.component import read_config
+from batchgen.engine.loading.checkpoint import meta_model
+from batchgen.engine.loading.parts import CheckpointPart
+from batchgen.engine.loading.random_weights import replace_parameter, sensitive_names
+from batchgen.engine.memory.sources import left_in_file
+from batchgen.errors import WeightsError
+
+
+def mapped_module(
+    home: Path, part: CheckpointPart, files: Sequence[Path], *, on_disk: bool
+) -> nn.Module:
+    """The model of a folder, as its library would load it. `on_disk`: all stays in the files, and
+    what stands for it in the model cannot be computed with (`memory.sources`).
+
+    Raises WeightsError where tensors on disk have other names than in the model."""
+    module, found = _empty(home, part), _tensors(files)
+    unknown = [name for _, name in _wanted(module, found) if name not in found]
+    if unknown and on_disk:
+        raise WeightsError(
+            f"{home}: has no tensor {unknown[0]}, its library renames another when it loads it, "
+            "and so this component cannot stay on disk"
+        )
+    if unknown:
+        return loaded_module(home, part)
+    float32 = sensitive_names(module, part.dtype)
+    for empty, name in _wanted(module, found):
+        dtype = torch.float32 if float32 & set(name.split(".")) else part.dtype
+        source = found[name]
+        _put(
+            module,
+            name,
+            empty,
+            source,
+            dtype if source.is_floating_point() else source.dtype,
+            on_disk=on_disk,
+        )
+    return module.eval()
+
+
+def _empty(home: Path, part: CheckpointPart) -> nn.Module:
+    """The model without memory for its weights; what it computes for itself is there, in the
+    precision that its library gives it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(part.dtype)
+    try:
+        return meta_model(part.model_class, read_config(home))
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of some files, read when they are used."""
+    found: dict[str, Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                found |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def _wanted(module: nn.Module, found: Mapping[str, Tensor]) -> list[tuple[Tensor, str]]:
+    """Each tensor that a checkpoint has to supply, with a name of it; of a tied one that which is
+    found."""
+    names: dict[Tensor, list[str]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        names.setdefault(tensor, []).append(name)
+    return [
+        (tensor, next((name for name in each if name in found), each[0]))
+        for tensor, each in names.items()
+    ]
+
+
+def _put(
+    module: nn.Module,
+    name: str,
+    empty: Tensor,
+    source: Tensor,
+    dtype: torch.dtype,
+    *,
+    on_disk: bool,
+) -> None:
+    if not isinstance(empty, nn.Parameter):  # a buffer: small
+        owner, _, leaf = name.rpartition(".")
+        module.get_submodule(owner)._buffers[leaf] = source.to(dtype, copy=True)
+        return
+    parameter = left_in_file(source, dtype) if on_disk else nn.Parameter(source.to(dtype), False)
+    replace_parameter(module, empty, parameter)
+
+
+def loaded_module(home: Path, part: CheckpointPart) -> nn.Module:
+    """The model of a folder, as its library loads it."""
+    assert part.model_class is not None
+    # diffusers and transformers keep sensitive modules in float32 by themselves
+    module: nn.Module = part.model_class.from_pretrained(
+        home, dtype=part.dtype, local_files_only=True, use_safetensors=True
+    )
+    return module.eval().requires_grad_(False)
