@@ -171,6 +171,10 @@ class BertDims(ComponentDims):
     num_attention_heads: int = 16
     max_position_embeddings: int = 512
 
+    def block_weights(self) -> tuple[int, ...]:
+        d = self.hidden_size
+        return (4 * d * d + 2 * d * self.intermediate_size,) * self.num_hidden_layers
+
 
 def bert_flops(text: BertDims, tokens: int) -> float:
     """FLOPs for one text of so many tokens, with the pooler, which is not used."""
@@ -182,6 +186,5 @@ def bert_flops(text: BertDims, tokens: int) -> float:
 def bert_parameters(text: BertDims) -> int:
     """Number of weights, with the embedding tables and the pooler."""
     d = text.hidden_size
-    block = 4 * d * d + 2 * d * text.intermediate_size
     tables = (text.vocab_size + text.max_position_embeddings + 2) * d
-    return text.num_hidden_layers * block + tables + d * d
+    return sum(text.block_weights()) + tables + d * d
