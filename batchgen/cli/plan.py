@@ -19,6 +19,7 @@ from batchgen.cli.verbs import (
     add_job_arguments,
     add_verb,
     inputs_of,
+    overrides_of,
     path_argument,
     refuse_special,
 )
@@ -85,7 +86,7 @@ def handle_plan(args: argparse.Namespace) -> Result:
             raise ConfigError(f"{option}: {target.parent} is not a folder")
     if args.out is not None:
         refuse_special("--out", args.out)
-    composed = compose_job(args.job, args.overrides)
+    composed = compose_job(args.job, overrides_of(args))
     check_profile(composed.config.slurm)
     check_place(composed.config)
     with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
@@ -97,10 +98,10 @@ def handle_plan(args: argparse.Namespace) -> Result:
     if args.dump_config:
         with _naming(composed, args):
             _dump(args.dump_config, composed, header)
-    limit = args.max_gpu_hours
+    limit = composed.config.system.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
-            f"the forecast of {_forecast(predicted)} is above --max-gpu-hours {limit:g}"
+            f"the forecast of {_forecast(predicted)} is above system.max_gpu_hours={limit:g}"
         )
     data = _data(composed, plan, predicted, args.out)
     return Result(OK, data | _layouts(composed.config, plan) if args.layouts else data)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from batchgen.cli.collect import SHOWN_FAILURES
 from batchgen.cli.result import Result
 from batchgen.cli.runs import add_run_argument, find_run
-from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.cli.verbs import Verbs, add_budget_argument, add_verb, overrides_of
 from batchgen.errors import RunStateError, closest
 from batchgen.paths import as_typed
 
@@ -54,6 +54,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     for parser in (resume, retry):
         add_run_argument(parser)
         parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+        add_budget_argument(parser)
         parser.add_argument(
             "--detach", action="store_true", help="return at once, as `submit` does"
         )
@@ -96,6 +97,7 @@ def handle_resume(args: argparse.Namespace) -> Result:
 def _writable_run(args: argparse.Namespace) -> RunPaths:
     from batchgen.runner.create import refuse_unwritable
 
+    args.overrides = overrides_of(args)
     run = find_run(args)
     refuse_unwritable(run)
     return run

@@ -68,6 +68,23 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_budget_argument(parser: argparse.ArgumentParser) -> None:
+    """--max-gpu-hours, short for the key of that name."""
+    parser.add_argument(
+        "--max-gpu-hours",
+        type=float,
+        metavar="X",
+        help="begin no row once the run has spent X device hours (system.max_gpu_hours)",
+    )
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The overrides as typed, and what options are short for."""
+    if args.max_gpu_hours is None:
+        return list(args.overrides)
+    return [*args.overrides, f"system.max_gpu_hours={args.max_gpu_hours}"]
+
+
 def inputs_of(config: JobConfig) -> dict[str, str | None]:
     """Key -> path of each input of a composed job; None if the value is a word such as `random`."""
     weights = config.model.weights
