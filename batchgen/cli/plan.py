@@ -18,6 +18,7 @@ from batchgen.cli.verbs import (
     Verbs,
     add_job_arguments,
     add_verb,
+    overrides_of,
     path_argument,
     refuse_special,
 )
@@ -85,7 +86,7 @@ def handle_plan(args: argparse.Namespace) -> Result:
             raise ConfigError(f"{option}: {target.parent} is not a folder")
     if args.out is not None:
         refuse_special("--out", args.out)
-    composed = compose_job(args.job, args.overrides)
+    composed = compose_job(args.job, overrides_of(args))
     check = partial(_check, composed.config, args.layouts)
     with (
         _naming(composed, args),
@@ -98,11 +99,11 @@ def handle_plan(args: argparse.Namespace) -> Result:
     if args.dump_config:
         with _naming(composed, args):
             _dump(args.dump_config, composed, header)
-    limit = args.max_gpu_hours
+    limit = composed.config.system.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
             f"the forecast of {predicted.gpu_hours:.4g} {hours_name(predicted.layout.device)} is "
-            f"above --max-gpu-hours {limit:g}"
+            f"above system.max_gpu_hours={limit:g}"
         )
     data = _data(composed, plan, predicted, args.out)
     return Result(OK, data | _layouts(composed.config, plan) if args.layouts else data)
