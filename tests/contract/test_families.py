@@ -274,7 +274,7 @@ def test_a_text_becomes_a_condition(loaded: Loaded) -> None:
 
 @torch.no_grad()
 def test_encoders_whose_blocks_stream_make_the_same_conditions(loaded: Loaded) -> None:
-    family, tokens = loaded.family, loaded.family.tokenize("a red circle")
+    family, tokens = loaded.family, loaded.family.tokenize('a "red" circle')  # quotes: for ByT5
     there = family.encode(tokens)
     for encoder in (part for part in loaded.spec.COMPONENTS if part.layers):
         blocks = layers_of(family.modules[encoder.name], encoder.layers)
