@@ -15,6 +15,7 @@ from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
+from batchgen.engine.memory.fp8 import store_in_fp8
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan, plan_memory
 from batchgen.engine.memory.residency import Residency
@@ -62,6 +63,8 @@ def assemble(
     )
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
+        if system.memory.store_dtype == "fp8":
+            store_in_fp8(layers_of(family.modules[expert], plan.part(expert).stacks))
         make_batch_invariant(family.modules[expert])
     recall = _recall(family, model.family, plan)
     attention = Attention(system, layout)

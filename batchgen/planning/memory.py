@@ -63,7 +63,8 @@ def residencies(job: JobConfig) -> tuple[MemoryMode, ...]:
 def _disk_helps(job: JobConfig) -> bool:
     """Where the node's memory cannot hold what its ranks move from there to their devices."""
     slurm, model = job.slurm, job.model
-    if slurm.mem_gb is None or on_cpu(job) or model.weights_folder is None:
+    rounded = job.system.memory.store_dtype == "fp8"
+    if slurm.mem_gb is None or on_cpu(job) or model.weights_folder is None or rounded:
         return False
     held = slurm.ranks_per_node * weights_of(job).total
     return "disk" in served_by(model).memory_modes and held > 1e9 * slurm.mem_gb
