@@ -42,7 +42,7 @@ COMPONENTS = (
         stacks=("layers",),
         flows=("x",),
     ),
-    encoder("text_encoder", "Qwen3Model", "qwen3"),
+    encoder("text_encoder", "Qwen3Model", "qwen3", "layers"),
     KL_VAE,
     tokenizer(),
     FLOW_SCHEDULER,
