@@ -36,7 +36,7 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts"},
         {"blocks", "recall", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
@@ -50,7 +50,17 @@ INSIDE = {
         {"choose", "calibrate", "calibrate_blocks"},
     ],
     "worker": [
-        {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},
+        {
+            "address",
+            "admission",
+            "as_planned",
+            "drain",
+            "ending",
+            "place",
+            "states",
+            "texts",
+            "watchdog",
+        },
         {"meeting", "queue", "sink"},
         {"audit", "pilot", "post", "source"},
         {"replica", "follower"},

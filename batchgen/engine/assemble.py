@@ -12,6 +12,7 @@ from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
+from batchgen.engine.contract import KeptTexts
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
@@ -27,6 +28,7 @@ from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
+from batchgen.engine.texts import TextStore
 from batchgen.families.family import (
     STAGES,
     FamilyModel,
@@ -51,6 +53,7 @@ def assemble(
     team: Team,
     tables: Tables,
     mesh: Mesh | None = None,
+    texts: KeptTexts | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
@@ -77,7 +80,7 @@ def assemble(
         family=family,
         device=device,
         residency=residency,
-        prompts=PromptBook(family, model.prompt_overflow),
+        prompts=PromptBook(family, model.prompt_overflow, store=_store(texts, device, layout)),
         packer=Packer(
             partial(family_spec(model.family).tokens, model),
             device,
@@ -96,6 +99,12 @@ def assemble(
         share=partial(share_computed, model),
         overlap=overlap,
     )
+
+
+def _store(texts: KeptTexts | None, device: torch.device, layout: Layout) -> TextStore | None:
+    if texts is None:
+        return None
+    return TextStore(texts, device, f"{devices.device_name(device)} {layout.precision}")
 
 
 def _recall(family: FamilyModel, name: str, plan: MemoryPlan) -> Recall:

@@ -11,7 +11,7 @@ from batchgen.config.degrees import Degrees
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
-from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
+from batchgen.engine.contract import EngineReport, KeptTexts, Sink, Source, never, unheard
 from batchgen.engine.devices import device as devices
 from batchgen.engine.meter import Setting
 from batchgen.engine.parallel.meet import meet
@@ -42,6 +42,7 @@ class Engine:
         moved: Callable[[], object] = unheard,
         team: Team | None = None,
         tables: Tables | None = None,
+        texts: KeptTexts | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -50,6 +51,7 @@ class Engine:
         component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
         on the calling thread and gives equal frames. `team`: the ranks that draw together, else
         this one is alone. `tables`: coefficients of step caches; None: the user's and the shipped.
+        `texts`: where encoded texts are kept on disk; None: nowhere.
         Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
         device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
@@ -66,6 +68,7 @@ class Engine:
             team=team,
             tables=tables or Tables.usual(),
             mesh=mesh,
+            texts=texts,
         )
         return cls(made)
 

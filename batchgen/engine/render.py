@@ -53,22 +53,22 @@ def follow(replica: Replica, moved: Callable[[], object]) -> None:
             moved()
 
 
-def _texts_and_moves(replica: Replica) -> tuple[int, int, int, int]:
+def _texts_and_moves(replica: Replica) -> tuple[int, int, int, int, int]:
     prompts, residency = replica.prompts, replica.residency
     moved = residency.moves, residency.gauge.streamed
-    return prompts.unique_texts, prompts.encoder_calls, *moved
+    return prompts.unique_texts, prompts.encoder_calls, prompts.from_disk, *moved
 
 
 def _report(
     director: Director,
     finisher: Finisher,
-    before: tuple[int, int, int, int],
+    before: tuple[int, int, int, int, int],
     spent: RankSeconds,
     wall: float,
 ) -> EngineReport:
     replica, flight = director.replica, director.flight
     after, now = _texts_and_moves(replica), flight.clock.read()
-    unique, calls, moves, streamed = (a - b for a, b in zip(after, before, strict=True))
+    unique, calls, recovered, moves, streamed = (a - b for a, b in zip(after, before, strict=True))
     used = memory(replica.device)
     return EngineReport(
         rows_finished=finisher.finished,
@@ -88,6 +88,7 @@ def _report(
         items=flight.forwards.items,
         unique_texts_encoded=unique,
         text_encoder_calls=calls,
+        texts_from_disk=recovered,
         component_moves=moves,
         expert_swaps=director.swaps,
         streamed_gib=streamed / GIB,

@@ -64,7 +64,7 @@ def _disk_helps(job: JobConfig) -> bool:
     """Where the node's memory cannot hold what its ranks move from there to their devices."""
     slurm, model = job.slurm, job.model
     rounded = job.system.memory.store_dtype == "fp8"
-    if slurm.mem_gb is None or on_cpu(job) or model.weights_folder is None or rounded:
+    if not slurm.mem_gb or on_cpu(job) or model.weights_folder is None or rounded:
         return False
     held = slurm.ranks_per_node * weights_of(job).total
     return "disk" in served_by(model).memory_modes and held > 1e9 * slurm.mem_gb
@@ -94,7 +94,7 @@ def fits(job: JobConfig, memory: MemoryMode, need: Need) -> bool:
     slurm = job.slurm
     if memory in STREAMING and on_cpu(job):
         return need.peak_bytes <= GIB * _USABLE * slurm.device.memory_gib
-    if slurm.mem_gb is not None and slurm.ranks_per_node * need.host_bytes > 1e9 * slurm.mem_gb:
+    if slurm.mem_gb and slurm.ranks_per_node * need.host_bytes > 1e9 * slurm.mem_gb:
         return False
     return need.peak_bytes <= room_bytes(job)
 
