@@ -43,6 +43,7 @@ class Toy:
     arguments: Callable[[Request], dict[str, Any]]  # of its call, beside the common ones
     changes: Callable[[int], dict[str, Any]]  # of the n-th row, beside the common ones
     shift: float = 1.0  # of the scheduler, where it does not depend on the size
+    unread: tuple[str, ...] = ()  # columns that it does not read
     overrides: tuple[str, ...] = ()  # what its checkpoint does not say
 
     def row(self, number: int) -> Request:
@@ -69,24 +70,24 @@ class ImageTwin:
         self.pipeline = toy.pipeline(spec)
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def __call__(self, row: Request, output: str) -> Any:
-        return self.pipeline(
+    def __call__(self, row: Request) -> tuple[Tensor, np.ndarray]:
+        """The latents behind the last step, and uint8 frames (1, height, width, 3)."""
+        seen: list[Tensor] = []
+
+        def note(_: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            seen.append(values["latents"])
+            return values
+
+        images = self.pipeline(
             prompt=row.prompt,
             width=row.width,
             height=row.height,
             num_inference_steps=row.num_steps,
             generator=torch.Generator().manual_seed(row.seed),
-            output_type=output,
+            callback_on_step_end=note,
             **self.toy.arguments(row),
         ).images
-
-    def latents(self, row: Request) -> Tensor:
-        found: Tensor = self(row, "latent")
-        return found
-
-    def frames(self, row: Request) -> np.ndarray:
-        """uint8 (1, height, width, 3)"""
-        return np.stack([np.asarray(image) for image in self(row, "pil")])
+        return seen[-1], np.stack([np.asarray(image) for image in images])
 
 
 def template_tokenizer(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

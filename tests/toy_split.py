@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
+from toy_hunyuan_video import HUNYUAN_VIDEO
+from toy_ltx import LTX
+from toys import TOYS
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
 from batchgen.config.schema import ModelSpec, ParallelConfig, RadialConfig
@@ -45,6 +48,9 @@ SPECS: dict[str, ModelSpec] = {
     "flux": flux_spec(heads=4),
     "tiny-wan": tiny_wan_spec(),  # six heads
     "flux-odd": odd_texts(flux_spec(heads=4), 21),
+    "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
+    "ltx": LTX.spec(heads=4),
+    "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (
@@ -58,6 +64,9 @@ CASES = {
     "tiny-wan": CLIPS[1:2],
     "flux": IMAGES[:1],
     "flux-odd": IMAGES[1:],
+    "flux2_klein": IMAGES[1:],
+    "ltx": ((LTX.bucket, 2),),
+    "hunyuan-video": ((HUNYUAN_VIDEO.bucket, 2),),
 }
 
 
@@ -126,6 +135,7 @@ def divided(mesh: Mesh) -> list[Seen]:
     return [
         found
         for name, cases in CASES.items()
+        if mesh.ring.size in family_spec(SPECS[name].family).capabilities(SPECS[name]).ring
         for bucket, items in cases
         for found in divided_case(mesh, name, bucket, items)
     ]
@@ -169,7 +179,11 @@ def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
     step one later, is from each of its items on this rank alone. Of three items two have one home,
     then all."""
     found = {}
-    for name, bucket in (("wan", CLIPS[3][0]), ("flux-odd", IMAGES[1][0])):
+    for name, bucket in (
+        ("wan", CLIPS[3][0]),
+        ("flux-odd", IMAGES[1][0]),
+        ("flux2_klein", IMAGES[1][0]),
+    ):
         family = family_on(name)
         stacks = stack_blocks(family, SPECS[name].family, experts(name))
         now = [family.random_item(bucket, seed, "transformer") for seed in range(3)]

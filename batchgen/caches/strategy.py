@@ -14,7 +14,7 @@ from functools import cache
 from pkgutil import iter_modules
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
-from batchgen.caches.blocks import Blocks
+from batchgen.caches.blocks import Attention, Blocks
 from batchgen.errors import ConfigError, closest
 from batchgen.request import Range
 
@@ -26,6 +26,17 @@ Reuses = Literal["path", "output", "stack", "blocks", "attention"]
 SignalKind = Literal["timestep", "projected", "embedded"]
 Signal = Literal["", "latents", "timestep", "projected", "embedded"]
 NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeps:
+    """The most that one branch keeps from step to step, in tensors of these sizes."""
+
+    latents: int = 0  # as the latents, float32
+    streams: int = 0  # as what flows between blocks, of the model's type
+    wide: int = 0  # the same in float32
+    vectors: int = 0  # as one token of it
+    attention: tuple[Attention, ...] = ()  # of each block the output of such an attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +53,7 @@ class Facts:
 
     kind: Kind
     reuses: Reuses
+    keeps: Keeps
     signal: Signal = ""
     together: bool = False  # the first branch decides for all branches of its row
     table: Literal["needed", "used", ""] = ""  # fitted coefficients of the model

@@ -264,6 +264,8 @@ def unserved_columns(served: Capabilities) -> tuple[str, ...]:
 
 
 def _is_read(field: Field, served: Capabilities) -> bool:
+    if field.name in served.unread:
+        return False
     return field.column.read_by == "all" or field.name in served.columns
 
 

@@ -1,8 +1,8 @@
 """The lists of blocks of a family's transformers, run as a forward is told.
 
 Each list becomes a `BlockStack`, which its transformer calls as if it were one block; weights and
-names of modules stay. What flows through the blocks is one tensor, or several of which the last
-leaves them. Kept tensors are (1, tokens, width) of one item, several streams one behind the other.
+names of modules stay. What flows through the blocks is one tensor, or several, one of which leaves
+them. Kept tensors are (1, tokens, width) of one item, several streams one behind the other.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ NOTHING = Kept()
 class Passage:
     """One forward on its way through the blocks."""
 
-    def __init__(self, blocks: Blocks, given: Sequence[Kept]) -> None:
-        """`given`: what each item takes from before; empty: nothing, where nothing has to be."""
+    def __init__(self, blocks: Blocks, given: Sequence[Kept], drawn: int = -1) -> None:
+        """`given`: what each item takes from before; empty: nothing, where nothing has to be.
+        `drawn`: which of what flows leaves the blocks."""
         self.blocks = blocks
+        self.drawn = drawn
         self.given = given
         self._entered: Tensor | None = None
         self._state: Tensor | None = None
@@ -72,18 +74,27 @@ class Passage:
         if block == blocks.state:
             self._state = _joined(flow)
         if block == blocks.since:
-            self._entered = flow[-1]
+            self._entered = flow[self._place(flow)]
         if block == blocks.stop:
             flow = self.end(flow)
             if added := [kept.added for kept in self.given if kept.added is not None]:
-                flow = (*flow[:-1], flow[-1] + torch.cat(added).to(flow[-1].dtype))
+                whole = torch.cat(added).to(flow[-1].dtype)
+                parts, at = [*flow], self._place(flow)
+                parts[at] = _plus(parts[at], whole)
+                flow = tuple(parts)
         return flow
 
     def end(self, flow: Flow) -> Flow:
         """Behind the last block that runs."""
         if self._entered is not None:
-            self._added, self._entered = flow[-1] - self._entered, None
+            drawn = flow[self._place(flow)]
+            drawn = drawn[:, -self._entered.shape[1] :]  # behind others, where streams are one
+            self._added, self._entered = drawn - self._entered, None
         return flow
+
+    def _place(self, flow: Flow) -> int:
+        """Of the stream that is drawn, in what flows: where streams are one, it is that one."""
+        return self.drawn if len(flow) > 1 else 0
 
     def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
         """The outputs of an attention, the `place`-th of its kind: one tensor, or of several
@@ -122,6 +133,7 @@ class Stacks:
         self, transformers: Sequence[nn.Module], component: Component, plan: SequencePlan
     ) -> None:
         """`component` names the lists and what flows through them, `plan` the attentions."""
+        self.drawn = component.drawn
         self.passage = Passage(WHOLE, ())
         for transformer in transformers:
             self._stack(transformer, component)
@@ -131,7 +143,7 @@ class Stacks:
     @contextmanager
     def told(self, blocks: Blocks, given: Sequence[Kept] = ()) -> Iterator[Passage]:
         """Forwards inside do this with the blocks."""
-        before, self.passage = self.passage, Passage(blocks, given)
+        before, self.passage = self.passage, Passage(blocks, given, self.drawn)
         try:
             yield self.passage
         finally:
@@ -158,9 +170,11 @@ class Stacks:
             stack: Any = transformer.get_submodule(name)
             stack.__class__ = BlockStack
             stack.owner, stack.flows = self, component.flows
+            if name in component.joined:
+                stack.flows = component.flows[-1:]
             stack.span = range(first, first + len(stack))
             stack.ends = name == component.stacks[-1]
-            stack.names = [*inspect.signature(type(stack[0]).forward).parameters][1:]
+            stack.names = _arguments(stack[0])
             first += len(stack)
 
     def _lead(self, transformer: nn.Module, kind: Attention, patterns: Sequence[str]) -> None:
@@ -238,6 +252,13 @@ def named(model: nn.Module, pattern: str) -> list[nn.Module]:
     return [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
 
 
+def _arguments(block: nn.Module) -> list[str]:
+    """Of its forward; what it takes beside those it does not use."""
+    found = inspect.signature(type(block).forward).parameters.values()
+    more = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in found if one.kind not in more][1:]
+
+
 def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
     """The forward of an attention, asked of the passage that is on its way."""
 
@@ -248,6 +269,14 @@ def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
         return stacks.passage.attend(kind, place, lambda: inner(*args, **kwargs), tokens)
 
     return forward
+
+
+def _plus(stream: Tensor, added: Tensor) -> Tensor:
+    """A stream with what was added to its last tokens: to all, where it is not one with others."""
+    others = stream.shape[1] - added.shape[1]
+    if not others:
+        return stream + added
+    return torch.cat([stream[:, :others], stream[:, others:] + added], dim=1)
 
 
 def _joined(flow: Flow) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from batchgen.config.schema import ModelSpec
-from batchgen.families.family import Item, family_spec
+from batchgen.families.family import Item, Tokens, family_spec
 from batchgen.numerics.pixels import to_frames
 from batchgen.request import Request
 
@@ -59,3 +59,19 @@ class ImageModel:
         config = self.vae.config
         scaled = (latents / config.scaling_factor) + config.shift_factor
         return to_frames(self.vae.decode(scaled, return_dict=False)[0][0].unsqueeze(1))
+
+
+def message_tokens(tokenizer: Any, text: str, most: int, *, thinking: bool) -> Tokens:
+    """Token ids and mask of a text as a message to a language model, padded and cut to `most`;
+    `count` is with the template. `thinking`: whether the model may think before it answers."""
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=thinking,
+    )
+    count = len(tokenizer(chat, verbose=False).input_ids)
+    cut = tokenizer(
+        [chat], padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+    )
+    return Tokens((cut.input_ids, cut.attention_mask), count, count > most)

@@ -71,6 +71,13 @@ class CachedRows:
         shares: np.ndarray = np.array([alike.share for alike in self.alike])[self.place]
         return shares
 
+    def strategies(self, groups: np.ndarray) -> set[tuple[int, str]]:
+        """The strategies in each group; `groups`: of each row its own, or -1 for a row that does
+        not count."""
+        pairs = np.unique(np.stack([groups, self.place]), axis=1).T.tolist()
+        named = ((group, self.alike[place].settings.strategy) for group, place in pairs)
+        return {(group, name) for group, name in named if group >= 0 and name != NONE}
+
     def columns(self) -> dict[str, pa.Array]:
         """The request's cache columns as planned."""
         values = {PREFIX + n: [getattr(a.settings, n) for a in self.alike] for n in NAMES}

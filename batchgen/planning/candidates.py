@@ -12,6 +12,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.families.family import family_spec
 from batchgen.families.streaming import STREAMING, Places, places_of, read_places, weighty
 from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
+from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.memory import (
     fits,
     most_demanding,
@@ -112,7 +113,14 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        need = need_of(job, self.demanding, memory, sequence=degrees.sequence, items=items)
+        need = need_of(
+            job,
+            self.demanding,
+            memory,
+            sequence=degrees.sequence,
+            items=items,
+            kept=self._kept(degrees, items),
+        )
         places = places_of(job.model, memory, read_places(need.places))
         copies = self._copies(places, need.resident_blocks)
         seconds = self._rows(degrees, items, copies)
@@ -148,6 +156,15 @@ class _Pricing:
                 else:
                     found = replace(found, encoders=found.encoders + copies)
         return found
+
+    def _kept(self, degrees: Degrees, items: int) -> int:
+        """Bytes that the rows in flight keep, of the shape that keeps most."""
+        model = replace(self.job.model, dtype=precision_of(self.job))
+        return max(
+            in_flight(self.job, part.branches, degrees, self._packed(part.bucket, items))
+            * reserve_bytes(model, part.bucket, part.caches, degrees.sequence)
+            for part in self.work
+        )
 
     def _rows(
         self, degrees: Degrees, items: int, copies: _Copies | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchgen.config.capability import served_by
-from batchgen.config.schema import JobConfig, ModelSpec
+from batchgen.config.schema import JobConfig
 from batchgen.families.family import Component, Stage, family_spec
 from batchgen.families.streaming import (
     STREAMING,
@@ -22,9 +22,6 @@ from batchgen.request import Bucket
 
 GIB = 1024**3
 _USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own
-# Of a token between two steps: a row's latents and what its solver keeps of earlier steps, 2x2
-# latent cells of 16 channels in float32 each.
-_STATES, _STATE_BYTES = 4, 4 * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +78,19 @@ def most_demanding(job: JobConfig, buckets: Sequence[Bucket]) -> Bucket:
     return max(buckets, key=needs)
 
 
+def changes_pixels(job: JobConfig) -> tuple[str, ...]:
+    """The settings of memory that do; where weights are does not."""
+    system, found = job.system, list[str]()
+    if system.memory.store_dtype != "same":
+        found.append(f"system.memory.store_dtype={system.memory.store_dtype}")
+    for name, own in sorted(system.components.items()):
+        if own.dtype is not None:
+            found.append(f"system.components.{name}.dtype={own.dtype}")
+    if system.vae.tiled is True:
+        found.append("system.vae.tiled=true")
+    return tuple(found)
+
+
 def room_bytes(job: JobConfig) -> float:
     """What a rank may take of its device."""
     usable, limit = job.slurm.device.memory_gib * _USABLE, job.system.memory.vram_limit
@@ -100,19 +110,24 @@ def fits(job: JobConfig, memory: MemoryMode, need: Need) -> bool:
 
 
 def need_of(
-    job: JobConfig, bucket: Bucket, memory: MemoryMode, *, sequence: int = 1, items: int = 1
+    job: JobConfig,
+    bucket: Bucket,
+    memory: MemoryMode,
+    *,
+    sequence: int = 1,
+    items: int = 1,
+    kept: int = 0,
 ) -> Need:
-    """Weights and activations. `sequence` ranks share the tokens; the leader decodes alone, row by
-    row."""
+    """Weights, activations, and what rows in flight keep (`kept` bytes). `sequence` ranks share the
+    tokens; the leader decodes alone, row by row."""
     model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
     family = family_spec(model.family)
-    work = items * -(-family.forward_bytes(model, bucket) // sequence)
-    decode = family.decode_bytes(model, bucket)
+    work = items * -(-family.forward_bytes(model, bucket) // sequence) + kept
+    decode = family.decode_bytes(model, bucket) + kept
     own = _own_places(job, weights, memory)
     places = places_of(model, memory, own)
     streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0
     if streams:
-        work += items * _kept_bytes(model, bucket, sequence)
         count = _staying(job, weights.streamed(streams[0]), work)
     held = _Held(weights, places, count)
     if on_cpu(job):  # all in one memory, but for what is on disk
@@ -188,12 +203,3 @@ def _fills(job: JobConfig) -> bool:
 def _staying(job: JobConfig, blocks: StreamBytes, work: int) -> int:
     """As many blocks as there is room for beside the work of a forward."""
     return blocks.most(room_bytes(job) - work) if _fills(job) else 0
-
-
-def _kept_bytes(model: ModelSpec, bucket: Bucket, sequence: int) -> int:
-    """Of an item in flight: its row's state, and what a step cache may keep, one state as it is
-    between two blocks, which the ranks share."""
-    family = family_spec(model.family)
-    tokens = family.tokens(model, bucket)
-    kept = tokens * family.width(model) * (4 if model.dtype == "float32" else 2)
-    return tokens * _STATES * _STATE_BYTES + -(-kept // sequence)

@@ -277,6 +277,7 @@ class _Costs:
         self._family = family_spec(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._sums: dict[Bucket, np.ndarray] = defaultdict(lambda: np.zeros(6))  # see `add`
+        self._caches: dict[Bucket, set[str]] = defaultdict(set)  # strategies of its rows
 
     def add(
         self,
@@ -304,6 +305,9 @@ class _Costs:
         sums = [np.bincount(inverse, weights=part * rendered) for part in parts]
         for bucket, more in zip(buckets, np.stack(sums, 1), strict=True):
             self._sums[bucket] += more
+        if cached is not None:
+            for at, name in cached.strategies(np.where(rendered, inverse, -1)):
+                self._caches[buckets[at]].add(name)
         forward, encode, decode = seconds.T
         cost_s = ((expected + again) * forward + encode + (1 + audits) * decode) * rendered
         names = pa.array([str(bucket) for bucket in buckets])
@@ -339,6 +343,7 @@ class _Costs:
             evaluations_total=int(total),
             audits=int(audits),
             audit_evaluations=int(again),
+            caches=tuple(sorted(self._caches[bucket])),
         )
 
 

@@ -40,6 +40,7 @@ class BucketForecast:
     evaluations_total: int = 0  # without caches; 0 in a plan that is older than this
     audits: int = 0  # rows that are drawn without their cache too, for which seconds are counted
     audit_evaluations: int = 0  # of these drawings; not in `evaluations`
+    caches: tuple[str, ...] = ()  # strategies of these rows, by name
 
     @property
     def cost_s(self) -> float:
@@ -118,10 +119,7 @@ def read_plan(path: Path) -> Plan:
     if header.get("schema") != SCHEMA_VERSION:
         raise RunStateError(f"{path}: plan schema {header.get('schema')}, not {SCHEMA_VERSION}")
     with reading(path):
-        buckets = tuple(
-            BucketForecast(**{**stored, "bucket": Bucket(**stored["bucket"])})
-            for stored in header.pop("buckets")
-        )
+        buckets = tuple(map(_bucket, header.pop("buckets")))
         return Plan(
             path=path,
             buckets=buckets,
@@ -132,6 +130,11 @@ def read_plan(path: Path) -> Plan:
             key_context=KeyContext.from_json(header.pop("key_context")),
             **{name: value for name, value in header.items() if name != "schema"},
         )
+
+
+def _bucket(stored: dict[str, Any]) -> BucketForecast:
+    made = {"bucket": Bucket(**stored["bucket"]), "caches": tuple(stored.get("caches", ()))}
+    return BucketForecast(**{**stored, **made})
 
 
 def _pilot(stored: dict[str, Any]) -> Pilot:

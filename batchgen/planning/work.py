@@ -11,6 +11,8 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
+from batchgen.caches.audit import audited
+from batchgen.caches.strategy import NONE
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Scales, family_spec
 from batchgen.planfile import open_parquet, reading
@@ -26,8 +28,9 @@ class Work:
 
     bucket: Bucket
     rows: int
-    steps: int  # of the solver, over all rows, without those that caches skip
-    evaluations: int  # forwards of one item, over all rows, steps and branches
+    steps: int  # of the solver, over all rows, without those that caches skip, with audits'
+    evaluations: int  # forwards of one item, over all rows, steps and branches, with audits'
+    caches: tuple[str, ...] = ()  # strategies of rows, by name
 
     @property
     def branches(self) -> float:
@@ -37,14 +40,20 @@ class Work:
 
 def planned_work(buckets: Iterable[BucketForecast]) -> list[Work]:
     """All rows of a plan."""
-    return [Work(b.bucket, b.rows, b.steps or b.evaluations, b.evaluations) for b in buckets]
+    return [_planned(bucket) for bucket in buckets]
 
 
-def read_work(plan: Path, rows: np.ndarray, model: ModelSpec) -> list[Work]:
-    """Some rows of a plan."""
+def _planned(b: BucketForecast) -> Work:
+    steps = b.steps or b.evaluations
+    again = round(b.audit_evaluations * steps / max(1, b.evaluations))
+    return Work(b.bucket, b.rows, steps + again, b.evaluations + b.audit_evaluations, b.caches)
+
+
+def read_work(plan: Path, rows: np.ndarray, model: ModelSpec, audit_every: int = 0) -> list[Work]:
+    """Some rows of a plan. One of `audit_every` rows with a cache is drawn without it too."""
     with reading(plan):
         file = open_parquet(plan)
-        wanted = ("bucket", "num_steps", "steps_expected", *_SCALES)
+        wanted = ("bucket", "num_steps", "steps_expected", "cache_strategy", "row_key", *_SCALES)
         there = [name for name in wanted if name in file.schema_arrow.names]
         table = file.read(columns=there).take(pa.array(rows))
 
@@ -53,16 +62,30 @@ def read_work(plan: Path, rows: np.ndarray, model: ModelSpec) -> list[Work]:
         return np.full(len(rows), FIELDS[name].default) if older else table[name].to_numpy()
 
     branches = family_spec(model.family).branches(model, scales_of(column))
-    evaluations = table["num_steps"].to_numpy() * branches
+    evaluations = whole = table["num_steps"].to_numpy() * branches
     if "steps_expected" in there:
         evaluations = table["steps_expected"].to_numpy()
-    steps = evaluations / branches
+    caches = column("cache_strategy")
+    evaluations = evaluations + whole * _audits(caches != NONE, column("row_key"), audit_every)
+    sums = np.stack([np.ones(len(rows)), evaluations / branches, evaluations])
     names, inverse = np.unique(table["bucket"].to_numpy(), return_inverse=True)
-    sums = [np.bincount(inverse, weights=weights) for weights in (None, steps, evaluations)]
     return [
-        Work(Bucket.parse(name), *(round(float(part[at])) for part in sums))
+        _work(Bucket.parse(name), sums[:, inverse == at], caches[inverse == at])
         for at, name in enumerate(names.tolist())
     ]
+
+
+def _work(bucket: Bucket, sums: np.ndarray, caches: np.ndarray) -> Work:
+    """Of the rows of one shape: ones, steps and evaluations of each; strategies."""
+    rows, steps, evaluations = (round(float(part)) for part in sums.sum(1))
+    return Work(bucket, rows, steps, evaluations, tuple(sorted({*caches} - {NONE})))
+
+
+def _audits(cached: np.ndarray, keys: np.ndarray, every: int) -> np.ndarray:
+    """Whether rows, of which these are under a cache, are audited."""
+    found = cached.copy() if every else np.zeros(len(cached), bool)
+    found[found] = [audited(key, every) for key in keys[found].tolist()]
+    return found
 
 
 def scales_of(column: Callable[[str], np.ndarray]) -> Scales:

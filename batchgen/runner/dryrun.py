@@ -51,7 +51,8 @@ def dry_run(composed: Composed) -> DryRun:
         every = rows = np.flatnonzero(~is_alias)
         if pilot := bool(made.pilots):
             config, rows = on_one_rank(config), piloting(made.pilots)
-        layout = resolve_layout(config, read_work(plan, rows, config.model))
+        work = read_work(plan, rows, config.model, config.system.cache.audit_every)
+        layout = resolve_layout(config, work)
         cuts = cut(plan, rows, config, layout, together=pilot)
         shards, waiting = int(cuts.shard.max(initial=-1)) + 1, len(every) - len(rows)
     if slurm.executor != "slurm":

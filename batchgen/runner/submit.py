@@ -126,7 +126,7 @@ def submit(
     blame = read_blame(run, found, all_gone=True)
     verdicts = [v for v in blame.convicted if v.row_index in wanted]
     wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
-    work = read_work(plan, wanted, config.model)
+    work = read_work(plan, wanted, config.model, config.system.cache.audit_every)
     layout = resolve_layout(config, work) if work else None
     if verdicts:
         last = quarantine_rows(run, verdicts, last=last)

@@ -44,8 +44,7 @@ def case(
     spec, kept = toy.spec(str(folder)), Keeper()
     pipeline, rows = ImageTwin(toy, spec), [toy.row(number) for number in range(ROWS)]
     for row in rows:
-        kept.latents[row.row_id] = pipeline.latents(row)
-        kept.frames[row.row_id] = pipeline.frames(row)
+        kept.latents[row.row_id], kept.frames[row.row_id] = pipeline(row)
     return Case(spec, rows, kept)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from batchgen.caches.blocks import Blocks
 from batchgen.caches.knobs import whole
 from batchgen.caches.residual import Planned
-from batchgen.caches.strategy import BranchCache, Facts, Row
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Row
 from batchgen.errors import ConfigError
 from batchgen.request import Range
 
@@ -26,6 +26,7 @@ BOUNDARY, START, END = 20, 0.40, 0.95
 FACTS = Facts(
     kind="partial",
     reuses="blocks",
+    keeps=Keeps(streams=1),
     params={
         "boundary_block": Range(1, 1000),
         "group_size": Range(1, 1000),

@@ -17,13 +17,14 @@ from typing import Any
 
 from batchgen.caches.knobs import ratio, threshold
 from batchgen.caches.spread import spread
-from batchgen.caches.strategy import BranchCache, Facts, Look, Row, Tensor, computed_count
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Look, Row, Tensor, computed_count
 from batchgen.request import Range
 
 PER_RATIO = 0.1
 FACTS = Facts(
     kind="adaptive",
     reuses="output",
+    keeps=Keeps(latents=3),
     signal="latents",
     together=True,
     table="used",

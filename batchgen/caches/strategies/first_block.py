@@ -17,13 +17,14 @@ from batchgen.caches.blocks import Blocks
 from batchgen.caches.knobs import ratio, threshold
 from batchgen.caches.residual import Residual
 from batchgen.caches.spread import spread
-from batchgen.caches.strategy import BranchCache, Facts, Look, Row, Tensor, computed_count
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Look, Row, Tensor, computed_count
 from batchgen.request import Range
 
 PER_RATIO = 0.2
 FACTS = Facts(
     kind="probe",
     reuses="blocks",
+    keeps=Keeps(streams=4),
     table="used",
     warmup=1,
     cooldown=1,

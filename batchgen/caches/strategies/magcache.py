@@ -21,7 +21,7 @@ from typing import Any
 from batchgen.caches.knobs import whole
 from batchgen.caches.residual import Planned
 from batchgen.caches.spread import spread
-from batchgen.caches.strategy import BranchCache, Facts, Row, computed_count
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Row, computed_count
 from batchgen.errors import ConfigError
 from batchgen.request import Range
 
@@ -31,6 +31,7 @@ THRESHOLDS = tuple(0.0005 * 1.06**place for place in range(180))  # up to about 
 FACTS = Facts(
     kind="adaptive",
     reuses="stack",
+    keeps=Keeps(streams=1),
     table="needed",
     warmup=1,
     cooldown=1,

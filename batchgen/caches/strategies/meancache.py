@@ -23,7 +23,7 @@ from typing import Any
 
 from batchgen.caches.knobs import whole
 from batchgen.caches.memory import Recent
-from batchgen.caches.strategy import BranchCache, Facts, Row, Tensor, computed_count
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Row, Tensor, computed_count
 from batchgen.errors import ConfigError
 from batchgen.request import Range
 
@@ -59,6 +59,7 @@ TABLES = {
 FACTS = Facts(
     kind="adaptive",
     reuses="output",
+    keeps=Keeps(latents=5),
     warmup=0,
     cooldown=0,
     params={"fresh_steps": Range(min(TABLES), max(TABLES)), "use_jvp": Range(0, 1)},

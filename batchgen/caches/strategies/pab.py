@@ -16,12 +16,13 @@ from typing import Any
 
 from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.knobs import whole
-from batchgen.caches.strategy import BranchCache, Facts, Look, Row, Tensor
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Look, Row, Tensor
 from batchgen.request import Range
 
 FACTS = Facts(
     kind="partial",
     reuses="attention",
+    keeps=Keeps(attention=("self", "cross")),
     params={"self_interval": Range(1, 1000), "cross_interval": Range(1, 1000)},
 )
 KINDS: tuple[Attention, ...] = ("self", "cross")

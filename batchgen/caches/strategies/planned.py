@@ -14,10 +14,12 @@ from functools import lru_cache
 from math import exp
 from typing import Any, TypeAlias
 
-from batchgen.caches.strategy import Facts, Row, computed_count
+from batchgen.caches.strategy import Facts, Keeps, Row, computed_count
 
 NAME = __name__.rpartition(".")[2]
-FACTS = Facts(kind="planned", reuses="path", table="used", warmup=0, cooldown=0)
+FACTS = Facts(
+    kind="planned", reuses="path", keeps=Keeps(latents=4), table="used", warmup=0, cooldown=0
+)
 
 # Of the newest latents and of each difference to older ones; of each branch's velocity, by age.
 Coefs: TypeAlias = tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]

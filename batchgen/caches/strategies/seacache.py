@@ -19,7 +19,7 @@ from typing import Any
 from batchgen.caches.knobs import ratio, threshold
 from batchgen.caches.residual import Summing
 from batchgen.caches.spread import spread
-from batchgen.caches.strategy import BranchCache, Facts, Look, Row, Tensor, computed_count
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Look, Row, Tensor, computed_count
 from batchgen.request import Range
 
 PER_RATIO = 0.4
@@ -27,6 +27,7 @@ VIDEO_POWER, IMAGE_POWER = 3.0, 2.0  # of the frequency, by which the power of p
 FACTS = Facts(
     kind="adaptive",
     reuses="stack",
+    keeps=Keeps(streams=1, wide=1),
     signal="embedded",
     table="used",
     warmup=1,

@@ -17,12 +17,13 @@ from typing import Any
 from batchgen.caches.knobs import whole
 from batchgen.caches.memory import Recent
 from batchgen.caches.spread import spread
-from batchgen.caches.strategy import BranchCache, Facts, Row, Tensor, computed_count
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Row, Tensor, computed_count
 from batchgen.request import Range
 
 FACTS = Facts(
     kind="adaptive",
     reuses="output",
+    keeps=Keeps(latents=3),
     warmup=3,
     cooldown=1,
     params={

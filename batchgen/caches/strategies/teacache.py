@@ -26,6 +26,7 @@ from batchgen.caches.spread import spread
 from batchgen.caches.strategy import (
     BranchCache,
     Facts,
+    Keeps,
     Look,
     Row,
     SignalKind,
@@ -38,6 +39,7 @@ RANGE = (0.08, 0.35)
 FACTS = Facts(
     kind="adaptive",
     reuses="stack",
+    keeps=Keeps(streams=1, vectors=6),
     signal="projected",
     table="needed",
     params={"threshold": Range(0, 10)},

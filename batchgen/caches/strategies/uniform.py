@@ -11,9 +11,9 @@ from typing import Any
 
 from batchgen.caches.memory import Recent
 from batchgen.caches.spread import spread
-from batchgen.caches.strategy import BranchCache, Facts, Row, computed_count
+from batchgen.caches.strategy import BranchCache, Facts, Keeps, Row, computed_count
 
-FACTS = Facts(kind="adaptive", reuses="output", warmup=0, cooldown=1)
+FACTS = Facts(kind="adaptive", reuses="output", keeps=Keeps(latents=1), warmup=0, cooldown=1)
 
 
 def computed(row: Row, table: Mapping[str, Any] | None) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flow import dynamic_shift
-from batchgen.families.image_model import ImageModel
+from batchgen.families.image_model import ImageModel, message_tokens
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.families.z_image import spec as light
@@ -60,23 +60,7 @@ class ZImage(ImageModel):
 
     # ------------------------------------------------------------------------------------- texts
     def tokenize(self, text: str) -> Tokens:
-        """Token ids of the text as a message to a language model, padded and cut to `max_tokens`;
-        `count` is with the template."""
-        chat = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=True,
-        )
-        count = len(self.tokenizer(chat, verbose=False).input_ids)
-        cut = self.tokenizer(
-            [chat],
-            padding="max_length",
-            max_length=self.max_tokens,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return Tokens((cut.input_ids, cut.attention_mask), count, count > self.max_tokens)
+        return message_tokens(self.tokenizer, text, self.max_tokens, thinking=True)
 
     def encode(self, tokens: Tokens) -> Condition:
         """Hidden states of the text's own tokens, (n, width), before the last layer."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from toy_engine import small_spec, system, two_experts
 from toy_flux import flux_spec
+from toys import TOYS
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, WHOLE, Attention, Blocks
 from batchgen.engine.blocks import BlockStack, Kept, Stacks, stack_blocks
@@ -20,12 +21,22 @@ from batchgen.families.family import Item, family_code, family_spec
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.request import Bucket
 
-SPECS = {"wan": small_spec(), "wan22": two_experts(small_spec()), "flux": flux_spec(heads=4)}
-BUCKETS = {"wan": Bucket(64, 64, 5), "wan22": Bucket(64, 64, 5), "flux": Bucket(64, 64, 1)}
+IMAGES = ("flux2_klein", "sd3")
+SPECS = {
+    "wan": small_spec(),
+    "wan22": two_experts(small_spec()),
+    "flux": flux_spec(heads=4),
+    **{name: TOYS[name].spec(heads=4) for name in IMAGES},
+}
+BUCKETS = {
+    "wan": Bucket(64, 64, 5),
+    "wan22": Bucket(64, 64, 5),
+    **dict.fromkeys(("flux", *IMAGES), Bucket(64, 64, 1)),
+}
 KINDS: dict[str, tuple[Attention, ...]] = {
     "wan": ("self", "cross"),
     "wan22": ("self", "cross"),
-    "flux": ("self",),
+    **dict.fromkeys(("flux", *IMAGES), ("self",)),
 }
 
 

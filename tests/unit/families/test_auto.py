@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from toy_engine import small_spec, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
+from video_toys import VIDEO_TOYS
 
 from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import compose_job, recompose
@@ -56,6 +57,16 @@ def test_a_flux_is_found_with_its_scheduler(one_thread: None, tmp_path: Path, de
     assert (model.family, model.dims, model.name) == ("flux", flux_spec(dev=dev).dims, "mine")
     own = model.request_defaults
     assert (own.num_steps, own.solver, own.num_frames) == (28 if dev else 4, "euler", 1)
+
+
+@pytest.mark.parametrize("name", sorted(VIDEO_TOYS))
+def test_videos_are_found_with_their_dimensions(
+    one_thread: None, tmp_path: Path, name: str
+) -> None:
+    toy = VIDEO_TOYS[name]
+    folder = toy.save(tmp_path / "model", toy.spec())
+    model = auto(folder, *toy.overrides)
+    assert (model.family, model.media, model.dims) == (toy.family, "video", toy.spec().dims)
 
 
 def test_what_is_set_wins_and_what_was_found_is_stored(small_folder: Path) -> None:
@@ -128,3 +139,10 @@ def test_what_nobody_serves_is_refused_with_what_is(
         auto("random")
     with pytest.raises(ConfigError, match=r"model\.weights: required"):
         compose_job(JOB, ["model=auto"])
+
+
+@pytest.mark.parametrize("column", ["negative_prompt", "guidance_scale", "true_cfg_scale"])
+def test_what_a_distilled_klein_does_not_read_is_refused(column: str) -> None:
+    value = "blur" if column == "negative_prompt" else "2.0"
+    with pytest.raises(ConfigError, match=rf"row_defaults\.{column}: {value} is not served yet"):
+        compose_job(JOB, ["model=flux.2-klein-4b", f"row_defaults.{column}={value}"])

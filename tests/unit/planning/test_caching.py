@@ -140,6 +140,22 @@ def test_cost_and_sums_follow_the_ratio(
     assert read_work(plan.path, np.arange(3), tiny_job.model) == whole
 
 
+def test_layouts_are_priced_with_audits_and_know_the_strategies(
+    plan_of: Callable[..., Plan], tiny_job: JobConfig
+) -> None:
+    columns = {"cache_strategy": [None, "pab", "uniform", "uniform"]}
+    plan = plan_of(columns, system__cache__audit_every=1)
+    (work,) = planned_work(plan.buckets)
+    rows = requests(plan)
+    expected = sum(request.steps_expected for request in rows)
+    assert work.evaluations == pytest.approx(expected + 3 * 40, abs=1)
+    assert work.caches == ("pab", "uniform")
+    (read,) = read_work(plan.path, np.arange(4), tiny_job.model, audit_every=1)
+    assert replace(read, steps=work.steps) == work and abs(read.steps - work.steps) <= 1
+    (plain,) = read_work(plan.path, np.arange(1), tiny_job.model, audit_every=1)
+    assert (plain.evaluations, plain.caches) == (40, ())
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_strategy_is_priced_from_nothing_to_everything(
     plan_of: Callable[..., Plan], name: str
