@@ -13,6 +13,7 @@ from batchgen.engine.contract import KeptTexts, Renderer
 from batchgen.engine.team import Team
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_code, family_spec
+from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
 
 
@@ -47,9 +48,10 @@ def choose_engine(
     ranks: int = 1,
     tables: Tables | None = None,
     texts: KeptTexts | None = None,
+    images: Read = no_images,
 ) -> EngineChoice:
     """The engine for one rank of a node with that many. A family with an engine of its own needs no
-    torch; every other one is torch's. `tables` and `texts` as in `Engine.load`.
+    torch; every other one is torch's. `tables`, `images` and `texts` are as in `Engine.load`.
 
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
@@ -68,7 +70,15 @@ def choose_engine(
 
     def load(moved: Moved, team: Team) -> Engine:
         return Engine.load(
-            model, system, device, layout=obeyed, moved=moved, team=team, tables=tables, texts=texts
+            model,
+            system,
+            device,
+            layout=obeyed,
+            moved=moved,
+            team=team,
+            tables=tables,
+            images=images,
+            texts=texts,
         )
 
     return EngineChoice(

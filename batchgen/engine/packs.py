@@ -1,4 +1,4 @@
-"""How many items of a bucket share a forward.
+"""How many items of a bucket share a forward, and how many rows a decode.
 
 A fixed token budget, or `auto`. On a CPU auto is 512 tokens: a transformer of width 192 takes
 9.6 ms for an item of 48 tokens alone, 5.9 in a pack of four, 5.0 of eight and no less up to 32;
@@ -6,6 +6,9 @@ items of 1,280 tokens gain 5 %. Small packs keep few rows in flight, which is wh
 loses. On an accelerator auto doubles the pack on the rows' own forwards until an item gets less
 than 5 % cheaper; nothing is computed for the measurement alone. Pack sizes never change pixels in
 strict mode: there a bucket that fails the self-test goes one item at a time.
+
+Rows are decoded together by the same search, on any device, within what the layout leaves room for;
+strict decodes one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 
 from batchgen.engine.contract import SelfTest
 from batchgen.engine.isolation import Failed, attempt
-from batchgen.records import Determinism
+from batchgen.records import MOST_DECODED, Determinism
 from batchgen.request import Bucket
 
 CPU_TOKENS = 512
@@ -68,10 +71,13 @@ class Packer:
         *,
         equal: Callable[[Bucket, int], bool],
         ranks: int = 1,
+        few_shapes: bool = False,
     ) -> None:
         """`tokens`: of one item of a bucket. `equal`: the self-test with so many items. `ranks`:
-        that divide the items of a pack; sizes are those of the forward of each."""
+        that divide the items of a pack; sizes are those of the forward of each. `few_shapes`: these
+        are powers of two, whatever rows join and leave."""
         self.ranks = ranks
+        self.few_shapes = few_shapes
         self.tokens = tokens
         self.strict = determinism == "strict"
         self.sweeps = token_budget == "auto" and device.type != "cpu"
@@ -105,6 +111,8 @@ class Packer:
         """Cut the items of a tick into forwards: exactly by size while the sweep wants that size
         measured, else into as few and as even ones as possible."""
         size, sweep = self.size(bucket), self._sweep(bucket)
+        if self.few_shapes:
+            return powers_of_two(items, size, self.ranks)
         size *= self.ranks
         if sweep is None or sweep.settled:
             return even_chunks(items, size)
@@ -140,12 +148,54 @@ class Packer:
         if not self.strict or limit == 1:
             return limit
         items = min(limit, max(PROBE_ITEMS, -(-PROBE_ROWS // self.tokens(bucket))))
+        if self.few_shapes:
+            items = 1 << items.bit_length() - 1
         passed = attempt(lambda: self._equal(bucket, items))
         if isinstance(passed, Failed):
             return 1  # the model cannot run this bucket: let each of its rows say so
         if self.self_test != "failed":
             self.self_test = "passed" if passed else "failed"
         return limit if passed else 1
+
+
+class DecodeSizes:
+    """How many rows of a bucket are decoded together; used by the one thread that decodes."""
+
+    def __init__(self, most: Callable[[Bucket], int]) -> None:
+        """`most`: rows of a bucket that the layout allows."""
+        self._most = most
+        self._limits: dict[Bucket, int] = {}  # of buckets that did not fit
+        self._sweeps: dict[Bucket, _Sweep] = {}
+
+    def size(self, bucket: Bucket) -> int:
+        """Rows of the next decode, if as many are there."""
+        return min(self._limit(bucket), self._sweep(bucket).size)
+
+    def observe(self, bucket: Bucket, rows: int, seconds: float) -> None:
+        """Tell how long a decode took, from its begin to its end on the device."""
+        self._sweep(bucket).add(rows, seconds, self._limit(bucket))
+
+    def shrink(self, bucket: Bucket, rows: int) -> None:
+        """So many rows did not fit: allow half from now on."""
+        self._limits[bucket] = max(1, rows // 2)
+
+    def _limit(self, bucket: Bucket) -> int:
+        return min(self._most(bucket), self._limits.get(bucket, MOST_DECODED))
+
+    def _sweep(self, bucket: Bucket) -> _Sweep:
+        return self._sweeps.setdefault(bucket, _Sweep())
+
+
+def powers_of_two(items: Sequence[T], size: int, ranks: int = 1) -> list[Sequence[T]]:
+    """Chunks of which each of `ranks` has a power of two of items, at most `size`, the largest
+    first. Items that do not go round come last, one a rank."""
+    chunks, begin = list[Sequence[T]](), 0
+    while begin < len(items):
+        each = max(1, min(size, (len(items) - begin) // ranks))
+        count = ranks * (1 << each.bit_length() - 1)
+        chunks.append(items[begin : begin + count])
+        begin += count
+    return chunks
 
 
 def even_chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import wraps
 from math import prod
 from typing import Any
@@ -23,18 +22,23 @@ import torch
 from torch import Tensor, nn
 
 _MARK = "_runs_item_by_item"
-_batches: ContextVar[tuple[int, ...]] = ContextVar("batches", default=())
+_batches: list[tuple[int, ...]] = []  # the forward's; no context variable: torch.compile traces it
 
 
 @contextmanager
 def in_batches(sizes: Sequence[int]) -> Iterator[None]:
     """Inside, the edges of a forward see its items one by one, each as a batch of so many: of 2
     where the pipeline runs both branches of a row as one forward."""
-    token = _batches.set(tuple(sizes))
+    _batches.append(tuple(sizes))
     try:
         yield
     finally:
-        _batches.reset(token)
+        _batches.pop()
+
+
+def batch_sizes(items: int) -> tuple[int, ...]:
+    """Of so many items, those that `in_batches` has said; 1 each where it has said nothing."""
+    return (_batches[-1] if _batches else ()) or (1,) * items
 
 
 def make_batch_invariant(model: nn.Module) -> None:
@@ -67,7 +71,7 @@ def _split(module: nn.Module, *, only_vectors: bool) -> None:
 def _looped(inner: Any, only_vectors: bool) -> Any:
     @wraps(inner)
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        sizes = _batches.get() or (1,) * x.shape[0]
+        sizes = batch_sizes(x.shape[0])
         if sizes == (1,) or not _sees_items(only_vectors, x, len(sizes)):
             y: Tensor = inner(_as_alone(x), *args, **kwargs)
             return y

@@ -9,6 +9,7 @@ from batchgen.caches.tables import SHIPPED, Tables
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
+from batchgen.pictures import stored
 from batchgen.records import Attempt, Layout, RankInfo
 from batchgen.runfile import read_run
 from batchgen.worker.meeting import Meeting
@@ -48,6 +49,7 @@ class Post:
             asked=_gpus_asked(self.config.slurm),
             ranks=self.config.slurm.ranks_per_node,
             tables=Tables(self.root.caches, SHIPPED),
+            images=lambda digest: stored(self.root.input(digest), digest),
             texts=self._texts(),
         )
 
