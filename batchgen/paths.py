@@ -203,6 +203,11 @@ class RunPaths:
         return self.logs / _block(attempt) / f"run-{attempt.tag}.log"
 
     @property
+    def texts(self) -> Path:
+        """Encoded texts, each a file named by a hash."""
+        return self.root / "texts"
+
+    @property
     def state(self) -> Path:
         return self.root / "state"
 

@@ -215,7 +215,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "forecast": f"{_forecast(predicted)}, done in about "
         f"{duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,
-        "memory": f"{predicted.vram_gib:.2f} GiB peak on a device",
+        "memory": _memory(config, predicted),
         "disk": f"{_size(predicted.disk_gib)} in {predicted.files:,} files",
         "plan": plan.plan_id[:16],
     }
@@ -224,9 +224,24 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
     return table
 
 
+def _memory(config: JobConfig, predicted: Forecast) -> str:
+    """What it takes, where components live, and which of its settings change pixels."""
+    from batchgen.planning.memory import changes_pixels
+
+    places = predicted.layout.places
+    lossy = changes_pixels(config)
+    said = f"changes pixels, in the row key: {', '.join(lossy)}" if lossy else "changes no pixel"
+    apart = f", but {places}" if places else ""
+    return (
+        f"{predicted.vram_gib:.2f} GiB peak on a device; {predicted.layout.memory}{apart}; {said}"
+    )
+
+
 def _data(
     composed: Composed, plan: Plan, predicted: Forecast, kept: Path | None
 ) -> dict[str, object]:
+    from batchgen.planning.memory import changes_pixels
+
     return {
         "job": composed.config.name,
         "model": composed.config.model.name,
@@ -246,6 +261,7 @@ def _data(
         "buckets": [asdict(item) | {"cost_s": item.cost_s} for item in plan.buckets],
         "forecast": asdict(predicted),
         "layout": asdict(predicted.layout),
+        "memory_changes_pixels": changes_pixels(composed.config),
         "plan": str(kept) if kept else None,
     }
 
