@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Kind = Literal["text", "integer", "number"]
-Solver = Literal["unipc", "euler", "dpm++"]
+Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde"]
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000  # the schedules are drawn from 1000 training timesteps
@@ -83,6 +83,7 @@ _SIDE = Range(1, MAX_SIDE)
 _STEPS = Range(1, MAX_STEPS)
 _ENDS = Range(0, MAX_STEPS)  # steps at either end that no cache touches
 _SCALE = Range(0.0, MAX_GUIDANCE)
+_SHARE = Range(0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,13 @@ class ModelDefaults:
     guidance_scale_2: Annotated[float | None, Column(_SCALE, read_by="some", key=7)] = None
     # guidance by a second branch of models that embed guidance_scale
     true_cfg_scale: Annotated[float, Column(_SCALE, read_by="some", key=13)] = 1.0
+    # 1: the guidance scale follows the timestep
+    use_dynamic_cfg: Annotated[int, Column(Range(0, 1), read_by="some")] = 0
+    # how far a guided velocity gets the deviation of the prompt's own
+    guidance_rescale: Annotated[float, Column(_SHARE, read_by="some")] = 0.0
+    # of decoders that take noise: how much they are told, and how much there is (None: the same)
+    decode_timestep: Annotated[float, Column(_SHARE, read_by="some")] = 0.0
+    decode_noise_scale: Annotated[float | None, Column(_SHARE, read_by="some")] = None
     solver: Annotated[Solver, Column(set_by="system.sampler.solver", key=8)] = "unipc"
     sigma_shift: Annotated[
         float, Column(Range(0, above_low=True), set_by="system.sampler.sigma_shift", key=9)

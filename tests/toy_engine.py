@@ -20,6 +20,7 @@ from batchgen.engine.engine import Engine
 from batchgen.engine.loading.random_weights import byte_tokenizer
 from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import T5Dims
+from batchgen.families.family import DecodesRows
 from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
 from batchgen.families.wan22 import spec as wan22
 from batchgen.numerics.solver import reference_scheduler
@@ -235,6 +236,14 @@ def spy_on(engine: Engine, keeper: Keeper) -> None:
         return decode(engine.family, latents, bucket)
 
     engine.family.decode = spying  # type: ignore[method-assign]
+    if isinstance(engine.family, DecodesRows):
+        of_a_row = type(engine.family).decode_row
+
+        def spying_a_row(latents: Tensor, row: Request) -> Tensor:
+            keeper.last_latents = latents.clone()
+            return of_a_row(engine.family, latents, row)
+
+        engine.family.decode_row = spying_a_row  # type: ignore[method-assign]
 
 
 def draw(engine: Engine, requests: Iterable[Request]) -> Keeper:

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
+from toy_hunyuan_video import HUNYUAN_VIDEO
+from toy_ltx import LTX
 from toys import TOYS
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
@@ -47,6 +49,8 @@ SPECS: dict[str, ModelSpec] = {
     "tiny-wan": tiny_wan_spec(),  # six heads
     "flux-odd": odd_texts(flux_spec(heads=4), 21),
     "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
+    "ltx": LTX.spec(heads=4),
+    "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (
@@ -61,6 +65,8 @@ CASES = {
     "flux": IMAGES[:1],
     "flux-odd": IMAGES[1:],
     "flux2_klein": IMAGES[1:],
+    "ltx": ((LTX.bucket, 2),),
+    "hunyuan-video": ((HUNYUAN_VIDEO.bucket, 2),),
 }
 
 
@@ -129,6 +135,7 @@ def divided(mesh: Mesh) -> list[Seen]:
     return [
         found
         for name, cases in CASES.items()
+        if mesh.ring.size in family_spec(SPECS[name].family).capabilities(SPECS[name]).ring
         for bucket, items in cases
         for found in divided_case(mesh, name, bucket, items)
     ]

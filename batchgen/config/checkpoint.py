@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from batchgen.config.component import (
-    SPELLED,
     TOKENIZERS,
     component_files,
     config_file,
@@ -132,7 +131,7 @@ def _check_content(home: Path, part: Component, files: list[Path]) -> None:
     if part.kind == "tokenizer":
         _check_tokenizer(home, files)
     elif part.kind == "scheduler":
-        _check_scheduler(files[0])
+        _check_scheduler(files[0], part.predicts)
     else:
         _check_class(home, part)
         _check_tensors(index_file(home, part), [f for f in files if f.suffix == ".safetensors"])
@@ -175,11 +174,11 @@ def _tensor_names(file: Path) -> list[str]:
         ) from error
 
 
-def _check_scheduler(file: Path) -> None:
-    """The solvers here are those of flow matching."""
+def _check_scheduler(file: Path, predicts: str) -> None:
+    """The family's solvers take what its models predict."""
     kind = read_json(file).get("prediction_type", "flow_prediction")
-    if kind != "flow_prediction":
-        raise WeightsError(f"{file}: prediction_type is {kind!r}; legal: 'flow_prediction'")
+    if kind != predicts:
+        raise WeightsError(f"{file}: prediction_type is {kind!r}; legal: {predicts!r}")
 
 
 def _check_tokenizer(home: Path, files: list[Path]) -> None:
@@ -190,10 +189,9 @@ def _check_tokenizer(home: Path, files: list[Path]) -> None:
     whole = home / TOKENIZERS[0]
     if whole in files:
         _check_tokenizer_json(whole)
-    elif (home / SPELLED[0]) not in files and (
+    elif (table := next((file for file in files if file.name in TOKENIZERS), None)) and (
         missing := [name for name in ("sentencepiece", "google.protobuf") if not _has(name)]
     ):
-        table = next(file for file in files if file.name in TOKENIZERS)
         packages = " ".join(name.removeprefix("google.") for name in missing)
         raise WeightsError(
             f"{table}: is read with {' and '.join(missing)}, which this environment lacks: "

@@ -49,7 +49,8 @@ def component_files(folder: Path, component: Component) -> list[Path]:
 
 def config_file(folder: Path, component: Component) -> Path:
     """Where the checkpoint in `folder` describes a component."""
-    name = "scheduler_config.json" if component.kind == "scheduler" else "config.json"
+    settings = component.kind == "scheduler"  # scheduler_config.json, guider_config.json
+    name = f"{component.name}_config.json" if settings else "config.json"
     return folder / component.name / name
 
 
@@ -113,9 +114,15 @@ def _shards(index: Path) -> list[Path]:
 
 def _tokenizer_files(home: Path) -> list[Path]:
     spelled = all([_is_there(home / name) for name in SPELLED])
-    if not spelled and not any(_is_there(home / name) for name in TOKENIZERS):
+    if not (spelled or _needs_no_table(home) or any(_is_there(home / t) for t in TOKENIZERS)):
         raise WeightsError(f"{home}: has no tokenizer; one of {', '.join(TOKENIZERS)} is needed")
     return [home / name for name in sorted(_TOKENIZER_FILES) if _is_there(home / name)]
+
+
+def _needs_no_table(home: Path) -> bool:
+    """Whether its tokens are bytes."""
+    config = home / "tokenizer_config.json"
+    return _is_there(config) and read_json(config).get("tokenizer_class") == "ByT5Tokenizer"
 
 
 def _present(file: Path) -> Path:

@@ -86,8 +86,10 @@ def check_limit(key: str, value: object) -> None:
 
 
 def _dimension(key: str) -> Range:
-    """A size; or the number of a layer, `model.transformer.dual_attention_layers[0]`."""
-    return Range(0) if key.rpartition("[")[0].endswith("_layers") else _ABOVE_ZERO
+    """A size; or the number of a layer, `model.transformer.dual_attention_layers[0]`, or a setting
+    of a guider."""
+    from_zero = key.rpartition("[")[0].endswith("_layers") or key.startswith("model.guider.")
+    return Range(0) if from_zero else _ABOVE_ZERO
 
 
 def _is_dimension(key: str) -> bool:

@@ -1,8 +1,8 @@
 """The lists of blocks of a family's transformers, run as a forward is told.
 
 Each list becomes a `BlockStack`, which its transformer calls as if it were one block; weights and
-names of modules stay. What flows through the blocks is one tensor, or several of which the last
-leaves them. Kept tensors are (1, tokens, width) of one item, several streams one behind the other.
+names of modules stay. What flows through the blocks is one tensor, or several, one of which leaves
+them. Kept tensors are (1, tokens, width) of one item, several streams one behind the other.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ NOTHING = Kept()
 class Passage:
     """One forward on its way through the blocks."""
 
-    def __init__(self, blocks: Blocks, given: Sequence[Kept]) -> None:
-        """`given`: what each item takes from before; empty: nothing, where nothing has to be."""
+    def __init__(self, blocks: Blocks, given: Sequence[Kept], drawn: int = -1) -> None:
+        """`given`: what each item takes from before; empty: nothing, where nothing has to be.
+        `drawn`: which of what flows leaves the blocks."""
         self.blocks = blocks
+        self.drawn = drawn
         self.given = given
         self._entered: Tensor | None = None
         self._state: Tensor | None = None
@@ -77,20 +79,27 @@ class Passage:
         if block == blocks.state:
             self._state = _joined(flow)
         if block == blocks.since:
-            self._entered = flow[-1]
+            self._entered = flow[self._place(flow)]
         if block == blocks.stop:
             flow = self.end(flow)
             if added := [kept.added for kept in self.given if kept.added is not None]:
                 whole = torch.cat(added).to(flow[-1].dtype)
-                flow = (*flow[:-1], _plus(flow[-1], whole))
+                parts, at = [*flow], self._place(flow)
+                parts[at] = _plus(parts[at], whole)
+                flow = tuple(parts)
         return flow
 
     def end(self, flow: Flow) -> Flow:
         """Behind the last block that runs."""
         if self._entered is not None:
-            drawn = flow[-1][:, -self._entered.shape[1] :]  # behind others, where streams are one
+            drawn = flow[self._place(flow)]
+            drawn = drawn[:, -self._entered.shape[1] :]  # behind others, where streams are one
             self._added, self._entered = drawn - self._entered, None
         return flow
+
+    def _place(self, flow: Flow) -> int:
+        """Of the stream that is drawn, in what flows: where streams are one, it is that one."""
+        return self.drawn if len(flow) > 1 else 0
 
     def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
         """The outputs of an attention, the `place`-th of its kind: one tensor, or of several
@@ -129,6 +138,7 @@ class Stacks:
         self, transformers: Sequence[nn.Module], component: Component, plan: SequencePlan
     ) -> None:
         """`component` names the lists and what flows through them, `plan` the attentions."""
+        self.drawn = component.drawn
         self.passage = Passage(WHOLE, ())
         for transformer in transformers:
             self._stack(transformer, component)
@@ -138,7 +148,7 @@ class Stacks:
     @contextmanager
     def told(self, blocks: Blocks, given: Sequence[Kept] = ()) -> Iterator[Passage]:
         """Forwards inside do this with the blocks."""
-        before, self.passage = self.passage, Passage(blocks, given)
+        before, self.passage = self.passage, Passage(blocks, given, self.drawn)
         try:
             yield self.passage
         finally:
@@ -169,7 +179,7 @@ class Stacks:
                 stack.flows = component.flows[-1:]
             stack.span = range(first, first + len(stack))
             stack.ends = name == component.stacks[-1]
-            stack.names = [*inspect.signature(type(stack[0]).forward).parameters][1:]
+            stack.names = _arguments(stack[0])
             first += len(stack)
 
     def _lead(self, transformer: nn.Module, kind: Attention, patterns: Sequence[str]) -> None:
@@ -248,6 +258,13 @@ def stack_blocks(family: FamilyModel, name: str, experts: Sequence[str]) -> Stac
 def named(model: nn.Module, pattern: str) -> list[nn.Module]:
     """Submodules whose names fit a pattern with `*`."""
     return [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
+
+
+def _arguments(block: nn.Module) -> list[str]:
+    """Of its forward; what it takes beside those it does not use."""
+    found = inspect.signature(type(block).forward).parameters.values()
+    more = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in found if one.kind not in more][1:]
 
 
 def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from batchgen.engine.contract import Sink
 from batchgen.engine.devices.device import memory
@@ -14,7 +15,7 @@ from batchgen.engine.flight import RowState
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.errors import NonFiniteOutput
-from batchgen.families.family import FamilyModel
+from batchgen.families.family import DecodesRows, FamilyModel
 from batchgen.records import Rendered
 from batchgen.request import Request
 
@@ -89,7 +90,7 @@ class Finisher:
                     f"row {state.request.row_id}: latents hold NaN or infinity after "
                     f"{state.step} steps (guidance_scale {state.request.guidance_scale:g})"
                 )
-            pixels = self.family.decode(state.latents, state.request.bucket)
+            pixels = self._decode(state.latents, state.request)
             if self._stream is not None:
                 self._stream.synchronize()
                 self.syncs += 1
@@ -99,6 +100,11 @@ class Finisher:
         frames = pixels.cpu().numpy()
         meter.d2h += perf_counter() - begin
         return frames
+
+    def _decode(self, latents: Tensor, request: Request) -> Tensor:
+        if isinstance(self.family, DecodesRows):
+            return self.family.decode_row(latents, request)
+        return self.family.decode(latents, request.bucket)
 
     def _fail(self, request: Request, meter: RowMeter, error: Exception) -> None:
         stats = meter.stats(self.setting, memory(self.device))

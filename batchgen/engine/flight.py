@@ -28,6 +28,7 @@ from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
 from batchgen.families.family import Condition, Item
+from batchgen.numerics.noise import SeededNoise
 from batchgen.numerics.solver import History, Leap, Schedule, StepCoefs, leap, step
 from batchgen.request import Request
 
@@ -52,6 +53,7 @@ class RowState:
     history: History = field(default_factory=History)
     step: int = 0
     cache: RowCache | None = None
+    noise: SeededNoise | None = None  # that its solver draws, if it does
 
     @property
     def timestep(self) -> float:
@@ -161,17 +163,20 @@ class Flight:
         whole = self.family.schedule(request)
         branches = tuple(self._branch(condition) for condition in row.conditions)
         meter.steps_total = len(whole) * len(branches)
-        latents = self.family.initial_latents(request).to(self.family.state_dtype)
+        latents = self.family.initial_latents(request)
         schedule, cache = under_cache(self.replica, request, whole, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
-            return RowState(request, schedule, branches, latents.to(device), meter, cache=cache)
+            noise = _noise(request, schedule, latents, 0)
+            latents = latents.to(device)
+            return RowState(request, schedule, branches, latents, meter, cache=cache, noise=noise)
         step = meter.restored = join.snapshot.step
         latents, history, kept = unpack(join.snapshot, device)
         latents = latents.to(self.family.state_dtype)
         if cache is not None:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
-        return RowState(request, schedule, branches, latents, meter, history, step, cache)
+        noise = _noise(request, schedule, latents, step)
+        return RowState(request, schedule, branches, latents, meter, history, step, cache, noise)
 
     def _branch(self, condition: Condition) -> Branch:
         here = tuple(tensor.to(self.replica.device) for tensor in condition)
@@ -299,9 +304,18 @@ class Flight:
             latents, row.history = leap(coefs, latents, velocities, row.history)
             row.meter.cache_bytes = max(row.meter.cache_bytes, row.history.bytes)
         else:
-            latents, row.history = step(coefs, latents, velocities[0], row.history)
+            latents = row.latents if coefs.diffusion else latents  # in its own precision
+            draw = row.noise.draw if row.noise else None
+            latents, row.history = step(coefs, latents, velocities[0], row.history, draw)
         row.latents = latents.to(self.family.state_dtype)
         row.step += 1
         if row.cache is not None:
             row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
             row.cache.stepped(row.step)
+
+
+def _noise(request: Request, schedule: Schedule, latents: Tensor, step: int) -> SeededNoise | None:
+    """What the solver goes on to draw from a step on, behind the initial noise; None: nothing."""
+    if not schedule.draws(len(schedule)):
+        return None
+    return SeededNoise(tuple(latents.shape), request.seed, drawn=1 + schedule.draws(step))

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.strategy import SignalKind
@@ -75,16 +75,18 @@ class Component:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # name of the folder
-    kind: Literal["model", "tokenizer", "scheduler"] = "model"
+    kind: Literal["model", "tokenizer", "scheduler"] = "model"  # the last: settings alone
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
-    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, the drawn last
+    flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
+    drawn: int = -1  # which of them becomes the velocity
     layers: tuple[str, ...] = ()  # of an encoder: lists of blocks that run one behind the other
     joined: tuple[str, ...] = ()  # stacks whose blocks see all of these as one, that of the last
+    predicts: str = "flow_prediction"  # a scheduler's `prediction_type`
     recalled: tuple[Recalled, ...] = ()  # modules that see a timestep or a text alone
 
     @property
@@ -317,6 +319,14 @@ class FamilyModel(Protocol):
 
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
         """An item of noise with a random condition, for the device's self-test."""
+
+
+@runtime_checkable
+class DecodesRows(Protocol):
+    """A family whose decoder takes more of a row than its size."""
+
+    def decode_row(self, latents: Tensor, request: Request) -> Tensor:
+        """In place of `decode`."""
 
 
 class FamilyCode(Protocol):

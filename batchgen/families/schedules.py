@@ -36,3 +36,12 @@ def flow_schedule(
         even = np.linspace(1.0, 1 / steps, steps)
         source.set_timesteps(sigmas=list(sigmas) or even, mu=mu)
     return table("euler", source.sigmas, source.timesteps)
+
+
+@lru_cache(maxsize=512)
+def falling_schedule(scheduler: FlowScheduler, shift: float, steps: int) -> Schedule:
+    """Euler over `steps` sigmas, evenly from 1 towards 0, which is the end, before they are
+    shifted."""
+    source = FlowMatchEulerDiscreteScheduler(**stored_dims(replace(scheduler, shift=shift)))
+    source.set_timesteps(sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])
+    return table("euler", source.sigmas, source.timesteps)

@@ -25,6 +25,7 @@ class Attends:
 
     modules: str  # a name with `*` for the numbers of blocks
     streams: tuple[str, ...]
+    masked: bool = False  # some tokens are not attended to, which a ring cannot be told
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from diffusers import (
 from torch import Tensor
 
 from batchgen.errors import ConfigError, closest
+from batchgen.numerics.diffusion import DiffusionStep, Draw
 from batchgen.request import Solver
 
 ORDER = 2  # of the multistep solvers: Wan's own choice
@@ -79,6 +80,7 @@ class StepCoefs:
     predictor: Update | None = None
     corrector: Update | None = None  # UniPC: corrects the last prediction before the next one
     dt: Tensor | None = None  # of Euler only
+    diffusion: DiffusionStep | None = None  # of models of diffusion proper only
 
 
 # Of the newest latents and of each difference to older ones; of each branch's velocity, by age.
@@ -115,6 +117,10 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.coefs)
+
+    def draws(self, step: int) -> int:
+        """Noises that the steps before this one draw."""
+        return sum(coefs.diffusion.draws for coefs in self.coefs[:step] if coefs.diffusion)
 
 
 @lru_cache(maxsize=512)
@@ -173,9 +179,16 @@ def reference_scheduler(
     return kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
-def step(coefs: StepCoefs, x: Tensor, v: Tensor, history: History) -> tuple[Tensor, History]:
+def step(
+    coefs: StepCoefs, x: Tensor, v: Tensor, history: History, draw: Draw | None = None
+) -> tuple[Tensor, History]:
     """One solver step from latents `x` with the guided velocity `v`; returns the next latents and
-    history. Latents keep their own precision (float32), whatever the precision of `v`."""
+    history. Latents keep their own precision (float32), whatever the precision of `v`. `draw` gives
+    the noises that some solvers want."""
+    if coefs.diffusion is not None:
+        before = history.outputs[0] if history.outputs else None
+        following, x0 = coefs.diffusion(x, v, before, draw)
+        return following, History((x0,))
     if coefs.dt is not None:
         return x + coefs.dt * v, history
     assert coefs.predictor is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from toy_engine import request, small_spec, system, two_experts
 from toy_flux import flux_spec
 from toys import TOYS
+from video_toys import VIDEO_TOYS
 
 from batchgen.caches.blocks import Blocks
 from batchgen.config.schema import ModelSpec
@@ -37,8 +38,7 @@ from batchgen.families.family import (
 from batchgen.families.sequence import Cut
 from batchgen.families.streaming import block_weights
 from batchgen.numerics.edges import is_edge, make_batch_invariant
-from batchgen.numerics.solver import SOLVERS
-from batchgen.request import Bucket, Request
+from batchgen.request import Bucket, Request, Solver
 
 # A new family adds its small spec here, and a bucket of 16 tokens or more with a larger one.
 SPECS: dict[str, ModelSpec] = {
@@ -46,10 +46,22 @@ SPECS: dict[str, ModelSpec] = {
     "wan22": two_experts(small_spec("random")),
     "flux": flux_spec("random"),
     **{name: toy.spec() for name, toy in TOYS.items()},
+    **{toy.family: toy.spec() for toy in VIDEO_TOYS.values()},
 }
 CLIPS = (Bucket(64, 32, 5), Bucket(64, 64, 5))
 IMAGES = (Bucket(128, 64, 1), Bucket(192, 64, 1))
-BUCKETS = {"wan": CLIPS, "wan22": CLIPS, "flux": IMAGES, **dict.fromkeys(TOYS, IMAGES)}
+BUCKETS = {
+    "wan": CLIPS,
+    "wan22": CLIPS,
+    "flux": IMAGES,
+    **dict.fromkeys(TOYS, IMAGES),
+    **{
+        toy.family: (toy.bucket, replace(toy.bucket, height=2 * toy.bucket.height))
+        for toy in VIDEO_TOYS.values()
+    },
+}
+# LTX-Video's plan divides texts and then has masks of other lengths than they.
+UNDIVIDED = {"ltx": {"encoder_hidden_states", "encoder_attention_mask"}}
 NOT_USED = {"timestep", "encoder_hidden_states_mask", "modulate_index"}
 CPU = torch.device("cpu")
 
@@ -136,7 +148,8 @@ def test_tokens_are_divided_where_diffusers_divides_them(loaded: Loaded) -> None
             for tensor, one in tensors.items()
         }
         ours = {(cut.module, cut.tensor, cut.dim) for cut in plan.cuts}
-        assert {tensor for _, tensor, _ in theirs - ours} <= NOT_USED
+        unused = NOT_USED | UNDIVIDED.get(loaded.model.family, set())
+        assert {tensor for _, tensor, _ in theirs - ours} <= unused
         assert ours <= theirs
         where = transformer._cp_plan[plan.gather.module].gather_dim
         assert plan.gather == Cut(plan.gather.module, 0, plan.gather.stream, where)
@@ -226,7 +239,9 @@ def test_what_is_checked_is_what_is_loaded() -> None:
     for name, model in SPECS.items():
         known = {part.name: part for part in family_spec(name).COMPONENTS}
         loaded = parts(model, torch.bfloat16)
-        assert {part.name for part in loaded} == known.keys() - {"scheduler"}
+        assert {part.name for part in loaded} == {
+            part.name for part in known.values() if part.kind != "scheduler"
+        }
         for part in loaded:
             component = known[part.name]
             if component.kind == "tokenizer":
@@ -353,7 +368,7 @@ def test_every_module_that_sees_a_vector_per_item_does_not_depend_on_the_batch(
     edges = {module: x for module, x in seen.items() if is_edge(module, x, 4)}
     assert len(edges) >= 3 * len(loaded.experts)
     for edge, inputs in edges.items():
-        assert inputs.shape[0] == 4
+        assert inputs.shape[0] % 4 == 0  # a patch convolution may see frames
         alone = torch.cat([edge(x) for x in inputs.split(1)])
         assert torch.equal(edge(inputs), alone)
 
@@ -421,5 +436,5 @@ def test_the_schedule_has_the_steps_of_the_request(loaded: Loaded) -> None:
 
 def test_capabilities_name_solvers_that_exist(loaded: Loaded) -> None:
     served = loaded.spec.capabilities(loaded.model)
-    assert set(served.solvers) <= set(SOLVERS)
+    assert set(served.solvers) <= set(get_args(Solver))
     assert loaded.model.request_defaults.solver in served.solvers

@@ -12,7 +12,9 @@ from PIL import Image
 from toy_engine import request
 from toy_flux import FluxTwin, flux_spec, save_flux
 from toy_images import ImageTwin
+from toy_videos import VideoTwin
 from toys import TOYS
+from video_toys import VIDEO_TOYS
 
 COLUMNS = (
     "row_id",
@@ -24,6 +26,7 @@ COLUMNS = (
     "num_frames",
     "num_steps",
 )
+SIDES = ("width", "height", "num_frames")
 TWO_SCALES = [
     {"row_id": f"row-{i}", "prompt": "a red circle", "seed": i, "guidance_scale_2": scale}
     for i, scale in enumerate([2.0, None, 5.0, 2.0])
@@ -126,6 +129,33 @@ def test_images_of_each_family(one_thread: None, tmp_path: Path, name: str) -> N
     (row,) = rows_of(done.run).itertuples()
     drawn = np.asarray(Image.open(done.run.root / row.media_path))
     assert np.array_equal(drawn, ImageTwin(toy, toy.spec(str(folder)))(wanted)[1][0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if "noisy" in name else pytest.mark.slow)
+        for name in sorted(VIDEO_TOYS)
+    ],
+)
+def test_videos_of_each_family(one_thread: None, tmp_path: Path, name: str) -> None:
+    """From a checkpoint alone, whose dimensions are found; frames are those of the pipeline, and a
+    film is one."""
+    toy = VIDEO_TOYS[name]
+    folder, wanted = toy.save(tmp_path / "model", toy.spec()), toy.row(2)
+    columns = {field: getattr(wanted, field) for field in COLUMNS}
+    job_folder = make_job_folder(tmp_path, [columns | toy.changes(2)])
+    size = [f"row_defaults.{side}={getattr(toy.bucket, side)}" for side in SIDES]
+    model = ("model=auto", f"model.weights={folder}", *toy.overrides, *size)
+    done = job_folder.run_here(*model, "output.format=npy")
+    assert done.code == 0, done.err
+    (row,) = rows_of(done.run).itertuples()
+    drawn = np.load(done.run.root / row.media_path)
+    assert np.array_equal(drawn, VideoTwin(toy, toy.spec(str(folder))).frames(wanted))
+    film = job_folder.run_here(*model)
+    assert film.code == 0, film.err
+    (row,) = rows_of(film.run).itertuples()
+    assert row.media_path.endswith(".mp4") and (film.run.root / row.media_path).stat().st_size
 
 
 @pytest.mark.parametrize(

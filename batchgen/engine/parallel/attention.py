@@ -27,6 +27,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # one process's own, over (
 class AttentionOp(Protocol):
     """How ranks attend together."""
 
+    masks: bool  # whether `attend` may leave out keys that it was told of
+
     def __call__(self, attend: Attend, joint: Joint, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The rank's own tokens (B, own, H, D) -> what the whole gives for them. `attend`: how one
         process would do it."""
@@ -37,6 +39,7 @@ class TorchOp:
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
+        self.masks = mesh.ring.size == 1  # then it is `attend` that attends
 
     def __call__(self, attend: Attend, joint: Joint, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `AttentionOp`. Bit-equal to `attend` over all tokens where the ring has one rank."""

@@ -101,8 +101,9 @@ def _route(module: Any) -> None:
         if divided is None:
             y: Tensor = attend(query, key, value, parallel_config=parallel_config, **settings)
             return y
-        if settings.get("attn_mask") is not None:
-            raise NotImplementedError("attention with a mask is not divided")
+        mask = settings.get("attn_mask")
+        if mask is not None and mask.shape[-2] != 1:
+            raise NotImplementedError("attention with a mask for each query is not divided")
         return divided(lambda q, k, v: attend(q, k, v, **settings), query, key, value)
 
     routed._routes_divided_attention = True  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from batchgen.engine.parallel.cross import cross_attend
 from batchgen.engine.parallel.dispatch import attend_through, cross_through
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.shares import Joint, Share, shares
+from batchgen.errors import ConfigError
 from batchgen.families.sequence import Cut, SequencePlan
 
 
@@ -66,7 +67,7 @@ class SplitSequence:
         for cut in plan.cuts:
             module = _entered(transformer, cut.module)
             if isinstance(cut.tensor, str):
-                names = [*inspect.signature(type(module).forward).parameters][1:]
+                names = _arguments(module)
                 hook = module.register_forward_pre_hook(self._enter(cut, names), with_kwargs=True)
             else:
                 hook = module.register_forward_hook(self._leave(cut.tensor, cut, self._share))
@@ -126,6 +127,11 @@ class SplitSequence:
     # ---------------------------------------------------------------------------------- attention
     def _attend(self, transformer: nn.Module, plan: SequencePlan) -> None:
         for attends in plan.attends:
+            if attends.masked and not self.op.masks:
+                raise ConfigError(
+                    "system.parallel: attention with a mask goes neither around a ring nor through "
+                    "xfuser; legal: ring=1, attention_op=torch"
+                )
             for module in named(transformer, attends.modules):
                 self._undo.append(attend_through(module, self._divided(attends.streams)))
 
@@ -164,6 +170,12 @@ def _entered(transformer: nn.Module, name: str) -> nn.Module:
     if last == "0" and isinstance(stack, BlockStack):
         return stack
     return transformer.get_submodule(name)
+
+
+def _arguments(module: nn.Module) -> list[str]:
+    if isinstance(module, BlockStack):
+        return module.names
+    return [*inspect.signature(type(module).forward).parameters][1:]
 
 
 def _copies(out: Tensor, restored: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ _KEY = "system.parallel.attention_op: xfuser"
 class XfuserOp:
     """See `AttentionOp`. Its bytes are not counted."""
 
+    masks = False
+
     def __init__(self, mesh: Mesh) -> None:
         """Raises ConfigError with the reason where xfuser cannot be used."""
         self.usp = _load(mesh)

@@ -46,7 +46,7 @@ COMPONENTS = (
         flows=("encoder_hidden_states", "hidden_states"),
         joined=("single_transformer_blocks",),
     ),
-    encoder("text_encoder", "Qwen3ForCausalLM", "qwen3"),
+    encoder("text_encoder", "Qwen3ForCausalLM", "qwen3", "model.layers"),
     Component(name="vae", loads="diffusers.AutoencoderKLFlux2", stage="decode", dims="vae"),
     tokenizer(),
     FLOW_SCHEDULER,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from toy_engine import small_spec, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
+from video_toys import VIDEO_TOYS
 
 from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import compose_job, recompose
@@ -56,6 +57,16 @@ def test_a_flux_is_found_with_its_scheduler(one_thread: None, tmp_path: Path, de
     assert (model.family, model.dims, model.name) == ("flux", flux_spec(dev=dev).dims, "mine")
     own = model.request_defaults
     assert (own.num_steps, own.solver, own.num_frames) == (28 if dev else 4, "euler", 1)
+
+
+@pytest.mark.parametrize("name", sorted(VIDEO_TOYS))
+def test_videos_are_found_with_their_dimensions(
+    one_thread: None, tmp_path: Path, name: str
+) -> None:
+    toy = VIDEO_TOYS[name]
+    folder = toy.save(tmp_path / "model", toy.spec())
+    model = auto(folder, *toy.overrides)
+    assert (model.family, model.media, model.dims) == (toy.family, "video", toy.spec().dims)
 
 
 def test_what_is_set_wins_and_what_was_found_is_stored(small_folder: Path) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from meta_models import flops, on_meta, packaged
 
-from batchgen.config.compose import compose_job
-from batchgen.config.schema import ModelSpec
-from batchgen.engine.loading.checkpoint import build_module, meta_model
+from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
@@ -22,7 +17,6 @@ from batchgen.families.wan import spec as wan
 from batchgen.families.z_image import spec as z_image
 from batchgen.request import Bucket
 
-JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"
 LARGE, SMALL = Bucket(1024, 1024, 1), Bucket(512, 512, 1)
 BILLIONS = {  # weights of the transformer
     "flux.1-dev": 11.90,
@@ -33,22 +27,6 @@ BILLIONS = {  # weights of the transformer
     "z-image-turbo": 6.155,
     "flux.2-klein-4b": 3.876,
 }
-
-
-def packaged(name: str) -> ModelSpec:
-    return compose_job(JOB, [f"model={name}"]).config.model
-
-
-def on_meta(model: ModelSpec, name: str) -> Any:
-    part = next(part for part in parts(model, torch.bfloat16) if part.name == name)
-    with torch.device("meta"):
-        return build_module(part.model_class, part.config).to(torch.bfloat16)
-
-
-def flops(call: Any) -> int:
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
-        call()
-    return int(counter.get_total_flops())
 
 
 @pytest.mark.parametrize("name", BILLIONS)

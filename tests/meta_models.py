@@ -1,0 +1,32 @@
+"""Packaged models without memory for their weights, and what their forwards count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from batchgen.config.compose import compose_job
+from batchgen.config.schema import ModelSpec
+from batchgen.engine.loading.checkpoint import build_module
+from batchgen.engine.loading.parts import parts
+
+JOB = Path(__file__).parents[1] / "jobs" / "demo.yaml"
+
+
+def packaged(name: str) -> ModelSpec:
+    return compose_job(JOB, [f"model={name}"]).config.model
+
+
+def on_meta(model: ModelSpec, name: str) -> Any:
+    part = next(part for part in parts(model, torch.bfloat16) if part.name == name)
+    with torch.device("meta"):
+        return build_module(part.model_class, part.config).to(torch.bfloat16)
+
+
+def flops(call: Any) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
+        call()
+    return int(counter.get_total_flops())

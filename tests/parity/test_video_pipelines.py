@@ -1,0 +1,92 @@
+"""Video families: each row equals what its diffusers pipeline makes of it alone, to the bit."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from toy_engine import Keeper, ListSource, draw, spy_on, system
+from toy_videos import VideoTwin
+from video_toys import VIDEO_TOYS
+
+from batchgen.config.schema import ModelSpec
+from batchgen.engine.engine import Engine
+from batchgen.request import Request
+
+ROWS = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint, rows, and what the pipeline drew of them."""
+
+    spec: ModelSpec
+    rows: list[Request]
+    twin: Keeper
+
+    def engine(self, **changes: object) -> Engine:
+        return Engine.load(self.spec, system(**changes), "cpu")
+
+    def assert_equal(self, drawn: Keeper) -> None:
+        theirs = {name: self.twin.latents[name] for name in drawn.latents}
+        drawn.assert_as_pipeline(theirs, self.twin.frames)
+
+
+@pytest.fixture(scope="module", params=sorted(VIDEO_TOYS))
+def case(
+    request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
+) -> Case:
+    toy = VIDEO_TOYS[request.param]
+    folder = toy.save(tmp_path_factory.mktemp(request.param), toy.spec())
+    spec, kept = toy.spec(str(folder)), Keeper()
+    pipeline, rows = VideoTwin(toy, spec), [toy.row(number) for number in range(ROWS)]
+    for row in rows:
+        kept.latents[row.row_id] = pipeline.latents(row)
+        kept.frames[row.row_id] = pipeline.frames(row)
+    return Case(spec, rows, kept)
+
+
+def test_rows_alone_equal_the_pipeline(case: Case) -> None:
+    drawn = draw(case.engine(batch={"token_budget": 1, "max_rows_in_flight": 1}), case.rows)
+    case.assert_equal(drawn)
+    assert len(drawn.latents) == len(case.rows)
+    assert {stats.batch_size_mean for stats in drawn.stats.values()} == {1.0}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_packs_with_refill_equal_the_pipeline(case: Case, seed: int) -> None:
+    """In any order, of any steps, texts and guidances; rows stopped in the middle go on so."""
+    chance, order = random.Random(seed), [*case.rows]
+    chance.shuffle(order)
+    batch = {"token_budget": 8000, "max_rows_in_flight": 2 + 3 * seed, "window": 5}
+    mode = ("resident", "model")[seed]
+    engine, asked = case.engine(batch=batch, memory={"mode": mode}), iter(range(10**6))
+    first, again = Keeper(), Keeper()
+    spy_on(engine, first)
+    first.report = engine.render(ListSource(order), first, stop=lambda: next(asked) >= 3)
+    left = [row for row in order if row.row_id not in first.frames]
+    assert first.states and left
+    spy_on(engine, again)
+    again.report = engine.render(ListSource(left, first.states), again)
+    assert len(first.latents) + len(again.latents) == len(order)
+    for keeper in (first, again):
+        case.assert_equal(keeper)
+    again.assert_packed()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(VIDEO_TOYS))
+def test_a_wide_model_equals_the_pipeline_in_packs(
+    name: str, one_thread: None, tmp_path: Path
+) -> None:
+    """Width 512: products of other kernels than those of the small model."""
+    toy = VIDEO_TOYS[name]
+    folder = toy.save(tmp_path, toy.spec(heads=32))
+    spec = toy.spec(str(folder), heads=32)
+    twin, rows = VideoTwin(toy, spec), [toy.row(number) for number in range(ROWS)]
+    together = draw(Engine.load(spec, system(batch={"token_budget": 8000}), "cpu"), rows)
+    together.assert_packed()
+    theirs = {row.row_id: twin.latents(row) for row in rows}
+    together.assert_as_pipeline(theirs, {row.row_id: twin.frames(row) for row in rows})
