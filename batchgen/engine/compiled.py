@@ -24,6 +24,7 @@ from batchgen.errors import ConfigError
 
 T = TypeVar("T")
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
+MOST_GRAPHS = 512  # of one kind of block: sizes of rows x sizes of packs; torch takes 8
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +52,8 @@ class Compiled:
                 "stream; legal with that: off, default, max-autotune-no-cudagraphs"
             )
         keep_on_node()
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        torch._dynamo.config.accumulated_recompile_limit = MOST_GRAPHS
         for transformer in transformers:
             for stack in transformer.modules():
                 if isinstance(stack, BlockStack):
