@@ -156,6 +156,15 @@ class RunPaths:
         """What the pilot of submission `number` found; once it is there, the pilot is over."""
         return self.caches / f"pilot-{number:04d}.json"
 
+    # images of rows
+    @property
+    def inputs(self) -> Path:
+        """Images that rows are given, under their digests, so that the run needs nobody else's."""
+        return self.root / "inputs"
+
+    def input(self, digest: str) -> Path:
+        return self.inputs / digest[:2] / digest
+
     # what is published
     @property
     def media(self) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
-from batchgen.request import Request
+from batchgen.request import Bucket, Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +17,17 @@ Status = Literal["ok", "failed", "quarantined", "pending"]
 Determinism = Literal["strict", "throughput"]
 MemoryMode = Literal["resident", "model", "stream", "disk"]
 Precision = Literal["bfloat16", "float16", "float32"]
+# Rows that are decoded together, at most, and their pixels, all frames counted: a device that has
+# so many at work gains nothing by more.
+MOST_DECODED, DECODE_PIXELS = 8, 2**21
 _DEGREES = ("dp", "cfg", "ulysses", "ring")
 _SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def rows_decoded(pixels: int, bucket: Bucket) -> int:
+    """Most rows of a shape that so many pixels allow to be decoded together."""
+    row = bucket.width * bucket.height * bucket.num_frames
+    return max(1, min(MOST_DECODED, pixels // row))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +49,7 @@ class Layout:
     precision: Precision  # that components run in, but for those that always run in float32
     attention: str  # kernel, as far as it is known before anything runs
     device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
+    decode_pixels: int = 0  # of rows that are decoded together, all frames; 0: one by one
     vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
     fits: bool = True
     speed: float = 1.0  # predicted, of a replica against one rank of it with all resident

@@ -16,7 +16,7 @@ from batchgen.runfile import RunFile
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
     {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
-    | {"failpoints", "processes", "anchor", "durable", "words"},
+    | {"failpoints", "processes", "anchor", "durable", "words", "progress", "pictures"},
     {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
@@ -25,6 +25,7 @@ LAYERS = [
     {"engine", "models"},
     {"worker", "scheduler"},
     {"runner", "bench", "export"},
+    {"api"},
     {"cli", "__main__"},
 ]
 SAME_LEVEL_ALLOWED = {
@@ -37,6 +38,7 @@ INSIDE = {
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
         {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"pictures"},
         {"blocks", "recall", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
@@ -68,6 +70,7 @@ TORCH_SIDE_MAY_IMPORT = {
         "failpoints",
         "families",
         "numerics",
+        "pictures",
         "engine",
         "models",
     )
@@ -101,7 +104,8 @@ def imports(path: Path) -> set[str]:
 def room(module: str) -> str:
     """The top folder; `families/<name>/model.py` is ranked apart from a family's light side."""
     top, *rest = module.split(".")
-    return "models" if top == "families" and rest[-1:] == ["model"] else top
+    torch_side = {"model", "frames"}  # what models share
+    return "models" if top == "families" and torch_side & {*rest[-1:]} else top
 
 
 def level(folder: str) -> int:
@@ -182,6 +186,7 @@ def test_help_and_status_are_light(tmp_path: Path) -> None:
     call = (
         "from batchgen.cli.main import main\ntry:\n    main({argv!r})\nexcept SystemExit:\n    pass"
     )
+    assert loaded_after("import batchgen; assert 'submit' in dir(batchgen)") == []
     assert loaded_after(call.format(argv=["--help"])) == []
     assert loaded_after(call.format(argv=["status", str(tmp_path)])) == []
     assert loaded_after(call.format(argv=["status", str(tmp_path / "no-run")])) == []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from batchgen.engine.engine import Engine
 from batchgen.engine.loading.random_weights import byte_tokenizer
 from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import T5Dims
-from batchgen.families.family import DecodesRows
+from batchgen.families.family import DecodesPacks, DecodesRows
 from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
 from batchgen.families.wan22 import spec as wan22
 from batchgen.numerics.solver import reference_scheduler
@@ -182,7 +183,7 @@ class Keeper:
     started_ids: list[str] = field(default_factory=list)
     threads: set[str] = field(default_factory=set)
     states: dict[str, Snapshot] = field(default_factory=dict)
-    last_latents: Tensor | None = None
+    decoded: deque[Tensor] = field(default_factory=deque)  # latents of rows on their way here
     report: EngineReport = field(default_factory=EngineReport)
 
     def assert_packed(self) -> None:
@@ -214,8 +215,8 @@ class Keeper:
         self.threads.add(threading.current_thread().name)
         self.frames[name] = rendered.frames
         self.stats[name] = rendered.stats
-        if self.last_latents is not None:
-            self.latents[name] = self.last_latents
+        if self.decoded:
+            self.latents[name] = self.decoded.popleft()
 
     def saved(self, request: Request, snapshot: Snapshot) -> None:
         assert request.row_id not in self.frames and request.row_id not in self.errors
@@ -229,21 +230,30 @@ class Keeper:
 
 def spy_on(engine: Engine, keeper: Keeper) -> None:
     """Let the keeper see each row's latents just before they are decoded."""
-    decode = type(engine.family).decode
+    family: Any = engine.family
+    decode = type(family).decode
 
     def spying(latents: Tensor, bucket: Any) -> Tensor:
-        keeper.last_latents = latents.clone()
-        return decode(engine.family, latents, bucket)
+        keeper.decoded.append(latents.clone())
+        return decode(family, latents, bucket)  # type: ignore[no-any-return]
 
-    engine.family.decode = spying  # type: ignore[method-assign]
-    if isinstance(engine.family, DecodesRows):
-        of_a_row = type(engine.family).decode_row
+    family.decode = spying
+    if isinstance(family, DecodesRows):
+        of_a_row = type(family).decode_row
 
         def spying_a_row(latents: Tensor, row: Request) -> Tensor:
-            keeper.last_latents = latents.clone()
-            return of_a_row(engine.family, latents, row)
+            keeper.decoded.append(latents.clone())
+            return of_a_row(family, latents, row)
 
-        engine.family.decode_row = spying_a_row  # type: ignore[method-assign]
+        family.decode_row = spying_a_row
+    if isinstance(family, DecodesPacks):
+        of_a_pack = type(family).decode_pack
+
+        def spying_a_pack(latents: Sequence[Tensor], bucket: Any) -> list[Tensor]:
+            keeper.decoded.extend(one.clone() for one in latents)
+            return of_a_pack(family, latents, bucket)
+
+        family.decode_pack = spying_a_pack
 
 
 def draw(engine: Engine, requests: Iterable[Request]) -> Keeper:

@@ -20,23 +20,26 @@ def whole(row: Row, name: str, plain: int) -> int:
 
 def threshold(row: Row, table: Mapping[str, Any] | None, slope: float) -> float:
     """The threshold of an adaptive strategy: the knob of that name; else from the ratio, by the
-    table's `thresholds` ([ratio, threshold] pairs, rising) or as `slope` times the ratio."""
+    table's `thresholds` ([ratio, threshold] pairs, rising) or as `slope` times the ratio. A step of
+    fewer goes further: thresholds of a table grow as its number of `steps` by the row's."""
     if "threshold" in row.params:
         return row.params["threshold"]
-    return _between(_points(table, slope), row.ratio)
+    return _between(_points(row, table, slope), row.ratio)
 
 
 def ratio(row: Row, table: Mapping[str, Any] | None, slope: float) -> float:
     """The share of evaluations that the row's threshold is thought to save."""
     if "threshold" not in row.params:
         return row.ratio
-    swapped = [(threshold, ratio) for ratio, threshold in _points(table, slope)]
+    swapped = [(threshold, ratio) for ratio, threshold in _points(row, table, slope)]
     return min(1.0, _between(swapped, row.params["threshold"]))
 
 
-def _points(table: Mapping[str, Any] | None, slope: float) -> list[tuple[float, float]]:
-    measured = (table or {}).get("thresholds") or [(1.0, slope)]
-    return [(0.0, 0.0), *((float(a), float(b)) for a, b in measured if a > 0)]
+def _points(row: Row, table: Mapping[str, Any] | None, slope: float) -> list[tuple[float, float]]:
+    entry = table or {}
+    measured = entry.get("thresholds") or [(1.0, slope)]
+    scale = entry.get("steps", row.steps) / row.steps
+    return [(0.0, 0.0), *((float(a), float(b) * scale) for a, b in measured if a > 0)]
 
 
 def _between(points: Sequence[tuple[float, float]], at: float) -> float:

@@ -14,6 +14,7 @@ MEASURED = ("magcache", "teacache", "seacache", "first_block")  # set by what ro
 FITTED = (planned.NAME, *MEASURED)  # strategies that a pilot can fit
 FEWEST_STEPS = 4  # of a row that is measured
 ROWS, FEWEST = 16, 4  # rows of a fit
+JUDGES = 2  # rows at least, where a fit is judged
 AUDITED = 8  # further ones, on which a fit is judged; fewer where there are fewer
 RATIOS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # that `min_psnr_db` chooses from
 PSNR = "psnr"  # of a table's content: what it was judged to be, as `Judged` has it
@@ -33,6 +34,7 @@ class Pilot:
     branches: int
     guidance: tuple[float, float]  # lowest and highest
     layers: int = 1  # blocks of a forward
+    judges: bool = False  # whether it is judged how far fits are from rows without a cache
     cost_s: float = 0.0  # device seconds of the fits, beside the rows' own
 
     def __str__(self) -> str:
@@ -40,6 +42,11 @@ class Pilot:
         guided = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         ratios = ", ".join(f"{ratio:g}" for ratio in self.ratios)
         return f"{self.strategy} {ratios}, {self.num_steps} steps, guidance {guided}"
+
+    @property
+    def fewest(self) -> int:
+        """Rows that it has to have."""
+        return FEWEST + JUDGES * self.judges
 
     @property
     def drawn(self) -> int:

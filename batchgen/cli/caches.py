@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchgen.cli.words import duration
+from batchgen.words import duration
 
 if TYPE_CHECKING:
     from batchgen.caches.pilots import Choice, Pilot
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from batchgen.planning.store import CacheForecast
 
 _SHOWN = 6  # combinations of settings
+_INSTEAD = {"planned": "the solver's own update"}
+_HOW = "system.cache.calibrate=true makes fits, where at least 4 different rows ask for one"
 
 
 def cache_lines(plan: Plan) -> dict[str, str]:
@@ -24,10 +26,12 @@ def cache_lines(plan: Plan) -> dict[str, str]:
         expected, total = (round(part) for part in evaluations(plan))
         saved = 1 - expected / total if total else 0.0
         lines["forwards"] = f"{expected:,} of {total:,} expected, caches save {saved:.0%}"
-        lines["caches"] = "\n".join(_line(plan, each) for each in plan.caches[:_SHOWN])
+        lines["caches"] = "\n".join(map(_line, plan.caches[:_SHOWN]))
         if rest := plan.caches[_SHOWN:]:
             rows = sum(forecast.rows for forecast in rest)
             lines["caches"] += f"\n{len(rest)} more with {rows:,} rows"
+        if _can_be_fitted(plan) and not plan.pilots:
+            lines["caches"] += f"\n{_HOW}"
     if audits := sum(bucket.audits for bucket in plan.buckets):
         more = sum(bucket.audit_evaluations for bucket in plan.buckets)
         lines["audits"] = f"{audits:,} rows drawn without their cache too: {more:,} forwards more"
@@ -79,22 +83,28 @@ def evaluations(plan: Plan) -> tuple[int, int]:
     return expected, sum(b.evaluations_total or b.evaluations for b in plan.buckets)
 
 
-def _line(plan: Plan, forecast: CacheForecast) -> str:
-    fit = _fit(plan, forecast)
-    return f"{forecast}: {forecast.rows:,} rows, {forecast.share:.0%} computed{fit}"
+def _line(forecast: CacheForecast) -> str:
+    from batchgen.caches.strategy import strategy
+
+    exact = forecast.ratio == 0 or strategy(forecast.strategy).FACTS.data_free
+    share = f"{'' if exact else 'about '}{forecast.share:.0%} computed"
+    return f"{forecast}: {forecast.rows:,} rows, {share}{_fit(forecast)}"
 
 
-def _fit(plan: Plan, forecast: CacheForecast) -> str:
-    from batchgen.caches.pilots import FITTED
+def _fit(forecast: CacheForecast) -> str:
     from batchgen.caches.strategy import strategy
 
     facts, without = strategy(forecast.strategy).FACTS, forecast.rows - forecast.fitted
-    if not facts.table:
+    if not facts.table or forecast.ratio == 0:
         return ""
     if not without:
         return ", with a fit"
-    instead = "the solver's own update" if facts.kind == "planned" else "no coefficients"
-    told = f", {forecast.fitted:,} with a fit, {without:,} with {instead}"
-    if plan.pilots or forecast.strategy not in FITTED:
-        return told
-    return f"{told} (system.cache.calibrate=true fits it)"
+    some = f"{forecast.fitted:,} with a fit, {without:,} without" if forecast.fitted else "no fit"
+    return f", {some}: {_INSTEAD.get(forecast.strategy, 'a threshold by the published one')}"
+
+
+def _can_be_fitted(plan: Plan) -> bool:
+    """Whether rows do without a fit that a pilot may make."""
+    from batchgen.caches.pilots import FITTED
+
+    return any(c.ratio > 0 and c.fitted < c.rows and c.strategy in FITTED for c in plan.caches)

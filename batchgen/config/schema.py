@@ -200,8 +200,8 @@ class SlurmConfig:
 
     `signal_delay_s`: seconds before the wall-time limit at which ranks are told to drain.
     `watchdog_s`: a rank that makes no step for so long is killed; 0 = never. A step is the import
-    of torch, a component of the model loaded, a text encoded, a solver step, a row decoded and
-    written: it has to be longer than the longest of these.
+    of torch, a component of the model loaded, a text encoded, a solver step, rows decoded
+    together and written: it has to be longer than the longest of these.
     `python`: command that starts python on a node, for containers; None = this interpreter.
     `steward_python`: the same for the steward, which needs Slurm's commands beside it; it then
     starts without `srun_args`. None = as the tasks.
@@ -244,7 +244,7 @@ if TYPE_CHECKING:
         def __getattr__(self, column: str) -> Any: ...
 
 else:
-    _TYPES = {"text": str, "integer": int, "number": float}
+    _TYPES = {"text": str, "integer": int, "number": float, "image": str}
     RowDefaults = make_dataclass(
         "RowDefaults",
         [(name, _TYPES[column.kind] | None, None) for name, column in ROW_DEFAULTS.items()],

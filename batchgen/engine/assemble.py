@@ -20,9 +20,10 @@ from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan, plan_memory
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.memory.stream import Feed
-from batchgen.engine.packs import Packer
+from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
+from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
@@ -36,7 +37,8 @@ from batchgen.families.family import (
     share_computed,
 )
 from batchgen.numerics.edges import make_batch_invariant
-from batchgen.records import Layout
+from batchgen.pictures import Read
+from batchgen.records import Layout, rows_decoded
 from batchgen.request import Bucket
 
 
@@ -50,6 +52,7 @@ def assemble(
     moved: Callable[[], object],
     team: Team,
     tables: Tables,
+    images: Read,
     mesh: Mesh | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
@@ -80,6 +83,7 @@ def assemble(
         device=device,
         residency=residency,
         prompts=PromptBook(family, model.prompt_overflow),
+        pictures=PictureBook(family, images),
         packer=Packer(
             partial(family_spec(model.family).tokens, model),
             device,
@@ -89,6 +93,7 @@ def assemble(
             ranks=mesh.cfg.size if mesh is not None else 1,
             few_shapes=compiled.on,
         ),
+        decodes=DecodeSizes(partial(rows_decoded, layout.decode_pixels)),
         team=team,
         stacks=stacks,
         attention=attention,

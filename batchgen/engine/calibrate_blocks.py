@@ -111,7 +111,7 @@ def calibrate_blocks(
         "magcache": lambda _: {"ratios": _ratios([row for row, _ in drawn])},
         "teacache": lambda facts: _teacache(facts, branches, signal),
         "seacache": lambda facts: _seacache(facts, branches),
-        "first_block": lambda facts: {"thresholds": _first_block(facts, branches)},
+        "first_block": lambda facts: _first_block(facts, branches),
     }
     entries = [
         Entry(key=replace(key, strategy=name), content=measure[name](_facts(rows, name)))
@@ -197,7 +197,8 @@ def _ratios(rows: Sequence[Sequence[Recorded]]) -> list[list[float]]:
 
 
 def _seacache(facts: Row, branches: Sequence[Recorded]) -> dict[str, Any]:
-    return {"thresholds": _summed(facts, branches, "filtered", seacache.branch, {})}
+    found = _summed(facts, branches, "filtered", seacache.branch, {})
+    return {"steps": facts.steps, "thresholds": found}
 
 
 def _teacache(facts: Row, branches: Sequence[Recorded], signal: SignalKind) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _teacache(facts: Row, branches: Sequence[Recorded], signal: SignalKind) -> d
     degree = min(DEGREE, len(np.unique(x)) - 1)
     content: dict[str, Any] = {"polynomial": _rounded(np.polyfit(x, y, degree)), "signal": signal}
     found = _summed(facts, branches, "embedded", teacache.branch, content)
-    return content | {"thresholds": found}
+    return content | {"steps": facts.steps, "thresholds": found}
 
 
 def _summed(
@@ -228,7 +229,7 @@ def _summed(
     return _thresholds(facts.steps, lambda threshold: float(np.mean([*counts(threshold)])))
 
 
-def _first_block(facts: Row, branches: Sequence[Recorded]) -> list[list[float]]:
+def _first_block(facts: Row, branches: Sequence[Recorded]) -> dict[str, Any]:
     def computed(threshold: float, changes: list[list[float]]) -> int:
         made = first_block.branch(replace(facts, params={"threshold": threshold}), None)
         last, count = 0, 0
@@ -237,10 +238,11 @@ def _first_block(facts: Row, branches: Sequence[Recorded]) -> list[list[float]]:
                 last, count = at, count + 1
         return count
 
-    return _thresholds(
+    found = _thresholds(
         facts.steps,
         lambda threshold: float(np.mean([computed(threshold, b.apart) for b in branches])),
     )
+    return {"steps": facts.steps, "thresholds": found}
 
 
 def _thresholds(steps: int, count: Callable[[float], float]) -> list[list[float]]:

@@ -13,6 +13,7 @@ from batchgen.engine.contract import Renderer
 from batchgen.engine.team import Team
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_code, family_spec
+from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
 
 
@@ -46,9 +47,10 @@ def choose_engine(
     asked: str = "",
     ranks: int = 1,
     tables: Tables | None = None,
+    images: Read = no_images,
 ) -> EngineChoice:
     """The engine for one rank of a node with that many. A family with an engine of its own needs no
-    torch; every other one is torch's. `tables`: coefficients of step caches, as in `Engine.load`.
+    torch; every other one is torch's. `tables` and `images` are as in `Engine.load`.
 
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
@@ -67,7 +69,14 @@ def choose_engine(
 
     def load(moved: Moved, team: Team) -> Engine:
         return Engine.load(
-            model, system, device, layout=obeyed, moved=moved, team=team, tables=tables
+            model,
+            system,
+            device,
+            layout=obeyed,
+            moved=moved,
+            team=team,
+            tables=tables,
+            images=images,
         )
 
     return EngineChoice(

@@ -102,8 +102,7 @@ class Director:
             self.uneven |= uneven([outcome.lost, *others])
         for request, meter, error in outcome.failed:
             self.lane.put(Broken(request, meter, error))
-        for state in outcome.done:
-            self._leave(state)
+        self._leave(outcome.done)
 
     def _stops(self) -> bool:
         self.stopping = self.stopping or self.stop()
@@ -141,7 +140,7 @@ class Director:
         window = tuple(enumerate(requests, self.taken))
         self.taken += len(requests)
         use: tuple[str, ...] = ()
-        if self.replica.prompts.needs_encoder(requests):
+        if self.replica.needs_encoder(requests):
             use = self._use("encode")
         yield Orders(use=use, encode=window)
         yield Orders(use=self._use("denoise", self.replica.residency.plan.experts[0]))
@@ -162,7 +161,9 @@ class Director:
         while self.denoised:
             if not self.stopping and self._stops():
                 self._save()
-            self.lane.put(self.denoised.popleft())
+            together = self.replica.decodes.size(self.denoised[0].bucket)
+            count = min(len(self.denoised), together)
+            self.lane.put(*(self.denoised.popleft() for _ in range(count)))
         self.lane.drain()
 
     def _drop_uneven(self) -> Iterator[Orders]:
@@ -292,17 +293,20 @@ class Director:
             for chunk in self.replica.packer.chunks(bucket, members):
                 yield Pack(tuple(chunk), blocks, kernel)
 
-    def _leave(self, state: RowState) -> None:
-        state.meter.waiting_since = perf_counter()
+    def _leave(self, states: Sequence[RowState]) -> None:
+        if not states:
+            return
         ready = None
         if self.replica.device.type == "cuda":
             ready = torch.cuda.Event()
             ready.record()
-        job = Denoised(state, ready)
+        for state in states:
+            state.meter.waiting_since = perf_counter()
+        jobs = [Denoised(state, ready) for state in states]
         if self.resident:
-            self.lane.put(job)
+            self.lane.put(*jobs)
         else:
-            self.denoised.append(job)
+            self.denoised.extend(jobs)
 
 
 class Room:

@@ -18,6 +18,7 @@ from batchgen.engine.parallel.meet import meet
 from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Alone, Team
+from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
 
 
@@ -42,6 +43,7 @@ class Engine:
         moved: Callable[[], object] = unheard,
         team: Team | None = None,
         tables: Tables | None = None,
+        images: Read = no_images,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -50,6 +52,7 @@ class Engine:
         component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
         on the calling thread and gives equal frames. `team`: the ranks that draw together, else
         this one is alone. `tables`: coefficients of step caches; None: the user's and the shipped.
+        `images`: those that rows are given.
         Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
         device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
@@ -65,6 +68,7 @@ class Engine:
             moved=moved,
             team=team,
             tables=tables or Tables.usual(),
+            images=images,
             mesh=mesh,
         )
         return cls(made)

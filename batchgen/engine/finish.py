@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice, takewhile
 from time import perf_counter
+from typing import NoReturn, cast
 
 import numpy as np
 import torch
@@ -14,10 +19,11 @@ from batchgen.engine.devices.device import memory
 from batchgen.engine.flight import RowState
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter, Setting
+from batchgen.engine.replica import Replica
 from batchgen.errors import NonFiniteOutput
-from batchgen.families.family import DecodesRows, FamilyModel
+from batchgen.families.family import DecodesPacks, DecodesRows
 from batchgen.records import Rendered
-from batchgen.request import Request
+from batchgen.request import Bucket, Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +32,10 @@ class Denoised:
 
     state: RowState
     ready: torch.cuda.Event | None = None
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.state.request.bucket
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,34 +48,121 @@ class Broken:
 
 
 class Finisher:
-    """Turns denoised rows into delivered ones, one at a time."""
+    """Turns denoised rows into delivered ones, one at a time or, where that is faster and nobody
+    asked for every bit, some of a bucket together."""
 
-    def __init__(
-        self, family: FamilyModel, sink: Sink, device: torch.device, setting: Setting
-    ) -> None:
-        self.family = family
+    def __init__(self, replica: Replica, sink: Sink, setting: Setting) -> None:
+        self.family, self.device = replica.family, replica.device
+        self.sizes = replica.decodes
         self.sink = sink
-        self.device = device
         self.setting = setting
+        packs = setting.determinism != "strict" and isinstance(self.family, DecodesPacks)
+        self.packs = cast(DecodesPacks, self.family) if packs else None
         self.finished = 0
         self.failed = 0
         self.decode_s = 0.0
         self.deliver_s = 0.0
         self.syncs = 0
         # a stream of its own lets decoding run beside the forwards of the next ticks
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        cuda = self.device.type == "cuda"
+        self._stream = torch.cuda.Stream(self.device) if cuda else None
 
-    def __call__(self, job: Denoised | Broken) -> None:
-        """Finish one row: the sink's `finished` or `failed` is called exactly once."""
-        with torch.no_grad(), torch.cuda.stream(self._stream):  # None: no stream is entered
+    def together(self, waiting: Sequence[Denoised | Broken]) -> int:
+        """How many of the rows that wait are finished at once, from the first on."""
+        first = waiting[0]
+        if isinstance(first, Broken) or self.packs is None:
+            return 1
+        mates = takewhile(lambda job: getattr(job, "bucket", None) == first.bucket, waiting)
+        return len([*islice(mates, self.sizes.size(first.bucket))])
+
+    def __call__(self, jobs: Sequence[Denoised | Broken]) -> None:
+        """Finish what is `together`, in its order: the sink's `finished` or `failed` is called
+        exactly once for each row."""
+        rows = deque[Denoised]()
+        for job in jobs:
             if isinstance(job, Broken):
                 self._fail(job.request, job.meter, job.error)
-                return
-            request, meter = job.state.request, job.state.meter
-            meter.stop_waiting()
-            begin = perf_counter()
-            frames = attempt(lambda: self._frames(job))
-            self.decode_s += perf_counter() - begin
+            else:
+                rows.append(job)
+        for row in rows:
+            row.state.meter.stop_waiting()
+        begin = perf_counter()
+        with torch.no_grad(), torch.cuda.stream(self._stream):  # None: no stream is entered
+            self._await(rows)
+            decoded = deque(self._decoded_or_failed(rows) if rows else ())
+        self.decode_s += perf_counter() - begin
+        while rows:
+            self._deliver(rows.popleft().state, decoded.popleft())
+
+    def _await(self, rows: Iterable[Denoised]) -> None:
+        """What follows on the stream finds their latents."""
+        for row in rows:
+            if row.ready is not None and self._stream is not None:
+                self._stream.wait_event(row.ready)
+                row.state.latents.record_stream(self._stream)
+
+    # ------------------------------------------------------------------------------------- decode
+    def _decoded_or_failed(self, rows: Sequence[Denoised]) -> list[Tensor | Failed]:
+        """What each row comes to; one that makes a decode raise fails alone, since the others are
+        decoded again one by one."""
+        found = attempt(lambda: self._decoded(rows))
+        if not isinstance(found, Failed):
+            return found
+        if len(rows) == 1:
+            return [found]
+        if isinstance(found.error, torch.OutOfMemoryError):
+            self.sizes.shrink(rows[0].bucket, len(rows))
+        return [one for row in rows for one in self._decoded_or_failed([row])]
+
+    def _decoded(self, rows: Sequence[Denoised]) -> list[Tensor | Failed]:
+        """Their frames, on the device; those that are not finite have failed."""
+        begin = perf_counter()
+        try:
+            finite = self._finite([row.state for row in rows])
+            frames = iter(
+                self._frames([row for row, fine in zip(rows, finite, strict=True) if fine])
+            )
+            return [
+                next(frames) if fine else attempt(partial(_refuse, row.state))
+                for row, fine in zip(rows, finite, strict=True)
+            ]
+        finally:
+            share = (perf_counter() - begin) / len(rows)
+            for row in rows:
+                row.state.meter.decode += share
+
+    def _finite(self, states: Sequence[RowState]) -> list[bool]:
+        checks = [torch.isfinite(state.latents).all() for state in states]
+        self.syncs += 1
+        return [bool(fine) for fine in torch.stack(checks).tolist()]
+
+    def _frames(self, rows: Sequence[Denoised]) -> list[Tensor]:
+        """uint8 (frames, height, width, 3) of each of some rows of a bucket."""
+        if not rows:
+            return []
+        bucket = rows[0].bucket
+        begin = perf_counter()
+        if self.packs is not None:
+            frames = self.packs.decode_pack([row.state.latents for row in rows], bucket)
+        else:
+            frames = [self._alone(row.state) for row in rows]
+        if self._stream is not None:
+            self._stream.synchronize()
+            self.syncs += 1
+        self.sizes.observe(bucket, len(rows), perf_counter() - begin)
+        return frames
+
+    def _alone(self, state: RowState) -> Tensor:
+        if isinstance(self.family, DecodesRows):
+            return self.family.decode_row(state.latents, state.request)
+        return self.family.decode(state.latents, state.request.bucket)
+
+    # ------------------------------------------------------------------------------------ deliver
+    def _deliver(self, state: RowState, decoded: Tensor | Failed) -> None:
+        request, meter = state.request, state.meter
+        frames = (
+            decoded if isinstance(decoded, Failed) else attempt(lambda: self._host(decoded, meter))
+        )
         if isinstance(frames, Failed):
             self._fail(request, meter, frames.error)
             return
@@ -75,36 +172,13 @@ class Finisher:
         self.sink.finished(Rendered(request, frames, stats))
         self.deliver_s += perf_counter() - begin
 
-    def _frames(self, job: Denoised) -> np.ndarray:
-        """uint8 (frames, height, width, 3) on the host."""
-        state, meter = job.state, job.state.meter
+    def _host(self, frames: Tensor, meter: RowMeter) -> np.ndarray:
         begin = perf_counter()
-        if job.ready is not None and self._stream is not None:
-            self._stream.wait_event(job.ready)
-            state.latents.record_stream(self._stream)
-        finite = bool(torch.isfinite(state.latents).all())
-        self.syncs += 1
-        try:
-            if not finite:
-                raise NonFiniteOutput(
-                    f"row {state.request.row_id}: latents hold NaN or infinity after "
-                    f"{state.step} steps (guidance_scale {state.request.guidance_scale:g})"
-                )
-            pixels = self._decode(state.latents, state.request)
-            if self._stream is not None:
-                self._stream.synchronize()
-                self.syncs += 1
-        finally:
-            meter.decode += perf_counter() - begin
-        begin = perf_counter()
-        frames = pixels.cpu().numpy()
-        meter.d2h += perf_counter() - begin
-        return frames
-
-    def _decode(self, latents: Tensor, request: Request) -> Tensor:
-        if isinstance(self.family, DecodesRows):
-            return self.family.decode_row(latents, request)
-        return self.family.decode(latents, request.bucket)
+        copied = frames.cpu().numpy()
+        seconds = perf_counter() - begin
+        meter.d2h += seconds
+        self.decode_s += seconds
+        return copied
 
     def _fail(self, request: Request, meter: RowMeter, error: Exception) -> None:
         stats = meter.stats(self.setting, memory(self.device))
@@ -112,3 +186,10 @@ class Finisher:
         begin = perf_counter()
         self.sink.failed(request, error, stats)
         self.deliver_s += perf_counter() - begin
+
+
+def _refuse(state: RowState) -> NoReturn:
+    raise NonFiniteOutput(
+        f"row {state.request.row_id}: latents hold NaN or infinity after "
+        f"{state.step} steps (guidance_scale {state.request.guidance_scale:g})"
+    )

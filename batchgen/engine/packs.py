@@ -1,4 +1,4 @@
-"""How many items of a bucket share a forward.
+"""How many items of a bucket share a forward, and how many rows a decode.
 
 A fixed token budget, or `auto`. On a CPU auto is 512 tokens: a transformer of width 192 takes
 9.6 ms for an item of 48 tokens alone, 5.9 in a pack of four, 5.0 of eight and no less up to 32;
@@ -6,6 +6,9 @@ items of 1,280 tokens gain 5 %. Small packs keep few rows in flight, which is wh
 loses. On an accelerator auto doubles the pack on the rows' own forwards until an item gets less
 than 5 % cheaper; nothing is computed for the measurement alone. Pack sizes never change pixels in
 strict mode: there a bucket that fails the self-test goes one item at a time.
+
+Rows are decoded together by the same search, on any device, within what the layout leaves room for;
+strict decodes one by one.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 
 from batchgen.engine.contract import SelfTest
 from batchgen.engine.isolation import Failed, attempt
-from batchgen.records import Determinism
+from batchgen.records import MOST_DECODED, Determinism
 from batchgen.request import Bucket
 
 CPU_TOKENS = 512
@@ -153,6 +156,34 @@ class Packer:
         if self.self_test != "failed":
             self.self_test = "passed" if passed else "failed"
         return limit if passed else 1
+
+
+class DecodeSizes:
+    """How many rows of a bucket are decoded together; used by the one thread that decodes."""
+
+    def __init__(self, most: Callable[[Bucket], int]) -> None:
+        """`most`: rows of a bucket that the layout allows."""
+        self._most = most
+        self._limits: dict[Bucket, int] = {}  # of buckets that did not fit
+        self._sweeps: dict[Bucket, _Sweep] = {}
+
+    def size(self, bucket: Bucket) -> int:
+        """Rows of the next decode, if as many are there."""
+        return min(self._limit(bucket), self._sweep(bucket).size)
+
+    def observe(self, bucket: Bucket, rows: int, seconds: float) -> None:
+        """Tell how long a decode took, from its begin to its end on the device."""
+        self._sweep(bucket).add(rows, seconds, self._limit(bucket))
+
+    def shrink(self, bucket: Bucket, rows: int) -> None:
+        """So many rows did not fit: allow half from now on."""
+        self._limits[bucket] = max(1, rows // 2)
+
+    def _limit(self, bucket: Bucket) -> int:
+        return min(self._most(bucket), self._limits.get(bucket, MOST_DECODED))
+
+    def _sweep(self, bucket: Bucket) -> _Sweep:
+        return self._sweeps.setdefault(bucket, _Sweep())
 
 
 def powers_of_two(items: Sequence[T], size: int, ranks: int = 1) -> list[Sequence[T]]:

@@ -46,6 +46,7 @@ class EncodedRow:
     error: Exception | None = None
     negative_prompt_tokens: int = 0  # 0 where the row is drawn without guidance
     negative_prompt_truncated: bool = False
+    shared: Condition = ()  # what its images come to
 
 
 class PromptBook:

@@ -31,8 +31,10 @@ def render(
     """Draw until the source is empty or `stop` is true; see `contract.Renderer`."""
     before, spent, begin = _so_far(replica), clock.read(), perf_counter()
     flight = Flight(replica, clock, moved)
-    finisher = Finisher(replica.family, sink, replica.device, setting)
-    lane: Lane[Denoised | Broken] = Lane(finisher, overlap=replica.overlap, moved=moved)
+    finisher = Finisher(replica, sink, setting)
+    lane: Lane[Denoised | Broken] = Lane(
+        finisher, overlap=replica.overlap, moved=moved, together=finisher.together
+    )
     director = Director(replica, flight, lane, source, sink, stop)
     with lane:
         script = director.script()

@@ -24,6 +24,7 @@ from batchgen.request import Bucket, ModelDefaults, Request
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
     from batchgen.numerics.solver import Schedule
@@ -57,6 +58,7 @@ class Capabilities:
     sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size
     boundary: bool = False  # the job may set where the second expert takes over
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
+    needs: tuple[str, ...] = ()  # of these, those that no row may leave out
     unread: tuple[str, ...] = ()  # those that all others read
 
 
@@ -75,10 +77,12 @@ class Component:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # name of the folder
-    kind: Literal["model", "tokenizer", "scheduler"] = "model"  # the last: settings alone
+    # a scheduler is settings alone
+    kind: Literal["model", "tokenizer", "processor", "scheduler"] = "model"
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device
+    also: tuple[Stage, ...] = ()  # further stages that need it
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
@@ -93,6 +97,9 @@ class Component:
     def blocks(self) -> tuple[str, ...]:
         """Attributes that are lists of blocks, which can stream."""
         return (*self.stacks, *self.layers)
+
+    def works_in(self, stage: Stage) -> bool:
+        return stage in (self.stage, *self.also)
 
     @property
     def library(self) -> str:
@@ -273,6 +280,7 @@ class Item:
     latents: Tensor  # first dimension 1
     timestep: float
     condition: Condition
+    shared: Condition = ()  # what the row's images come to, the same for all its branches
 
 
 class FamilyModel(Protocol):
@@ -315,10 +323,32 @@ class FamilyModel(Protocol):
         """One velocity from those of the row's branches, in the pipeline's order of operations."""
 
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        """Denoised latents of one row -> uint8 (frames, height, width, 3) on the device."""
+        """Denoised latents of one row -> uint8 (frames, height, width, 3) on the device. Its
+        bits are the pipeline's where the pipeline decodes this row alone."""
 
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:
         """An item of noise with a random condition, for the device's self-test."""
+
+
+@runtime_checkable
+class DecodesPacks(Protocol):
+    """A family that can decode several rows at once; rows of others are decoded one by one."""
+
+    def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+        """`decode` of several rows at once, or of one, by what is fastest; before pixels are
+        rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
+
+
+@runtime_checkable
+class DrawsFromImages(Protocol):
+    """A `FamilyModel` whose rows are given images."""
+
+    def encode_images(self, request: Request, images: Sequence[Image.Image]) -> Condition:
+        """Run the image encoders over a row's images (`Request.images`, RGB), once for all rows of
+        equal images and shape."""
+
+    def put_back(self, latents: Tensor, shared: Condition) -> Tensor:
+        """The latents after the last step, with what the images say about them."""
 
 
 @runtime_checkable

@@ -89,7 +89,7 @@ class Weights:
 
     def of(self, stage: Stage) -> tuple[Component, ...]:
         """The components that work in a stage."""
-        return tuple(part for part in weighty(self.model) if part.stage == stage)
+        return tuple(part for part in weighty(self.model) if part.works_in(stage))
 
     def whole(self, part: Component) -> int:
         """All of a component."""

@@ -47,6 +47,7 @@ class Candidate:
     resident_blocks: int  # of a transformer, that do not stream in mode `stream`
     places: str  # as in `Layout`
     items: int  # of the most demanding shape in one forward of a rank
+    kept_bytes: int  # of rows in flight between two steps
     peak_bytes: int  # of the rank that takes most, the leader of a replica
     fits: bool
     samples_per_hour: float  # of a device
@@ -113,14 +114,8 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        need = need_of(
-            job,
-            self.demanding,
-            memory,
-            sequence=degrees.sequence,
-            items=items,
-            kept=self._kept(degrees, items),
-        )
+        kept, sequence = self._kept(degrees, items), degrees.sequence
+        need = need_of(job, self.demanding, memory, sequence=sequence, items=items, kept=kept)
         places = places_of(job.model, memory, read_places(need.places))
         copies = self._copies(places, need.resident_blocks)
         seconds = self._rows(degrees, items, copies)
@@ -135,6 +130,7 @@ class _Pricing:
             resident_blocks=need.resident_blocks,
             places=need.places,
             items=items,
+            kept_bytes=kept,
             peak_bytes=need.peak_bytes,
             fits=fits(job, memory, need),
             samples_per_hour=3600 * rows / (last * self._devices(degrees, rows)),

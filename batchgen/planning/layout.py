@@ -28,7 +28,7 @@ from batchgen.planning.memory import (
 )
 from batchgen.planning.store import Plan
 from batchgen.planning.work import Work, planned_work
-from batchgen.records import Layout
+from batchgen.records import DECODE_PIXELS, Layout, rows_decoded
 
 # Prices closer than this are a tie: between ways to split the same replica over ulysses and ring,
 # where the model errs most, and between all others. `plan --layouts` says so.
@@ -140,6 +140,8 @@ def _layout(
     job: JobConfig, work: Sequence[Work], chosen: Candidate, shown: Iterable[Candidate]
 ) -> Layout:
     degrees = chosen.degrees
+    decode_pixels, peak = _decoded_together(job, work, chosen)
+    chosen = replace(chosen, peak_bytes=peak)
     layout = Layout(
         nodes=job.slurm.nodes,
         ranks_per_node=job.slurm.ranks_per_node,
@@ -153,6 +155,7 @@ def _layout(
         precision=precision_of(job),
         attention=str(kernel_plan(job.system)),
         device=job.slurm.device.name,
+        decode_pixels=decode_pixels,
         vram_gib=chosen.peak_bytes / GIB,
         fits=chosen.fits,
         speed=chosen.speed,
@@ -161,6 +164,27 @@ def _layout(
     if not chosen.fits:
         return replace(layout, reason=_refusal(job, work, chosen))
     return replace(layout, reason=_reason(job, chosen, shown))
+
+
+def _decoded_together(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> tuple[int, int]:
+    """Pixels of the rows that are decoded together, all that there is room for, and the peak in
+    bytes. Strict decodes one by one."""
+    if job.system.determinism == "strict" or not chosen.fits:
+        return 0, chosen.peak_bytes
+    demanding, pixels = most_demanding(job, [part.bucket for part in work]), DECODE_PIXELS
+    while True:
+        need = need_of(
+            job,
+            demanding,
+            chosen.memory,
+            sequence=chosen.degrees.sequence,
+            items=chosen.items,
+            kept=chosen.kept_bytes,
+            decoded=rows_decoded(pixels, demanding),
+        )
+        if need.peak_bytes <= chosen.peak_bytes or fits(job, chosen.memory, need):
+            return pixels, need.peak_bytes
+        pixels //= 2
 
 
 def _inside(job: JobConfig, chosen: Candidate) -> str:
@@ -179,10 +203,11 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
         return "one component at a time"
     blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
     come = "come from disk" if chosen.memory == "disk" else "stream"
-    return (
-        f"one component at a time, of a transformer's {blocks} blocks {stay} stay and the others "
-        f"{come}: {chosen.slower:.2f} x the time of a row with all resident"
-    )
+    others = f"of a transformer's {blocks} blocks {stay} stay and the others {come}"
+    if stay == blocks:
+        others = f"the encoder's blocks {come}"
+    slower = f"{chosen.slower:.2f} x the time of a row with all resident"
+    return f"one component at a time, {others}: {slower}"
 
 
 def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> str:

@@ -103,13 +103,14 @@ def need_of(
     sequence: int = 1,
     items: int = 1,
     kept: int = 0,
+    decoded: int = 1,
 ) -> Need:
     """Weights, activations, and what rows in flight keep (`kept` bytes). `sequence` ranks share the
-    tokens; the leader decodes alone, row by row."""
+    tokens; the leader decodes alone, so many rows together."""
     model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
     family = family_spec(model.family)
     work = items * -(-family.forward_bytes(model, bucket) // sequence) + kept
-    decode = family.decode_bytes(model, bucket) + kept
+    decode = decoded * family.decode_bytes(model, bucket) + kept
     own = _own_places(job, weights, memory)
     places = places_of(model, memory, own)
     streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0

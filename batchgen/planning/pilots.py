@@ -13,8 +13,9 @@ from typing import cast
 import numpy as np
 import pyarrow as pa
 
-from batchgen.caches.pilots import AUDITED, FEWEST, ROWS, Pilot
+from batchgen.caches.pilots import AUDITED, FEWEST, JUDGES, ROWS, Pilot
 from batchgen.caches.strategies import planned
+from batchgen.caches.strategy import strategy
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import Scales, family_spec
@@ -22,6 +23,7 @@ from batchgen.planning.caching import Alike, CachedRows, CacheSums, Earlier
 from batchgen.planning.cost import CostModel
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults
+from batchgen.planning.manifests.images import Intake
 from batchgen.planning.manifests.manifest import Manifest
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows, resolve_rows
@@ -98,21 +100,38 @@ def find_pilots(
     defaults: Defaults,
     costs: CostModel,
     earlier: Earlier,
+    intake: Intake,
 ) -> tuple[Pilot, ...]:
     """The pilots that the rows of a manifest call for. None for a manifest with illegal rows: it is
-    refused by who plans it. ConfigError where too few rows ask for the same."""
-    sums, problems, first = CacheSums(job, weights, earlier), Problems(), 0
+    refused by who plans it. ConfigError where too few rows ask for the same, if they need it or
+    none gets a fit."""
+    sums, problems, first, served = CacheSums(job, weights, earlier), Problems(), 0, False
     groups: dict[Group, Lacking] = {}
     wanted = [name for name in manifest.columns if name in REQUEST_COLUMNS]
     for batch in manifest.batches(wanted):
-        rows = resolve_rows(batch, first, defaults, problems)
+        rows = resolve_rows(batch, first, defaults, problems, intake)
         first += len(rows)
         if problems.count:
             return ()
         found = sums.look_up(rows, problems)
         if found is not None:
+            served = served or any(alike.table for alike in found.alike)
             _note(job, groups, rows, found)
-    return tuple(_pilot(job, costs, group, lacking) for group, lacking in groups.items())
+    pilots = [_pilot(job, costs, group, lacking) for group, lacking in groups.items()]
+    enough = [pilot for pilot in pilots if len(pilot.rows) >= pilot.fewest]
+    for pilot in pilots:
+        needed = strategy(pilot.strategy).FACTS.table == "needed"
+        if pilot not in enough and (needed or not (enough or served)):
+            raise ConfigError(_too_few(pilot))
+    return tuple(enough)
+
+
+def _too_few(pilot: Pilot) -> str:
+    key = "min_psnr_db" if pilot.judges else "calibrate"
+    return (
+        f"system.cache.{key}: {len(pilot.rows)} rows ask for {pilot}; a fit needs {pilot.fewest} "
+        "different ones, which are drawn without a cache; add some, or leave the key out"
+    )
 
 
 def _note(
@@ -156,7 +175,7 @@ def is_sized(job: JobConfig) -> bool:
 
 def _pilot(job: JobConfig, costs: CostModel, group: Group, lacking: Lacking) -> Pilot:
     judged = job.system.cache.min_psnr_db is not None and group.strategy == planned.NAME
-    fewest = FEWEST + 2 if judged else FEWEST  # two to judge by
+    fewest = FEWEST + JUDGES if judged else FEWEST
     most = ROWS + AUDITED if judged else ROWS
     rows = lacking.rows(min(most, max(fewest, lacking.count // 2)))  # a cache is for the others
     scales = [scale[0] for scale, _ in lacking.strata]
@@ -171,13 +190,8 @@ def _pilot(job: JobConfig, costs: CostModel, group: Group, lacking: Lacking) -> 
         branches=group.branches,
         guidance=(min(scales), max(scales)),
         layers=family_spec(job.model.family).layers(job.model),
+        judges=judged,
     )
-    if len(rows) < fewest:
-        key = "min_psnr_db" if judged else "calibrate"
-        raise ConfigError(
-            f"system.cache.{key}: {len(rows)} rows ask for {pilot}; a fit needs {fewest} different "
-            "ones, which are drawn without a cache; add some, or leave the key out"
-        )
     buckets = [Bucket.parse(name) for _, name in lacking.strata]
     forward = float(np.mean([costs.bucket(bucket).forward for bucket in buckets]))
     return replace(pilot, cost_s=pilot.fits * forward)

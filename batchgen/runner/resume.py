@@ -100,7 +100,9 @@ def make_replan(
     draft = run.root / f".plan-{os.getpid()}.parquet"
     try:
         hash_mode = KeyContext.from_json(header.key_context).hash_mode
-        plan = make_plan(composed.config, draft, hash_weights=hash_mode, earlier=earlier(run))
+        plan = make_plan(
+            composed.config, draft, hash_weights=hash_mode, earlier=earlier(run), keep=run
+        )
         if plan.manifest_digest != header.manifest_digest:
             raise RunStateError(f"{header.manifest} is not the manifest this run was planned from")
         touched = _finished_rows_that_change(run, draft)

@@ -8,6 +8,7 @@ from batchgen.caches.tables import SHIPPED, Tables
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
+from batchgen.pictures import stored
 from batchgen.records import Attempt, Layout, RankInfo
 from batchgen.worker.meeting import Meeting
 from batchgen.worker.place import RankPlace
@@ -45,6 +46,7 @@ class Post:
             asked=_gpus_asked(self.config.slurm),
             ranks=self.config.slurm.ranks_per_node,
             tables=Tables(self.root.caches, SHIPPED),
+            images=lambda digest: stored(self.root.input(digest), digest),
         )
 
 

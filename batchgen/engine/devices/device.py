@@ -11,7 +11,7 @@ from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError
 from batchgen.families.streaming import told
-from batchgen.records import Layout, MemoryMode, Precision
+from batchgen.records import DECODE_PIXELS, Layout, MemoryMode, Precision
 
 GIB = 1024**3
 DTYPES: dict[Precision, torch.dtype] = {
@@ -77,6 +77,7 @@ def lone_layout(model: ModelSpec, system: SystemConfig, device: torch.device) ->
         memory=_lone_memory(system.memory),
         places=told({n: c.memory for n, c in system.components.items() if c.memory is not None}),
         precision=next(name for name, kind in DTYPES.items() if kind == dtype),
+        decode_pixels=0 if system.determinism == "strict" else DECODE_PIXELS,
         attention=str(kernel_plan(system)),
         device=device_name(device),
     )

@@ -38,7 +38,7 @@ class MemoryPlan:
 
     def components(self, stage: Stage) -> tuple[str, ...]:
         """Those that work in a stage."""
-        return tuple(part.name for part in self.parts if part.stage == stage)
+        return tuple(part.name for part in self.parts if part.works_in(stage))
 
     def stage(self, component: str) -> Stage:
         """Where a component works."""

@@ -172,15 +172,21 @@ class Flux:
 
     # ------------------------------------------------------------------------------------ decode
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
+        return self._images([latents], bucket)[0]
+
+    def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+        return self._images(latents, bucket)
+
+    def _images(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
         height, width = light.cells(self.spec, bucket)
-        channels = latents.shape[2] // 4
-        image = latents.view(1, height, width, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        image = image.reshape(1, channels, 2 * height, 2 * width)
+        rows, channels = len(latents), latents[0].shape[2] // 4
+        images = torch.cat([*latents]).view(rows, height, width, channels, 2, 2)
+        images = images.permute(0, 3, 1, 4, 2, 5).reshape(rows, channels, 2 * height, 2 * width)
         config = self.vae.config
         pixels = self.vae.decode(
-            (image / config.scaling_factor) + config.shift_factor, return_dict=False
+            (images / config.scaling_factor) + config.shift_factor, return_dict=False
         )[0]
-        return to_frames(pixels[0].unsqueeze(1))
+        return [to_frames(image.unsqueeze(1)) for image in pixels]
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -148,7 +148,8 @@ class _Render:
             self.steps += 1
         return True
 
-    def _deliver(self, row: _Row) -> None:
+    def _deliver(self, rows: Sequence[_Row]) -> None:
+        (row,) = rows
         begin = perf_counter()
         if row.error is not None:
             self.failed += 1

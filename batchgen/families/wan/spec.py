@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
@@ -247,14 +248,17 @@ def latent_shape(model: ModelSpec, bucket: Bucket) -> tuple[int, int, int]:
     return frames, bucket.height // factor, bucket.width // factor
 
 
-def tokens(model: ModelSpec, bucket: Bucket) -> int:
-    """Video tokens of one item: latent cells divided by the patch."""
+def token_grid(model: ModelSpec, bucket: Bucket) -> tuple[int, int, int]:
+    """Frames, rows and columns of tokens: latent cells divided by the patch."""
     latents = latent_shape(model, bucket)
-    frames, height, width = (
-        -(-cells // patch)
-        for cells, patch in zip(latents, dims(model).transformer.patch_size, strict=True)
-    )
-    return frames * height * width
+    patch = dims(model).transformer.patch_size
+    frames, rows, columns = (-(-cells // p) for cells, p in zip(latents, patch, strict=True))
+    return frames, rows, columns
+
+
+def tokens(model: ModelSpec, bucket: Bucket) -> int:
+    """Video tokens of one item."""
+    return prod(token_grid(model, bucket))
 
 
 def forward_flops(model: ModelSpec, bucket: Bucket) -> float:

@@ -146,6 +146,8 @@ def test_teacache_looks_at_what_its_table_was_fitted_to(
         assert branch._kind == kind
     measured = {"thresholds": [[0.5, 0.3], [0.7, 0.9]]} | table
     assert teacache.branch(row(50, 0.6), measured)._threshold == pytest.approx(0.6)
+    fewer = measured | {"steps": 50}  # of longer steps
+    assert teacache.branch(row(20, 0.6), fewer)._threshold == pytest.approx(0.6 * 50 / 20)
 
 
 def test_the_filter_of_seacache_is_that_of_diffusers() -> None:

@@ -131,11 +131,11 @@ def test_large_models_stream_in_small_memory(job: Make) -> None:
 
 
 def test_the_shape_that_needs_the_most_memory_decides(job: Make) -> None:
-    config, small = job(gib=15), Bucket(128, 128, 9)
+    config, small = job(gib=15.5), Bucket(208, 128, 9)
     assert most_demanding(config, [small, CLIP, small]) == CLIP
     with pytest.raises(ConfigError):
-        resolve_layout(job("system.memory.mode=resident", gib=15), [work(small), work(CLIP)])
-    assert resolve_layout(job("system.memory.mode=resident", gib=15), [work(small)]).fits
+        resolve_layout(job("system.memory.mode=resident", gib=15.5), [work(small), work(CLIP)])
+    assert resolve_layout(job("system.memory.mode=resident", gib=15.5), [work(small)]).fits
 
 
 @pytest.mark.parametrize("mode", ["auto", "resident", "model"])

@@ -142,6 +142,16 @@ def test_too_few_rows_are_refused(plan_of: Callable[..., Plan], asking: int) -> 
         plan_of({"cache_ratio": [0.5, 3.0] + [None] * (MANY - 2)})
 
 
+def test_a_few_rows_that_no_fit_is_made_for_go_on_without(plan_of: Callable[..., Plan]) -> None:
+    """Beside others that get one, or have one already."""
+    few = {"num_steps": [12] * 3 + [11] * (MANY - 3)}
+    (pilot,) = plan_of(few, row_defaults__num_steps=None).pilots
+    assert pilot.num_steps == 11 and min(pilot.rows) >= 3
+    store(user_folder(), [fit()])
+    again = plan_of(few, row_defaults__num_steps=None)
+    assert again.pilots == () and [c.fitted for c in again.caches] == [MANY - 3, 0]
+
+
 @pytest.mark.parametrize("name", ["teacache", "seacache"])
 def test_what_a_model_shows_is_measured_for_rows_that_ask(
     plan_of: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
