@@ -35,9 +35,14 @@ class Compiled:
         """`backend`: torch's, that makes code of a graph; `eager` makes none."""
         self.config, self.backend = config, backend
         self.on = config.mode != "off"
-        self.compiles = 0
         self.recompiles = 0
+        self._before = graphs()
         self._met: set[Hashable] = set()
+
+    @property
+    def compiles(self) -> int:
+        """Graphs traced since, those of self-tests too."""
+        return graphs() - self._before if self.on else 0
 
     def lead(self, transformers: Iterable[nn.Module], device: str, *, streams: bool) -> None:
         """Compile the blocks of their stacks, each where it first runs. `streams`: blocks have no
@@ -82,7 +87,6 @@ class Compiled:
         before = graphs()
         result = forward()
         new = graphs() - before
-        self.compiles += new
         if new and kind in self._met:
             self.recompiles += new
             log.warning("compiled again for %s: %d graphs", kind, new)
