@@ -45,7 +45,14 @@ def test_plan_loads_no_torch_and_prints_what_a_user_needs() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "HEAVY []" in done.stdout
-    for word in ("64x64x17", "16 to render", "1 over 1 node(s)", "dp first", "GPU-hours", "basis"):
+    for word in (
+        "64x64x17",
+        "16 to render",
+        "1 over 1 node(s)",
+        "dp first",
+        "s of CPUs (",
+        "basis",
+    ):
         assert word in done.stdout
     assert list(Path().iterdir()) == []
 
@@ -306,3 +313,17 @@ def test_what_may_not_be_read_or_written_is_refused(
 def test_the_configuration_is_dumped_without_keeping_the_plan() -> None:
     assert main(["plan", DEMO, "--dump-config", "config.json"]) == 0
     assert json.loads(Path("config.json").read_text())["tier_3_rows"]["rows"] == 16
+
+
+def test_plan_says_where_components_live_and_what_changes_pixels(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = "system.components.text_encoder.memory=model"
+    assert main(["plan", DEMO, own]) == 0
+    assert "resident, but text_encoder=model; changes no pixel" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    lossy = ["system.memory.store_dtype=fp8", "system.components.vae.dtype=bfloat16"]
+    assert main(["plan", DEMO, *lossy, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["memory_changes_pixels"] == lossy
