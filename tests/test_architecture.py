@@ -16,7 +16,7 @@ from batchgen.runfile import RunFile
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
     {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
-    | {"failpoints", "processes", "anchor", "durable", "words", "pictures"},
+    | {"failpoints", "processes", "anchor", "durable", "words", "progress", "pictures"},
     {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
@@ -25,6 +25,7 @@ LAYERS = [
     {"engine", "models"},
     {"worker", "scheduler"},
     {"runner", "bench", "export"},
+    {"api"},
     {"cli", "__main__"},
 ]
 SAME_LEVEL_ALLOWED = {
@@ -195,6 +196,7 @@ def test_help_and_status_are_light(tmp_path: Path) -> None:
     call = (
         "from batchgen.cli.main import main\ntry:\n    main({argv!r})\nexcept SystemExit:\n    pass"
     )
+    assert loaded_after("import batchgen; assert 'submit' in dir(batchgen)") == []
     assert loaded_after(call.format(argv=["--help"])) == []
     assert loaded_after(call.format(argv=["status", str(tmp_path)])) == []
     assert loaded_after(call.format(argv=["status", str(tmp_path / "no-run")])) == []

@@ -23,7 +23,6 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +49,10 @@ from batchgen.ledger.upkeep.pieces import pieces
 from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
+from batchgen.progress import tell
 from batchgen.request import FIELDS
 from batchgen.runfile import RunFile
+from batchgen.words import Tabled
 
 PART_ROWS = 250_000
 GROUP_ROWS = 50_000  # rows in memory at a time
@@ -65,7 +66,7 @@ _REPEATED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogSummary:
+class CatalogSummary(Tabled):
     """What a collect found, counted in manifest rows."""
 
     path: Path  # folder of the parts
@@ -99,9 +100,8 @@ class _Totals:
         self.audited.add(table)
 
 
-def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> CatalogSummary:
-    """Write the catalog of a run; `progress` is called with the number of rows of each piece
-    written.
+def collect(run: RunPaths) -> CatalogSummary:
+    """Write the catalog of a run.
 
     RunStateError if the plan is not the run's, or if the ledger has lost something that the
     published catalog was made from; StorageError if the folder cannot be written (the published
@@ -109,12 +109,12 @@ def collect(run: RunPaths, progress: Callable[[int], None] | None = None) -> Cat
     """
     for _ in range(TRIES):
         with suppress(_Outdated, Overtaken):
-            return _collect(run, progress)
+            return _collect(run)
         _wait_for_all(run)
     raise RunStateError(f"{run.root}: the plan or the catalog changes all the time; collect later")
 
 
-def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSummary:
+def _collect(run: RunPaths) -> CatalogSummary:
     began = time.perf_counter()
     source = RunSource.of(run)  # taken before the journals, which may go on growing
     header = source.header
@@ -127,7 +127,7 @@ def _collect(run: RunPaths, progress: Callable[[int], None] | None) -> CatalogSu
         make_folder(temporary, run.root)
         sweep(run)
         metadata = _metadata(header, source.extent)
-        parts = _write_parts(run, found, metadata, temporary, totals, progress)
+        parts = _write_parts(run, found, metadata, temporary, totals)
         accounts = _parquet_bytes(attempt_table(run, found, totals.spent, header))
         totals.timers.add_loads(load_seconds(found.index))
         sync(temporary)
@@ -211,7 +211,6 @@ def _write_parts(
     metadata: dict[bytes, bytes],
     folder: Path,
     totals: _Totals,
-    progress: Callable[[int], None] | None,
 ) -> int:
     """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
     schema = catalog_schema(plan_schema(run.plan)).with_metadata(metadata)
@@ -230,8 +229,7 @@ def _write_parts(
             totals.add(table)
             totals.spent.add(part.lines, part.commits)
             rows += len(table)
-            if progress is not None:
-                progress(len(table))
+            tell("collect", len(table), len(found.status))
     finally:
         writer.close()
     return parts

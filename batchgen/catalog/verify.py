@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,8 +42,10 @@ from batchgen.media import formats
 from batchgen.media.publish import is_temporary
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
+from batchgen.progress import tell
 from batchgen.records import Attempt
 from batchgen.runfile import RunFile, read_run
+from batchgen.words import Tabled
 
 _TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
 _STAYS: tuple[Kind, ...] = (
@@ -55,7 +57,7 @@ _KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyReport:
+class VerifyReport(Tabled):
     """What was checked and found. A repair moves the findings that it dealt with from `findings` to
     `mended`, and all counts are those after it."""
 
@@ -117,9 +119,8 @@ def verify(
     *,
     repair: bool = False,
     purge: bool = False,
-    progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Check a run; `progress` is called with 1 for every media file.
+    """Check a run.
 
     With `repair`, damaged rows become left (`resume` renders them) and orphans are moved to
     `orphans/`, or deleted with `purge`. RunStateError if there is no run, if its plan is another,
@@ -137,7 +138,7 @@ def verify(
     ledger = _read_ledger(run, found, frozenset(rows_gone(run, found).tolist()))
     ledger.findings[:0] = losses
     ledger.findings += _bad_lines(run, found)
-    ledger.findings += _check_media(run, ledger.media, progress)
+    ledger.findings += _check_media(run, ledger.media)
     busy = {status.attempt.tag for status in live}
     ledger.findings += _unnamed(run, listed, {item.path for item in ledger.media}, busy)
     ledger.findings += _without_journal(run, ledger.findings)
@@ -186,9 +187,7 @@ def _bad_lines(run: RunPaths, found: Winners) -> Iterator[Finding]:
             yield Finding("journal", path, f"the line at byte {offset} is damaged")
 
 
-def _check_media(
-    run: RunPaths, media: list[_Published], progress: Callable[[int], None] | None
-) -> list[Finding]:
+def _check_media(run: RunPaths, media: list[_Published]) -> list[Finding]:
     """Check place, size, content and decoding of every published file, on one thread for each
     CPU."""
     findings: list[Finding] = []
@@ -196,8 +195,7 @@ def _check_media(
         for finding in pool.map(lambda item: _check_file(run, item), media):
             if finding is not None:
                 findings.append(finding)
-            if progress is not None:
-                progress(1)
+            tell("verify", 1, len(media))
     return findings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchgen.cli.words import duration
+from batchgen.words import duration
 
 if TYPE_CHECKING:
     from batchgen.caches.pilots import Choice, Pilot

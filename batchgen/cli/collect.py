@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from batchgen.cli.progress import progress_bars
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
@@ -57,7 +58,9 @@ def handle_collect(args: argparse.Namespace) -> Result:
     from batchgen.catalog.collect import collect
 
     run = find_run(args)
-    return summary_result(run, collect(run))
+    with progress_bars():
+        summary = collect(run)
+    return summary_result(run, summary)
 
 
 def handle_verify(args: argparse.Namespace) -> Result:
@@ -74,7 +77,8 @@ def handle_verify(args: argparse.Namespace) -> Result:
         for path in set_records_aside(run):
             print(f"damaged     {path} was moved to {run.orphans}")
         refuse_if_alive(run)  # a repair would fence off ranks that are still loading
-    report = verify(run, repair=args.repair, purge=args.purge)
+    with progress_bars():
+        report = verify(run, repair=args.repair, purge=args.purge)
     found = sorted((*report.findings, *report.mended), key=lambda f: f.kind in HARMLESS)
     for finding in found[:SHOWN_FINDINGS]:
         row = f" (row {finding.row_id})" if finding.row_id else ""

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from batchgen.cli.words import duration
+from batchgen.words import duration
 
 if TYPE_CHECKING:
     from rich.table import Table

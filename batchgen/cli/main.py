@@ -13,15 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from batchgen import __version__
+from batchgen.cli.completion import complete
 from batchgen.cli.result import INTERRUPTED, ROWS_LEFT, USAGE, Result
 from batchgen.cli.streams import answer_signals, survive_streams
 from batchgen.cli.verbs import NO_MULTIRUN
-from batchgen.errors import BatchgenError, EndedBySignal, UsageError, reason_of
+from batchgen.errors import BatchgenError, EndedBySignal, UsageError, closest, reason_of
 from batchgen.paths import RUNS, as_typed
 
 VERB_FILES = (
     "manifest", "plan", "run", "resume", "status", "collect", "report", "export", "inspect",
-    "weights", "bench", "slurm",
+    "weights", "bench", "slurm", "shell",
 )  # fmt: skip
 EPILOG = """\
 examples:
@@ -122,6 +123,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """The parsed command line, with `key=value` words after options too, which argparse leaves
     over."""
     top = parser()
+    complete(top)
+    if not argv:
+        top.print_help()
+        raise SystemExit(USAGE)
+    verbs = next(a.choices or {} for a in top._actions if a.dest == "verb")
+    if not argv[0].startswith("-") and argv[0] not in verbs:
+        listed = ", ".join(verbs)
+        top.error(f"{argv[0]!r} is none of the verbs {listed}{closest(argv[0], verbs)}")
     args, left_over = top.parse_known_args(argv)
     taker = next((name for name in ("overrides", "sweeps") if hasattr(args, name)), None)
     words = [word for word in left_over if "=" in word or word.startswith("~")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
@@ -13,17 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.cli.caches import cache_lines, evaluations
+from batchgen.cli.progress import progress_bars
 from batchgen.cli.result import OK, Result
 from batchgen.cli.verbs import (
     Verbs,
     add_job_arguments,
     add_verb,
-    inputs_of,
+    overrides_of,
     path_argument,
     refuse_special,
 )
-from batchgen.cli.words import duration
 from batchgen.errors import ConfigError, naming
+from batchgen.words import duration, hours_name, rank_time_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +42,7 @@ examples:
   batchgen plan jobs/demo.yaml --out plan.parquet --dump-config config.json
 """
 SHOWN_BUCKETS = 12
+LEAST_COLUMNS = 64  # of a terminal, for the whole table
 
 
 def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -77,36 +78,40 @@ def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan. Exit code 2 if the job cannot be planned, does not fit or is over the
     budget."""
     from batchgen.config.compose import compose_job
-    from batchgen.runner.create import check_place, header_of
-    from batchgen.runner.executors import check_profile
+    from batchgen.runner.create import header_of
+    from batchgen.runner.foresee import foreseen
 
     for option, target in (("--out", args.out), ("--dump-config", args.dump_config)):
         if target is not None and not target.absolute().parent.is_dir():
             raise ConfigError(f"{option}: {target.parent} is not a folder")
     if args.out is not None:
         refuse_special("--out", args.out)
-    composed = compose_job(args.job, args.overrides)
-    check_profile(composed.config.slurm)
-    check_place(composed.config)
-    with _naming(composed, args), tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
-        out = args.out or Path(folder) / "plan.parquet"
-        check = partial(_check, composed.config, args.layouts)
-        plan, predicted = _plan_and_forecast(composed, out, args.hash_weights, check)
+    composed = compose_job(args.job, overrides_of(args))
+    check = partial(_check, composed.config, args.layouts)
+    with (
+        _naming(composed, args),
+        progress_bars(),
+        foreseen(composed, args.out, hash_weights=args.hash_weights, check=check) as found,
+    ):
+        plan, predicted = found.plan, found.forecast
         header = header_of(composed, plan)
     _print(composed, plan, predicted)
     if args.dump_config:
         with _naming(composed, args):
             _dump(args.dump_config, composed, header)
-    limit = args.max_gpu_hours
+    limit = composed.config.system.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
-            f"the forecast of {_forecast(predicted)} is above --max-gpu-hours {limit:g}"
+            f"the forecast of {predicted.gpu_hours:.4g} {hours_name(predicted.layout.device)} is "
+            f"above system.max_gpu_hours={limit:g}"
         )
     data = _data(composed, plan, predicted, args.out)
     return Result(OK, data | _layouts(composed.config, plan) if args.layouts else data)
 
 
 def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextManager[None]:
+    from batchgen.runner.begin import inputs_of
+
     return naming(
         {
             **inputs_of(composed.config),
@@ -137,21 +142,6 @@ def _layouts(config: JobConfig, plan: Plan) -> dict[str, object]:
     return {"layouts": layouts_data(survey(config, planned_work(plan.buckets)))}
 
 
-def _plan_and_forecast(
-    composed: Composed, out: Path, hashing: str, check: Callable[[Plan], object]
-) -> tuple[Plan, Forecast]:
-    from batchgen.planning.calibrate import calibrate
-    from batchgen.planning.cost import UNMEASURED
-    from batchgen.planning.forecast import forecast
-    from batchgen.planning.plan import make_plan, read_costs
-
-    config = composed.config
-    calibration = calibrate(Path(config.output.root_dir), config.model, config.slurm.device)
-    factors = calibration.factors if calibration else UNMEASURED
-    plan = make_plan(config, out, hash_weights=hashing, factors=factors, check=check)
-    return plan, forecast(config, plan, read_costs(out), calibration)
-
-
 def _dump(target: Path, composed: Composed, header: RunFile) -> None:
     from batchgen.durable import write_bytes_atomic
     from batchgen.planning.provenance import describe
@@ -170,7 +160,7 @@ def _print(composed: Composed, plan: Plan, predicted: Forecast) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_buckets(plan))
+    console.print(_buckets(plan, narrow=console.width < LEAST_COLUMNS))
     console.print(_summary(composed, plan, predicted))
     if composed.config.model.weights == "random":
         console.print(
@@ -179,23 +169,28 @@ def _print(composed: Composed, plan: Plan, predicted: Forecast) -> None:
         )
 
 
-def _buckets(plan: Plan) -> Table:
+def _buckets(plan: Plan, narrow: bool) -> Table:
+    """The rows by size; a `narrow` one leaves out what a terminal has no room for."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("bucket", "rows", "tokens", "forwards", "predicted", "share"):
+    names = ("bucket", "rows", "tokens", "forwards", "predicted", "share")
+    shown = [name for name in names if not narrow or name not in ("tokens", "forwards")]
+    for name in shown:
         table.add_column(name, justify="left" if name == "bucket" else "right", no_wrap=True)
     total = plan.cost_s_total or 1.0
     for item in plan.buckets[:SHOWN_BUCKETS]:
-        cells = (str(item.bucket), f"{item.rows:,}", f"{item.tokens:,}", f"{item.evaluations:,}")
+        sizes = () if narrow else (f"{item.tokens:,}", f"{item.evaluations:,}")
+        cells = (str(item.bucket), f"{item.rows:,}", *sizes)
         table.add_row(*cells, duration(item.cost_s), f"{item.cost_s / total:.0%}")
     rest = plan.buckets[SHOWN_BUCKETS:]
     if rest:
         seconds = sum(item.cost_s for item in rest)
         rows = sum(item.rows for item in rest)
         label = f"{len(rest)} more"
-        table.add_row(label, f"{rows:,}", "", "", duration(seconds), f"{seconds / total:.0%}")
+        gap = () if narrow else ("", "")
+        table.add_row(label, f"{rows:,}", *gap, duration(seconds), f"{seconds / total:.0%}")
     return table
 
 
@@ -272,13 +267,8 @@ def _data(
 
 
 def _forecast(predicted: Forecast) -> str:
-    low, high = _hours(predicted.low), _hours(predicted.high)
-    return f"{_hours(predicted.gpu_hours)} GPU-hours ({low} to {high})"
-
-
-def _hours(hours: float) -> str:
-    digits = 1 if hours >= 100 else 2 if hours >= 1 else 4
-    return f"{hours:,.{digits}f}"
+    hours = (predicted.gpu_hours, predicted.low, predicted.high)
+    return rank_time_within(*hours, predicted.layout.device)
 
 
 def _size(gib: float) -> str:

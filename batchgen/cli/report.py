@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from batchgen.cli.progress import progress_bars
 from batchgen.cli.result import OK, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
@@ -23,7 +24,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         description=DESCRIPTION,
         epilog="example:\n  batchgen report latest",
     )
-    add_run_argument(report)
+    add_run_argument(report, looks=True)
 
 
 def handle_report(args: argparse.Namespace) -> Result:
@@ -31,6 +32,7 @@ def handle_report(args: argparse.Namespace) -> Result:
     from batchgen.report import write_report
 
     run = find_run(args)
-    page = write_report(run)
+    with progress_bars():
+        page = write_report(run)
     print(f"report   {page}")
     return Result(OK, {"run": str(run.root), "report": str(page)})

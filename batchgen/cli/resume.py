@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from batchgen.cli.collect import SHOWN_FAILURES
 from batchgen.cli.result import Result
 from batchgen.cli.runs import add_run_argument, find_run
-from batchgen.cli.verbs import Verbs, add_verb
+from batchgen.cli.verbs import (
+    Verbs,
+    add_budget_argument,
+    add_overrides,
+    add_verb,
+    overrides_of,
+)
 from batchgen.errors import RunStateError, closest
 from batchgen.paths import as_typed
 
@@ -53,7 +58,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     for parser in (resume, retry):
         add_run_argument(parser)
-        parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+        add_overrides(parser, "settings to change")
+        add_budget_argument(parser)
         parser.add_argument(
             "--detach", action="store_true", help="return at once, as `submit` does"
         )
@@ -71,11 +77,13 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def handle_resume(args: argparse.Namespace) -> Result:
+    from batchgen.runner.begin import mend, with_quarantined
     from batchgen.runner.manifest_news import manifest_news
     from batchgen.runner.resume import prepare_resume
 
     run = _writable_run(args)
-    if done := _mend(run):
+    new_settings = bool(args.overrides or args.rerender_changed)
+    if done := mend(run, new_settings=new_settings):
         return _mended(args, run, done)
     settings = prepare_resume(run, args.overrides, rerender_changed=args.rerender_changed)
     # without overrides nobody has asked for a replan: say why there is one
@@ -88,7 +96,7 @@ def handle_resume(args: argparse.Namespace) -> Result:
     if settings.replan is None and (news := manifest_news(run)):
         print(news, flush=True)
     if args.quarantined:
-        return _go_on(args, run, settings, _quarantined_too(run, settings))
+        return _go_on(args, run, settings, with_quarantined(run, settings))
     _tell_quarantined(run)
     return _go_on(args, run, settings, None)
 
@@ -96,19 +104,10 @@ def handle_resume(args: argparse.Namespace) -> Result:
 def _writable_run(args: argparse.Namespace) -> RunPaths:
     from batchgen.runner.create import refuse_unwritable
 
+    args.overrides = overrides_of(args)
     run = find_run(args)
     refuse_unwritable(run)
     return run
-
-
-def _quarantined_too(run: RunPaths, settings: Settings) -> np.ndarray:
-    """row_index of what a resume renders, and of the quarantined rows."""
-    import numpy as np
-
-    from batchgen.ledger.winners import missing_rows
-
-    missing = missing_rows(run, settings.replan.plan if settings.replan else None)
-    return np.union1d(missing.all, missing.quarantined)
 
 
 def _tell_quarantined(run: RunPaths) -> None:
@@ -127,30 +126,10 @@ def _tell_quarantined(run: RunPaths) -> None:
         print(f"take     batchgen resume {as_typed(run.root)} --quarantined", flush=True)
 
 
-def _mend(run: RunPaths) -> str:
-    """Mend what keeps the run on Slurm from going on; returns what was done, empty if nothing
-    was."""
-    from batchgen.runner.recover import free_the_steward, give_a_steward
-    from batchgen.scheduler.commands import NoScheduler
-
-    with suppress(NoScheduler):  # this machine has no Slurm to look at
-        if tasks := give_a_steward(run):
-            return f"{len(tasks)} task(s) were found with Slurm; a steward follows them now"
-        if tasks := free_the_steward(run):
-            ended = "were on hold and are ended; the steward submits their rows anew"
-            return f"{len(tasks)} task(s) {ended}"
-    return ""
-
-
 def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:
     """Follow the run, which goes on by itself."""
     from batchgen.cli.run import wait_to_end
 
-    if args.overrides or args.rerender_changed:
-        raise RunStateError(
-            f"{done}; these have the old settings: to use new ones, "
-            f"`batchgen cancel {as_typed(run.root)}` first"
-        )
     print(done)
     return Result(data={"run": str(run.root)}) if args.detach else wait_to_end(run)
 
@@ -168,24 +147,16 @@ def handle_retry(args: argparse.Namespace) -> Result:
 def _go_on(
     args: argparse.Namespace, run: RunPaths, settings: Settings, rows: np.ndarray | None
 ) -> Result:
-    from batchgen.cli.run import check_tensors, drive_to_end, refuse_inline, started_result
-    from batchgen.config.build import build
-    from batchgen.config.schema import JobConfig
-    from batchgen.runner.create import note_launch
+    from batchgen.cli.run import drive_to_end, started_result
+    from batchgen.runner.begin import going_on, refuse_inline
     from batchgen.runner.submit import submit
 
     args.at_stake = True
-    try:
-        if settings.replan is not None:
-            check_tensors(build(JobConfig, settings.resolved))
-        note_launch(run, settings.resolved, [args.verb, *_options(args), *args.overrides])
+    with going_on(run, settings, [args.verb, *_options(args), *args.overrides]):
         if not args.detach:
             return drive_to_end(run, settings, rows)
         refuse_inline(settings, "--detach")
         return started_result(run, submit(run, settings, rows))
-    finally:
-        if settings.replan is not None:  # removes a draft that was not installed
-            settings.replan.plan.unlink(missing_ok=True)
 
 
 def _options(args: argparse.Namespace) -> list[str]:

@@ -9,14 +9,19 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb, inputs_of
+from batchgen.cli.verbs import (
+    Verbs,
+    add_budget_argument,
+    add_job_arguments,
+    add_verb,
+    overrides_of,
+)
 from batchgen.errors import EndedBySignal, naming
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from batchgen.config.schema import JobConfig
     from batchgen.paths import RunPaths
     from batchgen.runner.submit import Settings, Submission
 
@@ -54,6 +59,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     for parser in (run, submit):
         add_job_arguments(parser)
+        add_budget_argument(parser)
     run.add_argument(
         "--preview",
         type=int,
@@ -68,6 +74,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def handle_run(args: argparse.Namespace) -> Result:
     """Exit code 0 only if every row of the manifest is ok."""
+    args.overrides = overrides_of(args)
     if args.preview is not None:
         args.overrides = [*args.overrides, *_preview(args)]
     run, settings = _create(args)
@@ -87,6 +94,7 @@ def _preview(args: argparse.Namespace) -> list[str]:
     from batchgen.config.compose import compose_job
     from batchgen.config.overrides import verbatim
     from batchgen.planning.preview import preview_manifest
+    from batchgen.runner.begin import inputs_of
 
     job = compose_job(args.job, [*args.overrides, *_UNCACHED]).config
     with naming(inputs_of(job)):
@@ -98,10 +106,10 @@ def _preview(args: argparse.Namespace) -> list[str]:
 def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = None) -> Result:
     """Drive the run to its end with a progress bar, and print the summary."""
     from batchgen.cli.collect import summary_result
-    from batchgen.cli.progress import progress_bar
+    from batchgen.cli.progress import progress_bars
     from batchgen.runner.steward import drive
 
-    with _going_on(run, settings.executor), progress_bar() as watch:
+    with _going_on(run, settings.executor), progress_bars() as watch:
         summary = drive(run, settings, watch, rows)
     tell_choices(run)
     return summary_result(run, summary)
@@ -119,10 +127,10 @@ def tell_choices(run: RunPaths) -> None:
 def wait_to_end(run: RunPaths) -> Result:
     """Wait for what another process started, collect, print the summary."""
     from batchgen.cli.collect import summary_result
-    from batchgen.cli.progress import progress_bar
+    from batchgen.cli.progress import progress_bars
     from batchgen.runner.steward import publish, wait
 
-    with _going_on(run, "slurm"), progress_bar() as watch:
+    with _going_on(run, "slurm"), progress_bars() as watch:
         wait(run, watch)
     return summary_result(run, publish(run))
 
@@ -149,6 +157,7 @@ def _going_on(run: RunPaths, executor: str) -> Iterator[None]:
 def handle_submit(args: argparse.Namespace) -> Result:
     from batchgen.runner.submit import submit
 
+    args.overrides = overrides_of(args)
     if args.dry_run:
         return _show(args)
     run, settings = _create(args)
@@ -207,42 +216,12 @@ def _nothing_started(run: RunPaths) -> Result:
     return Result(ROWS_LEFT, data)
 
 
-def refuse_inline(settings: Settings, verb: str) -> None:
-    """ConfigError for the executor `inline`, with which nothing can go on in the background."""
-    from batchgen.errors import ConfigError
-
-    if settings.resolved["slurm"]["executor"] == "inline":
-        raise ConfigError(
-            f"slurm.executor: 'inline' renders in this process; {verb} needs one that outlives it: "
-            "slurm.executor=local"
-        )
-
-
-def check_tensors(config: JobConfig) -> None:
-    """Raise WeightsError unless the job's weights can be loaded."""
-    if config.model.weights not in ("random", "embedded"):
-        from batchgen.engine.loading.weights import check_weights  # imports torch, so only here
-
-        check_weights(config.model)
-
-
 def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
-    from batchgen.config.compose import compose_job
-    from batchgen.runner.create import create_run, note_launch
-    from batchgen.runner.executors import executor_for
-    from batchgen.runner.submit import Settings
-    from batchgen.scheduler.commands import max_array_size
+    from batchgen.cli.progress import progress_bars
+    from batchgen.runner.begin import begin
 
-    composed = compose_job(args.job, args.overrides)
-    settings = Settings(composed.resolved, list(composed.overrides))
-    executor_for(composed.config.slurm)
-    if settings.executor == "slurm":
-        max_array_size()  # raises if Slurm does not answer, before anything is made
-    if args.verb == "submit":
-        refuse_inline(settings, "submit")
-    with naming(inputs_of(composed.config)):
-        check_tensors(composed.config)
-        run = create_run(composed, hash_weights=args.hash_weights)
-    args.made, args.at_stake = str(run.root), True
-    note_launch(run, settings.resolved, [args.verb, str(args.job), *args.overrides])
-    return run, settings
+    with progress_bars():
+        begun = begin(args.job, args.overrides, verb=args.verb, hash_weights=args.hash_weights)
+    args.made, args.at_stake = str(begun.run.root), True
+    begun.note(args.verb, str(args.job), *args.overrides)
+    return begun.run, begun.settings

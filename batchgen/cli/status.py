@@ -19,6 +19,7 @@ from batchgen.paths import RunPaths, as_typed
 from batchgen.records import Attempt, Layout
 from batchgen.scheduler.commands import slurm_intent
 from batchgen.scheduler.queue import QueueView, look, queue_lines, with_queue
+from batchgen.words import duration, rank_time
 
 WATCH_S = 1.0
 TAIL_LINES = 20
@@ -54,7 +55,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         epilog="examples:\n  batchgen logs latest\n  batchgen logs latest --failed",
     )
     for parser in (status, cancel, logs):
-        add_run_argument(parser)
+        add_run_argument(parser, looks=parser is not cancel)
     status.add_argument("--watch", action="store_true", help="refresh until nothing runs")
     status.add_argument(
         "--offline", action="store_true", help="ask no scheduler: the run folder alone"
@@ -126,7 +127,7 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
         + (f", {status.quarantined} quarantined" if status.quarantined else "")
         + (f" ({status.aliases} share another row's media)" if status.aliases else ""),
         f"progress  {_bar(status.ok, status.rows)}  {_rate(status)}",
-        f"cost      {status.gpu_hours:.4f} device hours in {len(status.attempts)} attempt(s), "
+        f"cost      {_cost(status)} in {len(status.attempts)} attempt(s), "
         f"submission {status.submission}",
     ]
     if status.layout is not None:
@@ -143,6 +144,11 @@ def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str
     elif status.left and not status.alive:
         lines.append(f"go on with  batchgen resume {as_typed(run.root)}")
     return lines
+
+
+def _cost(status: RunStatus) -> str:
+    devices = {attempt.device for attempt in status.attempts} - {""}
+    return rank_time(status.gpu_hours, "cpu" if devices <= {"cpu"} else max(devices))
 
 
 def _layout(layout: Layout) -> str:
@@ -168,7 +174,7 @@ def _bar(done: int, total: int, width: int = 30) -> str:
 def _rate(status: RunStatus) -> str:
     if not status.rate_per_s:
         return ""
-    eta = "" if status.eta_s is None else f", about {_duration(status.eta_s)} to go"
+    eta = "" if status.eta_s is None else f", about {duration(status.eta_s)} to go"
     return f"{60 * status.rate_per_s:.1f} rows a minute{eta}"
 
 
@@ -177,14 +183,8 @@ def _attempt_line(attempt: AttemptStatus) -> str:
     ranks = f" x{attempt.devices}" if attempt.devices > 1 else ""
     return (
         f"  {attempt.attempt.tag:10} {attempt.life:8} {how:12} {attempt.commits:6} rows  "
-        f"{_duration(attempt.wall_s):>7}  {attempt.host} {attempt.device}{ranks}"
+        f"{duration(attempt.wall_s):>8}  {attempt.host} {attempt.device}{ranks}"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 # ------------------------------------------------------------------------------------ cancel, logs

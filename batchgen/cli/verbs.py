@@ -6,14 +6,11 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from batchgen.cli.completion import completed_by, job_files, override_keys
 from batchgen.cli.result import Result
 from batchgen.errors import UsageError
 from batchgen.paths import at_home
-
-if TYPE_CHECKING:
-    from batchgen.config.schema import JobConfig
 
 Verbs = argparse._SubParsersAction  # argparse has no public name for what add_subparsers returns
 NO_MULTIRUN = (
@@ -58,8 +55,9 @@ def path_argument(text: str) -> Path:
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """JOB, its overrides, and how checkpoints are hashed."""
-    parser.add_argument("job", metavar="JOB", type=path_argument, help="job file (YAML)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Hydra overrides")
+    job = parser.add_argument("job", metavar="JOB", type=path_argument, help="job file (YAML)")
+    completed_by(job, job_files)
+    add_overrides(parser, "Hydra overrides")
     parser.add_argument(
         "--hash-weights",
         choices=("sampled", "full"),
@@ -68,13 +66,29 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def inputs_of(config: JobConfig) -> dict[str, str | None]:
-    """Key -> path of each input of a composed job; None if the value is a word such as `random`."""
-    weights = config.model.weights
-    return {
-        "manifest": config.manifest,
-        "model.weights": weights if os.path.isabs(weights) else None,
-    }
+def add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """`key=value` words; without a default, argparse would call them required."""
+    words = parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help=meaning
+    )
+    completed_by(words, override_keys)
+
+
+def add_budget_argument(parser: argparse.ArgumentParser) -> None:
+    """--max-gpu-hours, short for the key of that name."""
+    parser.add_argument(
+        "--max-gpu-hours",
+        type=float,
+        metavar="X",
+        help="begin no row once the run has spent X device hours (system.max_gpu_hours)",
+    )
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The overrides as typed, and what options are short for."""
+    if args.max_gpu_hours is None:
+        return list(args.overrides)
+    return [*args.overrides, f"system.max_gpu_hours={args.max_gpu_hours}"]
 
 
 def refuse_special(option: str, path: Path) -> None:

@@ -158,7 +158,10 @@ def unknown_key_message(key: str) -> str:
     if not siblings:
         return f"{key}: unknown key{closest(key, [k for k, _ in leaf_keys()])}"
     listed = ", ".join(siblings)
-    return f"{key}: unknown key{closest(name, siblings)}; legal keys {_under(parent)}: {listed}"
+    near = closest(name, siblings)
+    if not near and not parent:  # a column of the manifest, written as if it were a key
+        near = closest(name, ROW_DEFAULTS).replace("'", "'row_defaults.", 1)
+    return f"{key}: unknown key{near}; legal keys {_under(parent)}: {listed}"
 
 
 def _tier_name(key: str) -> str:

@@ -160,6 +160,7 @@ class SystemConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    max_gpu_hours: float | None = None  # device hours of the whole run; then no row is begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

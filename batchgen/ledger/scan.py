@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
@@ -108,16 +107,12 @@ class _Columns:
         return row_index
 
 
-def index_commits(run: RunPaths, progress: Callable[[int], None] | None = None) -> CommitIndex:
-    """Read every journal of the run once; `progress` is called with the number of lines of each
-    journal."""
+def index_commits(run: RunPaths) -> CommitIndex:
+    """Read every journal of the run once."""
     columns = _Columns()
     facts = []
     for number, journal in enumerate(fenced_journals(run)):
-        before = len(columns.row_index)
         facts.append(_index_journal(journal, number, columns))
-        if progress is not None:
-            progress(len(columns.row_index) - before)
     return CommitIndex(
         journals=tuple(facts),
         row_index=np.frombuffer(columns.row_index, np.int64),

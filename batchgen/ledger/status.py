@@ -41,6 +41,7 @@ from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Layout
 from batchgen.runfile import read_run
+from batchgen.words import Tabled
 
 STALE_S = 60.0  # an attempt on another machine without a heartbeat for this long is taken for dead
 State = Literal["planned", "submitted", "running", "stopped", "finished"]
@@ -74,7 +75,7 @@ class AttemptStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStatus:
+class RunStatus(Tabled):
     """Rows are manifest rows: ok + failed + quarantined + left = rows."""
 
     run: str

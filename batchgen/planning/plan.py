@@ -59,6 +59,7 @@ from batchgen.planning.store import (
     row_indices,
 )
 from batchgen.planning.work import scales_of
+from batchgen.progress import tell
 from batchgen.request import FIELDS, Bucket, Field
 
 __all__ = [
@@ -221,6 +222,7 @@ class _Rows:
             self.ids.add(rows.column("row_id"))
             if not self.problems.count:
                 yield self._table(rows, batch, schema)
+            tell("plan", len(batch), manifest.rows)
         if "row_id" in known:
             self.ids.report_duplicates(self.problems, manifest.place)
         self.problems.raise_if_any(manifest.path, manifest.place)

@@ -17,6 +17,7 @@ from batchgen.ledger.upkeep.losses import collected
 from batchgen.ledger.upkeep.pieces import parts_of, pieces
 from batchgen.paths import RunPaths
 from batchgen.planfile import reading
+from batchgen.progress import tell
 from batchgen.records import ranks_named
 from batchgen.runfile import RunFile, read_run
 
@@ -59,6 +60,7 @@ class Source:
         """The catalog in the plan's order, with the columns `COLUMNS` and those of `_measured`."""
         for table in pieces(parts_of(self.run.catalog_rows), PIECE_ROWS, COLUMNS):
             yield _measured(table)
+            tell("report", len(table), self.header.rows)
 
 
 def _measured(rows: pa.Table) -> pa.Table:

@@ -29,8 +29,12 @@ const fill = (name, opacity) => () => shade(name, opacity);
 const bars = (wide = 0.9) => uPlot.paths.bars({ size: [wide, Infinity], gap: 0 });
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
+const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 432000, 864000];
+
+// In one unit over the whole axis.
 function timeAxis(total) {
-  return { values: (_, splits) => splits.map((at) => duration(at)), label: "time with ranks at work", space: 70, ...(total ? {} : { show: false }) };
+  const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([size]) => total >= 2 * size) || [1, "s"];
+  return { values: (_, splits) => splits.map((at) => `${figure(at / size)} ${unit}`), incrs: STEPS, label: "time with ranks at work", space: 60 };
 }
 
 // Rows by the time of their end, as rates, so that the length of a bin does not matter.
@@ -38,11 +42,11 @@ function throughput(line) {
   const middle = line.ok.map((_, at) => (at + 0.5) * line.bin_s);
   const rate = (rows) => rows.map((number) => 3600 * number / line.bin_s);
   const all = 3600 * sum(line.ok) / line.work_s;
-  const pauses = line.pauses ? ` ${count(line.pauses)} pause${line.pauses > 1 ? "s" : ""} between are left out.` : "";
+  const pauses = line.pauses ? ` Pauses are left out: ${count(line.pauses)}.` : "";
   return plot("Throughput", `${figure(all)} rows an hour over ${duration(line.work_s)} of work.${pauses}`, {
     cursor: { sync: { key: CLOCK.key } },
     scales: { x: { time: false, range: [0, line.work_s] }, y: { range: (_, low, high) => [0, high * 1.08 || 1] } },
-    axes: axes(timeAxis(true), { label: "rows an hour" }),
+    axes: axes(timeAxis(line.work_s), { label: "rows an hour" }),
     series: [
       { label: "at", value: (_, at) => (at === null ? "–" : duration(at)) },
       { label: "finished", stroke: () => shade("--hue-1"), fill: fill("--hue-1", 0.75), width: 0, paths: bars(1), points: { show: false }, value: (_, rows) => figure(rows) },
@@ -58,7 +62,7 @@ function ranksAtWork(line) {
   return plot("Ranks at work", words, {
     cursor: { sync: { key: CLOCK.key } },
     scales: { x: { time: false, range: [0, line.work_s] }, y: { range: (_, low, high) => [0, Math.max(1, high) * 1.08] } },
-    axes: axes(timeAxis(true), { label: "ranks" }),
+    axes: axes(timeAxis(line.work_s), { label: "ranks" }),
     series: [
       { label: "at", value: (_, at) => (at === null ? "–" : duration(at)) },
       { label: "ranks", stroke: () => shade("--hue-2"), fill: fill("--hue-2", 0.75), width: 0, paths: bars(1), points: { show: false }, value: (_, ranks) => figure(ranks) },
@@ -106,7 +110,7 @@ function histogram(found) {
 
 // Stacked: each series is drawn from zero, the highest sum first, so that lower ones lie over it.
 function balance(ranks) {
-  const parts = [["tail", "--idle"], ["idle", "--hue-3"], ["busy", "--hue-1"], ["load", "--hue-4"]];
+  const parts = [["tail", "--tail"], ["idle", "--idle"], ["busy", "--hue-1"], ["load", "--hue-4"]];
   const sums = [];
   let below = ranks.load.map(() => 0);
   for (const [name] of [...parts].reverse()) {

@@ -1,0 +1,65 @@
+"""What the TAB key offers in bash, zsh and fish, by argcomplete.
+
+The shell starts batchgen with `_ARGCOMPLETE` in its environment; that run only prints words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from batchgen.errors import BatchgenError
+from batchgen.paths import at_home
+
+SHELLS = ("bash", "zsh", "fish")
+Completer = Callable[..., list[str]]
+
+
+def complete(top: argparse.ArgumentParser) -> None:
+    """Answer the shell and end this process, if it is the shell that asks."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(top, always_complete_options="long")
+
+
+def script(shell: str) -> str:
+    """What the shell has to read once."""
+    from argcomplete.shell_integration import shellcode
+
+    return shellcode(["batchgen"], shell=shell)
+
+
+def completed_by(action: argparse.Action, completer: Completer) -> None:
+    """Let TAB offer what `completer` finds for an argument."""
+    action.completer = completer  # type: ignore[attr-defined]  # where argcomplete looks
+
+
+def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """`latest` and the names of runs; none from a root that cannot be read."""
+    from batchgen.runner.find import LATEST, runs_in
+
+    try:
+        return [LATEST, *runs_in(at_home(parsed_args.root))]
+    except BatchgenError:
+        return [LATEST]
+
+
+def job_files(prefix: str, **_: object) -> list[str]:
+    """Folders and YAML files that begin like that."""
+    folder = Path(prefix) if prefix.endswith("/") else Path(prefix).parent
+    try:
+        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return []
+    jobs = [str(path) for path in found if path.suffix in (".yaml", ".yml")]
+    return jobs + [f"{path}/" for path in found if path.is_dir()]
+
+
+def override_keys(**_: object) -> list[str]:
+    """All keys of a job."""
+    from batchgen.config.build import leaf_keys
+
+    return [f"{key}=" for key, _ in leaf_keys()]

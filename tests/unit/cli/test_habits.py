@@ -1,0 +1,113 @@
+"""Small things that a person meets every day: hints, units, narrow terminals, bars, the TAB key."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_calls import NULL, make_job_folder
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from run_folder import make_run_folder
+
+from batchgen.cli.completion import SHELLS, job_files, script
+from batchgen.cli.main import main
+from batchgen.cli.progress import Bars, progress_bars
+from batchgen.errors import RunStateError
+from batchgen.progress import heard_by, tell
+from batchgen.runner.find import find_run
+from batchgen.words import rank_time, rank_time_within
+
+JOB = str(Path(__file__).parents[3] / "jobs" / "demo.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["statu", "latest"], "'statu' is none of the verbs manifest, plan, .*'status'"),
+        (["plan", JOB, "steps=3"], r"steps: unknown key \(did you mean 'row_defaults.num_steps'"),
+        (["plan", JOB, "num_steps=3"], r"did you mean 'row_defaults.num_steps'"),
+        (["plan", JOB, "sytem.compile=off"], "did you mean 'system"),
+        (["run"], r"required: JOB\n"),
+    ],
+)
+def test_hints_hint_at_the_right_thing(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        assert main(argv) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_run_is_found_behind_a_path_and_else_it_says_where_it_looked(tmp_path: Path) -> None:
+    old, new = (tmp_path / f"demo-2026010{n}-120000-abcdef" for n in (1, 2))
+    make_run_folder(new, 1)
+    make_run_folder(old, 1)
+    assert find_run(tmp_path / "latest").root == new
+    assert find_run("latest", tmp_path).root == new
+    assert find_run(tmp_path / "demo-20260101").root == old
+    with pytest.raises(RunStateError, match="fits several runs: demo-20260101"):
+        find_run(tmp_path / "demo")
+    with pytest.raises(RunStateError, match=f"no run 'x' in {tmp_path}; the latest of 2 is demo-"):
+        find_run("x", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunStateError, match=f"no run in {tmp_path}/empty.* --root FOLDER"):
+        find_run("latest", tmp_path / "empty")
+
+
+def test_time_of_ranks_is_said_in_units_that_fit() -> None:
+    assert rank_time(0.01, "cpu") == "36.0 s of CPUs"
+    assert rank_time(2, "cpu") == "2.00 CPU-hours"
+    assert rank_time(1234.5, "NVIDIA H200") == "1,234.5 GPU-hours"
+    assert rank_time_within(12, 6, 24, "h200") == "12.00 GPU-hours (6.00 to 24.00)"
+
+
+def test_a_plan_fits_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job_folder(tmp_path, 3)
+    monkeypatch.setenv("COLUMNS", "48")
+    assert main(["plan", str(job.job), NULL]) == 0
+    table = capsys.readouterr().out.split("job ")[0]
+    assert "32x32x5" in table and "tokens" not in table
+    assert max(map(len, table.splitlines())) <= 48
+
+
+def test_bars_are_drawn_for_long_work_alone_and_only_where_somebody_looks(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    with Progress(TextColumn("{task.description} {task.completed}"), console=console) as progress:
+        bars, soon = Bars(progress, soon_s=-1), Bars(progress, soon_s=3600)
+        with heard_by(bars.more):
+            tell("collect", 5, 8)
+            tell("collect", 9, 8)  # begun anew
+        soon.more("verify", 1, 8)
+        tell("unheard", 1, 1)
+    assert "collect 8" in screen.getvalue()
+    assert "verify" not in screen.getvalue() and "unheard" not in screen.getvalue()
+    with progress_bars():
+        tell("collect", 1, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_tab_key_offers_verbs_runs_jobs_and_keys(tmp_path: Path) -> None:
+    make_run_folder(tmp_path / "outputs" / "demo-1", 1)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "mine.yaml").touch()
+    assert job_files(f"{tmp_path}/jobs/mi") == [f"{tmp_path}/jobs/mine.yaml"]
+    assert all("batchgen" in script(shell) for shell in SHELLS)
+    answer, line = tmp_path / "answer", "batchgen status de"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    asked |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
+    command = [sys.executable, "-m", "batchgen"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **asked}, check=False)
+    assert (done.returncode, answer.read_text().strip()) == (0, "demo-1")
