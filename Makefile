@@ -7,7 +7,7 @@ CLUSTER := slurm/devcluster/devcluster.sh
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-slurm test lint test-slow test-durability test-gpu test-slurm test-chaos clean
+.PHONY: demo demo-slurm test lint test-slow test-durability test-gpu gpu-check test-slurm test-chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -41,6 +41,24 @@ test-gpu: $(INSTALLED)
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or \
 		sys.exit("make test-gpu: torch sees no CUDA device here, and these tests need one")'
 	$(BIN)/pytest -m gpu tests/gpu
+
+# The same and `batchgen bench gpu`, whatever the tests say: one table and one JSON in
+# outputs/bench-gpu, in minutes and without network. Where torch and transformers are there and the
+# rest lies beside as wheels: make gpu-check WHEELS=folder. `GPU_BENCH=--tiny` shows that it runs.
+GPU_BENCH ?=
+ifdef WHEELS
+GPU_PYTHON := .venv-gpu/bin/python
+$(GPU_PYTHON):
+	$(PYTHON) -m venv --system-site-packages .venv-gpu
+	$(GPU_PYTHON) -m pip install -q --no-index --no-deps $(WHEELS)/*.whl
+else
+GPU_PYTHON := $(BIN)/python
+$(GPU_PYTHON): $(INSTALLED)
+endif
+
+gpu-check: $(GPU_PYTHON)
+	-$(GPU_PYTHON) -m pytest -q -m gpu tests/gpu
+	$(GPU_PYTHON) -m batchgen bench gpu $(GPU_BENCH)
 
 # On real Slurm clusters, one per test process; as root the packages are installed. Without them the
 # tests are skipped and say why. They wait more than they work: more processes than cores.

@@ -35,6 +35,8 @@ def stored_type(field: Field) -> pa.DataType:
         return pa.float64()
     if field.kind == "text":
         return pa.large_string() if field.column.prose else pa.string()
+    if field.kind == "image":
+        return pa.string()
     bounds = field.column.range
     return pa.int32() if bounds and bounds.high and bounds.high < _BIG else pa.int64()
 

@@ -185,12 +185,15 @@ class EngineCounters:
     items: int = 0  # branches of rows over all forwards
     unique_texts_encoded: int = 0
     text_encoder_calls: int = 0
+    texts_from_disk: int = 0  # that another rank, or an attempt before, had encoded
     component_moves: int = 0  # onto the device
     expert_swaps: int = 0  # those that replaced one expert by another between two steps
     device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing
     windows: int = 0
     streamed_gib: float = 0.0  # of blocks that were copied onto the device for their forwards
     peak_weights_gib: float = 0.0  # most weights on the device at once, whatever is its memory
+    compiles: int = 0  # graphs of blocks
+    recompiles: int = 0  # of them, for shapes that had been compiled before
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     peak_mem_gib: float | None = None  # of the device; None on a CPU
     host_rss_gib: float = 0.0

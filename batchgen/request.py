@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import types
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
-Kind = Literal["text", "integer", "number"]
-Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde"]
+Kind = Literal["text", "integer", "number", "image"]
+Image = NewType("Image", str)  # sha256 (hex) of a file in the run's `inputs/`
+Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde", "ddpm"]
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000  # the schedules are drawn from 1000 training timesteps
@@ -160,10 +161,18 @@ class Request(ModelDefaults):
     cache_table: Annotated[str, Column(set_by="plan")] = ""  # digest of the coefficients it uses
     # the strategy that was asked for, where the job lets rows be drawn without it
     cache_refused: Annotated[str, Column(set_by="plan", key="no")] = ""
+    # given to be the first frame, and the last
+    image: Annotated[Image | None, Column(read_by="some")] = None
+    last_image: Annotated[Image | None, Column(read_by="some")] = None
     # predicted: what the row costs, and its transformer evaluations over all branches
     cost_s: Annotated[float, Column(unit="device seconds", set_by="plan", key="no")] = 0.0
     steps_expected: Annotated[float, Column(unit="evaluations", set_by="plan", key="no")] = 0.0
     tags: Annotated[str | None, Column(prose=True, key="no")] = None
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Those that are given, the first frame first."""
+        return tuple(image for image in (self.image, self.last_image) if image is not None)
 
     @property
     def bucket(self) -> Bucket:
@@ -177,7 +186,6 @@ class OtherColumns:
 
     resolution: Annotated[str, Column(catalog=False)] = ""
     aspect_ratio: Annotated[str, Column(catalog=False)] = ""
-    image: Annotated[str, Column(read_by="some", prose=True, catalog=False)] = ""
     lora: Annotated[str, Column(read_by="some", prose=True, catalog=False)] = ""
 
 
@@ -202,7 +210,7 @@ def fields_of(cls: type) -> tuple[Field, ...]:
 def _field(name: str, hint: Any, default: Any) -> Field:
     kind, column = get_args(hint)
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    named: dict[type, Kind] = {int: "integer", float: "number"}
+    named: dict[Any, Kind] = {int: "integer", float: "number", Image: "image"}
     return Field(name, named.get(options[0], "text"), type(None) in options, default, column)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +31,11 @@ def flops(call: Any) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         call()
     return int(counter.get_total_flops())
+
+
+def shortened(model: ModelSpec) -> ModelSpec:
+    """The same with two blocks of each kind: what one counts is that of all."""
+    transformer = model.dims.transformer
+    stacks = [n for n in ("num_layers", "num_single_layers") if hasattr(transformer, n)]
+    transformer = replace(transformer, **dict.fromkeys(stacks, 2))
+    return replace(model, dims=replace(model.dims, transformer=transformer))

@@ -16,7 +16,7 @@ from batchgen.runfile import RunFile
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
     {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
-    | {"failpoints", "processes", "anchor", "durable", "words", "progress"},
+    | {"failpoints", "processes", "anchor", "durable", "words", "progress", "pictures"},
     {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
@@ -37,11 +37,12 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts"},
+        {"pictures"},
         {"blocks", "recall", "rowcache"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
-        {"attention"},
+        {"attention", "compiled"},
         {"forwards", "replica", "caching"},
         {"flight"},
         {"finish", "look"},
@@ -51,7 +52,17 @@ INSIDE = {
         {"choose", "calibrate", "calibrate_blocks"},
     ],
     "worker": [
-        {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},
+        {
+            "address",
+            "admission",
+            "as_planned",
+            "drain",
+            "ending",
+            "place",
+            "states",
+            "texts",
+            "watchdog",
+        },
         {"meeting", "queue", "sink"},
         {"audit", "pilot", "post", "source"},
         {"replica", "follower"},
@@ -69,6 +80,7 @@ TORCH_SIDE_MAY_IMPORT = {
         "failpoints",
         "families",
         "numerics",
+        "pictures",
         "engine",
         "models",
     )
@@ -102,7 +114,8 @@ def imports(path: Path) -> set[str]:
 def room(module: str) -> str:
     """The top folder; `families/<name>/model.py` is ranked apart from a family's light side."""
     top, *rest = module.split(".")
-    return "models" if top == "families" and rest[-1:] == ["model"] else top
+    torch_side = {"model", "frames"}  # what models share
+    return "models" if top == "families" and torch_side & {*rest[-1:]} else top
 
 
 def level(folder: str) -> int:

@@ -78,7 +78,6 @@ def spec(weights: str = "random", *, heads: int = 2) -> ModelSpec:
                 num_hidden_layers=3,
                 num_attention_heads=2,
                 num_key_value_heads=2,
-                head_dim=16,
                 max_tokens=TEXT,
                 template_tokens=TEMPLATE_TOKENS,
             ),
@@ -145,7 +144,6 @@ HUNYUAN_VIDEO15 = VideoToy(
     (
         f"model.text_encoder.max_tokens={TEXT}",
         f"model.text_encoder.template_tokens={TEMPLATE_TOKENS}",
-        "model.text_encoder.head_dim=16",
         f"model.text_encoder_2.max_tokens={GLYPHS}",
         f"model.transformer.image_tokens={IMAGE}",
     ),

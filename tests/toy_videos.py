@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from toy_engine import request
+from toy_engine import Keeper, request
 
 from batchgen.config.schema import ModelSpec
 from batchgen.request import Bucket, ModelDefaults, Request
@@ -50,7 +52,7 @@ class VideoToy:
         values: dict[str, Any] = {
             "prompt": PROMPTS[number % 3],
             "negative_prompt": ("", "small tree")[number % 2],
-            "num_steps": 2 + number % 4,
+            "num_steps": 2 + number % 3,
             "width": self.bucket.width,
             "height": self.bucket.height,
             "num_frames": self.bucket.num_frames,
@@ -68,9 +70,20 @@ class VideoTwin:
         self.pipeline = toy.pipeline(spec)
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def __call__(self, row: Request, output: str) -> Any:
+    def __call__(self, row: Request) -> tuple[Tensor, np.ndarray]:
+        """Latents of the last step, and frames as uint8 (frames, height, width, 3)."""
         torch.manual_seed(row.seed)  # layers of some decoders draw from the global generator
-        return self.pipeline(
+        scheduler, kept = self.pipeline.scheduler, list[Tensor]()
+        step = MethodType(type(scheduler).step, scheduler)
+
+        @wraps(step)  # pipelines look at what it takes
+        def spying(*args: Any, **kwargs: Any) -> Any:
+            found = step(*args, **kwargs)
+            kept[:] = [found[0]]
+            return found
+
+        scheduler.step = spying
+        clips = self.pipeline(
             prompt=row.prompt,
             negative_prompt=row.negative_prompt,
             width=row.width,
@@ -78,14 +91,14 @@ class VideoTwin:
             num_frames=row.num_frames,
             num_inference_steps=row.num_steps,
             generator=torch.Generator().manual_seed(row.seed),
-            output_type=output,
+            output_type="pil",
             **self.toy.arguments(self.pipeline, row),
         ).frames
+        return kept[0], np.stack([np.asarray(image) for image in clips[0]])
 
-    def latents(self, row: Request) -> Tensor:
-        found: Tensor = self(row, "latent")
-        return found
-
-    def frames(self, row: Request) -> np.ndarray:
-        """uint8 (frames, height, width, 3)"""
-        return np.stack([np.asarray(image) for image in self(row, "pil")[0]])
+    def keep(self, rows: Iterable[Request]) -> Keeper:
+        """What it draws of rows."""
+        kept = Keeper()
+        for row in rows:
+            kept.latents[row.row_id], kept.frames[row.row_id] = self(row)
+        return kept

@@ -17,7 +17,7 @@ from batchgen.paths import RunPaths
 
 Kind = Literal[
     "missing", "size", "sha256", "undecodable", "frames", "outside", "duplicate",
-    "lost", "journal", "catalog", "stale", "orphan", "temporary", "unchecked",
+    "lost", "journal", "catalog", "stale", "orphan", "temporary", "unchecked", "input",
 ]  # fmt: skip
 WASTE: tuple[Kind, ...] = ("orphan", "temporary")
 HARMLESS: tuple[Kind, ...] = (*WASTE, "stale", "unchecked")

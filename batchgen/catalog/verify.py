@@ -3,7 +3,8 @@
 Damage is anything wrong with what is published: a media file that is missing, has another size or
 content, does not decode or has another number of frames; two rows that share a file; a journal line
 that storage changed; a file of the ledger that is lost or cut short (`losses`); a catalog with
-other rows than the plan, or one that names a file that is gone. Orphans (files that nothing names,
+other rows than the plan, or one that names a file that is gone; an image in `inputs/` that is gone
+or changed. Orphans (files that nothing names,
 left behind by killed, retried or fenced-off attempts) and a catalog older than the journals are
 reported, but are no damage.
 
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from batchgen.catalog.collect import GROUP_ROWS, collect
 from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Kind
+from batchgen.catalog.inputs import damaged_inputs
 from batchgen.catalog.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file
@@ -46,7 +48,11 @@ from batchgen.runfile import RunFile, read_run
 from batchgen.words import Tabled
 
 _TAG = re.compile(r".*-(s\d+t\d+r\d+p\d+)(\.tmp)?\.\w+")
-_STAYS: tuple[Kind, ...] = ("journal", "unchecked")  # kinds of findings that a repair leaves
+_STAYS: tuple[Kind, ...] = (
+    "journal",
+    "unchecked",
+    "input",
+)  # kinds of findings that a repair leaves
 _KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration here
 
 
@@ -137,6 +143,7 @@ def verify(
     ledger.findings += _unnamed(run, listed, {item.path for item in ledger.media}, busy)
     ledger.findings += _without_journal(run, ledger.findings)
     ledger.findings += _unchecked(run, header)
+    ledger.findings += damaged_inputs(run)
     report = VerifyReport(
         rows=len(found.status),
         ok=ledger.ok,

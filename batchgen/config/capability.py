@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from batchgen.config.caching import cache_rules
+from batchgen.config.compiler import missing_compiler
 from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
 from batchgen.config.kernels import KERNELS, kernel_plan, legal_here
 from batchgen.config.schema import (
@@ -35,6 +36,7 @@ def check_served(config: JobConfig) -> None:
     _check_limit(config.system.memory, served)
     _check_components(config)
     _check_disk(config)
+    _check_fp8(config)
     _check_attention_op(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
@@ -42,6 +44,7 @@ def check_served(config: JobConfig) -> None:
             listed = ", ".join(_shown(v) for v in legal)
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
     _check_kernels(config, served)
+    _check_compile(config)
     _check_degrees(config)
     cache_rules(config)
 
@@ -57,6 +60,8 @@ def bounds_of(config: JobConfig) -> Bounds:
     heads, served = family_spec(model.family).heads(model), served_by(model)
     if kernel_plan(config.system).names != ("sdpa",):  # a ring attends with torch's own
         served = replace(served, ring=(1,))
+    if config.system.compile.mode != "off":  # no block waits for other ranks
+        served = replace(served, ring=(1,), ulysses=(1,))
     return Bounds(served, heads, slurm.nodes, slurm.ranks_per_node)
 
 
@@ -120,6 +125,20 @@ def _check_disk(config: JobConfig) -> None:
             raise ConfigError(f"{key}: disk: model.weights=random has no files; legal: {legal}")
 
 
+def _check_fp8(config: JobConfig) -> None:
+    """Files hold what is computed with: it would be rounded anew for each forward."""
+    memory, model = config.system.memory, config.model
+    if memory.store_dtype != "fp8":
+        return
+    experts = [c.name for c in family_spec(model.family).COMPONENTS if c.stacks]
+    own = {config.system.components[n].memory for n in experts if n in config.system.components}
+    if memory.mode == "disk" or "disk" in own:
+        raise ConfigError(
+            "system.memory.store_dtype: fp8 is made once, in host memory, which a transformer on "
+            "disk has not; legal with it: system.memory.mode=auto, resident, model, stream"
+        )
+
+
 def _check_attention_op(config: JobConfig) -> None:
     """xfuser is installed, as far as that can be seen here; whether it loads, ranks find out."""
     asked, elsewhere = config.system.parallel.attention_op, config.slurm.python is not None
@@ -162,6 +181,34 @@ def _check_kernels_together(config: JobConfig) -> None:
         raise ConfigError(
             f"system.parallel.ring: {parallel.ring} attends chunk by chunk with torch's own "
             f"kernel, not with {', '.join(names)}; legal with it: auto, 1"
+        )
+
+
+def _check_compile(config: JobConfig) -> None:
+    """What compiled blocks do not go together with; and, for a CPU, a compiler."""
+    system, mode = config.system, config.system.compile.mode
+    if mode == "off":
+        return
+    device, here = config.slurm.device.name, config.slurm.python is None
+    if here and device == "cpu" and (missing := missing_compiler(device)):
+        raise ConfigError(f"system.compile.mode: {mode}: {missing}; legal here: off")
+    parallel = system.parallel
+    if any(isinstance(d, int) and d > 1 for d in (parallel.ulysses, parallel.ring)):
+        raise ConfigError(
+            f"system.compile.mode: {mode}: blocks whose tokens are divided over ranks are not "
+            "compiled; legal with it: system.parallel.ulysses and ring auto or 1"
+        )
+    if mode == "reduce-overhead" and (
+        system.memory.mode in ("stream", "disk") or system.memory.vram_limit
+    ):
+        raise ConfigError(
+            "system.compile.mode: reduce-overhead records where blocks lie, and those that stream "
+            "move; legal with it: off, default, max-autotune-no-cudagraphs"
+        )
+    if "radial" in kernel_plan(system).names:
+        raise ConfigError(
+            f"system.compile.mode: {mode}: radial attention differs from block to block; legal "
+            "with it: off"
         )
 
 
@@ -218,7 +265,7 @@ def _system(
     if served.compile_modes == ("off",):
         yield "system.compile.dynamic", compiled.dynamic, (_COMPILE.dynamic,)
         yield "system.compile.fullgraph", compiled.fullgraph, (_COMPILE.fullgraph,)
-        yield "system.compile.components", compiled.components, (_COMPILE.components,)
+    yield "system.compile.components", compiled.components, (_COMPILE.components,)
     yield "system.vae.tiled", system.vae.tiled, tiled
     if not served.tiled_vae:
         yield "system.vae.tile", system.vae.tile, (None,)

@@ -130,6 +130,8 @@ def _check_index(folder: Path, name: str, family: FamilySpec) -> None:
 def _check_content(home: Path, part: Component, files: list[Path]) -> None:
     if part.kind == "tokenizer":
         _check_tokenizer(home, files)
+    elif part.kind == "processor":
+        read_json(files[0])
     elif part.kind == "scheduler":
         _check_scheduler(files[0], part.predicts)
     else:

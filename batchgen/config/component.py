@@ -40,6 +40,8 @@ def component_files(folder: Path, component: Component) -> list[Path]:
         raise WeightsError(f"{home}: there is no such folder; the model needs {component.name}")
     if component.kind == "tokenizer":
         return _tokenizer_files(home)
+    if component.kind == "processor":
+        return [_present(home / "preprocessor_config.json")]
     if component.kind == "scheduler":
         return [_present(config_file(folder, component))]
     if component.library == "transformers" and (home / _ADAPTER).exists():

@@ -83,7 +83,11 @@ def _dims(spec: FamilySpec, folder: Path, index: Mapping[str, Any]) -> dict[str,
     """What the checkpoint says of each component, and of the pipeline itself."""
     found: dict[str, Any] = dict(spec.settings(index))
     for component in spec.COMPONENTS:
-        if component.kind != "tokenizer" and component.dims and component.dims not in found:
+        if (
+            component.kind not in ("tokenizer", "processor")
+            and component.dims
+            and component.dims not in found
+        ):
             found[component.dims] = _component(spec, folder, component)
     return found
 

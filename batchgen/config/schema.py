@@ -143,6 +143,7 @@ class BatchConfig:
     token_budget: int | Auto = "auto"  # video tokens of one forward
     max_rows_in_flight: int | Auto = "auto"
     window: int | Auto = "auto"  # rows encoded together
+    text_store_gib: float = 0.0  # of encoded texts on disk, for all shards of a run; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +160,7 @@ class SystemConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    max_gpu_hours: float | None = None  # device hours of the whole run; then no row is begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,7 +246,7 @@ if TYPE_CHECKING:
         def __getattr__(self, column: str) -> Any: ...
 
 else:
-    _TYPES = {"text": str, "integer": int, "number": float}
+    _TYPES = {"text": str, "integer": int, "number": float, "image": str}
     RowDefaults = make_dataclass(
         "RowDefaults",
         [(name, _TYPES[column.kind] | None, None) for name, column in ROW_DEFAULTS.items()],

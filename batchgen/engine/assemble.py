@@ -12,9 +12,12 @@ from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
+from batchgen.engine.compiled import Compiled
+from batchgen.engine.contract import KeptTexts
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
+from batchgen.engine.memory.fp8 import store_in_fp8
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan, plan_memory
 from batchgen.engine.memory.residency import Residency
@@ -22,10 +25,12 @@ from batchgen.engine.memory.stream import Feed
 from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
+from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
+from batchgen.engine.texts import TextStore
 from batchgen.families.family import (
     STAGES,
     FamilyModel,
@@ -35,6 +40,7 @@ from batchgen.families.family import (
     share_computed,
 )
 from batchgen.numerics.edges import make_batch_invariant
+from batchgen.pictures import Read
 from batchgen.records import Layout, rows_decoded
 from batchgen.request import Bucket
 
@@ -49,7 +55,9 @@ def assemble(
     moved: Callable[[], object],
     team: Team,
     tables: Tables,
+    images: Read,
     mesh: Mesh | None = None,
+    texts: KeptTexts | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
@@ -62,19 +70,26 @@ def assemble(
     )
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
+        if system.memory.store_dtype == "fp8":
+            store_in_fp8(layers_of(family.modules[expert], plan.part(expert).stacks))
         make_batch_invariant(family.modules[expert])
-    recall = _recall(family, model.family, plan)
+    compiled = Compiled(system.compile)
+    recall = _recall(family, model.family, plan, outside_blocks=compiled.on)
     attention = Attention(system, layout)
     attention.lead(family, plan.experts, frames=partial(latent_frames, model))
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = _residency(family, device, plan, system.memory, stacks)
+    transformers = [family.modules[expert] for expert in plan.experts]
+    moving = {part.name for part in plan.streaming}
+    compiled.lead(transformers, device.type, streams=not moving.isdisjoint(plan.experts))
     return Replica(
         system=system,
         family=family,
         device=device,
         residency=residency,
-        prompts=PromptBook(family, model.prompt_overflow),
+        prompts=PromptBook(family, model.prompt_overflow, store=_store(texts, device, layout)),
+        pictures=PictureBook(family, images),
         packer=Packer(
             partial(family_spec(model.family).tokens, model),
             device,
@@ -82,11 +97,13 @@ def assemble(
             system.determinism,
             equal=_self_test(family, residency, split),
             ranks=mesh.cfg.size if mesh is not None else 1,
+            few_shapes=compiled.on,
         ),
         decodes=DecodeSizes(partial(rows_decoded, layout.decode_pixels)),
         team=team,
         stacks=stacks,
         attention=attention,
+        compiled=compiled,
         recall=recall,
         tables=tables,
         split=split,
@@ -96,11 +113,19 @@ def assemble(
     )
 
 
-def _recall(family: FamilyModel, name: str, plan: MemoryPlan) -> Recall:
-    """Where memory is short, texts are computed again."""
-    parts = {part.name: part for part in family_spec(name).COMPONENTS}
+def _store(texts: KeptTexts | None, device: torch.device, layout: Layout) -> TextStore | None:
+    if texts is None:
+        return None
+    return TextStore(texts, device, f"{devices.device_name(device)} {layout.precision}")
+
+
+def _recall(family: FamilyModel, name: str, plan: MemoryPlan, *, outside_blocks: bool) -> Recall:
+    """Where memory is short, texts are computed again. Compiled blocks recall nothing."""
+    part = next(part for part in family_spec(name).COMPONENTS if part.name == plan.experts[0])
     recall = Recall(text_bytes=TEXT_BYTES if plan.resident else 0)
-    recall.lead(family, plan.experts, parts[plan.experts[0]].recalled)
+    inside = part.stacks if outside_blocks else ()
+    recalled = [one for one in part.recalled if one.modules.partition(".")[0] not in inside]
+    recall.lead(family, plan.experts, recalled)
     return recall
 
 

@@ -65,6 +65,11 @@ class Passage:
         self._added: Tensor | None = None
         self._attended: dict[Attention, list[Tensor]] = {kind: [] for kind in blocks.attends}
 
+    @property
+    def attentive(self) -> bool:
+        """Whether outputs of attentions are kept or reused, which changes what a block computes."""
+        return bool(self.blocks.attends or self.blocks.reuses)
+
     def at(self, block: int, flow: Flow) -> Flow:
         """Called in front of each block, and behind the last one that would run."""
         blocks = self.blocks
@@ -195,6 +200,7 @@ class BlockStack(nn.ModuleList):
     flows: tuple[str, ...]  # arguments of a block that it returns changed, in that order
     names: list[str]  # all arguments of a block
     feed: Feed | None = None  # where its blocks come from; None: they are there
+    compiled: Mapping[int, Callable[..., Any]] | None = None  # by number, to run in their place
 
     def __iter__(self) -> Iterator[nn.Module]:
         yield self
@@ -211,11 +217,13 @@ class BlockStack(nn.ModuleList):
         values = dict(zip(self.names, (hidden_states, *args), strict=False)) | kwargs
         flow: Flow = tuple(values[name] for name in self.flows)
         passage = self.owner.passage
+        compiled = None if passage.attentive else self.compiled
         for number, block in zip(self.span, self[:], strict=True):
             flow = passage.at(number, flow)
             if passage.blocks.runs(number):
+                run = block if compiled is None else compiled[number]
                 with self._there(number):
-                    found = block(**values | dict(zip(self.flows, flow, strict=True)))
+                    found = run(**values | dict(zip(self.flows, flow, strict=True)))
                 flow = found if isinstance(found, tuple) else (found,)
         if self.ends:
             flow = passage.end(flow)

@@ -140,7 +140,7 @@ class Director:
         window = tuple(enumerate(requests, self.taken))
         self.taken += len(requests)
         use: tuple[str, ...] = ()
-        if self.replica.prompts.needs_encoder(requests):
+        if self.replica.needs_encoder(requests):
             use = self._use("encode")
         yield Orders(use=use, encode=window)
         yield Orders(use=self._use("denoise", self.replica.residency.plan.experts[0]))

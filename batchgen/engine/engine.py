@@ -11,13 +11,14 @@ from batchgen.config.degrees import Degrees
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
-from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
+from batchgen.engine.contract import EngineReport, KeptTexts, Sink, Source, never, unheard
 from batchgen.engine.devices import device as devices
 from batchgen.engine.meter import Setting
 from batchgen.engine.parallel.meet import meet
 from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Alone, Team
+from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
 
 
@@ -42,6 +43,8 @@ class Engine:
         moved: Callable[[], object] = unheard,
         team: Team | None = None,
         tables: Tables | None = None,
+        images: Read = no_images,
+        texts: KeptTexts | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -50,6 +53,8 @@ class Engine:
         component that is loaded. `overlap=False` is the serial twin: it decodes and delivers
         on the calling thread and gives equal frames. `team`: the ranks that draw together, else
         this one is alone. `tables`: coefficients of step caches; None: the user's and the shipped.
+        `images`: those that rows are given.
+        `texts`: where encoded texts are kept on disk; None: nowhere.
         Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
         device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
@@ -65,7 +70,9 @@ class Engine:
             moved=moved,
             team=team,
             tables=tables or Tables.usual(),
+            images=images,
             mesh=mesh,
+            texts=texts,
         )
         return cls(made)
 

@@ -27,7 +27,7 @@ from batchgen.engine.replica import Replica
 from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
-from batchgen.families.family import Condition, Item
+from batchgen.families.family import Condition, DrawsFromImages, Item
 from batchgen.numerics.noise import SeededNoise
 from batchgen.numerics.solver import History, Leap, Schedule, StepCoefs, leap, step
 from batchgen.request import Request
@@ -54,6 +54,7 @@ class RowState:
     step: int = 0
     cache: RowCache | None = None
     noise: SeededNoise | None = None  # that its solver draws, if it does
+    shared: Condition = ()  # what its images come to
 
     @property
     def timestep(self) -> float:
@@ -65,7 +66,8 @@ class RowState:
 
     def item(self, branch: int) -> Item:
         """Its next evaluation."""
-        return Item(self.request, self.latents, self.timestep, self.branches[branch].condition)
+        condition = self.branches[branch].condition
+        return Item(self.request, self.latents, self.timestep, condition, self.shared)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,9 +135,7 @@ class Flight:
         requests = [request for _, request in window]
         meters = [RowMeter() for _ in requests]
         with self.clock.on("encode"):
-            rows = self.replica.team.result(
-                lambda: self.replica.prompts.encode(requests, self.moved)
-            )
+            rows = self.replica.team.result(lambda: self.replica.encoded(requests, self.moved))
         self.clock.share({row.request.row_index: row.seconds for row in rows})
         for (number, _), row, meter in zip(window, rows, meters, strict=True):
             meter.note_texts(row)
@@ -162,13 +162,16 @@ class Flight:
         request, device = row.request, self.replica.device
         whole = self.family.schedule(request)
         branches = tuple(self._branch(condition) for condition in row.conditions)
+        shared = tuple(tensor.to(device) for tensor in row.shared)
         meter.steps_total = len(whole) * len(branches)
         latents = self.family.initial_latents(request)
         schedule, cache = under_cache(self.replica, request, whole, len(branches))
         if join.snapshot is None or not fits(join.snapshot, latents):
             noise = _noise(request, schedule, latents, 0)
             latents = latents.to(device)
-            return RowState(request, schedule, branches, latents, meter, cache=cache, noise=noise)
+            return RowState(
+                request, schedule, branches, latents, meter, cache=cache, noise=noise, shared=shared
+            )
         step = meter.restored = join.snapshot.step
         latents, history, kept = unpack(join.snapshot, device)
         latents = latents.to(self.family.state_dtype)
@@ -176,7 +179,9 @@ class Flight:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
         noise = _noise(request, schedule, latents, step)
-        return RowState(request, schedule, branches, latents, meter, history, step, cache, noise)
+        return RowState(
+            request, schedule, branches, latents, meter, history, step, cache, noise, shared
+        )
 
     def _branch(self, condition: Condition) -> Branch:
         here = tuple(tensor.to(self.replica.device) for tensor in condition)
@@ -309,6 +314,8 @@ class Flight:
             latents, row.history = step(coefs, latents, velocities[0], row.history, draw)
         row.latents = latents.to(self.family.state_dtype)
         row.step += 1
+        if row.done and row.shared and isinstance(self.family, DrawsFromImages):
+            row.latents = self.family.put_back(row.latents, row.shared)
         if row.cache is not None:
             row.meter.cache_bytes = max(row.meter.cache_bytes, row.cache.bytes)
             row.cache.stepped(row.step)

@@ -52,7 +52,7 @@ class Forwards:
         self.family, self.stacks = replica.family, replica.stacks
         self.team, self.split = replica.team, replica.split
         self.packer, self.device = replica.packer, replica.device
-        self.attention = replica.attention
+        self.attention, self.compiled = replica.attention, replica.compiled
         self.kernels = KernelWatch(replica.device)
         self.count = 0
         self.items = 0
@@ -89,7 +89,9 @@ class Forwards:
             self._wait()
         begin = perf_counter()
         with self.attention.using(work.kernel):
-            drawn = self.kernels.run(kind, lambda: self._forward(work))
+            drawn = self.compiled.run(
+                (*kind, each), lambda: self.kernels.run(kind, lambda: self._forward(work))
+            )
         self.count += 1
         self.items += len(work.items)
         if measuring:

@@ -65,10 +65,15 @@ class Lockstep:
 
     def items(self, row: int, latents: Tensor, step: int) -> list[Item]:
         """One of each branch, with the expert on the device that draws them."""
-        time = self.times[step]
+        time, shared = self.times[step], self.rows[row].shared
         self.replica.residency.use(self.family.expert(self.rows[0].request, time))
         return [
-            Item(self.rows[row].request, latents, time, tuple(t.to(latents.device) for t in each))
+            Item(
+                self.rows[row].request,
+                latents,
+                time,
+                *(tuple(t.to(latents.device) for t in part) for part in (each, shared)),
+            )
             for each in self.rows[row].conditions
         ]
 
@@ -99,7 +104,7 @@ def encoded(replica: Replica, requests: Sequence[Request]) -> list[EncodedRow]:
     """The rows with their texts, or with the error for which one cannot be drawn."""
     replica.residency.use(*_here(replica, "encode"))
     with torch.no_grad():
-        return replica.prompts.encode(requests)
+        return replica.encoded(requests)
 
 
 def _here(replica: Replica, stage: Stage) -> list[str]:

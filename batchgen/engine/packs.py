@@ -71,10 +71,13 @@ class Packer:
         *,
         equal: Callable[[Bucket, int], bool],
         ranks: int = 1,
+        few_shapes: bool = False,
     ) -> None:
         """`tokens`: of one item of a bucket. `equal`: the self-test with so many items. `ranks`:
-        that divide the items of a pack; sizes are those of the forward of each."""
+        that divide the items of a pack; sizes are those of the forward of each. `few_shapes`: these
+        are powers of two, whatever rows join and leave."""
         self.ranks = ranks
+        self.few_shapes = few_shapes
         self.tokens = tokens
         self.strict = determinism == "strict"
         self.sweeps = token_budget == "auto" and device.type != "cpu"
@@ -108,6 +111,8 @@ class Packer:
         """Cut the items of a tick into forwards: exactly by size while the sweep wants that size
         measured, else into as few and as even ones as possible."""
         size, sweep = self.size(bucket), self._sweep(bucket)
+        if self.few_shapes:
+            return powers_of_two(items, size, self.ranks)
         size *= self.ranks
         if sweep is None or sweep.settled:
             return even_chunks(items, size)
@@ -143,6 +148,8 @@ class Packer:
         if not self.strict or limit == 1:
             return limit
         items = min(limit, max(PROBE_ITEMS, -(-PROBE_ROWS // self.tokens(bucket))))
+        if self.few_shapes:
+            items = 1 << items.bit_length() - 1
         passed = attempt(lambda: self._equal(bucket, items))
         if isinstance(passed, Failed):
             return 1  # the model cannot run this bucket: let each of its rows say so
@@ -177,6 +184,18 @@ class DecodeSizes:
 
     def _sweep(self, bucket: Bucket) -> _Sweep:
         return self._sweeps.setdefault(bucket, _Sweep())
+
+
+def powers_of_two(items: Sequence[T], size: int, ranks: int = 1) -> list[Sequence[T]]:
+    """Chunks of which each of `ranks` has a power of two of items, at most `size`, the largest
+    first. Items that do not go round come last, one a rank."""
+    chunks, begin = list[Sequence[T]](), 0
+    while begin < len(items):
+        each = max(1, min(size, (len(items) - begin) // ranks))
+        count = ranks * (1 << each.bit_length() - 1)
+        chunks.append(items[begin : begin + count])
+        begin += count
+    return chunks
 
 
 def even_chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:

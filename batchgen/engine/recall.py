@@ -21,19 +21,22 @@ from torch import Tensor, nn
 
 from batchgen.families.family import FamilyModel, Item
 from batchgen.families.recalled import Recalled, Sees
+from batchgen.numerics.edges import batch_sizes, in_batches
 
 # Small beside what plans leave free of a card. Keys and values of a text of 512 tokens take 94 MB
 # in a Wan 1.3B and 419 MB in a 14B, where to compute them again costs a thousandth of a forward.
 TEXT_BYTES = 256 << 20
-TIMESTEP_BYTES = 64 << 20
+TIMESTEP_BYTES = 256 << 20  # 50 of a Qwen-Image take 221 MB
+
+Output = tuple[nn.Module, int]  # of a module, computed in a batch of so many (`edges.in_batches`)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Memo:
-    """What is kept of one timestep or one text: of each module its output, (1, ...)."""
+    """What is kept of one timestep or one text: outputs, (1, ...)."""
 
     text: Tensor | None = None  # held, so that no other tensor can be taken for it
-    outputs: dict[nn.Module, Tensor] = field(default_factory=dict)
+    outputs: dict[Output, Tensor] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -112,12 +115,12 @@ class Recall:
         kept.move_to_end(timestep)
         return kept[timestep]
 
-    def _keep(self, sees: Sees, memo: Memo, module: nn.Module, output: Tensor) -> None:
+    def _keep(self, sees: Sees, memo: Memo, what: Output, output: Tensor) -> None:
         if sees == "text":
             held = sum(text.bytes for text in self._texts.values())
             if held + output.nbytes > self.text_bytes:
                 return
-        memo.outputs[module] = output
+        memo.outputs[what] = output
 
     # ------------------------------------------------------------------------------------- modules
     def _lead(self, transformer: nn.Module, recalled: Sequence[Recalled]) -> None:
@@ -141,22 +144,15 @@ class Recall:
             memos = self._items.get(one.sees)
             if memos is None or len(memos) != x.shape[0]:
                 return plain(x, *args, **kwargs)
-            found = []
-            for item, memo in enumerate(memos):
-                output = memo.outputs.get(module) if memo else None
+            found, sizes = [], batch_sizes(len(memos))
+            for item, (memo, size) in enumerate(zip(memos, sizes, strict=True)):
+                output = memo.outputs.get((module, size)) if memo else None
                 if output is None:
-                    output = _computed(plain, x[item : item + 1], one.together)
+                    with in_batches([size]):
+                        output = plain(x[item : item + 1])
                     if memo:
-                        self._keep(one.sees, memo, module, output)
+                        self._keep(one.sees, memo, (module, size), output)
                 found.append(output)
             return found[0] if len(found) == 1 else torch.cat(found)
 
         return forward
-
-
-def _computed(plain: Callable[..., Tensor], x: Tensor, together: int) -> Tensor:
-    """Of one item, (1, ...), in the company that it has in a pipeline: the number of rows of a
-    product decides its last bits."""
-    if together == 1:
-        return plain(x)
-    return plain(x.expand(together, *x.shape[1:]).contiguous())[:1].clone()

@@ -29,7 +29,7 @@ def render(
     clock: Clock,
 ) -> EngineReport:
     """Draw until the source is empty or `stop` is true; see `contract.Renderer`."""
-    before, spent, begin = _texts_and_moves(replica), clock.read(), perf_counter()
+    before, spent, begin = _so_far(replica), clock.read(), perf_counter()
     flight = Flight(replica, clock, moved)
     finisher = Finisher(replica, sink, setting)
     lane: Lane[Denoised | Broken] = Lane(
@@ -55,22 +55,25 @@ def follow(replica: Replica, moved: Callable[[], object]) -> None:
             moved()
 
 
-def _texts_and_moves(replica: Replica) -> tuple[int, int, int, int]:
-    prompts, residency = replica.prompts, replica.residency
+def _so_far(replica: Replica) -> tuple[int, ...]:
+    """Counts of all renders of the engine."""
+    prompts, residency, compiled = replica.prompts, replica.residency, replica.compiled
     moved = residency.moves, residency.gauge.streamed
-    return prompts.unique_texts, prompts.encoder_calls, *moved
+    made = compiled.compiles, compiled.recompiles
+    return prompts.unique_texts, prompts.encoder_calls, prompts.from_disk, *moved, *made
 
 
 def _report(
     director: Director,
     finisher: Finisher,
-    before: tuple[int, int, int, int],
+    before: tuple[int, ...],
     spent: RankSeconds,
     wall: float,
 ) -> EngineReport:
     replica, flight = director.replica, director.flight
-    after, now = _texts_and_moves(replica), flight.clock.read()
-    unique, calls, moves, streamed = (a - b for a, b in zip(after, before, strict=True))
+    after, now = _so_far(replica), flight.clock.read()
+    counts = (a - b for a, b in zip(after, before, strict=True))
+    unique, calls, recovered, moves, streamed, compiles, recompiles = counts
     used = memory(replica.device)
     return EngineReport(
         rows_finished=finisher.finished,
@@ -90,9 +93,12 @@ def _report(
         items=flight.forwards.items,
         unique_texts_encoded=unique,
         text_encoder_calls=calls,
+        texts_from_disk=recovered,
         component_moves=moves,
         expert_swaps=director.swaps,
         streamed_gib=streamed / GIB,
+        compiles=compiles,
+        recompiles=recompiles,
         peak_weights_gib=replica.residency.gauge.peak / GIB,
         device_syncs=flight.forwards.syncs + finisher.syncs,
         peak_mem_gib=used.peak_device_gib,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -15,14 +15,17 @@ from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
+from batchgen.engine.compiled import Compiled
+from batchgen.engine.contract import unheard
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
-from batchgen.engine.prompts import PromptBook
+from batchgen.engine.pictures import PictureBook
+from batchgen.engine.prompts import EncodedRow, PromptBook
 from batchgen.engine.recall import Recall
 from batchgen.engine.team import Team
 from batchgen.families.family import FamilyModel, Item
-from batchgen.request import Bucket
+from batchgen.request import Bucket, Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,17 +37,34 @@ class Replica:
     device: torch.device
     residency: Residency
     prompts: PromptBook
+    pictures: PictureBook
     packer: Packer
     decodes: DecodeSizes
     team: Team
     stacks: Stacks  # its experts' blocks
     attention: Attention  # its kernels
+    compiled: Compiled  # and those blocks as torch compiles them
     recall: Recall  # of their modules that see a timestep or a text alone
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
     layers: int  # blocks of a forward
     share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one
     overlap: bool  # decode and deliver on a background thread
+
+    def encoded(
+        self, requests: Sequence[Request], moved: Callable[[], object] = unheard
+    ) -> list[EncodedRow]:
+        """The rows of a window with their texts and images, or with their errors."""
+        rows = []
+        for row in self.prompts.encode(requests, moved):
+            rows.append(self.pictures.illustrated(row))
+            moved()
+        self.pictures.forget()
+        return rows
+
+    def needs_encoder(self, requests: Sequence[Request]) -> bool:
+        """Whether a text or an image of these rows is still to be encoded."""
+        return any(book.needs_encoder(requests) for book in (self.prompts, self.pictures))
 
     def signal(self, item: Item, kind: SignalKind) -> Tensor:
         """The family's, computed by this rank alone; it looks into the first block, too."""

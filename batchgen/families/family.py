@@ -24,6 +24,7 @@ from batchgen.request import Bucket, ModelDefaults, Request
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import Tensor, nn
 
     from batchgen.numerics.solver import Schedule
@@ -34,6 +35,8 @@ STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 # Strategies that need nothing of a family but its velocities.
 OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
 BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
+# of `system.compile`: blocks whose forward torch can trace as one graph
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -55,6 +58,7 @@ class Capabilities:
     sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size
     boundary: bool = False  # the job may set where the second expert takes over
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
+    needs: tuple[str, ...] = ()  # of these, those that no row may leave out
     unread: tuple[str, ...] = ()  # those that all others read
 
 
@@ -73,10 +77,12 @@ class Component:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # name of the folder
-    kind: Literal["model", "tokenizer", "scheduler"] = "model"  # the last: settings alone
+    # a scheduler is settings alone
+    kind: Literal["model", "tokenizer", "processor", "scheduler"] = "model"
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device
+    also: tuple[Stage, ...] = ()  # further stages that need it
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
@@ -91,6 +97,9 @@ class Component:
     def blocks(self) -> tuple[str, ...]:
         """Attributes that are lists of blocks, which can stream."""
         return (*self.stacks, *self.layers)
+
+    def works_in(self, stage: Stage) -> bool:
+        return stage in (self.stage, *self.also)
 
     @property
     def library(self) -> str:
@@ -191,6 +200,10 @@ class FamilySpec(Protocol):
     def block_parameters(self, model: ModelSpec) -> tuple[int, ...]:
         """Number of weights of each block of a transformer."""
 
+    def fp8_parameters(self, model: ModelSpec) -> tuple[int, ...]:
+        """Of these the number that may be kept in 8 bits (`memory.fp8`); asked where the model's
+        `store_dtypes` have fp8."""
+
     def width(self, model: ModelSpec) -> int:
         """Channels of a token between two blocks."""
 
@@ -271,6 +284,7 @@ class Item:
     latents: Tensor  # first dimension 1
     timestep: float
     condition: Condition
+    shared: Condition = ()  # what the row's images come to, the same for all its branches
 
 
 class FamilyModel(Protocol):
@@ -327,6 +341,18 @@ class DecodesPacks(Protocol):
     def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
         """`decode` of several rows at once, or of one, by what is fastest; before pixels are
         rounded, float32 values in -1..1 differ from it by 2e-5 at most."""
+
+
+@runtime_checkable
+class DrawsFromImages(Protocol):
+    """A `FamilyModel` whose rows are given images."""
+
+    def encode_images(self, request: Request, images: Sequence[Image.Image]) -> Condition:
+        """Run the image encoders over a row's images (`Request.images`, RGB), once for all rows of
+        equal images and shape."""
+
+    def put_back(self, latents: Tensor, shared: Condition) -> Tensor:
+        """The latents after the last step, with what the images say about them."""
 
 
 @runtime_checkable

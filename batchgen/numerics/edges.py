@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import wraps
 from math import prod
 from typing import Any
@@ -23,18 +22,23 @@ import torch
 from torch import Tensor, nn
 
 _MARK = "_runs_item_by_item"
-_batches: ContextVar[tuple[int, ...]] = ContextVar("batches", default=())
+_batches: list[tuple[int, ...]] = []  # the forward's; no context variable: torch.compile traces it
 
 
 @contextmanager
 def in_batches(sizes: Sequence[int]) -> Iterator[None]:
     """Inside, the edges of a forward see its items one by one, each as a batch of so many: of 2
     where the pipeline runs both branches of a row as one forward."""
-    token = _batches.set(tuple(sizes))
+    _batches.append(tuple(sizes))
     try:
         yield
     finally:
-        _batches.reset(token)
+        _batches.pop()
+
+
+def batch_sizes(items: int) -> tuple[int, ...]:
+    """Of so many items, those that `in_batches` has said; 1 each where it has said nothing."""
+    return (_batches[-1] if _batches else ()) or (1,) * items
 
 
 def make_batch_invariant(model: nn.Module) -> None:
@@ -45,6 +49,33 @@ def make_batch_invariant(model: nn.Module) -> None:
             _split(module, only_vectors=True)
         elif isinstance(module, (nn.Conv2d, nn.Conv3d)) and prod(module.kernel_size) > 1:
             _split(module, only_vectors=False)
+
+
+def split_by_items(module: nn.Module) -> None:
+    """Let a module whose every tensor has one row per item run item by item, as its edges do; its
+    parts see items as it does. Doing it twice has no further effect."""
+    inner: Any = module.forward
+    if hasattr(inner, _MARK):
+        return
+
+    @wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        items = next(x.shape[0] for x in args if isinstance(x, Tensor))
+        found = []
+        for number, size in enumerate(batch_sizes(items)):
+            own = [_copies(x, number, size) for x in args]
+            named = {name: _copies(x, number, size) for name, x in kwargs.items()}
+            with in_batches((1,)):  # all that is inside is of one item
+                found.append(inner(*own, **named)[:1])
+        return torch.cat(found)
+
+    setattr(forward, _MARK, True)
+    module.forward = forward
+
+
+def _copies(x: Any, number: int, size: int) -> Any:
+    """One item's row, so many times."""
+    return torch.cat([x[number : number + 1]] * size) if isinstance(x, Tensor) else x
 
 
 def is_edge(module: nn.Module, x: Tensor, items: int) -> bool:
@@ -67,7 +98,7 @@ def _split(module: nn.Module, *, only_vectors: bool) -> None:
 def _looped(inner: Any, only_vectors: bool) -> Any:
     @wraps(inner)
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        sizes = _batches.get() or (1,) * x.shape[0]
+        sizes = batch_sizes(x.shape[0])
         if sizes == (1,) or not _sees_items(only_vectors, x, len(sizes)):
             y: Tensor = inner(_as_alone(x), *args, **kwargs)
             return y

@@ -203,10 +203,11 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
         return "one component at a time"
     blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
     come = "come from disk" if chosen.memory == "disk" else "stream"
-    return (
-        f"one component at a time, of a transformer's {blocks} blocks {stay} stay and the others "
-        f"{come}: {chosen.slower:.2f} x the time of a row with all resident"
-    )
+    others = f"of a transformer's {blocks} blocks {stay} stay and the others {come}"
+    if stay == blocks:
+        others = f"the encoder's blocks {come}"
+    slower = f"{chosen.slower:.2f} x the time of a row with all resident"
+    return f"one component at a time, {others}: {slower}"
 
 
 def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> str:

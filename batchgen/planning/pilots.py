@@ -23,6 +23,7 @@ from batchgen.planning.caching import Alike, CachedRows, CacheSums, Earlier
 from batchgen.planning.cost import CostModel
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults
+from batchgen.planning.manifests.images import Intake
 from batchgen.planning.manifests.manifest import Manifest
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows, resolve_rows
@@ -99,6 +100,7 @@ def find_pilots(
     defaults: Defaults,
     costs: CostModel,
     earlier: Earlier,
+    intake: Intake,
 ) -> tuple[Pilot, ...]:
     """The pilots that the rows of a manifest call for. None for a manifest with illegal rows: it is
     refused by who plans it. ConfigError where too few rows ask for the same, if they need it or
@@ -107,7 +109,7 @@ def find_pilots(
     groups: dict[Group, Lacking] = {}
     wanted = [name for name in manifest.columns if name in REQUEST_COLUMNS]
     for batch in manifest.batches(wanted):
-        rows = resolve_rows(batch, first, defaults, problems)
+        rows = resolve_rows(batch, first, defaults, problems, intake)
         first += len(rows)
         if problems.count:
             return ()

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from batchgen.caches.pilots import Pilot
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import family_spec
+from batchgen.paths import RunPaths
 from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.caching import NO_RUN, CachedRows, CacheSums, Earlier, wants_pilots
 from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
@@ -36,6 +37,7 @@ from batchgen.planning.identity import (
 )
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults, job_defaults
+from batchgen.planning.manifests.images import Intake
 from batchgen.planning.manifests.manifest import Manifest, check_columns, open_manifest
 from batchgen.planning.manifests.medianames import MediaNames
 from batchgen.planning.manifests.problems import Problems
@@ -72,7 +74,6 @@ __all__ = [
     "row_indices",
 ]
 
-
 _DISTINCT = ("row_index", "row_id", "row_key", "prompt", "seed")  # no use in a dictionary
 _WRITER_OPTIONS = {
     "compression": "zstd",
@@ -91,15 +92,15 @@ def make_plan(
     context: KeyContext | None = None,
     earlier: Earlier = NO_RUN,
     check: Callable[[Plan], object] = lambda plan: None,
+    keep: RunPaths | None = None,
 ) -> Plan:
     """Check the manifest, resolve every row and write the plan to `out` (by rename).
 
     `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
     `context`: of the keys, where it is known already; then the checkpoint is not read. `earlier`:
-    what the run that is planned anew brings along. `check` is shown the plan before it is written
-    to `out`.
-    Raises ManifestError listing the illegal rows, ConfigError or WeightsError, and what `check`
-    raises; then nothing is left at `out`.
+    what the run that is planned anew brings along. `check` is shown the plan before it is at `out`.
+    `keep`: the run that keeps the rows' images. Raises ManifestError listing the illegal rows,
+    ConfigError or WeightsError, and what `check` raises; then nothing is left at `out`.
     """
     defaults = job_defaults(job)
     manifest = open_manifest(Path(job.manifest))
@@ -108,14 +109,15 @@ def make_plan(
     if context is None:
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
+    intake = Intake.of(manifest.path, keep)
     costs = CostModel(job.model, job.slurm.device, factors)
     pilots: tuple[Pilot, ...] = ()
     if wants_pilots(job) and not earlier.fitted:
-        pilots = find_pilots(job, context.weights, manifest, defaults, costs, earlier)
+        pilots = find_pilots(job, context.weights, manifest, defaults, costs, earlier, intake)
         more = (row for pilot in pilots for row in pilot.rows)
         earlier = replace(earlier, drawn=tuple(sorted({*earlier.drawn, *more})))
     caches = CacheSums(job, context.weights, earlier)
-    rows = _Rows(manifest, defaults, KeyHasher(context), _Costs(costs), caches)
+    rows = _Rows(manifest, defaults, KeyHasher(context), _Costs(costs), caches, intake)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:
@@ -164,7 +166,9 @@ class _Rows:
         hasher: KeyHasher,
         costs: _Costs,
         caches: CacheSums,
+        intake: Intake,
     ) -> None:
+        self.intake = intake
         self.manifest = manifest
         self.defaults = defaults
         self.hasher = hasher
@@ -211,11 +215,10 @@ class _Rows:
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The plan's rows. After the first illegal row the rest is only checked; when all is
         read, raises ManifestError listing the illegal rows."""
-        manifest = self.manifest
-        known = set(manifest.columns)
+        manifest, known = self.manifest, set(self.manifest.columns)
         wanted = [*REQUEST_COLUMNS, *(f.name.removeprefix(CARRY) for f in schema if _is_carried(f))]
         for batch in manifest.batches([name for name in wanted if name in known]):
-            rows = resolve_rows(batch, self.ids.rows, self.defaults, self.problems)
+            rows = resolve_rows(batch, self.ids.rows, self.defaults, self.problems, self.intake)
             self.ids.add(rows.column("row_id"))
             if not self.problems.count:
                 yield self._table(rows, batch, schema)
@@ -355,7 +358,7 @@ def _in_key(rows: ResolvedRows, field: Field) -> list[object]:
     if field.name not in rows.columns.schema.names:
         return []  # no row sets it
     column = rows.column(field.name)
-    if field.kind == "text":
+    if field.kind in ("text", "image"):
         coded = column.dictionary_encode(null_encoding="encode")
         texts: list[object] = coded.dictionary.to_pylist()
         return [texts[code] for code in coded.indices.to_pylist()]

@@ -46,7 +46,7 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     try:
         with _refusing(root):
             draft.root.mkdir(parents=True)
-            plan = make_plan(config, draft.plan, hash_weights=hash_weights)
+            plan = make_plan(config, draft.plan, hash_weights=hash_weights, keep=draft)
             refuse_misfit(config, plan)
             _fill(draft, composed, plan)
             os.rename(draft.root, root / name)

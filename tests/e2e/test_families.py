@@ -151,7 +151,7 @@ def test_videos_of_each_family(one_thread: None, tmp_path: Path, name: str) -> N
     assert done.code == 0, done.err
     (row,) = rows_of(done.run).itertuples()
     drawn = np.load(done.run.root / row.media_path)
-    assert np.array_equal(drawn, VideoTwin(toy, toy.spec(str(folder))).frames(wanted))
+    assert np.array_equal(drawn, VideoTwin(toy, toy.spec(str(folder)))(wanted)[1])
     film = job_folder.run_here(*model)
     assert film.code == 0, film.err
     (row,) = rows_of(film.run).itertuples()

@@ -18,9 +18,15 @@ from batchgen.engine.engine import Engine
 from batchgen.engine.recall import Memo, Recall
 from batchgen.families.family import Item, family_spec
 from batchgen.families.recalled import Recalled
+from batchgen.numerics.edges import in_batches, make_batch_invariant
 from batchgen.request import Bucket
 
-BUCKETS = {"wan": Bucket(64, 64, 5), "wan22": Bucket(64, 64, 5), "flux": Bucket(64, 64, 1)}
+BUCKETS = {
+    "wan": Bucket(64, 64, 5),
+    "wan22": Bucket(64, 64, 5),
+    "flux": Bucket(64, 64, 1),
+    "qwen_image": Bucket(64, 64, 1),
+}
 CHEAP = ("timestep", "projected", "embedded")
 
 
@@ -48,8 +54,8 @@ class Subject:
     def ruin(self) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
         """Make the weights of what is recalled useless; what they were."""
         transformer, before = self.family.modules[self.experts[0]], []
-        leaders = {output for memo in self.memos for output in memo.outputs}
-        names = ("time_embedder", "time_proj", "timestep_embedder")
+        leaders = {module for memo in self.memos for module, _ in memo.outputs}
+        names = ("time_embedder", "time_proj", "timestep_embedder", "_mod.1")
         for name, module in transformer.named_modules():
             if module in leaders or name.endswith(names):
                 for parameter in module.parameters():
@@ -144,7 +150,7 @@ def test_a_text_is_kept_as_long_as_someone_has_its_memo() -> None:
     memo: Memo | None = recall.text(text)
     assert recall.text(text) is memo is not recall.text(text.clone())
     assert memo is not None
-    memo.outputs[torch.nn.Identity()] = text
+    memo.outputs[torch.nn.Identity(), 1] = text
     assert recall.bytes == text.nbytes
     memo = None
     gc.collect()
@@ -218,15 +224,17 @@ def test_of_items_of_many_timesteps_none_is_recalled(one_thread: None) -> None:
 
 
 class Lone:
-    """A family of one Linear."""
+    """A family of one Linear, whose pipeline computes the branches of some items at once."""
 
     def __init__(self, linear: torch.nn.Linear, x: torch.Tensor) -> None:
         self.modules = {"transformer": torch.nn.ModuleDict({"linear": linear})}
         self.x = x
+        self.sizes = [2, 1]
 
     def forward(self, items: Sequence[Item]) -> torch.Tensor:
         transformer: Any = self.modules["transformer"]
-        found: torch.Tensor = transformer["linear"](self.x)
+        with in_batches(self.sizes):
+            found: torch.Tensor = transformer["linear"](self.x)
         return found
 
     def signal(self, item: Item, kind: str) -> None: ...
@@ -238,8 +246,12 @@ def test_what_a_pipeline_computes_of_two_branches_at_once_has_those_bits(
 ) -> None:
     torch.manual_seed(0)
     linear, x = torch.nn.Linear(512, 512), torch.randn(1, 512)
-    pair = torch.nn.functional.linear(torch.cat([x, x]), linear.weight, linear.bias)[:1]
-    family: Any = Lone(linear, x)
-    Recall().lead(family, ["transformer"], [Recalled("linear", "timestep", together=2)])
+    pair, alone = (
+        torch.nn.functional.linear(x.repeat(n, 1), linear.weight, linear.bias)[:1] for n in (2, 1)
+    )
+    make_batch_invariant(linear)
+    family: Any = Lone(linear, x.repeat(2, 1))
+    Recall().lead(family, ["transformer"], [Recalled("linear", "timestep")])
+    items = [Subject("wan").items[0]] * 2
     for _ in range(2):
-        assert torch.equal(family.forward([Subject("wan").items[0]]), pair)
+        assert torch.equal(family.forward(items), torch.cat([pair, alone]))

@@ -60,6 +60,15 @@ def load_tokenizer(home: Path) -> Any:
     return tokenizer
 
 
+def load_processor(home: Path, part: CheckpointPart) -> Any:
+    """What prepares images for their encoder; WeightsError if the library cannot make it."""
+    try:
+        return part.model_class.from_pretrained(home, local_files_only=True)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
+        raise WeightsError(f"{home}: cannot be loaded: {reason}") from error
+
+
 def _described(path: Path, config: Mapping[str, Any], part: CheckpointPart) -> nn.Module:
     """The model of a config.json, without memory. Costs and shapes of the plan come from the
     ModelSpec, so the two must agree."""

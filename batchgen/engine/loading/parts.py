@@ -25,6 +25,7 @@ class CheckpointPart:
     extras: dict[str, Any]  # what else random weights need, beside the dimensions
     vocab_size: int  # of a text encoder or a tokenizer; 0: neither
     spec_key: str  # where the ModelSpec keeps them, for messages
+    is_processor: bool = False  # `model_class` prepares images for an encoder of these dimensions
 
 
 def parts(
@@ -39,12 +40,13 @@ def parts(
     return tuple(
         CheckpointPart(
             name=component.name,
-            model_class=_class(component.loads) if component.kind == "model" else None,
+            model_class=None if component.kind == "tokenizer" else _class(component.loads),
             dtype=own.get(component.name, torch.float32 if component.float32 else dtype),
             config=stored_dims(getattr(model.dims, component.dims)),
             extras=getattr(model.dims, component.dims).random_extras(),
             vocab_size=getattr(getattr(model.dims, component.dims), "vocab_size", 0),
             spec_key=f"model.{component.dims}",
+            is_processor=component.kind == "processor",
         )
         for component in family_spec(model.family).COMPONENTS
         if component.kind != "scheduler" and component.stage in stages

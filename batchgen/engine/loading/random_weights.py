@@ -21,6 +21,11 @@ BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take m
 
 def random_component(part: CheckpointPart) -> Any:
     """The part's tokenizer or model; the same for the same part, on every machine."""
+    if part.is_processor:
+        side = part.config["image_size"]
+        return part.model_class(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        )
     if part.model_class is None:
         tokenizer = byte_tokenizer(part.vocab_size)
         tokenizer.chat_template = CHAT

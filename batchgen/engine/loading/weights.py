@@ -22,7 +22,12 @@ from batchgen.config.checkpoint import check_checkpoint
 from batchgen.config.component import PICKLED
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.contract import unheard
-from batchgen.engine.loading.checkpoint import check_part, check_tokenizer, load_tokenizer
+from batchgen.engine.loading.checkpoint import (
+    check_part,
+    check_tokenizer,
+    load_processor,
+    load_tokenizer,
+)
 from batchgen.engine.loading.mapped import mapped_module
 from batchgen.engine.loading.parts import parts
 from batchgen.engine.loading.random_weights import random_component
@@ -44,7 +49,9 @@ def check_weights(model: ModelSpec) -> Mapping[str, Sequence[Path]]:
         return {}
     files = check_checkpoint(model)
     for part in wanted:
-        if part.model_class is None:
+        if part.is_processor:
+            load_processor(folder / part.name, part)
+        elif part.model_class is None:
             check_tokenizer(folder / part.name, part)
         else:
             check_part(folder / part.name, part, files[part.name])
@@ -73,6 +80,8 @@ def load_components(
     for part in parts(model, dtype, stages, own):
         if folder is None:
             components[part.name] = random_component(part)
+        elif part.is_processor:
+            components[part.name] = load_processor(folder / part.name, part)
         elif part.model_class is None:
             components[part.name] = load_tokenizer(folder / part.name)
         else:

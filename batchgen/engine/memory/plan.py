@@ -38,11 +38,14 @@ class MemoryPlan:
 
     def components(self, stage: Stage) -> tuple[str, ...]:
         """Those that work in a stage."""
-        return tuple(part.name for part in self.parts if part.stage == stage)
+        return tuple(part.name for part in self.parts if part.works_in(stage))
 
     def stage(self, component: str) -> Stage:
         """Where a component works."""
-        return next(part.stage for part in self.parts if part.name == component)
+        return self.part(component).stage
+
+    def part(self, component: str) -> Component:
+        return next(part for part in self.parts if part.name == component)
 
     @property
     def experts(self) -> tuple[str, ...]:

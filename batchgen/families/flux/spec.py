@@ -21,6 +21,7 @@ from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t
 from batchgen.families.encoders import clip_parameters as clip_weights
 from batchgen.families.family import (
     BLOCK_CACHES,
+    COMPILE_MODES,
     OUTPUT_CACHES,
     Capabilities,
     Component,
@@ -151,9 +152,11 @@ def capabilities(model: ModelSpec) -> Capabilities:
     size."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
+        store_dtypes=("same", "fp8"),
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,
+        compile_modes=COMPILE_MODES,
         attention=DISPATCHED,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
@@ -296,6 +299,13 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block, double blocks first, with their modulation."""
     spec = dims(model).transformer
     double, single = (24 + 12) * spec.width**2, (12 + 3) * spec.width**2
+    return (double,) * spec.num_layers + (single,) * spec.num_single_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    spec = dims(model).transformer
+    double, single = 24 * spec.width**2, 12 * spec.width**2
     return (double,) * spec.num_layers + (single,) * spec.num_single_layers
 
 

@@ -112,15 +112,15 @@ class QwenTextDims(LlmDims):
     num_hidden_layers: int = 28
     num_attention_heads: int = 28
     num_key_value_heads: int = 4
-    head_dim: int = stored(128, None)  # hidden_size / num_attention_heads
+    head_dim: int | None = stored(None, None)  # hidden_size / num_attention_heads
     tie_word_embeddings: bool = False
     max_tokens: int = stored(1000, None)
     template_tokens: int = stored(108, None)  # before the prompt
 
     def random_extras(self) -> dict[str, Any]:
         """The places of rotary channels, which divide a head's."""
-        third = 3 * self.head_dim // 16
-        sections = [self.head_dim // 2 - 2 * third, third, third]
+        third = 3 * self.channels // 16
+        sections = [self.channels // 2 - 2 * third, third, third]
         rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
         return {"bos_token_id": None, "eos_token_id": 1, "rope_parameters": rope}
 

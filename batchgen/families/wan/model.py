@@ -60,7 +60,7 @@ class Wan:
         self.text_encoder: Any = components.get("text_encoder")
         self.transformer: Any = components["transformer"]
         self.vae: Any = components.get("vae")
-        names = ("text_encoder", *self.experts, "vae")
+        names = ("text_encoder", "image_encoder", *self.experts, "vae")
         self.modules: dict[str, nn.Module] = {n: components[n] for n in names if n in components}
 
     # ------------------------------------------------------------------------------------- texts
@@ -99,7 +99,7 @@ class Wan:
     # ----------------------------------------------------------------------------------- denoise
     def latent_shape(self, bucket: Bucket) -> tuple[int, ...]:
         """(1, channels, latent frames, rows, columns)."""
-        channels = light.dims(self.spec).transformer.in_channels
+        channels = light.dims(self.spec).vae.z_dim
         return (1, channels, *light.latent_shape(self.spec, bucket))
 
     def initial_latents(self, request: Request) -> Tensor:
@@ -118,16 +118,29 @@ class Wan:
         """One transformer forward. Each item has its own timestep, so rows at different steps share
         it."""
         transformer: Any = self.modules[self.expert(items[0].request, items[0].timestep)]
-        latents = torch.cat([item.latents for item in items]).to(transformer.dtype)
-        times = torch.tensor([item.timestep for item in items], dtype=torch.float32)
+        inputs = torch.cat([self.inputs(item) for item in items]).to(transformer.dtype)
         states = torch.cat([self._padded(item.condition) for item in items])
         velocity = transformer(
-            hidden_states=latents,
-            timestep=times.to(self.device, non_blocking=True),
+            hidden_states=inputs,
+            timestep=self.times(items),
             encoder_hidden_states=states,
+            encoder_hidden_states_image=self.image_states(items),
             return_dict=False,
         )[0]
         return list(velocity.split(1))
+
+    def inputs(self, item: Item) -> Tensor:
+        """What is cut into patches, (1, channels, frames, rows, columns)."""
+        return item.latents
+
+    def times(self, items: Sequence[Item]) -> Tensor:
+        """(items,), or (items, tokens)."""
+        times = torch.tensor([item.timestep for item in items], dtype=torch.float32)
+        return times.to(self.device, non_blocking=True)
+
+    def image_states(self, items: Sequence[Item]) -> Tensor | None:
+        """What comes before the texts, (items, tokens, width)."""
+        return None
 
     def signal(self, item: Item, kind: SignalKind) -> Tensor:
         """In the transformer's order of operations."""
@@ -141,11 +154,17 @@ class Wan:
         projected = embedder.time_proj(embedder.act_fn(embedded))
         if kind == "projected":
             return projected
-        patches = transformer.patch_embedding(item.latents.to(transformer.dtype))
+        patches = transformer.patch_embedding(self.inputs(item).to(transformer.dtype))
         tokens = patches.movedim(1, -1)  # a grid, (1, frames, rows, columns, width)
-        table = block.scale_shift_table + projected.unflatten(1, (6, -1)).float()
-        shift, scale = (part[:, :, None, None] for part in table.chunk(6, dim=1)[:2])
+        shift, scale = self.modulation(item, projected).unbind(1)[:2]
         return (block.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+
+    def modulation(self, item: Item, projected: Tensor) -> Tensor:
+        """What the first block shifts and scales its tokens by, (1, 6, frames, rows, columns,
+        width); axes of one where they are modulated alike."""
+        transformer: Any = self.modules[self.expert(item.request, item.timestep)]
+        table = transformer.blocks[0].scale_shift_table + projected.unflatten(1, (6, -1)).float()
+        return table[:, :, None, None, None]
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
         return classifier_free(velocities, request.guidance_scale)

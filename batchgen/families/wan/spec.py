@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
@@ -21,6 +22,7 @@ from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import (
     BLOCK_CACHES,
+    COMPILE_MODES,
     OUTPUT_CACHES,
     Capabilities,
     Component,
@@ -155,9 +157,11 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     heads = dims(model).transformer.num_attention_heads
     return Capabilities(
+        store_dtypes=("same", "fp8"),
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
+        compile_modes=COMPILE_MODES,
         attention=(*DISPATCHED, "radial"),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
     )
@@ -245,14 +249,17 @@ def latent_shape(model: ModelSpec, bucket: Bucket) -> tuple[int, int, int]:
     return frames, bucket.height // factor, bucket.width // factor
 
 
-def tokens(model: ModelSpec, bucket: Bucket) -> int:
-    """Video tokens of one item: latent cells divided by the patch."""
+def token_grid(model: ModelSpec, bucket: Bucket) -> tuple[int, int, int]:
+    """Frames, rows and columns of tokens: latent cells divided by the patch."""
     latents = latent_shape(model, bucket)
-    frames, height, width = (
-        -(-cells // patch)
-        for cells, patch in zip(latents, dims(model).transformer.patch_size, strict=True)
-    )
-    return frames * height * width
+    patch = dims(model).transformer.patch_size
+    frames, rows, columns = (-(-cells // p) for cells, p in zip(latents, patch, strict=True))
+    return frames, rows, columns
+
+
+def tokens(model: ModelSpec, bucket: Bucket) -> int:
+    """Video tokens of one item."""
+    return prod(token_grid(model, bucket))
 
 
 def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
@@ -331,6 +338,11 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block."""
     spec = dims(model).transformer
     return (8 * spec.width**2 + 2 * spec.width * spec.ffn_dim,) * spec.num_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """All: a block's modulation is a table."""
+    return block_parameters(model)
 
 
 def vae_parameters(vae: WanVae) -> int:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from batchgen.errors import ManifestError, closest
 from batchgen.planning.manifests.cells import STORED, IllegalValue, cell_value
 from batchgen.planning.manifests.check import check_table
-from batchgen.planning.manifests.columns import REQUEST_COLUMNS
+from batchgen.planning.manifests.columns import REQUEST_COLUMNS, is_text
 from batchgen.planning.manifests.filled import from_template, with_wildcards
 from batchgen.planning.manifests.source import read_source
 from batchgen.request import MAX_SEED
@@ -65,12 +65,13 @@ def build_manifest(
     if wildcards is not None and "prompt" in expanded.schema.names:
         chosen = with_wildcards(expanded["prompt"].to_pylist(), wildcards)
         expanded = _put(expanded, "prompt", chosen)
-    check_table(source, expanded, lambda row: read.place(row // times))
+    home = source if source.is_dir() else source.parent
+    check_table(source, expanded, lambda row: read.place(row // times), home)
     if out.exists() and source.exists() and out.samefile(source):
         raise ManifestError(f"{out}: is the source; write to another file")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ManifestError(f"{out}: would become a part of the source {source}; write elsewhere")
-    _write(expanded, out)
+    _write(_images_from(expanded, home.resolve(), out.parent.resolve()), out)
     return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
 
 
@@ -79,7 +80,7 @@ def write_rows(rows: Sequence[Mapping[str, object]], source: Path, out: Path) ->
     where one is illegal."""
     _check_name(out)
     table = pa.Table.from_pylist([dict(row) for row in rows])
-    check_table(source, table, lambda row: f"row {row}")
+    check_table(source, table, lambda row: f"row {row}", out.parent)
     _write(table, out)
 
 
@@ -137,7 +138,7 @@ def _sweep(column: str, text: str) -> _Variation:
     try:
         values = pa.array([cell_value(column, word) for word in words], STORED[kind])
     except IllegalValue:
-        noun = {"text": "text", "integer": "integers", "number": "numbers"}[kind]
+        noun = "integers" if kind == "integer" else "numbers"  # any cell is text, or a path
         raise ManifestError(f"{column}: {text!r} are not {noun} with commas between") from None
     short = tuple(f"-{column}{_NOT_IN_AN_ID.sub('-', word)}" for word in words)
     return _Variation(column, values, short)
@@ -161,6 +162,20 @@ def _expanded(table: pa.Table, variations: Sequence[_Variation]) -> pa.Table:
         ids = pc.binary_join_element_wise(expanded["row_id"].cast(pa.string()), suffix, "")
         expanded = _put(expanded, "row_id", ids)
     return expanded
+
+
+def _images_from(table: pa.Table, home: Path, new: Path) -> pa.Table:
+    """The table with paths of images, which are relative to `home`, made relative to `new`."""
+    for name in table.schema.names:
+        kind = REQUEST_COLUMNS.get(name)
+        if kind != "image" or not is_text(table.schema.field(name).type):
+            continue
+        paths = [
+            path if path is None or os.path.isabs(path) else os.path.relpath(home / path, new)
+            for path in table[name].to_pylist()
+        ]
+        table = _put(table, name, pa.array(paths, pa.string()))
+    return table
 
 
 def _put(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

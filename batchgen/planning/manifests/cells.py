@@ -22,8 +22,14 @@ STORED: dict[Kind, pa.DataType] = {
     "text": pa.string(),
     "integer": pa.int64(),
     "number": pa.float64(),
+    "image": pa.string(),
 }
-NOUNS: dict[Kind, str] = {"text": "text", "integer": "an integer", "number": "a number"}
+NOUNS: dict[Kind, str] = {
+    "text": "text",
+    "integer": "an integer",
+    "number": "a number",
+    "image": "a path",
+}
 _PIECE_ROWS = 65536
 _PIECE_CHARACTERS = 2**26  # Arrow's strings hold 2 GiB in one piece
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
@@ -134,7 +140,7 @@ def cell_value(column: str, text: str) -> object:
     if text == "":
         return None
     kind = REQUEST_COLUMNS.get(column, "text")
-    if kind == "text":
+    if kind in ("text", "image"):
         return text
     number = text.strip()
     if not number:
@@ -150,7 +156,7 @@ def json_value(column: str, value: object) -> object:
     kind = REQUEST_COLUMNS[column]
     if value is None:
         return None
-    if kind == "text":
+    if kind in ("text", "image"):
         if not isinstance(value, str):
             raise IllegalValue("legal: text in quotes")
         return value

@@ -11,6 +11,7 @@ import pyarrow as pa
 from batchgen.config.schema import JobConfig
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults, any_model, job_defaults
+from batchgen.planning.manifests.images import Intake
 from batchgen.planning.manifests.manifest import (
     Manifest,
     check_columns,
@@ -44,20 +45,21 @@ def check_manifest(
     check_columns(manifest, extra if job is None else job.carry_columns)
     problems = Problems(keep=limit)
     known = [name for name in REQUEST_COLUMNS if name in manifest.columns]
-    rows = _check_rows(manifest.batches(known), defaults, problems, manifest.place)
+    intake = Intake.of(path)
+    rows = _check_rows(manifest.batches(known), defaults, problems, intake, manifest.place)
     return ManifestReport(manifest, rows, problems, _note(job, extra))
 
 
-def check_table(path: Path, table: pa.Table, place: Callable[[int], str]) -> None:
-    """Raise ManifestError if `check_manifest` would refuse these rows of `path`; `place` names a
-    row in messages."""
+def check_table(path: Path, table: pa.Table, place: Callable[[int], str], folder: Path) -> None:
+    """Raise ManifestError if `check_manifest` would refuse these rows of `path`, once they are a
+    manifest in `folder`; `place` names a row in messages."""
     part = ManifestPart(path, table.schema, len(table), BATCH_ROWS)
     check_columns(
         Manifest(path, (part,)), [n for n in table.schema.names if n not in REQUEST_COLUMNS]
     )
     known = [name for name in table.schema.names if name in REQUEST_COLUMNS]
     batches, problems = table.select(known).to_batches(max_chunksize=BATCH_ROWS), Problems()
-    _check_rows(batches, any_model(), problems, place)
+    _check_rows(batches, any_model(), problems, Intake(folder), place)
     problems.raise_if_any(path, place)
 
 
@@ -65,12 +67,13 @@ def _check_rows(
     batches: Iterable[pa.RecordBatch],
     defaults: Defaults,
     problems: Problems,
+    intake: Intake,
     place: Callable[[int], str] = row_place,
 ) -> int:
     """Note what is wrong with any row; returns how many there are."""
     ids, given = RowIds(), False
     for batch in batches:
-        ids.add(resolve_rows(batch, ids.rows, defaults, problems).column("row_id"))
+        ids.add(resolve_rows(batch, ids.rows, defaults, problems, intake).column("row_id"))
         given |= "row_id" in batch.schema.names
     if given:  # the others are numbers
         ids.report_duplicates(problems, place)

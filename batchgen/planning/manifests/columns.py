@@ -12,11 +12,13 @@ LEGAL_TYPES: dict[Kind, str] = {
     "text": "string, large_string, string_view, or a dictionary of strings",
     "integer": "int8 .. int64, uint8 .. uint64, or floats that are whole numbers",
     "number": "float32, float64, or any integer type",
+    "image": "strings (paths), binary (files), or structs of bytes and path",
 }
 CANONICAL: dict[Kind, pa.DataType] = {
     "text": pa.large_string(),  # 64-bit offsets: a batch of very long prompts stays one array
     "integer": pa.int64(),
     "number": pa.float64(),
+    "image": pa.large_string(),
 }
 
 
@@ -27,6 +29,8 @@ def is_legal(kind: Kind, given: pa.DataType) -> bool:
         return True
     if kind == "text":
         return is_text(given)
+    if kind == "image":
+        return is_text(given) or _is_file(given)
     return bool(pa.types.is_floating(given) or pa.types.is_integer(given))
 
 
@@ -42,6 +46,20 @@ def is_text(given: pa.DataType) -> bool:
         pa.types.is_string(given)
         or pa.types.is_large_string(given)
         or pa.types.is_string_view(given)
+    )
+
+
+def _is_file(given: pa.DataType) -> bool:
+    """Whether values are files, or what datasets libraries write for one."""
+    if pa.types.is_struct(given):
+        names = {field.name for field in given}
+        texts = [is_text(f.type) or pa.types.is_null(f.type) for f in given if f.name == "path"]
+        files = [_is_file(f.type) or pa.types.is_null(f.type) for f in given if f.name == "bytes"]
+        return bool(names) and names <= {"bytes", "path"} and all(texts + files)
+    return bool(
+        pa.types.is_binary(given)
+        or pa.types.is_large_binary(given)
+        or pa.types.is_binary_view(given)
     )
 
 

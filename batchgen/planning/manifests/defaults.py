@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -59,6 +60,8 @@ class Defaults:
     geometry: Policy
     locked: tuple[str, ...]
     unserved: tuple[str, ...]
+    needed: tuple[str, ...] = ()  # columns that are null in no row
+    images: Mapping[str, str] = field(default_factory=dict)  # of all rows, by column
 
 
 def job_defaults(job: JobConfig) -> Defaults:
@@ -88,7 +91,15 @@ def job_defaults(job: JobConfig) -> Defaults:
         geometry=job.output.geometry,
         locked=job.locked,
         unserved=unserved_columns(served_by(job.model)),
+        needed=served_by(job.model).needs,
+        images=_images(job),
     )
+
+
+def _images(job: JobConfig) -> dict[str, str]:
+    """The job's images for all rows: paths."""
+    found = {name: getattr(job.row_defaults, name) for name in ("image", "last_image")}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _name(template: str) -> Template | None:
@@ -122,9 +133,9 @@ def _request(job: JobConfig) -> ModelDefaults:
     values = {field.name: _set_by_job(job, field) for field in MODEL_FIELDS}
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
     request = replace(job.model.request_defaults, **given)
-    for field in MODEL_FIELDS:
-        if field.kind == "text" and "\0" in (getattr(request, field.name) or ""):
-            raise ConfigError(f"row_defaults.{field.name}: holds a NUL character")
+    for name in (one.name for one in MODEL_FIELDS if one.kind == "text"):
+        if "\0" in (getattr(request, name) or ""):
+            raise ConfigError(f"row_defaults.{name}: holds a NUL character")
     return request
 
 

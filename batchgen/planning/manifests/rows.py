@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.config.limits import REQUEST_RANGES
+from batchgen.errors import ConfigError
 from batchgen.planning.manifests.caching import cache_columns
 from batchgen.planning.manifests.columns import CANONICAL, REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import (
@@ -20,6 +21,7 @@ from batchgen.planning.manifests.defaults import (
     Defaults,
 )
 from batchgen.planning.manifests.geometry import grids, off_grid, snap
+from batchgen.planning.manifests.images import Intake, given, shown
 from batchgen.planning.manifests.problems import Problems
 from batchgen.request import FIELDS, MODEL_FIELDS, Bucket, Field, Kind
 
@@ -58,23 +60,34 @@ class ResolvedRows:
 
 
 def resolve_rows(
-    batch: pa.RecordBatch, first_row: int, defaults: Defaults, problems: Problems
+    batch: pa.RecordBatch,
+    first_row: int,
+    defaults: Defaults,
+    problems: Problems,
+    intake: Intake,
 ) -> ResolvedRows:
-    """Check a batch and fill in the defaults. Illegal values go to `problems`; the rows that hold
-    them come back with arbitrary content."""
-    return _Batch(batch, first_row, defaults, problems).resolve()
+    """Check a batch, fill in the defaults and take its images in. Illegal values go to `problems`;
+    the rows that hold them come back with arbitrary content."""
+    return _Batch(batch, first_row, defaults, problems, intake).resolve()
 
 
 class _Batch:
     """The columns of one batch in their canonical types while they are checked."""
 
     def __init__(
-        self, batch: pa.RecordBatch, first_row: int, defaults: Defaults, problems: Problems
+        self,
+        batch: pa.RecordBatch,
+        first_row: int,
+        defaults: Defaults,
+        problems: Problems,
+        intake: Intake,
     ) -> None:
         self.rows = batch.num_rows
         self.first_row = first_row
         self.defaults = defaults
         self.problems = problems
+        self.intake = intake
+        self.refused: dict[str, np.ndarray] = {}  # where an image is no image
         self.columns: dict[str, pa.Array] = {}
         for name in REQUEST_COLUMNS:
             if name in batch.schema.names:
@@ -102,6 +115,7 @@ class _Batch:
             "media_size": self._media_sizes(asked, drawn),
             "tags": self._tags(),
         }
+        columns |= self._images(drawn["num_frames"])
         caches = (self.columns, columns["num_steps"], self.first_row)
         columns |= cache_columns(*caches, self.defaults.caches, self.problems)
         return ResolvedRows(self.first_row, pa.RecordBatch.from_pydict(columns))
@@ -113,6 +127,8 @@ class _Batch:
         wanted = CANONICAL[kind]
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        if kind == "image":
+            return self._taken(name, column)
         if kind == "integer" and pa.types.is_floating(column.type):
             column = self._whole(name, column)
         if pa.types.is_uint64(column.type):
@@ -121,6 +137,20 @@ class _Batch:
             column = pc.if_else(pc.fill_null(over, False), pa.scalar(None, pa.uint64()), column)
         column = column.cast(wanted)
         return self._valid_text(name, column) if kind == "text" else column
+
+    def _taken(self, name: str, column: pa.Array) -> pa.Array:
+        """Images as their digests, null where one is refused; as they were where nobody wants
+        them."""
+        images = given(column)
+        texts = pa.array(map(shown, images), pa.large_string())
+        if name in self.defaults.unserved:
+            return texts
+        taken = self.intake.take(images)
+        self.refused[name] = np.array([one.reason != "" for one in taken])
+        for row in np.flatnonzero(self.refused[name]).tolist():
+            place = [row + self.first_row]
+            self.problems.add(place, name, [texts[row].as_py()], taken[row].reason)
+        return pa.array([one.digest for one in taken], pa.large_string())
 
     def _whole(self, name: str, column: pa.Array) -> pa.Array:
         """Floats as the integers they stand for (pandas makes a column with gaps float64); values
@@ -234,6 +264,32 @@ class _Batch:
     def _seeds(self) -> pa.Array:
         seed = self._get("seed")
         return seed if self.defaults.seed is None else pc.fill_null(seed, self.defaults.seed)
+
+    def _images(self, frames: np.ndarray) -> dict[str, pa.Array]:
+        """The image columns that rows or the job set; those that the model needs are there."""
+        found = {name: self._image(name) for name in ("image", "last_image")}
+        lacks = {name: _numpy(column.is_null()) for name, column in found.items()}
+        for name, refused in self.refused.items():
+            lacks[name] &= ~refused  # that has been reported
+        for name in self.defaults.needed:
+            self._report(lacks[name], name, "the model draws from it: give one")
+        if "last_image" not in self.defaults.unserved:
+            last = _numpy(found["last_image"].is_valid())
+            if "image" not in self.defaults.needed:
+                self._report(last & lacks["image"], "last_image", "needs an image too")
+            self._report(last & (frames == 1), "last_image", "needs a row of more than one frame")
+        return {name: column for name, column in found.items() if column.null_count < self.rows}
+
+    def _image(self, name: str) -> pa.Array:
+        """The column with the job's image where the row has none."""
+        default = self.defaults.images.get(name)
+        column = self._get(name)
+        if default is None:
+            return column
+        [taken] = self.intake.take([default])
+        if taken.digest is None:
+            raise ConfigError(f"row_defaults.{name}: {taken.reason}")
+        return pc.fill_null(column, taken.digest)
 
     # ----------------------------------------------------------------------------------- geometry
     def _sizes(self, width: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

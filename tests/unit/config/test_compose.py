@@ -12,6 +12,7 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from batchgen.config import capability
 from batchgen.config.build import build, home_of, leaf_keys, to_mapping
 from batchgen.config.compose import CONF, Composed, compose_job, recompose, write_hydra
 from batchgen.config.schema import JobConfig, OutputConfig, RowDefaults, SlurmConfig, SystemConfig
@@ -126,6 +127,28 @@ def test_kernels_that_cannot_run_are_refused_with_those_that_can(
     assert said in refusal(job(), *(f"system.{override}" for override in overrides))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["compile=default", "parallel.ulysses=2"], "ulysses and ring auto or 1"),
+        (["compile=reduce-overhead", "memory.mode=stream"], "those that stream move"),
+        (["compile=default", "attention=radial"], "radial attention differs from block to block"),
+        (["compile=default", "compile.components=[vae]"], "vae is not served yet"),
+    ],
+)
+def test_what_compiled_blocks_do_not_go_with_is_refused(
+    job: Job, overrides: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capability, "missing_compiler", lambda device: "")
+    assert said in refusal(job(), *(f"system.{override}" for override in overrides))
+
+
+def test_without_a_compiler_nothing_is_compiled(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    said = refusal(job(), "system.compile=default")
+    assert said.endswith("there is no C++ compiler (CXX, g++ or clang++); legal here: off")
+
+
 def test_kernels_are_asked_of_the_device_that_the_profile_promises(job: Job) -> None:
     card = [f"slurm.device.{each}" for each in ("name=h200", "memory_gib=141")]
     half, full = "model.dtype=bfloat16", "model.dtype=float32"
@@ -140,8 +163,6 @@ def test_kernels_are_asked_of_the_device_that_the_profile_promises(job: Job) -> 
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.memory.store_dtype=fp8", "same"),
-        ("system.compile=default", "off"),
         ("system.vae.tiled=true", "auto, false"),
         ("system.sampler.boundary=0.9", "null"),
         ("system.components.vae.memory=stream", "null, resident, model, disk"),

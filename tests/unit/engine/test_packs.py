@@ -132,4 +132,4 @@ def test_a_patch_convolution_is_an_edge_and_one_of_single_cells_is_none() -> Non
     convolutions = [nn.Conv2d(4, 4, 2, 2), nn.Conv2d(4, 4, 1)]
     make_batch_invariant(nn.ModuleList(convolutions))
     x = torch.zeros(2, 4, 8, 8)
-    assert [is_edge(module, x) for module in convolutions] == [True, False]
+    assert [is_edge(module, x, 2) for module in convolutions] == [True, False]

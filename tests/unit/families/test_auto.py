@@ -127,8 +127,8 @@ def test_what_nobody_serves_is_refused_with_what_is(
         WeightsError, match=r"text_encoder is transformers\.GemmaModel, but WanPipeline is"
     ):
         auto(changed(small_folder, text_encoder=["transformers", "GemmaModel"]))
-    with pytest.raises(WeightsError, match=f"WanPipeline with these parts {served}"):
-        auto(changed(small_folder, expand_timesteps=True))  # the frames of TI2V have their own
+    with pytest.raises(WeightsError, match=f"WanVACEPipeline with these parts {served}"):
+        auto(changed(small_folder, _class_name="WanVACEPipeline"))
     folder = changed(two_expert_folder)
     shutil.rmtree(folder / "transformer")
     with pytest.raises(WeightsError, match=r"transformer/config\.json: is missing"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,15 +13,14 @@ from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.planning.layout import choose_layout, resolve_layout
-from batchgen.planning.memory import most_demanding
+from batchgen.planning.memory import most_demanding, need_of
 from batchgen.planning.work import Work
-from batchgen.records import Layout, rows_decoded
+from batchgen.records import Layout
 from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]
 WAN = ROOT / "jobs" / "wan21_1_3b_480p.yaml"
 CLIP = Bucket(832, 480, 81)
-MODES = "strict", "throughput"
 Make = Callable[..., JobConfig]
 
 
@@ -132,11 +132,11 @@ def test_large_models_stream_in_small_memory(job: Make) -> None:
 
 
 def test_the_shape_that_needs_the_most_memory_decides(job: Make) -> None:
-    config, small = job(gib=15), Bucket(128, 128, 9)
+    config, small = job(gib=15.5), Bucket(208, 128, 9)
     assert most_demanding(config, [small, CLIP, small]) == CLIP
     with pytest.raises(ConfigError):
-        resolve_layout(job("system.memory.mode=resident", gib=15), [work(small), work(CLIP)])
-    assert resolve_layout(job("system.memory.mode=resident", gib=15), [work(small)]).fits
+        resolve_layout(job("system.memory.mode=resident", gib=15.5), [work(small), work(CLIP)])
+    assert resolve_layout(job("system.memory.mode=resident", gib=15.5), [work(small)]).fits
 
 
 @pytest.mark.parametrize("mode", ["auto", "resident", "model"])
@@ -164,19 +164,29 @@ def test_on_a_cpu_ranks_that_dp_leaves_share_rows_as_it_pays(
     assert degrees(choose_layout(config, [images])) == shared
 
 
-def test_rows_are_decoded_together_where_there_is_room_and_nobody_asks_for_bits(job: Make) -> None:
-    """Memory for them is counted; of rows that are large by themselves one is decoded at a time."""
-    image = Bucket(512, 512, 1)
-    rows = [work(image, 8)]
-    flux = ("model=flux.1-dev", "system.memory.mode=resident", "system.batch.token_budget=1536")
-    strict = choose_layout(job(*flux, "system.determinism=strict"), rows)
-    assert strict.decode_pixels == 0 and rows_decoded(strict.decode_pixels, image) == 1
-    free = choose_layout(job(*flux), rows)
-    assert rows_decoded(free.decode_pixels, image) == 8
-    assert free.vram_gib > strict.vram_gib
-    limit = (strict.vram_gib + free.vram_gib) / 2
-    tight = choose_layout(job(*flux, f"system.memory.vram_limit={limit}"), rows)
-    assert 1 <= rows_decoded(tight.decode_pixels, image) < 8 and tight.vram_gib <= limit
-    clips = [choose_layout(job(f"system.determinism={d}"), [work(CLIP)]) for d in MODES]
-    assert clips[0].vram_gib == clips[1].vram_gib
-    assert rows_decoded(clips[1].decode_pixels, CLIP) == 1
+def test_the_table_of_the_readme_is_what_is_planned() -> None:
+    """Each mode, then the same with fp8."""
+    jobs = {
+        "FLUX.1": "flux1_dev_1024",
+        "Wan2.1 1.3B": "wan21_1_3b_480p",
+        "Wan2.1 14B": "wan21_14b_720p",
+        "Wan2.2 A14B": "wan22_a14b_720p",
+    }
+    lines = (WAN.parents[1] / "README.md").read_text().splitlines()
+    for name, job in jobs.items():
+        (line,) = (line for line in lines if line.startswith(f"| {name}, "))
+        title, *gib = [cell.strip() for cell in line.strip("|").split("|")]
+        size = [int(side) for side in title.split(", ")[1].split("x")]
+        bucket = Bucket(size[0], size[1], size[2] if len(size) > 2 else 1)
+        config = compose_job(WAN.with_name(f"{job}.yaml"), ["slurm=h200x8"]).config
+        found = [
+            need_of(with_memory(config, mode, store), bucket, mode).peak_bytes / 1024**3
+            for store in ("same", "fp8")
+            for mode in ("resident", "model", "stream")
+        ]
+        assert [f"{each:.1f}" for each in found] == gib, name
+
+
+def with_memory(config: JobConfig, mode: Any, store_dtype: Any) -> JobConfig:
+    memory = replace(config.system.memory, mode=mode, store_dtype=store_dtype)
+    return replace(config, system=replace(config.system, memory=memory))

@@ -1,0 +1,48 @@
+"""A run that draws from images, from pictures to a verified catalog."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from cli_calls import JobFolder, make_job_folder, rows_of
+from toy_wan_images import picture, save, ti2v_spec
+
+from batchgen.paths import RunPaths
+
+
+@pytest.fixture(scope="module")
+def folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> JobFolder:
+    home = tmp_path_factory.mktemp("images")
+    pictures = home / "pictures"
+    pictures.mkdir()
+    for name in ("a", "b"):
+        picture(0).save(pictures / f"{name}.png")  # of equal bytes
+    rows = [{"row_id": n, "prompt": n, "image": f"pictures/{n}.png", "seed": 1} for n in "ab"]
+    save(ti2v_spec(), home / "weights")
+    return make_job_folder(home, [*rows, {"row_id": "c", "prompt": "c", "image": None, "seed": 2}])
+
+
+def test_a_run_keeps_its_images_and_verify_looks_after_them(folder: JobFolder) -> None:
+    done = folder.run_here(
+        "model=auto",
+        "model.weights=weights",
+        "row_defaults={width: 128, height: 64, num_frames: 5, num_steps: 2}",
+        "output.format=npy",
+    )
+    assert done.code == 0, done.err
+    shutil.rmtree(folder.folder / "pictures")  # nobody needs them any more
+    run = RunPaths(done.run.root.rename(folder.folder / "moved"))
+    rows = rows_of(run)
+    assert list(rows.status) == ["ok"] * 3
+    assert rows.image[0] == rows.image[1] and rows.image.isna().to_list() == [False, False, True]
+    (kept,) = (path for path in run.inputs.rglob("*") if path.is_file())
+    assert kept == run.input(rows.image[0])
+    assert folder.here("verify", str(run.root)).code == 0
+    kept.write_bytes(b"another")
+    found = folder.here("verify", str(run.root))
+    assert found.code == 1 and f"inputs/{kept.parent.name}/{kept.name}" in found.out
+    assert "(row a); put the file back" in found.out
+    assert folder.here("retry", str(run.root), "--rows", "b").code == 0  # it was ok, and stays so
+    logs = "".join(path.read_text() for path in run.logs.rglob("*.log"))
+    assert f"row b failed: RunStateError: {kept}: is damaged: its sha256 is" in logs
