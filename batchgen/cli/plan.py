@@ -272,4 +272,7 @@ def _forecast(predicted: Forecast) -> str:
 
 
 def _size(gib: float) -> str:
-    return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
+    for size, unit in ((gib, "GiB"), (gib * 2**10, "MiB")):
+        if size >= 1:
+            return f"{size:,.1f} {unit}"
+    return f"{gib * 2**20:,.0f} KiB"

@@ -175,7 +175,6 @@ def _named_rows(run: RunPaths, row_ids: list[str]) -> np.ndarray:
 
     known = row_indices(run.plan)
     if unknown := [r for r in row_ids if r not in known]:
-        raise RunStateError(
-            f"--rows: {run.root.name} has no row {unknown[0]!r}{closest(unknown[0], known)}"
-        )
+        near = closest(unknown[0], known) or f"; its first is {next(iter(known))!r}"
+        raise RunStateError(f"--rows: {run.root.name} has no row {unknown[0]!r}{near}")
     return np.unique([known[r] for r in row_ids])
