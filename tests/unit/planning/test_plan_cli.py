@@ -115,7 +115,7 @@ def test_plan_refuses_above_the_budget(capsys: pytest.CaptureFixture[str]) -> No
     job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
     assert main(["plan", job, "slurm=h200x8", "--max-gpu-hours", "0.5"]) == 2
     captured = capsys.readouterr()
-    assert "is above --max-gpu-hours 0.5" in captured.err
+    assert "is above system.max_gpu_hours=0.5" in captured.err
     assert "1280x720x81" in captured.out  # the table says where the hours go
     assert "weights is random" in captured.out
     assert main(["plan", job, "slurm=h200x8", "--max-gpu-hours", "50"]) == 0
