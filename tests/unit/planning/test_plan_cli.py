@@ -313,3 +313,17 @@ def test_what_may_not_be_read_or_written_is_refused(
 def test_the_configuration_is_dumped_without_keeping_the_plan() -> None:
     assert main(["plan", DEMO, "--dump-config", "config.json"]) == 0
     assert json.loads(Path("config.json").read_text())["tier_3_rows"]["rows"] == 16
+
+
+def test_plan_says_where_components_live_and_what_changes_pixels(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = "system.components.text_encoder.memory=model"
+    assert main(["plan", DEMO, own]) == 0
+    assert "resident, but text_encoder=model; changes no pixel" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    lossy = ["system.memory.store_dtype=fp8", "system.components.vae.dtype=bfloat16"]
+    assert main(["plan", DEMO, *lossy, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["memory_changes_pixels"] == lossy
