@@ -134,6 +134,11 @@ class RunPaths:
     def counters_dir(self) -> Path:
         return self.root / "counters"
 
+    @property
+    def spent(self) -> Path:
+        """The sum of device hours that ranks of a run with a budget share."""
+        return self.root / "counters" / "spent.json"
+
     def counters_files(self, since: int) -> list[Path]:
         """Counters of submission `since` and all later ones."""
         if not self.counters_dir.is_dir():
@@ -196,6 +201,11 @@ class RunPaths:
 
     def run_log(self, attempt: Attempt) -> Path:
         return self.logs / _block(attempt) / f"run-{attempt.tag}.log"
+
+    @property
+    def texts(self) -> Path:
+        """Encoded texts, each a file named by a hash."""
+        return self.root / "texts"
 
     @property
     def state(self) -> Path:

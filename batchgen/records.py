@@ -185,6 +185,7 @@ class EngineCounters:
     items: int = 0  # branches of rows over all forwards
     unique_texts_encoded: int = 0
     text_encoder_calls: int = 0
+    texts_from_disk: int = 0  # that another rank, or an attempt before, had encoded
     component_moves: int = 0  # onto the device
     expert_swaps: int = 0  # those that replaced one expert by another between two steps
     device_syncs: int = 0  # explicit waits for the device; on a CPU they cost nothing

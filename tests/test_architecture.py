@@ -37,7 +37,7 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts"},
         {"pictures"},
         {"blocks", "recall", "rowcache"},
         {"team", "meter"},
@@ -52,7 +52,17 @@ INSIDE = {
         {"choose", "calibrate", "calibrate_blocks"},
     ],
     "worker": [
-        {"address", "admission", "as_planned", "drain", "ending", "place", "states", "watchdog"},
+        {
+            "address",
+            "admission",
+            "as_planned",
+            "drain",
+            "ending",
+            "place",
+            "states",
+            "texts",
+            "watchdog",
+        },
         {"meeting", "queue", "sink"},
         {"audit", "pilot", "post", "source"},
         {"replica", "follower"},

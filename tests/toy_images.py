@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from batchgen.config.schema import ModelSpec
 from batchgen.families.autoencoders import KlVae
-from batchgen.request import ModelDefaults, Request
+from batchgen.request import ModelDefaults, Request, Solver
 
 DEFAULTS = ModelDefaults(
     width=64,
@@ -42,6 +42,7 @@ class Toy:
     pipeline: Callable[[ModelSpec], Any]  # diffusers', over the checkpoint
     arguments: Callable[[Request], dict[str, Any]]  # of its call, beside the common ones
     changes: Callable[[int], dict[str, Any]]  # of the n-th row, beside the common ones
+    solver: Solver = "euler"
     shift: float = 1.0  # of the scheduler, where it does not depend on the size
     unread: tuple[str, ...] = ()  # columns that it does not read
     overrides: tuple[str, ...] = ()  # what its checkpoint does not say
@@ -55,7 +56,7 @@ class Toy:
             "width": (64, 64, 96)[number % 3],
             "height": 64,
             "num_frames": 1,
-            "solver": "euler",
+            "solver": self.solver,
             "sigma_shift": self.shift,
             "format": "png",
         }

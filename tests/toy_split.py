@@ -49,6 +49,7 @@ SPECS: dict[str, ModelSpec] = {
     "tiny-wan": tiny_wan_spec(),  # six heads
     "flux-odd": odd_texts(flux_spec(heads=4), 21),
     "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
+    "qwen_image": TOYS["qwen_image"].spec(heads=4),
     "ltx": LTX.spec(heads=4),
     "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
 }

@@ -33,6 +33,7 @@ examples:
                                                      start it and return at once
   batchgen status latest                             how far it is
   batchgen resume latest                             render what is missing or failed
+  batchgen report latest                             a page to look at in a browser
 
 exit codes: 0 all rows ok; 1 rows failed or left; 2 usage or configuration; 130 interrupted
 """
@@ -56,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
         )
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return top
+
+
+def _is_group(verb: argparse.ArgumentParser) -> bool:
+    """Whether a verb only leads to others, as `manifest` does."""
+    return any(isinstance(action, argparse._SubParsersAction) for action in verb._actions)
 
 
 def _leaves(
@@ -124,13 +130,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     over."""
     top = parser()
     complete(top)
-    if not argv:
-        top.print_help()
-        raise SystemExit(USAGE)
-    verbs = next(a.choices or {} for a in top._actions if a.dest == "verb")
-    if not argv[0].startswith("-") and argv[0] not in verbs:
-        listed = ", ".join(verbs)
-        top.error(f"{argv[0]!r} is none of the verbs {listed}{closest(argv[0], verbs)}")
+    _help_to_a_verb(top, argv)
     args, left_over = top.parse_known_args(argv)
     taker = next((name for name in ("overrides", "sweeps") if hasattr(args, name)), None)
     words = [word for word in left_over if "=" in word or word.startswith("~")]
@@ -142,6 +142,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if words and taker is not None:
         setattr(args, taker, [*getattr(args, taker), *words])
     return args
+
+
+def _help_to_a_verb(top: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Print help where a verb is missing, and the nearest one where there is none of that name;
+    both end this process."""
+    verbs: dict[str, argparse.ArgumentParser] = {}
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            verbs |= action.choices
+    named = argv[0] if argv else ""
+    if len(argv) < 2 and (not named or (named in verbs and _is_group(verbs[named]))):
+        (verbs[named] if named else top).print_help()
+        raise SystemExit(USAGE)
+    if not named.startswith("-") and named not in verbs:
+        top.error(f"{named!r} is none of the verbs {', '.join(verbs)}{closest(named, verbs)}")
 
 
 def _to_go_on(args: argparse.Namespace) -> str:

@@ -19,12 +19,14 @@ examples:
   batchgen manifest build prompts.txt prompts.parquet
   batchgen manifest build prompts.txt prompts.parquet --seeds 4
   batchgen manifest build scenes.csv sweep.parquet guidance_scale=4,6 num_steps=20,50
+  batchgen manifest build pictures/ animate.parquet
   batchgen manifest build objects.csv photos.parquet --template "{style} photo of {object}"
   batchgen manifest build prompts.txt many.parquet --seeds 8 --wildcards lists/
 
 a .txt file has one prompt a line, or options as the web UIs write them (--prompt "a fox" --steps
 20); .csv, .tsv and .jsonl name request columns; other columns are kept and must be listed in the
-job's carry_columns; what is written passes `manifest check`
+job's carry_columns; in a folder of images each (x.png) is a row with its caption (x.txt); what is
+written passes `manifest check`
 """
 CHECK_EPILOG = """\
 examples:
@@ -48,7 +50,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         epilog=BUILD_EPILOG,
     )
     build.add_argument(
-        "source", type=path_argument, metavar="SOURCE", help=".txt, .csv, .tsv, .jsonl, .parquet"
+        "source",
+        type=path_argument,
+        metavar="SOURCE",
+        help=".txt, .csv, .tsv, .jsonl, .parquet, or a folder of images",
     )
     build.add_argument(
         "out", type=path_argument, metavar="OUT", help="the manifest to write (.parquet)"

@@ -18,6 +18,7 @@ from batchgen.cli.verbs import (
     Verbs,
     add_job_arguments,
     add_verb,
+    overrides_of,
     path_argument,
     refuse_special,
 )
@@ -85,7 +86,7 @@ def handle_plan(args: argparse.Namespace) -> Result:
             raise ConfigError(f"{option}: {target.parent} is not a folder")
     if args.out is not None:
         refuse_special("--out", args.out)
-    composed = compose_job(args.job, args.overrides)
+    composed = compose_job(args.job, overrides_of(args))
     check = partial(_check, composed.config, args.layouts)
     with (
         _naming(composed, args),
@@ -98,11 +99,11 @@ def handle_plan(args: argparse.Namespace) -> Result:
     if args.dump_config:
         with _naming(composed, args):
             _dump(args.dump_config, composed, header)
-    limit = args.max_gpu_hours
+    limit = composed.config.system.max_gpu_hours
     if limit is not None and predicted.gpu_hours > limit:
         raise ConfigError(
             f"the forecast of {predicted.gpu_hours:.4g} {hours_name(predicted.layout.device)} is "
-            f"above --max-gpu-hours {limit:g}"
+            f"above system.max_gpu_hours={limit:g}"
         )
     data = _data(composed, plan, predicted, args.out)
     return Result(OK, data | _layouts(composed.config, plan) if args.layouts else data)
@@ -214,7 +215,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "forecast": f"{_forecast(predicted)}, done in about "
         f"{duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,
-        "memory": f"{predicted.vram_gib:.2f} GiB peak on a device",
+        "memory": _memory(config, predicted),
         "disk": f"{_size(predicted.disk_gib)} in {predicted.files:,} files",
         "plan": plan.plan_id[:16],
     }
@@ -223,9 +224,24 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
     return table
 
 
+def _memory(config: JobConfig, predicted: Forecast) -> str:
+    """What it takes, where components live, and which of its settings change pixels."""
+    from batchgen.planning.memory import changes_pixels
+
+    places = predicted.layout.places
+    lossy = changes_pixels(config)
+    said = f"changes pixels, in the row key: {', '.join(lossy)}" if lossy else "changes no pixel"
+    apart = f", but {places}" if places else ""
+    return (
+        f"{predicted.vram_gib:.2f} GiB peak on a device; {predicted.layout.memory}{apart}; {said}"
+    )
+
+
 def _data(
     composed: Composed, plan: Plan, predicted: Forecast, kept: Path | None
 ) -> dict[str, object]:
+    from batchgen.planning.memory import changes_pixels
+
     return {
         "job": composed.config.name,
         "model": composed.config.model.name,
@@ -245,6 +261,7 @@ def _data(
         "buckets": [asdict(item) | {"cost_s": item.cost_s} for item in plan.buckets],
         "forecast": asdict(predicted),
         "layout": asdict(predicted.layout),
+        "memory_changes_pixels": changes_pixels(composed.config),
         "plan": str(kept) if kept else None,
     }
 
@@ -255,4 +272,7 @@ def _forecast(predicted: Forecast) -> str:
 
 
 def _size(gib: float) -> str:
-    return f"{gib:,.1f} GiB" if gib >= 1 else f"{gib * 1024:,.1f} MiB"
+    for size, unit in ((gib, "GiB"), (gib * 2**10, "MiB")):
+        if size >= 1:
+            return f"{size:,.1f} {unit}"
+    return f"{gib * 2**20:,.0f} KiB"

@@ -73,10 +73,10 @@ class Bars:
 
     def watch(self, status: RunStatus) -> None:
         """The render of a run."""
-        note = f"{status.running} running" if status.running else "loading"
-        if status.failed:
-            note += f", {status.failed} failed"
-        self._draw("render", status.ok + status.failed, status.rows, note)
+        loads = any(a.life == "running" and a.phase == "load" for a in status.attempts)
+        notes = [f"{status.running} running"] if status.running else ["loading"] * loads
+        notes += [f"{status.failed} failed"] if status.failed else []
+        self._draw("render", status.ok + status.failed, status.rows, ", ".join(notes))
 
     def _draw(self, work: str, done: int, total: int, note: str) -> None:
         if work not in self._bars:

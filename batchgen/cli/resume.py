@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from batchgen.cli.collect import SHOWN_FAILURES
 from batchgen.cli.result import Result
 from batchgen.cli.runs import add_run_argument, find_run
-from batchgen.cli.verbs import Verbs, add_overrides, add_verb
+from batchgen.cli.verbs import (
+    Verbs,
+    add_budget_argument,
+    add_overrides,
+    add_verb,
+    overrides_of,
+)
 from batchgen.errors import RunStateError, closest
 from batchgen.paths import as_typed
 
@@ -53,6 +59,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     for parser in (resume, retry):
         add_run_argument(parser)
         add_overrides(parser, "settings to change")
+        add_budget_argument(parser)
         parser.add_argument(
             "--detach", action="store_true", help="return at once, as `submit` does"
         )
@@ -97,6 +104,7 @@ def handle_resume(args: argparse.Namespace) -> Result:
 def _writable_run(args: argparse.Namespace) -> RunPaths:
     from batchgen.runner.create import refuse_unwritable
 
+    args.overrides = overrides_of(args)
     run = find_run(args)
     refuse_unwritable(run)
     return run
@@ -167,7 +175,6 @@ def _named_rows(run: RunPaths, row_ids: list[str]) -> np.ndarray:
 
     known = row_indices(run.plan)
     if unknown := [r for r in row_ids if r not in known]:
-        raise RunStateError(
-            f"--rows: {run.root.name} has no row {unknown[0]!r}{closest(unknown[0], known)}"
-        )
+        near = closest(unknown[0], known) or f"; its first is {next(iter(known))!r}"
+        raise RunStateError(f"--rows: {run.root.name} has no row {unknown[0]!r}{near}")
     return np.unique([known[r] for r in row_ids])

@@ -9,7 +9,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
-from batchgen.cli.verbs import Verbs, add_job_arguments, add_verb
+from batchgen.cli.verbs import (
+    Verbs,
+    add_budget_argument,
+    add_job_arguments,
+    add_verb,
+    overrides_of,
+)
 from batchgen.errors import EndedBySignal, naming
 from batchgen.paths import as_typed
 
@@ -53,6 +59,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     for parser in (run, submit):
         add_job_arguments(parser)
+        add_budget_argument(parser)
     run.add_argument(
         "--preview",
         type=int,
@@ -67,6 +74,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def handle_run(args: argparse.Namespace) -> Result:
     """Exit code 0 only if every row of the manifest is ok."""
+    args.overrides = overrides_of(args)
     if args.preview is not None:
         args.overrides = [*args.overrides, *_preview(args)]
     run, settings = _create(args)
@@ -149,6 +157,7 @@ def _going_on(run: RunPaths, executor: str) -> Iterator[None]:
 def handle_submit(args: argparse.Namespace) -> Result:
     from batchgen.runner.submit import submit
 
+    args.overrides = overrides_of(args)
     if args.dry_run:
         return _show(args)
     run, settings = _create(args)

@@ -74,6 +74,23 @@ def add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
     completed_by(words, override_keys)
 
 
+def add_budget_argument(parser: argparse.ArgumentParser) -> None:
+    """--max-gpu-hours, short for the key of that name."""
+    parser.add_argument(
+        "--max-gpu-hours",
+        type=float,
+        metavar="X",
+        help="begin no row once the run has spent X device hours (system.max_gpu_hours)",
+    )
+
+
+def overrides_of(args: argparse.Namespace) -> list[str]:
+    """The overrides as typed, and what options are short for."""
+    if args.max_gpu_hours is None:
+        return list(args.overrides)
+    return [*args.overrides, f"system.max_gpu_hours={args.max_gpu_hours}"]
+
+
 def refuse_special(option: str, path: Path) -> None:
     """UsageError if writing the file would replace a device, a pipe or a folder."""
     if os.path.exists(path) and not os.path.isfile(path):  # an unreadable path fails later

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from batchgen.caches.settings import NO_CACHE
+from batchgen.config.offload_states import KEYS, resolve_states
 from batchgen.errors import ConfigError
 
 # alias -> canonical key; the value stays as it is
@@ -55,6 +56,13 @@ _REFUSED = {
 }
 
 
+def is_resolved(key: str) -> bool:
+    """Whether a key is resolved together with others, and so is none of the schema."""
+    parent, _, name = key.rpartition(".")
+    state = parent.startswith("system.components.") and name in KEYS
+    return key in COMPOUND or state
+
+
 def canonical_key(key: str, value: str) -> str:
     """The key that an override `key=value` sets; compound aliases keep their own name.
 
@@ -91,6 +99,7 @@ def resolve_aliases(mapping: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(system, dict) and not isinstance(system.get("compile"), (dict, type(None))):
         system["compile"] = {"mode": system["compile"]}
     _resolve_low_mem_level(job)
+    resolve_states(job)
     _resolve_up_limit(job)
     _cache_off(job)
     _cache_params(job)

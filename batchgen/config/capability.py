@@ -36,6 +36,7 @@ def check_served(config: JobConfig) -> None:
     _check_limit(config.system.memory, served)
     _check_components(config)
     _check_disk(config)
+    _check_fp8(config)
     _check_attention_op(config)
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
@@ -122,6 +123,20 @@ def _check_disk(config: JobConfig) -> None:
     for key, mode in asked.items():
         if mode == "disk" and config.model.weights_folder is None:
             raise ConfigError(f"{key}: disk: model.weights=random has no files; legal: {legal}")
+
+
+def _check_fp8(config: JobConfig) -> None:
+    """Files hold what is computed with: it would be rounded anew for each forward."""
+    memory, model = config.system.memory, config.model
+    if memory.store_dtype != "fp8":
+        return
+    experts = [c.name for c in family_spec(model.family).COMPONENTS if c.stacks]
+    own = {config.system.components[n].memory for n in experts if n in config.system.components}
+    if memory.mode == "disk" or "disk" in own:
+        raise ConfigError(
+            "system.memory.store_dtype: fp8 is made once, in host memory, which a transformer on "
+            "disk has not; legal with it: system.memory.mode=auto, resident, model, stream"
+        )
 
 
 def _check_attention_op(config: JobConfig) -> None:

@@ -15,6 +15,7 @@ from batchgen.config.component import (
     refuse_dead_link,
     refuse_pickled,
     refuse_pointer,
+    variant_of,
     weight_map,
 )
 from batchgen.config.schema import ModelSpec
@@ -49,9 +50,10 @@ def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, li
     components = family.COMPONENTS
     _check_folder(model.weights, folder, components)
     _check_index(folder, model.family, family)
-    files = {part.name: component_files(folder, part) for part in components}
+    files = {part.name: component_files(folder, part, model.variant) for part in components}
+    _check_variant(model, files)
     for part in components:
-        _check_content(folder / part.name, part, files[part.name])
+        _check_content(folder / part.name, part, files[part.name], model.variant)
     check_dimensions(model)
     return files
 
@@ -127,7 +129,18 @@ def _check_index(folder: Path, name: str, family: FamilySpec) -> None:
             )
 
 
-def _check_content(home: Path, part: Component, files: list[Path]) -> None:
+def _check_variant(model: ModelSpec, files: dict[str, list[Path]]) -> None:
+    """Raise WeightsError for a variant that no component has."""
+    marks = (f".{model.variant}.", f".{model.variant}-")
+    names = [file.name for some in files.values() for file in some]
+    if model.variant is not None and not any(mark in name for mark in marks for name in names):
+        raise WeightsError(
+            f"{model.weights_folder}: no component has files of the variant {model.variant} "
+            "(model.variant)"
+        )
+
+
+def _check_content(home: Path, part: Component, files: list[Path], variant: str | None) -> None:
     if part.kind == "tokenizer":
         _check_tokenizer(home, files)
     elif part.kind == "processor":
@@ -136,7 +149,8 @@ def _check_content(home: Path, part: Component, files: list[Path]) -> None:
         _check_scheduler(files[0], part.predicts)
     else:
         _check_class(home, part)
-        _check_tensors(index_file(home, part), [f for f in files if f.suffix == ".safetensors"])
+        index = index_file(home, part, variant_of(home, part, variant))
+        _check_tensors(index, [f for f in files if f.suffix == ".safetensors"])
 
 
 def _check_class(home: Path, part: Component) -> None:

@@ -6,6 +6,7 @@ What is checked, what is loaded and what a digest is made of all ask here.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ _ADAPTER = "adapter_config.json"  # transformers would load it where peft is ins
 _LFS = b"version https://git-lfs"
 
 
-def component_files(folder: Path, component: Component) -> list[Path]:
-    """The files that the component is loaded from, and no others, in a fixed order.
+def component_files(folder: Path, component: Component, variant: str | None = None) -> list[Path]:
+    """The files that the component is loaded from, and no others, in a fixed order; those of the
+    variant, where it has them.
 
     Raises WeightsError naming what is missing, or what could be read in two ways.
     """
@@ -46,7 +48,8 @@ def component_files(folder: Path, component: Component) -> list[Path]:
         return [_present(config_file(folder, component))]
     if component.library == "transformers" and (home / _ADAPTER).exists():
         raise WeightsError(f"{home / _ADAPTER}: an adapter in the folder is not served")
-    return [*weight_files(home, component), _present(config_file(folder, component))]
+    files = weight_files(home, component, variant_of(home, component, variant))
+    return [*files, _present(config_file(folder, component))]
 
 
 def config_file(folder: Path, component: Component) -> Path:
@@ -56,12 +59,22 @@ def config_file(folder: Path, component: Component) -> Path:
     return folder / component.name / name
 
 
-def weight_files(home: Path, component: Component) -> list[Path]:
+def variant_of(home: Path, component: Component, variant: str | None) -> str | None:
+    """The variant, if the component has it; as in the libraries, others are loaded without."""
+    files = (_single(home, component, variant), index_file(home, component, variant))
+    return variant if any(map(_is_there, files)) else None
+
+
+def _single(home: Path, component: Component, variant: str | None) -> Path:
+    middle = "" if variant is None else f".{variant}"
+    return home / f"{_STEMS[component.library]}{middle}.safetensors"
+
+
+def weight_files(home: Path, component: Component, variant: str | None = None) -> list[Path]:
     """The component's safetensors files, those of its index where there is one.
 
     Raises WeightsError for missing files, and for pickled ones with the converting command."""
-    single = home / f"{_STEMS[component.library]}.safetensors"
-    index = index_file(home, component)
+    single, index = _single(home, component, variant), index_file(home, component, variant)
     if _is_there(single) and _is_there(index):
         raise WeightsError(
             f"{home}: has both {single.name} and {index.name}; libraries differ in which one they "
@@ -84,14 +97,23 @@ def _refuse_other_names(home: Path, name: str, others: Sequence[Path]) -> None:
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise WeightsError(
-            f"{home}: has no {name}, only {found[0]}{more}; variants and other names are not "
-            f"loaded: to use one, copy or link it as {name} (shards with their index likewise)"
+            f"{home}: has no {name}, only {found[0]}{more}; {_as_variant(name, found[0])}variants "
+            "and other names are not loaded by themselves: to use one, copy or link it as "
+            f"{name} (shards with their index likewise)"
         )
 
 
-def index_file(home: Path, component: Component) -> Path:
+def _as_variant(name: str, found: str) -> str:
+    """How to ask for what was found, if it is a variant of `name`."""
+    stem = name.removesuffix(".safetensors")
+    match = re.match(rf"{re.escape(stem)}(\.safetensors\.index)?\.([A-Za-z0-9]+)[.-]", found)
+    return f"set model.variant={match[2]}; " if match and match[2] != "safetensors" else ""
+
+
+def index_file(home: Path, component: Component, variant: str | None = None) -> Path:
     """Where the component's index is if its weights are in several files."""
-    return home / f"{_STEMS[component.library]}.safetensors.index.json"
+    middle = "" if variant is None else f".{variant}"
+    return home / f"{_STEMS[component.library]}.safetensors.index{middle}.json"
 
 
 def weight_map(index: Path) -> dict[str, str]:

@@ -45,6 +45,8 @@ RANGES: dict[str, Range] = {
     "system.cache.min_psnr_db": Range(0, 100, above_low=True),
     "system.sampler.boundary": Range(0, 1),
     **{f"system.batch.{k}": _POSITIVE for k in ("token_budget", "max_rows_in_flight", "window")},
+    "system.max_gpu_hours": _ABOVE_ZERO,
+    "system.batch.text_store_gib": Range(0),
     "output.fps": REQUEST_RANGES["fps"],
     **{
         f"slurm.{key}": _POSITIVE

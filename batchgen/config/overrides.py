@@ -26,7 +26,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 from omegaconf import Container, OmegaConf
 
-from batchgen.config.aliases import COMPOUND, canonical_key, leaf_of
+from batchgen.config.aliases import canonical_key, is_resolved, leaf_of
 from batchgen.config.build import hint_of, leaf_keys, takes, takes_text, unknown_key_message
 from batchgen.errors import ConfigError
 from batchgen.request import ROW_DEFAULTS
@@ -177,7 +177,7 @@ def _commas(text: str, key: str, typed: str, parsed: Override) -> str:
 
 def _check_key(key: str) -> None:
     """Raise ConfigError unless `key` is a leaf of the schema, its parent, or in a mapping."""
-    if key in COMPOUND or hint_of(key) is not None:
+    if is_resolved(key) or hint_of(key) is not None:
         return
     if not any(leaf.startswith(f"{key}.") for leaf, _ in leaf_keys()):
         raise ConfigError(unknown_key_message(key))

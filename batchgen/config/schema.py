@@ -38,6 +38,7 @@ class ModelSpec:
     name: str
     family: str  # a folder of batchgen/families
     weights: str  # folder in diffusers layout, `random`, or `embedded` (shipped in the package)
+    variant: str | None = None  # of the weights' files: fp16, bf16; where a component has it
     dtype: DType = "bfloat16"  # computed in float32 on a CPU
     dims: Any  # the family's `Dims`; its fields are keys of the model, beside these
     request_defaults: ModelDefaults  # not `defaults`: Hydra owns that key in a YAML file
@@ -143,6 +144,7 @@ class BatchConfig:
     token_budget: int | Auto = "auto"  # video tokens of one forward
     max_rows_in_flight: int | Auto = "auto"
     window: int | Auto = "auto"  # rows encoded together
+    text_store_gib: float = 0.0  # of encoded texts on disk, for all shards of a run; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +161,7 @@ class SystemConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    max_gpu_hours: float | None = None  # device hours of the whole run; then no row is begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

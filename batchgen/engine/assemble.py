@@ -13,9 +13,11 @@ from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.compiled import Compiled
+from batchgen.engine.contract import KeptTexts
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.weights import load_components
+from batchgen.engine.memory.fp8 import store_in_fp8
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan, plan_memory
 from batchgen.engine.memory.residency import Residency
@@ -28,6 +30,7 @@ from batchgen.engine.prompts import PromptBook
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
+from batchgen.engine.texts import TextStore
 from batchgen.families.family import (
     STAGES,
     FamilyModel,
@@ -54,6 +57,7 @@ def assemble(
     tables: Tables,
     images: Read,
     mesh: Mesh | None = None,
+    texts: KeptTexts | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
@@ -66,6 +70,8 @@ def assemble(
     )
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
+        if system.memory.store_dtype == "fp8":
+            store_in_fp8(layers_of(family.modules[expert], plan.part(expert).stacks))
         make_batch_invariant(family.modules[expert])
     compiled = Compiled(system.compile)
     recall = _recall(family, model.family, plan, outside_blocks=compiled.on)
@@ -82,7 +88,7 @@ def assemble(
         family=family,
         device=device,
         residency=residency,
-        prompts=PromptBook(family, model.prompt_overflow),
+        prompts=PromptBook(family, model.prompt_overflow, store=_store(texts, device, layout)),
         pictures=PictureBook(family, images),
         packer=Packer(
             partial(family_spec(model.family).tokens, model),
@@ -105,6 +111,12 @@ def assemble(
         share=partial(share_computed, model),
         overlap=overlap,
     )
+
+
+def _store(texts: KeptTexts | None, device: torch.device, layout: Layout) -> TextStore | None:
+    if texts is None:
+        return None
+    return TextStore(texts, device, f"{devices.device_name(device)} {layout.precision}")
 
 
 def _recall(family: FamilyModel, name: str, plan: MemoryPlan, *, outside_blocks: bool) -> Recall:

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.engine.contract import Renderer
+from batchgen.engine.contract import KeptTexts, Renderer
 from batchgen.engine.team import Team
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_code, family_spec
@@ -47,10 +47,11 @@ def choose_engine(
     asked: str = "",
     ranks: int = 1,
     tables: Tables | None = None,
+    texts: KeptTexts | None = None,
     images: Read = no_images,
 ) -> EngineChoice:
     """The engine for one rank of a node with that many. A family with an engine of its own needs no
-    torch; every other one is torch's. `tables` and `images` are as in `Engine.load`.
+    torch; every other one is torch's. `tables`, `images` and `texts` are as in `Engine.load`.
 
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
@@ -77,6 +78,7 @@ def choose_engine(
             team=team,
             tables=tables,
             images=images,
+            texts=texts,
         )
 
     return EngineChoice(

@@ -24,6 +24,7 @@ from batchgen.errors import ConfigError
 
 T = TypeVar("T")
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
+MOST_GRAPHS = 512  # of one kind of block: sizes of rows x sizes of packs; torch takes 8
 log = logging.getLogger(__name__)
 
 
@@ -34,9 +35,14 @@ class Compiled:
         """`backend`: torch's, that makes code of a graph; `eager` makes none."""
         self.config, self.backend = config, backend
         self.on = config.mode != "off"
-        self.compiles = 0
         self.recompiles = 0
+        self._before = graphs()
         self._met: set[Hashable] = set()
+
+    @property
+    def compiles(self) -> int:
+        """Graphs traced since, those of self-tests too."""
+        return graphs() - self._before if self.on else 0
 
     def lead(self, transformers: Iterable[nn.Module], device: str, *, streams: bool) -> None:
         """Compile the blocks of their stacks, each where it first runs. `streams`: blocks have no
@@ -51,6 +57,8 @@ class Compiled:
                 "stream; legal with that: off, default, max-autotune-no-cudagraphs"
             )
         keep_on_node()
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        torch._dynamo.config.accumulated_recompile_limit = MOST_GRAPHS
         for transformer in transformers:
             for stack in transformer.modules():
                 if isinstance(stack, BlockStack):
@@ -79,7 +87,6 @@ class Compiled:
         before = graphs()
         result = forward()
         new = graphs() - before
-        self.compiles += new
         if new and kind in self._met:
             self.recompiles += new
             log.warning("compiled again for %s: %d graphs", kind, new)

@@ -103,3 +103,17 @@ def never() -> bool:
 
 def unheard() -> None:
     """The `moved` where nobody listens."""
+
+
+class KeptTexts(Protocol):
+    """Encoded texts by name, kept beyond this process; nothing is an error."""
+
+    @property
+    def context(self) -> str:
+        """All that an encoding depends on beside its text and the device."""
+
+    def get(self, name: str) -> bytes | None:
+        """None if it is not kept."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keep it, if there is room."""

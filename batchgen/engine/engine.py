@@ -11,7 +11,7 @@ from batchgen.config.degrees import Degrees
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
-from batchgen.engine.contract import EngineReport, Sink, Source, never, unheard
+from batchgen.engine.contract import EngineReport, KeptTexts, Sink, Source, never, unheard
 from batchgen.engine.devices import device as devices
 from batchgen.engine.meter import Setting
 from batchgen.engine.parallel.meet import meet
@@ -44,6 +44,7 @@ class Engine:
         team: Team | None = None,
         tables: Tables | None = None,
         images: Read = no_images,
+        texts: KeptTexts | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -53,6 +54,7 @@ class Engine:
         on the calling thread and gives equal frames. `team`: the ranks that draw together, else
         this one is alone. `tables`: coefficients of step caches; None: the user's and the shipped.
         `images`: those that rows are given.
+        `texts`: where encoded texts are kept on disk; None: nowhere.
         Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
         device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
@@ -70,6 +72,7 @@ class Engine:
             tables=tables or Tables.usual(),
             images=images,
             mesh=mesh,
+            texts=texts,
         )
         return cls(made)
 

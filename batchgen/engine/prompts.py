@@ -13,6 +13,7 @@ from typing import Literal
 
 from batchgen.engine.contract import unheard
 from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.texts import StoredText, TextStore
 from batchgen.errors import PromptTooLong
 from batchgen.families.family import Condition, FamilyModel
 from batchgen.request import Request
@@ -57,8 +58,10 @@ class PromptBook:
         family: FamilyModel,
         overflow: Literal["truncate", "error"],
         keep_bytes: int = KEEP_BYTES,
+        store: TextStore | None = None,
     ) -> None:
         self.family = family
+        self.store = store
         self.overflow = overflow
         self.keep_bytes = keep_bytes
         self.encoder_calls = 0
@@ -70,9 +73,15 @@ class PromptBook:
         """Different texts encoded so far."""
         return len(self._seen)
 
+    @property
+    def from_disk(self) -> int:
+        """Texts that were encoded by others, or before."""
+        return 0 if self.store is None else self.store.hits
+
     def needs_encoder(self, requests: Sequence[Request]) -> bool:
-        """Whether any text of these rows is not kept already."""
-        return any(text not in self._kept for r in requests for text in self.family.texts(r))
+        """Whether any text of these rows is neither kept already nor on disk."""
+        texts = dict.fromkeys(text for r in requests for text in self.family.texts(r))
+        return any([text not in self._kept and not self._recover(text) for text in texts])
 
     def encode(
         self, requests: Sequence[Request], moved: Callable[[], object] = unheard
@@ -98,10 +107,24 @@ class PromptBook:
         if kept is not None:
             self._kept.move_to_end(text)
             return replace(kept, seconds=0.0)
+        if self._recover(text):
+            return self._kept[text]
         result = attempt(lambda: self._encode(text))
         if isinstance(result, EncodedText):
             self._kept[text] = result
+            if self.store is not None:
+                self.store.put(text, StoredText(result.condition, result.count, result.truncated))
         return result
+
+    def _recover(self, text: str) -> bool:
+        """Keep a text that is on disk."""
+        begin = perf_counter()
+        found = self.store.get(text) if self.store is not None else None
+        if found is None:
+            return False
+        seconds = perf_counter() - begin
+        self._kept[text] = EncodedText(found.condition, found.count, found.truncated, seconds)
+        return True
 
     def _encode(self, text: str) -> EncodedText:
         begin = perf_counter()

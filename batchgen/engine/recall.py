@@ -26,7 +26,7 @@ from batchgen.numerics.edges import batch_sizes, in_batches
 # Small beside what plans leave free of a card. Keys and values of a text of 512 tokens take 94 MB
 # in a Wan 1.3B and 419 MB in a 14B, where to compute them again costs a thousandth of a forward.
 TEXT_BYTES = 256 << 20
-TIMESTEP_BYTES = 64 << 20
+TIMESTEP_BYTES = 256 << 20  # 50 of a Qwen-Image take 221 MB
 
 Output = tuple[nn.Module, int]  # of a module, computed in a batch of so many (`edges.in_batches`)
 

@@ -60,7 +60,7 @@ def _so_far(replica: Replica) -> tuple[int, ...]:
     prompts, residency, compiled = replica.prompts, replica.residency, replica.compiled
     moved = residency.moves, residency.gauge.streamed
     made = compiled.compiles, compiled.recompiles
-    return prompts.unique_texts, prompts.encoder_calls, *moved, *made
+    return prompts.unique_texts, prompts.encoder_calls, prompts.from_disk, *moved, *made
 
 
 def _report(
@@ -73,7 +73,7 @@ def _report(
     replica, flight = director.replica, director.flight
     after, now = _so_far(replica), flight.clock.read()
     counts = (a - b for a, b in zip(after, before, strict=True))
-    unique, calls, moves, streamed, compiles, recompiles = counts
+    unique, calls, recovered, moves, streamed, compiles, recompiles = counts
     used = memory(replica.device)
     return EngineReport(
         rows_finished=finisher.finished,
@@ -93,6 +93,7 @@ def _report(
         items=flight.forwards.items,
         unique_texts_encoded=unique,
         text_encoder_calls=calls,
+        texts_from_disk=recovered,
         component_moves=moves,
         expert_swaps=director.swaps,
         streamed_gib=streamed / GIB,

@@ -158,3 +158,33 @@ def qwen_vl_parameters(text: QwenVlDims) -> int:
     tower = text.vision_depth * (4 * d * d + 3 * d * text.vision_inner)
     doors = 2 * 3 * 14 * 14 * d + merged * merged + merged * text.vision_out
     return llm_parameters(text, head=not text.tie_word_embeddings) + tower + doors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BertDims(ComponentDims):
+    """Dimensions of a BERT, as in its transformers config."""
+
+    vocab_size: int = 47020
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    max_position_embeddings: int = 512
+
+    def block_weights(self) -> tuple[int, ...]:
+        d = self.hidden_size
+        return (4 * d * d + 2 * d * self.intermediate_size,) * self.num_hidden_layers
+
+
+def bert_flops(text: BertDims, tokens: int) -> float:
+    """FLOPs for one text of so many tokens, with the pooler, which is not used."""
+    d = text.hidden_size
+    linear = 2 * tokens * (4 * d * d + 2 * d * text.intermediate_size)
+    return float(text.num_hidden_layers * (linear + 4 * tokens * tokens * d) + 2 * d * d)
+
+
+def bert_parameters(text: BertDims) -> int:
+    """Number of weights, with the embedding tables and the pooler."""
+    d = text.hidden_size
+    tables = (text.vocab_size + text.max_position_embeddings + 2) * d
+    return sum(text.block_weights()) + tables + d * d

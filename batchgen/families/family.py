@@ -200,6 +200,10 @@ class FamilySpec(Protocol):
     def block_parameters(self, model: ModelSpec) -> tuple[int, ...]:
         """Number of weights of each block of a transformer."""
 
+    def fp8_parameters(self, model: ModelSpec) -> tuple[int, ...]:
+        """Of these the number that may be kept in 8 bits (`memory.fp8`); asked where the model's
+        `store_dtypes` have fp8."""
+
     def width(self, model: ModelSpec) -> int:
         """Channels of a token between two blocks."""
 

@@ -57,7 +57,9 @@ class ImageModel:
     def pixels(self, latents: Tensor) -> Tensor:
         """AutoencoderKL's image of (1, channels, rows, columns): uint8 (1, height, width, 3)."""
         config = self.vae.config
-        scaled = (latents / config.scaling_factor) + config.shift_factor
+        scaled = latents / config.scaling_factor
+        if config.shift_factor is not None:
+            scaled = scaled + config.shift_factor
         return to_frames(self.vae.decode(scaled, return_dict=False)[0][0].unsqueeze(1))
 
 

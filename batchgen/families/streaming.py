@@ -93,11 +93,13 @@ class Weights:
 
     def whole(self, part: Component) -> int:
         """All of a component."""
-        return self._size(part) * family_spec(self.model.family).parameters(self.model, part.name)
+        count = family_spec(self.model.family).parameters(self.model, part.name)
+        return self._size(part) * count - sum(self._saved(part))
 
     def streamed(self, part: Component) -> StreamBytes:
         """A component that has blocks."""
-        blocks = tuple(self._size(part) * count for count in block_weights(self.model, part))
+        counts, saved = block_weights(self.model, part), self._saved(part)
+        blocks = tuple(self._size(part) * n - less for n, less in zip(counts, saved, strict=True))
         rest = self.whole(part) - sum(blocks)
         return StreamBytes(blocks, rest, 1 + self.system.memory.prefetch)
 
@@ -106,6 +108,13 @@ class Weights:
         if place in STREAMING and part.blocks:
             return self.streamed(part).held(stay)
         return self.whole(part)
+
+    def _saved(self, part: Component) -> tuple[int, ...]:
+        """Bytes of each block that keeping weights in 8 bits saves."""
+        if self.system.memory.store_dtype == "same" or not part.stacks:
+            return (0,) * len(block_weights(self.model, part))
+        family, less = family_spec(self.model.family), self._size(part) - 1
+        return tuple(less * count for count in family.fp8_parameters(self.model))
 
     def _size(self, part: Component) -> int:
         own = self.system.components.get(part.name)

@@ -87,6 +87,23 @@ def sde_steps(source: Any) -> tuple[DiffusionStep, ...]:
     return tuple(steps)
 
 
+def ddpm_steps(source: Any) -> tuple[DiffusionStep, ...]:
+    """Of a DDPMScheduler whose timesteps are set: it draws once a step, but for timestep 0."""
+    steps = []
+    for t in source.timesteps:
+        following = source.previous_timestep(t)
+        a = source.alphas_cumprod[t]
+        after = source.alphas_cumprod[following] if following >= 0 else source.one
+        share = a / after
+        x0_scale = (after**0.5 * (1 - share)) / (1 - a)
+        x_scale = share**0.5 * (1 - after) / (1 - a)
+        noise = source._get_variance(t) ** 0.5 if t > 0 else None
+        draws = int(noise is not None)
+        x0 = (a**0.5, (1 - a) ** 0.5)
+        steps.append(DiffusionStep(*x0, x_scale, -x0_scale, noise=noise, draws=draws))
+    return tuple(steps)
+
+
 def noise_levels(source: Any) -> Tensor:
     """sqrt(1 - a) at each timestep and at the end, float32."""
     ends = [source.alphas_cumprod[t] for t in source.timesteps]

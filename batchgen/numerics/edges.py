@@ -51,6 +51,33 @@ def make_batch_invariant(model: nn.Module) -> None:
             _split(module, only_vectors=False)
 
 
+def split_by_items(module: nn.Module) -> None:
+    """Let a module whose every tensor has one row per item run item by item, as its edges do; its
+    parts see items as it does. Doing it twice has no further effect."""
+    inner: Any = module.forward
+    if hasattr(inner, _MARK):
+        return
+
+    @wraps(inner)
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        items = next(x.shape[0] for x in args if isinstance(x, Tensor))
+        found = []
+        for number, size in enumerate(batch_sizes(items)):
+            own = [_copies(x, number, size) for x in args]
+            named = {name: _copies(x, number, size) for name, x in kwargs.items()}
+            with in_batches((1,)):  # all that is inside is of one item
+                found.append(inner(*own, **named)[:1])
+        return torch.cat(found)
+
+    setattr(forward, _MARK, True)
+    module.forward = forward
+
+
+def _copies(x: Any, number: int, size: int) -> Any:
+    """One item's row, so many times."""
+    return torch.cat([x[number : number + 1]] * size) if isinstance(x, Tensor) else x
+
+
 def is_edge(module: nn.Module, x: Tensor, items: int) -> bool:
     """Whether the rule runs `module` item by item on input `x` of so many items."""
     split: bool | None = getattr(module, _MARK, None)

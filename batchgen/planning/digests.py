@@ -97,7 +97,7 @@ def stamps(model: ModelSpec) -> Stamps:
     if folder is None:
         return []
     parts = family_spec(model.family).COMPONENTS
-    files = [file for part in parts for file in component_files(folder, part)]
+    files = [file for part in parts for file in component_files(folder, part, model.variant)]
     return [(str(file), *_stamp(file)) for file in files]
 
 

@@ -11,8 +11,8 @@ from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.families.family import family_spec
 from batchgen.request import Bucket
 
-# Of a token: 2x2 latent cells of 16 channels in float32.
-LATENT_BYTES = 4 * 64
+# Of a token, in float32: up to 128 numbers (2x2 latent cells of 16 channels are 64).
+LATENT_BYTES = 4 * 128
 _STATES = 4  # a row's latents, and what its solver keeps of earlier steps
 
 

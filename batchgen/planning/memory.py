@@ -60,7 +60,8 @@ def residencies(job: JobConfig) -> tuple[MemoryMode, ...]:
 def _disk_helps(job: JobConfig) -> bool:
     """Where the node's memory cannot hold what its ranks move from there to their devices."""
     slurm, model = job.slurm, job.model
-    if slurm.mem_gb is None or on_cpu(job) or model.weights_folder is None:
+    rounded = job.system.memory.store_dtype == "fp8"
+    if not slurm.mem_gb or on_cpu(job) or model.weights_folder is None or rounded:
         return False
     held = slurm.ranks_per_node * weights_of(job).total
     return "disk" in served_by(model).memory_modes and held > 1e9 * slurm.mem_gb
@@ -77,6 +78,19 @@ def most_demanding(job: JobConfig, buckets: Sequence[Bucket]) -> Bucket:
     return max(buckets, key=needs)
 
 
+def changes_pixels(job: JobConfig) -> tuple[str, ...]:
+    """The settings of memory that do; where weights are does not."""
+    system, found = job.system, list[str]()
+    if system.memory.store_dtype != "same":
+        found.append(f"system.memory.store_dtype={system.memory.store_dtype}")
+    for name, own in sorted(system.components.items()):
+        if own.dtype is not None:
+            found.append(f"system.components.{name}.dtype={own.dtype}")
+    if system.vae.tiled is True:
+        found.append("system.vae.tiled=true")
+    return tuple(found)
+
+
 def room_bytes(job: JobConfig) -> float:
     """What a rank may take of its device."""
     usable, limit = job.slurm.device.memory_gib * _USABLE, job.system.memory.vram_limit
@@ -90,7 +104,7 @@ def fits(job: JobConfig, memory: MemoryMode, need: Need) -> bool:
     slurm = job.slurm
     if memory in STREAMING and on_cpu(job):
         return need.peak_bytes <= GIB * _USABLE * slurm.device.memory_gib
-    if slurm.mem_gb is not None and slurm.ranks_per_node * need.host_bytes > 1e9 * slurm.mem_gb:
+    if slurm.mem_gb and slurm.ranks_per_node * need.host_bytes > 1e9 * slurm.mem_gb:
         return False
     return need.peak_bytes <= room_bytes(job)
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from batchgen.config.schema import JobConfig
 from batchgen.durable import write_bytes_atomic
 from batchgen.errors import ConfigError
+from batchgen.planning.manifests.build import images_from
 from batchgen.planning.manifests.manifest import open_manifest
 from batchgen.planning.plan import make_plan
 
@@ -35,12 +36,15 @@ def preview_manifest(job: JobConfig, count: int) -> Path:
         columns = ["row_id", "seed", "num_steps", "bucket", "tags", "alias_of"]
         plan = pq.read_table(out, columns=columns)
     chosen = spread(plan, count)
-    table = _rows_of(job, chosen, plan.take(chosen))
+    folder = Path(job.output.root_dir).absolute() / "previews"
+    manifest = Path(job.manifest)
+    home = manifest if manifest.is_dir() else manifest.parent
+    table = images_from(_rows_of(job, chosen, plan.take(chosen)), home, folder)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
     name = f"{hashlib.sha256(data).hexdigest()[:12]}.parquet"
-    path = Path(job.output.root_dir).absolute() / "previews" / name
+    path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomic(path, data)
     return path

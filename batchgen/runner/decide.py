@@ -12,6 +12,7 @@ from batchgen.config.schema import ONE_MACHINE
 from batchgen.errors import KeysChanged, ReplicaFailed
 from batchgen.ledger.blame.hosts import rows_rendered
 from batchgen.ledger.blame.rows import read_blame
+from batchgen.ledger.budget import budget_spent
 from batchgen.ledger.intent import Intent, last_render, profile_of
 from batchgen.ledger.scan import CommitIndex, index_commits
 from batchgen.ledger.status import AttemptStatus, read_status
@@ -48,6 +49,9 @@ def next_move(run: RunPaths) -> Move | None:
     intent = last_render(run)
     if intent is None or run.cancelled(intent.number).exists():
         return None
+    if spent := budget_spent(run, limit_of(intent)):
+        log.warning("%s", spent)
+        return None
     if pilot_is_over(run):
         return _after_pilot(run, intent)
     found = winners(run, index_commits(run))
@@ -73,6 +77,13 @@ def next_move(run: RunPaths) -> Move | None:
         log.warning("%d rows are left: %s", len(left), why)
         return None
     return Move(left, settings)
+
+
+def limit_of(intent: Intent) -> float | None:
+    """Device hours that the run may spend; None: it was made without a limit, or before there was
+    one."""
+    limit: float | None = intent.config["system"].get("max_gpu_hours")
+    return limit
 
 
 def _after_pilot(run: RunPaths, intent: Intent) -> Move:

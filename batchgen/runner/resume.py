@@ -12,8 +12,10 @@ from batchgen.config.schema import JobConfig
 from batchgen.durable import sync_folder, write_json
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
+from batchgen.ledger.budget import budget_spent
 from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.status import read_status
 from batchgen.ledger.upkeep.leftovers import sweep
 from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths
@@ -31,7 +33,8 @@ PILOT = "what the pilot found"  # of the reasons for a new plan
 NEUTRAL = (
     "tag", "name", "slurm.", "system.parallel.", "system.batch.", "system.memory.mode",
     "system.memory.vram_limit", "system.memory.prefetch", "system.memory.pin",
-    "system.determinism", "system.compile.", "system.attention", "system.radial.",
+    "system.determinism", "system.max_gpu_hours", "system.compile.", "system.attention",
+    "system.radial.",
     "system.cache.audit_every", "carry_columns", "output.root_dir", "output.hydra_dump_mode",
     "output.enable_", "output.log_ranks",
 )  # fmt: skip
@@ -51,6 +54,7 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     header = read_run(run)
     composed = recompose(header.config, overrides, header.hydra)
     composed = replace(composed, overrides=(*header.overrides, *overrides))  # for the record
+    _refuse_spent(run, composed.config.system.max_gpu_hours)
     changed = changed_settings(header.config, composed.resolved)
     before = KeyContext.from_json(header.key_context)
     moved = before.differences(key_context(composed.config, before.hash_mode))
@@ -60,6 +64,12 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     if moved or touching or over:
         replan = make_replan(run, header, composed, [*over, *moved, *touching], rerender_changed)
     return Settings(composed.resolved, list(composed.overrides), last, replan)
+
+
+def _refuse_spent(run: RunPaths, limit: float | None) -> None:
+    """RunStateError if rows are left and the run has spent what it may."""
+    if (spent := budget_spent(run, limit)) and (status := read_status(run)).ok < status.rows:
+        raise RunStateError(f"{run.root}: {spent}")
 
 
 def changed_settings(old: Any, new: Any, name: str = "") -> list[str]:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import median
 
+from batchgen.ledger.budget import Budget
 from batchgen.records import RowStats
 from batchgen.request import Request
 
@@ -24,11 +25,14 @@ class Admission:
         clock: Callable[[], float] = time.time,
         share_left: Callable[[Request], float] = lambda request: 1.0,
         speed: float = 1.0,
+        budget: Budget | None = None,
     ) -> None:
         """`until`: unix seconds of the drain signal; None = unknown, every row is begun.
         `share_left`: what earlier attempts have left of a row's work; `speed`: of this replica,
-        against the one rank that costs are predicted for."""
+        against the one rank that costs are predicted for. `budget`: of the run; None = without end.
+        """
         self._until, self._clock, self._share_left = until, clock, share_left
+        self._budget = budget
         self._speed = speed
         self._free_at = 0.0
         self._taken: set[int] = set()
@@ -36,6 +40,11 @@ class Admission:
         self._rendered = 0
         self._lock = threading.Lock()
         self.declined = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no row at all is to be begun: the run has spent its budget."""
+        return self._budget is not None and self._budget.reached
 
     @property
     def busy(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from batchgen.caches.tables import SHIPPED, Tables
@@ -10,8 +11,10 @@ from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
 from batchgen.pictures import stored
 from batchgen.records import Attempt, Layout, RankInfo
+from batchgen.runfile import read_run
 from batchgen.worker.meeting import Meeting
 from batchgen.worker.place import RankPlace
+from batchgen.worker.texts import TextFolder
 
 PATIENCE = 0.8  # of the watchdog's: whoever misses another rank can still say so
 UNWATCHED_S = 1800.0  # patience where there is no watchdog
@@ -47,7 +50,17 @@ class Post:
             ranks=self.config.slurm.ranks_per_node,
             tables=Tables(self.root.caches, SHIPPED),
             images=lambda digest: stored(self.root.input(digest), digest),
+            texts=self._texts(),
         )
+
+    def _texts(self) -> TextFolder | None:
+        """All that decides a row's pixels beside the row is more than decides an encoding: the
+        folder is the run's own."""
+        gib = self.config.system.batch.text_store_gib
+        if gib == 0:
+            return None
+        context = json.dumps(read_run(self.root).key_context, sort_keys=True)
+        return TextFolder(self.root.root, self.root.texts, context, int(gib * 1024**3))
 
 
 def _gpus_asked(slurm: SlurmConfig) -> str:

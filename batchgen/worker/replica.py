@@ -17,6 +17,7 @@ from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Renderer, Source
 from batchgen.engine.team import Team
 from batchgen.errors import StorageError
+from batchgen.ledger.budget import Budget
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
@@ -89,7 +90,8 @@ def _draw_shard(
     policy = _policy(post, run_file)
     states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
     speed = post.layout.speed if post.layout else 1.0
-    admission = Admission(until, share_left=states.share_left, speed=speed)
+    budget = Budget(root, config.system.max_gpu_hours)
+    admission = Admission(until, share_left=states.share_left, speed=speed, budget=budget)
     start, replicas = RowStart(rank.host, states), post.place.replicas
     with open_source(root, post.attempt, rank, admission, start, crew.stop, replicas) as source:
         if crew.stop() or source.is_over:  # a model may take minutes to load
@@ -197,6 +199,8 @@ class Shift:
 def _reason(drain: Drain, source: ShardSource) -> str:
     if drain():
         return drain.reason
+    if source.admission.is_over:
+        return "budget"
     if source.admission.declined:
         return "drained"
     return "queue-lost" if source.queue is None else "done"

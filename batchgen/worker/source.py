@@ -107,7 +107,10 @@ class ShardSource:
         """The next rows that fit. Behind rows at work it asks once: what does not fit here may fit
         a rank that is idle. Only an idle rank looks through the whole queue."""
         self.held_back = False
-        while (granted := self._grant(lambda queue: queue.take(room, self.stop))) is not None:
+        while (
+            not self.admission.is_over
+            and (granted := self._grant(lambda queue: queue.take(room, self.stop))) is not None
+        ):
             if fitting := self._fitting(self._rows.read(granted)):
                 return fitting
             if self.admission.busy:
@@ -118,7 +121,10 @@ class ShardSource:
     def take_alone(self) -> Request | None:
         """The next suspect, when nobody else of the shard has a row in flight; None: no more, or
         `stop` says so."""
-        while (granted := self._grant(lambda queue: queue.take_alone(self.stop))) is not None:
+        while (
+            not self.admission.is_over
+            and (granted := self._grant(lambda queue: queue.take_alone(self.stop))) is not None
+        ):
             if fitting := self._fitting(self._suspects.read(granted)):
                 return fitting[0]
         return None
@@ -128,7 +134,8 @@ class ShardSource:
 
     def again(self, requests: list[Request]) -> ListSource:
         """These rows, under the same rules."""
-        return ListSource(self._fitting(requests), self.start)
+        fitting = [] if self.admission.is_over else self._fitting(requests)
+        return ListSource(fitting, self.start)
 
     def _grant(self, ask: Callable[[Queue], range]) -> range | None:
         if self.queue is None:

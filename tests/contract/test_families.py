@@ -20,7 +20,9 @@ from batchgen.engine.blocks import layers_of
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
+from batchgen.engine.loading.random_weights import random_component
 from batchgen.engine.loading.weights import load_components
+from batchgen.engine.memory.fp8 import FP8, store_in_fp8
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.memory.stream import Feed
@@ -240,6 +242,20 @@ def test_predicted_blocks_are_those_of_the_encoders(name: str) -> None:
         assert sum(predicted) < family_spec(name).parameters(SPECS[name], encoder.name)
 
 
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_predicted_weights_in_fp8_are_those_that_are_stored(name: str) -> None:
+    """Of blocks, but for norms and what modulates them."""
+    spec, model = family_spec(name), SPECS[name]
+    if "fp8" not in spec.capabilities(model).store_dtypes:
+        return
+    expert = next(part for part in spec.COMPONENTS if part.stacks)
+    (part,) = [part for part in parts(model, torch.float32) if part.name == expert.name]
+    blocks = layers_of(random_component(part), expert.stacks)
+    store_in_fp8(blocks)
+    stored = [sum(p.numel() for p in b.parameters() if p.dtype == FP8) for b in blocks]
+    assert list(spec.fp8_parameters(model)) == stored
+
+
 def test_what_is_checked_is_what_is_loaded() -> None:
     """The components that planning names are the parts, of the classes that are loaded."""
     for name, model in SPECS.items():
@@ -274,7 +290,7 @@ def test_a_text_becomes_a_condition(loaded: Loaded) -> None:
 
 @torch.no_grad()
 def test_encoders_whose_blocks_stream_make_the_same_conditions(loaded: Loaded) -> None:
-    family, tokens = loaded.family, loaded.family.tokenize('a "red" circle')  # quotes: for ByT5
+    family, tokens = loaded.family, loaded.family.tokenize('a red circle that says "GO"')
     there = family.encode(tokens)
     for encoder in (part for part in loaded.spec.COMPONENTS if part.layers):
         blocks = layers_of(family.modules[encoder.name], encoder.layers)

@@ -23,13 +23,23 @@ def folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> JobFol
     return make_job_folder(home, [*rows, {"row_id": "c", "prompt": "c", "image": None, "seed": 2}])
 
 
+AS_SAVED = (
+    "model=auto",
+    "model.weights=weights",
+    "row_defaults={width: 128, height: 64, num_frames: 5, num_steps: 2}",
+    "output.format=npy",
+)
+
+
+def test_a_preview_finds_the_images(folder: JobFolder) -> None:
+    seen = folder.run_here(*AS_SAVED, "--preview", "2")
+    assert seen.code == 0, seen.err
+    assert list(rows_of(seen.run).row_id) == ["a", "b"]
+    shutil.rmtree(seen.run.root)
+
+
 def test_a_run_keeps_its_images_and_verify_looks_after_them(folder: JobFolder) -> None:
-    done = folder.run_here(
-        "model=auto",
-        "model.weights=weights",
-        "row_defaults={width: 128, height: 64, num_frames: 5, num_steps: 2}",
-        "output.format=npy",
-    )
+    done = folder.run_here(*AS_SAVED)
     assert done.code == 0, done.err
     shutil.rmtree(folder.folder / "pictures")  # nobody needs them any more
     run = RunPaths(done.run.root.rename(folder.folder / "moved"))

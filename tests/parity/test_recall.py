@@ -21,7 +21,12 @@ from batchgen.families.recalled import Recalled
 from batchgen.numerics.edges import in_batches, make_batch_invariant
 from batchgen.request import Bucket
 
-BUCKETS = {"wan": Bucket(64, 64, 5), "wan22": Bucket(64, 64, 5), "flux": Bucket(64, 64, 1)}
+BUCKETS = {
+    "wan": Bucket(64, 64, 5),
+    "wan22": Bucket(64, 64, 5),
+    "flux": Bucket(64, 64, 1),
+    "qwen_image": Bucket(64, 64, 1),
+}
 CHEAP = ("timestep", "projected", "embedded")
 
 
@@ -50,7 +55,7 @@ class Subject:
         """Make the weights of what is recalled useless; what they were."""
         transformer, before = self.family.modules[self.experts[0]], []
         leaders = {module for memo in self.memos for module, _ in memo.outputs}
-        names = ("time_embedder", "time_proj", "timestep_embedder")
+        names = ("time_embedder", "time_proj", "timestep_embedder", "_mod.1")
         for name, module in transformer.named_modules():
             if module in leaders or name.endswith(names):
                 for parameter in module.parameters():

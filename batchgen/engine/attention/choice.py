@@ -53,7 +53,8 @@ class Attention:
         stacks are made. `frames`: of the tokens of a bucket. Raises ConfigError."""
         if self.plan.names == ("sdpa",):
             return
-        whole = [attends.modules for attends in family.sequence.attends]
+        radial = "radial" in self.plan.names  # others know no place: all blocks compile as one
+        whole = [attends.modules for attends in family.sequence.attends if radial]
         for expert in experts:
             self._lead(family.modules[expert], whole)
         model: Any = family
@@ -75,7 +76,7 @@ class Attention:
             self.kernel = before
 
     def _lead(self, transformer: nn.Module, whole: Sequence[str]) -> None:
-        """`whole`: the attentions over all tokens, in the order of their blocks."""
+        """`whole`: the attentions of which the place counts, in the order of their blocks."""
         places = {
             id(module): place
             for place, module in enumerate(m for name in whole for m in named(transformer, name))
@@ -93,7 +94,7 @@ class Attention:
         v: Tensor,
         **settings: Any,
     ) -> Tensor:
-        """`place`: of the block, where it is an attention over all tokens."""
+        """`place`: of the block, where it counts."""
         kernel, ours = self.kernel, OURS.get(self.kernel)
         if kernel == "radial":
             kernel, ours = "sdpa", None

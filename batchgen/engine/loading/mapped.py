@@ -108,6 +108,6 @@ def loaded_module(home: Path, part: CheckpointPart) -> nn.Module:
     assert part.model_class is not None
     # diffusers and transformers keep sensitive modules in float32 by themselves
     module: nn.Module = part.model_class.from_pretrained(
-        home, dtype=part.dtype, local_files_only=True, use_safetensors=True
+        home, dtype=part.dtype, local_files_only=True, use_safetensors=True, variant=part.variant
     )
     return module.eval().requires_grad_(False)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from batchgen.config.component import variant_of
 from batchgen.config.schema import ModelSpec
 from batchgen.families.dims import stored_dims
-from batchgen.families.family import STAGES, Stage, family_spec
+from batchgen.families.family import STAGES, Component, Stage, family_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class CheckpointPart:
     extras: dict[str, Any]  # what else random weights need, beside the dimensions
     vocab_size: int  # of a text encoder or a tokenizer; 0: neither
     spec_key: str  # where the ModelSpec keeps them, for messages
+    variant: str | None = None  # of its files
     is_processor: bool = False  # `model_class` prepares images for an encoder of these dimensions
 
 
@@ -47,10 +49,18 @@ def parts(
             vocab_size=getattr(getattr(model.dims, component.dims), "vocab_size", 0),
             spec_key=f"model.{component.dims}",
             is_processor=component.kind == "processor",
+            variant=_variant(model, component),
         )
         for component in family_spec(model.family).COMPONENTS
         if component.kind != "scheduler" and component.stage in stages
     )
+
+
+def _variant(model: ModelSpec, component: Component) -> str | None:
+    folder = model.weights_folder
+    if folder is None or component.kind != "model":
+        return None
+    return variant_of(folder / component.name, component, model.variant)
 
 
 def _class(path: str) -> Any:

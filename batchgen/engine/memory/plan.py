@@ -42,7 +42,10 @@ class MemoryPlan:
 
     def stage(self, component: str) -> Stage:
         """Where a component works."""
-        return next(part.stage for part in self.parts if part.name == component)
+        return self.part(component).stage
+
+    def part(self, component: str) -> Component:
+        return next(part for part in self.parts if part.name == component)
 
     @property
     def experts(self) -> tuple[str, ...]:

@@ -152,6 +152,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     size."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
+        store_dtypes=("same", "fp8"),
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,
@@ -298,6 +299,13 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block, double blocks first, with their modulation."""
     spec = dims(model).transformer
     double, single = (24 + 12) * spec.width**2, (12 + 3) * spec.width**2
+    return (double,) * spec.num_layers + (single,) * spec.num_single_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    spec = dims(model).transformer
+    double, single = 24 * spec.width**2, 12 * spec.width**2
     return (double,) * spec.num_layers + (single,) * spec.num_single_layers
 
 

@@ -26,6 +26,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.families.wan.spec import WanVae, vae_decode_flops, vae_parameters
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -41,6 +42,12 @@ COMPONENTS = (
         dims="transformer",
         stacks=("transformer_blocks",),
         flows=("encoder_hidden_states", "hidden_states"),
+        recalled=(  # a third of the weights
+            Recalled("time_text_embed.timestep_embedder", "timestep"),
+            Recalled("transformer_blocks.*.img_mod.1", "timestep"),
+            Recalled("transformer_blocks.*.txt_mod.1", "timestep"),
+            Recalled("norm_out.linear", "timestep"),
+        ),
     ),
     encoder(
         "text_encoder",

@@ -157,6 +157,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     heads = dims(model).transformer.num_attention_heads
     return Capabilities(
+        store_dtypes=("same", "fp8"),
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
@@ -337,6 +338,11 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block."""
     spec = dims(model).transformer
     return (8 * spec.width**2 + 2 * spec.width * spec.ffn_dim,) * spec.num_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """All: a block's modulation is a table."""
+    return block_parameters(model)
 
 
 def vae_parameters(vae: WanVae) -> int:

@@ -52,6 +52,7 @@ __all__ = [
     "encode_flops",
     "forward_bytes",
     "forward_flops",
+    "fp8_parameters",
     "heads",
     "layers",
     "max_tokens",
@@ -192,3 +193,8 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     spec = dims(model).transformer
     added = 2 * spec.added_kv_proj_dim * spec.width
     return tuple(block + added for block in wan.block_parameters(model))
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """All: a block's modulation is a table."""
+    return block_parameters(model)

@@ -65,13 +65,13 @@ def build_manifest(
     if wildcards is not None and "prompt" in expanded.schema.names:
         chosen = with_wildcards(expanded["prompt"].to_pylist(), wildcards)
         expanded = _put(expanded, "prompt", chosen)
-    expanded = _images_from(expanded, source if source.is_dir() else source.parent, out.parent)
-    check_table(source, expanded, lambda row: read.place(row // times), out.parent)
+    home = source if source.is_dir() else source.parent
+    check_table(source, expanded, lambda row: read.place(row // times), home)
     if out.exists() and source.exists() and out.samefile(source):
         raise ManifestError(f"{out}: is the source; write to another file")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ManifestError(f"{out}: would become a part of the source {source}; write elsewhere")
-    _write(expanded, out)
+    _write(images_from(expanded, home.resolve(), out.parent.resolve()), out)
     return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
 
 
@@ -164,7 +164,7 @@ def _expanded(table: pa.Table, variations: Sequence[_Variation]) -> pa.Table:
     return expanded
 
 
-def _images_from(table: pa.Table, home: Path, new: Path) -> pa.Table:
+def images_from(table: pa.Table, home: Path, new: Path) -> pa.Table:
     """The table with paths of images, which are relative to `home`, made relative to `new`."""
     for name in table.schema.names:
         kind = REQUEST_COLUMNS.get(name)

@@ -12,6 +12,7 @@ from batchgen.planning.manifests.cells import SourceFile
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.from_csv import read_csv
 from batchgen.planning.manifests.from_json import read_json_lines
+from batchgen.planning.manifests.from_pictures import holds_pictures, read_pictures
 from batchgen.planning.manifests.from_text import read_text
 from batchgen.planning.manifests.manifest import check_columns, open_manifest
 from batchgen.planning.manifests.textfile import check_utf8
@@ -27,12 +28,14 @@ SOURCES = (*_READERS, ".parquet")
 
 
 def read_source(path: Path) -> SourceFile:
-    """The rows of a source file or of a folder of Parquet parts. Raises ManifestError naming line,
-    column and value."""
+    """The rows of a source file, or of a folder of Parquet parts or of images. Raises ManifestError
+    naming line, column and value."""
     if not path.exists():
         near = closest(path.name, [p.name for p in path.parent.glob("*")])
         raise ManifestError(f"{path}: no such file{near}")
     suffix = path.suffix.lower()
+    if path.is_dir() and holds_pictures(path):
+        return read_pictures(path)
     if path.is_dir() or suffix in _PARQUET:
         return _read_parquet(path)
     if suffix not in _READERS:

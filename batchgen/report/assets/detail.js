@@ -20,6 +20,7 @@ class Detail {
   }
 
   turn(by) {
+    if (this.rows.length < 2) return;
     this.at = (this.at + by + this.rows.length) % this.rows.length;
     this.draw();
     this.dialog.querySelector(by < 0 ? ".previous" : ".next").focus();
@@ -34,7 +35,7 @@ class Detail {
     this.dialog.replaceChildren(el("div", { class: "sheet-row" },
       el("div", { class: small ? "stage small" : "stage" }, inside || placeholder(row)),
       el("div", { class: "about" },
-        el("div", { class: "turn" }, step("previous row", -1), step("next row", 1),
+        el("div", { class: "turn" }, this.rows.length > 1 ? [step("previous row", -1), step("next row", 1)] : null,
           el("span", { class: "muted num" }, `${count(this.at + 1)} of ${count(this.rows.length)}`),
           el("button", { type: "button", class: "end", on: { click: () => this.dialog.close() } }, "Close")),
         el("h2", { id: "detail-title", class: "mono", style: { "margin-top": "14px" } }, row.id),
@@ -60,6 +61,7 @@ function facts(row) {
     ["PSNR, SSIM", row.psnr === null ? "" : `${figure(row.psnr)} dB, ${figure(row.ssim)}`],
     ["tags", row.tags],
     ["shares media of", row.alias_of],
+    ["to draw it again", el("code", {}, `batchgen retry ${DATA.about.run} --rows ${row.id}`)],
     ["drawn by", row.attempt && `${row.attempt} on ${row.host}`],
   ].filter(([, value]) => value);
 }

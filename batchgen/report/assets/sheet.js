@@ -7,7 +7,7 @@ const ROWS = DATA.sheet.id.map((id, at) => {
   row.labels = row.tags.split(",").map((tag) => tag.trim()).filter(Boolean);
   return row;
 });
-const TILES_AT_ONCE = 60;
+const TILES_AT_ONCE = 84;
 const MOVING = /\.(mp4|webm)$/i;
 const STILL = /\.(png|jpe?g|webp|gif)$/i;
 const FRAMES = /\.frames$/i;
@@ -71,7 +71,6 @@ class Tiles {
     this.playing = false;
     this.rows = [];
     this.near = new IntersectionObserver((seen) => seen.forEach((each) => this.sight(each)), { rootMargin: "300px" });
-    new IntersectionObserver((seen) => seen.some((s) => s.isIntersecting) && this.shown > 0 && this.grow(), { rootMargin: "400px" }).observe(this.more);
   }
 
   show(rows) {
@@ -90,7 +89,9 @@ class Tiles {
       this.grid.append(el("div", { role: "listitem" }, tile));
       this.near.observe(tile);
     }
-    this.more.hidden = this.shown >= this.rows.length;
+    const left = this.rows.length - this.shown;
+    this.more.hidden = left <= 0;
+    this.more.textContent = `Show ${count(Math.min(left, TILES_AT_ONCE))} more of ${count(left)}`;
   }
 
   tile(row) {
@@ -107,7 +108,8 @@ class Tiles {
     el("div", { class: "says" }, row.prompt),
     el("div", { class: "meta" }, el("span", { class: "rid mono" }, row.id), el("span", { class: "num" }, costs.join(" · "))));
     if (inside && inside.tagName === "VIDEO") {
-      for (const event of ["mouseenter", "focus"]) tile.addEventListener(event, () => play(inside));
+      inside.addEventListener("loadedmetadata", () => this.playing || halfway(inside));
+      for (const event of ["mouseenter", "focus"]) tile.addEventListener(event, () => fromTheStart(inside));
       for (const event of ["mouseleave", "blur"]) tile.addEventListener(event, () => this.playing || inside.pause());
     }
     if (inside) inside.addEventListener("error", () => inside.src && inside.replaceWith(el("span", { class: "none" }, "file is not there or cannot be shown")));
@@ -131,8 +133,19 @@ class Tiles {
 
   playAll(on) {
     this.playing = on;
-    for (const video of this.grid.querySelectorAll("video[src]")) on ? play(video) : video.pause();
+    for (const video of this.grid.querySelectorAll("video[src]")) on ? fromTheStart(video) : video.pause();
   }
+}
+
+// At rest a clip shows its middle: many begin in the dark.
+function halfway(video) {
+  if (video.paused) video.currentTime = video.duration / 2;
+}
+
+function fromTheStart(video) {
+  if (!video.paused) return;
+  video.currentTime = 0;
+  play(video);
 }
 
 // A clip that is taken away before it starts is no error.

@@ -70,7 +70,7 @@ function money() {
 const STAGES = [["encode", "--hue-4"], ["denoise", "--hue-1"], ["decode", "--hue-2"]];
 
 function costs(caption, name, lines) {
-  const legend = el("p", { class: "muted", style: { "font-size": "12px", "margin": "6px 0 14px" } }, STAGES.flatMap(([stage, color]) => [el("span", { class: "swatch", style: { background: `var(${color})` } }), `${stage}  `, " "]));
+  const legend = el("p", { class: "muted legend", style: { "font-size": "12px", "margin": "6px 0 14px" } }, STAGES.flatMap(([stage, color]) => [el("span", { class: "swatch", style: { background: `var(${color})` } }), stage]));
   return table(caption, [
     { name, kind: "tight mono", of: (line) => line.name || "–" },
     { name: "rows", kind: "n", of: (line) => count(line.rows) },
@@ -106,12 +106,12 @@ function failures(open) {
   const { counts } = DATA;
   if (!DATA.failures.length) return null;
   const by = new Map(ROWS.map((row) => [row.id, row]));
-  const name = (id) => (by.has(id) ? link(by.get(id), [by.get(id)], open) : el("span", { class: "mono" }, id));
+  const name = (id, others) => (by.has(id) ? link(by.get(id), others.filter((each) => by.has(each)).map((each) => by.get(each)), open) : el("span", { class: "mono" }, id));
   const groups = DATA.failures.map((group) => el("div", { class: "failure" },
     el("h3", {}, `${group.kind || "no class"} — ${count(group.rows)} row${group.rows > 1 ? "s" : ""}`),
     el("div", { class: "message" }, group.message),
     el("p", { class: "muted" }, "on ", `${count(group.hosts)} host${group.hosts > 1 ? "s" : ""}`, group.quarantined ? `, ${count(group.quarantined)} quarantined` : "", ": ",
-      group.first.flatMap((id, at) => [at ? ", " : "", name(id)]), group.rows > group.first.length ? " …" : ""),
+      group.first.flatMap((id, at) => [at ? ", " : "", name(id, group.first)]), group.rows > group.first.length ? " …" : ""),
     group.traceback ? el("details", {}, el("summary", {}, "Traceback of the first"), el("pre", { tabindex: "0" }, group.traceback)) : null));
   const lead = `${count(counts.failed)} failed and ${count(counts.quarantined)} quarantined rows, by error; figures and quoted words in a message may differ inside a group.`
     + (DATA.failure_kinds > DATA.failures.length ? ` The ${DATA.failures.length} largest of ${count(DATA.failure_kinds)} groups.` : "");

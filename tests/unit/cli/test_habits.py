@@ -34,6 +34,8 @@ JOB = str(Path(__file__).parents[3] / "jobs" / "demo.yaml")
         (["plan", JOB, "num_steps=3"], r"did you mean 'row_defaults.num_steps'"),
         (["plan", JOB, "sytem.compile=off"], "did you mean 'system"),
         (["run"], r"required: JOB\n"),
+        (["bench"], "cache +speed and error"),
+        ([], "exit codes: 0 all rows ok"),
     ],
 )
 def test_hints_hint_at_the_right_thing(
@@ -43,7 +45,7 @@ def test_hints_hint_at_the_right_thing(
         assert main(argv) == 2
     except SystemExit as ended:
         assert ended.code == 2
-    assert re.search(said, capsys.readouterr().err)
+    assert re.search(said, "".join(capsys.readouterr()))
 
 
 def test_a_run_is_found_behind_a_path_and_else_it_says_where_it_looked(tmp_path: Path) -> None:

@@ -163,7 +163,6 @@ def test_kernels_are_asked_of_the_device_that_the_profile_promises(job: Job) -> 
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.memory.store_dtype=fp8", "same"),
         ("system.vae.tiled=true", "auto, false"),
         ("system.sampler.boundary=0.9", "null"),
         ("system.components.vae.memory=stream", "null, resident, model, disk"),

@@ -11,6 +11,7 @@ from batchgen.engine.loading.parts import parts
 from batchgen.families.family import family_spec
 from batchgen.families.flux import spec as flux
 from batchgen.families.flux2_klein import spec as flux2_klein
+from batchgen.families.hunyuan_dit import spec as hunyuan_dit
 from batchgen.families.qwen_image import spec as qwen_image
 from batchgen.families.sd3 import spec as sd3
 from batchgen.families.wan import spec as wan
@@ -29,6 +30,7 @@ BILLIONS = {  # weights of the transformer
     "wan2.2-ti2v-5b": 5.00,
     "z-image-turbo": 6.155,
     "flux.2-klein-4b": 3.876,
+    "hunyuan-dit-1.2": 1.5,
 }
 
 
@@ -155,3 +157,23 @@ def test_flops_of_flux2_klein() -> None:
         )
 
     assert flux2_klein.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)
+
+
+def test_flops_of_hunyuan_dit() -> None:
+    model = packaged("hunyuan-dit-1.2")
+    transformer, dtype = on_meta(model, "transformer"), torch.bfloat16
+
+    def forward() -> None:
+        transformer(
+            torch.empty(1, 4, 128, 128, dtype=dtype),
+            torch.empty(1, dtype=dtype),
+            encoder_hidden_states=torch.empty(1, 77, 1024, dtype=dtype),
+            text_embedding_mask=torch.ones(1, 77, dtype=torch.long),
+            encoder_hidden_states_t5=torch.empty(1, 256, 2048, dtype=dtype),
+            text_embedding_mask_t5=torch.ones(1, 256, dtype=torch.long),
+            image_meta_size=torch.empty(1, 6, dtype=dtype),
+            style=torch.zeros(1, dtype=torch.long),
+            image_rotary_emb=(torch.empty(4096, 88), torch.empty(4096, 88)),
+        )
+
+    assert hunyuan_dit.forward_flops(model, LARGE) == pytest.approx(flops(forward), rel=0.02)

@@ -47,12 +47,12 @@ def keeper(one_thread: None) -> Keeper:
 
 @pytest.mark.parametrize("name", names())
 def test_a_branch_keeps_what_its_strategy_says(keeper: Keeper, name: str) -> None:
-    """Never more, and not less than half. The embedded model's latents have 8 channels, half of
-    what is reckoned with."""
+    """Never more, and not less than half. The embedded model's latents have 32 numbers a token, a
+    quarter of what is reckoned with."""
     index, keeps = names().index(name), strategy(name).FACTS.keeps
     row, stats = cached(index, name), keeper.stats[f"row-{index}"]
     tokens = family_spec("wan").tokens(SPEC, row.bucket)
-    planned = kept_bytes(SPEC, row.bucket, keeps) - tokens * keeps.latents * LATENT_BYTES // 2
+    planned = kept_bytes(SPEC, row.bucket, keeps) - tokens * keeps.latents * LATENT_BYTES * 3 // 4
     assert 0.5 * planned <= stats.cache_bytes / 2 <= planned
 
 

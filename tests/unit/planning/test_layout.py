@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.planning.layout import choose_layout, resolve_layout
-from batchgen.planning.memory import most_demanding
+from batchgen.planning.memory import most_demanding, need_of
 from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -161,3 +162,31 @@ def test_on_a_cpu_ranks_that_dp_leaves_share_rows_as_it_pays(
         ROOT / "jobs" / "flux1_dev_1024.yaml", [*two, "system.parallel.dp=1"]
     ).config
     assert degrees(choose_layout(config, [images])) == shared
+
+
+def test_the_table_of_the_readme_is_what_is_planned() -> None:
+    """Each mode, then the same with fp8."""
+    jobs = {
+        "FLUX.1": "flux1_dev_1024",
+        "Wan2.1 1.3B": "wan21_1_3b_480p",
+        "Wan2.1 14B": "wan21_14b_720p",
+        "Wan2.2 A14B": "wan22_a14b_720p",
+    }
+    lines = (WAN.parents[1] / "README.md").read_text().splitlines()
+    for name, job in jobs.items():
+        (line,) = (line for line in lines if line.startswith(f"| {name}, "))
+        title, *gib = [cell.strip() for cell in line.strip("|").split("|")]
+        size = [int(side) for side in title.split(", ")[1].split("x")]
+        bucket = Bucket(size[0], size[1], size[2] if len(size) > 2 else 1)
+        config = compose_job(WAN.with_name(f"{job}.yaml"), ["slurm=h200x8"]).config
+        found = [
+            need_of(with_memory(config, mode, store), bucket, mode).peak_bytes / 1024**3
+            for store in ("same", "fp8")
+            for mode in ("resident", "model", "stream")
+        ]
+        assert [f"{each:.1f}" for each in found] == gib, name
+
+
+def with_memory(config: JobConfig, mode: Any, store_dtype: Any) -> JobConfig:
+    memory = replace(config.system.memory, mode=mode, store_dtype=store_dtype)
+    return replace(config, system=replace(config.system, memory=memory))

@@ -115,7 +115,7 @@ def test_plan_refuses_above_the_budget(capsys: pytest.CaptureFixture[str]) -> No
     job = str(ROOT / "jobs" / "wan21_14b_720p.yaml")
     assert main(["plan", job, "slurm=h200x8", "--max-gpu-hours", "0.5"]) == 2
     captured = capsys.readouterr()
-    assert "is above --max-gpu-hours 0.5" in captured.err
+    assert "is above system.max_gpu_hours=0.5" in captured.err
     assert "1280x720x81" in captured.out  # the table says where the hours go
     assert "weights is random" in captured.out
     assert main(["plan", job, "slurm=h200x8", "--max-gpu-hours", "50"]) == 0
@@ -313,3 +313,17 @@ def test_what_may_not_be_read_or_written_is_refused(
 def test_the_configuration_is_dumped_without_keeping_the_plan() -> None:
     assert main(["plan", DEMO, "--dump-config", "config.json"]) == 0
     assert json.loads(Path("config.json").read_text())["tier_3_rows"]["rows"] == 16
+
+
+def test_plan_says_where_components_live_and_what_changes_pixels(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = "system.components.text_encoder.memory=model"
+    assert main(["plan", DEMO, own]) == 0
+    assert "resident, but text_encoder=model; changes no pixel" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    lossy = ["system.memory.store_dtype=fp8", "system.components.vae.dtype=bfloat16"]
+    assert main(["plan", DEMO, *lossy, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["memory_changes_pixels"] == lossy

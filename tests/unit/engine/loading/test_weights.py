@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from toy_engine import Keeper, ListSource, request, small_spec, system, tiny_wan_spec
 
@@ -25,6 +26,7 @@ from batchgen.engine.loading.parts import parts
 from batchgen.engine.loading.weights import check_weights, convert_weights, load_components
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.wan import spec as planned
+from batchgen.planning.digests import checkpoint_digest, stamps
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
@@ -179,6 +181,39 @@ def test_sharded_weights_load_and_a_missing_shard_is_named(folder: Path) -> None
     gone.unlink()
     with pytest.raises(WeightsError, match=re.escape(f"{gone}: is missing")):
         check_weights(small_spec(str(folder)))
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_a_variant_is_loaded_where_a_component_has_it(folder: Path, in_shards: bool) -> None:
+    """As the libraries name it; the text encoder has none, the tensors of the other file are no
+    part of it."""
+    home, stem = folder / "transformer", "diffusion_pytorch_model"
+    if in_shards:
+        shard(folder)
+        index = home / f"{stem}.safetensors.index.json"
+        (home / f"{stem}.safetensors.index.fp16.json").write_text(
+            index.read_text().replace(f"{stem}-", f"{stem}.fp16-")
+        )
+        index.unlink()
+        for file in home.glob(f"{stem}-*"):
+            file.rename(home / file.name.replace(stem, f"{stem}.fp16"))
+    else:
+        tensors = load_file(home / f"{stem}.safetensors")
+        half = {name: tensor.half() for name, tensor in tensors.items()}
+        save_file(half, home / f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+    plain, spec = small_spec(str(folder)), small_spec(str(folder), variant="fp16")
+    found = load_components(spec, torch.float32)["transformer"].state_dict()
+    theirs = WanTransformer3DModel.from_pretrained(home, variant="fp16", dtype=torch.float32)
+    assert all(torch.equal(found[name], one) for name, one in theirs.state_dict().items())
+    assert stamps(spec)[0][0].endswith(("fp16.safetensors", "fp16-00001-of-00002.safetensors"))
+    if in_shards:
+        with pytest.raises(WeightsError, match=r"only .*; set model\.variant=fp16"):
+            check_weights(plain)
+    else:
+        digests = [checkpoint_digest(one).weights for one in (plain, spec)]
+        assert len({*digests}) == 2
+        with pytest.raises(WeightsError, match="no component has files of the variant bf16"):
+            check_weights(small_spec(str(folder), variant="bf16"))
 
 
 def test_a_second_expert_is_not_left_out_in_silence(two_expert_folder: Path) -> None:

@@ -15,6 +15,7 @@ from toy_caches import knobs
 from toy_engine import Keeper, draw, request, small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
 
+from batchgen.config.aliases import LOW_MEM_LEVELS
 from batchgen.config.schema import ComponentConfig, ModelSpec
 from batchgen.engine.blocks import blocks_of
 from batchgen.engine.devices.device import lone_layout
@@ -279,3 +280,14 @@ def test_a_component_may_have_a_precision_of_its_own(one_thread: None) -> None:
     assert torch.equal(drawn.latents["row-0"], there.latents["row-0"])
     assert low.peaks["decode"] == pytest.approx(whole.peaks["decode"] / 2, rel=0.01)
     assert made.family.modules["vae"].dtype == torch.bfloat16
+
+
+def test_each_level_of_low_memory_holds_less_than_the_one_before(one_thread: None) -> None:
+    """Of weights on the device; level 1 saves nothing but what tiles save of decoding."""
+    peaks, spec = [], tiny_wan_spec()
+    for level in (0, 2, 3):
+        mode = str(LOW_MEM_LEVELS[level]["system.memory.mode"])
+        made = engine(spec, mode)
+        draw(made, [request(0, num_steps=1)])
+        peaks.append(made.replica.residency.gauge.peak)
+    assert peaks[0] > peaks[1] > peaks[2] > 0

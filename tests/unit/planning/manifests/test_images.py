@@ -18,6 +18,7 @@ from batchgen.config.compose import compose_job
 from batchgen.errors import ConfigError, ManifestError, RunStateError
 from batchgen.paths import RunPaths
 from batchgen.pictures import MAX_PIXELS, NoPicture, decode, stored
+from batchgen.planning.manifests.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_requests
 
@@ -176,3 +177,39 @@ def test_rules_of_images(tmp_path: Path) -> None:
         planned(tmp_path, given)
     with pytest.raises(ManifestError, match="'image' has type int64; legal: strings"):
         planned(tmp_path, {"image": [1]})
+
+
+def test_a_folder_of_images_and_captions_is_a_source(tmp_path: Path) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "made" / "rows.parquet"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.png", "more/b c.jpg"):
+        PLAIN.save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(f"\ufeff {name}\n", encoding="utf-8")
+    (folder / ".hidden.png").write_bytes(b"")
+    build_manifest(folder, out, seeds=2)
+    rows = pq.read_table(out).to_pylist()
+    assert [row["row_id"] for row in rows] == [
+        *("a-seed0", "a-seed1", "more-b-c-seed0", "more-b-c-seed1")
+    ]
+    assert [row["prompt"] for row in rows[1:3]] == ["a.png", "more/b c.jpg"]
+    assert [row["image"] for row in rows[1:3]] == [
+        *("../pictures/a.png", "../pictures/more/b c.jpg")
+    ]
+    assert check_manifest(out).problems.count == 0
+    (folder / "a.jpg").write_bytes((folder / "more" / "b c.jpg").read_bytes())
+    (folder / "more" / "b c.txt").rename(folder / "lone.txt")
+    with pytest.raises(ManifestError) as caught:
+        build_manifest(folder, tmp_path / "other.parquet")
+    assert str(caught.value).splitlines() == [
+        f"{folder}: 3 files without a pair",
+        f"  {folder / 'a.png'}: has the caption of a.jpg",
+        f"  {folder / 'lone.txt'}: a caption without an image",
+        f"  {folder / 'more' / 'b c.jpg'}: an image without its caption b c.txt",
+    ]
+    (folder / "empty").mkdir()
+    for stray in ("a.jpg", "lone.txt", "more/b c.jpg"):
+        (folder / stray).unlink()
+    (folder / "a.txt").write_text(" \n")
+    with pytest.raises(ManifestError, match=r"a\.png, prompt = '': a prompt needs more than"):
+        build_manifest(folder, tmp_path / "other.parquet")
+    assert not (tmp_path / "other.parquet").exists()
