@@ -23,6 +23,7 @@ from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.sources import source_of
 
 _ALIGNED = 256  # bytes, as what the device itself hands out
+_LINE = 64  # bytes; the alignment of torch's own memory on a CPU
 
 
 def tensors_of(module: nn.Module) -> list[Tensor]:
@@ -30,17 +31,29 @@ def tensors_of(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
+def _lead(tensor: Tensor) -> int:
+    """Bytes behind a line at which it lies where nothing streams. Products of a CPU depend on it in
+    the last bit, and weights that are mapped from a file begin anywhere."""
+    source = source_of(tensor)
+    if source.dtype != tensor.dtype:
+        return 0  # it would be a copy in another precision
+    lead = source.data_ptr() % _LINE
+    return 0 if lead % tensor.element_size() else lead
+
+
 class Block:
     """A block whose tensors lie one behind the other wherever it computes."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, *, on_cpu: bool) -> None:
         self._tensors = tensors_of(block)
-        sizes = [-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in self._tensors]
-        self._offsets = [0, *accumulate(sizes)]
-
-    @property
-    def bytes(self) -> int:
-        return self._offsets[-1]
+        leads = [_lead(tensor) if on_cpu else 0 for tensor in self._tensors]
+        sizes = [
+            -(-(lead + tensor.nbytes) // _ALIGNED) * _ALIGNED
+            for lead, tensor in zip(leads, self._tensors, strict=True)
+        ]
+        starts = [0, *accumulate(sizes)]
+        self.bytes = starts.pop()
+        self._offsets = [start + lead for start, lead in zip(starts, leads, strict=True)]
 
     def settle(self, memory: Tensor) -> None:
         """Let the block compute with what lies there, a copy of it."""
@@ -55,7 +68,7 @@ class Block:
         raise NotImplementedError
 
     def _views(self, memory: Tensor) -> Iterator[Tensor]:
-        for tensor, offset in zip(self._tensors, self._offsets, strict=False):
+        for tensor, offset in zip(self._tensors, self._offsets, strict=True):
             part = memory[offset : offset + tensor.nbytes]
             yield part.view(tensor.dtype).view(tensor.shape)
 
@@ -63,8 +76,8 @@ class Block:
 class HostBlock(Block):
     """A block with its home in host memory, from which it is one copy."""
 
-    def __init__(self, block: nn.Module, *, pinned: bool) -> None:
-        super().__init__(block)
+    def __init__(self, block: nn.Module, *, pinned: bool, on_cpu: bool) -> None:
+        super().__init__(block, on_cpu=on_cpu)
         self.home = torch.empty(self.bytes, dtype=torch.uint8, pin_memory=pinned)
         for tensor, view in zip(self._tensors, self._views(self.home), strict=True):
             view.copy_(tensor)
@@ -80,8 +93,8 @@ class HostBlock(Block):
 class FileBlock(Block):
     """A block with its home in a file, from which its tensors are read one by one."""
 
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__(block)
+    def __init__(self, block: nn.Module, *, on_cpu: bool) -> None:
+        super().__init__(block, on_cpu=on_cpu)
         self._sources = [source_of(tensor) for tensor in self._tensors]
         self._away = [tensor.data for tensor in self._tensors]
 
@@ -160,9 +173,11 @@ class Feed:
     ) -> None:
         """`prefetch`: blocks that are copied ahead; `pin` their homes, so that a device can read
         them beside its work; `on_disk`: their homes are files."""
-        cuda = device.type == "cuda"
+        cuda, on_cpu = device.type == "cuda", device.type == "cpu"
         self._blocks: dict[int, Block] = {
-            number: FileBlock(block) if on_disk else HostBlock(block, pinned=pin and cuda)
+            number: FileBlock(block, on_cpu=on_cpu)
+            if on_disk
+            else HostBlock(block, pinned=pin and cuda, on_cpu=on_cpu)
             for number, block in enumerate(blocks)
             if number not in stay
         }

@@ -45,6 +45,27 @@ class Block(nn.Module):
         return y.expand(x.shape)
 
 
+def test_on_a_cpu_blocks_compute_where_lines_begin_as_they_did() -> None:
+    """As mapped from a file, whose tensors begin anywhere."""
+    block = Block(0).requires_grad_(False)
+    memory = torch.empty(4096, dtype=torch.uint8)
+    begins, wanted = 20, []
+    for tensor in tensors_of(block):
+        place = memory[begins : begins + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        place.copy_(tensor)
+        tensor.data = place
+        wanted.append(place.data_ptr() % 64)
+        begins += 64 * 5 + 4
+    assert len({*wanted}) > 2
+    home = HostBlock(block, pinned=False, on_cpu=True)
+    assert [tensor.data_ptr() % 64 for tensor in tensors_of(block)] == wanted
+    shelf = torch.empty(home.bytes, dtype=torch.uint8)
+    home.copy_to(shelf)
+    home.settle(shelf)
+    assert [tensor.data_ptr() % 64 for tensor in tensors_of(block)] == wanted
+    assert torch.equal(block.low, Block(0).low) and torch.equal(block.shift, Block(0).shift)
+
+
 class Rig:
     """A feed over small blocks, and what was copied when."""
 
@@ -206,7 +227,7 @@ def left_out(made: Engine, component: str) -> int:
     residency, ahead = made.replica.residency, made.replica.system.memory.prefetch
     feed = residency.feeds[component]
     sizes = [sum(tensor.nbytes for tensor in tensors_of(block)) for block in feed.modules]
-    shelf = max(HostBlock(block, pinned=False).bytes for block in feed.modules)
+    shelf = max(HostBlock(block, pinned=False, on_cpu=True).bytes for block in feed.modules)
     return sum(sizes) - shelf * min(len(sizes), 1 + ahead)
 
 
@@ -232,7 +253,7 @@ def test_a_forward_copies_each_block_once_however_many_rows_it_has(one_thread: N
     for count in (1, 4):
         made = engine(spec, "stream", **own)
         blocks = blocks_of(made.family.modules["transformer"])
-        size = sum(HostBlock(block, pinned=False).bytes for block in blocks)
+        size = sum(HostBlock(block, pinned=False, on_cpu=True).bytes for block in blocks)
         report = draw(made, [request(i, num_steps=3) for i in range(count)]).report
         assert report.forwards == 3
         # two shelves hold both blocks of this model: they come once for all forwards
@@ -249,7 +270,7 @@ def test_an_encoder_streams_for_each_text(one_thread: None) -> None:
     report = draw(made, [request(i, prompt=f"{i}", num_steps=2) for i in range(3)]).report
     assert made.replica.residency.feeds.keys() == {"text_encoder"}
     blocks = made.family.modules["text_encoder"].get_submodule("encoder.block")
-    size = sum(HostBlock(block, pinned=False).bytes for block in blocks.children())
+    size = sum(HostBlock(block, pinned=False, on_cpu=True).bytes for block in blocks.children())
     assert report.text_encoder_calls == 4  # the negative prompt is one text
     assert report.streamed_gib * 1024**3 == 4 * size
 
