@@ -62,7 +62,7 @@ def test_a_signal_ends_the_rank_and_the_handlers_before_come_back(
 
 
 IN_A_CALL = """
-import hashlib, os, sys, threading
+import hashlib, os, sys, threading, time
 from pathlib import Path
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
@@ -70,10 +70,15 @@ from batchgen.worker.drain import Drain
 
 with Drain(RunPaths(Path(sys.argv[1])), Attempt(2, 5, 1, 3)) as drain:
     def listen():
+        looks = 0
+        while looks < 3:  # a thread that only passes there does not stay
+            time.sleep(0.05)
+            looks = looks + 1 if sys._current_frames()[main].f_lineno == call else 0
         print("ready", flush=True)
         print(drain.signal_within(60.0), repr(drain.reason), flush=True)
         os._exit(0)
 
+    main, call = threading.get_ident(), sys._getframe().f_lineno + 2
     threading.Thread(target=listen).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
