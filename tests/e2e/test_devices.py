@@ -26,6 +26,7 @@ def test_rows_are_not_rendered_on_the_cpu_in_silence(new_job_folder) -> None:
     assert attempt.error in told.out
 
 
+@pytest.mark.slow
 def test_fake_gpus_are_no_devices(new_job_folder) -> None:
     """As on a development cluster: the profile names the CPU as its device."""
     done = new_job_folder(1).run(*GPU[:2], "slurm.device.name=cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 from cli_calls import published, rows_of
 
 OPTIONS = (
@@ -15,6 +16,7 @@ MANIFEST = [
 ]
 
 
+@pytest.mark.slow
 def test_a_job_without_a_model_runs_twice_to_the_same_bits(new_job_folder) -> None:
     work = new_job_folder(MANIFEST)
     first = work.run(*OPTIONS)

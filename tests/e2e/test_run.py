@@ -38,6 +38,7 @@ def test_every_row_of_an_inline_run_is_in_the_catalog(new_job_folder) -> None:
     assert done.run.time_stats.read_text().startswith("Timestamp,")
 
 
+@pytest.mark.slow
 def test_two_ranks_draw_what_one_draws(new_job_folder, tmp_path) -> None:
     rows = new_job_folder(7)
     alone = rows.run_here()

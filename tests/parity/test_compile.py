@@ -58,6 +58,7 @@ def farthest(one: Keeper, other: Keeper) -> float:
     return max(float((one.latents[n] - other.latents[n]).abs().max()) for n in one.latents)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_traced")
 def test_rows_that_join_leave_and_rest_make_no_new_shapes(small_folder: Path) -> None:
     """Of other lengths, with and without guidance, some with steps left out: packs of many sizes

@@ -33,7 +33,15 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+# Four ranks along one axis do what two do; those of two axes are the other cases.
+SLOW = {"cfg1-ring4-ulysses1", "cfg1-ring1-ulysses4", "cfg2-ring2-ulysses1", "cfg4-ring1-ulysses1"}
+assert LAYOUTS.keys() >= SLOW
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in LAYOUTS],
+)
 def layout(request: pytest.FixtureRequest, ranks: Ranks) -> tuple[Degrees, list[list[Seen]]]:
     """A layout and what its ranks saw of every case."""
     degrees = LAYOUTS[request.param]

@@ -43,6 +43,7 @@ def figure(out: Path, policy: str, ratio: float) -> dict[str, Any]:
     return one
 
 
+@pytest.mark.slow
 def test_a_repetition_and_a_ratio_of_0_change_nothing(quick: Path) -> None:
     for policy in ("none, again", "planned", FEWER):
         found = figure(quick, policy, 0.0)
@@ -51,6 +52,7 @@ def test_a_repetition_and_a_ratio_of_0_change_nothing(quick: Path) -> None:
         assert found["computed"] == found["total"] == 40
 
 
+@pytest.mark.slow
 def test_at_half_of_the_evaluations_planned_is_nearer_than_fewer_steps(quick: Path) -> None:
     ours, twin = figure(quick, "planned", 0.5), figure(quick, FEWER, 0.5)
     assert ours["computed"] == twin["computed"] == 20 and twin["total"] == 40
@@ -59,6 +61,7 @@ def test_at_half_of_the_evaluations_planned_is_nearer_than_fewer_steps(quick: Pa
     assert ours["quality"]["score"] is not None
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_alone_and_packed(quick: Path) -> None:
     found = json.loads((quick / "figures.json").read_text())
     assert all(each["same_alone"] for each in found["figures"])
@@ -67,6 +70,7 @@ def test_a_row_is_the_same_alone_and_packed(quick: Path) -> None:
     assert all(len(block["samples"]) == 2 for block in found["samples"])
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_drawn_again(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (quick / "samples.jsonl").read_text()
     assert main(["bench", "cache", "--quick", "--out", str(quick), "--json"]) == 0
@@ -76,6 +80,7 @@ def test_what_is_there_is_not_drawn_again(quick: Path, capsys: pytest.CaptureFix
     assert json.loads(said.out.splitlines()[-1])["missing"] == {}
 
 
+@pytest.mark.slow
 def test_samples_of_another_question_are_kept(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

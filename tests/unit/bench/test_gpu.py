@@ -33,6 +33,7 @@ def bench(out: Path, *options: str) -> dict[str, object]:
     return gpu.run(parser.parse_args(["--out", str(out), *options]))
 
 
+@pytest.mark.slow
 def test_every_section_says_something(tmp_path: Path) -> None:
     found = bench(tmp_path, "--tiny")
     assert json.loads((tmp_path / "figures.json").read_text()) == json.loads(json.dumps(found))

@@ -387,6 +387,7 @@ def kib_a_row(engine: Engine) -> float:
     return 1024 * float(np.polyfit(np.arange(len(weights)), weights, 1)[0])
 
 
+@pytest.mark.slow
 def test_host_memory_is_flat_over_200_rows(one_thread: None) -> None:
     """Different prompts, seeds and steps. A row's frames are 12 KiB, its latents and solver history
     16 KiB; the slope must be below either. A leak shows every time; what the allocator takes once

@@ -92,6 +92,7 @@ def test_flops_of_an_expert_of_wan22() -> None:
     assert wan.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
 
 
+@pytest.mark.slow
 def test_flops_of_qwen_image() -> None:
     model = packaged("qwen-image")
     transformer, text = on_meta(model, "transformer"), qwen_image.max_tokens(model)
