@@ -117,11 +117,20 @@ def recompose(
     wanted = hydra_overrides(overrides)
     given = {key_of(text) for text in wanted}
     chosen = [group for group in GROUPS if group in given]
-    kept = {key: value for key, value in resolved.items() if key not in chosen}
+    before = _as_it_was(resolved)
+    kept = {key: value for key, value in before.items() if key not in chosen}
     defaults = [{group: "inline" if group == "slurm" else "tiny-wan"} for group in chosen]
     text = _yaml({"defaults": [*defaults, "_self_"], **_literal(kept)})
     mapping, used = _compose(text, "the stored configuration", "stored", wanted, roots)
     return _checked(mapping, overrides, used, roots[:1])
+
+
+def _as_it_was(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With a key that a run was made without, where its default is not what was done then."""
+    output = resolved.get("output")
+    if not isinstance(output, Mapping) or "embed_metadata" in output:
+        return resolved
+    return {**resolved, "output": {**output, "embed_metadata": False}}
 
 
 def write_hydra(

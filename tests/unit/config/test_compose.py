@@ -353,6 +353,15 @@ def test_relative_paths_are_found_beside_the_job_and_recorded_absolute(
     assert compose_job(path, ["model.weights=random"]).config.model.weights == "random"
 
 
+def test_files_of_a_run_made_before_they_carried_metadata_carry_none(job: Job) -> None:
+    made = compose_job(job())
+    output = {k: value for k, value in made.resolved["output"].items() if k != "embed_metadata"}
+    before = {**made.resolved, "output": output}
+    assert not recompose(before).config.output.embed_metadata
+    assert recompose(before, ["output.embed_metadata=true"]).config.output.embed_metadata
+    assert recompose(made.resolved).config.output.embed_metadata
+
+
 def test_a_stored_configuration_composes_to_itself_and_takes_further_overrides(job: Job) -> None:
     body = 'row_defaults: {negative_prompt: "\\\\${not.a.key} 😀 مرحبا \\u2028"}\n'
     first = compose_job(job(body), ["seed=5"])
