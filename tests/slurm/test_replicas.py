@@ -67,7 +67,9 @@ def test_a_node_loses_its_power_and_the_run_goes_on_on_one_node(
     run.resume(*ON_ONE_NODE)
     run.wait()
     run.audit("replica-node")
-    assert starts(run) == [(1, 0, 4), (2, 0, 4)]
+    first, *again, last = starts(run)
+    assert (first, last) == ((1, 0, 4), (2, 0, 4))
+    assert len(again) <= 1 and all(start == (1, 1, 4) for start in again), "Slurm was the quicker"
     assert recorded(run.run) == alone
 
 
