@@ -98,6 +98,7 @@ class Cluster:
         if not self._takes_jobs():
             self.reset()
             self.script("up")
+        self.wait_until(self._all_idle, 60)  # the trial job's nodes are completing for a moment
 
     def _takes_jobs(self) -> bool:
         """Whether every node runs a job with all its GPUs: a controller of this version may keep
