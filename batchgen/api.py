@@ -50,8 +50,10 @@ class Started(Tabled):
 
 
 def plan(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Planned:
-    """Check a job and its manifest, and forecast what a run of it takes. Renders nothing."""
+    """Check a job and its manifest, and forecast what a run of it takes. Renders nothing.
+    ConfigError too if that is above `system.max_gpu_hours`."""
     from batchgen.config.compose import compose_job
+    from batchgen.planning.forecast import refuse_over_budget
     from batchgen.planning.layout import refuse_misfit
     from batchgen.runner.foresee import foreseen
 
@@ -62,6 +64,7 @@ def plan(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Plan
         hash_weights=hash_weights,
         check=lambda made: refuse_misfit(composed.config, made),
     ) as found:
+        refuse_over_budget(found.forecast, composed.config.system.max_gpu_hours)
         made = found.plan
         sizes = (made.plan_id, made.rows, made.unique_rows, made.cost_s_total)
         return Planned(*sizes, found.forecast)

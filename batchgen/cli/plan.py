@@ -23,7 +23,7 @@ from batchgen.cli.verbs import (
     refuse_special,
 )
 from batchgen.errors import ConfigError, naming
-from batchgen.words import duration, hours_name, rank_time_within
+from batchgen.words import duration, rank_time_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,6 +78,7 @@ def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan. Exit code 2 if the job cannot be planned, does not fit or is over the
     budget."""
     from batchgen.config.compose import compose_job
+    from batchgen.planning.forecast import refuse_over_budget
     from batchgen.runner.create import header_of
     from batchgen.runner.foresee import foreseen
 
@@ -99,12 +100,7 @@ def handle_plan(args: argparse.Namespace) -> Result:
     if args.dump_config:
         with _naming(composed, args):
             _dump(args.dump_config, composed, header)
-    limit = composed.config.system.max_gpu_hours
-    if limit is not None and predicted.gpu_hours > limit:
-        raise ConfigError(
-            f"the forecast of {predicted.gpu_hours:.4g} {hours_name(predicted.layout.device)} is "
-            f"above system.max_gpu_hours={limit:g}"
-        )
+    refuse_over_budget(predicted, composed.config.system.max_gpu_hours)
     data = _data(composed, plan, predicted, args.out)
     return Result(OK, data | _layouts(composed.config, plan) if args.layouts else data)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.errors import ConfigError
 from batchgen.planning.calibrate import Calibration
 from batchgen.planning.cost import start_up_seconds
 from batchgen.planning.layout import choose_layout
@@ -15,6 +16,7 @@ from batchgen.planning.shards import cut_shards
 from batchgen.planning.store import BucketForecast, Plan, PlanCosts
 from batchgen.planning.work import planned_work
 from batchgen.records import Layout
+from batchgen.words import hours_name
 
 # Figures of a profile are no measurement: an engine may reach half or twice of the assumed rate.
 _PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0
@@ -75,6 +77,15 @@ def forecast(
         disk_gib=disk / GIB,
         files=media_files + 12 + shards * (2 + 2 * layout.replicas_together),
     )
+
+
+def refuse_over_budget(predicted: Forecast, limit: float | None) -> None:
+    """ConfigError if a run is predicted to take more device hours than `system.max_gpu_hours`."""
+    if limit is not None and predicted.gpu_hours > limit:
+        raise ConfigError(
+            f"the forecast of {predicted.gpu_hours:.4g} {hours_name(predicted.layout.device)} is "
+            f"above system.max_gpu_hours={limit:g}"
+        )
 
 
 def count_shards(job: JobConfig, costs: PlanCosts, start_up_s: float, layout: Layout) -> int:

@@ -49,6 +49,8 @@ def test_what_is_wrong_is_raised_in_the_words_of_the_command_line(job: JobFolder
         batchgen.submit(job.job, NULL)
     with pytest.raises(ManifestError, match="nowhere"):
         batchgen.plan(job.job, NULL, "manifest=nowhere.parquet")
+    with pytest.raises(ConfigError, match=r"forecast of .* is above system\.max_gpu_hours=1e-09"):
+        batchgen.plan(job.job, NULL, "system.max_gpu_hours=1e-9")
     with pytest.raises(UsageError, match=r"no run in .*outputs.*--root FOLDER"):
         batchgen.status()
     batchgen.run(job.job, NULL)
