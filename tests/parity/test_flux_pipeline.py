@@ -18,6 +18,8 @@ from batchgen.engine.engine import Engine
 from batchgen.families.flow import FlowScheduler, dynamic_shift
 from batchgen.request import Request
 
+COMPARED = ("flux",)  # families
+
 
 def rows(dev: bool) -> list[Request]:
     """Mixed steps, guidances, sizes and texts; some of dev with a negative prompt."""

@@ -16,6 +16,8 @@ from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
 from batchgen.request import Request
 
+COMPARED = tuple(TOYS)  # families
+
 ROWS = 7
 
 

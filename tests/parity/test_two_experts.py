@@ -24,6 +24,8 @@ from batchgen.config.schema import ModelSpec, SamplerConfig
 from batchgen.engine.engine import Engine
 from batchgen.request import Request
 
+COMPARED = ("wan22",)  # families
+
 SHAPE = {"width": 64, "height": 32, "num_frames": 5}  # 16 tokens
 
 

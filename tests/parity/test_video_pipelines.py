@@ -19,6 +19,8 @@ from batchgen.engine.lockstep import Lockstep
 from batchgen.numerics.solver import History, step
 from batchgen.request import Request
 
+COMPARED = tuple(toy.family for toy in VIDEO_TOYS.values())  # families
+
 ROWS = 5
 
 

@@ -10,6 +10,8 @@ from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
 from batchgen.request import Request
 
+COMPARED = tuple(SMALL)  # families
+
 
 @pytest.fixture(scope="module", params=sorted(SMALL))
 def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:

@@ -10,6 +10,8 @@ from toy_engine import Twin, draw, request, small_spec, system, tiny_wan_spec
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
 
+COMPARED = ("wan",)  # families
+
 ROWS = [
     request(0, num_steps=6),
     request(1, num_steps=1, prompt="one step"),

@@ -22,6 +22,7 @@ LARGE, SMALL = Bucket(1024, 1024, 1), Bucket(512, 512, 1)
 BILLIONS = {  # weights of the transformer
     "flux.1-dev": 11.90,
     "flux.1-schnell": 11.89,
+    "wan2.1-t2v-1.3b": 1.419,
     "wan2.2-t2v-a14b": 14.29,
     "qwen-image": 20.43,
     "sd3.5-medium": 2.243,
@@ -77,9 +78,13 @@ def test_flops_of_flux(name: str, bucket: Bucket) -> None:
     assert flux.encode_flops(model) == pytest.approx(counted, rel=0.02)
 
 
-def test_flops_of_an_expert_of_wan22() -> None:
-    model, bucket = packaged("wan2.2-t2v-a14b"), Bucket(832, 480, 81)
-    transformer = on_meta(model, "transformer_2")
+@pytest.mark.parametrize(
+    ("name", "expert"),
+    [("wan2.1-t2v-1.3b", "transformer"), ("wan2.2-t2v-a14b", "transformer_2")],
+)
+def test_flops_of_wan(name: str, expert: str) -> None:
+    model, bucket = packaged(name), Bucket(832, 480, 81)
+    transformer = on_meta(model, expert)
     latents = torch.empty(1, 16, *wan.latent_shape(model, bucket), dtype=torch.bfloat16)
 
     def forward() -> None:

@@ -9,6 +9,7 @@ from meta_models import flops, on_meta, packaged
 from batchgen.families.vision import clip_vision_flops
 from batchgen.families.wan import autoencoder
 from batchgen.families.wan import spec as wan
+from batchgen.families.wan22_i2v import spec as wan22_i2v
 from batchgen.families.wan22_ti2v import spec as wan22_ti2v
 from batchgen.families.wan_i2v import spec as wan_i2v
 from batchgen.request import Bucket
@@ -31,6 +32,21 @@ def test_flops_of_wan_with_images() -> None:
     pixels = torch.empty(1, 3, 224, 224, dtype=dtype)
     counted = flops(lambda: encoder(pixels.to("meta")))
     assert clip_vision_flops(wan_i2v.dims(model).image_encoder) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_an_expert_with_images() -> None:
+    """It sees the image in its channels alone."""
+    model, bucket = packaged("wan2.2-i2v-a14b"), Bucket(832, 480, 81)
+    transformer, dtype = on_meta(model, "transformer"), torch.bfloat16
+
+    def forward() -> None:
+        transformer(
+            hidden_states=torch.empty(1, 36, *wan.latent_shape(model, bucket), dtype=dtype),
+            timestep=torch.empty(1),
+            encoder_hidden_states=torch.empty(1, 512, 4096, dtype=dtype),
+        )
+
+    assert wan22_i2v.forward_flops(model, bucket) == pytest.approx(flops(forward), rel=0.02)
 
 
 def test_flops_of_wan_ti2v() -> None:
