@@ -44,10 +44,8 @@ def handle(args: argparse.Namespace) -> Result:
     with naming({"FILE": args.file, "OUT": args.manifest}):
         note = _note_in(args.file)
         if args.manifest is not None:
-            from batchgen.planning.manifests.build import write_rows
-
             refuse_special("OUT", args.manifest)
-            write_rows([note.row()], args.file, args.manifest)
+            _write_row(note, args.file, args.manifest)
     _print(note, args.manifest)
     return Result(
         OK,
@@ -72,12 +70,24 @@ def _note_in(file: Path) -> Note:
         text = formats.by_extension(file.suffix).read_note(file)
         if not text:
             raise UsageError(
-                f"{file}: carries no metadata: output.embed_metadata was false, or its format has "
-                "no place for them"
+                f"{file}: carries no metadata: output.embed_metadata was false, its format has no "
+                "place for them, or they were too long for it"
             )
         return parse_note(text)
     except (ValueError, MediaError, OSError) as error:
         raise UsageError(f"{file}: {error}") from error
+
+
+def _write_row(note: Note, file: Path, manifest: Path) -> None:
+    from batchgen.planning.manifests.build import write_rows
+
+    row = note.row()
+    if images := [f"{name}: {row[name]}" for name in ("image", "last_image") if row.get(name)]:
+        raise UsageError(
+            f"{file}: was drawn from a picture that it does not hold ({', '.join(images)}, its "
+            "sha256), so it cannot be written as a row; the picture is in the inputs/ of its run"
+        )
+    write_rows([row], file, manifest)
 
 
 def _print(note: Note, manifest: Path | None) -> None:
@@ -85,7 +95,12 @@ def _print(note: Note, manifest: Path | None) -> None:
     shown = {**note.values, **origin, "row_key": note.row_key}
     width = max(map(len, shown))
     for name, value in shown.items():
-        print(f"{name:{width}}  {value}")
+        print(f"{name:{width}}  {_printable(str(value))}")
     if manifest is not None:
         job = shlex.join([f"manifest={manifest}", *note.overrides()])
         print(f"\n{manifest}: 1 row; draw it again by: batchgen run JOB {job}")
+
+
+def _printable(text: str) -> str:
+    """A terminal obeys control characters, and the file may be anybody's: only lines stay."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -51,13 +51,6 @@ def decode(path: Path) -> np.ndarray:
     return _split_ppm(data, path)
 
 
-def tag(path: Path, name: str) -> str:
-    """A text tag of a file, as the container stores it; empty if there is none."""
-    listing = _run(["-i", str(path), "-f", "ffmetadata", "-"], None, path).decode()
-    found = re.search(rf"^{name}=((?:\\.|[^\\\n])*)", listing, re.M | re.S)
-    return re.sub(r"\\(.)", r"\1", found[1], flags=re.S) if found else ""
-
-
 def _run(arguments: Sequence[str], data: memoryview | None, path: Path) -> bytes:
     program = imageio_ffmpeg.get_ffmpeg_exe()
     command = [program, "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments]

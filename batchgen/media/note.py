@@ -6,13 +6,19 @@ Nothing about row_id, attempt or time, so that equal rows have equal files.
 from __future__ import annotations
 
 import json
+import math
+import re
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
 from batchgen.errors import MediaError
-from batchgen.request import MANIFEST, REQUEST_FIELDS, Field, Request
+from batchgen.request import FIELDS, MANIFEST, REQUEST_FIELDS, Field, Range, Request
 
 FORMAT = "batchgen request 1"
+_WORD = re.compile(r"[A-Za-z0-9+_-]{1,64}")
+_HALVES = re.compile("[\ud800-\udfff]")  # of pairs of surrogates
+_shown = reprlib.repr  # of any length
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +62,42 @@ def note_of(request: Request, origin: Origin) -> str:
 
 
 def parse_note(text: str) -> Note:
-    """The inverse of `note_of`; MediaError if it is not such a note."""
+    """The inverse of `note_of`; MediaError if it is not such a note. The text may be anybody's:
+    what is returned has the types, the ranges and the names of request fields."""
     try:
         stored = json.loads(text)
-        if stored["format"] != FORMAT:
-            raise MediaError(f"its metadata are of the format {stored['format']!r}, not {FORMAT!r}")
-        origin = Origin(str(stored["family"]), str(stored["weights"]))
-        return Note(dict(stored["request"]), origin, str(stored["row_key"]))
-    except (ValueError, KeyError, TypeError) as error:
+        if (found := stored["format"]) != FORMAT:
+            raise MediaError(f"its metadata are of the format {_shown(found)}, not {FORMAT!r}")
+        model = [stored[name] for name in ("family", "weights", "row_key")]
+        values = stored["request"]
+        if not isinstance(values, dict) or not all(isinstance(value, str) for value in model):
+            raise TypeError("request is an object; family, weights and row_key are text")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise MediaError(f"its metadata are not those of a rendered row: {error!r}") from error
+    for name, value in values.items():
+        _check(name, value)
+    family, weights, row_key = model
+    return Note(values, Origin(family, weights), row_key)
+
+
+def _check(name: str, value: Any) -> None:
+    """MediaError unless a request may have this value."""
+    field = FIELDS.get(name)
+    if field is None:
+        raise MediaError(f"its metadata hold {name!r}, which is no field of a request")
+    if value is None and field.nullable:
+        return
+    kinds = {"integer": (int,), "number": (int, float)}.get(field.kind, (str,))
+    fits = isinstance(value, kinds) and not isinstance(value, bool)
+    if fits and isinstance(value, str):
+        # JSON can write what no text holds. What becomes an override must be no more than a value.
+        becomes_override = "." in field.column.set_by
+        fits = not (_WORD.fullmatch(value) is None if becomes_override else _HALVES.search(value))
+    elif fits:
+        legal = field.column.range or Range()
+        fits = abs(value) < math.inf and legal.holds(value)
+    if not fits:
+        raise MediaError(f"its metadata hold {name} = {_shown(value)}, which no request has")
 
 
 def _belongs(field: Field, request: Request) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from batchgen.request import Request
 if TYPE_CHECKING:
     import numpy as np
 
+log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _TEMPORARY = re.compile(r".+\.tmp(\.[a-z0-9]+)?")
 
@@ -32,7 +34,8 @@ def write_media(
 ) -> Media:
     """Encode a row's frames and make the file durable under its final name.
 
-    `note` is text that the file carries. `total_rows` is the number of rows of the plan; the
+    `note` is text that the file carries; one that it has no room for is left out, and the log says
+    so: nobody's prompt is too long to be drawn. `total_rows` is the number of rows of the plan; the
     folders inside `media/` depend on it alone.
     MediaError if the file cannot be encoded or written: the row fails, the shard goes on, and
     nothing is left under the temporary or final name.
@@ -89,6 +92,12 @@ def _encode(rendered: Rendered, path: Path, note: str) -> None:
     request = rendered.request
     remove(path)
     module = formats.get(request.format)
+    if not module.carries(note):
+        log.warning(
+            "row %s: its request, %d characters, does not fit into a %s file, which goes without",
+            request.row_id, len(note), request.format,
+        )  # fmt: skip
+        note = ""
     module.write(rendered.frames, path, fps=request.fps, quality=request.quality, note=note)
 
 

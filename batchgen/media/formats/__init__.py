@@ -1,7 +1,8 @@
 """Media formats: one module each, found by its file name.
 
-Each module has `EXTENSION`, `write`, `read` and `read_note` as in `MediaFormat`. Frames are always
-uint8 of shape (frames, height, width, 3), RGB. Equal frames, settings and notes give equal bytes.
+Each module has `EXTENSION`, `write`, `read`, `carries` and `read_note` as in `MediaFormat`. Frames
+are always uint8 of shape (frames, height, width, 3), RGB. Equal frames, settings and notes give
+equal bytes.
 `read` decodes the whole file and raises OSError or ValueError if it is torn or of another kind.
 """
 
@@ -27,13 +28,17 @@ class MediaFormat(Protocol):
         self, frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = ""
     ) -> None:
         """Encode to `path`, which does not exist yet; quality 0 (smallest) .. 10 (best); `note` is
-        text that the file carries (`media.note`), where the format can."""
+        text that the file carries (`media.note`), where the format can; ask `carries` before."""
 
     def read(self, path: Path) -> np.ndarray:
         """All frames of the file."""
 
+    def carries(self, note: str) -> bool:
+        """Whether a file of this format has room for a note of this length."""
+
     def read_note(self, path: Path) -> str:
-        """The text that it carries; empty if there is none."""
+        """The text that it carries; empty if there is none. OSError or ValueError if the file is
+        torn or of another kind. It may be anybody's: no more of it is read than a note."""
 
 
 def names() -> list[str]:

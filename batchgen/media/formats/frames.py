@@ -27,6 +27,11 @@ def read(path: Path) -> np.ndarray:
     return np.concatenate([png.read(path / name) for name in found])
 
 
+def carries(note: str) -> bool:
+    """What a frame carries."""
+    return png.carries(note)
+
+
 def read_note(path: Path) -> str:
     """That of the first frame: all say the same."""
     return png.read_note(path / "00000.png")

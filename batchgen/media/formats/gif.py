@@ -10,13 +10,16 @@ import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from batchgen.media import ffmpeg
+from batchgen.media.pieces import LONGEST_NOTE, blocks, take
+from batchgen.regular import open_regular
 
 EXTENSION = ".gif"
 _PALETTE_PIXELS = 200_000  # enough to choose 256 colours; all pixels would take half a minute
 _TRAILER = b"\x3b"
+_COMMENT = b"\x21\xfe"
+_HEADER = 13  # bytes, with the description of the screen
 
 
 def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str = "") -> None:
@@ -42,18 +45,31 @@ def read(path: Path) -> np.ndarray:
     return ffmpeg.decode(path)
 
 
+def carries(note: str) -> bool:
+    """Blocks follow each other without end."""
+    return len(note.encode()) <= LONGEST_NOTE
+
+
 def read_note(path: Path) -> str:
     """The comment in front of the first frame."""
-    with Image.open(path, formats=["GIF"]) as image:
-        return bytes(image.info.get("comment", b"")).decode()
+    with open_regular(path) as file:
+        header = take(file, _HEADER)
+        if not header.startswith(b"GIF8"):
+            raise OSError("is no GIF")
+        file.seek(_colours_end(header))
+        return blocks(file).decode() if file.read(2) == _COMMENT else ""
 
 
 def _add_comment(path: Path, text: bytes) -> None:
     """A comment extension (GIF89a, 24), which is blocks of up to 255 bytes and an empty one, behind
     the header and the colours that all frames share."""
-    blocks = [text[at : at + 255] for at in range(0, len(text), 255)]
-    extension = b"\x21\xfe" + b"".join(bytes([len(b)]) + b for b in blocks) + b"\0"
+    pieces = [text[at : at + 255] for at in range(0, len(text), 255)]
+    extension = _COMMENT + b"".join(bytes([len(b)]) + b for b in pieces) + b"\0"
     data = path.read_bytes()
-    colours = 3 * 2 ** ((data[10] & 7) + 1) if data[10] & 0x80 else 0
-    at = 13 + colours
+    at = _colours_end(data[:_HEADER])
     path.write_bytes(data[:at] + extension + data[at:])
+
+
+def _colours_end(header: bytes) -> int:
+    """Offset behind the colours that all frames share."""
+    return _HEADER + (3 * 2 ** ((header[10] & 7) + 1) if header[10] & 0x80 else 0)

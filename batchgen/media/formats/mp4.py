@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from batchgen.media import ffmpeg
+from batchgen.media.pieces import box, take
+from batchgen.regular import open_regular
 
 EXTENSION = ".mp4"
-LONGEST_NOTE = 100_000  # bytes: it is an argument of the encoder; a longer one is left out
+LONGEST_TAG = 100_000  # bytes: it is an argument of the encoder, and Linux takes 128 KiB
+_COMMENT = (b"moov", b"udta", b"meta", b"ilst", b"\xa9cmt", b"data")  # boxes that lead to it
 THREADS = 2  # the bytes depend on it: x264 divides its work by the number of threads
 
 
@@ -26,7 +29,7 @@ def write(frames: np.ndarray, path: Path, *, fps: float, quality: int, note: str
     scale = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int+bitexact"
     tags = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"]
     codec = ["-c:v", "libx264", "-crf", str(36 - 2 * quality), "-threads", str(THREADS)]
-    texts = [*ffmpeg.BITEXACT, *_tags(note)]
+    texts = [*ffmpeg.BITEXACT, *(["-metadata", f"comment={note}"] if note else [])]
     output = ["-vf", scale, "-pix_fmt", pixels, *codec, *tags, *texts, "-f", "mp4"]
     ffmpeg.encode(frames, path, fps=fps, output=output)
 
@@ -38,14 +41,21 @@ def read(path: Path) -> np.ndarray:
     return ffmpeg.decode(path)
 
 
+def carries(note: str) -> bool:
+    """Up to what one argument of the encoder takes."""
+    return len(note.encode()) <= LONGEST_TAG
+
+
 def read_note(path: Path) -> str:
     """The tag `comment`."""
-    return ffmpeg.tag(path, "comment")
-
-
-def _tags(note: str) -> list[str]:
-    short = 0 < len(note.encode()) <= LONGEST_NOTE
-    return ["-metadata", f"comment={note}"] if short else []
+    with open_regular(path) as file:
+        end = file.seek(0, 2)
+        file.seek(4)
+        if take(file, 4) != b"ftyp":
+            raise OSError("is no MP4")
+        file.seek(0)
+        size = box(file, _COMMENT, end)
+        return "" if size < 8 else take(file, size)[8:].decode()  # behind its type and language
 
 
 def _length_by_boxes(path: Path) -> int:

@@ -8,10 +8,15 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from batchgen.media.pieces import LONGEST_NOTE, chunks, take
 from batchgen.media.still import only_frame, read_still
+from batchgen.regular import open_regular
 
 EXTENSION = ".png"
 KEYWORD = "batchgen"  # of the text chunk
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# of the chunk: keyword, not compressed, no language, keyword not translated (PNG 1.2, 4.2.3.3)
+_PREFIX = KEYWORD.encode() + b"\0" + b"\0\0" + b"\0" + b"\0"
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -32,7 +37,20 @@ def read(path: Path) -> np.ndarray:
     return read_still(path, "PNG")
 
 
+def carries(note: str) -> bool:
+    """Up to what readers of PNG take: Pillow refuses pictures with more than 64 MiB of text."""
+    return len(note.encode()) + len(_PREFIX) <= LONGEST_NOTE
+
+
 def read_note(path: Path) -> str:
-    """The text chunk `batchgen`."""
-    with Image.open(path, formats=["PNG"]) as image:
-        return str(image.info.get(KEYWORD, ""))
+    """The text chunk `batchgen`, which is in front of the picture's data; one that is compressed is
+    another's, and is not unpacked."""
+    with open_regular(path) as file:
+        if take(file, len(_SIGNATURE)) != _SIGNATURE:
+            raise OSError("is no PNG")
+        for name, size in chunks(file, name_first=False):
+            if name in (b"IDAT", b"IEND"):
+                return ""
+            if name == b"iTXt" and size >= len(_PREFIX) and take(file, len(_PREFIX)) == _PREFIX:
+                return take(file, size - len(_PREFIX)).decode()
+    raise OSError("ends early, it is torn")

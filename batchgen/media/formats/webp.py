@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from batchgen.media.still import comment, comment_in
+from batchgen.media.pieces import LONGEST_NOTE, chunks, take
+from batchgen.media.still import comment, comment_bytes, comment_in
+from batchgen.regular import open_regular
 
 EXTENSION = ".webp"
 _COUNT = re.compile(rb"batchgen num_frames=(\d+) fps=([0-9.]+)")
@@ -59,7 +61,18 @@ def read(path: Path) -> np.ndarray:
     return np.stack([shown[place] for place in places])
 
 
+def carries(note: str) -> bool:
+    """A chunk has room for any."""
+    return comment_bytes(note) <= LONGEST_NOTE
+
+
 def read_note(path: Path) -> str:
-    """The user comment of its EXIF."""
-    with Image.open(path, formats=["WEBP"]) as image:
-        return comment_in(image)
+    """The user comment of its EXIF, a chunk of RIFF behind the picture's."""
+    with open_regular(path) as file:
+        header = take(file, 12)
+        if header[:4] != b"RIFF" or header[8:] != b"WEBP":
+            raise OSError("is no WebP")
+        for name, size in chunks(file, name_first=True):
+            if name == b"EXIF":
+                return comment_in(take(file, size))
+    return ""

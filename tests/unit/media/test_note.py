@@ -15,6 +15,9 @@ from planned_run import row
 from batchgen.errors import MediaError
 from batchgen.media import formats
 from batchgen.media.note import Origin, note_of, parse_note
+from batchgen.media.publish import write_media
+from batchgen.paths import RunPaths
+from batchgen.records import Attempt, Rendered, RowStats
 
 ORIGIN = Origin("wan", "sampled:0123")
 PROMPT = 'a "red" fox; = # \\ <b>\nin the snow, 雪 🦊'
@@ -69,10 +72,37 @@ def test_others_read_it(tmp_path: Path) -> None:
     assert '"prompt":"a fox"' in said.stderr.split("comment")[1]
 
 
-def test_a_note_too_long_for_the_encoder_is_left_out(tmp_path: Path) -> None:
-    module = formats.get("mp4")
-    module.write(frames("mp4"), tmp_path / "a.mp4", fps=8, quality=8, note="x" * 200_000)
-    assert module.read_note(tmp_path / "a.mp4") == "" and len(module.read(tmp_path / "a.mp4")) == 3
+# characters, of which JPEG stores two bytes each and an mp4 one or more
+@pytest.mark.parametrize(
+    ("name", "fits", "too_long"),
+    [
+        ("jpeg", 30_000, 40_000), ("mp4", 90_000, 110_000), ("png", 10**6, 2**24),
+        ("webp", 10**6, 2**23), ("gif", 10**6, 2**24), ("frames", 10**5, 2**24),
+    ],
+)  # fmt: skip
+def test_a_request_too_long_for_the_file_costs_the_note_and_not_the_row(
+    name: str, fits: int, too_long: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, module = RunPaths(tmp_path), formats.get(name)
+    for index, length in enumerate((fits, too_long)):
+        request = row(index, prompt="x" * length, format=name, row_id=f"r{index}")
+        rendered = Rendered(request, frames(name)[:1], RowStats())
+        note = note_of(request, ORIGIN)
+        media = write_media(rendered, run, Attempt(1, 0, 0, 0), 2, note)
+        assert module.read(tmp_path / media.path).shape == (1, 16, 16, 3)
+        carried = module.read_note(tmp_path / media.path)
+        assert carried == (note if length == fits else "")
+    (said,) = caplog.messages
+    assert f"row r1: its request, {len(note)} characters, does not fit into a {name} file" in said
+
+
+def test_the_longest_exif_is_told_to_the_byte(tmp_path: Path) -> None:
+    module, path = formats.get("jpeg"), tmp_path / "a.jpg"
+    length = max(n for n in range(32_000, 33_000) if module.carries("x" * n))
+    module.write(frames("jpeg"), path, fps=8, quality=8, note="x" * length)
+    assert module.read_note(path) == "x" * length
+    with pytest.raises(ValueError, match="too long"):
+        module.write(frames("jpeg"), path, fps=8, quality=8, note="x" * (length + 1))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "parameters", '{"format":"batchgen request 9"}'])
