@@ -4,6 +4,8 @@ destination; who is interrupted goes on with the first part that has none."""
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,13 +19,16 @@ from batchgen.catalog.columns import OUTCOME
 from batchgen.durable import digest_file
 from batchgen.errors import RunStateError, UsageError
 from batchgen.export import forms
-from batchgen.export.forms import Item
+from batchgen.export.forms import Part
 from batchgen.export.place import Place, Stored
 from batchgen.paths import RunPaths
 
 RECORDS = ".batchgen"  # folder of the records: loaders of datasets overlook it
 HEADER = f"{RECORDS}/export.json"
 """What the destination holds: run and form."""
+WRITTEN_AS = 2
+"""Raised when a form writes the same rows in another way: so that parts are written again."""
+_OURS = re.compile(r"(part-\d{5,}(\.tar|\.parquet|/[^/]+)|\.batchgen/part-\d{5,}\.json)(\.tmp)?")
 
 
 # How a row went on its way says nothing about what it is.
@@ -45,29 +50,33 @@ def export(run: RunPaths, form: str, destination: str, part_mib: float) -> Expor
     """Copy every ok row of the run's catalog to `destination` (a folder or URI) in the form `form`,
     in parts of about `part_mib` MiB of media.
 
+    Parts that are complete are kept. What an earlier export left beside them, cut in another way or
+    of rows that are no more, is deleted before anything is written: a reader would take both.
     Raises UsageError where the destination holds something else, RunStateError where the catalog is
     missing or a media file is not the one that was published, StorageError where nothing can be
-    written. Parts that are complete are kept.
+    written.
     """
     module, place = forms.get(form), Place.open(destination)
     rows = _rows(run)
-    parts = _cut(rows, part_mib * 2**20)
-    kept = size = 0
+    parts = [rows.slice(start, stop - start) for start, stop in _cut(rows, part_mib * 2**20)]
     with tempfile.TemporaryDirectory(prefix="batchgen-export-") as scratch:
         _claim(place, {"run": run.root.name, "form": form}, destination, Path(scratch))
-        for number, (start, stop) in enumerate(parts):
-            part = rows.slice(start, stop - start).to_pylist()
-            stored = _stored(place, number, digest := _digest(part))
-            if stored is None:
+        digests = [_digest(part) for part in parts]
+        stored = [_stored(place, number, digest) for number, digest in enumerate(digests)]
+        _delete_others(place, stored)
+        kept = sum(files is not None for files in stored)
+        size = sum(file.bytes for files in stored for file in files or ())
+        for number, part in enumerate(parts):
+            if stored[number] is None:
                 folder = Path(scratch) / f"{number}"
                 folder.mkdir()
-                module.write(number, [_item(run, values) for values in part], folder)
-                stored = _put(place, folder)
-                record = {"rows": digest, "files": [asdict(file) for file in stored]}
+                media = tuple(_medium(run, values) for values in part.to_pylist())
+                module.write(Part(number, part, media), folder)
+                files = _put(place, folder)
+                shutil.rmtree(folder)
+                record = {"rows": digests[number], "files": [asdict(file) for file in files]}
                 place.put_json(_record(number), record, Path(scratch))
-            else:
-                kept += 1
-            size += sum(file.bytes for file in stored)
+                size += sum(file.bytes for file in files)
     return Exported(len(rows), len(parts), kept, size)
 
 
@@ -82,7 +91,7 @@ def _rows(run: RunPaths) -> pa.Table:
     table = catalog.to_table(columns=names, filter=ok).sort_by("row_index")
     if len(table) == 0:
         raise RunStateError(f"{run.root}: no row is ok, there is nothing to export")
-    return table
+    return table.replace_schema_metadata(None)
 
 
 def _cut(rows: pa.Table, limit: float) -> list[tuple[int, int]]:
@@ -97,7 +106,8 @@ def _cut(rows: pa.Table, limit: float) -> list[tuple[int, int]]:
     return [*parts, (start, len(sizes))]
 
 
-def _item(run: RunPaths, values: dict[str, Any]) -> Item:
+def _medium(run: RunPaths, values: dict[str, Any]) -> Path:
+    """The media file of a row, which is the one that was published."""
     media = run.root / values["media_path"]
     if media.is_dir():
         raise UsageError(
@@ -108,13 +118,14 @@ def _item(run: RunPaths, values: dict[str, Any]) -> Item:
         raise RunStateError(
             f"row {values['row_id']!r}: {media} is not the file that was published; see `verify`"
         )
-    return Item({name: value for name, value in values.items() if value is not None}, media)
+    return media
 
 
-def _digest(rows: Sequence[dict[str, Any]]) -> str:
-    found = hashlib.sha256()
-    for row in rows:
-        found.update(f"{row['row_id']}\0{row['row_key']}\0{row['media_sha256']}\n".encode())
+def _digest(rows: pa.Table) -> str:
+    """sha256 (hex) of all that is written of these rows: values and types, media by their own."""
+    found = hashlib.sha256(f"{WRITTEN_AS}\0{rows.schema}".encode())
+    for row in rows.to_pylist():
+        found.update(f"{row!r}\n".encode())
     return found.hexdigest()
 
 
@@ -127,8 +138,9 @@ def _claim(place: Place, header: dict[str, str], destination: str, scratch: Path
             raise UsageError(f"DST {destination}: is not empty: it holds {', '.join(others[:5])}")
         place.put_json(HEADER, header, scratch)
     elif there != header:
+        held = there if isinstance(there, dict) else {}
         raise UsageError(
-            f"DST {destination}: holds run {there.get('run')} as {there.get('form')}; export run "
+            f"DST {destination}: holds run {held.get('run')} as {held.get('form')}; export run "
             f"{header['run']} as {header['form']} to another place"
         )
 
@@ -142,8 +154,21 @@ def _stored(place: Place, number: int, digest: str) -> list[Stored] | None:
     record = place.get_json(_record(number))
     if not isinstance(record, dict) or record.get("rows") != digest:
         return None
-    files = [Stored(**file) for file in record["files"]]
+    try:
+        files = [Stored(**file) for file in record["files"]]
+    except (KeyError, TypeError):
+        return None
     return files if all(map(place.holds, files)) else None
+
+
+def _delete_others(place: Place, stored: Sequence[list[Stored] | None]) -> None:
+    """Delete what has the name of a part and belongs to none that is complete. Records go first:
+    they speak of files."""
+    wanted = {file.path for files in stored for file in files or ()}
+    wanted |= {_record(number) for number, files in enumerate(stored) if files is not None}
+    others = [name for name in place.walk() if _OURS.fullmatch(name) and name not in wanted]
+    for name in sorted(others, key=lambda name: (not name.startswith(RECORDS), name)):
+        place.remove(name)
 
 
 def _put(place: Place, folder: Path) -> list[Stored]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,23 @@ class Place:
         """Names of what is here, one level deep."""
         for info in self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True)):
             yield info.base_name
+
+    def walk(self) -> Iterator[str]:
+        """Paths of all files here, in folders too."""
+        every = fs.FileSelector(self._root, allow_not_found=True, recursive=True)
+        for info in self._fs.get_file_info(every):
+            if info.type == fs.FileType.File:
+                yield info.path.removeprefix(f"{self._root}/")
+
+    def remove(self, name: str) -> None:
+        """Delete a file, and its folder with the last one; StorageError where that is refused."""
+        try:
+            self._fs.delete_file(self._path(name))
+        except (ArrowException, OSError) as error:
+            raise StorageError(f"{self._path(name)} cannot be deleted: {error}") from error
+        if self._fs.type_name == "local" and "/" in name:
+            with suppress(OSError):  # it is not empty
+                Path(self._path(name)).parent.rmdir()
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

@@ -4,32 +4,56 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
+
+import pyarrow as pa
 
 from batchgen.errors import UsageError, closest
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One row with its media file."""
+class Part:
+    """Some rows with their media files."""
 
-    values: dict[str, Any]  # columns of the catalog that say how the row was made; never None
-    media: Path  # a file
+    number: int
+    rows: pa.Table  # columns of the catalog that say how rows were made; one schema in all parts
+    media: tuple[Path, ...]  # of each row: a file
 
     @property
-    def key(self) -> str:
-        """A name of the row without a dot, in the order of the rows."""
-        return f"{self.values['row_index']:09d}"
+    def name(self) -> str:
+        return f"part-{self.number:05d}"
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """The rows, one after the other."""
+        found: list[dict[str, Any]] = self.rows.to_pylist()
+        return found
+
+    @property
+    def keys(self) -> list[str]:
+        """A name of each row, in their order. It is of digits alone: readers take ids such as
+        `test-1` or `.a` for a split or for a hidden file."""
+        return [f"{index:09d}" for index in self.rows["row_index"].to_pylist()]
+
+    def without(self, is_taken: Callable[[str], bool]) -> pa.Table:
+        """The rows, where columns whose names the form has another use for are renamed."""
+        names: list[str] = []
+        for name in self.rows.schema.names:
+            while is_taken(name) or name in names:
+                name += "_of_row"
+            names.append(name)
+        return self.rows.rename_columns(names)
 
 
 class Form(Protocol):
     """What each module in this folder has."""
 
-    def write(self, number: int, items: Sequence[Item], folder: Path) -> None:
-        """Make the files of part `number` in an empty folder, under their final relative names."""
+    def write(self, part: Part, folder: Path) -> None:
+        """Make the files of a part in an empty folder, under their final relative names: the part's
+        name with an ending, or whatever in a folder of that name."""
 
 
 def names() -> list[str]:

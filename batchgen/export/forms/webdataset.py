@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import math
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from batchgen.export.forms import Item
+from batchgen.export.forms import Part
 
 
-def write(number: int, items: Sequence[Item], folder: Path) -> None:
+def write(part: Part, folder: Path) -> None:
     """`part-00000.tar`; equal rows give equal bytes: members have no owner and no time."""
-    with tarfile.open(folder / f"part-{number:05d}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-        for item in items:
-            values = json.dumps(item.values, ensure_ascii=False).encode()
-            _add(tar, f"{item.key}{item.media.suffix}", item.media.read_bytes())
-            _add(tar, f"{item.key}.txt", item.values["prompt"].encode())
-            _add(tar, f"{item.key}.json", values)
+    with tarfile.open(folder / f"{part.name}.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, row, file in zip(part.keys, part.values, part.media, strict=True):
+            given = {name: _plain(value) for name, value in row.items() if value is not None}
+            _add(tar, f"{key}{file.suffix}", file.read_bytes())
+            _add(tar, f"{key}.txt", row["prompt"].encode())
+            _add(tar, f"{key}.json", json.dumps(given, ensure_ascii=False).encode())
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def _plain(value: Any) -> Any:
+    """A value of a carried column as JSON has it: bytes as base64, dates and decimals as text, NaN
+    and infinity as null."""
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import webdataset
 from cli_calls import make_job_folder, rows_of
@@ -26,6 +30,7 @@ from batchgen.export.place import Place
 from batchgen.paths import RunPaths
 
 NULL = ("model=null-engine", "row_defaults.num_steps=1", "row_defaults.num_frames=1")
+DAY = date(2026, 1, 2)
 PROMPTS = ['a fox, "red"', "雪\nsnow", "x=1; y", "plain", "five"]
 
 
@@ -143,6 +148,111 @@ def test_what_was_changed_at_the_destination_is_written_again(
     capsys.readouterr()
     assert export(run, "webdataset", tmp_path / "out", one_a_part(run)) == 0
     assert torn.read_bytes() == whole and "3 of them complete before" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------- cut anew
+def read_ids(form: str, folder: Path) -> list[str]:
+    """Row ids that a reader of the whole folder finds."""
+    if form == "webdataset":
+        tars = sorted(map(str, folder.glob("*.tar")))
+        found = [
+            s["json"]["row_id"] for s in webdataset.WebDataset(tars, shardshuffle=False).decode()
+        ]
+        gc.collect()
+        return found
+    if form == "parquet-bytes":
+        return [i for f in folder.glob("*.parquet") for i in pd.read_parquet(f).row_id]
+    return list(datasets.load_dataset("imagefolder", data_dir=str(folder), split="train")["row_id"])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("form", forms.names())
+def test_a_destination_cut_anew_holds_nothing_of_the_cut_before(
+    form: str, run: RunPaths, tmp_path: Path
+) -> None:
+    """Larger parts than before, and what a killed export of smaller ones left without a record."""
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    assert export(run, form, out, one_a_part(run)) == 0
+    (out / ".batchgen" / "part-00003.json").unlink()
+    (out / ".batchgen" / "part-00002.json.tmp").write_text("{")
+    (out / "README.md").write_text("mine")
+    assert export(run, form, out) == 0 and export(run, form, fresh) == 0
+    assert sorted(read_ids(form, out)) == [f"row.{i}" for i in range(5)]
+    left = {name: data for name, (_, data) in listing(out).items()}
+    assert left.pop("README.md") == b"mine"
+    assert left == {name: data for name, (_, data) in listing(fresh).items()}
+    assert [path.name for path in out.glob("part-*")] == [p.name for p in fresh.glob("part-*")]
+
+
+def test_rows_that_are_no_more_are_no_more(run: RunPaths, tmp_path: Path) -> None:
+    copy = RunPaths(tmp_path / run.root.name)
+    shutil.copytree(run.root, copy.root)
+    assert export(copy, "imagefolder", tmp_path / "out", one_a_part(run)) == 0
+    before = listing(tmp_path / "out")
+    (part,) = copy.catalog_rows.glob("*.parquet")
+    table = pq.read_table(part)
+    status = pa.array(["ok", "failed", "ok", "ok", "ok"], table.schema.field("status").type)
+    at = table.schema.get_field_index("status")
+    pq.write_table(table.set_column(at, table.schema.field("status"), status), part)
+    assert export(copy, "imagefolder", tmp_path / "out", one_a_part(run)) == 0
+    assert sorted(read_ids("imagefolder", tmp_path / "out")) == ["row.0", "row.2", "row.3", "row.4"]
+    after = listing(tmp_path / "out")
+    kept = [name for name in before if "part-00000" in name]
+    assert kept and all(after[name] == before[name] for name in kept)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """Ids and columns that readers give a meaning of their own, nulls in some parts alone."""
+    ids = ["test-1", ".hidden", "__x", "dev.2"]
+    rows = [
+        {
+            "row_id": row_id, "prompt": row_id, "media": "m", "source_file_name": "no.png",
+            "file_name": "../x", "shot": i if i > 1 else None, "day": None if i else DAY,
+            "blob": b"\xff" if i == 1 else None, "share": float("nan") if i == 2 else 0.5,
+        }
+        for i, row_id in enumerate(ids)
+    ]  # fmt: skip
+    folder = make_job_folder(tmp_path_factory.mktemp("odd"), rows)
+    carried = "carry_columns=[media,source_file_name,file_name,shot,day,blob,share]"
+    done = folder.run_here(*NULL, carried)
+    assert done.code == 0, done.err
+    return done.run
+
+
+def test_every_part_has_the_types_of_the_catalog(odd: RunPaths, tmp_path: Path) -> None:
+    assert export(odd, "parquet-bytes", tmp_path / "out", one_a_part(odd)) == 0
+    schemas = [pq.read_schema(path) for path in sorted((tmp_path / "out").glob("*.parquet"))]
+    assert len(schemas) == 4 and all(schema == schemas[0] for schema in schemas)
+    catalog = pq.read_schema(next(odd.catalog_rows.glob("*.parquet")))
+    for name in ("shot", "day", "blob", "share", "tags", "prompt", "seed"):
+        assert schemas[0].field(name).type == catalog.field(name).type
+    frame = pd.read_parquet(tmp_path / "out")
+    assert list(frame.media_of_row) == ["m"] * 4 and frame.shot.isna().sum() == 2
+
+
+def test_ids_and_columns_mean_nothing_to_the_loader(odd: RunPaths, tmp_path: Path) -> None:
+    assert export(odd, "imagefolder", tmp_path / "out", one_a_part(odd)) == 0
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"))
+    assert list(loaded) == ["train"]
+    rows = sorted(loaded["train"], key=lambda row: row["row_index"])
+    assert [row["row_id"] for row in rows] == ["test-1", ".hidden", "__x", "dev.2"]
+    assert [row["shot"] for row in rows] == [None, None, 2, 3]
+    assert rows[0]["day"] == DAY and rows[1]["blob"] == b"\xff"
+    assert {row["source_file_name_of_row"] for row in rows} == {"no.png"}
+    assert {row["file_name_of_row"] for row in rows} == {"../x"}
+    digests = [hashlib.sha256(np.asarray(row["image"]).tobytes()).hexdigest() for row in rows]
+    assert digests == [row["frames_sha256"] for row in rows]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_carried_values_of_any_type_go_into_json(odd: RunPaths, tmp_path: Path) -> None:
+    assert export(odd, "webdataset", tmp_path / "out") == 0
+    (tar,) = map(str, (tmp_path / "out").glob("*.tar"))
+    given = [s["json"] for s in webdataset.WebDataset([tar], shardshuffle=False).decode()]
+    gc.collect()
+    assert (given[0]["day"], given[1]["blob"], given[2]["share"]) == ("2026-01-02", "/w==", None)
+    assert "shot" not in given[0] and given[3]["shot"] == 3
 
 
 # -------------------------------------------------------------------------------------- refusals
