@@ -108,7 +108,7 @@ def _cut(rows: pa.Table, limit: float) -> list[tuple[int, int]]:
 
 def _medium(run: RunPaths, values: dict[str, Any]) -> Path:
     """The media file of a row, which is the one that was published."""
-    media = run.root / values["media_path"]
+    media = run.root / str(values["media_path"])
     if media.is_dir():
         raise UsageError(
             f"row {values['row_id']!r}: {media} is a folder of frames; an export takes one file a "
