@@ -24,8 +24,9 @@ LAYERS = [
     {"report"},
     {"engine", "models"},
     {"worker", "scheduler"},
-    {"runner", "bench", "export"},
+    {"runner", "export"},
     {"api"},
+    {"bench"},
     {"cli", "__main__"},
 ]
 SAME_LEVEL_ALLOWED = {

@@ -1,6 +1,7 @@
 """Measurements of batchgen itself: each module or folder here is one bench, found by its name.
 
-A bench imports heavy packages inside `run`, since `--help` loads all benches.
+Names with a leading underscore are what benches share. A bench imports heavy packages inside `run`,
+since `--help` loads all benches.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ class Bench(Protocol):
     SUMMARY: str
     DESCRIPTION: str
     EPILOG: str
+    TINY: tuple[str, ...]  # options under which it runs in seconds: shows that it runs, and no more
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the bench's options to the command line."""
@@ -27,7 +29,8 @@ class Bench(Protocol):
 
 def bench_names() -> list[str]:
     """Names of all benches, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def bench_named(name: str) -> Bench:

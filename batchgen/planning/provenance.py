@@ -85,10 +85,21 @@ def hardware() -> dict[str, Any]:
         "host": platform.node(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "cpu": _cpu(),
         "cpus": os.cpu_count(),
         "memory_gib": round(pages / 2**30, 1),
         "gpus": gpus.splitlines() if gpus else [],
     }
+
+
+def _cpu() -> str:
+    """The processor's name, as Linux has it; elsewhere what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def _output(command: list[str]) -> str | None:

@@ -36,6 +36,7 @@ examples:
   batchgen bench cache --out outputs/bench-20 --steps 20 --ratios 0.4 0.5
   batchgen bench cache --out outputs/bench-euler --solver euler --strategies planned "fewer steps"
 """
+TINY = ("--quick",)
 QUICK = {"rows": 2, "steps": 20, "ratios": [0.0, 0.5], "strategies": ["planned", "fewer steps"]}
 
 

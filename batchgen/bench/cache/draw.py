@@ -8,8 +8,8 @@ from time import perf_counter, thread_time
 
 import numpy as np
 
-from batchgen.engine.contract import Snapshot
-from batchgen.engine.engine import Engine
+from batchgen.engine.clock import Clock
+from batchgen.engine.contract import Renderer, Snapshot, never, unheard
 from batchgen.records import Rendered, RowStats
 from batchgen.request import Request
 
@@ -38,11 +38,11 @@ class Drawn:
         return computed / sum(stats.steps_total for stats in self.stats)
 
 
-def draw(engine: Engine, rows: Sequence[Request]) -> Drawn:
+def draw(engine: Renderer, rows: Sequence[Request]) -> Drawn:
     """All of them in one render; the error of the first that fails."""
     kept = _Kept(list(rows))
     wall, thread = perf_counter(), thread_time()
-    report = engine.render(kept, kept)
+    report = engine.render(kept, kept, stop=never, moved=unheard, clock=Clock())
     seconds = Seconds(perf_counter() - wall, report.denoise_s, thread_time() - thread)
     done = [kept.done[row.row_id] for row in rows]
     return Drawn([one.frames for one in done], [one.stats for one in done], seconds)

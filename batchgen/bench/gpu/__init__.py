@@ -28,6 +28,7 @@ examples:
   batchgen bench gpu --sections packs streamed --minutes 3
   batchgen bench gpu --tiny
 """
+TINY = ("--tiny",)
 SECTIONS = (
     *("small", "large", "streamed", "packs", "streamed-packs", "self-tests", "pipeline"),
     *("peaks", "traced", "compiled", "loading", "forced"),
@@ -123,7 +124,8 @@ def _run(kit: Kit, name: str, section: Section, *, late: bool) -> Done:
     from dataclasses import replace
     from time import perf_counter
 
-    from batchgen.bench.gpu.figures import Figure, NotHere
+    from batchgen.bench._figures import Figure
+    from batchgen.bench.gpu.figures import NotHere
     from batchgen.bench.gpu.report import Done
 
     if late:

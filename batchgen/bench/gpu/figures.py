@@ -10,31 +10,9 @@ from time import perf_counter
 
 import torch
 
-ROUNDS = 5
+from batchgen.bench._figures import ROUNDS, Figure
+
 SHORT_S = 0.02  # shorter work is done several times in a row
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One number."""
-
-    what: str
-    value: float
-    unit: str
-    goal: str = ""  # in words; empty: none
-    met: bool | None = None
-    note: str = ""  # what differs from the full size
-
-
-def at_least(what: str, value: float, unit: str, goal: float, note: str = "") -> Figure:
-    return Figure(what, value, unit, f">= {goal:g}", value >= goal, note)
-
-
-def at_most(what: str, value: float, unit: str, goal: float, note: str = "") -> Figure:
-    """An infinite goal is none."""
-    if goal == float("inf"):
-        return Figure(what, value, unit, note=note)
-    return Figure(what, value, unit, f"<= {goal:g}", value <= goal, note)
 
 
 class NotHere(Exception):

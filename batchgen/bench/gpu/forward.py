@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from batchgen.bench.gpu.figures import Figure, Kit, NotHere, at_least, at_most
+from batchgen.bench._figures import Figure, at_least, at_most
+from batchgen.bench.gpu.figures import Kit, NotHere
 from batchgen.bench.gpu.subjects import clip, eager_twin, engine, wan
 from batchgen.config.compiler import missing_compiler
 from batchgen.config.schema import CompileConfig, MemoryConfig, ModelSpec

@@ -9,7 +9,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from batchgen.bench.gpu.figures import Figure, Kit, at_least
+from batchgen.bench._figures import Figure, at_least
+from batchgen.bench.gpu.figures import Kit
 from batchgen.bench.gpu.subjects import engine, wan
 
 

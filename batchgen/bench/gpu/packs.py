@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from batchgen.bench.gpu.figures import Figure, Kit, at_least, at_most
+from batchgen.bench._figures import Figure, at_least, at_most
+from batchgen.bench.gpu.figures import Kit
 from batchgen.bench.gpu.subjects import engine, flux, still
 from batchgen.config.schema import MemoryConfig, ModelSpec
 from batchgen.engine.engine import Engine

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from batchgen.bench.gpu.figures import Figure, Kit
+from batchgen.bench._figures import Figure
+from batchgen.bench.gpu.figures import Kit
 
 
 @dataclass(frozen=True, slots=True)

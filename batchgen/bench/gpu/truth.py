@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from diffusers import WanPipeline
 
+from batchgen.bench._figures import Figure, at_least, at_most
 from batchgen.bench.cache.draw import draw
-from batchgen.bench.gpu.figures import Figure, Kit, at_least, at_most
+from batchgen.bench.gpu.figures import Kit
 from batchgen.bench.gpu.subjects import clip, eager_twin, engine, flux, row, still, wan
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.families.family import component_bytes, family_spec

@@ -24,6 +24,7 @@ examples:
   batchgen bench schedule --nodes 8 --costs giant --slow 0.4 --noise 0.2
   batchgen bench schedule --nodes 16 --waves 50 --most-s 3600 --start-up-s 60 --json
 """
+TINY = ("--nodes", "2", "--seeds", "1", "--rows-per-rank", "10")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

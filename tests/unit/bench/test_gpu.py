@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from batchgen.bench import gpu
-from batchgen.bench.gpu.figures import Figure, Kit
+from batchgen.bench._figures import Figure
+from batchgen.bench.gpu.figures import Kit
 from batchgen.bench.gpu.forward import overlap
 from batchgen.bench.gpu.packs import choose
 from batchgen.engine import figures

@@ -1,0 +1,109 @@
+"""Made-up jobs without a model, of any number of rows, for benches of the runner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.config.compose import compose_job
+from batchgen.families.null.model import SLOW
+from batchgen.paths import RunPaths
+from batchgen.runner.create import create_run
+from batchgen.runner.steward import publish
+from batchgen.runner.submit import Settings, submit
+
+GROUP_ROWS = 100_000  # of a manifest that are in memory at a time
+STEPS = (3, 3, 3, 9)  # of rows in turn: a quarter takes three times as long
+JOB = """\
+defaults: [base, {{model: null-engine}}, _self_]
+manifest: {manifest}
+row_defaults: {{num_steps: 3}}
+output: {{root_dir: {root}}}
+slurm: {{executor: inline}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NullJob:
+    """A job file with its manifest, in a folder of its own."""
+
+    path: Path
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds of a run from its manifest to its report."""
+
+    plan: float  # with composing and making the folder
+    submit: float  # drawing included: inline
+    publish: float  # catalog and report
+    drawing: float  # of these, by the thread that draws, from its first row on
+
+
+def null_job(folder: Path, rows: int, steps: tuple[int, ...] = STEPS) -> NullJob:
+    """Write job and manifest; steps of rows are `steps` in turn."""
+    folder.mkdir(parents=True)
+    manifest, job = folder / "manifest.parquet", folder / "job.yaml"
+    with pq.ParquetWriter(manifest, _batch(0, 1, steps).schema) as writer:
+        for begin in range(0, rows, GROUP_ROWS):
+            writer.write_table(_batch(begin, min(rows, begin + GROUP_ROWS), steps))
+    job.write_text(JOB.format(manifest=manifest, root=folder / "runs"))
+    return NullJob(job, rows)
+
+
+def _batch(begin: int, end: int, steps: tuple[int, ...]) -> pa.Table:
+    numbers = np.arange(begin, end)
+    names = [str(number) for number in numbers.tolist()]
+    return pa.table(
+        {
+            "row_id": [f"row-{name}" for name in names],
+            "prompt": [f"a street in the rain seen from window {name}, evening" for name in names],
+            "seed": pa.array(numbers, pa.int64()),
+            "num_steps": pa.array(np.resize(steps, end)[begin:], pa.int32()),
+        }
+    )
+
+
+def made(job: NullJob, *overrides: str) -> tuple[RunPaths, Settings]:
+    """A planned run of the job."""
+    composed = compose_job(job.path, list(overrides))
+    return create_run(composed), Settings(composed.resolved, list(composed.overrides))
+
+
+def run_through(job: NullJob) -> tuple[RunPaths, Took]:
+    """Plan, draw in this process, collect, report."""
+    import pandas as pd
+
+    begin = perf_counter()
+    run, settings = made(job)
+    planned = perf_counter()
+    submit(run, settings)
+    drawn = perf_counter()
+    publish(run)
+    end = perf_counter()
+    rank = pd.read_parquet(run.catalog_runs).iloc[0]
+    drawing = float(rank.busy_s + rank.idle_s + rank.tail_s)
+    return run, Took(planned - begin, drawn - planned, end - drawn, drawing)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Rows take no time in here."""
+    before = os.environ.get(SLOW)
+    os.environ[SLOW] = "*=0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SLOW]
+        else:
+            os.environ[SLOW] = before
