@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -55,6 +55,11 @@ def at_most(
     return Figure(what, value, unit, f"<= {goal:g}", value <= goal, note, spread)
 
 
+def exactly(what: str, value: float, goal: float, note: str = "") -> Figure:
+    """A count, which is right or wrong."""
+    return Figure(what, float(value), "", f"= {goal:g}", bool(value == goal), note)
+
+
 def over_rounds(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """The median, and the lowest and the highest."""
     return median(values), (min(values), max(values))
@@ -74,11 +79,12 @@ def take_turns(works: Mapping[str, Callable[[], float]], rounds: int) -> Raw:
     return raw
 
 
-def add_common(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options of every bench that takes turns."""
-    parser.add_argument(
-        "--rounds", type=whole, default=ROUNDS, help="of taking turns (default: %(default)s)"
-    )
+def add_common(parser: argparse.ArgumentParser, name: str, *, rounds: bool = True) -> None:
+    """The options that benches share; `rounds` of those that take turns."""
+    if rounds:
+        parser.add_argument(
+            "--rounds", type=whole, default=ROUNDS, help="of taking turns (default: %(default)s)"
+        )
     parser.add_argument(
         "--tiny", action="store_true", help="as little as can be: shows that it runs, and no more"
     )
@@ -97,12 +103,12 @@ def publish(
     args: argparse.Namespace, compared: str, figures: Sequence[Figure], raw: Mapping[str, Any]
 ) -> dict[str, object]:
     """Print the table; write figures.md and figures.json, which this returns, into `args.out`.
-    `compared` says of what the figures are; a tiny run's meet and miss no goal."""
+    `compared` says of what the figures are; of a tiny run only counts meet or miss a goal."""
     from batchgen.durable import write_json
     from batchgen.planning.provenance import hardware, package_versions
 
     if args.tiny:
-        figures = [Figure(f.what, f.value, f.unit, note=f.note, spread=f.spread) for f in figures]
+        figures = [f if f.goal.startswith("=") else replace(f, goal="", met=None) for f in figures]
     load = os.getloadavg()
     data: dict[str, object] = {
         "compared": compared,

@@ -1,11 +1,11 @@
-"""Made-up jobs without a model, of any number of rows, for benches of the runner."""
+"""Made-up jobs for benches that use the runner; without a model unless overrides name one."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -32,11 +32,12 @@ slurm: {{executor: inline}}
 
 
 @dataclass(frozen=True, slots=True)
-class NullJob:
+class Job:
     """A job file with its manifest, in a folder of its own."""
 
     path: Path
     rows: int
+    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,32 @@ class Took:
     drawing: float  # of these, by the thread that draws, from its first row on
 
 
-def null_job(folder: Path, rows: int, steps: tuple[int, ...] = STEPS) -> NullJob:
-    """Write job and manifest; steps of rows are `steps` in turn."""
+def null_job(folder: Path, rows: int, steps: tuple[int, ...] = STEPS) -> Job:
+    """Write job and manifest of rows without a model; their steps are `steps` in turn."""
+    return _written(folder, rows, (_batch(*ends, steps) for ends in _groups(rows)))
+
+
+def job_of(folder: Path, rows: Sequence[Mapping[str, object]], *overrides: str) -> Job:
+    """Write job and manifest of these rows."""
+    job = _written(folder, len(rows), [pa.Table.from_pylist(list(rows))])
+    return replace(job, overrides=overrides)
+
+
+def _written(folder: Path, rows: int, tables: Iterable[pa.Table]) -> Job:
     folder.mkdir(parents=True)
     manifest, job = folder / "manifest.parquet", folder / "job.yaml"
-    with pq.ParquetWriter(manifest, _batch(0, 1, steps).schema) as writer:
-        for begin in range(0, rows, GROUP_ROWS):
-            writer.write_table(_batch(begin, min(rows, begin + GROUP_ROWS), steps))
+    with ExitStack() as stack:
+        writer = None
+        for table in tables:
+            writer = writer or stack.enter_context(pq.ParquetWriter(manifest, table.schema))
+            writer.write_table(table)
     job.write_text(JOB.format(manifest=manifest, root=folder / "runs"))
-    return NullJob(job, rows)
+    return Job(job, rows)
+
+
+def _groups(rows: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, rows, GROUP_ROWS):
+        yield begin, min(rows, begin + GROUP_ROWS)
 
 
 def _batch(begin: int, end: int, steps: tuple[int, ...]) -> pa.Table:
@@ -73,13 +91,13 @@ def _batch(begin: int, end: int, steps: tuple[int, ...]) -> pa.Table:
     )
 
 
-def made(job: NullJob, *overrides: str) -> tuple[RunPaths, Settings]:
+def made(job: Job) -> tuple[RunPaths, Settings]:
     """A planned run of the job."""
-    composed = compose_job(job.path, list(overrides))
+    composed = compose_job(job.path, job.overrides)
     return create_run(composed), Settings(composed.resolved, list(composed.overrides))
 
 
-def run_through(job: NullJob) -> tuple[RunPaths, Took]:
+def run_through(job: Job) -> tuple[RunPaths, Took]:
     """Plan, draw in this process, collect, report."""
     import pandas as pd
 

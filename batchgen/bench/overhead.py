@@ -18,7 +18,7 @@ from batchgen.bench._figures import (
 )
 
 if TYPE_CHECKING:
-    from batchgen.bench._jobs import NullJob
+    from batchgen.bench._jobs import Job
     from batchgen.paths import RunPaths
 
 SUMMARY = "seconds that the runner adds to each row, with an engine that has no model"
@@ -71,7 +71,7 @@ def _measure(work: Path, rounds: int, rows: int, long: int, planned: int) -> Raw
     quick, large = null_job(work / "quick", long, STEPS), null_job(work / "large", planned)
     raw: Raw = {name: [] for name in ("beside short", "beside long", "behind")}
 
-    def through(job: NullJob, name: str) -> float:
+    def through(job: Job, name: str) -> float:
         with at_once():
             _, took = run_through(job)
         raw[f"beside {name}"].append(took.plan + took.submit - took.drawing + took.publish)
