@@ -25,8 +25,9 @@ examples:
 
 a .txt file has one prompt a line, or options as the web UIs write them (--prompt "a fox" --steps
 20); .csv, .tsv and .jsonl name request columns; other columns are kept and must be listed in the
-job's carry_columns; in a folder of images each (x.png) is a row with its caption (x.txt); what is
-written passes `manifest check`
+job's carry_columns; in a folder of images each (x.png) is a row with its caption (x.txt), or a line
+of the metadata.csv, .jsonl or .parquet beside it (imagefolder); what is written passes `manifest
+check`
 """
 CHECK_EPILOG = """\
 examples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,8 +20,9 @@ _NOT_IN_AN_ID = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def holds_pictures(folder: Path) -> bool:
-    """Whether it is a folder of images, and none of Parquet parts."""
-    suffixes = {path.suffix.lower() for path in folder.rglob("*")}
+    """Whether it is a folder of images, and none of Parquet parts; one may describe the images."""
+    parts = (path for path in folder.rglob("*") if path.name != "metadata.parquet")
+    suffixes = {path.suffix.lower() for path in parts}
     return ".parquet" not in suffixes and not suffixes.isdisjoint(IMAGES)
 
 
@@ -34,16 +35,23 @@ def read_pictures(folder: Path) -> SourceFile:
         more = f" (the first {SHOWN} are shown)" if len(problems) > SHOWN else ""
         raise ManifestError(f"{folder}: {len(problems)} files without a pair{more}\n{shown}")
     images = [images[0] for images, _ in pairs.values()]
-    ids = [_NOT_IN_AN_ID.sub("-", stem.relative_to(folder).as_posix()) for stem in pairs]
+    ids = ids_of([stem.relative_to(folder).as_posix() for stem in pairs])
     columns = {
         "prompt": [_caption(stem) for stem in pairs],
         "image": [image.relative_to(folder).as_posix() for image in images],
     }
-    if len(set(ids)) == len(ids) and max(map(len, ids)) <= 128:
-        columns["row_id"] = ids  # else rows are numbered
+    if ids:
+        columns["row_id"] = ids
     kinds = pa.schema([(name, pa.string()) for name in columns])
     table = pa.table(columns, kinds)
     return SourceFile(folder, table, lambda row: str(images[row].relative_to(folder)))
+
+
+def ids_of(paths: Sequence[str]) -> list[str]:
+    """Row ids of these paths without endings; none where they would not be different or are too
+    long: then rows are numbered."""
+    ids = [_NOT_IN_AN_ID.sub("-", path) for path in paths]
+    return ids if len(set(ids)) == len(ids) and max(map(len, ids)) <= 128 else []
 
 
 _Pairs = dict[Path, tuple[list[Path], bool]]  # path without its ending -> images, is there a text

@@ -12,6 +12,7 @@ from batchgen.planning.manifests.cells import SourceFile
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.from_csv import read_csv
 from batchgen.planning.manifests.from_json import read_json_lines
+from batchgen.planning.manifests.from_metadata import metadata_of, read_metadata
 from batchgen.planning.manifests.from_pictures import holds_pictures, read_pictures
 from batchgen.planning.manifests.from_text import read_text
 from batchgen.planning.manifests.manifest import check_columns, open_manifest
@@ -35,7 +36,8 @@ def read_source(path: Path) -> SourceFile:
         raise ManifestError(f"{path}: no such file{near}")
     suffix = path.suffix.lower()
     if path.is_dir() and holds_pictures(path):
-        return read_pictures(path)
+        metadata = metadata_of(path)
+        return read_metadata(path, metadata, _table_of) if metadata else read_pictures(path)
     if path.is_dir() or suffix in _PARQUET:
         return _read_parquet(path)
     if suffix not in _READERS:
@@ -56,6 +58,12 @@ def _read_parquet(path: Path) -> SourceFile:
     manifest = open_manifest(path)
     extra = [name for name in manifest.columns if name not in REQUEST_COLUMNS]
     check_columns(manifest, extra)
+    return _table_of(path)
+
+
+def _table_of(path: Path) -> SourceFile:
+    """A Parquet file or folder of parts, whatever its columns are."""
+    manifest = open_manifest(path)
     schema = pa.schema([(name, manifest.column_type(name)) for name in manifest.columns])
 
     def batches() -> Iterator[pa.RecordBatch]:
