@@ -10,6 +10,7 @@ BatchgenError
     PromptTooLong       over the text encoder's limit under `model.prompt_overflow: error`
     NonFiniteOutput     NaN or infinity in the latents
     MediaError          the row's media file cannot be written
+    WrongSize           a pipeline drew another size than the row's
   KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
   DividedForwardFailed  a rank failed inside a forward that others share
@@ -69,6 +70,10 @@ class MediaError(RowError):
     """The row's media file could not be encoded or written."""
 
 
+class WrongSize(RowError):
+    """A pipeline that draws by itself returned frames of another size or number than asked for."""
+
+
 class KeysChanged(BatchgenError):
     """What a rank would draw with (weights, for example) is not what the row keys were made from.
     Nothing is drawn, and no row or machine is to blame."""
@@ -102,7 +107,7 @@ class EndedBySignal(KeyboardInterrupt):
         self.name, self.going_on = name, going_on
 
 
-FINAL_ERRORS = (PromptTooLong, NonFiniteOutput)  # another try would fail in the same way
+FINAL_ERRORS = (PromptTooLong, NonFiniteOutput, WrongSize)  # another try would fail in the same way
 
 
 def reason_of(error: OSError) -> str:

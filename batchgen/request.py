@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 Kind = Literal["text", "integer", "number", "image"]
 Image = NewType("Image", str)  # sha256 (hex) of a file in the run's `inputs/`
-Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde", "ddpm"]
+Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde", "ddpm", "own"]  # own: a pipeline's
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000  # the schedules are drawn from 1000 training timesteps

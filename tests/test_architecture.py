@@ -40,7 +40,7 @@ INSIDE = {
         {"contract", "devices"},
         {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts"},
         {"pictures"},
-        {"blocks", "recall", "rowcache"},
+        {"blocks", "recall", "rowcache", "singly"},
         {"team", "meter"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
         {"attention", "compiled"},

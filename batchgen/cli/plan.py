@@ -207,6 +207,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "layout": f"dp {layout.dp} x cfg {layout.cfg} x ulysses {layout.ulysses} x ring "
         f"{layout.ring}, memory {layout.memory}, {layout.precision}, attention {layout.attention}; "
         f"{layout.reason}",
+        **_family_note(config),
         **cache_lines(plan),
         "forecast": f"{_forecast(predicted)}, done in about "
         f"{duration(predicted.wall_hours * 3600)}",
@@ -218,6 +219,14 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
     for name, text in lines.items():
         table.add_row(name, escape(text))
     return table
+
+
+def _family_note(config: JobConfig) -> dict[str, str]:
+    """What is to be known of the model's family, if anything."""
+    from batchgen.config.capability import served_by
+
+    note = served_by(config.model).note
+    return {"family": note} if note else {}
 
 
 def _memory(config: JobConfig, predicted: Forecast) -> str:

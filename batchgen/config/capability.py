@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 
 from batchgen.config.caching import cache_rules
@@ -11,6 +11,7 @@ from batchgen.config.compiler import missing_compiler
 from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
 from batchgen.config.kernels import KERNELS, kernel_plan, legal_here
 from batchgen.config.schema import (
+    BatchConfig,
     CacheConfig,
     CompileConfig,
     JobConfig,
@@ -25,13 +26,15 @@ from batchgen.request import ROW_DEFAULTS, Field
 _COMPILE = CompileConfig()
 _CACHE = CacheConfig()
 _MEMORY = MemoryConfig()
+_BATCH = BatchConfig()
 
 
 def check_served(config: JobConfig) -> None:
     """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
     served = served_by(config.model)
     _check_cfg(config.system.parallel)
-    media: tuple[object, ...] = (family_spec(config.model.family).MEDIA,)
+    drawn = family_spec(config.model.family).MEDIA
+    media: tuple[object, ...] = ("video", "image") if drawn == "either" else (drawn,)
     _check_heads(config)
     _check_limit(config.system.memory, served)
     _check_components(config)
@@ -258,6 +261,10 @@ def _system(
         yield "system.memory.pin", memory.pin, (_MEMORY.pin,)
     for name, own in system.components.items():
         yield f"system.components.{name}.memory", own.memory, _memory_of(config.model, name, served)
+    yield "model.prompt_overflow", config.model.prompt_overflow, served.prompt_overflow
+    if not served.packs:  # rows go one by one
+        for name in (spec.name for spec in fields(BatchConfig)):
+            yield f"system.batch.{name}", getattr(system.batch, name), (getattr(_BATCH, name),)
     yield "system.attention", system.attention, served.attention
     between = tuple(name for name in served.attention if name != "auto")
     yield "system.attention_schedule.between", system.attention_schedule.between, (None, *between)

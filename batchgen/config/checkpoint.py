@@ -20,6 +20,7 @@ from batchgen.config.component import (
 )
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError, closest
+from batchgen.families.components import FindsComponents, components_of
 from batchgen.families.dims import ABSENT, stored_fields, stored_value
 from batchgen.families.family import Component, FamilySpec, family_spec
 
@@ -36,8 +37,7 @@ def check_checkpoint(model: ModelSpec) -> dict[str, list[Path]]:
     """
     folder = model.weights_folder
     family = family_spec(model.family)
-    components = family.COMPONENTS
-    if folder is None or not components:
+    if folder is None or not components_of(model):
         return {}
     try:
         return _checked(model, folder, family)
@@ -47,15 +47,23 @@ def check_checkpoint(model: ModelSpec) -> dict[str, list[Path]]:
 
 
 def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, list[Path]]:
-    components = family.COMPONENTS
+    components = components_of(model)
     _check_folder(model.weights, folder, components)
-    _check_index(folder, model.family, family)
-    files = {part.name: component_files(folder, part, model.variant) for part in components}
+    _check_index(folder, model, family)
+    files = loaded_files(model, folder)
     _check_variant(model, files)
     for part in components:
         _check_content(folder / part.name, part, files[part.name], model.variant)
     check_dimensions(model)
     return files
+
+
+def loaded_files(model: ModelSpec, folder: Path) -> dict[str, list[Path]]:
+    """The files of each component; where a pipeline of diffusers loads itself, its index too."""
+    parts = components_of(model)
+    files = {part.name: component_files(folder, part, model.variant) for part in parts}
+    found = isinstance(family_spec(model.family), FindsComponents)
+    return files | {INDEX: [folder / INDEX]} if found else files
 
 
 def _check_folder(weights: str, folder: Path, components: tuple[Component, ...]) -> None:
@@ -105,10 +113,10 @@ def _snapshots(folder: Path) -> list[Path]:
     return found
 
 
-def _check_index(folder: Path, name: str, family: FamilySpec) -> None:
+def _check_index(folder: Path, model: ModelSpec, family: FamilySpec) -> None:
     """Refuse a checkpoint that has more to it than the family loads. Without a model_index.json
     its folders tell."""
-    known = {part.name for part in family.COMPONENTS}
+    known, name = {part.name for part in components_of(model)}, model.family
     file = folder / INDEX
     if file.is_file() or file.is_symlink():
         index = read_json(file)
@@ -143,8 +151,10 @@ def _check_variant(model: ModelSpec, files: dict[str, list[Path]]) -> None:
 def _check_content(home: Path, part: Component, files: list[Path], variant: str | None) -> None:
     if part.kind == "tokenizer":
         _check_tokenizer(home, files)
-    elif part.kind == "processor":
-        read_json(files[0])
+    elif part.kind in ("processor", "files"):
+        for file in files:
+            if file.suffix == ".json":
+                read_json(file)
     elif part.kind == "scheduler":
         _check_scheduler(files[0], part.predicts)
     else:
@@ -245,7 +255,7 @@ def check_dimensions(model: ModelSpec) -> None:
     for name, stored in family.settings(read_json(index) if index.is_file() else {}).items():
         if stored != getattr(model.dims, name):
             raise _differs(index, name, stored, f"model.{name}", getattr(model.dims, name))
-    for component in family.COMPONENTS:
+    for component in components_of(model):
         file = config_file(folder, component)
         if component.kind == "tokenizer" or not component.dims or not file.is_file():
             continue

@@ -46,6 +46,8 @@ def component_files(folder: Path, component: Component, variant: str | None = No
         return [_present(home / "preprocessor_config.json")]
     if component.kind == "scheduler":
         return [_present(config_file(folder, component))]
+    if component.kind == "files":
+        return _files(home)
     if component.library == "transformers" and (home / _ADAPTER).exists():
         raise WeightsError(f"{home / _ADAPTER}: an adapter in the folder is not served")
     files = weight_files(home, component, variant_of(home, component, variant))
@@ -134,6 +136,18 @@ def _shards(index: Path) -> list[Path]:
         if not _is_there(index.parent / name):
             raise WeightsError(f"{index.parent / name}: is missing (named by {index.name})")
     return [index.parent / name for name in names]
+
+
+def _files(home: Path) -> list[Path]:
+    """All that are in a folder, but for what only people read."""
+    found = [path for path in sorted(home.rglob("*")) if not path.is_dir()]
+    files = [path for path in found if path.suffix != ".md" and not path.name.startswith(".")]
+    if not files:
+        raise WeightsError(f"{home}: is empty")
+    refuse_pickled(files)
+    for file in files:
+        refuse_pointer(_present(file))
+    return files
 
 
 def _tokenizer_files(home: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from batchgen.config.aliases import resolve_aliases
 from batchgen.config.build import build, to_mapping
 from batchgen.config.capability import check_served
-from batchgen.config.detect import AUTO, checkpoint_folder, detect
+from batchgen.config.detect import checkpoint_folder, detect, is_to_be_found
 from batchgen.config.limits import check_limit
 from batchgen.config.overrides import (
     GROUPS,
@@ -257,7 +257,7 @@ def _checked(
 
 def _detected(model: Any, roots: Sequence[Path]) -> Any:
     """The model with what its checkpoint says, if it is to be found out."""
-    if not isinstance(model, Mapping) or model.get("family") != AUTO:
+    if not isinstance(model, Mapping) or not is_to_be_found(model):
         return model
     given = {**model, "weights": _weights(str(model.get("weights")), roots)}
     return detect(given, checkpoint_folder(given))

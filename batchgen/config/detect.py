@@ -1,7 +1,12 @@
-"""`model=auto`: a model's family, dimensions and defaults from its checkpoint."""
+"""`model=auto`: a model's family, dimensions and defaults from its checkpoint.
+
+What no family serves goes through the generic one, if that can draw with it; `model=generic` asks
+for it by name.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,8 +18,17 @@ from batchgen.config.component import config_file, read_json
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.dims import ABSENT, stored_names, stored_value
 from batchgen.families.family import Component, FamilySpec, family_names, family_spec
+from batchgen.families.generic import spec as generic
+from batchgen.families.generic.checkpoint import count_weights, picture_sizes
 
-AUTO = "auto"
+log = logging.getLogger(__name__)
+AUTO, GENERIC = "auto", "generic"
+
+
+def is_to_be_found(model: Mapping[str, Any]) -> bool:
+    """Whether a model's checkpoint is still to be asked what it is."""
+    family = model.get("family")
+    return family == AUTO or (family == GENERIC and "pipeline" not in model)
 
 
 def detect(model: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -24,17 +38,23 @@ def detect(model: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     that are served.
     """
     index = _index(folder)
-    name, spec = _family(index, folder)
+    name, spec = _generic(index, folder) if model["family"] == GENERIC else _family(index, folder)
     given = {key: value for key, value in model.items() if value is not None}
     known = {field.name for field in fields(spec.Dims)}
-    dims = _merged(_dims(spec, folder, index), {k: v for k, v in given.items() if k in known})
+    found = _dims(spec, folder, index)
+    if name == GENERIC:
+        parts = generic.components_in(found["parts"])
+        weights = count_weights(folder, parts, given.get("variant"))
+        found |= {"part_weights": weights, **picture_sizes(folder)}
+    dims = _merged(found, {k: v for k, v in given.items() if k in known})
     typed: Any = build(spec.Dims, dims, "model")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     stored = read_json(scheduler) if scheduler.is_file() else {}
     defaults = _merged(asdict(spec.defaults(typed, stored)), given.get("request_defaults") or {})
-    named = given["name"] if given.get("name") not in (None, AUTO) else folder.name
-    found = {"name": named, "family": name, "request_defaults": defaults}
-    return {"media": spec.MEDIA, **given, **dims, **found}
+    named = given["name"] if given.get("name") not in (None, AUTO, GENERIC) else folder.name
+    media = generic.media(typed) if name == GENERIC else spec.MEDIA
+    last = {"name": named, "family": name, "request_defaults": defaults}
+    return {"media": media, **given, **dims, **last}
 
 
 def checkpoint_folder(model: Mapping[str, Any]) -> Path:
@@ -44,7 +64,8 @@ def checkpoint_folder(model: Mapping[str, Any]) -> Path:
         return Path(__file__).parents[1] / "tiny" / "weights"
     if not isinstance(weights, str) or weights == "random":
         raise ConfigError(
-            f"model.weights: {weights}, but model=auto needs a folder in diffusers layout"
+            f"model.weights: {weights}, but model={model['family']} needs a folder in diffusers "
+            "layout"
         )
     return Path(weights)
 
@@ -52,7 +73,7 @@ def checkpoint_folder(model: Mapping[str, Any]) -> Path:
 def _index(folder: Path) -> dict[str, Any]:
     file = folder / INDEX
     if not file.is_file():
-        raise WeightsError(f"{file}: is missing; model=auto needs a folder in diffusers layout")
+        raise WeightsError(f"{file}: is missing; a model is found in a folder in diffusers layout")
     return read_json(file)
 
 
@@ -62,9 +83,22 @@ def _family(index: Mapping[str, Any], folder: Path) -> tuple[str, FamilySpec]:
         if spec.serves(index):
             _check_classes(spec, index, folder)
             return name, spec
-    served = ", ".join(sorted({spec.PIPELINE for spec in map(family_spec, family_names())} - {""}))
     kind = index.get("_class_name", "a pipeline without a name")
-    raise WeightsError(f"{folder / INDEX}: {kind} with these parts is not served; served: {served}")
+    if why := generic.refusal(index):
+        pipelines = {spec.PIPELINE for spec in map(family_spec, family_names())} - {""}
+        raise WeightsError(
+            f"{folder / INDEX}: {kind} with these parts is not served; served: "
+            f"{', '.join(sorted(pipelines))}; nor does model=generic take it: {why}"
+        )
+    log.warning("%s: %s goes through the generic family, one row at a time", folder / INDEX, kind)
+    return GENERIC, family_spec(GENERIC)
+
+
+def _generic(index: Mapping[str, Any], folder: Path) -> tuple[str, FamilySpec]:
+    if why := generic.refusal(index):
+        kind = index.get("_class_name", "a pipeline without a name")
+        raise WeightsError(f"{folder / INDEX}: model=generic does not take {kind}: {why}")
+    return GENERIC, family_spec(GENERIC)
 
 
 def _check_classes(spec: FamilySpec, index: Mapping[str, Any], folder: Path) -> None:
@@ -75,8 +109,12 @@ def _check_classes(spec: FamilySpec, index: Mapping[str, Any], folder: Path) -> 
             found = ".".join(map(str, entry)) if isinstance(entry, list) else "not there"
             raise WeightsError(
                 f"{folder / INDEX}: {component.name} is {found}, but {spec.PIPELINE} is served "
-                f"with {component.loads}"
+                f"with {component.loads}{_instead(index)}"
             )
+
+
+def _instead(index: Mapping[str, Any]) -> str:
+    return "" if generic.refusal(index) else "; model=generic draws with what is there"
 
 
 def _dims(spec: FamilySpec, folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
@@ -16,14 +16,23 @@ from batchgen.families.family import family_code, family_spec
 from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
 
+Moved = Callable[[], object]  # told of each component that is loaded
+
 
 class FamilyEngine(Protocol):
-    """`model.py` of a family with an engine of its own."""
+    """`model.py` of a family with an engine of its own that needs no torch."""
 
     def renderer(self, system: SystemConfig, host: str) -> Renderer: ...
 
 
-Moved = Callable[[], object]  # told of each component that is loaded
+@runtime_checkable
+class DeviceEngine(Protocol):
+    """`model.py` of a family with an engine of its own on a device."""
+
+    def load(
+        self, model: ModelSpec, system: SystemConfig, layout: Layout, device: str, moved: Moved
+    ) -> Renderer:
+        """Load the weights and be ready to render on a torch device. Raises WeightsError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +59,14 @@ def choose_engine(
     texts: KeptTexts | None = None,
     images: Read = no_images,
 ) -> EngineChoice:
-    """The engine for one rank of a node with that many. A family with an engine of its own needs no
-    torch; every other one is torch's. `tables`, `images` and `texts` are as in `Engine.load`.
+    """The engine for one rank of a node with that many: the family's own if it has one, else the
+    common one. `tables`, `images` and `texts` are as in `Engine.load`.
 
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
-    if family_spec(model.family).OWN_ENGINE:
-        return _own_engine(model, system, host)
+    own = family_code(model.family) if family_spec(model.family).OWN_ENGINE else None
+    if own is not None and not isinstance(own, DeviceEngine):
+        return _light_engine(cast(FamilyEngine, own), system, host)
     from batchgen.engine.devices import device as devices
     from batchgen.engine.engine import Engine
 
@@ -81,17 +91,20 @@ def choose_engine(
             texts=texts,
         )
 
-    return EngineChoice(
+    choice = EngineChoice(
         devices.device_name(where),
         f"{where.type} {obeyed.precision}",
         load,
         lambda moved, team: partial(load(moved, team).follow, moved),
         devices.device_id(where),
     )
+    if own is None:
+        return choice
+    alone = partial(own.load, model, system, obeyed, device)
+    return replace(choice, load=lambda moved, team: alone(moved), follow=_alone)
 
 
-def _own_engine(model: ModelSpec, system: SystemConfig, host: str) -> EngineChoice:
-    own = cast(FamilyEngine, family_code(model.family))
+def _light_engine(own: FamilyEngine, system: SystemConfig, host: str) -> EngineChoice:
     return EngineChoice("cpu", "none", lambda moved, team: own.renderer(system, host), _alone)
 
 

@@ -60,6 +60,10 @@ class Capabilities:
     columns: tuple[str, ...] = ("guidance_scale",)  # those that only some models read
     needs: tuple[str, ...] = ()  # of these, those that no row may leave out
     unread: tuple[str, ...] = ()  # those that all others read
+    packs: bool = True  # rows share forwards
+    prompt_overflow: tuple[str, ...] = ("truncate", "error")
+    costs_known: bool = True  # False: until rows were measured they are a guess
+    note: str = ""  # what `plan` says of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,8 @@ class Component:
     """One folder of a checkpoint in diffusers layout."""
 
     name: str  # name of the folder
-    # a scheduler is settings alone
-    kind: Literal["model", "tokenizer", "processor", "scheduler"] = "model"
+    # a scheduler is settings alone; `files`: all that are in its folder
+    kind: Literal["model", "tokenizer", "processor", "scheduler", "files"] = "model"
     loads: str  # class that loads it: `library.Class`
     model_type: str = ""  # `model_type` in config.json of a transformers model
     stage: Stage  # when it has to be on the device
@@ -110,26 +114,6 @@ class Component:
         return self.loads.rpartition(".")[2]
 
 
-@dataclass(frozen=True, slots=True)
-class ComponentBytes:
-    """Bytes of the loaded weights: (component, stage, bytes)."""
-
-    parts: tuple[tuple[str, Stage, int], ...]
-
-    @property
-    def total(self) -> int:
-        return sum(size for _, _, size in self.parts)
-
-    @property
-    def expert(self) -> int:
-        """One transformer, the larger one of two."""
-        return max((size for _, stage, size in self.parts if stage == "denoise"), default=0)
-
-    def of(self, stage: Stage) -> int:
-        """All components of a stage together."""
-        return sum(size for _, at, size in self.parts if at == stage)
-
-
 class Scales(Protocol):
     """The guidance scales of one row, or of many rows as arrays."""
 
@@ -146,7 +130,7 @@ class FamilySpec(Protocol):
     COMPONENTS: tuple[Component, ...]
     Dims: type  # dataclass: one field per component, and further dimensions
     PIPELINE: str  # diffusers' class, as in model_index.json; "" for none
-    MEDIA: Literal["video", "image"]
+    MEDIA: Literal["video", "image", "either"]
     OWN_ENGINE: bool  # `model.py` holds an engine (`FamilyEngine`), not a model for the common one
 
     def capabilities(self, model: ModelSpec) -> Capabilities: ...
@@ -214,20 +198,12 @@ class FamilySpec(Protocol):
         """Peak bytes beside the weights while one row is decoded."""
 
 
-def component_bytes(model: ModelSpec) -> ComponentBytes:
-    """Bytes of each component in the precision in which it runs on an accelerator."""
-    spec = family_spec(model.family)
-    return ComponentBytes(
-        tuple(
-            (
-                part.name,
-                part.stage,
-                spec.parameters(model, part.name) * (4 if part.float32 else BYTES[model.dtype]),
-            )
-            for part in spec.COMPONENTS
-            if part.kind == "model"
-        )
-    )
+@runtime_checkable
+class DrawsByItself(Protocol):
+    """A `spec.py` of rows that a pipeline draws, whose version counts."""
+
+    def in_key(self, model: ModelSpec) -> str:
+        """What decides pixels beside the request and the checkpoint."""
 
 
 def share_computed(model: ModelSpec, bucket: Bucket, blocks: Blocks) -> float:

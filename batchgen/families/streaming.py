@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.components import components_of
 from batchgen.families.family import BYTES, Component, Stage, family_spec
 from batchgen.records import MemoryMode, Precision
 
@@ -25,7 +26,7 @@ def places_of(model: ModelSpec, memory: MemoryMode, own: Places) -> Places:
 
 def weighty(model: ModelSpec) -> tuple[Component, ...]:
     """The components of a model that have weights."""
-    return tuple(c for c in family_spec(model.family).COMPONENTS if c.kind == "model")
+    return tuple(part for part in components_of(model) if part.kind == "model")
 
 
 def told(own: Places) -> str:

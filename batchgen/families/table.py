@@ -35,6 +35,21 @@ HEAD = (
 )  # fmt: skip
 _CACHES = tuple(name for name in (*OUTPUT_CACHES, *BLOCK_CACHES) if name != "none")
 _NO = "-"
+# What a checkpoint would say of a model that has no preset with dimensions.
+_FOUND = {
+    "generic": {
+        "weights": "random",
+        "pipeline": "PixArtSigmaPipeline",
+        "parts": {},
+        "part_weights": {},
+        "request_defaults": {
+            **dict.fromkeys(("width", "height"), 1024),
+            **dict.fromkeys(("num_frames", "fps"), 1),
+            "num_steps": 20,
+            "guidance_scale": 4.5,
+        },
+    }
+}
 
 
 def table() -> str:
@@ -54,8 +69,9 @@ def presets() -> dict[str, list[ModelSpec]]:
     found: dict[str, list[ModelSpec]] = defaultdict(list)
     for file in sorted((CONF / "model").glob("*.yaml")):
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if content["family"] != "auto":
-            found[content["family"]].append(build(ModelSpec, content, "model"))
+        family = content["family"]
+        if family != "auto":
+            found[family].append(build(ModelSpec, content | _FOUND.get(family, {}), "model"))
     return found
 
 
@@ -80,8 +96,8 @@ def _cells(name: str, served: Sequence[Capabilities]) -> tuple[str, ...]:
     ]
     return (
         f"`{name}`",
-        spec.MEDIA,
-        _NO if spec.OWN_ENGINE else "yes",
+        spec.MEDIA if spec.MEDIA != "either" else "image or video",
+        _yes(any(one.packs for one in served)),
         ", ".join(f"{c} (needed)" if c in needed else c for c in images) or _NO,
         _yes("lora" in columns),
         _caches({cache for one in served for cache in one.cache_strategies}),

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
-from batchgen.families.family import component_bytes, family_spec
+from batchgen.families.components import component_bytes
+from batchgen.families.family import family_spec
 from batchgen.request import Bucket
 
 _TRANSFORMER_EFFICIENCY = 0.55

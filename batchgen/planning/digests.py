@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from batchgen.config.checkpoint import check_checkpoint
-from batchgen.config.component import component_files, read_json
+from batchgen.config.checkpoint import INDEX, check_checkpoint, loaded_files
+from batchgen.config.component import read_json
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
-from batchgen.families.family import family_spec
+from batchgen.families.components import components_of
 
 HashMode = Literal["sampled", "full"]
 Stamps = list[tuple[str, int, int, int, int]]
@@ -63,7 +63,7 @@ def checkpoint_digest(
     cache = _DigestCache()
     weights, tokenizer = hashlib.sha256(mode.encode()), hashlib.sha256()
     found = {}
-    components = family_spec(model.family).COMPONENTS
+    components = components_of(model)
     tokenizers = {part.name for part in components if part.kind == "tokenizer"}
     for part, files in check_checkpoint(model).items():
         for file in files:
@@ -81,7 +81,7 @@ def checkpoint_digest(
 
 def _digest(file: Path, mode: str, cache: _DigestCache | None) -> str:
     try:
-        if file.name.endswith("config.json"):
+        if file.name.endswith("config.json") or file.name == INDEX:
             return _config_digest(file)
         if file.suffix != ".safetensors":
             return _sha(file.read_bytes())
@@ -96,8 +96,7 @@ def stamps(model: ModelSpec) -> Stamps:
     folder = model.weights_folder
     if folder is None:
         return []
-    parts = family_spec(model.family).COMPONENTS
-    files = [file for part in parts for file in component_files(folder, part, model.variant)]
+    files = [file for some in loaded_files(model, folder).values() for file in some]
     return [(str(file), *_stamp(file)) for file in files]
 
 

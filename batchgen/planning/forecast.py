@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from batchgen.config.capability import served_by
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.planning.calibrate import Calibration
@@ -20,6 +21,11 @@ from batchgen.words import hours_name
 
 # Figures of a profile are no measurement: an engine may reach half or twice of the assumed rate.
 _PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0
+_GUESS_LOW, _GUESS_HIGH = 0.1, 10.0
+_GUESS = (
+    "a guess: what a row costs here, and takes beside the weights, is not known before some were "
+    "drawn; later plans measure it by them"
+)
 _WALL_SHARE = 0.8  # of the wall-time limit that a shard is cut for
 _JOURNAL_BYTES = 1500  # start and commit lines of a row
 _CATALOG_BYTES = 800
@@ -61,7 +67,8 @@ def forecast(
         pilot_s = sum(pilot.cost_s for pilot in plan.pilots)
         busy, idle_start = busy + pilot_s, idle_start + start_up
         ahead = pilot_s + start_up
-    low, high = _interval(calibration)
+    guessed = calibration is None and not served_by(job.model).costs_known
+    low, high = (_GUESS_LOW, _GUESS_HIGH) if guessed else _interval(calibration)
     media_bytes, media_files = _media(job, plan.buckets)
     disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
     at_work = layout.ranks_of_a_replica * min(layout.dp, max(1, plan.unique_rows))
@@ -69,7 +76,7 @@ def forecast(
         gpu_hours=(busy + idle_start) / 3600,
         low=(busy * low + idle_start) / 3600,
         high=(busy * high + idle_start) / 3600,
-        basis=_basis(job, calibration),
+        basis=_GUESS if guessed else _basis(job, calibration),
         wall_hours=(busy / at_work + start_up * max(1, shards / layout.groups) + ahead) / 3600,
         shards=shards,
         layout=layout,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from batchgen.config.kernels import in_key
 from batchgen.config.schema import JobConfig
 from batchgen.errors import RunStateError
-from batchgen.families.family import family_spec
+from batchgen.families.family import DrawsByItself, family_spec
 from batchgen.planning.digests import CheckpointDigest, checkpoint_digest
 from batchgen.request import ALWAYS_IN_KEY, REQUEST_FIELDS, Field, Request
 
@@ -50,10 +50,13 @@ class KeyContext:
     store_dtype: str
     tiled_vae: str
     attention: str  # `exact` for kernels that compute the same function
+    pipeline: str = ""  # of diffusers, that draws rows itself: class, version, arguments
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for run.json and the plan's metadata."""
-        return asdict(self)
+        """Plain values for run.json and the plan's metadata. Without a pipeline there is no key, as
+        in keys that were made before there were any."""
+        plain = asdict(self)
+        return plain if self.pipeline else {k: v for k, v in plain.items() if k != "pipeline"}
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> KeyContext:
@@ -89,6 +92,7 @@ _SETTINGS = {
     "store_dtype": "system.memory.store_dtype",
     "tiled_vae": "system.vae.tiled",
     "attention": "system.attention and system.attention_schedule",
+    "pipeline": "model.params, or the installed diffusers",
 }
 
 
@@ -118,6 +122,7 @@ def context_of(config: JobConfig, checkpoint: CheckpointDigest) -> KeyContext:
         store_dtype=system.memory.store_dtype,
         tiled_vae=f"{system.vae.tile} {system.vae.stride}" if tiled else "off",
         attention=in_key(system),
+        pipeline=family.in_key(model) if isinstance(family, DrawsByItself) else "",
     )
 
 

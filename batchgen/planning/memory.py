@@ -48,7 +48,10 @@ def residencies(job: JobConfig) -> tuple[MemoryMode, ...]:
     memory = job.system.memory
     if memory.mode != "auto":
         return (memory.mode,)
-    streams = "stream" in served_by(job.model).memory_modes
+    served = served_by(job.model).memory_modes
+    if "model" not in served:
+        return ("resident",)
+    streams = "stream" in served
     disk: tuple[MemoryMode, ...] = ("disk",) if _disk_helps(job) else ()
     if streams and memory.vram_limit == 0:
         return ("stream", *disk)

@@ -29,10 +29,10 @@ from batchgen.engine.memory.stream import Feed
 from batchgen.engine.parallel.dispatch import attend_through
 from batchgen.engine.parallel.sequence import named
 from batchgen.errors import ConfigError
+from batchgen.families.components import component_bytes
 from batchgen.families.family import (
     FamilySpec,
     Item,
-    component_bytes,
     family_code,
     family_names,
     family_spec,

@@ -14,7 +14,8 @@ from batchgen.bench.cache.draw import draw
 from batchgen.bench.gpu.figures import Kit
 from batchgen.bench.gpu.subjects import clip, eager_twin, engine, flux, row, still, wan
 from batchgen.engine.devices.selftest import pack_equals_solo
-from batchgen.families.family import component_bytes, family_spec
+from batchgen.families.components import component_bytes
+from batchgen.families.family import family_spec
 from batchgen.media.quality import psnr
 from batchgen.numerics.solver import reference_scheduler
 from batchgen.request import Bucket

@@ -10,33 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+from collections.abc import Callable
 
 import numpy as np
 
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source, never, unheard
-from batchgen.engine.lane import Lane
+from batchgen.engine.singly import Drawn, Singly
 from batchgen.errors import ConfigError
-from batchgen.records import Rendered, RowStats, StageSeconds
+from batchgen.records import RowStats, StageSeconds
 from batchgen.request import Request
 
 SLOW = "BATCHGEN_NULL_SLOW"
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A row in flight."""
-
-    request: Request
-    step: int = 0
-    restored: int = 0  # steps taken by an earlier attempt
-    seconds: float = 0.0
-    digest: bytes = b""
-    error: Exception | None = None
 
 
 def renderer(system: SystemConfig, host: str) -> NullEngine:
@@ -62,124 +48,46 @@ class NullEngine:
         clock: Clock | None = None,
     ) -> EngineReport:
         """Render one row after the other; a background thread delivers finished rows."""
-        return _Render(self, source, sink, stop, moved, clock or Clock()).run()
+        return Singly(self, source, sink, stop, moved, clock or Clock()).run()
 
-
-@dataclass(slots=True, eq=False)
-class _Render:
-    engine: NullEngine
-    source: Source
-    sink: Sink
-    stop: Callable[[], bool]
-    moved: Callable[[], object]
-    clock: Clock
-    finished: int = 0
-    failed: int = 0
-    saved: int = 0
-    abandoned: int = 0
-    steps: int = 0
-    deliver_s: float = 0.0
-
-    def run(self) -> EngineReport:
-        begin, before = perf_counter(), self.clock.read()
-        with Lane(self._deliver, overlap=True, moved=self.moved) as lane:
-            while not self.stop():
-                lane.check()
-                requests = self.source.take(1)
-                if not requests:
-                    break
-                row = self._draw(requests[0])
-                if row is not None:
-                    lane.put(row)
-        wall, now = perf_counter() - begin, self.clock.read()
-        return EngineReport(
-            rows_finished=self.finished,
-            rows_failed=self.failed,
-            rows_abandoned=self.abandoned,
-            rows_saved=self.saved,
-            wall_s=wall,
-            denoise_s=now.denoise - before.denoise,
-            deliver_s=self.deliver_s,
-            idle_s=now.waiting - before.waiting,
-            ticks=self.steps,
-            forwards=self.steps,
-            items=self.steps,
-        )
-
-    def _draw(self, request: Request) -> _Row | None:
-        """The row after its last step, or with its error; None if it was stopped before."""
-        self.sink.started(request)
-        row = _Row(request, digest=request.seed.to_bytes(8, "big"))
-        before = self.clock.read().busy
-        with self.clock.on("denoise"):
-            try:
-                self._restore(row)
-                done = self._walk(row)
-            except Exception as error:
-                row.error, done = error, True
-        row.seconds = self.clock.read().busy - before
-        self.clock.share({request.row_index: row.seconds})
-        if done:
-            return row
-        self.abandoned += 1
-        if row.step:
-            self.saved += 1
-            state = {"digest": np.frombuffer(row.digest, np.uint8)}
-            self.sink.saved(request, Snapshot(row.step, row.seconds, state))
-        return None
-
-    def _restore(self, row: _Row) -> None:
-        snapshot = self.source.restore(row.request)
+    def draw(self, request: Request, snapshot: Snapshot | None, stop: Callable[[], bool]) -> Drawn:
+        """Take the remaining steps, each in its predicted time (see `singly.Drawer`)."""
+        step, digest = 0, request.seed.to_bytes(8, "big")
         if snapshot is not None and "digest" in snapshot.arrays:
-            row.step = row.restored = snapshot.step
-            row.digest = snapshot.arrays["digest"].tobytes()
-
-    def _walk(self, row: _Row) -> bool:
-        """Take the remaining steps; False if stopped before the last."""
-        step_s = row.request.cost_s / row.request.num_steps * self.engine.pace
+            step, digest = snapshot.step, snapshot.arrays["digest"].tobytes()
+        restored, step_s = step, request.cost_s / request.num_steps * self.pace
         due = time.monotonic()
-        while row.step < row.request.num_steps:
-            if self.stop():
-                return False
+        while step < request.num_steps:
+            if stop():
+                state = {"digest": np.frombuffer(digest, np.uint8)}
+                return Drawn(step, restored, state=state)
             due += step_s  # counted from the last due time, so late wake-ups do not add up
             time.sleep(max(0.0, due - time.monotonic()))
-            row.digest = hashlib.sha256(row.digest).digest()
-            row.step += 1
-            self.steps += 1
-        return True
+            digest = hashlib.sha256(digest).digest()
+            step += 1
+        return Drawn(step, restored, frames=_noise(request, digest))
 
-    def _deliver(self, rows: Sequence[_Row]) -> None:
-        (row,) = rows
-        begin = perf_counter()
-        if row.error is not None:
-            self.failed += 1
-            self.sink.failed(row.request, row.error, self._stats(row))
-        else:
-            self.finished += 1
-            self.sink.finished(Rendered(row.request, _noise(row), self._stats(row)))
-        self.deliver_s += perf_counter() - begin
-
-    def _stats(self, row: _Row) -> RowStats:
-        computed = row.step - row.restored
-        step_s = row.seconds / computed if computed else 0.0
-        branches = 1 + (row.request.guidance_scale > 1.0)
+    def stats(self, request: Request, drawn: Drawn, seconds: float) -> RowStats:
+        """All its seconds are denoising."""
+        computed = drawn.steps - drawn.restored
+        step_s = seconds / computed if computed else 0.0
+        branches = 1 + (request.guidance_scale > 1.0)
         return RowStats(
-            stages=StageSeconds(denoise=row.seconds),
-            steps_total=row.request.num_steps * branches,
+            stages=StageSeconds(denoise=seconds),
+            steps_total=request.num_steps * branches,
             steps_computed=float(computed * branches),
-            steps_restored=row.restored,
+            steps_restored=drawn.restored,
             step_p50_s=step_s,
             step_p95_s=step_s,
             batch_size_mean=1.0,
-            determinism=self.engine.determinism,
+            determinism=self.determinism,
             attention_kernel="none",
             device="cpu",
         )
 
 
-def _noise(row: _Row) -> np.ndarray:
-    request = row.request
-    dice = np.random.default_rng(int.from_bytes(row.digest, "big"))
+def _noise(request: Request, digest: bytes) -> np.ndarray:
+    dice = np.random.default_rng(int.from_bytes(digest, "big"))
     shape = (request.num_frames, request.height, request.width, 3)
     return dice.integers(0, 256, shape, np.uint8)
 

@@ -14,7 +14,8 @@ from batchgen.config.checkpoint import check_dimensions
 from batchgen.config.compose import CONF, compose_job
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.family import component_bytes, family_spec
+from batchgen.families.components import component_bytes
+from batchgen.families.family import family_spec
 from batchgen.numerics.solver import schedule
 from batchgen.request import Bucket
 

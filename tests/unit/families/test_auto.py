@@ -121,8 +121,11 @@ def test_what_nobody_serves_is_refused_with_what_is(
 
     pipelines = {family_spec(name).PIPELINE for name in family_names()} - {""}
     served = f"is not served; served: {', '.join(sorted(pipelines))}"
-    with pytest.raises(WeightsError, match=f"SanaPipeline with these parts {served}"):
-        auto(changed(small_folder, _class_name="SanaPipeline"))
+    unknown = changed(small_folder, _class_name="NoPipeline")
+    with pytest.raises(WeightsError, match=f"NoPipeline with these parts {served}; nor does "):
+        auto(unknown)
+    with pytest.raises(WeightsError, match=r"model=generic take it: the installed .* has no NoP"):
+        auto(unknown)
     with pytest.raises(
         WeightsError, match=r"text_encoder is transformers\.GemmaModel, but WanPipeline is"
     ):
