@@ -112,7 +112,7 @@ def loaded(request: pytest.FixtureRequest, one_thread: None) -> Loaded:
 
 def test_the_folder_is_the_registry() -> None:
     own = {name for name in family_names() if family_spec(name).OWN_ENGINE}
-    assert own == {"null"}
+    assert own == {"null", "generic"}
     assert set(SPECS) == set(BUCKETS) == set(family_names()) - own
 
 

@@ -38,6 +38,12 @@ class Argument:
         """Whether a job could write a value of it."""
         return not any(word in self.annotation for word in _OF_OBJECTS)
 
+    @property
+    def is_tuple(self) -> bool:
+        """Whether a list would not do, as of a size that the call adds to others."""
+        wanted = self.annotation.casefold()
+        return isinstance(self.default, tuple) or ("tuple" in wanted and "list" not in wanted)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from batchgen.families.generic.call import UNREAD, Call
@@ -73,6 +74,14 @@ def filled(call: Call, values: dict[str, Any]) -> dict[str, Any]:
             continue
         given[name] = _as_argument(value, default)
     return given
+
+
+def set_by_job(call: Call, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments from a job, where pairs are lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) and call.arguments[name].is_tuple else value
+        for name, value in params.items()
+    }
 
 
 def _as_argument(value: Any, default: Any) -> Any:

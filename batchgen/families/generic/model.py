@@ -23,7 +23,7 @@ from batchgen.engine.devices import device as devices
 from batchgen.engine.singly import Drawn, Singly
 from batchgen.errors import WeightsError, WrongSize
 from batchgen.families.generic.call import call_of
-from batchgen.families.generic.columns import filled
+from batchgen.families.generic.columns import filled, set_by_job
 from batchgen.families.generic.spec import dims
 from batchgen.records import Layout, RowStats, StageSeconds
 from batchgen.request import Request
@@ -116,7 +116,7 @@ class PipelineEngine:
         return {
             "prompt": request.prompt,
             **filled(self.call, asdict(request)),
-            **self.params,
+            **set_by_job(self.call, self.params),
             "generator": torch.Generator("cpu").manual_seed(request.seed),
             "output_type": "pil",
         }

@@ -105,7 +105,8 @@ def _check_params(name: str, call: Call, params: Mapping[str, Any]) -> None:
 
 def _check_kind(key: str, value: Any, default: Any, pipeline: str) -> None:
     """What a call has a plain default for is of that kind."""
-    kinds = (int, float) if isinstance(default, float) else (type(default),)
+    alike = ((int, float), (list, tuple))
+    kinds = next((kinds for kinds in alike if type(default) is kinds[1]), (type(default),))
     if default is None or default is UNREAD or type(value) in kinds:
         return
     wanted = " or ".join(kind.__name__ for kind in kinds)

@@ -20,7 +20,7 @@ from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.components import component_bytes
 from batchgen.families.generic import spec as generic
 from batchgen.families.generic.call import UNREAD, call_of
-from batchgen.families.generic.columns import filled
+from batchgen.families.generic.columns import filled, set_by_job
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import KeyContext, key_context, row_key
 
@@ -108,6 +108,15 @@ def test_columns_fill_the_arguments_that_a_call_has() -> None:
     assert "negative_prompt" not in filled(call_of("StableDiffusionXLPipeline"), row)
     rate = filled(call_of("SkyReelsV2DiffusionForcingPipeline"), row | {"fps": 24.0})["fps"]
     assert rate == 24 and isinstance(rate, int)
+
+
+def test_pairs_of_a_job_are_tuples_where_the_call_adds_them_up() -> None:
+    call = call_of("StableDiffusionXLPipeline")
+    assert set_by_job(call, {"target_size": [64, 32], "clip_skip": 1}) == {
+        "target_size": (64, 32),
+        "clip_skip": 1,
+    }
+    assert set_by_job(call_of("SanaPipeline"), {"sigmas": [1.0]}) == {"sigmas": [1.0]}
 
 
 def test_what_a_checkpoint_says_becomes_the_model(folder: Path) -> None:
