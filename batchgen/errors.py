@@ -11,11 +11,13 @@ BatchgenError
     NonFiniteOutput     NaN or infinity in the latents
     MediaError          the row's media file cannot be written
     WrongSize           a pipeline drew another size than the row's
+    OutOfMemory         the device has no room, on any rung of the memory ladder
   KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
   DividedForwardFailed  a rank failed inside a forward that others share
   SickNode              row after row of an attempt failed; it ends and leaves the rest
   ReplicaFailed         one rank of a replica failed where the others waited for it, or is gone
+    ReplicaOutOfMemory  ... out of its device's memory, and the next attempt takes less of it
 EndedBySignal           a signal ends this process (no Exception, as KeyboardInterrupt)
 """
 
@@ -74,6 +76,10 @@ class WrongSize(RowError):
     """A pipeline that draws by itself returned frames of another size or number than asked for."""
 
 
+class OutOfMemory(RowError):
+    """The device has no room for one row, or for the model, whatever was tried. Says what was."""
+
+
 class KeysChanged(BatchgenError):
     """What a rank would draw with (weights, for example) is not what the row keys were made from.
     Nothing is drawn, and no row or machine is to blame."""
@@ -96,6 +102,15 @@ class SickNode(BatchgenError):
 class ReplicaFailed(BatchgenError):
     """A rank of a replica raised inside a forward that all its ranks share, died or fell silent:
     the attempt ends on all of them. Says which rank, which rows and in which collective."""
+
+    def __init__(self, text: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(text)
+        self.out_of_memory = out_of_memory  # of that rank's device
+
+
+class ReplicaOutOfMemory(ReplicaFailed):
+    """A rank was out of its device's memory, and the journal says what the next attempt does about
+    it: no row is to blame."""
 
 
 class EndedBySignal(KeyboardInterrupt):

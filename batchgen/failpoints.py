@@ -1,11 +1,13 @@
 """Named crash points for the durability tests.
 
 `BATCHGEN_FAILPOINT="name:n:action,..."` acts at the n-th pass of the point `name` (1-based; `*` =
-every pass): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `enospc` raises OSError
-ENOSPC, `stop` sends SIGSTOP, `sleep52` sleeps 52 s whatever signals come, `hog` takes memory until
-this process is killed. Beside the steps of a commit there are `row.<row_id>` and `host.<host>`,
-where a row begins; of rank N of a replica `meet.N`, `forward.N`, `collective.N` and `report.N`
-(orders are applied). Without the variable a point costs one dictionary look-up.
+every pass): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `oom` what torch
+raises for want of device memory, `enospc` raises OSError ENOSPC, `stop` sends SIGSTOP, `sleep52`
+sleeps 52 s whatever signals come, `hog` takes memory until this process is killed. Beside the steps
+of a commit there are `row.<row_id>` and `host.<host>`, where a row begins; of rank N of a replica
+`meet.N`, `forward.N`, `collective.N` and `report.N` (orders are applied); and where device memory
+is asked for, `memory.move` (of a component), `memory.encode`, `memory.denoise` and `memory.decode`.
+Without the variable a point costs one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ _passes: Counter[str] = Counter()
 
 def failpoint(name: str) -> None:
     """Act here if the environment asks for it; otherwise do nothing."""
-    for point, nth, action in _wanted():
-        if point == name:
-            _passes[name] += 1
-            if nth == "*" or _passes[name] == int(nth):
-                _act(name, action)
+    here = [(nth, action) for point, nth, action in _wanted() if point == name]
+    if here:
+        _passes[name] += 1
+    for nth, action in here:
+        if nth == "*" or _passes[name] == int(nth):
+            _act(name, action)
 
 
 def is_armed(name: str) -> bool:
@@ -49,6 +52,10 @@ def _act(name: str, action: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "raise":
         raise RuntimeError(f"failpoint {name}")
+    elif action == "oom":
+        from torch import OutOfMemoryError
+
+        raise OutOfMemoryError(f"failpoint {name}")
     elif action == "enospc":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     elif action.startswith("sleep"):

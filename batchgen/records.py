@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Status = Literal["ok", "failed", "quarantined", "pending"]
 Determinism = Literal["strict", "throughput"]
 MemoryMode = Literal["resident", "model", "stream", "disk"]
+# What a replica takes to when its device is out of memory, in this order: what is merely kept is
+# let go; fewer items share a forward, or rows a decode; components are there for their stage alone;
+# their blocks stream.
+Rung = Literal["free", "smaller", "model", "stream"]
 Precision = Literal["bfloat16", "float16", "float32"]
 # Rows that are decoded together, at most, and their pixels, all frames counted: a device that has
 # so many at work gains nothing by more.
@@ -139,6 +143,7 @@ class RowStats:
     batch_size_mean: float = 0.0  # items per forward, mean over the row's forwards
     peak_mem_gib: float | None = None  # device memory; None on a CPU
     host_rss_gib: float = 0.0  # resident set of the process, the largest so far
+    memory_rung: str = ""  # the highest `Rung` that its replica was on by then; empty: none
     prompt_tokens: int = 0
     prompt_truncated: bool = False
     negative_prompt_tokens: int = 0  # 0 without guidance: the text is then not read
@@ -197,28 +202,31 @@ class EngineCounters:
     decode_s: float = 0.0  # with the copy to the host; behind the ticks unless serial
     peak_mem_gib: float | None = None  # of the device; None on a CPU
     host_rss_gib: float = 0.0
+    memory_rung: str = ""  # the highest `Rung` that was climbed to; empty: none
     self_test: str = ""  # packs keep bits: passed, failed, not needed
     split_test: str = ""  # and so do forwards over several ranks
 
 
 _PEAKS = ("host_rss_gib", "peak_weights_gib")
+_WORDS = ("memory_rung", "self_test", "split_test")
 
 
 def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
-    """Counters of several renders by one engine: sums, but the highest peaks and the first
-    self-tests."""
+    """Counters of several renders by one engine: sums, but the highest peaks and rung, and the
+    first self-tests."""
     parts = list(runs)
     if not parts:
         return EngineCounters()
     sums = {
         spec.name: sum(getattr(part, spec.name) for part in parts)
         for spec in fields(EngineCounters)
-        if spec.name not in (*_PEAKS, "peak_mem_gib", "self_test", "split_test")
+        if spec.name not in (*_PEAKS, *_WORDS, "peak_mem_gib")
     }
     return EngineCounters(
         **sums,
         peak_mem_gib=max((p.peak_mem_gib for p in parts if p.peak_mem_gib), default=None),
         **{name: max(getattr(part, name) for part in parts) for name in _PEAKS},
+        memory_rung=parts[-1].memory_rung,  # none is climbed down
         self_test=parts[0].self_test,
         split_test=parts[0].split_test,
     )
@@ -257,6 +265,16 @@ class Attempt:
     def tag(self) -> str:
         """Short name inside media names and the catalog, e.g. `s1t3r0p2`."""
         return f"s{self.submission}t{self.task}r{self.restart}p{self.replica}"
+
+
+@dataclass(frozen=True, slots=True)
+class Climb:
+    """A replica was out of its device's memory, and takes to this from now on."""
+
+    rung: Rung
+    stage: str  # load, encode, denoise or decode: what it was at
+    bucket: str = ""  # on rung `smaller`: for these rows
+    items: int = 0  # there: of a forward, or rows of a decode, at most
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from batchgen.durable import write_json
 from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
 from batchgen.ledger.intent import INTENT_UNSEEN_S
-from batchgen.ledger.journal import JournalWriter, Meter, Unmetered, raw_lines
+from batchgen.ledger.journal import JournalWriter, raw_lines
+from batchgen.ledger.meter import Meter, Unmetered
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit, Media, RankSeconds, Rendered, RowStats, StageSeconds

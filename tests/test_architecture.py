@@ -41,7 +41,7 @@ INSIDE = {
         {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts"},
         {"pictures"},
         {"blocks", "recall", "rowcache", "singly"},
-        {"team", "meter"},
+        {"team", "meter", "ladder"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
         {"attention", "compiled"},
         {"forwards", "replica", "caching"},

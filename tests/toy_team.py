@@ -139,6 +139,31 @@ def audit_all(engine: Engine, rows: list[Any]) -> dict[str, tuple[Any, float, fl
     return found
 
 
+def draw_short(mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]) -> Any:
+    """Frames on the leader, whose device decodes nothing beside the transformer; and its rung."""
+    model = spec_of("one expert")
+    layout = replace(lone_layout(model, system(), torch.device("cpu")), **changes)
+    leave()
+    engine = Engine.load(model, system(), "cpu", layout=layout, team=team)
+    if not team.leads:
+        with suppress(Dismissed):
+            engine.follow()
+        return engine.replica.residency.plan.resident
+    family: Any = engine.family
+    decode, residency = family.decode, engine.replica.residency
+
+    def short(latents: Any, bucket: Any) -> Any:
+        if "transformer" in residency.inside:
+            raise torch.OutOfMemoryError("beside the transformer")
+        return decode(latents, bucket)
+
+    family.decode = short
+    keeper = Keeper()
+    engine.render(ListSource(rows), keeper)
+    assert not keeper.errors
+    return keeper.frames, engine.replica.ladder.rung
+
+
 def draw_audited(mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]) -> Any:
     """`audit_all` on the leader."""
     model = spec_of("one expert")

@@ -58,7 +58,7 @@ OUTCOME = [
     *columns(pa.bool_(), "prompt_truncated"),
     *columns(pa.int32(), "negative_prompt_tokens"),
     *columns(pa.bool_(), "negative_prompt_truncated"),
-    *columns(TEXT, "determinism attention_kernel layout"),
+    *columns(TEXT, "determinism attention_kernel layout memory_rung"),
     *columns(TEXT, "error_type error traceback"),
     *columns(TEXT, "plan_id"),
 ]

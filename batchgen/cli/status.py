@@ -181,9 +181,10 @@ def _rate(status: RunStatus) -> str:
 def _attempt_line(attempt: AttemptStatus) -> str:
     how = attempt.ended or (attempt.phase if attempt.life == "running" else "died")
     ranks = f" x{attempt.devices}" if attempt.devices > 1 else ""
+    rung = f", short of memory: {attempt.memory_rung}" if attempt.memory_rung else ""
     return (
         f"  {attempt.attempt.tag:10} {attempt.life:8} {how:12} {attempt.commits:6} rows  "
-        f"{duration(attempt.wall_s):>8}  {attempt.host} {attempt.device}{ranks}"
+        f"{duration(attempt.wall_s):>8}  {attempt.host} {attempt.device}{ranks}{rung}"
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -13,9 +15,11 @@ from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.compiled import Compiled
-from batchgen.engine.contract import KeptTexts
+from batchgen.engine.contract import Ascent, KeptTexts
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
+from batchgen.engine.isolation import Failed
+from batchgen.engine.ladder import Ladder
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.fp8 import store_in_fp8
 from batchgen.engine.memory.gauge import Gauge
@@ -33,6 +37,7 @@ from batchgen.engine.team import Team
 from batchgen.engine.texts import TextStore
 from batchgen.families.family import (
     STAGES,
+    Component,
     FamilyModel,
     family_code,
     family_spec,
@@ -43,6 +48,8 @@ from batchgen.numerics.edges import make_batch_invariant
 from batchgen.pictures import Read
 from batchgen.records import Layout, rows_decoded
 from batchgen.request import Bucket
+
+T = TypeVar("T")
 
 
 def assemble(
@@ -56,12 +63,14 @@ def assemble(
     team: Team,
     tables: Tables,
     images: Read,
+    ascent: Ascent,
     mesh: Mesh | None = None,
     texts: KeptTexts | None = None,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
     devices.prepare(device, system)
+    ascent = replace(ascent, before=team.result(lambda: ascent.before))
     plan = plan_memory(model, layout.memory, layout.resident_blocks, layout.places)
     stages = STAGES if team.leads else ("denoise",)
     own = {n: devices.DTYPES[c.dtype] for n, c in system.components.items() if c.dtype is not None}
@@ -80,26 +89,41 @@ def assemble(
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     residency = _residency(family, device, plan, system.memory, stacks)
+    ladder = Ladder(residency, recall, device, ascent, streams=compiled.may_stream)
+    ladder.load()
     transformers = [family.modules[expert] for expert in plan.experts]
-    moving = {part.name for part in plan.streaming}
+    moving = {part.name for part in residency.plan.streaming}
     compiled.lead(transformers, device.type, streams=not moving.isdisjoint(plan.experts))
+    encoding = partial(_encoding, ladder)
+    packer = Packer(
+        partial(family_spec(model.family).tokens, model),
+        device,
+        system.batch.token_budget,
+        system.determinism,
+        equal=_self_test(family, residency, split),
+        ranks=mesh.cfg.size if mesh is not None else 1,
+        few_shapes=compiled.on,
+    )
+    decodes = DecodeSizes(partial(rows_decoded, layout.decode_pixels))
+    for climb in ascent.before:
+        if climb.rung == "smaller":
+            sizes = decodes if climb.stage == "decode" else packer
+            sizes.allow(Bucket.parse(climb.bucket), climb.items)
     return Replica(
         system=system,
         family=family,
         device=device,
         residency=residency,
-        prompts=PromptBook(family, model.prompt_overflow, store=_store(texts, device, layout)),
-        pictures=PictureBook(family, images),
-        packer=Packer(
-            partial(family_spec(model.family).tokens, model),
-            device,
-            system.batch.token_budget,
-            system.determinism,
-            equal=_self_test(family, residency, split),
-            ranks=mesh.cfg.size if mesh is not None else 1,
-            few_shapes=compiled.on,
+        ladder=ladder,
+        prompts=PromptBook(
+            family,
+            model.prompt_overflow,
+            store=_store(texts, device, layout),
+            attempt=encoding,
         ),
-        decodes=DecodeSizes(partial(rows_decoded, layout.decode_pixels)),
+        pictures=PictureBook(family, images, attempt=encoding),
+        packer=packer,
+        decodes=decodes,
         team=team,
         stacks=stacks,
         attention=attention,
@@ -136,13 +160,12 @@ def _residency(
     memory: MemoryConfig,
     stacks: Stacks,
 ) -> Residency:
-    gauge, feeds = Gauge(), dict[str, Feed]()
-    for part in plan.streaming:
-        module = family.modules.get(part.name)
-        if module is None:  # a follower denoises alone
-            continue
+    gauge = Gauge()
+
+    def feed_of(part: Component, plan: MemoryPlan) -> Feed:
+        module = family.modules[part.name]
         blocks = blocks_of(module) if part.stacks else layers_of(module, part.layers)
-        feed = feeds[part.name] = Feed(
+        feed = Feed(
             blocks,
             plan.stay if part.stacks else (),
             device,
@@ -155,7 +178,20 @@ def _residency(
             stacks.feed(module, feed)
         else:
             feed.lead(blocks)
-    return Residency(family.modules, device, plan, feeds, gauge)
+        return feed
+
+    return Residency(family.modules, device, plan, feed_of, gauge)
+
+
+def _encoding(ladder: Ladder, work: Callable[[], T]) -> T | Failed:
+    """Encode something, on any rung."""
+    residency = ladder.residency
+
+    def there() -> T:
+        residency.ensure(*residency.of("encode"))
+        return work()
+
+    return ladder.attempt(there, "encode")
 
 
 def _self_test(
@@ -165,6 +201,7 @@ def _self_test(
     alone, whatever the others do."""
 
     def equal(bucket: Bucket, items: int) -> bool:
+        residency.ensure(residency.expert)
         with split.whole() if split else nullcontext():
             return pack_equals_solo(family, bucket, items, residency.expert)
 

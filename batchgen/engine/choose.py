@@ -9,7 +9,7 @@ from typing import Protocol, cast, runtime_checkable
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.engine.contract import KeptTexts, Renderer
+from batchgen.engine.contract import Ascent, KeptTexts, Renderer
 from batchgen.engine.team import Team
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_code, family_spec
@@ -41,7 +41,7 @@ class EngineChoice:
 
     device: str  # as the catalog names it
     device_class: str  # kind of device and precision: two of the same compute alike
-    load: Callable[[Moved, Team], Renderer]
+    load: Callable[[Moved, Team, Ascent], Renderer]
     follow: Callable[[Moved, Team], Callable[[], None]]  # then to be called until it is over
     device_id: str = ""  # tells it from others of that name on the same host
 
@@ -78,7 +78,7 @@ def choose_engine(
     if layout is not None:
         devices.require_room(where, layout)
 
-    def load(moved: Moved, team: Team) -> Engine:
+    def load(moved: Moved, team: Team, ascent: Ascent) -> Engine:
         return Engine.load(
             model,
             system,
@@ -89,23 +89,24 @@ def choose_engine(
             tables=tables,
             images=images,
             texts=texts,
+            ascent=ascent,
         )
 
     choice = EngineChoice(
         devices.device_name(where),
         f"{where.type} {obeyed.precision}",
         load,
-        lambda moved, team: partial(load(moved, team).follow, moved),
+        lambda moved, team: partial(load(moved, team, Ascent()).follow, moved),
         devices.device_id(where),
     )
     if own is None:
         return choice
     alone = partial(own.load, model, system, obeyed, device)
-    return replace(choice, load=lambda moved, team: alone(moved), follow=_alone)
+    return replace(choice, load=lambda moved, *_: alone(moved), follow=_alone)
 
 
 def _light_engine(own: FamilyEngine, system: SystemConfig, host: str) -> EngineChoice:
-    return EngineChoice("cpu", "none", lambda moved, team: own.renderer(system, host), _alone)
+    return EngineChoice("cpu", "none", lambda *_: own.renderer(system, host), _alone)
 
 
 def _alone(moved: Moved, team: Team) -> Callable[[], None]:

@@ -40,6 +40,11 @@ class Compiled:
         self._met: set[Hashable] = set()
 
     @property
+    def may_stream(self) -> bool:
+        """Whether blocks may lie elsewhere at each forward."""
+        return self.config.mode != "reduce-overhead"
+
+    @property
     def compiles(self) -> int:
         """Graphs traced since, those of self-tests too."""
         return graphs() - self._before if self.on else 0
@@ -51,7 +56,7 @@ class Compiled:
             return
         if missing := missing_compiler(device):
             raise ConfigError(f"system.compile.mode: {missing}; legal here: off")
-        if streams and self.config.mode == "reduce-overhead":
+        if streams and not self.may_stream:
             raise ConfigError(
                 "system.compile.mode: reduce-overhead records where blocks lie, and here they "
                 "stream; legal with that: off, default, max-autotune-no-cudagraphs"

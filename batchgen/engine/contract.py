@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from batchgen.engine.clock import Clock
-from batchgen.records import EngineCounters, Rendered, RowStats
+from batchgen.records import Climb, EngineCounters, Rendered, RowStats
 from batchgen.request import Request
 
 if TYPE_CHECKING:
@@ -103,6 +103,19 @@ def never() -> bool:
 
 def unheard() -> None:
     """The `moved` where nobody listens."""
+
+
+def untold(climb: Climb) -> None:
+    """Nobody keeps it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ascent:
+    """The climbs of the memory ladder that attempts before have made, and who is told of those to
+    come, on any thread."""
+
+    before: tuple[Climb, ...] = ()
+    tell: Callable[[Climb], object] = untold
 
 
 class KeptTexts(Protocol):

@@ -55,13 +55,16 @@ class Director:
         source: Source,
         sink: Sink,
         stop: Callable[[], bool],
+        postponed: deque[Denoised],
     ) -> None:
+        """`postponed`: rows that come back from the lane for want of memory."""
         self.replica = replica
         self.flight = flight
         self.lane = lane
         self.source = source
         self.sink = sink
         self.stop = stop
+        self.postponed = postponed
         self.denoised: deque[Denoised] = deque()  # waits for the window's end in mode `model`
         self.expert: str | None = None  # the one on the device, if it is an expert's turn
         self.exhausted = False
@@ -82,6 +85,7 @@ class Director:
         `note` before the next is asked for."""
         while not self._stops():
             self.lane.check()
+            self._take_back()
             if self._wants_window():
                 yield from self._open_window()
             yield from self._admit()
@@ -93,6 +97,9 @@ class Director:
         else:
             self.abandoned = len(self.flight.rows) + len(self.flight.waiting)
             self._save()
+        yield from self._decode_window()
+        self.lane.drain()
+        self._take_back()
         yield from self._decode_window()
         yield Orders(over=True)
 
@@ -165,6 +172,13 @@ class Director:
             count = min(len(self.denoised), together)
             self.lane.put(*(self.denoised.popleft() for _ in range(count)))
         self.lane.drain()
+
+    def _take_back(self) -> None:
+        """Rows that were decoded beside forwards, and found no room, wait for the window's end."""
+        if self.postponed:
+            self.replica.ladder.climb("model", "decode")  # waits for the lane
+            while self.postponed:
+                self.denoised.append(self.postponed.popleft())
 
     def _drop_uneven(self) -> Iterator[Orders]:
         """What one rank has lost, no rank goes on with."""

@@ -11,7 +11,7 @@ from batchgen.config.degrees import Degrees
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
-from batchgen.engine.contract import EngineReport, KeptTexts, Sink, Source, never, unheard
+from batchgen.engine.contract import Ascent, EngineReport, KeptTexts, Sink, Source, never, unheard
 from batchgen.engine.devices import device as devices
 from batchgen.engine.meter import Setting
 from batchgen.engine.parallel.meet import meet
@@ -45,6 +45,7 @@ class Engine:
         tables: Tables | None = None,
         images: Read = no_images,
         texts: KeptTexts | None = None,
+        ascent: Ascent | None = None,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -54,7 +55,8 @@ class Engine:
         on the calling thread and gives equal frames. `team`: the ranks that draw together, else
         this one is alone. `tables`: coefficients of step caches; None: the user's and the shipped.
         `images`: those that rows are given.
-        `texts`: where encoded texts are kept on disk; None: nowhere.
+        `texts`: where encoded texts are kept on disk; None: nowhere. `ascent`: where on the memory
+        ladder it begins; a follower does as its leader.
         Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
         device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
@@ -73,6 +75,7 @@ class Engine:
             images=images,
             mesh=mesh,
             texts=texts,
+            ascent=ascent or Ascent(),
         )
         return cls(made)
 

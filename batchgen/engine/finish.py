@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from batchgen.engine.contract import Sink
-from batchgen.engine.devices.device import memory
+from batchgen.engine.devices.device import let_go, memory
 from batchgen.engine.flight import RowState
-from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.isolation import Failed, attempt, is_short
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.engine.replica import Replica
 from batchgen.errors import NonFiniteOutput
+from batchgen.failpoints import failpoint
 from batchgen.families.family import DecodesPacks, DecodesRows
-from batchgen.records import Rendered
+from batchgen.records import Climb, Rendered, RowStats
 from batchgen.request import Bucket, Request
 
 
@@ -53,7 +54,8 @@ class Finisher:
 
     def __init__(self, replica: Replica, sink: Sink, setting: Setting) -> None:
         self.family, self.device = replica.family, replica.device
-        self.sizes = replica.decodes
+        self.sizes, self.ladder = replica.decodes, replica.ladder
+        self.postponed = deque[Denoised]()  # found no room, and there is a rung that makes some
         self.sink = sink
         self.setting = setting
         packs = setting.determinism != "strict" and isinstance(self.family, DecodesPacks)
@@ -77,7 +79,7 @@ class Finisher:
 
     def __call__(self, jobs: Sequence[Denoised | Broken]) -> None:
         """Finish what is `together`, in its order: the sink's `finished` or `failed` is called
-        exactly once for each row."""
+        exactly once for each row, but for one that is `postponed`."""
         rows = deque[Denoised]()
         for job in jobs:
             if isinstance(job, Broken):
@@ -89,10 +91,15 @@ class Finisher:
         begin = perf_counter()
         with torch.no_grad(), torch.cuda.stream(self._stream):  # None: no stream is entered
             self._await(rows)
-            decoded = deque(self._decoded_or_failed(rows) if rows else ())
+            decoded = deque(self._decoded_or_failed([*rows]) if rows else ())
         self.decode_s += perf_counter() - begin
         while rows:
-            self._deliver(rows.popleft().state, decoded.popleft())
+            row, found = rows.popleft(), decoded.popleft()
+            if is_short(found) and self.ladder.left == "model":
+                row.state.meter.waiting_since = perf_counter()
+                self.postponed.append(row)
+            else:
+                self._deliver(row.state, found)
 
     def _await(self, rows: Iterable[Denoised]) -> None:
         """What follows on the stream finds their latents."""
@@ -104,18 +111,26 @@ class Finisher:
     # ------------------------------------------------------------------------------------- decode
     def _decoded_or_failed(self, rows: Sequence[Denoised]) -> list[Tensor | Failed]:
         """What each row comes to; one that makes a decode raise fails alone, since the others are
-        decoded again one by one."""
+        decoded again one by one, or by halves where memory is short."""
         found = attempt(lambda: self._decoded(rows))
+        if is_short(found):
+            let_go(self.device)
+            self.ladder.reach(Climb("free", "decode"))
+            found = attempt(lambda: self._decoded(rows))
         if not isinstance(found, Failed):
             return found
         if len(rows) == 1:
             return [found]
-        if isinstance(found.error, torch.OutOfMemoryError):
-            self.sizes.shrink(rows[0].bucket, len(rows))
-        return [one for row in rows for one in self._decoded_or_failed([row])]
+        each = len(rows) // 2 if is_short(found) else 1
+        if is_short(found):
+            fitting = self.sizes.shrink(rows[0].bucket, len(rows))
+            self.ladder.reach(Climb("smaller", "decode", str(rows[0].bucket), fitting))
+        parts = (rows[at : at + each] for at in range(0, len(rows), each))
+        return [one for part in parts for one in self._decoded_or_failed(part)]
 
     def _decoded(self, rows: Sequence[Denoised]) -> list[Tensor | Failed]:
         """Their frames, on the device; those that are not finite have failed."""
+        failpoint("memory.decode")
         begin = perf_counter()
         try:
             finite = self._finite([row.state for row in rows])
@@ -164,9 +179,9 @@ class Finisher:
             decoded if isinstance(decoded, Failed) else attempt(lambda: self._host(decoded, meter))
         )
         if isinstance(frames, Failed):
-            self._fail(request, meter, frames.error)
+            self._fail(request, meter, self.ladder.told(frames, "decode").error)
             return
-        stats = meter.stats(self.setting, memory(self.device))
+        stats = self._stats(meter)
         self.finished += 1
         begin = perf_counter()
         self.sink.finished(Rendered(request, frames, stats))
@@ -181,11 +196,14 @@ class Finisher:
         return copied
 
     def _fail(self, request: Request, meter: RowMeter, error: Exception) -> None:
-        stats = meter.stats(self.setting, memory(self.device))
+        stats = self._stats(meter)
         self.failed += 1
         begin = perf_counter()
         self.sink.failed(request, error, stats)
         self.deliver_s += perf_counter() - begin
+
+    def _stats(self, meter: RowMeter) -> RowStats:
+        return meter.stats(self.setting, memory(self.device), self.ladder.rung or "")
 
 
 def _refuse(state: RowState) -> NoReturn:

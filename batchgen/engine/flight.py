@@ -136,8 +136,10 @@ class Flight:
         """No row's seconds: they are moved for a window, however many rows that has. A follower has
         those that denoise alone, and they stay."""
         if here := [name for name in components if name in self.family.modules]:
+            residency = self.replica.residency
+            stage = residency.plan.stage(here[0])
             with self.clock.on("move"):
-                self.replica.residency.use(*here)
+                self.replica.ladder.require(lambda: residency.use(*here), stage)
 
     def _encode(self, window: Sequence[tuple[int, Request]]) -> None:
         requests = [request for _, request in window]

@@ -15,10 +15,12 @@ from batchgen.caches.blocks import WHOLE, Blocks
 from batchgen.config.schema import Kernel
 from batchgen.engine.blocks import NOTHING, Kept
 from batchgen.engine.devices.kernels import KernelWatch
-from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.isolation import Failed, is_short
 from batchgen.engine.replica import Replica
 from batchgen.failpoints import failpoint
 from batchgen.families.family import Item
+from batchgen.records import Climb
+from batchgen.request import Bucket
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,10 +33,10 @@ class Work:
     homes: Sequence[int] = ()  # of each item (`Split.partly`)
     kernel: Kernel = "sdpa"
 
-    def alone(self, at: int) -> Work:
-        """One of the items."""
-        one = slice(at, at + 1)
-        return replace(self, items=self.items[one], given=self.given[one], homes=self.homes[one])
+    def part(self, begin: int, end: int) -> Work:
+        """Some of the items."""
+        some = slice(begin, end)
+        return replace(self, items=self.items[some], given=self.given[some], homes=self.homes[some])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +55,8 @@ class Forwards:
         self.team, self.split = replica.team, replica.split
         self.packer, self.device = replica.packer, replica.device
         self.attention, self.compiled = replica.attention, replica.compiled
+        self.residency, self.ladder = replica.residency, replica.ladder
+        self.last: Work | None = None  # of a divided forward
         self.kernels = KernelWatch(replica.device)
         self.count = 0
         self.items = 0
@@ -60,26 +64,40 @@ class Forwards:
 
     def run(self, work: Work) -> Sequence[Drawn | Failed]:
         """What each item comes to, or an error; an item that makes the forward raise fails alone,
-        since the pack is run again one by one. In a divided forward others wait for this rank: any
-        error is ReplicaFailed."""
+        since the pack is run again one by one, or by halves where memory is short. In a divided
+        forward others wait for this rank: any error is ReplicaFailed."""
         items = work.items
         if self.split is not None:
+            self.last = work
             with self.team.together(lambda: _rows(items)):
                 failpoint(f"forward.{self.team.rank}")
                 return self._timed(work)
-        result = attempt(lambda: self._timed(work))
+        if len(items) == 1:
+            found = self.ladder.attempt(lambda: self._timed(work), "denoise")
+            return [found] if isinstance(found, Failed) else found
+        result = self.ladder.retry(lambda: self._timed(work))
         if not isinstance(result, Failed):
             return result
-        if len(items) == 1:
-            return [result]
-        if isinstance(result.error, torch.OutOfMemoryError):
-            self.packer.shrink(items[0].request.bucket, len(items))
-        return [
-            attempt(lambda at=at: self._timed(work.alone(at))[0])  # type: ignore[misc]
-            for at in range(len(items))
-        ]
+        each = len(items) // 2 if is_short(result) else 1
+        if is_short(result):
+            self._shrink(items[0].request.bucket, len(items))
+        parts = (work.part(at, at + each) for at in range(0, len(items), each))
+        return [drawn for part in parts for drawn in self.run(part)]
+
+    def _shrink(self, bucket: Bucket, items: int) -> None:
+        fitting = self.packer.shrink(bucket, items)
+        self.ladder.reach(Climb("smaller", "denoise", str(bucket), fitting))
+
+    def leave_word(self) -> bool:
+        """A rank was out of memory in a divided forward: see `Ladder.leave_word`."""
+        if self.last is None:
+            return False
+        each = -(-len(self.last.items) // self.packer.ranks)
+        return self.ladder.leave_word(str(self.last.items[0].request.bucket), each)
 
     def _timed(self, work: Work) -> list[Drawn]:
+        failpoint("memory.denoise")
+        self.residency.ensure(self._expert(work))
         bucket = work.items[0].request.bucket
         each = -(-len(work.items) // self.packer.ranks)  # items of each rank's forward
         kind = bucket, work.kernel
@@ -129,6 +147,9 @@ class Forwards:
         if self.split:
             sums = self.split.totals(sums)
         return [moved / size if size else math.inf for moved, size in sums.tolist()]
+
+    def _expert(self, work: Work) -> str:
+        return self.family.expert(work.items[0].request, work.items[0].timestep)
 
     def _wait(self) -> None:
         self.syncs += 1

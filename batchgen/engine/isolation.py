@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -31,8 +32,21 @@ def attempt(work: Callable[[], T]) -> T | Failed:
     try:
         return work()
     except torch.OutOfMemoryError as error:
-        return Failed(error, perf_counter() - begin)
+        return Failed(_frameless(error), perf_counter() - begin)
     except (torch.AcceleratorError, ReplicaFailed):
         raise
     except Exception as error:
         return Failed(error, perf_counter() - begin)
+
+
+def is_short(result: object) -> bool:
+    """Whether a result is that the device was out of memory."""
+    return isinstance(result, Failed) and isinstance(result.error, torch.OutOfMemoryError)
+
+
+def _frameless(error: torch.OutOfMemoryError) -> torch.OutOfMemoryError:
+    """The same error with its traceback as text: frames would hold the tensors that had no room
+    beside each other, and whatever is tried next would have none either."""
+    told = torch.OutOfMemoryError(str(error))
+    told.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    return told

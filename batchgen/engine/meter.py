@@ -83,8 +83,8 @@ class RowMeter:
         """Seconds of encoding and denoising."""
         return self.encode + self.denoise
 
-    def stats(self, setting: Setting, memory: Memory) -> RowStats:
-        """The row's record so far."""
+    def stats(self, setting: Setting, memory: Memory, rung: str = "") -> RowStats:
+        """The row's record so far; `rung` is the memory ladder's."""
         ordered = sorted(self.ticks)
         cuts = quantiles(ordered, n=20) if len(ordered) > 1 else ordered * 19
         return RowStats(
@@ -101,6 +101,7 @@ class RowMeter:
             batch_size_mean=self.mates / self.forwards if self.forwards else 0.0,
             peak_mem_gib=memory.peak_device_gib,
             host_rss_gib=memory.host_rss_gib,
+            memory_rung=rung,
             prompt_tokens=self.prompt_tokens,
             prompt_truncated=self.prompt_truncated,
             negative_prompt_tokens=self.negative_prompt_tokens,

@@ -86,6 +86,7 @@ class Packer:
         self.self_test: SelfTest = "not needed"
         self._equal = equal
         self._limits: dict[Bucket, int] = {}
+        self._fitting: dict[Bucket, int] = {}  # of buckets that were too much before
         self._sweeps: dict[Bucket, _Sweep] = {}
 
     @property
@@ -96,9 +97,9 @@ class Packer:
     def limit(self, bucket: Bucket) -> int:
         """Most items of a forward: the budget, or one where strict mode's self-test failed."""
         if bucket not in self._limits:
-            self._limits[bucket] = self._tested(
-                bucket, max(1, self.token_budget // self.tokens(bucket))
-            )
+            most = max(1, self.token_budget // self.tokens(bucket))
+            fitting = self._fitting.get(bucket, most)
+            self._limits[bucket] = self._tested(bucket, min(most, fitting))
         return self._limits[bucket]
 
     def size(self, bucket: Bucket) -> int:
@@ -140,9 +141,14 @@ class Packer:
             return None
         return self._sweeps.setdefault(bucket, _Sweep())
 
-    def shrink(self, bucket: Bucket, items: int) -> None:
-        """A forward of this many items did not fit: allow half from now on."""
+    def shrink(self, bucket: Bucket, items: int) -> int:
+        """A forward of this many items did not fit: half of them, at most, do from now on."""
         self._limits[bucket] = max(1, min(self.limit(bucket), items // 2))
+        return self._limits[bucket]
+
+    def allow(self, bucket: Bucket, items: int) -> None:
+        """As much as did fit in an attempt before."""
+        self._fitting[bucket] = min(items, self._fitting.get(bucket, items))
 
     def _tested(self, bucket: Bucket, limit: int) -> int:
         if not self.strict or limit == 1:
@@ -175,9 +181,14 @@ class DecodeSizes:
         """Tell how long a decode took, from its begin to its end on the device."""
         self._sweep(bucket).add(rows, seconds, self._limit(bucket))
 
-    def shrink(self, bucket: Bucket, rows: int) -> None:
-        """So many rows did not fit: allow half from now on."""
-        self._limits[bucket] = max(1, rows // 2)
+    def shrink(self, bucket: Bucket, rows: int) -> int:
+        """So many rows did not fit: half of them, at most, do from now on."""
+        self.allow(bucket, max(1, rows // 2))
+        return self._limits[bucket]
+
+    def allow(self, bucket: Bucket, rows: int) -> None:
+        """As much as does fit."""
+        self._limits[bucket] = min(rows, self._limits.get(bucket, rows))
 
     def _limit(self, bucket: Bucket) -> int:
         return min(self._most(bucket), self._limits.get(bucket, MOST_DECODED))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -19,8 +19,16 @@ KEEP_BYTES = 256 * 1024**2  # conditions kept for later windows
 class PictureBook:
     """What rows' images have come to, up to a bound, oldest use forgotten first."""
 
-    def __init__(self, family: FamilyModel, read: Read, keep_bytes: int = KEEP_BYTES) -> None:
+    def __init__(
+        self,
+        family: FamilyModel,
+        read: Read,
+        keep_bytes: int = KEEP_BYTES,
+        attempt: Callable[[Callable[[], Condition]], Condition | Failed] = attempt,
+    ) -> None:
+        """`attempt`: what stands between a row whose images fail and the others."""
         self.family, self.read, self.keep_bytes = family, read, keep_bytes
+        self.attempt = attempt
         self.encoder_calls = 0
         self._kept: OrderedDict[Hashable, Condition] = OrderedDict()
 
@@ -33,7 +41,7 @@ class PictureBook:
         if row.error is not None or not row.request.images:
             return row
         begin = perf_counter()
-        found = attempt(lambda: self._lookup(row.request))
+        found = self.attempt(lambda: self._lookup(row.request))
         seconds = row.seconds + perf_counter() - begin
         if isinstance(found, Failed):
             return EncodedRow(row.request, (), 0, False, seconds, found.error)

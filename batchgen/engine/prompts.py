@@ -15,6 +15,7 @@ from batchgen.engine.contract import unheard
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.texts import StoredText, TextStore
 from batchgen.errors import PromptTooLong
+from batchgen.failpoints import failpoint
 from batchgen.families.family import Condition, FamilyModel
 from batchgen.request import Request
 
@@ -59,9 +60,11 @@ class PromptBook:
         overflow: Literal["truncate", "error"],
         keep_bytes: int = KEEP_BYTES,
         store: TextStore | None = None,
+        attempt: Callable[[Callable[[], EncodedText]], EncodedText | Failed] = attempt,
     ) -> None:
+        """`attempt`: what stands between a text that fails and the others."""
         self.family = family
-        self.store = store
+        self.store, self.attempt = store, attempt
         self.overflow = overflow
         self.keep_bytes = keep_bytes
         self.encoder_calls = 0
@@ -109,7 +112,7 @@ class PromptBook:
             return replace(kept, seconds=0.0)
         if self._recover(text):
             return self._kept[text]
-        result = attempt(lambda: self._encode(text))
+        result = self.attempt(lambda: self._encode(text))
         if isinstance(result, EncodedText):
             self._kept[text] = result
             if self.store is not None:
@@ -137,6 +140,7 @@ class PromptBook:
             )
         self.encoder_calls += 1
         self._seen.add(hash(text))
+        failpoint("memory.encode")
         condition = self.family.encode(tokens)
         return EncodedText(condition, tokens.count, tokens.truncated, perf_counter() - begin)
 

@@ -60,10 +60,15 @@ class Recall:
         return sum(memo.bytes for memo in [*self._timesteps.values(), *self._texts.values()])
 
     def clear(self) -> None:
-        """Forget everything, as has to be when weights have changed."""
+        """Forget everything, as has to be when weights have changed. It is computed again."""
         self._timesteps.clear()
         for memo in self._texts.values():
             memo.outputs.clear()
+
+    def keep_no_texts(self) -> None:
+        """Memory is short: what a text comes to is computed again, from now on."""
+        self.text_bytes = 0
+        self.clear()
 
     def lead(
         self, family: FamilyModel, experts: Iterable[str], recalled: Sequence[Recalled]

@@ -3,7 +3,8 @@ them, and that of the ranks that follow it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import perf_counter
 
 from batchgen.engine.clock import Clock
@@ -15,6 +16,7 @@ from batchgen.engine.flight import Flight
 from batchgen.engine.lane import Lane
 from batchgen.engine.meter import Setting
 from batchgen.engine.replica import Replica
+from batchgen.errors import ReplicaFailed, ReplicaOutOfMemory
 from batchgen.records import RankSeconds
 
 
@@ -35,13 +37,25 @@ def render(
     lane: Lane[Denoised | Broken] = Lane(
         finisher, overlap=replica.overlap, moved=moved, together=finisher.together
     )
-    director = Director(replica, flight, lane, source, sink, stop)
-    with lane:
+    director = Director(replica, flight, lane, source, sink, stop, finisher.postponed)
+    replica.ladder.settled = lane.drain
+    with lane, _out_of_memory(flight):
         script = director.script()
         while not (orders := replica.team.share(next(script))).over:
             outcome = flight.apply(orders)
             director.note(outcome, replica.team.reports(outcome.lost))
     return _report(director, finisher, before, spent, perf_counter() - begin)
+
+
+@contextmanager
+def _out_of_memory(flight: Flight) -> Iterator[None]:
+    """A divided forward that has no room ends the attempt; the next one takes less, if it can."""
+    try:
+        yield
+    except ReplicaFailed as error:
+        if error.out_of_memory and flight.forwards.leave_word():
+            raise ReplicaOutOfMemory(str(error)) from error
+        raise
 
 
 def follow(replica: Replica, moved: Callable[[], object]) -> None:
@@ -103,6 +117,7 @@ def _report(
         device_syncs=flight.forwards.syncs + finisher.syncs,
         peak_mem_gib=used.peak_device_gib,
         host_rss_gib=used.host_rss_gib,
+        memory_rung=replica.ladder.rung or "",
         self_test=replica.packer.self_test,
         split_test=replica.split.self_test if replica.split else "not needed",
         pack_sizes=replica.packer.sizes,

@@ -17,6 +17,7 @@ from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.compiled import Compiled
 from batchgen.engine.contract import unheard
+from batchgen.engine.ladder import Ladder
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
@@ -36,6 +37,7 @@ class Replica:
     family: FamilyModel
     device: torch.device
     residency: Residency
+    ladder: Ladder  # when it is out of memory
     prompts: PromptBook
     pictures: PictureBook
     packer: Packer
@@ -68,6 +70,8 @@ class Replica:
 
     def signal(self, item: Item, kind: SignalKind) -> Tensor:
         """The family's, computed by this rank alone; it looks into the first block, too."""
-        first = self.residency.first_block(self.family.expert(item.request, item.timestep))
+        expert = self.family.expert(item.request, item.timestep)
+        self.residency.ensure(expert)
+        first = self.residency.first_block(expert)
         with self.split.whole() if self.split else nullcontext(), first:
             return self.family.signal(item, kind)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
-from batchgen.engine.collective import collective_of
+from batchgen.engine.collective import Failure, collective_of, is_short
 from batchgen.engine.orders import Orders
 from batchgen.engine.peer import Gone, Kind, Peer, from_bytes, to_bytes
 from batchgen.errors import DividedForwardFailed, ReplicaFailed
@@ -100,14 +100,6 @@ class Dismissed(Exception):
     """The leader needs its followers no more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What ended a rank."""
-
-    text: str
-    here: bool  # raised by this rank itself, not met in a collective that another one left
-
-
 class _Ranks:
     """What leader and followers have in common."""
 
@@ -141,13 +133,14 @@ class _Ranks:
 
     def _failure(self, error: BaseException) -> Failure:
         if isinstance(error, ReplicaFailed):  # it says all
-            return Failure(str(error), here=True)
+            return Failure(str(error), here=True, short=error.out_of_memory)
         collective = collective_of(error)
         if isinstance(error, DividedForwardFailed):
-            return Failure(f"{error} (on {self.host})", here=not collective)
+            text = f"{error} (on {self.host})"
+            return Failure(text, here=not collective, short=is_short(error))
         where = f"in {collective}" if collective else "outside a collective"
         text = f"{self.name}, {self.about}, {where}: {type(error).__name__}: {error}"
-        return Failure(text, here=not collective)
+        return Failure(text, here=not collective, short=is_short(error))
 
     def close(self) -> None:
         for peer in self.peers:
@@ -199,7 +192,7 @@ class Leader(_Ranks):
         try:
             yield
         except Exception as error:
-            raise ReplicaFailed(self._blame(self._failure(error))) from error
+            raise self._blame(self._failure(error)).error from error
 
     def dismiss(self) -> None:
         """Let the followers go."""
@@ -249,7 +242,7 @@ class Leader(_Ranks):
             return False
         kind, payload = message
         if kind == Kind.FAILED:
-            raise ReplicaFailed(from_bytes(payload).text)
+            raise from_bytes(payload).error
         if kind == Kind.REPORT:
             self._kept[peer].append(from_bytes(payload))
         elif kind == Kind.SIGNALLED:
@@ -263,23 +256,24 @@ class Leader(_Ranks):
     def _silent(self, peer: Peer) -> str:
         return f"{peer.name}, {self.about}, says nothing for {self.patience_s:.0f} s"
 
-    def _blame(self, mine: Failure) -> str:
+    def _blame(self, mine: Failure) -> Failure:
         """Who failed first. An error met in a collective says little: whoever left it says more, or
         is gone."""
         if mine.here:
-            return mine.text
+            return mine
         until, others = time.monotonic() + min(BLAME_S, self.patience_s), dict[Peer, Failure]()
         while time.monotonic() < until and len(others) < len(self.peers):
             for peer in set(self.peers) - others.keys():
                 found = _last_words(peer)
                 if isinstance(found, Gone):
-                    return f"{found}, met by {mine.text}"
+                    return replace(mine, text=f"{found}, met by {mine.text}")
                 if found is not None:
                     others[peer] = found
                     if found.here:
-                        return found.text
+                        return found
         silent = [peer.name for peer in self.peers if peer not in others]
-        return f"{', '.join(silent)} said nothing, met by {mine.text}" if silent else mine.text
+        who = f"{', '.join(silent)} said nothing, met by " if silent else ""
+        return replace(mine, text=who + mine.text)
 
 
 def _last_words(peer: Peer) -> Failure | Gone | None:
@@ -340,7 +334,7 @@ class Follower(_Ranks):
             failure = self._failure(error)
             with suppress(Gone):
                 self._leader.send(Kind.FAILED, to_bytes(failure))
-            raise ReplicaFailed(failure.text) from error
+            raise failure.error from error
 
     def listen(self) -> None:
         """What the leader says is orders, which are waited for."""
@@ -386,5 +380,5 @@ def _content(kind: Kind, payload: bytes) -> Any:
         raise Dismissed
     found = from_bytes(payload)
     if kind == Kind.FAILED:
-        raise ReplicaFailed(found.text)
+        raise found.error
     return found

@@ -37,7 +37,7 @@ STATS = [
     *columns(pa.float64(), "steps_computed step_p50_s step_p95_s", nullable=True),
     *columns(pa.float64(), "batch_size_mean peak_mem_gib host_rss_gib", nullable=True),
     *columns(pa.bool_(), "prompt_truncated negative_prompt_truncated", nullable=True),
-    *columns(TEXT, "determinism attention_kernel device", nullable=True),
+    *columns(TEXT, "determinism attention_kernel device memory_rung", nullable=True),
 ]
 COMMIT = pa.schema(
     [

@@ -97,6 +97,7 @@ class Counters:
     recent: tuple[float, ...] = ()  # times of the last commits
     phase: str = "load"  # load, then render
     cleared: tuple[int, ...] = ()  # suspects that were committed
+    memory_rung: str = ""  # the last one it has climbed to
     last_error: str = ""
     last_error_t: float = 0.0
     spent: RankSeconds = field(default_factory=RankSeconds)  # at the heartbeat
@@ -131,7 +132,7 @@ def _is_sane(counters: Counters) -> bool:
     """Whether every value has its type; damaged counters are treated as absent."""
     process, changes, spent = counters.process, counters.changes, counters.spent
     texts = (process.host, process.place, counters.device, counters.phase, counters.last_error,
-             counters.ended, counters.error)  # fmt: skip
+             counters.memory_rung, counters.ended, counters.error)  # fmt: skip
     whole = (counters.commits, process.pid, process.start, changes.ok, changes.failed,
              changes.quarantined, *counters.open_rows, *counters.cleared)  # fmt: skip
     figures = (counters.devices, counters.began, counters.t, counters.last_error_t,

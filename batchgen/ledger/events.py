@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Commit, EngineCounters, RankSeconds
+from batchgen.records import Attempt, Climb, Commit, EngineCounters, RankSeconds
 
 T = TypeVar("T")
 HEAD = re.compile(
@@ -32,6 +32,8 @@ HEAD = re.compile(
 START = re.compile(rb'\{"kind":"start","row_index":(\d+),(?:"alone":(true|false),)?[^\n]*\}\n')
 LEFT = re.compile(rb'\{"kind":"(?:saved|tried)","row_index":(\d+),')  # in flight no more
 SIGNALLED = b'{"kind":"signalled",'
+CLIMBED = b'{"kind":"climbed",'
+DEVICE = b'{"kind":"device",'
 END = b'{"kind":"end",'
 _CRC = b',"crc":"'
 _CRC_BYTES = len(_CRC) + 8 + len(b'"}')
@@ -105,6 +107,15 @@ class Signalled:
 
 
 @dataclass(frozen=True, slots=True)
+class Climbed:
+    """The attempt was out of device memory and climbed the memory ladder; later attempts on such a
+    device start there."""
+
+    climb: Climb
+    t: float
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """Seconds of work that belong to no row: load, compile, warmup."""
 
@@ -146,7 +157,8 @@ class End(EngineCounters):
     t: float = field(default_factory=time.time)
 
 
-Event = AttemptHeader | Device | Start | Saved | Tried | Signalled | Phase | Commit | Void | End
+Told = Device | Signalled | Climbed | Phase  # of the attempt itself, not of a row
+Event = AttemptHeader | Start | Saved | Tried | Commit | Void | Told | End
 _KINDS: dict[str, type[Any]] = {
     "attempt": AttemptHeader,
     "device": Device,
@@ -154,6 +166,7 @@ _KINDS: dict[str, type[Any]] = {
     "saved": Saved,
     "tried": Tried,
     "signalled": Signalled,
+    "climbed": Climbed,
     "phase": Phase,
     "commit": Commit,
     "void": Void,

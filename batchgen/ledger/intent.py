@@ -29,7 +29,7 @@ from batchgen.ledger.counts import ChangedCounts, Counts
 from batchgen.ledger.events import from_plain, to_plain
 from batchgen.paths import RunPaths, as_typed, parse_journal
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Layout
+from batchgen.records import Attempt, Climb, Layout
 from batchgen.regular import Damaged, read_control
 
 T = TypeVar("T")
@@ -65,6 +65,7 @@ class Intent:
     lost: tuple[str, ...] = ()  # paths in the run folder of submission files that were gone by then
     place: Place = field(default_factory=Place)  # of the run folder, to tell it from a copy
     pilot: bool = False  # it renders the plan's pilots and fits the strategies of other rows
+    climbs: dict[str, tuple[Climb, ...]] = field(default_factory=dict)  # as of `climbs.steepest`
     schema: int = SCHEMA
 
 
@@ -77,6 +78,7 @@ class Fence:
     suspects: tuple[int, ...] = ()  # other rows, in flight when an earlier start died
     withheld: tuple[int, ...] = ()  # suspects that died alone: left to the next submission
     created: float = 0.0  # unix seconds; 0 = not recorded
+    climbs: dict[str, tuple[Climb, ...]] = field(default_factory=dict)  # of the earlier starts
     schema: int = SCHEMA
 
 

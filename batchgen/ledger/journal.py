@@ -12,11 +12,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from batchgen.anchor import Anchor, gone, is_same
 from batchgen.durable import make_folder, sync, sync_folder
@@ -25,39 +24,14 @@ from batchgen.failpoints import failpoint, is_armed
 from batchgen.ledger import events
 from batchgen.ledger.counts import ChangedCounts, Counters
 from batchgen.ledger.intent import changed_counts, read_intent, suspects_of
+from batchgen.ledger.meter import Meter, Unmetered
 from batchgen.paths import RunPaths
-from batchgen.records import Commit, RankSeconds
+from batchgen.records import Climb, Commit
 
 COUNTERS_EVERY_S = 2.0  # readers follow the journal from where the counters end
 RECENT = 64  # commit times kept for the rate
 RESERVE_BYTES = 2 * 4096  # disk space reserved for the last line and the last counters
 TORN = "journal.torn"  # failpoint
-
-
-class Meter(Protocol):
-    """What this attempt has spent so far."""
-
-    def read(self) -> RankSeconds:
-        """All of it."""
-
-    def share(self, rows: Mapping[int, float]) -> None:
-        """Undo `close` for these rows (row_index -> seconds)."""
-
-    def close(self, row_index: int) -> float:
-        """Close a row as its line is written; returns its open busy seconds."""
-
-
-class Unmetered:
-    """The meter of a process that measures nothing."""
-
-    def read(self) -> RankSeconds:
-        return RankSeconds()
-
-    def share(self, rows: Mapping[int, float]) -> None:
-        return
-
-    def close(self, row_index: int) -> float:
-        return 0.0
 
 
 class JournalWriter:
@@ -205,11 +179,11 @@ class JournalWriter:
     def signalled(self, name: str) -> None:
         """Note, durably, that this process was told to end by signal `name`, since a kill may
         follow. StorageError if the line could not be written."""
-        with self._lock:
-            now = time.time()
-            self._write(events.Signalled(name, now))
-            self._save_counters(now)
-        self._sync()
+        self._note(events.Signalled(name, time.time()))
+
+    def climbed(self, climb: Climb) -> None:
+        """Note, durably, a climb of the memory ladder: what comes next may end this process."""
+        self._note(events.Climbed(climb, time.time()), memory_rung=climb.rung)
 
     def beat(self) -> None:
         """Say that this process is alive; writes at most every COUNTERS_EVERY_S seconds."""
@@ -255,6 +229,14 @@ class JournalWriter:
         with contextlib.suppress(OSError):
             if not self._anchor.is_lost():
                 self._reserve_path.unlink(missing_ok=True)
+
+    def _note(self, event: events.Signalled | events.Climbed, **known: str) -> None:
+        """Write a line durably; `known`: what the counters then say."""
+        with self._lock:
+            self._write(event)
+            self._counters = replace(self._counters, **known)  # type: ignore[arg-type]
+            self._save_counters(event.t)
+        self._sync()
 
     def _append(self, event: events.Event) -> None:
         with self._lock:

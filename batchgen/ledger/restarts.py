@@ -9,12 +9,13 @@ from pathlib import Path
 
 from batchgen.durable import make_folder, write_json
 from batchgen.errors import StorageError
-from batchgen.ledger.events import END, HEAD, SIGNALLED
+from batchgen.ledger.climbs import steepest
+from batchgen.ledger.events import CLIMBED, DEVICE, END, HEAD, SIGNALLED, Climbed, from_plain
 from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import Fence, fences, journal_files, sealed
 from batchgen.ledger.journal import durable_length, whole_lines
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt
+from batchgen.records import Attempt, Climb
 
 
 def fence_restart(run: RunPaths, attempt: Attempt) -> dict[int, str]:
@@ -63,6 +64,7 @@ class _Past:
     statuses: dict[int, str] = field(default_factory=dict)  # row_index -> status
     suspects: set[int] = field(default_factory=set)  # in flight when a start died
     died_alone: set[int] = field(default_factory=set)  # suspects that died alone, without a signal
+    climbs: dict[str, list[Climb]] = field(default_factory=dict)  # by device
 
     def fence(self, accepted: dict[str, int]) -> Fence:
         """The fence behind which it ends; `accepted`: journal -> bytes that count."""
@@ -72,17 +74,23 @@ class _Past:
             suspects=tuple(sorted(self.suspects - self.statuses.keys())),
             withheld=tuple(sorted(self.died_alone - self.statuses.keys())),
             created=time.time(),
+            climbs={device: steepest(found) for device, found in self.climbs.items()},
         )
 
     def add(self, path: Path, limit: int) -> None:
         """Read the first `limit` bytes of one journal."""
-        in_flight, signalled = InFlight(), False
+        in_flight, signalled, device = InFlight(), False, ""
         for line in whole_lines(path, limit):
             found = in_flight.take_in(line)
             if found is not None and found.re is HEAD:
                 row, status = int(found[2]), found[3].decode()
                 if self.statuses.get(row) != "ok":
                     self.statuses[row] = status
+            elif line.startswith(DEVICE):
+                device = json.loads(line)["name"]
+            elif line.startswith(CLIMBED):
+                climbed = from_plain(Climbed, json.loads(line))
+                self.climbs.setdefault(device, []).append(climbed.climb)
             elif line.startswith(END) and not is_death(json.loads(line)["reason"]):
                 return
             signalled = signalled or line.startswith(SIGNALLED)

@@ -19,6 +19,7 @@ import numpy as np
 from batchgen.ledger.events import (
     START,
     AttemptHeader,
+    Climbed,
     Device,
     End,
     Phase,
@@ -33,7 +34,7 @@ from batchgen.ledger.events import (
 from batchgen.ledger.fold import InFlight
 from batchgen.ledger.intent import FencedJournal, fenced_journals
 from batchgen.paths import RunPaths
-from batchgen.records import RankSeconds
+from batchgen.records import Climb, RankSeconds
 
 STATUS_CODES = {"pending": 0, "ok": 1, "failed": 2, "quarantined": 3, "void": 4}
 STATUS_NAMES = {code: name for name, code in STATUS_CODES.items()}
@@ -51,6 +52,7 @@ class JournalFacts:
     end: End | None = None
     starts: int = 0
     signalled: bool = False  # told to end
+    climbs: list[Climb] = field(default_factory=list)
     in_flight: InFlight = field(default_factory=InFlight)  # at the end of the journal
     saved: dict[int, float] = field(default_factory=dict)  # row_index -> busy seconds carried over
     tried_s: float = 0.0  # busy seconds of tries that failed and were tried again
@@ -176,12 +178,15 @@ def _note(facts: JournalFacts, line: bytes) -> bool:
         facts.end = event
     elif isinstance(event, Signalled):
         facts.signalled = True
+    elif isinstance(event, Climbed):
+        facts.climbs.append(event.climb)
     elif isinstance(event, Saved):
         facts.saved[event.row_index] = event.seconds
     elif isinstance(event, Tried):
         facts.tried_s += event.seconds
         facts.saved.pop(event.row_index, None)  # the failed try includes the saved seconds
-    return isinstance(event, AttemptHeader | Device | Phase | End | Signalled | Saved | Tried)
+    known = AttemptHeader | Device | Phase | End | Signalled | Climbed | Saved | Tried
+    return isinstance(event, known)
 
 
 def fetch_lines(index: CommitIndex, lines: np.ndarray) -> list[bytes]:

@@ -67,6 +67,7 @@ class AttemptStatus:
     ended: str  # reason of its end; empty if it did not end by itself
     error: str  # message, where `ended` is the class of an error
     fenced: bool  # what it still appends is waste
+    memory_rung: str  # the last one it has climbed to; empty: none
 
     @property
     def running(self) -> int:
@@ -227,6 +228,7 @@ class _View:
             ended=counters.ended,
             error=counters.error,
             fenced=self.journal.limit is not None,
+            memory_rung=counters.memory_rung,
         )
 
     def rate(self, now: float) -> float:
@@ -321,6 +323,8 @@ def _with_event(counters: Counters, line: bytes) -> Counters:
         return replace(counters, device=plain["name"])
     if plain["kind"] == "phase":
         return replace(counters, phase="render")
+    if plain["kind"] == "climbed":
+        return replace(counters, memory_rung=plain["climb"]["rung"])
     if plain["kind"] == "end":
         return counters.after_end(from_plain(End, plain))
     return counters

@@ -21,6 +21,7 @@ from batchgen.anchor import Place
 from batchgen.durable import make_folder, sync_folder, write_bytes_atomic, write_json
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
+from batchgen.ledger.climbs import steepest
 from batchgen.ledger.counts import Counts
 from batchgen.ledger.events import (
     from_plain,
@@ -41,7 +42,7 @@ from batchgen.ledger.winners import Winners, choose, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
 from batchgen.processes import ProcessId
-from batchgen.records import Layout
+from batchgen.records import Climb, Layout
 from batchgen.regular import read_control
 from batchgen.runfile import read_run
 
@@ -224,7 +225,17 @@ def _draw_intent(
         lost=lost_submissions(run),
         place=Place.of(run),
         pilot=info.pilot,
+        climbs=_climbs(found.index),
     )
+
+
+def _climbs(index: CommitIndex) -> dict[str, tuple[Climb, ...]]:
+    """By the name of the device."""
+    found: dict[str, list[Climb]] = {}
+    for facts in index.journals:
+        if facts.climbs and facts.header is not None:
+            found.setdefault(facts.header.device, []).extend(facts.climbs)
+    return {device: steepest(climbs) for device, climbs in found.items()}
 
 
 def _fence_lengths(run: RunPaths) -> dict[str, int]:

@@ -14,10 +14,11 @@ from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.durable import make_folder
 from batchgen.engine.choose import EngineChoice
 from batchgen.engine.clock import Clock
-from batchgen.engine.contract import Renderer, Source
+from batchgen.engine.contract import Ascent, Renderer, Source
 from batchgen.engine.team import Team
 from batchgen.errors import StorageError
 from batchgen.ledger.budget import Budget
+from batchgen.ledger.climbs import climbs_before
 from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
@@ -99,7 +100,8 @@ def _draw_shard(
             ending.reason = _reason(crew.drain, source)
             return
         with crew.clock.on("load"), as_planned(root, run_file, config, crew.kick):
-            renderer = engine.load(crew.kick, crew.team)
+            before = climbs_before(root, post.attempt, engine.device)
+            renderer = engine.load(crew.kick, crew.team, Ascent(before, journal.climbed))
         load_s = crew.clock.read().load
         journal.phase("load", load_s)
         log.info(

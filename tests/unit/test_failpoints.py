@@ -34,6 +34,16 @@ def test_several_points_act_each_at_its_own_pass(monkeypatch: pytest.MonkeyPatch
     assert is_armed("row.b") and not is_armed("row.c")
 
 
+def test_one_point_may_act_at_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHGEN_FAILPOINT", "row.a:2:raise,row.a:3:enospc")
+    failpoint("row.a")
+    with pytest.raises(RuntimeError):
+        failpoint("row.a")
+    with pytest.raises(OSError):
+        failpoint("row.a")
+    failpoint("row.a")
+
+
 def test_without_the_variable_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BATCHGEN_FAILPOINT", raising=False)
     failpoint("row.a")

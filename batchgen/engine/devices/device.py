@@ -144,6 +144,13 @@ def memory(device: torch.device) -> Memory:
     return Memory(peak, kilobytes * 1024 / GIB)
 
 
+def let_go(device: torch.device) -> None:
+    """Give back what torch keeps of the device's memory for tensors to come, and holds in pieces
+    that may be too small for them."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

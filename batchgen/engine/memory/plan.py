@@ -8,7 +8,8 @@ the checkpoint's files, of which the host keeps no copy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Component, Stage, family_spec
@@ -21,6 +22,8 @@ from batchgen.families.streaming import (
     weighty,
 )
 from batchgen.records import MemoryMode
+
+_TIGHT: tuple[MemoryMode, ...] = get_args(MemoryMode)  # each keeps less on the device
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,14 @@ class MemoryPlan:
     def streaming(self) -> tuple[Component, ...]:
         """Those whose blocks stream."""
         return tuple(p for p in self.parts if p.blocks and self.places[p.name] in STREAMING)
+
+    def tightened(self, memory: MemoryMode) -> MemoryPlan:
+        """The plan in which no component keeps more on the device than this mode asks."""
+        places = dict(self.places)
+        for part in self.parts:
+            own: MemoryMode = "model" if memory == "stream" and not part.blocks else memory
+            places[part.name] = max(own, places[part.name], key=_TIGHT.index)
+        return replace(self, places=places, stay=frozenset() if memory in STREAMING else self.stay)
 
 
 def plan_memory(

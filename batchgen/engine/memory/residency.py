@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -12,6 +12,9 @@ from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan
 from batchgen.engine.memory.sources import source_of
 from batchgen.engine.memory.stream import Feed, tensors_of
+from batchgen.failpoints import failpoint
+from batchgen.families.family import Component, Stage
+from batchgen.records import MemoryMode
 
 
 class Residency:
@@ -22,41 +25,73 @@ class Residency:
         modules: Mapping[str, nn.Module],
         device: torch.device,
         plan: MemoryPlan,
-        feeds: Mapping[str, Feed],
+        feed: Callable[[Component, MemoryPlan], Feed],
         gauge: Gauge,
     ) -> None:
-        """`feeds`: of the components whose blocks stream; they count in the same gauge."""
+        """Nothing is on the device before `settle`. `feed`: makes that of a component whose blocks
+        stream, as a plan says; it counts in the same gauge."""
         self.modules = modules
         self.device = device
         self.plan = plan
-        self.feeds = feeds
+        self.feeds: dict[str, Feed] = {}
         self.gauge = gauge
         self.moves = 0  # of a component onto the device
-        self._inside: set[str] = set()
+        self._feed = feed
+        self.inside: set[str] = set()  # components on the device
         self._homes: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of those that can leave again
-        for name in modules:
-            if self._stays(name):
+        self._make_feeds(plan.streaming)
+
+    def settle(self) -> None:
+        """Bring what stays on the device."""
+        for name in self.modules:
+            if self._stays(name) and name not in self.inside:
                 self._enter(name)
 
     @property
     def expert(self) -> str:
         """One that is on the device."""
-        inside = (name for name in self.plan.experts if name in self._inside)
+        inside = (name for name in self.plan.experts if name in self.inside)
         return next(inside, self.plan.experts[0])
+
+    def of(self, stage: Stage) -> tuple[str, ...]:
+        """The components of a stage that this rank has."""
+        return tuple(name for name in self.plan.components(stage) if name in self.modules)
 
     def use(self, *names: str) -> None:
         """Bring these components of one stage to the device, those that stream without the blocks
         that do; the others leave it first, but for those that are resident."""
         if self.plan.resident:
             return
-        for name in sorted(self._inside - set(names)):
+        for name in sorted(self.inside - set(names)):
             if not self._stays(name):
                 self._leave(name)
         self.gauge.begin(self.plan.stage(names[0]))
         for name in names:
-            if name not in self._inside:
+            if name not in self.inside:
                 self._enter(name)
                 self.moves += 1
+
+    def ensure(self, *names: str) -> None:
+        """As `use`, unless they are there. They are, where orders have said so, but for those that
+        were given before the plan became tighter."""
+        if not self.inside.issuperset(names):
+            self.use(*names)
+
+    def tighten(self, memory: MemoryMode) -> bool:
+        """Keep no more on the device than this mode asks, from now on; all components leave it.
+        False, and nothing is done, if no more is there as it is."""
+        plan, before = self.plan.tightened(memory), self.plan
+        if plan == before:
+            return False
+        for name in sorted(self.inside):
+            self._leave(name)
+        self.plan = plan
+        self._make_feeds(
+            part
+            for part in plan.streaming
+            if part not in before.streaming or (part.stacks and plan.stay != before.stay)
+        )
+        return True
 
     def first_block(self, expert: str) -> AbstractContextManager[None]:
         """Inside, the first block of an expert is on the device if the expert is."""
@@ -67,28 +102,48 @@ class Residency:
         return self.plan.places[name] == "resident"
 
     def _enter(self, name: str) -> None:
-        self._inside.add(name)
+        """All of it, or nothing if there is no room."""
         tensors = self._own_tensors(name)
-        if not self._stays(name):
-            self._homes[name] = [(tensor, tensor.data) for tensor in tensors]
-        for tensor in tensors:
-            tensor.data = source_of(tensor).to(self.device, tensor.dtype)
+        homes = [(tensor, tensor.data) for tensor in tensors]
+        try:
+            failpoint("memory.move")
+            for tensor in tensors:
+                tensor.data = source_of(tensor).to(self.device, tensor.dtype)
+            if feed := self.feeds.get(name):
+                feed.open()
+        except Exception:
+            _send_home(homes)
+            raise
         self.gauge.add(sum(tensor.nbytes for tensor in tensors))
-        if feed := self.feeds.get(name):
-            feed.open()
+        self.inside.add(name)
+        if not self._stays(name):
+            self._homes[name] = homes
 
     def _leave(self, name: str) -> None:
-        """Weights do not change: what is at home is what was on the device."""
+        """Weights do not change: what is at home is what was on the device. What was to stay there
+        has no home any more, and is copied."""
         if feed := self.feeds.get(name):
             feed.close()
-        homes = self._homes.pop(name)
-        for tensor, home in homes:
-            tensor.data = home
+        homes = self._homes.pop(name, None)
+        if homes is None:
+            homes = [(tensor, tensor.data.cpu()) for tensor in self._own_tensors(name)]
+        _send_home(homes)
         self.gauge.add(-sum(tensor.nbytes for tensor, _ in homes))
-        self._inside.remove(name)
+        self.inside.remove(name)
+
+    def _make_feeds(self, parts: Iterable[Component]) -> None:
+        """Of components that are not on the device. A follower has those that denoise alone."""
+        for part in parts:
+            if part.name in self.modules:
+                self.feeds[part.name] = self._feed(part, self.plan)
 
     def _own_tensors(self, name: str) -> list[Tensor]:
         """All of a component but the blocks that stream."""
         feed = self.feeds.get(name)
         streams = {id(t) for block in feed.modules for t in tensors_of(block)} if feed else set()
         return [t for t in tensors_of(self.modules[name]) if id(t) not in streams]
+
+
+def _send_home(homes: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, home in homes:
+        tensor.data = home

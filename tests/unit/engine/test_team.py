@@ -20,6 +20,7 @@ from toy_engine import Keeper, ListSource, request, system
 from toy_team import (
     PATIENCE_S,
     draw,
+    draw_short,
     fail_before_a_collective,
     in_a_team,
     meeting,
@@ -331,5 +332,21 @@ def test_two_ranks_draw_what_one_draws_and_lose_a_row_together(
     alone = Keeper()
     Engine.load(spec_of(kind), system(), "cpu").render(ListSource(rows), alone)
     assert set(frames) == set(alone.frames) - {"row-4"}
+    for name, drawn in frames.items():
+        assert (drawn == alone.frames[name]).all(), name
+
+
+def test_a_leader_that_is_short_of_memory_where_it_works_alone_climbs_alone(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    """It decodes with the transformer out; what the ranks share goes on as before."""
+    rows = [request(i, num_steps=2 + i % 2) for i in range(4)]
+    (frames, rung), follower_is_resident = ranks.run(
+        Degrees(ulysses=2), in_a_team, tmp_path, draw_short, {"ulysses": 2}, rows
+    )
+    assert rung == "model" and follower_is_resident
+    alone = Keeper()
+    Engine.load(spec_of("one expert"), system(), "cpu").render(ListSource(rows), alone)
+    assert frames.keys() == alone.frames.keys()
     for name, drawn in frames.items():
         assert (drawn == alone.frames[name]).all(), name
