@@ -12,6 +12,7 @@ BatchgenError
     MediaError          the row's media file cannot be written
     WrongSize           a pipeline drew another size than the row's
     OutOfMemory         the device has no room, on any rung of the memory ladder
+    Rejected            a judge rejects the row
   KeysChanged           what a rank would draw with is not what the run was planned with
   StorageError          the run folder cannot be written at all; the worker stops
   DividedForwardFailed  a rank failed inside a forward that others share
@@ -80,6 +81,10 @@ class OutOfMemory(RowError):
     """The device has no room for one row, or for the model, whatever was tried. Says what was."""
 
 
+class Rejected(RowError):
+    """A judge whose policy is not `record` rejects the row, with every seed that it allows."""
+
+
 class KeysChanged(BatchgenError):
     """What a rank would draw with (weights, for example) is not what the row keys were made from.
     Nothing is drawn, and no row or machine is to blame."""
@@ -122,7 +127,8 @@ class EndedBySignal(KeyboardInterrupt):
         self.name, self.going_on = name, going_on
 
 
-FINAL_ERRORS = (PromptTooLong, NonFiniteOutput, WrongSize)  # another try would fail in the same way
+# Another try would fail in the same way.
+FINAL_ERRORS = (PromptTooLong, NonFiniteOutput, WrongSize, Rejected)
 
 
 def reason_of(error: OSError) -> str:

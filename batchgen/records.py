@@ -113,6 +113,7 @@ class StageSeconds:
     decode: float = 0.0
     d2h: float = 0.0
     write: float = 0.0
+    judge: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,14 @@ class Climb:
 
 
 @dataclass(frozen=True, slots=True)
+class Metric:
+    """What a judge says of a row."""
+
+    column: str
+    text: str  # a number: `inf` too, which JSON cannot hold as one
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """The end of a row in one attempt: the journal line that publishes or fails it."""
 
@@ -293,7 +302,9 @@ class Commit:
     tries: int = 1
     media: Media | None = None
     stats: RowStats | None = None
-    score: float | None = None
+    seed: int | None = None  # that it was drawn with; None: the plan's
+    metrics: tuple[Metric, ...] = ()
+    judge_notes: str = ""  # of judges without a number, or that reject the row
     error_type: str = ""
     error: str = ""
     traceback: str = ""

@@ -148,6 +148,8 @@ class Request(ModelDefaults):
     quality: Annotated[int, Column(Range(0, 10), set_by="output.quality", key=11)]
     # 1: the file says how it was made (`media.note`)
     embed_metadata: Annotated[int, Column(Range(0, 1), set_by="output.embed_metadata")] = 0
+    # those that may draw it again with another seed (`config.judges`), as JSON
+    judges: Annotated[str, Column(prose=True, set_by="output.judges", catalog=False)] = ""
     # a bucket that the media are cut to, where that was padded
     media_size: Annotated[str | None, Column(set_by="plan", key=14, catalog=False)] = None
     # of the file, as output.name makes it; none: the row_id

@@ -17,7 +17,7 @@ from run_folder import RunFolder, make_run_folder, render
 from batchgen.durable import write_json
 from batchgen.ledger.events import AttemptHeader, Device, End, Event, Phase, encode_line
 from batchgen.media.publish import write_media
-from batchgen.records import Attempt, Audit, Commit, Media, RowStats, StageSeconds
+from batchgen.records import Attempt, Audit, Commit, Media, Metric, RowStats, StageSeconds
 from batchgen.runfile import read_run
 
 SUBJECTS = (
@@ -123,7 +123,7 @@ def _commit(
         started=now,
         ended=now + seconds,
         media=media,
-        score=(row * 37 % 100) / 100,
+        metrics=(Metric("score", repr((row * 37 % 100) / 100)),),
         stats=RowStats(stages, 8, computed, device="NVIDIA H200", audit=audit),
     )
     if row % 331 != 5:
@@ -132,7 +132,7 @@ def _commit(
     message = f"latents of {request.row_id!r} at step {row % 40} are not finite"
     trace = f'Traceback (most recent call last):\n  File "engine.py", line 7\n{kind}: {message}'
     told = {"error_type": kind, "error": message, "traceback": trace}
-    return replace(done, status="failed", media=None, score=None, **told)
+    return replace(done, status="failed", media=None, metrics=(), **told)
 
 
 if __name__ == "__main__":

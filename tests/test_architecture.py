@@ -21,7 +21,7 @@ LAYERS = [
     {"config", "families"},
     {"planning", "media", "ledger"},
     {"catalog"},
-    {"report"},
+    {"report", "judges"},
     {"engine", "models"},
     {"worker", "scheduler"},
     {"runner", "export"},
@@ -59,6 +59,7 @@ INSIDE = {
             "as_planned",
             "drain",
             "ending",
+            "judging",
             "place",
             "states",
             "texts",
@@ -135,8 +136,8 @@ def test_imports_point_down() -> None:
             if other in {top, ""} or (top, other) in SAME_LEVEL_ALLOWED:
                 continue
             if other == "tiny":
-                # the judge and the weights' home; benches measure the embedded model
-                allowed = target in {"tiny", "tiny.score", "tiny.domain"} or top == "bench"
+                # the weights' home; benches measure the embedded model
+                allowed = target in {"tiny", "tiny.domain"} or top == "bench"
             elif top in TORCH_SIDE:
                 allowed = other in TORCH_SIDE_MAY_IMPORT
             else:

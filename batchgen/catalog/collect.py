@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from batchgen.catalog.accounts import Spent, attempt_table, load_seconds
 from batchgen.catalog.fidelity import AuditedRows
 from batchgen.catalog.source import COLLECT_KEY, RunSource
-from batchgen.catalog.table import catalog_rows, catalog_schema, join, layouts_of
+from batchgen.catalog.table import catalog_rows, catalog_schema, join, judged_by, layouts_of
 from batchgen.catalog.timers import Timers
 from batchgen.catalog.turns import Overtaken, Turn, turn_of
 from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
@@ -127,7 +127,8 @@ def _collect(run: RunPaths) -> CatalogSummary:
         make_folder(temporary, run.root)
         sweep(run)
         metadata = _metadata(header, source.extent)
-        parts = _write_parts(run, found, metadata, temporary, totals)
+        judged = judged_by(run, header)
+        parts = _write_parts(run, found, metadata, temporary, totals, judged)
         accounts = _parquet_bytes(attempt_table(run, found, totals.spent, header))
         totals.timers.add_loads(load_seconds(found.index))
         sync(temporary)
@@ -173,11 +174,12 @@ def snapshot_table(run: RunPaths) -> pa.Table:
             _check_plan(run, source)
             found = winners(run)
             plan_id, layouts = source.header.plan_id, layouts_of(run, found.index)
+            judged = judged_by(run, source.header)
             tables = [
-                catalog_rows(join(plan, found), plan_id, layouts)
+                catalog_rows(join(plan, found), plan_id, layouts, judged)
                 for plan in pieces([run.plan], GROUP_ROWS)
             ]
-            empty = catalog_schema(plan_schema(run.plan)).empty_table()
+            empty = catalog_schema(plan_schema(run.plan), judged).empty_table()
             if source.is_current(run):
                 return pa.concat_tables(tables) if tables else empty
     raise RunStateError(f"{run.root}: the plan changes all the time; look later")
@@ -211,9 +213,10 @@ def _write_parts(
     metadata: dict[bytes, bytes],
     folder: Path,
     totals: _Totals,
+    judged: tuple[str, ...],
 ) -> int:
     """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
-    schema = catalog_schema(plan_schema(run.plan)).with_metadata(metadata)
+    schema = catalog_schema(plan_schema(run.plan), judged).with_metadata(metadata)
     plan_id, layouts = metadata[b"batchgen.plan_id"].decode(), layouts_of(run, found.index)
     writer = _part_writer(folder, 0, schema)
     parts, rows = 1, 0
@@ -224,7 +227,7 @@ def _write_parts(
                 writer = _part_writer(folder, parts, schema)
                 parts, rows = parts + 1, 0
             part = join(plan, found)
-            table = catalog_rows(part, plan_id, layouts)
+            table = catalog_rows(part, plan_id, layouts, judged)
             writer.write_table(table.replace_schema_metadata(schema.metadata))
             totals.add(table)
             totals.spent.add(part.lines, part.commits)

@@ -38,13 +38,14 @@ OUTCOME = [
     *columns(pa.int64(), "media_bytes"),
     *columns(TEXT, "frames_sha256"),
     *columns(pa.int32(), "media_frames"),
-    *columns(pa.float64(), "score", nullable=True),  # null where nothing was judged
+    *columns(pa.float64(), "score", nullable=True),  # of the judge that has a column of this name
+    *columns(TEXT, "judge_notes"),
     *columns(pa.float64(), "psnr ssim", nullable=True),  # null where the row was not audited
     *columns(TEXT, "attempt"),
     *columns(pa.int32(), "shard tries"),
     *columns(TEXT, "host device"),
     *columns(pa.float64(), "started ended"),  # unix seconds
-    *columns(pa.float64(), "queue_s encode_s denoise_s decode_s d2h_s write_s latency_s"),
+    *columns(pa.float64(), "queue_s encode_s denoise_s decode_s d2h_s write_s judge_s latency_s"),
     *columns(pa.float64(), "step_p50_s step_p95_s"),
     *columns(pa.int32(), "steps_total"),
     *columns(pa.float64(), "steps_computed steps_computed_cond steps_computed_uncond"),
@@ -63,6 +64,7 @@ OUTCOME = [
     *columns(TEXT, "plan_id"),
 ]
 ROWS = pa.schema([*REQUEST, *OUTCOME])
+SCORE = "score"  # the one column of a judge that is always there: the report looks at it
 
 # catalog column -> path inside a commit line, where they differ
 COMMIT_PATHS = {

@@ -20,7 +20,7 @@ from batchgen.records import ranks_named
 if TYPE_CHECKING:  # whoever imports its room (a steward, a collect) needs no pandas
     import pandas as pd
 
-STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s")
+STAGES = ("encode_s", "denoise_s", "decode_s", "d2h_s", "write_s", "judge_s")
 _TRIES = 20
 
 
@@ -105,8 +105,9 @@ def failures(frame: pd.DataFrame) -> pd.DataFrame:
 
 def stage_shares(frame: pd.DataFrame) -> pd.Series:
     """Share of each stage in the seconds of all rendered rows; they add up to 1 (or are 0 if there
-    are no rows). Device-to-host copies and writing run behind the device's work."""
-    seconds = _rendered(frame)[list(STAGES)].sum()
+    are no rows). Device-to-host copies, writing and judging run behind the device's work."""
+    stages = [stage for stage in STAGES if stage in frame]  # older catalogs have no judge_s
+    seconds = _rendered(frame)[stages].sum()
     total = float(seconds.sum())
     return seconds / total if total > 0 else seconds
 

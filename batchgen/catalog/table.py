@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 
 import numpy as np
@@ -14,25 +15,36 @@ from batchgen.catalog.columns import (
     OUTCOME,
     REQUEST,
     ROWS,
+    SCORE,
     default_of,
 )
-from batchgen.ledger.commits import commit_column, parse_commits
-from batchgen.ledger.intent import read_intent
+from batchgen.config.judges import columns_of
+from batchgen.ledger.commits import commit_column, metric_column, parse_commits
+from batchgen.ledger.intent import intents, read_intent, submission_numbers
 from batchgen.ledger.scan import CommitIndex
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.request import FIELDS
+from batchgen.runfile import RunFile
 
-CARRY = "carry."
+CARRY, JUDGE = "carry.", "judge."
 _TAKEN = {*ROWS.names, "run"}  # `open_runs` adds `run`
 REQUESTED = "requested_"  # prefix of the geometry asked for; null in the plan where it was kept
 
 
-def catalog_schema(plan: pa.Schema) -> pa.Schema:
-    """`ROWS` and the carried columns of the plan, under their own name, or with the prefix `carry.`
-    if that name is taken."""
-    extra = [field.with_name(target) for field, target in _extra_columns(plan)]
-    return pa.schema([*ROWS, *extra])
+def judged_by(run: RunPaths, header: RunFile) -> tuple[str, ...]:
+    """Columns of all judges that the run has or had, but for the one that is always there."""
+    configs = [intent.config for intent in intents(run, submission_numbers(run))]
+    return tuple(name for name in columns_of([*configs, header.config]) if name != SCORE)
+
+
+def catalog_schema(plan: pa.Schema, judged: Sequence[str] = ()) -> pa.Schema:
+    """`ROWS`, the carried columns of the plan and those of judges (`judged_by`), under their own
+    name, or with the prefix `carry.` or `judge.` if that name is taken."""
+    fields = [*ROWS, *(field.with_name(target) for field, target in _extra_columns(plan))]
+    taken = {*_TAKEN, *(field.name for field in fields)}
+    names = [JUDGE + name if name in taken else name for name in judged]
+    return pa.schema([*fields, *(pa.field(name, pa.float64()) for name in names)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,13 +85,17 @@ def layouts_of(run: RunPaths, index: CommitIndex) -> pa.Array:
     return pa.array([str(layouts[number] or "") for number in numbers], pa.large_string())
 
 
-def catalog_rows(part: PlanPart, plan_id: str, layouts: pa.Array | None = None) -> pa.Table:
+def catalog_rows(
+    part: PlanPart, plan_id: str, layouts: pa.Array | None = None, judged: Sequence[str] = ()
+) -> pa.Table:
     """The catalog of a part of the plan, in the plan's order and in `catalog_schema`. `layouts` are
     those of the journals in the index, if the column is wanted."""
-    columns = [_request_column(part.plan, field) for field in REQUEST]
+    columns = [_request_column(part, field) for field in REQUEST]
     columns += [_outcome_column(part, field, plan_id, layouts) for field in OUTCOME]
     extra = [part.plan[field.name] for field, _ in _extra_columns(part.plan.schema)]
-    return pa.table([*columns, *extra], schema=catalog_schema(part.plan.schema))
+    metrics = [metric_column(part.commits, name).take(part.place) for name in judged]
+    schema = catalog_schema(part.plan.schema, judged)
+    return pa.table([*columns, *extra, *metrics], schema=schema)
 
 
 def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
@@ -92,7 +108,15 @@ def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
     ]
 
 
-def _request_column(plan: pa.Table, field: pa.Field) -> pa.Array:
+def _request_column(part: PlanPart, field: pa.Field) -> pa.Array:
+    planned = _planned_column(part.plan, field)
+    if field.name != "seed":
+        return planned
+    used = commit_column(part.commits, "seed").take(part.place)  # where a judge had it drawn again
+    return pc.coalesce(used, planned)
+
+
+def _planned_column(plan: pa.Table, field: pa.Field) -> pa.Array:
     known = FIELDS[field.name].default if field.name in FIELDS else None
     default = default_of(field.type) if known in (None, MISSING) else known
     used = field.name.removeprefix(REQUESTED)
@@ -118,6 +142,8 @@ def _outcome_column(
         column = layouts.take(pa.array(part.journals))
     elif field.name == "latency_s":
         column = pc.subtract(commit_column(commits, "ended"), commit_column(commits, "started"))
+    elif field.name == SCORE:
+        column = metric_column(commits, SCORE)
     else:
         column = commit_column(commits, COMMIT_PATHS.get(field.name, field.name))
     column = column.take(part.place)

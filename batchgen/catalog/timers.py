@@ -20,8 +20,9 @@ ROW_TIMERS = {
     "decode": "decode_s",
     "d2h": "d2h_s",
     "write": "write_s",
+    "judge": "judge_s",
 }
-_ORDER = ("overall", "load", "encode", "denoise", "decode", "d2h", "write")
+_ORDER = ("overall", "load", "encode", "denoise", "decode", "d2h", "write", "judge")
 
 
 @dataclass(slots=True)

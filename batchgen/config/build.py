@@ -169,7 +169,11 @@ def _tier_name(key: str) -> str:
 
 
 def legal_children(parent: str) -> list[str]:
-    """Names directly below the dotted key `parent` (`""`: the job itself)."""
+    """Names directly below the dotted key `parent` (`""`: the job itself; `output.judges[0]`: an
+    entry of a list)."""
+    listed = get_args(dict(leaf_keys()).get(parent.rpartition("[")[0]))
+    if listed and is_dataclass(listed[0]):
+        return [*_hints(cast(Any, listed[0]))]
     prefix = f"{parent}." if parent else ""
     below = [key.removeprefix(prefix) for key, _ in leaf_keys() if key.startswith(prefix)]
     return list(dict.fromkeys(name.partition(".")[0] for name in below))

@@ -28,6 +28,7 @@ from batchgen.config.aliases import resolve_aliases
 from batchgen.config.build import build, to_mapping
 from batchgen.config.capability import check_served
 from batchgen.config.detect import checkpoint_folder, detect, is_to_be_found
+from batchgen.config.judges import SCORE, resolved_judges
 from batchgen.config.limits import check_limit
 from batchgen.config.overrides import (
     GROUPS,
@@ -125,12 +126,21 @@ def recompose(
     return _checked(mapping, overrides, used, roots[:1])
 
 
+def stored_settings(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored configuration with every key of this version, those that are newer as they were in
+    effect then. Raises ConfigError."""
+    return to_mapping(build(JobConfig, _as_it_was(resolved)))
+
+
 def _as_it_was(resolved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With a key that a run was made without, where its default is not what was done then."""
-    output = resolved.get("output")
-    if not isinstance(output, Mapping) or "embed_metadata" in output:
+    """With keys that a run was made without, where their defaults are not what was done then."""
+    output, model = resolved.get("output"), resolved.get("model")
+    if not isinstance(output, Mapping):
         return resolved
-    return {**resolved, "output": {**output, "embed_metadata": False}}
+    before: dict[str, Any] = {"embed_metadata": False}
+    if isinstance(model, Mapping) and model.get("weights") == "embedded":
+        before["judges"] = [to_mapping(SCORE)]
+    return {**resolved, "output": {**before, **output}}
 
 
 def write_hydra(
@@ -249,7 +259,11 @@ def _checked(
         config,
         manifest=_located("manifest", config.manifest, roots),
         model=replace(config.model, weights=_weights(config.model.weights, roots)),
-        output=replace(config.output, root_dir=_root(config.output.root_dir)),
+        output=replace(
+            config.output,
+            root_dir=_root(config.output.root_dir),
+            judges=resolved_judges(config.output.judges),
+        ),
     )
     check_served(config)
     return Composed(config, to_mapping(config), tuple(overrides), hydra)

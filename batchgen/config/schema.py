@@ -165,6 +165,21 @@ class SystemConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """A function that is shown the frames of each row; what it says of them are columns of the
+    catalog."""
+
+    call: str  # module:function
+    columns: tuple[str, ...] = ()  # empty: one, of the function's name
+    params: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
+    at_least: dict[str, float] = field(default_factory=dict)  # column -> bound, inclusive
+    at_most: dict[str, float] = field(default_factory=dict)
+    # of a row outside of these; retry draws it again with another seed, `retries` times
+    policy: Literal["record", "fail", "retry"] = "record"
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputConfig:
     root_dir: str = "outputs"
     format: Annotated[str, Modules("media/formats", also=("auto",))] = "auto"
@@ -172,6 +187,7 @@ class OutputConfig:
     quality: int = 8
     name: str = "{row_id}"  # of media files
     embed_metadata: bool = True  # files say how they were made
+    judges: tuple[JudgeConfig, ...] = ()
     geometry: Literal["error", "round", "pad"] = "error"
     hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"
     enable_timer_dump: bool = True

@@ -12,7 +12,15 @@ import pyarrow.json as pj
 from batchgen.ledger.scan import CommitIndex, fetch_lines
 
 TEXT = pa.large_string()  # the 32-bit offsets of pa.string() overflow at 2 GiB of prompts
-STAGES = ("queue", "encode", "denoise", "decode", "d2h", "write")  # of records.StageSeconds
+STAGES = (
+    "queue",
+    "encode",
+    "denoise",
+    "decode",
+    "d2h",
+    "write",
+    "judge",
+)  # StageSeconds
 AUDIT = "psnr ssim busy seconds steps"  # of records.Audit
 
 
@@ -22,6 +30,7 @@ def columns(kind: pa.DataType, names: str, nullable: bool = False) -> list[pa.Fi
 
 
 # a commit line as JSON, in the nesting of records.Commit; any part may be null
+_METRIC = columns(TEXT, "column text", nullable=True)
 _MEDIA = [
     *columns(TEXT, "path sha256 frames_sha256", nullable=True),
     *columns(pa.int64(), "bytes", nullable=True),
@@ -44,7 +53,11 @@ COMMIT = pa.schema(
         *columns(pa.int64(), "row_index", nullable=True),
         *columns(TEXT, "status row_key attempt host error_type error traceback", nullable=True),
         *columns(pa.int32(), "shard tries", nullable=True),
-        *columns(pa.float64(), "started ended score", nullable=True),
+        *columns(pa.float64(), "started ended", nullable=True),
+        *columns(pa.float64(), "score", nullable=True),  # of versions before `metrics`
+        *columns(pa.int64(), "seed", nullable=True),
+        *columns(TEXT, "judge_notes", nullable=True),
+        pa.field("metrics", pa.list_(pa.struct(_METRIC))),
         pa.field("media", pa.struct(_MEDIA)),
         pa.field("stats", pa.struct(STATS)),
     ]
@@ -68,3 +81,17 @@ def commit_column(commits: pa.Table, path: str) -> pa.Array:
     name, *inner = path.split(".")
     column = commits[name].chunk(0)  # the only one
     return functools.reduce(lambda array, part: pc.struct_field(array, part), inner, column)
+
+
+def metric_column(commits: pa.Table, name: str) -> pa.Array:
+    """The numbers of a judge's column in `parse_commits` (float64); null where a row has none."""
+    lists = commits["metrics"].chunk(0)
+    found = pc.list_flatten(lists)
+    mine = pc.equal(pc.struct_field(found, "column"), name)
+    rows = pc.list_parent_indices(lists).filter(mine).to_numpy()
+    numbers = np.zeros(len(commits))
+    absent = np.ones(len(commits), bool)
+    numbers[rows] = pc.struct_field(found, "text").filter(mine).cast(pa.float64()).to_numpy()
+    absent[rows] = False
+    numbers = pa.array(numbers, mask=absent)
+    return pc.coalesce(numbers, commits["score"].chunk(0)) if name == "score" else numbers

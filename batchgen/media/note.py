@@ -101,7 +101,7 @@ def _check(name: str, value: Any) -> None:
 
 
 def _belongs(field: Field, request: Request) -> bool:
-    """What decides the row, where it is not at its default; that there is a note goes without
-    saying."""
-    stated = field.column.key != "no" and field.name != "embed_metadata"
+    """What decides the row, where it is not at its default. That there is a note goes without
+    saying; which judges it passed does not matter, since the seed is the one that was used."""
+    stated = field.column.key != "no" and field.name not in ("embed_metadata", "judges")
     return stated and getattr(request, field.name) != field.default

@@ -4,6 +4,8 @@ Both take (frames, height, width, 3), the clip and its reference, of one shape."
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 # Equal clips have an infinite PSNR, which neither JSON nor a mean can hold. 100 dB is a difference
@@ -18,15 +20,21 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # of ITU-R BT.601
 
 
 def psnr(frames: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal to noise ratio in dB, at most `MOST_DB`: 10 log10(255^2 / mean squared error),
-    the mean over all samples of all frames. ValueError for clips of different shapes."""
+    """`exact_psnr`, at most `MOST_DB`."""
+    return min(MOST_DB, exact_psnr(frames, reference))
+
+
+def exact_psnr(frames: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB: 10 log10(255^2 / mean squared error), the mean over all
+    samples of all frames in float64; infinite for equal clips. ValueError for clips of different
+    shapes."""
     _check(frames, reference)
     errors = [
         np.mean((frame.astype(np.float64) - other) ** 2)
         for frame, other in zip(frames, reference, strict=True)
     ]
     error = float(np.mean(errors))
-    return min(MOST_DB, 10 * np.log10(_PEAK**2 / error).item()) if error else MOST_DB
+    return 10 * np.log10(_PEAK**2 / error).item() if error else math.inf
 
 
 def ssim(frames: np.ndarray, reference: np.ndarray) -> float:

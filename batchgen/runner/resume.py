@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from batchgen.config.compose import Composed, recompose
+from batchgen.config.compose import Composed, recompose, stored_settings
 from batchgen.config.schema import JobConfig
 from batchgen.durable import sync_folder, write_json
 from batchgen.errors import RunStateError
@@ -55,7 +55,7 @@ def prepare_resume(run: RunPaths, overrides: list[str], *, rerender_changed: boo
     composed = recompose(header.config, overrides, header.hydra)
     composed = replace(composed, overrides=(*header.overrides, *overrides))  # for the record
     _refuse_spent(run, composed.config.system.max_gpu_hours)
-    changed = changed_settings(header.config, composed.resolved)
+    changed = changed_settings(stored_settings(header.config), composed.resolved)
     before = KeyContext.from_json(header.key_context)
     moved = before.differences(key_context(composed.config, before.hash_mode))
     touching = [name for name in changed if not _is_neutral(name)]

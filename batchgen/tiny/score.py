@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from batchgen.tiny.domain import (
     SHAPE_WORDS,
     SHAPES,
 )
+
+if TYPE_CHECKING:
+    from batchgen.request import Request
 
 Floats = npt.NDArray[np.float32]
 
@@ -133,6 +136,11 @@ def score(frames: npt.NDArray[np.uint8], prompt: str) -> Score:
         _right(wanted.motion, seen.motion) if len(frames) > 1 else None,
         _right(wanted.background, seen.background),
     )
+
+
+def judge(frames: npt.NDArray[np.uint8], request: Request) -> float | None:
+    """A judge for `output.judges`: `Score.fraction` of the row's prompt."""
+    return score(frames, request.prompt).fraction
 
 
 def _right(wanted: str | None, seen: str | None) -> bool | None:

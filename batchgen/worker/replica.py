@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-import numpy as np
-
-from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.config.schema import SlurmConfig
 from batchgen.durable import make_folder
 from batchgen.engine.choose import EngineChoice
 from batchgen.engine.clock import Clock
@@ -34,10 +32,11 @@ from batchgen.worker.as_planned import as_planned
 from batchgen.worker.audit import Twins
 from batchgen.worker.drain import Drain
 from batchgen.worker.ending import Ending, last_line
+from batchgen.worker.judging import Judges
 from batchgen.worker.meeting import leading
 from batchgen.worker.pilot import PilotRenderer
 from batchgen.worker.post import Post
-from batchgen.worker.sink import Judge, RowPolicy, RowSink
+from batchgen.worker.sink import RowPolicy, RowSink
 from batchgen.worker.source import ListSource, RowStart, ShardSource, open_source
 from batchgen.worker.states import RowStates
 from batchgen.worker.watchdog import Watchdog
@@ -99,6 +98,7 @@ def _draw_shard(
             journal.check_place()
             ending.reason = _reason(crew.drain, source)
             return
+        judges = Judges.of(config.output.judges)
         with crew.clock.on("load"), as_planned(root, run_file, config, crew.kick):
             before = climbs_before(root, post.attempt, engine.device)
             renderer = engine.load(crew.kick, crew.team, Ascent(before, journal.climbed))
@@ -113,7 +113,7 @@ def _draw_shard(
             weights = KeyContext.from_json(run_file.key_context).weights
             out = root.pilot_tables(post.attempt.submission)
             renderer = PilotRenderer(renderer, read_pilots(root.plan), weights, out)
-        sink = RowSink(root, journal, policy, states, admission, _judge(config))
+        sink = RowSink(root, journal, policy, states, admission, judges)
         every = config.system.cache.audit_every
         Shift(renderer, source, sink, crew.stop, crew.moved, ending, every).draw_all()
         journal.check_place()
@@ -276,20 +276,3 @@ def _run_log(root: RunPaths, attempt: Attempt, wanted: bool) -> Iterator[None]:
         logger.removeHandler(handler)
         with suppress(OSError):
             handler.close()
-
-
-def _judge(config: JobConfig) -> Judge | None:
-    """The embedded model's clips are judged from their pixels; others have no judge."""
-    if config.model.weights != "embedded":
-        return None
-    from batchgen.tiny.score import score
-
-    def judge(frames: np.ndarray, prompt: str) -> float | None:
-        try:
-            verdict = score(frames, prompt)
-        except Exception:  # an opinion on a row must not cost the row
-            log.exception("no score for %r", prompt)
-            return None
-        return None if verdict is None else verdict.fraction
-
-    return judge

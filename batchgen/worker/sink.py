@@ -8,14 +8,11 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from batchgen.anchor import gone
 from batchgen.engine.contract import Snapshot
-from batchgen.errors import FINAL_ERRORS, PromptTooLong, SickNode, StorageError
+from batchgen.errors import FINAL_ERRORS, PromptTooLong, Rejected, SickNode, StorageError
 from batchgen.ledger.journal import JournalWriter
 from batchgen.media.cut import cut_to
 from batchgen.media.note import Origin, note_of
@@ -24,14 +21,22 @@ from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, Media, Rendered, RowStats
 from batchgen.request import Bucket, Request
 from batchgen.worker.admission import Admission
+from batchgen.worker.judging import Judges, Verdict, seed_of_retry
 from batchgen.worker.states import RowStates
 
 log = logging.getLogger(__name__)
-Judge = Callable[[np.ndarray, str], float | None]
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 FULL_ROWS_BEFORE_STOP = 3
 # Distinct rows that fail one after the other: a sick node, at once or after it rendered some.
 FAILED_ROWS_BEFORE_STOP, FAILED_ROWS_BETWEEN = 5, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Redraw:
+    """A row that judges want with another seed."""
+
+    seed: int  # of the plan
+    retry: int  # from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +62,16 @@ class RowSink:
         policy: RowPolicy,
         states: RowStates,
         admission: Admission,
-        judge: Judge | None,
+        judges: Judges,
     ) -> None:
-        self._run, self._journal, self._policy, self._judge = run, journal, policy, judge
+        self._run, self._journal, self._policy, self._judges = run, journal, policy, judges
         self._states, self._admission = states, admission
         self._started: dict[int, float] = {}
         self._tries: Counter[int] = Counter()
+        self._failures: Counter[int] = Counter()
         self._again: list[tuple[Request, Exception]] = []
+        self._redraws: dict[int, Redraw] = {}  # by row_index
+        self._to_redraw: list[Request] = []
         self._full_in_a_row = 0
         self._bad_in_a_row: set[int] = set()  # rows that failed since the last one that did not
         self._most_bad = FAILED_ROWS_BEFORE_STOP
@@ -80,27 +88,66 @@ class RowSink:
         """Write and commit. Whatever keeps the media from being written is the row's own failure; a
         journal that cannot be written, or a run folder that went away, is not and ends the attempt.
         """
-        began = time.perf_counter()
         self._journal.check_place()
         if (size := rendered.request.media_size) is not None:
             rendered = replace(rendered, frames=cut_to(rendered.frames, Bucket.parse(size)))
+        verdict, rendered = self._judged(rendered)
+        if verdict.fails or verdict.retries is not None:
+            self._reject(rendered, verdict)
+            return
+        began = time.perf_counter()
         try:
             media = self._write(rendered)
         except Exception as error:
             self._media_failed(rendered, error)
             return
         self._full_in_a_row = 0
-        self._bad_in_a_row.clear()
-        self._most_bad = FAILED_ROWS_BETWEEN
+        self._none_bad()
         wrote = time.perf_counter() - began
         stats = replace(rendered.stats, stages=replace(rendered.stats.stages, write=wrote))
-        commit = replace(self._commit(rendered.request, stats), score=self._score(rendered))
+        commit = self._commit(rendered.request, stats, verdict)
         if not (self._run.root / media.path).exists():
             raise StorageError(gone(self._run.root / media.path))
         self._journal.commit(replace(commit, media=media))
         self._admission.rendered(rendered.request, stats)
         self._states.drop(rendered.request)
         log.info("row %s ok: %s, %d bytes", commit.row_id, media.path, media.bytes)
+
+    def _judged(self, rendered: Rendered) -> tuple[Verdict, Rendered]:
+        """What judges say, and the row with the seconds that it took."""
+        began = time.perf_counter()
+        verdict = self._judges(rendered.frames, rendered.request)
+        took = time.perf_counter() - began
+        stages = replace(rendered.stats.stages, judge=took)
+        return verdict, replace(rendered, stats=replace(rendered.stats, stages=stages))
+
+    def _reject(self, rendered: Rendered, verdict: Verdict) -> None:
+        """Keep the row for another seed while its judges allow one; else it has failed. The machine
+        has done its part."""
+        request, stats = rendered.request, rendered.stats
+        self._none_bad()
+        self._admission.rendered(request, stats)
+        with self._lock:
+            last = self._redraws.get(request.row_index, Redraw(request.seed, 0))
+            error = Rejected(verdict.notes)
+            if verdict.fails or last.retry >= (verdict.retries or 0):
+                again = None
+            else:
+                again = replace(last, retry=last.retry + 1)
+                self._redraws[request.row_index] = again
+                seed = seed_of_retry(again.seed, again.retry)
+                self._to_redraw.append(replace(request, seed=seed))
+        if again is None:
+            self._give_up(request, error, stats, verdict)
+            return
+        self._states.drop(request)  # what is saved of the row is of the seed that is done with
+        self._journal.tried(request.row_index, stats.busy, error)
+        log.info("row %s, seed %d: %s", request.row_id, request.seed, error)
+
+    def _none_bad(self) -> None:
+        """A row was drawn."""
+        self._bad_in_a_row.clear()
+        self._most_bad = FAILED_ROWS_BETWEEN
 
     def _write(self, rendered: Rendered) -> Media:
         request, policy = rendered.request, self._policy
@@ -128,19 +175,21 @@ class RowSink:
             self._count_bad(request, error)
 
     def to_retry(self) -> list[Request]:
-        """Rows with tries left; forgets them."""
-        return [request for request, _ in self._take_again()]
+        """Rows with tries or seeds left; forgets them."""
+        with self._lock:
+            redrawn, self._to_redraw = self._to_redraw, []
+        return [*(request for request, _ in self._take_again()), *redrawn]
 
     def _keep(self, request: Request, error: Exception, stats: RowStats) -> bool:
         """For another try; False if there is none left."""
         with self._lock:
-            tries = max(1, self._tries[request.row_index])
-            if tries > self._policy.row_retries:
+            failures = self._failures[request.row_index] + 1
+            if failures > self._policy.row_retries:
                 return False
-            self._tries[request.row_index] = tries
+            self._failures[request.row_index] = failures
             self._again.append((request, error))
         self._journal.tried(request.row_index, stats.busy, error)
-        log.warning("row %s failed, try %d: %r", request.row_id, tries, error)
+        log.warning("row %s failed, try %d: %r", request.row_id, failures, error)
         return True
 
     def _take_again(self) -> list[tuple[Request, Exception]]:
@@ -148,10 +197,12 @@ class RowSink:
             again, self._again = self._again, []
         return again
 
-    def _give_up(self, request: Request, error: Exception, stats: RowStats) -> None:
+    def _give_up(
+        self, request: Request, error: Exception, stats: RowStats, verdict: Verdict | None = None
+    ) -> None:
         text = "".join(traceback.format_exception(error))
         commit = replace(
-            self._commit(request, stats),
+            self._commit(request, stats, verdict),
             status="failed",
             error_type=type(error).__name__,
             error=str(error),
@@ -160,9 +211,6 @@ class RowSink:
         self._journal.commit(commit)
         self._states.drop(request)
         log.error("row %s failed: %s: %s", request.row_id, type(error).__name__, error)
-
-    def _score(self, rendered: Rendered) -> float | None:
-        return self._judge(rendered.frames, rendered.request.prompt) if self._judge else None
 
     def _media_failed(self, rendered: Rendered, error: Exception) -> None:
         """One row's failure, unless the folder is plainly full: then rendering on is waste."""
@@ -189,8 +237,10 @@ class RowSink:
             raise SickNode(f"the first {bad} rows on {host} all failed, {last}") from error
         raise SickNode(f"{bad} rows in a row failed on {host}, {last}") from error
 
-    def _commit(self, request: Request, stats: RowStats) -> Commit:
-        now = time.time()
+    def _commit(self, request: Request, stats: RowStats, verdict: Verdict | None) -> Commit:
+        now, verdict = time.time(), verdict or Verdict()
+        redrawn = self._redraws.pop(request.row_index, None)
+        self._failures.pop(request.row_index, None)
         return Commit(
             row_index=request.row_index,
             row_id=request.row_id,
@@ -203,4 +253,7 @@ class RowSink:
             ended=now,
             tries=max(1, self._tries.pop(request.row_index, 1)),
             stats=stats,
+            seed=request.seed if redrawn else None,
+            metrics=verdict.metrics,
+            judge_notes=verdict.notes,
         )

@@ -42,6 +42,7 @@ class RowStates:
             return
         metadata = {
             "row_key": request.row_key,
+            "seed": str(request.seed),  # not the plan's where a judge had the row drawn again
             "determinism": self._determinism,
             "layout": self._device_class,
             "step": str(snapshot.step),
@@ -119,6 +120,8 @@ class RowStates:
             "determinism": self._determinism,
             "layout": self._device_class,
         }
+        if "seed" in metadata:  # older files have none
+            wanted["seed"] = str(request.seed)
         for name, value in wanted.items():
             if metadata.get(name) != value:
                 raise ValueError(f"{name} is {metadata.get(name)!r}, not {value!r}")

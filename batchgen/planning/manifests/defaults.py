@@ -11,6 +11,7 @@ import numpy as np
 
 from batchgen.config.caching import CacheRules, any_cache, cache_rules
 from batchgen.config.capability import served_by, unserved_columns
+from batchgen.config.judges import in_key
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.family import Stride, family_spec
@@ -52,6 +53,7 @@ class Defaults:
     format: str
     quality: int
     embed_metadata: int  # 0 or 1
+    judges: str  # JSON of those that may change a seed; empty: none may
     name: Template | None  # of media files; None: their row ids
     tags: str | None
     caches: CacheRules
@@ -83,6 +85,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         format=job.output.format,
         quality=job.output.quality,
         embed_metadata=int(job.output.embed_metadata),
+        judges=in_key(job.output.judges),
         name=_name(job.output.name),
         tags=rows.tags,
         caches=cache_rules(job),
@@ -117,6 +120,7 @@ def any_model() -> Defaults:
         format="frames",
         quality=0,
         embed_metadata=0,
+        judges="",
         name=None,
         tags=None,
         caches=any_cache(),

@@ -112,6 +112,7 @@ class _Batch:
             "format": self._formats(drawn["num_frames"]),
             "quality": pa.repeat(self.defaults.quality, self.rows),
             "embed_metadata": pa.repeat(self.defaults.embed_metadata, self.rows),
+            "judges": pa.repeat(pa.scalar(self.defaults.judges, pa.large_string()), self.rows),
             "media_size": self._media_sizes(asked, drawn),
             "tags": self._tags(),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 import os
 import shutil
 import subprocess
@@ -108,6 +109,23 @@ def test_what_the_engine_measured_is_there(mixed: RunFolder) -> None:
     assert (row["attempt"], row["host"], row["device"]) == ("s1t0r0p0", "n1", "cpu")
     assert (row["plan_id"], row["bucket"]) == ("plan-demo-1", "16x8x1")
     assert (mixed.run.root / row["media_path"]).stat().st_size == row["media_bytes"]
+
+
+def test_scores_of_older_journals_stay(mixed: RunFolder) -> None:
+    """They were a field of the commit."""
+    for path in mixed.run.journals.rglob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        for line in lines:
+            del line["crc"]
+            if line["kind"] == "commit":
+                line["score"] = 0.25 if line["row_index"] else None
+                del line["metrics"], line["judge_notes"], line["seed"]
+        bodies = [json.dumps(line, separators=(",", ":")).encode()[:-1] for line in lines]
+        path.write_bytes(b"".join(b'%s,"crc":"%08x"}\n' % (b, zlib.crc32(b)) for b in bodies))
+    collect(mixed.run)
+    frame = pd.read_parquet(mixed.run.catalog_rows)
+    assert frame["score"].fillna(-1).tolist() == [-1, 0.25, 0.25, -1, 0.25, -1]
+    assert frame["seed"].tolist()[:3] == [2**62, 2**62 + 1, 2**62 + 2]
 
 
 def test_what_a_row_does_not_say_is_null(mixed: RunFolder) -> None:
@@ -245,7 +263,8 @@ def test_time_stats_have_a_line_a_timer(mixed: RunFolder) -> None:
     lines = [line.split(",") for line in mixed.run.time_stats.read_text().splitlines()]
     assert lines[0] == HEADER
     timers = {line[1]: line[2:] for line in lines[1:]}
-    assert list(timers) == ["overall", "load", "encode", "denoise", "decode", "d2h", "write"]
+    stages = ["encode", "denoise", "decode", "d2h", "write", "judge"]
+    assert list(timers) == ["overall", "load", *stages]
     assert timers["denoise"] == ["1000.000", "1000.000", "1000.000", "2"]
     assert timers["load"] == ["2000.000", "2000.000", "2000.000", "1"]
     assert timers["overall"][3] == "2"

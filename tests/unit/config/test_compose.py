@@ -362,6 +362,19 @@ def test_files_of_a_run_made_before_they_carried_metadata_carry_none(job: Job) -
     assert recompose(made.resolved).config.output.embed_metadata
 
 
+def test_a_run_made_before_there_were_judges_is_judged_as_it_was(job: Job) -> None:
+    """The embedded model had a judge of its own."""
+    made = compose_job(job(), ["output.judges=[]"])
+    output = {k: value for k, value in made.resolved["output"].items() if k != "judges"}
+    before = {**made.resolved, "output": output}
+    (judge,) = recompose(before).config.output.judges
+    assert (judge.call, judge.columns) == ("batchgen.tiny.score:judge", ("score",))
+    assert recompose(before, ["output.judges=[]"]).config.output.judges == ()
+    assert recompose(made.resolved).config.output.judges == ()
+    other = {**before, "model": {**made.resolved["model"], "weights": "random"}}
+    assert recompose(other).config.output.judges == ()
+
+
 def test_a_stored_configuration_composes_to_itself_and_takes_further_overrides(job: Job) -> None:
     body = 'row_defaults: {negative_prompt: "\\\\${not.a.key} 😀 مرحبا \\u2028"}\n'
     first = compose_job(job(body), ["seed=5"])

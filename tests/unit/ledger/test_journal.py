@@ -19,7 +19,7 @@ from batchgen.ledger import events
 from batchgen.ledger.counts import read_counters
 from batchgen.ledger.journal import whole_length
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Commit, Media, RowStats
+from batchgen.records import Attempt, Audit, Commit, Media, Metric, RowStats
 
 COMMIT = Commit(
     row_index=3,
@@ -34,7 +34,9 @@ COMMIT = Commit(
     tries=2,
     media=Media("media/a.mp4", "cd" * 32, 1234, "ef" * 32, 9),
     stats=RowStats(stages=STAGES, steps_total=8, prompt_truncated=True, device="cpu"),
-    score=0.75,
+    seed=2**62,
+    metrics=(Metric("score", "0.75"), Metric("reference_psnr", "inf")),
+    judge_notes="a judge: skipped: ☃",
 )
 EVENTS: list[events.Event] = [
     events.AttemptHeader(
@@ -55,7 +57,7 @@ EVENTS: list[events.Event] = [
     events.Signalled("SIGTERM", 2.25),
     events.Phase("load", 12.25, 3.5),
     COMMIT,
-    Commit(4, "r", "00" * 32, "failed", "s1t0r0p0", 0, "n", 1.0, 2.0, error="☃ \0\n", score=None),
+    Commit(4, "r", "00" * 32, "failed", "s1t0r0p0", 0, "n", 1.0, 2.0, error="☃ \0\n"),
     events.Void(3, "media/a.mp4", "sha256: differs", 4.5),
     events.End(reason="done", busy_s=1.0, forwards=9, t=5.5),
 ]
@@ -79,12 +81,14 @@ def test_any_changed_byte_of_a_line_is_noticed() -> None:
 
 
 def test_what_json_cannot_hold_is_recorded_all_the_same() -> None:
-    """Lone surrogates in an error's text, and a score that is not a number."""
-    commit = Commit(1, "r", "k", "failed", "a", 0, "n", 1.0, 2.0, error="\ud800", score=math.nan)
+    """Lone surrogates in an error's text, and what is not a number."""
+    stats = RowStats(audit=Audit(psnr=math.nan))
+    commit = Commit(1, "r", "k", "failed", "a", 0, "n", 1.0, 2.0, error="\ud800", stats=stats)
     back = events.decode_line(events.encode_line(commit))
     assert isinstance(back, Commit)
     assert back.error == "\\ud800"
-    assert back.score is None
+    assert back.stats is not None
+    assert back.stats.audit == Audit()
 
 
 def test_a_reader_takes_lines_of_later_versions_and_of_earlier_ones() -> None:
@@ -208,9 +212,9 @@ def test_a_file_that_no_attempt_writes_is_left_alone(
 
 
 def test_numpys_numbers_are_written_as_numbers() -> None:
-    """A judge's score or a row index may come straight out of an array."""
-    commit = replace(COMMIT, row_index=np.int64(3), score=np.float32(0.5), shard=np.int32(2))
-    assert events.decode_line(events.encode_line(commit)) == replace(COMMIT, score=0.5, shard=2)
+    """A seed or a row index may come straight out of an array."""
+    commit = replace(COMMIT, row_index=np.int64(3), started=np.float32(0.5), shard=np.int32(2))
+    assert events.decode_line(events.encode_line(commit)) == replace(COMMIT, started=0.5, shard=2)
 
 
 def test_whole_length_looks_back_over_a_long_torn_line(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from batchgen.media.note import Origin
 from batchgen.planning.plan import read_requests
 from batchgen.records import Attempt, Commit, RowStats
 from batchgen.worker.admission import Admission
+from batchgen.worker.judging import Judges
 from batchgen.worker.sink import RowPolicy, RowSink
 from batchgen.worker.states import RowStates
 
@@ -106,7 +107,7 @@ def test_a_device_that_computes_nan_is_sick_too(tmp_path: Path) -> None:
     policy = RowPolicy(attempt, "n1", 24, 1, Origin("null", ""), elsewhere=True)
     with JournalWriter.open(run, AttemptHeader(attempt=attempt, host="n1")) as journal:
         states = RowStates(run, 24, "strict", "none")
-        sink = RowSink(run, journal, policy, states, Admission(None), None)
+        sink = RowSink(run, journal, policy, states, Admission(None), Judges())
 
         def fail(row: int, error: Exception) -> None:
             sink.started(requests[row])
