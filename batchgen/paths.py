@@ -146,6 +146,15 @@ class RunPaths:
         blocks = [b for b in self.counters_dir.iterdir() if self.block_submission(b) >= since]
         return sorted(path for block in blocks for path in block.glob("*-r*-*.json"))
 
+    def event(self, name: str, submission: int) -> Path:
+        """An event that several processes may find; whoever makes the file has told it."""
+        return self.root / "events" / f"{submission:04d}-{name}.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Figures of the run, as Prometheus reads them."""
+        return self.root / "metrics.prom"
+
     @property
     def orphans(self) -> Path:
         """Where a repair moves damaged files and media that no row names."""

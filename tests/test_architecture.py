@@ -20,7 +20,7 @@ LAYERS = [
     {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
-    {"catalog"},
+    {"catalog", "notices"},
     {"report", "judges"},
     {"engine", "models"},
     {"worker", "scheduler"},

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +46,19 @@ def void_rows(run: RunPaths, damaged: Sequence[tuple[int, str, str]]) -> int:
     return number
 
 
-def quarantine_rows(run: RunPaths, verdicts: Sequence[Verdict], *, last: int | None = None) -> int:
+def quarantine_rows(
+    run: RunPaths,
+    verdicts: Sequence[Verdict],
+    *,
+    last: int | None = None,
+    tell: Callable[[Commit], object] = lambda commit: None,
+) -> int:
     """Commit convicted rows as quarantined, with the reason. They are rendered again only when a
     person asks for them; an ok commit then clears them.
 
     Call it when no attempt is at work, since it fences off all of them. `last` is as in
     `begin_submission`. Returns the number of the new submission. RunStateError if another one
-    begins at this moment, or if a row is not in the plan.
+    begins at this moment, or if a row is not in the plan. `tell` is given each commit.
     """
     rows = np.array(sorted(verdict.row_index for verdict in verdicts), np.int64)
     names = _names(run, rows)
@@ -77,6 +83,7 @@ def quarantine_rows(run: RunPaths, verdicts: Sequence[Verdict], *, last: int | N
                 error=verdict.reason,
             )
             journal.commit(commit)
+            tell(commit)
         journal.end(End(reason="quarantined"))
     return number
 

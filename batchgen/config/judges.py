@@ -79,9 +79,7 @@ def columns_of(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 def _resolved(where: str, judge: JudgeConfig) -> JudgeConfig:
     if not _CALL.fullmatch(judge.call):
-        raise ConfigError(
-            f"{where}.call: {judge.call!r} is not of the form module:function"
-        )
+        raise ConfigError(f"{where}.call: {judge.call!r} is not of the form module:function")
     try:
         function = function_of(judge.call)
         params = _params(function, judge.params)

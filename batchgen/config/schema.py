@@ -188,6 +188,7 @@ class OutputConfig:
     name: str = "{row_id}"  # of media files
     embed_metadata: bool = True  # files say how they were made
     judges: tuple[JudgeConfig, ...] = ()
+    on_event: str | None = None  # command that gets each event of the run, as JSON on its input
     geometry: Literal["error", "round", "pad"] = "error"
     hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"
     enable_timer_dump: bool = True

@@ -39,9 +39,14 @@ class Budget:
     old adds the counters up again, so that a thousand ranks do not all read a thousand files."""
 
     def __init__(
-        self, run: RunPaths, limit: float | None, clock: Callable[[], float] = time.time
+        self,
+        run: RunPaths,
+        limit: float | None,
+        clock: Callable[[], float] = time.time,
+        on_reached: Callable[[], object] = lambda: None,
     ) -> None:
-        """`limit` in device hours; None = without end."""
+        """`limit` in device hours; None = without end. `on_reached` is called once."""
+        self._on_reached = on_reached
         self._run, self._limit, self._clock = run, limit, clock
         self._patience = LOOK_EVERY_S * (1 + random.random())  # ranks do not look all at once
         self._looked, self._hours = 0.0, 0.0
@@ -54,6 +59,8 @@ class Budget:
             return False
         if self._hours < self._limit and self._clock() - self._looked >= self._least:
             self._look()
+            if self._hours >= self._limit:
+                self._on_reached()
         return self._hours >= self._limit
 
     def _look(self) -> None:

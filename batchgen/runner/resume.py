@@ -36,7 +36,7 @@ NEUTRAL = (
     "system.determinism", "system.max_gpu_hours", "system.compile.", "system.attention",
     "system.radial.",
     "system.cache.audit_every", "carry_columns", "output.root_dir", "output.hydra_dump_mode",
-    "output.enable_", "output.log_ranks",
+    "output.enable_", "output.log_ranks", "output.on_event",
 )  # fmt: skip
 
 

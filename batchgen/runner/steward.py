@@ -22,6 +22,7 @@ from batchgen.failpoints import failpoint
 from batchgen.ledger.intent import Intent, last_render, own_render
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.ledger.upkeep.losses import wait_for_unseen
+from batchgen.notices import notices_of, write_metrics
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.runner.decide import next_move
@@ -53,6 +54,7 @@ def drive(
         while started is not None:
             wait(run, watch)
             anchor.check()
+            tell_end(run)
             move = next_move(run) if executor_named(settings.executor).NEEDS_DRIVER else None
             started = submit(run, move.settings, move.rows) if move else None
     except EndedBySignal:
@@ -66,7 +68,9 @@ def drive(
     finally:
         anchor.close()
     write_verdicts(run)
-    return publish(run)
+    summary = publish(run)
+    tell_end(run, over=True)
+    return summary
 
 
 def publish(run: RunPaths) -> CatalogSummary:
@@ -80,6 +84,16 @@ def publish(run: RunPaths) -> CatalogSummary:
     except BatchgenError as error:
         log.warning("no report: %s", error)
     return summary
+
+
+def tell_end(run: RunPaths, *, over: bool = False) -> None:
+    """Say, unless somebody has, that no rank is at work and, if it is `over`, that nothing more is
+    submitted. Also brings the run's metrics up to date."""
+    write_metrics(run)
+    with notices_of(run) as notices:
+        notices.submission_ended()
+        if over:
+            notices.run_ended()
 
 
 def wait(run: RunPaths, watch: Watch) -> None:
@@ -120,6 +134,7 @@ def follow_up(run: RunPaths, number: int) -> int:
         if patiently(lambda: _others_go_on(run, number), SCHEDULER_PATIENCE_S):
             log.info("the run is at work again")
             return 0
+        tell_end(run)
         if _submitted_again(run):
             return 0
         write_verdicts(run)
@@ -129,7 +144,9 @@ def follow_up(run: RunPaths, number: int) -> int:
         summary = publish(run)
     except RunStateError as error:  # a damaged run folder: another start would find the same
         log.error("no catalog: %s", error)
+        tell_end(run, over=True)
         return 1
+    tell_end(run, over=True)
     log.info("catalog: %d of %d rows ok", summary.ok, summary.rows)
     return 0 if summary.ok == summary.rows else 1
 
@@ -182,11 +199,14 @@ def cancel(run: RunPaths) -> int | None:
                 return len(met) if announced else None
             announced = intent.number
         if not is_alive(run):
+            tell_end(run, over=True)
             return len(met)
         met |= _ranks(run)
         executor = executor_of(run, intent)
         if time.monotonic() > deadline:
             executor.kill(run, intent.number, jobs_of(run, intent.number))
+            if not is_alive(run):
+                tell_end(run, over=True)
             return len(met)
         time.sleep(min(1.0, executor.POLL_S))
     return None

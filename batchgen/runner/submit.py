@@ -21,6 +21,7 @@ from batchgen.ledger.scan import index_commits
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
+from batchgen.notices import Notices, notices_of
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan
 from batchgen.planning.cost import start_up_seconds
@@ -115,10 +116,26 @@ def submit(
     header = read_run(run)
     refuse_lost_intent(run)
     settings = settings or Settings(header.config, header.overrides)
-    last = last_submission(run) if settings.last is None else settings.last
+    if settings.last is None:
+        settings = replace(settings, last=last_submission(run))
     config = _checked_config(run, settings)
     patiently(lambda: refuse_if_alive(run), patience_s)
-    plan = _checked_plan(run, header, settings)
+    with notices_of(run) as before:
+        before.submission_ended()  # if nobody was left to tell it
+    with Notices(run, config.output.on_event) as notices:
+        return _submit(run, header, settings, config, rows, patience_s, notices)
+
+
+def _submit(
+    run: RunPaths,
+    header: RunFile,
+    settings: Settings,
+    config: JobConfig,
+    rows: np.ndarray | None,
+    patience_s: float,
+    notices: Notices,
+) -> Submission | None:
+    last, plan = settings.last, _checked_plan(run, header, settings)
     found = choose(index_commits(run), read_plan_rows(plan))
     wanted = _missing(run, found) if rows is None else rows
     if pilot := bool(pilots := read_pilots(plan)):
@@ -129,7 +146,7 @@ def submit(
     work = read_work(plan, wanted, config.model, config.system.cache.audit_every)
     layout = resolve_layout(config, work) if work else None
     if verdicts:
-        last = quarantine_rows(run, verdicts, last=last)
+        last = quarantine_rows(run, verdicts, last=last, tell=notices.row_failed)
     if len(wanted) == 0 and settings.replan is None:
         if pilot:
             raise RunStateError(_no_pilot(run))
@@ -143,6 +160,7 @@ def submit(
     write_configuration(run, read_run(run), settings.resolved, settings.overrides)
     count = int(shards.shard.max(initial=-1)) + 1
     slurm = without_hosts(config.slurm, settings.excluded)
+    notices.started(number, len(wanted), count)
     jobs = _launch(run, number, count, slurm, blame, patience_s)
     return Submission(run, number, len(wanted), count, tuple(jobs), pilot)
 
@@ -196,7 +214,8 @@ def write_verdicts(run: RunPaths) -> None:
     with suppress(RunStateError, SchedulerError):
         if verdicts:
             refuse_if_alive(run)
-            quarantine_rows(run, verdicts, last=last)
+            with notices_of(run) as notices:
+                quarantine_rows(run, verdicts, last=last, tell=notices.row_failed)
 
 
 def without_hosts(slurm: SlurmConfig, hosts: Iterable[str]) -> SlurmConfig:

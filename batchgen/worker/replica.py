@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
-from batchgen.config.schema import SlurmConfig
+from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.durable import make_folder
 from batchgen.engine.choose import EngineChoice
 from batchgen.engine.clock import Clock
@@ -21,6 +22,7 @@ from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
 from batchgen.media.note import Origin
+from batchgen.notices import Metrics, Notices, write_metrics
 from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext
 from batchgen.planning.store import read_pilots
@@ -50,15 +52,31 @@ BEATS_PER_S, SHORTEST_BEAT_S, LONGEST_BEAT_S = 100, 2.5, 10.0
 def work_on(post: Post, watchdog: Watchdog) -> None:
     """See `entry.work`."""
     root, attempt, rank = post.root, post.attempt, post.rank
-    log_ranks = post.config.output.log_ranks if post.config.output.enable_run_log else ()
-    with _run_log(root, attempt, rank.rank in log_ranks), Drain(root, attempt) as drain:
+    output = post.config.output
+    log_ranks = output.log_ranks if output.enable_run_log else ()
+    with (
+        _run_log(root, attempt, rank.rank in log_ranks),
+        Drain(root, attempt) as drain,
+        Notices(root, output.on_event) as notices,
+    ):
         if rank.rank == 0:
             fence_restart(root, attempt)
-        _attempt(post, drain, watchdog)
+        try:
+            with Metrics(root):
+                _attempt(post, drain, watchdog, notices)
+        finally:
+            _leave(post, notices)
         drain.linger(rank.ends, post.config.slurm.signal_delay_s, watchdog.kick)
 
 
-def _attempt(post: Post, drain: Drain, watchdog: Watchdog) -> None:
+def _leave(post: Post, notices: Notices) -> None:
+    """What the last rank of one machine says, where no steward comes."""
+    if post.config.slurm.executor in ONE_MACHINE:
+        write_metrics(post.root)
+        notices.last_rank_left(post.attempt.submission, post.place.replicas)
+
+
+def _attempt(post: Post, drain: Drain, watchdog: Watchdog, notices: Notices) -> None:
     """The journal is open before anything is asked of the device: an error ends it with a line,
     a hang or a crash without one, and either tells where."""
     clock = Clock()
@@ -77,29 +95,32 @@ def _attempt(post: Post, drain: Drain, watchdog: Watchdog) -> None:
             engine = post.choose_engine()
         watchdog.kick()
         journal.device(engine.device, engine.device_id)
-        _draw_shard(post, engine, Crew(team, drain, watchdog, clock), journal, ending)
+        crew = Crew(team, drain, watchdog, clock)
+        _draw_shard(post, engine, crew, journal, ending, notices)
 
 
 def _draw_shard(
-    post: Post, engine: EngineChoice, crew: Crew, journal: JournalWriter, ending: Ending
+    post: Post,
+    engine: EngineChoice,
+    crew: Crew,
+    journal: JournalWriter,
+    ending: Ending,
+    notices: Notices,
 ) -> None:
     """From the shard's queue to its end."""
     root, config, rank = post.root, post.config, post.rank
-    run_file, slurm = read_run(root), config.slurm
-    until = None if rank.ends is None else rank.ends - slurm.signal_delay_s
+    run_file = read_run(root)
     policy = _policy(post, run_file)
     states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
-    speed = post.layout.speed if post.layout else 1.0
-    budget = Budget(root, config.system.max_gpu_hours)
-    admission = Admission(until, share_left=states.share_left, speed=speed, budget=budget)
+    admission = _admission(post, states, notices)
     start, replicas = RowStart(rank.host, states), post.place.replicas
     with open_source(root, post.attempt, rank, admission, start, crew.stop, replicas) as source:
         if crew.stop() or source.is_over:  # a model may take minutes to load
             journal.check_place()
             ending.reason = _reason(crew.drain, source)
             return
-        judges = Judges.of(config.output.judges)
         with crew.clock.on("load"), as_planned(root, run_file, config, crew.kick):
+            judges = Judges.of(config.output.judges)
             before = climbs_before(root, post.attempt, engine.device)
             renderer = engine.load(crew.kick, crew.team, Ascent(before, journal.climbed))
         load_s = crew.clock.read().load
@@ -113,12 +134,25 @@ def _draw_shard(
             weights = KeyContext.from_json(run_file.key_context).weights
             out = root.pilot_tables(post.attempt.submission)
             renderer = PilotRenderer(renderer, read_pilots(root.plan), weights, out)
-        sink = RowSink(root, journal, policy, states, admission, judges)
+        sink = RowSink(root, journal, policy, states, admission, judges, notices)
         every = config.system.cache.audit_every
         Shift(renderer, source, sink, crew.stop, crew.moved, ending, every).draw_all()
         journal.check_place()
         ending.reason = _reason(crew.drain, source)
         log.info("ended: %s", ending.reason)
+
+
+def _admission(post: Post, states: RowStates, notices: Notices) -> Admission:
+    """Which rows may be begun, by time and budget."""
+    ends, limit = post.rank.ends, post.config.system.max_gpu_hours
+    until = None if ends is None else ends - post.config.slurm.signal_delay_s
+    tell = partial(notices.budget_reached, post.attempt.submission, limit or 0.0)
+    return Admission(
+        until,
+        share_left=states.share_left,
+        speed=post.layout.speed if post.layout else 1.0,
+        budget=Budget(post.root, limit, on_reached=tell),
+    )
 
 
 def _policy(post: Post, run_file: RunFile) -> RowPolicy:

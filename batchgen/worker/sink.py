@@ -17,6 +17,7 @@ from batchgen.ledger.journal import JournalWriter
 from batchgen.media.cut import cut_to
 from batchgen.media.note import Origin, note_of
 from batchgen.media.publish import write_media
+from batchgen.notices import Notices
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, Media, Rendered, RowStats
 from batchgen.request import Bucket, Request
@@ -63,9 +64,10 @@ class RowSink:
         states: RowStates,
         admission: Admission,
         judges: Judges,
+        notices: Notices,
     ) -> None:
         self._run, self._journal, self._policy, self._judges = run, journal, policy, judges
-        self._states, self._admission = states, admission
+        self._states, self._admission, self._notices = states, admission, notices
         self._started: dict[int, float] = {}
         self._tries: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
@@ -209,6 +211,7 @@ class RowSink:
             traceback=text,
         )
         self._journal.commit(commit)
+        self._notices.row_failed(commit)
         self._states.drop(request)
         log.error("row %s failed: %s: %s", request.row_id, type(error).__name__, error)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import zlib
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,18 +114,25 @@ def test_what_the_engine_measured_is_there(mixed: RunFolder) -> None:
 def test_scores_of_older_journals_stay(mixed: RunFolder) -> None:
     """They were a field of the commit."""
     for path in mixed.run.journals.rglob("*.jsonl"):
-        lines = [json.loads(line) for line in path.read_bytes().splitlines()]
-        for line in lines:
-            del line["crc"]
-            if line["kind"] == "commit":
-                line["score"] = 0.25 if line["row_index"] else None
-                del line["metrics"], line["judge_notes"], line["seed"]
-        bodies = [json.dumps(line, separators=(",", ":")).encode()[:-1] for line in lines]
-        path.write_bytes(b"".join(b'%s,"crc":"%08x"}\n' % (b, zlib.crc32(b)) for b in bodies))
+        path.write_bytes(b"".join(map(_as_before_metrics, path.read_bytes().splitlines())))
     collect(mixed.run)
     frame = pd.read_parquet(mixed.run.catalog_rows)
     assert frame["score"].fillna(-1).tolist() == [-1, 0.25, 0.25, -1, 0.25, -1]
     assert frame["seed"].tolist()[:3] == [2**62, 2**62 + 1, 2**62 + 2]
+
+
+def _as_before_metrics(line: bytes) -> bytes:
+    """A commit line with a score and what is newer taken out, as long as it was."""
+    plain = json.loads(line)
+    if plain["kind"] != "commit":
+        return line + b"\n"
+    for name in ("metrics", "judge_notes", "seed", "crc"):
+        del plain[name]
+    plain |= {"score": 0.25 if plain["row_index"] else None, "older": ""}
+    short = json.dumps(plain, separators=(",", ":")).encode()[:-1] + b',"crc":"12345678"}'
+    plain["older"] = "x" * (len(line) - len(short))
+    body = json.dumps(plain, separators=(",", ":")).encode()[:-1]
+    return b'%s,"crc":"%08x"}\n' % (body, zlib.crc32(body))
 
 
 def test_what_a_row_does_not_say_is_null(mixed: RunFolder) -> None:

@@ -15,6 +15,7 @@ from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.status import read_status
 from batchgen.ledger.winners import missing_rows
 from batchgen.media.note import Origin
+from batchgen.notices import Notices
 from batchgen.planning.plan import read_requests
 from batchgen.records import Attempt, Commit, RowStats
 from batchgen.worker.admission import Admission
@@ -107,7 +108,7 @@ def test_a_device_that_computes_nan_is_sick_too(tmp_path: Path) -> None:
     policy = RowPolicy(attempt, "n1", 24, 1, Origin("null", ""), elsewhere=True)
     with JournalWriter.open(run, AttemptHeader(attempt=attempt, host="n1")) as journal:
         states = RowStates(run, 24, "strict", "none")
-        sink = RowSink(run, journal, policy, states, Admission(None), Judges())
+        sink = RowSink(run, journal, policy, states, Admission(None), Judges(), Notices(run, None))
 
         def fail(row: int, error: Exception) -> None:
             sink.started(requests[row])
