@@ -33,7 +33,7 @@ def stored_type(field: Field) -> pa.DataType:
     """Arrow type of a field in a plan."""
     if field.kind == "number":
         return pa.float64()
-    if field.kind == "text":
+    if field.kind in ("text", "lora"):
         return pa.large_string() if field.column.prose else pa.string()
     if field.kind == "image":
         return pa.string()

@@ -16,8 +16,10 @@ import types
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
-Kind = Literal["text", "integer", "number", "image"]
+Kind = Literal["text", "integer", "number", "image", "lora"]
 Image = NewType("Image", str)  # sha256 (hex) of a file in the run's `inputs/`
+Loras = NewType("Loras", str)  # as `loras.written` writes them, each file as its sha256
+NO_LORA = Loras("")
 Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde", "ddpm", "own"]  # own: a pipeline's
 
 MAX_SEED = 2**63 - 1
@@ -166,6 +168,8 @@ class Request(ModelDefaults):
     # given to be the first frame, and the last
     image: Annotated[Image | None, Column(read_by="some")] = None
     last_image: Annotated[Image | None, Column(read_by="some")] = None
+    # the adapters that it is drawn with, added in this order; "": none
+    lora: Annotated[Loras, Column(read_by="some", prose=True)] = NO_LORA
     # predicted: what the row costs, and its transformer evaluations over all branches
     cost_s: Annotated[float, Column(unit="device seconds", set_by="plan", key="no")] = 0.0
     steps_expected: Annotated[float, Column(unit="evaluations", set_by="plan", key="no")] = 0.0
@@ -184,11 +188,10 @@ class Request(ModelDefaults):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherColumns:
     """Columns of a manifest that a request does not keep, so that they are in no key: width and
-    height by another name, and what is not served yet."""
+    height by another name."""
 
     resolution: Annotated[str, Column(catalog=False)] = ""
     aspect_ratio: Annotated[str, Column(catalog=False)] = ""
-    lora: Annotated[str, Column(read_by="some", prose=True, catalog=False)] = ""
 
 
 # ------------------------------------------------------------------------------ the table, as data
@@ -212,7 +215,7 @@ def fields_of(cls: type) -> tuple[Field, ...]:
 def _field(name: str, hint: Any, default: Any) -> Field:
     kind, column = get_args(hint)
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    named: dict[Any, Kind] = {int: "integer", float: "number", Image: "image"}
+    named: dict[Any, Kind] = {int: "integer", float: "number", Image: "image", Loras: "lora"}
     return Field(name, named.get(options[0], "text"), type(None) in options, default, column)
 
 

@@ -16,7 +16,7 @@ from batchgen.runfile import RunFile
 PACKAGE = Path(__file__).parents[1] / "batchgen"
 LAYERS = [
     {"request", "records", "errors", "paths", "regular", "runfile", "planfile"}
-    | {"failpoints", "processes", "anchor", "durable", "words", "progress", "pictures"},
+    | {"failpoints", "processes", "anchor", "durable", "words", "progress", "pictures", "loras"},
     {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
@@ -40,7 +40,7 @@ INSIDE = {
         {"contract", "devices"},
         {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts"},
         {"pictures"},
-        {"blocks", "recall", "rowcache", "singly"},
+        {"blocks", "recall", "rowcache", "singly", "adapters"},
         {"team", "meter", "ladder"},
         {"parallel"},  # one forward of several ranks: it knows no row and no tick
         {"attention", "compiled"},
@@ -83,6 +83,7 @@ TORCH_SIDE_MAY_IMPORT = {
         "families",
         "numerics",
         "pictures",
+        "loras",
         "engine",
         "models",
     )

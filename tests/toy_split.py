@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -14,11 +16,13 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 from toy_hunyuan_video import HUNYUAN_VIDEO
+from toy_loras import as_planned, files_of, save_lora
 from toy_ltx import LTX
 from toys import TOYS
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
 from batchgen.config.schema import ModelSpec, ParallelConfig, RadialConfig
+from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import NOTHING, stack_blocks
 from batchgen.engine.devices.device import lone_layout
@@ -254,6 +258,33 @@ def recalled(mesh: Mesh) -> list[float]:
         apart += [float((a - b).abs().max()) for a, *more in zip(*packs, strict=True) for b in more]
         assert any(memo.outputs for memo in memos)  # not of items that others draw
     return apart
+
+
+def adapted(mesh: Mesh) -> list[tuple[float, float]]:
+    """Of packs that are drawn with an adapter: how far, divided, they are from each item alone on
+    this rank, and how far that is from one without."""
+    found = []
+    with TemporaryDirectory() as folder:
+        for name in ("wan", "wan22", "flux"):
+            parts, (bucket, _) = components.__wrapped__(name), CASES[name][0]
+            path = save_lora(Path(folder, f"{name}.safetensors"), parts["transformer"])
+            text = ",".join(f"{e}:{path}" for e in experts(name))
+            files = files_of(text)
+            adapters = load_adapters(SPECS[name].family, parts, experts(name), files)
+            family: Any = family_code(SPECS[name].family).build(SPECS[name], system(), parts, CPU)
+            for expert in experts(name):
+                make_batch_invariant(family.modules[expert])
+            adapters.lead(family, experts(name))
+            for expert in experts(name):
+                plain = [family.random_item(bucket, seed, expert) for seed in range(3)]
+                request = replace(plain[0].request, lora=as_planned(text))
+                pack = [replace(item, request=request) for item in plain]
+                with split_of(mesh, name, family) as split:
+                    together = seen(split, name, pack)
+                    with split.whole():
+                        apart = family.forward(pack[:1])[0] - family.forward(plain[:1])[0]
+                found.append((together.difference, float(apart.abs().max())))
+    return found
 
 
 def radially(mesh: Mesh) -> tuple[float, float]:

@@ -121,6 +121,8 @@ def handle_build(args: argparse.Namespace) -> Result:
 def handle_check(args: argparse.Namespace) -> Result:
     """Exit code 2 if a row is illegal."""
     from batchgen.planning.manifests.check import check_manifest
+    from batchgen.planning.manifests.loras import any_lora
+    from batchgen.runner.loras import judge_of
 
     job = None
     if args.job is not None:
@@ -131,8 +133,9 @@ def handle_check(args: argparse.Namespace) -> Result:
         job = compose_job(args.job, [*args.overrides, manifest]).config
     elif args.overrides:
         raise ConfigError(f"{args.overrides[0]}: overrides belong to a job; add --job JOB")
+    judge = any_lora if job is None else judge_of(job)
     with naming({"MANIFEST": args.manifest}):
-        report = check_manifest(args.manifest, job, limit=args.limit)
+        report = check_manifest(args.manifest, job, limit=args.limit, judge=judge)
     _print(report)
     return Result(USAGE if report.problems.count else OK, _data(report))
 

@@ -126,7 +126,7 @@ def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
     from batchgen.planning.work import planned_work
 
     if layouts:
-        print_layouts(config, survey(config, planned_work(plan.buckets)))
+        print_layouts(config, survey(config, planned_work(plan)))
     refuse_misfit(config, plan)
 
 
@@ -135,7 +135,7 @@ def _layouts(config: JobConfig, plan: Plan) -> dict[str, object]:
     from batchgen.planning.layout import survey
     from batchgen.planning.work import planned_work
 
-    return {"layouts": layouts_data(survey(config, planned_work(plan.buckets)))}
+    return {"layouts": layouts_data(survey(config, planned_work(plan)))}
 
 
 def _dump(target: Path, composed: Composed, header: RunFile) -> None:

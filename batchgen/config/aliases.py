@@ -103,6 +103,7 @@ def resolve_aliases(mapping: Mapping[str, Any]) -> dict[str, Any]:
     _resolve_up_limit(job)
     _cache_off(job)
     _cache_params(job)
+    _loras(job)
     return job
 
 
@@ -162,6 +163,20 @@ def _cache_params(job: dict[str, Any]) -> None:
     rows = _section(job, "row_defaults")
     if rows is not None and isinstance(rows.get("cache_params"), dict):
         rows["cache_params"] = json.dumps(rows["cache_params"], sort_keys=True)
+
+
+def _loras(job: dict[str, Any]) -> None:
+    """LoRA files may be given as a list; they are recorded as one text, as rows give them."""
+    rows = _section(job, "row_defaults")
+    given = rows.get("lora") if rows is not None else None
+    if rows is None or not isinstance(given, list):
+        return
+    for number, entry in enumerate(given):
+        if not isinstance(entry, str) or "," in entry:
+            raise ConfigError(
+                f"row_defaults.lora[{number}]: {entry!r} is not path@strength, without a comma"
+            )
+    rows["lora"] = ",".join(given)
 
 
 def _refuse_degrees(key: str) -> None:

@@ -41,6 +41,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.config.userfiles import CONF, folder_of, register, source_of
 from batchgen.config.yamlfile import read_yaml
 from batchgen.errors import ConfigError, closest, naming
+from batchgen.loras import NoLora, parse, written
 from batchgen.paths import at_home
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,8 @@ class Composed:
 def compose_job(job: Path, overrides: Sequence[str] = ()) -> Composed:
     """Compose the job file with overrides (`key=value`), check it, make it a JobConfig.
 
-    Relative paths of `manifest` and `model.weights` are looked for in the current folder, then
-    beside the job file, then one folder up; the absolute path is recorded.
+    Relative paths of `manifest`, `model.weights` and `row_defaults.lora` are looked for in the
+    current folder, then beside the job file, then one folder up; the absolute path is recorded.
     Raises ConfigError naming key, value and legal values.
     """
     text = _job_text(job)
@@ -252,6 +253,9 @@ def _checked(
     mapping: dict[str, Any], overrides: Sequence[str], hydra: dict[str, Any], roots: Sequence[Path]
 ) -> Composed:
     mapping = resolve_aliases(mapping)
+    rows = mapping.get("row_defaults")
+    if isinstance(rows, dict) and isinstance(rows.get("lora"), str):
+        rows["lora"] = _loras(rows["lora"], roots)
     if "model" in mapping:
         mapping["model"] = _detected(mapping["model"], roots)
     config = build(JobConfig, mapping)
@@ -281,6 +285,16 @@ def _weights(weights: str, roots: Sequence[Path]) -> str:
     if weights in ("random", "embedded"):
         return weights
     return _located("model.weights", weights, roots)
+
+
+def _loras(given: str, roots: Sequence[Path]) -> str:
+    """The job's LoRA files, as absolute paths."""
+    key = "row_defaults.lora"
+    try:
+        found = parse(given)
+    except NoLora as error:
+        raise ConfigError(f"{key}: {error}") from error
+    return written([replace(one, file=_located(key, one.file, roots)) for one in found])
 
 
 def _root(folder: str) -> str:

@@ -36,8 +36,9 @@ _SHAPE = re.compile(r"\s*(\+\+|\+|~)?\s*([\w$][\w$./@:-]*)\s*(?:=(.*))?", re.S)
 _HYDRAS_OWN = ("hydra.searchpath", "hydra.sweep", "hydra.sweeper", "hydra.mode", "hydra.launcher")
 # Request columns in which a comma is part of the text; in the others it is meant as a sweep.
 _PROSE = tuple(f"row_defaults.{n}" for n, field in ROW_DEFAULTS.items() if field.column.prose)
-# Text that may be given as a mapping.
+# Text that may be given as a mapping, or as a list.
 _MAPPINGS = ("row_defaults.cache_params",)
+_LISTS = ("row_defaults.lora",)
 _TEXTS = re.compile(r"\[[^\[\]{}()'\"\\$]+\]")  # a list of plain words
 _SHOWN_VALUES = 20  # of a range
 
@@ -151,7 +152,8 @@ def _value(text: str, key: str, typed: str, parsed: Override | None) -> str:
         words = [word.strip() for word in typed[1:-1].split(",")]
         return f"[{','.join(quoted(word) if word != 'null' else word for word in words)}]"
     mapping = isinstance(value, dict) and key in _MAPPINGS
-    if mapping or not takes_text(hint) or isinstance(value, str):
+    listed = isinstance(value, list) and key in _LISTS
+    if mapping or listed or not takes_text(hint) or isinstance(value, str):
         return typed
     if value is None:
         if takes(hint, type(None)):

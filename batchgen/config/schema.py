@@ -264,7 +264,7 @@ if TYPE_CHECKING:
         def __getattr__(self, column: str) -> Any: ...
 
 else:
-    _TYPES = {"text": str, "integer": int, "number": float, "image": str}
+    _TYPES = {"text": str, "integer": int, "number": float, "image": str, "lora": str}
     RowDefaults = make_dataclass(
         "RowDefaults",
         [(name, _TYPES[column.kind] | None, None) for name, column in ROW_DEFAULTS.items()],

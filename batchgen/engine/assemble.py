@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
+from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.compiled import Compiled
@@ -44,10 +46,11 @@ from batchgen.families.family import (
     latent_frames,
     share_computed,
 )
+from batchgen.loras import NO_LORAS
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.pictures import Read
 from batchgen.records import Layout, rows_decoded
-from batchgen.request import Bucket
+from batchgen.request import Bucket, Loras
 
 T = TypeVar("T")
 
@@ -66,6 +69,7 @@ def assemble(
     ascent: Ascent,
     mesh: Mesh | None = None,
     texts: KeptTexts | None = None,
+    loras: Mapping[str, Path] = NO_LORAS,
 ) -> Replica:
     """One rank of a replica, as the layout says; a follower has the components that denoise alone.
     `moved` is told of each component that is loaded."""
@@ -77,6 +81,7 @@ def assemble(
     components = load_components(
         model, devices.DTYPES[layout.precision], moved, stages, own, plan.on_disk
     )
+    adapters = load_adapters(model.family, components, plan.experts, loras)
     family = family_code(model.family).build(model, system, components, device)
     for expert in plan.experts:
         if system.memory.store_dtype == "fp8":
@@ -84,6 +89,7 @@ def assemble(
         make_batch_invariant(family.modules[expert])
     compiled = Compiled(system.compile)
     recall = _recall(family, model.family, plan, outside_blocks=compiled.on)
+    adapters.lead(family, plan.experts)
     attention = Attention(system, layout)
     attention.lead(family, plan.experts, frames=partial(latent_frames, model))
     stacks = stack_blocks(family, model.family, plan.experts)
@@ -100,7 +106,7 @@ def assemble(
         device,
         system.batch.token_budget,
         system.determinism,
-        equal=_self_test(family, residency, split),
+        equal=_self_test(family, residency, split, adapters.tests),
         ranks=mesh.cfg.size if mesh is not None else 1,
         few_shapes=compiled.on,
     )
@@ -129,6 +135,7 @@ def assemble(
         attention=attention,
         compiled=compiled,
         recall=recall,
+        adapters=adapters,
         tables=tables,
         split=split,
         layers=family_spec(model.family).layers(model),
@@ -195,14 +202,16 @@ def _encoding(ladder: Ladder, work: Callable[[], T]) -> T | Failed:
 
 
 def _self_test(
-    family: FamilyModel, residency: Residency, split: Split | None
+    family: FamilyModel, residency: Residency, split: Split | None, loras: Sequence[Loras]
 ) -> Callable[[Bucket, int], bool]:
     """Experts are of one architecture: whichever is on the device answers for both. A rank asks
-    alone, whatever the others do."""
+    alone, whatever the others do. `loras`: sets of adapters, each of which has to pass."""
 
     def equal(bucket: Bucket, items: int) -> bool:
         residency.ensure(residency.expert)
         with split.whole() if split else nullcontext():
-            return pack_equals_solo(family, bucket, items, residency.expert)
+            return all(
+                pack_equals_solo(family, bucket, items, residency.expert, one) for one in loras
+            )
 
     return equal

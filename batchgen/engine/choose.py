@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 from batchgen.caches.tables import Tables
@@ -13,6 +14,7 @@ from batchgen.engine.contract import Ascent, KeptTexts, Renderer
 from batchgen.engine.team import Team
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_code, family_spec
+from batchgen.loras import NO_LORAS
 from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
 
@@ -58,9 +60,10 @@ def choose_engine(
     tables: Tables | None = None,
     texts: KeptTexts | None = None,
     images: Read = no_images,
+    loras: Mapping[str, Path] = NO_LORAS,
 ) -> EngineChoice:
     """The engine for one rank of a node with that many: the family's own if it has one, else the
-    common one. `tables`, `images` and `texts` are as in `Engine.load`.
+    common one. `tables`, `images`, `texts` and `loras` are as in `Engine.load`.
 
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
@@ -90,6 +93,7 @@ def choose_engine(
             images=images,
             texts=texts,
             ascent=ascent,
+            loras=loras,
         )
 
     choice = EngineChoice(

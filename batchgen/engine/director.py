@@ -38,7 +38,7 @@ from batchgen.engine.team import Lost, uneven
 from batchgen.errors import RowError
 from batchgen.families.family import Stage
 from batchgen.numerics.solver import History
-from batchgen.request import Bucket
+from batchgen.request import Bucket, Loras, Request
 
 AUTO_WINDOW = {True: 8, False: 64}  # small where all are resident: replicas share
 AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
@@ -192,7 +192,7 @@ class Director:
 
     # ----------------------------------------------------------------------------------- joining
     def _admit(self) -> Iterator[Orders]:
-        """Let waiting rows join while there is room, mates of a bucket in flight first."""
+        """Let waiting rows join while there is room, mates of a row in flight first."""
         left = dict(self.flight.waiting)
         if not left:
             return
@@ -213,14 +213,14 @@ class Director:
                 continue
             joins.append(Join(number, found))
             if row.error is None:
-                room.add(row.request.bucket, branches)
+                room.add(row.request, branches)
         if drop or joins:
             yield Orders(drop=tuple(drop), joins=tuple(joins))
 
     def _room(self, rows: Iterable[RowState]) -> Room:
         room = Room(self.replica.packer, self.replica.system.batch.max_rows_in_flight)
         for row in rows:
-            room.add(row.request.bucket, len(row.branches))
+            room.add(row.request, len(row.branches))
         return room
 
     # --------------------------------------------------------------------------------------- tick
@@ -284,10 +284,10 @@ class Director:
         moving: dict[int, RowState] = {}
         room = self._room(())
         for number, row in self.flight.rows.items():
-            bucket, branches = row.request.bucket, len(row.branches)
+            request, branches = row.request, len(row.branches)
             drawable = self.resident or self._expert(row) == self.expert
-            if drawable and room.takes(bucket, branches):
-                room.add(bucket, branches)
+            if drawable and room.takes(request.bucket, branches):
+                room.add(request, branches)
                 moving[number] = row
         return moving
 
@@ -332,7 +332,7 @@ class Room:
         self.most = most
         self.rows = 0
         self.tokens = 0
-        self.buckets: set[Bucket] = set()
+        self.kinds: set[tuple[Bucket, Loras]] = set()
 
     def takes(self, bucket: Bucket, branches: int) -> bool:
         """Whether there is room for one more row."""
@@ -343,15 +343,20 @@ class Room:
         tokens = self.packer.tokens(bucket) * branches
         return self.rows < AUTO_ROWS and tokens <= self.packer.tick_tokens - self.tokens
 
-    def add(self, bucket: Bucket, branches: int) -> None:
+    def add(self, request: Request, branches: int) -> None:
         """The row has joined."""
         self.rows += 1
-        self.tokens += self.packer.tokens(bucket) * branches
-        self.buckets.add(bucket)
+        self.tokens += self.packer.tokens(request.bucket) * branches
+        self.kinds.add(_kind(request))
 
     def next(self, waiting: Mapping[int, tuple[EncodedRow, RowMeter]]) -> int:
         """The number of the row to join next."""
         for number, (row, _) in waiting.items():
-            if row.error is not None or row.request.bucket in self.buckets:
+            if row.error is not None or _kind(row.request) in self.kinds:
                 return number
         return next(iter(waiting))
+
+
+def _kind(request: Request) -> tuple[Bucket, Loras]:
+    """Only rows of one kind share forwards."""
+    return request.bucket, request.lora

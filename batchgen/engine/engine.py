@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,7 @@ from batchgen.engine.parallel.meet import meet
 from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Alone, Team
+from batchgen.loras import NO_LORAS
 from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
 
@@ -46,6 +48,7 @@ class Engine:
         images: Read = no_images,
         texts: KeptTexts | None = None,
         ascent: Ascent | None = None,
+        loras: Mapping[str, Path] = NO_LORAS,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -56,7 +59,8 @@ class Engine:
         this one is alone. `tables`: coefficients of step caches; None: the user's and the shipped.
         `images`: those that rows are given.
         `texts`: where encoded texts are kept on disk; None: nowhere. `ascent`: where on the memory
-        ladder it begins; a follower does as its leader.
+        ladder it begins; a follower does as its leader. `loras`: the files that rows are drawn
+        with, by `Lora.name`.
         Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
         device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
@@ -76,6 +80,7 @@ class Engine:
             mesh=mesh,
             texts=texts,
             ascent=ascent or Ascent(),
+            loras=loras,
         )
         return cls(made)
 

@@ -170,6 +170,7 @@ class Flight:
         """The row before its first step, or where its snapshot left it; may raise for this row
         alone."""
         request, device = row.request, self.replica.device
+        self.replica.adapters.check(request.lora)
         whole = self.family.schedule(request)
         branches = tuple(self._branch(condition) for condition in row.conditions)
         shared = tuple(tensor.to(device) for tensor in row.shared)

@@ -108,7 +108,8 @@ class Forwards:
         begin = perf_counter()
         with self.attention.using(work.kernel):
             drawn = self.compiled.run(
-                (*kind, each), lambda: self.kernels.run(kind, lambda: self._forward(work))
+                (*kind, each, work.items[0].request.lora),
+                lambda: self.kernels.run(kind, lambda: self._forward(work)),
             )
         self.count += 1
         self.items += len(work.items)

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from batchgen.families.family import FamilyModel, Item
 from batchgen.families.recalled import Recalled, Sees
 from batchgen.numerics.edges import batch_sizes, in_batches
+from batchgen.request import NO_LORA, Loras
 
 # Small beside what plans leave free of a card. Keys and values of a text of 512 tokens take 94 MB
 # in a Wan 1.3B and 419 MB in a 14B, where to compute them again costs a thousandth of a forward.
 TEXT_BYTES = 256 << 20
 TIMESTEP_BYTES = 256 << 20  # 50 of a Qwen-Image take 221 MB
 
-Output = tuple[nn.Module, int]  # of a module, computed in a batch of so many (`edges.in_batches`)
+# Of a module, computed in a batch of so many (`edges.in_batches`), with these adapters.
+Output = tuple[nn.Module, int, Loras]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -51,6 +53,7 @@ class Recall:
         self.timestep_bytes = TIMESTEP_BYTES  # beyond it those of the oldest use are forgotten
         self.text_bytes = text_bytes  # beyond it no more is kept
         self._items: dict[Sees, Sequence[Memo | None]] = {}  # of the forward that runs
+        self._loras = NO_LORA  # of that forward, too
         self._timesteps: OrderedDict[float, Memo] = OrderedDict()  # oldest use first
         self._texts: WeakValueDictionary[int, Memo] = WeakValueDictionary()
 
@@ -102,6 +105,7 @@ class Recall:
 
     @contextmanager
     def _recalling(self, items: Sequence[Item]) -> Iterator[None]:
+        self._loras = items[0].request.lora
         self._items = {"timestep": [self._timestep(item.timestep) for item in items]}
         texts = [self._texts.get(id(item.condition[0])) for item in items]
         if self.text_bytes and any(texts):
@@ -151,12 +155,13 @@ class Recall:
                 return plain(x, *args, **kwargs)
             found, sizes = [], batch_sizes(len(memos))
             for item, (memo, size) in enumerate(zip(memos, sizes, strict=True)):
-                output = memo.outputs.get((module, size)) if memo else None
+                what = module, size, self._loras
+                output = memo.outputs.get(what) if memo else None
                 if output is None:
                     with in_batches([size]):
                         output = plain(x[item : item + 1])
                     if memo:
-                        self._keep(one.sees, memo, (module, size), output)
+                        self._keep(one.sees, memo, what, output)
                 found.append(output)
             return found[0] if len(found) == 1 else torch.cat(found)
 

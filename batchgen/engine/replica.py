@@ -13,6 +13,7 @@ from batchgen.caches.blocks import Blocks
 from batchgen.caches.strategy import SignalKind
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
+from batchgen.engine.adapters import Adapters
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.compiled import Compiled
@@ -47,6 +48,7 @@ class Replica:
     attention: Attention  # its kernels
     compiled: Compiled  # and those blocks as torch compiles them
     recall: Recall  # of their modules that see a timestep or a text alone
+    adapters: Adapters  # beside their weights
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
     layers: int  # blocks of a forward

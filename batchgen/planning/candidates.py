@@ -9,7 +9,7 @@ from math import ceil
 
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
-from batchgen.families.family import family_spec
+from batchgen.families.family import BYTES, family_spec
 from batchgen.families.streaming import STREAMING, Places, places_of, read_places, weighty
 from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
 from batchgen.planning.kept import in_flight, reserve_bytes
@@ -74,6 +74,11 @@ def all_candidates(
     return [c for c in candidates if c.memory not in STREAMING or _streams(job, c)]
 
 
+def adapter_bytes(job: JobConfig, work: Sequence[Work]) -> int:
+    """Of the plan's LoRA files, on a rank."""
+    return max((part.adapted for part in work), default=0) * BYTES[precision_of(job)]
+
+
 def _streams(job: JobConfig, candidate: Candidate) -> bool:
     """Whether any block does: with all of them there it is `model`."""
     places = places_of(job.model, candidate.memory, read_places(candidate.places))
@@ -115,7 +120,9 @@ class _Pricing:
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
         kept, sequence = self._kept(degrees, items), degrees.sequence
-        need = need_of(job, self.demanding, memory, sequence=sequence, items=items, kept=kept)
+        shares = {"sequence": sequence, "items": items, "kept": kept}
+        beside = adapter_bytes(job, self.work)
+        need = need_of(job, self.demanding, memory, beside=beside, **shares)
         places = places_of(job.model, memory, read_places(need.places))
         copies = self._copies(places, need.resident_blocks)
         seconds = self._rows(degrees, items, copies)

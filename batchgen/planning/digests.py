@@ -90,6 +90,17 @@ def _digest(file: Path, mode: str, cache: _DigestCache | None) -> str:
         raise WeightsError(f"{file}: cannot be read: {error.strerror}") from error
 
 
+def whole_digest(file: Path, *, fresh: bool = False) -> str:
+    """sha256 (hex) over every byte of a safetensors file beside the checkpoint's; `fresh` as there.
+    Raises OSError, or WeightsError for one that is cut off."""
+    cache = None if fresh else _DigestCache()
+    if cache is None:
+        return _file_digest(file, "full")
+    digest = cache.digest(file, "full")
+    cache.save()
+    return digest
+
+
 def stamps(model: ModelSpec) -> Stamps:
     """Name, size, times and inode of every file that the model is loaded from: the same as long as
     nobody writes or replaces one."""
@@ -97,10 +108,11 @@ def stamps(model: ModelSpec) -> Stamps:
     if folder is None:
         return []
     files = [file for some in loaded_files(model, folder).values() for file in some]
-    return [(str(file), *_stamp(file)) for file in files]
+    return [(str(file), *stamp(file)) for file in files]
 
 
-def _stamp(file: Path) -> tuple[int, int, int, int]:
+def stamp(file: Path) -> tuple[int, int, int, int]:
+    """Size, times and inode."""
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
@@ -150,8 +162,8 @@ class _DigestCache:
             self.entries = stored if isinstance(stored, dict) else {}
 
     def digest(self, file: Path, mode: str) -> str:
-        stamp = " ".join(map(str, _stamp(file)))
-        key = f"{file.resolve()} {stamp} {mode}"
+        state = " ".join(map(str, stamp(file)))
+        key = f"{file.resolve()} {state} {mode}"
         if key not in self.entries:
             self.entries[key] = _file_digest(file, mode)
             self.changed = True

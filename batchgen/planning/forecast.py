@@ -58,7 +58,7 @@ def forecast(
     job: JobConfig, plan: Plan, costs: PlanCosts, calibration: Calibration | None
 ) -> Forecast:
     """Predict what a planned run takes on the job's profile."""
-    layout = choose_layout(job, planned_work(plan.buckets))
+    layout = choose_layout(job, planned_work(plan))
     start_up, ahead = start_up_seconds(job), 0.0
     shards = count_shards(job, costs, start_up, layout)
     busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices

@@ -16,7 +16,7 @@ from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
-from batchgen.planning.candidates import Candidate, all_candidates
+from batchgen.planning.candidates import Candidate, adapter_bytes, all_candidates
 from batchgen.planning.memory import (
     GIB,
     fits,
@@ -55,7 +55,7 @@ def resolve_layout(job: JobConfig, work: Sequence[Work]) -> Layout:
 
 def refuse_misfit(job: JobConfig, plan: Plan) -> None:
     """ConfigError with the way on if the rows of a plan do not fit the job's device."""
-    resolve_layout(job, planned_work(plan.buckets))
+    resolve_layout(job, planned_work(plan))
 
 
 def choose_layout(job: JobConfig, work: Sequence[Work]) -> Layout:
@@ -181,6 +181,7 @@ def _decoded_together(job: JobConfig, work: Sequence[Work], chosen: Candidate) -
             items=chosen.items,
             kept=chosen.kept_bytes,
             decoded=rows_decoded(pixels, demanding),
+            beside=adapter_bytes(job, work),
         )
         if need.peak_bytes <= chosen.peak_bytes or fits(job, chosen.memory, need):
             return pixels, need.peak_bytes
@@ -258,13 +259,16 @@ def _refusal(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> str:
 def _way_on(job: JobConfig, work: Sequence[Work]) -> str:
     ways = []
     bucket = most_demanding(job, [part.bucket for part in work])
-    memory = replace(job.system.memory, mode="auto")
+    memory, beside = replace(job.system.memory, mode="auto"), adapter_bytes(job, work)
     free = replace(job, system=replace(job.system, memory=memory))
-    if any(fits(free, mode, need_of(free, bucket, mode)) for mode in residencies(free)):
+    needs = {mode: need_of(free, bucket, mode, beside=beside) for mode in residencies(free)}
+    if any(fits(free, mode, need) for mode, need in needs.items()):
         ways.append("set system.memory.mode=auto")
     if job.system.memory.vram_limit is not None:
         ways.append("raise system.memory.vram_limit")
     if on_cpu(job) and job.slurm.executor in ONE_MACHINE:
         ways.append("say which device is there (slurm.device.name=... slurm.device.memory_gib=...)")
+    if beside:
+        ways.append(f"draw with fewer LoRA files in one run: these take {beside / GIB:.2f} GiB")
     ways.append("choose a profile with more memory (slurm=...), a smaller size or a smaller model")
     return "; or ".join(ways)

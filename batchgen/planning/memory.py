@@ -121,9 +121,11 @@ def need_of(
     items: int = 1,
     kept: int = 0,
     decoded: int = 1,
+    beside: int = 0,
 ) -> Need:
-    """Weights, activations, and what rows in flight keep (`kept` bytes). `sequence` ranks share the
-    tokens; the leader decodes alone, so many rows together."""
+    """Weights, activations, what rows in flight keep (`kept` bytes), and adapters (`beside`), which
+    count as if they never left. `sequence` ranks share the tokens; the leader decodes alone, so
+    many rows together."""
     model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
     family = family_spec(model.family)
     work = items * -(-family.forward_bytes(model, bucket) // sequence) + kept
@@ -132,7 +134,7 @@ def need_of(
     places = places_of(model, memory, own)
     streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0
     if streams:
-        count = _staying(job, weights.streamed(streams[0]), work)
+        count = _staying(job, weights.streamed(streams[0]), work + beside)
     held = _Held(weights, places, count)
     if on_cpu(job):  # all in one memory, but for what is on disk
         held = replace(held, moved=("disk",))
@@ -140,7 +142,7 @@ def need_of(
     else:
         always, waiting = held.always, held.waiting
     stages = held.stage("encode"), held.stage("denoise") + work, held.stage("decode") + decode
-    return Need(always + max(stages), count, told(own), waiting)
+    return Need(always + beside + max(stages), count, told(own), waiting)
 
 
 @dataclass(frozen=True, slots=True)

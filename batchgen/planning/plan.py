@@ -38,6 +38,7 @@ from batchgen.planning.identity import (
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults, job_defaults
 from batchgen.planning.manifests.images import Intake
+from batchgen.planning.manifests.loras import Judge, any_lora
 from batchgen.planning.manifests.manifest import Manifest, check_columns, open_manifest
 from batchgen.planning.manifests.medianames import MediaNames
 from batchgen.planning.manifests.problems import Problems
@@ -93,14 +94,16 @@ def make_plan(
     earlier: Earlier = NO_RUN,
     check: Callable[[Plan], object] = lambda plan: None,
     keep: RunPaths | None = None,
+    judge: Judge = any_lora,
 ) -> Plan:
     """Check the manifest, resolve every row and write the plan to `out` (by rename).
 
     `hash_weights`: sampled or full. `factors` scale the predicted costs by what was measured.
     `context`: of the keys, where it is known already; then the checkpoint is not read. `earlier`:
     what the run that is planned anew brings along. `check` is shown the plan before it is at `out`.
-    `keep`: the run that keeps the rows' images. Raises ManifestError listing the illegal rows,
-    ConfigError or WeightsError, and what `check` raises; then nothing is left at `out`.
+    `keep`: the run that keeps the rows' images; `judge` looks into LoRA files. Raises ManifestError
+    listing the illegal rows, ConfigError or WeightsError, and what `check` raises; then nothing is
+    left at `out`.
     """
     defaults = job_defaults(job)
     manifest = open_manifest(Path(job.manifest))
@@ -109,7 +112,7 @@ def make_plan(
     if context is None:
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
-    intake = Intake.of(manifest.path, keep)
+    intake = Intake.of(manifest.path, keep, judge)
     costs = CostModel(job.model, job.slurm.device, factors)
     pilots: tuple[Pilot, ...] = ()
     if wants_pilots(job) and not earlier.fitted:
@@ -206,6 +209,7 @@ class _Rows:
             cache_refused=dict(self.caches.refused),
             cache_tables=tuple(sorted(self.caches.tables)),
             choices=self.caches.found_ratios(),
+            loras=dict(self.intake.loras.found),
         )
 
     def as_drawn(self, pilot: Pilot) -> Pilot:
@@ -358,7 +362,7 @@ def _in_key(rows: ResolvedRows, field: Field) -> list[object]:
     if field.name not in rows.columns.schema.names:
         return []  # no row sets it
     column = rows.column(field.name)
-    if field.kind in ("text", "image"):
+    if field.kind in ("text", "image", "lora"):
         coded = column.dictionary_encode(null_encoding="encode")
         texts: list[object] = coded.dictionary.to_pylist()
         return [texts[code] for code in coded.indices.to_pylist()]

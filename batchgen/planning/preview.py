@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from batchgen.config.schema import JobConfig
 from batchgen.durable import write_bytes_atomic
 from batchgen.errors import ConfigError
-from batchgen.planning.manifests.build import images_from
+from batchgen.planning.manifests.build import files_from
 from batchgen.planning.manifests.manifest import open_manifest
 from batchgen.planning.plan import make_plan
 
@@ -39,7 +39,7 @@ def preview_manifest(job: JobConfig, count: int) -> Path:
     folder = Path(job.output.root_dir).absolute() / "previews"
     manifest = Path(job.manifest)
     home = manifest if manifest.is_dir() else manifest.parent
-    table = images_from(_rows_of(job, chosen, plan.take(chosen)), home, folder)
+    table = files_from(_rows_of(job, chosen, plan.take(chosen)), home, folder)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()

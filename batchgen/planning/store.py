@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from batchgen.caches.pilots import DRAWN, Choice, Judged, Pilot
 from batchgen.errors import RunStateError
+from batchgen.loras import LoraFile
 from batchgen.planfile import HEADER, PLAN_COLUMNS, open_parquet, plan_header, reading
 from batchgen.planning.identity import KeyContext
 from batchgen.request import REQUEST_FIELDS, Bucket, Request
@@ -86,6 +87,7 @@ class Plan:
     cache_tables: tuple[str, ...] = ()  # digests of the coefficients that rows use
     pilots: tuple[Pilot, ...] = ()  # to be drawn before the other rows are planned anew
     choices: tuple[Choice, ...] = ()  # ratios that `min_psnr_db` found
+    loras: dict[str, LoraFile] = field(default_factory=dict)  # of its rows, by `Lora.name`
 
     @property
     def aliases(self) -> int:
@@ -127,6 +129,7 @@ def read_plan(path: Path) -> Plan:
             cache_tables=tuple(header.pop("cache_tables", ())),
             pilots=tuple(map(_pilot, header.pop("pilots", ()))),
             choices=tuple(map(_choice, header.pop("choices", ()))),
+            loras=_loras(header.pop("loras", {})),
             key_context=KeyContext.from_json(header.pop("key_context")),
             **{name: value for name, value in header.items() if name != "schema"},
         )
@@ -197,6 +200,28 @@ def drawn_rows(path: Path) -> tuple[int, ...]:
         told = file.read(columns=["cache_refused"])["cache_refused"]
         drawn = pc.equal(told, DRAWN).to_numpy()
     return tuple(np.flatnonzero(drawn).tolist())
+
+
+def read_loras(path: Path) -> dict[str, LoraFile]:
+    """The LoRA files of a plan, by `Lora.name`; none in a plan older than they are."""
+    stored = plan_header(path).get("loras", {})
+    with reading(path):
+        return _loras(stored)
+
+
+def read_sets(path: Path) -> np.ndarray:
+    """A number for the set of LoRA files of each row, in row order: equal for equal sets, lower for
+    those that come first."""
+    with reading(path):
+        file = open_parquet(path)
+        if not plan_header(path).get("loras"):
+            return np.zeros(file.metadata.num_rows, np.int64)
+        coded = file.read(columns=["lora"])["lora"].combine_chunks().dictionary_encode()
+        return np.asarray(coded.indices)
+
+
+def _loras(stored: dict[str, Any]) -> dict[str, LoraFile]:
+    return {name: LoraFile(**one) for name, one in stored.items()}
 
 
 def read_pilots(path: Path) -> tuple[Pilot, ...]:

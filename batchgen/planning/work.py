@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,9 @@ from batchgen.caches.audit import audited
 from batchgen.caches.strategy import NONE
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Scales, family_spec
+from batchgen.loras import LoraFile
 from batchgen.planfile import open_parquet, reading
-from batchgen.planning.store import BucketForecast
+from batchgen.planning.store import BucketForecast, Plan, read_loras
 from batchgen.request import FIELDS, MODEL_FIELDS, Bucket
 
 _SCALES = tuple(field.name for field in MODEL_FIELDS if field.kind == "number")
@@ -31,6 +32,7 @@ class Work:
     steps: int  # of the solver, over all rows, without those that caches skip, with audits'
     evaluations: int  # forwards of one item, over all rows, steps and branches, with audits'
     caches: tuple[str, ...] = ()  # strategies of rows, by name
+    adapted: int = 0  # numbers in all LoRA files of the plan, which are there from set-up
 
     @property
     def branches(self) -> float:
@@ -38,15 +40,21 @@ class Work:
         return self.evaluations / self.steps
 
 
-def planned_work(buckets: Iterable[BucketForecast]) -> list[Work]:
+def planned_work(plan: Plan) -> list[Work]:
     """All rows of a plan."""
-    return [_planned(bucket) for bucket in buckets]
+    adapted = _values(plan.loras)
+    return [_planned(bucket, adapted) for bucket in plan.buckets]
 
 
-def _planned(b: BucketForecast) -> Work:
+def _planned(b: BucketForecast, adapted: int) -> Work:
     steps = b.steps or b.evaluations
     again = round(b.audit_evaluations * steps / max(1, b.evaluations))
-    return Work(b.bucket, b.rows, steps + again, b.evaluations + b.audit_evaluations, b.caches)
+    evaluations = b.evaluations + b.audit_evaluations
+    return Work(b.bucket, b.rows, steps + again, evaluations, b.caches, adapted)
+
+
+def _values(loras: Mapping[str, LoraFile]) -> int:
+    return sum(file.values for file in loras.values())
 
 
 def read_work(plan: Path, rows: np.ndarray, model: ModelSpec, audit_every: int = 0) -> list[Work]:
@@ -69,16 +77,17 @@ def read_work(plan: Path, rows: np.ndarray, model: ModelSpec, audit_every: int =
     evaluations = evaluations + whole * _audits(caches != NONE, column("row_key"), audit_every)
     sums = np.stack([np.ones(len(rows)), evaluations / branches, evaluations])
     names, inverse = np.unique(table["bucket"].to_numpy(), return_inverse=True)
+    adapted = _values(read_loras(plan))
     return [
-        _work(Bucket.parse(name), sums[:, inverse == at], caches[inverse == at])
+        _work(Bucket.parse(name), sums[:, inverse == at], caches[inverse == at], adapted)
         for at, name in enumerate(names.tolist())
     ]
 
 
-def _work(bucket: Bucket, sums: np.ndarray, caches: np.ndarray) -> Work:
+def _work(bucket: Bucket, sums: np.ndarray, caches: np.ndarray, adapted: int) -> Work:
     """Of the rows of one shape: ones, steps and evaluations of each; strategies."""
     rows, steps, evaluations = (round(float(part)) for part in sums.sum(1))
-    return Work(bucket, rows, steps, evaluations, tuple(sorted({*caches} - {NONE})))
+    return Work(bucket, rows, steps, evaluations, tuple(sorted({*caches} - {NONE})), adapted)
 
 
 def _audits(cached: np.ndarray, keys: np.ndarray, every: int) -> np.ndarray:

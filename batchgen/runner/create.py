@@ -24,6 +24,7 @@ from batchgen.planning.plan import Plan, make_plan
 from batchgen.planning.provenance import describe, package_versions
 from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile
+from batchgen.runner.loras import judge_of
 from batchgen.runner.tables import keep_tables
 from batchgen.scheduler.options import check_folder
 
@@ -46,7 +47,8 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     try:
         with _refusing(root):
             draft.root.mkdir(parents=True)
-            plan = make_plan(config, draft.plan, hash_weights=hash_weights, keep=draft)
+            judge = judge_of(config)
+            plan = make_plan(config, draft.plan, hash_weights=hash_weights, keep=draft, judge=judge)
             refuse_misfit(config, plan)
             _fill(draft, composed, plan)
             os.rename(draft.root, root / name)

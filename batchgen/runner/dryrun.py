@@ -17,6 +17,7 @@ from batchgen.planning.store import piloting
 from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runner.executors import check_profile
+from batchgen.runner.loras import judge_of
 from batchgen.runner.submit import cut, on_one_rank
 from batchgen.scheduler import commands as scheduler
 from batchgen.scheduler.commands import SchedulerError
@@ -46,7 +47,7 @@ def dry_run(composed: Composed) -> DryRun:
     check_folder(slurm.executor, Path(composed.config.output.root_dir).absolute())
     with tempfile.TemporaryDirectory(prefix="batchgen-") as folder:
         plan = Path(folder) / "plan.parquet"
-        made = make_plan(composed.config, plan)
+        made = make_plan(composed.config, plan, judge=judge_of(composed.config))
         is_alias = read_costs(plan).is_alias
         every = rows = np.flatnonzero(~is_alias)
         if pilot := bool(made.pilots):

@@ -16,6 +16,7 @@ from batchgen.planning.plan import make_plan, read_costs
 from batchgen.planning.store import Plan
 from batchgen.runner.create import check_place
 from batchgen.runner.executors import check_profile
+from batchgen.runner.loras import judge_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,5 +40,12 @@ def foreseen(
     factors = calibration.factors if calibration else UNMEASURED
     with tempfile.TemporaryDirectory(prefix="batchgen-plan-") as folder:
         path = out or Path(folder) / "plan.parquet"
-        plan = make_plan(config, path, hash_weights=hash_weights, factors=factors, check=check)
+        plan = make_plan(
+            config,
+            path,
+            hash_weights=hash_weights,
+            factors=factors,
+            check=check,
+            judge=judge_of(config),
+        )
         yield Foreseen(plan, forecast(config, plan, read_costs(path), calibration))

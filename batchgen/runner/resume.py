@@ -25,6 +25,7 @@ from batchgen.planning.plan import make_plan, read_keys
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
+from batchgen.runner.loras import judge_of
 from batchgen.runner.submit import Replan, Settings
 from batchgen.runner.tables import earlier, keep_tables, pilot_is_over, publish_tables
 
@@ -111,7 +112,12 @@ def make_replan(
     try:
         hash_mode = KeyContext.from_json(header.key_context).hash_mode
         plan = make_plan(
-            composed.config, draft, hash_weights=hash_mode, earlier=earlier(run), keep=run
+            composed.config,
+            draft,
+            hash_weights=hash_mode,
+            earlier=earlier(run),
+            keep=run,
+            judge=judge_of(composed.config),
         )
         if plan.manifest_digest != header.manifest_digest:
             raise RunStateError(f"{header.manifest} is not the manifest this run was planned from")

@@ -29,7 +29,7 @@ from batchgen.planning.forecast import most_shard_seconds
 from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import read_costs
 from batchgen.planning.shards import cut_shards
-from batchgen.planning.store import piloting, read_pilots
+from batchgen.planning.store import piloting, read_pilots, read_sets
 from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
@@ -269,7 +269,8 @@ def cut(
     *,
     together: bool = False,
 ) -> SubmissionRows:
-    """Cut rows into shards by predicted cost, the longest first in each, `suspects` apart. One
+    """Cut rows into shards by predicted cost, the longest first in each, and of equal cost those
+    of one set of LoRA files behind each other, since these share forwards; `suspects` apart. One
     machine gets one shard, and so do rows that stay `together`. `layout` is None if there is
     nothing to cut."""
     slurm, groups, replicas, speed = config.slurm, 1, 1, 1.0
@@ -287,5 +288,5 @@ def cut(
         most_s=most_shard_seconds(slurm),
     )
     order = np.empty(len(rows), np.int64)
-    order[np.argsort(-costs, kind="stable")] = np.arange(len(rows))
+    order[np.lexsort((read_sets(plan)[rows], -costs))] = np.arange(len(rows))
     return SubmissionRows(rows, shard, order, alone=alone)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from batchgen.config.schema import JobConfig
 from batchgen.errors import KeysChanged, WeightsError
 from batchgen.paths import RunPaths, as_typed
-from batchgen.planning.digests import Stamps, checkpoint_digest, stamps
+from batchgen.planning.digests import Stamps, checkpoint_digest, stamp, stamps, whole_digest
 from batchgen.planning.identity import KeyContext, context_of
+from batchgen.planning.store import read_loras
 from batchgen.runfile import RunFile
 
 _SHOWN = 3  # files named in one message
@@ -23,11 +25,11 @@ def as_planned(
     and all else in the rows' keys are what `header` says; `read` is told of each file.
 
     The files are read, not the cache of digests: every byte where the run was planned with full
-    digests, else samples."""
+    digests, else samples; of LoRA files every byte."""
     before = _hold(root, header, config, read)
     yield
     with _whole_when_planned(root, config):
-        touched = stamps(config.model) != before
+        touched = _stamps(root, config) != before
     if touched:  # somebody was at them meanwhile
         _hold(root, header, config, read)
 
@@ -36,14 +38,42 @@ def _hold(root: RunPaths, header: RunFile, config: JobConfig, read: Callable[[],
     """How the files stood when they were read."""
     planned = KeyContext.from_json(header.key_context)
     with _whole_when_planned(root, config):
-        before = stamps(config.model)
+        before = _stamps(root, config)
         found = checkpoint_digest(config.model, planned.hash_mode, fresh=True, read=read)
     if names := planned.differences(context_of(config, found)):
         changed = _changed_files(header.checkpoint, found.files)
         where = f" ({changed} in {config.model.weights_folder})" if changed else ""
         what = f"{', '.join(names)} changed since this run was planned{where}"
         raise KeysChanged(f"{what}; {_what_to_do(root)}")
+    _hold_loras(root, read)
     return before
+
+
+def _hold_loras(root: RunPaths, read: Callable[[], object]) -> None:
+    """The same for the files of adapters. WeightsError where this machine alone may not see one."""
+    for file in read_loras(root.plan).values():
+        path = Path(file.path)
+        try:
+            same = whole_digest(path, fresh=True) == file.sha256
+        except FileNotFoundError as error:
+            if not path.parent.is_dir():
+                raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+            same = False
+        except OSError as error:
+            raise WeightsError(f"{path}: cannot be read: {error.strerror}") from error
+        if not same:
+            is_gone = "changed" if path.exists() else "is gone"
+            raise KeysChanged(
+                f"{path} {is_gone} since this run was planned, and rows are drawn with that LoRA; "
+                f"{_what_to_do(root)}"
+            )
+        read()
+
+
+def _stamps(root: RunPaths, config: JobConfig) -> Stamps:
+    """How the files of checkpoint and adapters stand."""
+    loras = [Path(file.path) for file in read_loras(root.plan).values()]
+    return [*stamps(config.model), *((str(p), *stamp(p)) for p in loras if p.exists())]
 
 
 @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from batchgen.caches.tables import SHIPPED, Tables
 from batchgen.config.schema import JobConfig, SlurmConfig
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
 from batchgen.pictures import stored
+from batchgen.planning.store import read_loras
 from batchgen.records import Attempt, Layout, RankInfo
 from batchgen.runfile import read_run
 from batchgen.worker.meeting import Meeting
@@ -51,6 +53,7 @@ class Post:
             tables=Tables(self.root.caches, SHIPPED),
             images=lambda digest: stored(self.root.input(digest), digest),
             texts=self._texts(),
+            loras={n: Path(f.path) for n, f in read_loras(self.root.plan).items()},
         )
 
     def _texts(self) -> TextFolder | None:

@@ -54,7 +54,7 @@ class Subject:
     def ruin(self) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
         """Make the weights of what is recalled useless; what they were."""
         transformer, before = self.family.modules[self.experts[0]], []
-        leaders = {module for memo in self.memos for module, _ in memo.outputs}
+        leaders = {module for memo in self.memos for module, *_ in memo.outputs}
         names = ("time_embedder", "time_proj", "timestep_embedder", "_mod.1")
         for name, module in transformer.named_modules():
             if module in leaders or name.endswith(names):

@@ -9,6 +9,7 @@ from ranks import Ranks
 from toy_split import (
     SPECS,
     Seen,
+    adapted,
     divided,
     failing,
     kernels_keep_bits,
@@ -113,6 +114,20 @@ def test_divided_forwards_are_the_same_with_what_is_recalled(
     for apart in ranks.run(degrees, recalled):
         assert len(apart) == 3 * 3 * 2
         assert max(apart) <= (0 if kernels_keep_bits() else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [Degrees(cfg=2), Degrees(ring=2), Degrees(ulysses=2)],
+    ids=str,
+)
+def test_divided_forwards_are_the_same_with_adapters(ranks: Ranks, degrees: Degrees) -> None:
+    """Whose factors are products of few outputs."""
+    exact = degrees.ring == 1 and kernels_keep_bits()
+    for found in ranks.run(degrees, adapted):
+        assert len(found) == 4
+        for divided_from_whole, with_from_without in found:
+            assert divided_from_whole <= (0 if exact else 1e-5) < with_from_without
 
 
 def test_kernels_see_all_tokens_in_order_when_those_are_divided(ranks: Ranks) -> None:

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 FP8 = torch.float8_e4m3fn
 # Names of modules that keep their precision, as in diffusers' layerwise casting: norms with the
-# Linears that modulate them. What is outside of blocks keeps it, too: embeddings, projections.
-SKIPPED = ("norm", "mod")
+# Linears that modulate them. What is outside of blocks keeps it, too: embeddings, projections. And
+# the factors of LoRA adapters, which are small.
+SKIPPED = ("norm", "mod", "lora_")
 _SCALE = "weight_scale"
 
 

@@ -161,7 +161,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         ),
         solvers=("ddim", "sde"),
         sigma_shift=False,
-        columns=("guidance_scale", "use_dynamic_cfg"),
+        columns=("guidance_scale", "use_dynamic_cfg", "lora"),
     )
 
 

@@ -135,7 +135,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
-        columns=() if dims(model).distilled else ("guidance_scale",),
+        columns=(*(() if dims(model).distilled else ("guidance_scale",)), "lora"),
         unread=("negative_prompt",),
     )
 

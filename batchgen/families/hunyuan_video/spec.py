@@ -145,7 +145,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
-        columns=("guidance_scale", "true_cfg_scale") if guided else ("true_cfg_scale",),
+        columns=(*(("guidance_scale",) if guided else ()), "true_cfg_scale", "lora"),
     )
 
 

@@ -129,6 +129,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         columns=(
             "guidance_scale",
             "guidance_rescale",
+            "lora",
             *(noise if dims(model).vae.timestep_conditioning else ()),
         ),
     )

@@ -128,7 +128,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cache_strategies=(*OUTPUT_CACHES, "teacache", "magcache", "seacache"),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
-        columns=("true_cfg_scale",),
+        columns=("true_cfg_scale", "lora"),
     )
 
 

@@ -141,6 +141,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
+        columns=("guidance_scale", "lora"),
     )
 
 

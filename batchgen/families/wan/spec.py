@@ -164,6 +164,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         compile_modes=COMPILE_MODES,
         attention=(*DISPATCHED, "radial"),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
+        columns=("guidance_scale", "lora"),
     )
 
 

@@ -82,7 +82,7 @@ class Dims(wan.Dims):
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    columns = ("guidance_scale", "guidance_scale_2")
+    columns = ("guidance_scale", "guidance_scale_2", "lora")
     return replace(wan.capabilities(model), boundary=True, columns=columns)
 
 

@@ -84,7 +84,7 @@ class Dims(wan.Dims):
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return replace(wan.capabilities(model), columns=("guidance_scale", "image"))
+    return replace(wan.capabilities(model), columns=("guidance_scale", "image", "lora"))
 
 
 def serves(index: Mapping[str, Any]) -> bool:

@@ -132,7 +132,7 @@ def images(model: ModelSpec) -> int:
 
 def capabilities(model: ModelSpec) -> Capabilities:
     given = ("image", "last_image")[: images(model)]
-    return replace(wan.capabilities(model), columns=("guidance_scale", *given), needs=given)
+    return replace(wan.capabilities(model), columns=("guidance_scale", *given, "lora"), needs=given)
 
 
 def serves(index: Mapping[str, Any]) -> bool:

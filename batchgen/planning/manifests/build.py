@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.errors import ManifestError, closest
+from batchgen.loras import parse, written
 from batchgen.planning.manifests.cells import STORED, IllegalValue, cell_value
 from batchgen.planning.manifests.check import check_table
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS, is_text
@@ -71,7 +72,7 @@ def build_manifest(
         raise ManifestError(f"{out}: is the source; write to another file")
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise ManifestError(f"{out}: would become a part of the source {source}; write elsewhere")
-    _write(images_from(expanded, home.resolve(), out.parent.resolve()), out)
+    _write(files_from(expanded, home.resolve(), out.parent.resolve()), out)
     return Built(out, len(expanded), tuple(expanded.schema.names), len(table))
 
 
@@ -164,17 +165,22 @@ def _expanded(table: pa.Table, variations: Sequence[_Variation]) -> pa.Table:
     return expanded
 
 
-def images_from(table: pa.Table, home: Path, new: Path) -> pa.Table:
-    """The table with paths of images, which are relative to `home`, made relative to `new`."""
+def files_from(table: pa.Table, home: Path, new: Path) -> pa.Table:
+    """The table with paths of images and LoRA files, which are relative to `home`, made relative to
+    `new`."""
+
+    def moved(path: str) -> str:
+        return path if os.path.isabs(path) else os.path.relpath(home / path, new)
+
+    def moved_set(given: str | Sequence[str]) -> str:
+        return written([replace(lora, file=moved(lora.file)) for lora in parse(given)])
+
     for name in table.schema.names:
-        kind = REQUEST_COLUMNS.get(name)
-        if kind != "image" or not is_text(table.schema.field(name).type):
-            continue
-        paths = [
-            path if path is None or os.path.isabs(path) else os.path.relpath(home / path, new)
-            for path in table[name].to_pylist()
-        ]
-        table = _put(table, name, pa.array(paths, pa.string()))
+        kind, given = REQUEST_COLUMNS.get(name), table.schema.field(name).type
+        if kind == "lora" or (kind == "image" and is_text(given)):
+            change = moved_set if kind == "lora" else moved
+            cells = [None if cell is None else change(cell) for cell in table[name].to_pylist()]
+            table = _put(table, name, pa.array(cells, pa.string()))
     return table
 
 

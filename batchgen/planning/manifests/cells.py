@@ -23,12 +23,14 @@ STORED: dict[Kind, pa.DataType] = {
     "integer": pa.int64(),
     "number": pa.float64(),
     "image": pa.string(),
+    "lora": pa.string(),
 }
 NOUNS: dict[Kind, str] = {
     "text": "text",
     "integer": "an integer",
     "number": "a number",
     "image": "a path",
+    "lora": "path@strength",
 }
 _PIECE_ROWS = 65536
 _PIECE_CHARACTERS = 2**26  # Arrow's strings hold 2 GiB in one piece
@@ -140,7 +142,7 @@ def cell_value(column: str, text: str) -> object:
     if text == "":
         return None
     kind = REQUEST_COLUMNS.get(column, "text")
-    if kind in ("text", "image"):
+    if kind in ("text", "image", "lora"):
         return text
     number = text.strip()
     if not number:
@@ -156,7 +158,9 @@ def json_value(column: str, value: object) -> object:
     kind = REQUEST_COLUMNS[column]
     if value is None:
         return None
-    if kind in ("text", "image"):
+    if kind == "lora" and isinstance(value, list):
+        return _joined(value)
+    if kind in ("text", "image", "lora"):
         if not isinstance(value, str):
             raise IllegalValue("legal: text in quotes")
         return value
@@ -167,6 +171,14 @@ def json_value(column: str, value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         raise IllegalValue("legal: an integer")
     return value if isinstance(value, int) and value in _INT64 else _whole(Decimal(value))
+
+
+def _joined(values: list[object]) -> str:
+    """A list of LoRA files as one text."""
+    texts = [value for value in values if isinstance(value, str) and "," not in value]
+    if len(texts) != len(values):
+        raise IllegalValue("legal: text in quotes, or a list of texts without a comma")
+    return ",".join(texts)
 
 
 def _whole(number: Decimal) -> int:

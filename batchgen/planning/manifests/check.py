@@ -12,6 +12,7 @@ from batchgen.config.schema import JobConfig
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults, any_model, job_defaults
 from batchgen.planning.manifests.images import Intake
+from batchgen.planning.manifests.loras import Judge, any_lora
 from batchgen.planning.manifests.manifest import (
     Manifest,
     check_columns,
@@ -35,17 +36,17 @@ class ManifestReport:
 
 
 def check_manifest(
-    path: Path, job: JobConfig | None = None, *, limit: int = 1000
+    path: Path, job: JobConfig | None = None, *, limit: int = 1000, judge: Judge = any_lora
 ) -> ManifestReport:
-    """Check every row as planning does. Without a job, extra columns are allowed and sizes are not
-    judged. Raises ManifestError for what is not about single rows."""
+    """Check every row as planning does; `judge` looks into LoRA files. Without a job, extra columns
+    are allowed and sizes are not judged. Raises ManifestError for what is not about single rows."""
     manifest = open_manifest(path)
     extra = [name for name in manifest.columns if name not in REQUEST_COLUMNS]
     defaults: Defaults = any_model() if job is None else job_defaults(job)
     check_columns(manifest, extra if job is None else job.carry_columns)
     problems = Problems(keep=limit)
     known = [name for name in REQUEST_COLUMNS if name in manifest.columns]
-    intake = Intake.of(path)
+    intake = Intake.of(path, judge=judge)
     rows = _check_rows(manifest.batches(known), defaults, problems, intake, manifest.place)
     return ManifestReport(manifest, rows, problems, _note(job, extra))
 

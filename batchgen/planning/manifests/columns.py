@@ -13,12 +13,14 @@ LEGAL_TYPES: dict[Kind, str] = {
     "integer": "int8 .. int64, uint8 .. uint64, or floats that are whole numbers",
     "number": "float32, float64, or any integer type",
     "image": "strings (paths), binary (files), or structs of bytes and path",
+    "lora": "strings, or lists of strings",
 }
 CANONICAL: dict[Kind, pa.DataType] = {
     "text": pa.large_string(),  # 64-bit offsets: a batch of very long prompts stays one array
     "integer": pa.int64(),
     "number": pa.float64(),
     "image": pa.large_string(),
+    "lora": pa.large_string(),
 }
 
 
@@ -31,6 +33,8 @@ def is_legal(kind: Kind, given: pa.DataType) -> bool:
         return is_text(given)
     if kind == "image":
         return is_text(given) or _is_file(given)
+    if kind == "lora":
+        return is_text(given) or (_is_list(given) and is_text(given.value_type))
     return bool(pa.types.is_floating(given) or pa.types.is_integer(given))
 
 
@@ -47,6 +51,10 @@ def is_text(given: pa.DataType) -> bool:
         or pa.types.is_large_string(given)
         or pa.types.is_string_view(given)
     )
+
+
+def _is_list(given: pa.DataType) -> bool:
+    return bool(pa.types.is_list(given) or pa.types.is_large_list(given))
 
 
 def _is_file(given: pa.DataType) -> bool:

@@ -64,6 +64,7 @@ class Defaults:
     unserved: tuple[str, ...]
     needed: tuple[str, ...] = ()  # columns that are null in no row
     images: Mapping[str, str] = field(default_factory=dict)  # of all rows, by column
+    loras: str | None = None  # of all rows
 
 
 def job_defaults(job: JobConfig) -> Defaults:
@@ -96,6 +97,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         unserved=unserved_columns(served_by(job.model)),
         needed=served_by(job.model).needs,
         images=_images(job),
+        loras=rows.lora,
     )
 
 

@@ -1,4 +1,5 @@
-"""Images of rows on their way in: read, decoded once to see that they can be, hashed and kept."""
+"""What rows name beside the manifest, on its way in. Images: read, decoded once to see that they
+can be, hashed and kept; LoRA files as `loras` says."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import pyarrow as pa
 from batchgen.durable import write_bytes_atomic
 from batchgen.paths import RunPaths
 from batchgen.pictures import NoPicture, decode, read_bytes
+from batchgen.planning.manifests.loras import Judge, LoraIntake, any_lora
 
 Given = bytes | str | None  # the file itself, its path, or nothing
 
@@ -28,19 +30,20 @@ class Taken:
 
 
 class Intake:
-    """Takes images in, each file and each content once."""
+    """Takes images and LoRA files in, each file and each content once."""
 
-    def __init__(self, folder: Path, keep: RunPaths | None = None) -> None:
-        """`folder`: what paths are relative to; `keep`: the run that keeps them, if one does."""
+    def __init__(self, folder: Path, keep: RunPaths | None = None, judge: Judge = any_lora) -> None:
+        """`folder`: what paths are relative to; `keep`: the run that keeps images, if one does."""
+        self.loras = LoraIntake(folder, judge)
         self._folder = folder
         self._keep = keep
         self._files: dict[str, Taken] = {}
         self._good: set[str] = set()
 
     @classmethod
-    def of(cls, manifest: Path, keep: RunPaths | None = None) -> Intake:
+    def of(cls, manifest: Path, keep: RunPaths | None = None, judge: Judge = any_lora) -> Intake:
         """For the rows of a manifest, a file or a folder."""
-        return cls(manifest if manifest.is_dir() else manifest.parent, keep)
+        return cls(manifest if manifest.is_dir() else manifest.parent, keep, judge)
 
     def take(self, images: Sequence[Given]) -> list[Taken]:
         """What became of each."""

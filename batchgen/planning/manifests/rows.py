@@ -22,6 +22,7 @@ from batchgen.planning.manifests.defaults import (
 )
 from batchgen.planning.manifests.geometry import grids, off_grid, snap
 from batchgen.planning.manifests.images import Intake, given, shown
+from batchgen.planning.manifests.loras import given_loras, shown_set
 from batchgen.planning.manifests.problems import Problems
 from batchgen.request import FIELDS, MODEL_FIELDS, Bucket, Field, Kind
 
@@ -117,6 +118,7 @@ class _Batch:
             "tags": self._tags(),
         }
         columns |= self._images(drawn["num_frames"])
+        columns |= self._loras()
         caches = (self.columns, columns["num_steps"], self.first_row)
         columns |= cache_columns(*caches, self.defaults.caches, self.problems)
         return ResolvedRows(self.first_row, pa.RecordBatch.from_pydict(columns))
@@ -130,6 +132,8 @@ class _Batch:
             column = column.dictionary_decode()
         if kind == "image":
             return self._taken(name, column)
+        if kind == "lora":
+            return self._taken_loras(column)
         if kind == "integer" and pa.types.is_floating(column.type):
             column = self._whole(name, column)
         if pa.types.is_uint64(column.type):
@@ -152,6 +156,18 @@ class _Batch:
             place = [row + self.first_row]
             self.problems.add(place, name, [texts[row].as_py()], taken[row].reason)
         return pa.array([one.digest for one in taken], pa.large_string())
+
+    def _taken_loras(self, column: pa.Array) -> pa.Array:
+        """Sets of LoRA files as the request has them, null where one is refused."""
+        sets = given_loras(column)
+        texts = [*map(shown_set, sets)]
+        if "lora" in self.defaults.unserved:
+            return pa.array(texts, pa.large_string())
+        taken = [self.intake.loras.take(one) for one in sets]
+        for row, one in enumerate(taken):
+            if one.reason:
+                self.problems.add([row + self.first_row], "lora", [texts[row]], one.reason)
+        return pa.array([one.text for one in taken], pa.large_string())
 
     def _whole(self, name: str, column: pa.Array) -> pa.Array:
         """Floats as the integers they stand for (pandas makes a column with gaps float64); values
@@ -291,6 +307,16 @@ class _Batch:
         if taken.digest is None:
             raise ConfigError(f"row_defaults.{name}: {taken.reason}")
         return pc.fill_null(column, taken.digest)
+
+    def _loras(self) -> dict[str, pa.Array]:
+        """The sets of LoRA files that rows or the job give."""
+        default, column = self.defaults.loras, self._get("lora")
+        if default is None and column.null_count == self.rows:
+            return {}
+        taken = self.intake.loras.take(default or "")
+        if taken.reason:
+            raise ConfigError(f"row_defaults.lora: {taken.reason}")
+        return {"lora": pc.fill_null(column, taken.text)}
 
     # ----------------------------------------------------------------------------------- geometry
     def _sizes(self, width: np.ndarray, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -136,7 +136,7 @@ def test_cost_and_sums_follow_the_ratio(
         ("planned", 0.5, 1.0, 1, 0.5),
     }
     assert read_plan(plan.path) == plan
-    whole = planned_work(plan.buckets)
+    whole = planned_work(plan)
     assert read_work(plan.path, np.arange(3), tiny_job.model) == whole
 
 
@@ -145,7 +145,7 @@ def test_layouts_are_priced_with_audits_and_know_the_strategies(
 ) -> None:
     columns = {"cache_strategy": [None, "pab", "uniform", "uniform"]}
     plan = plan_of(columns, system__cache__audit_every=1)
-    (work,) = planned_work(plan.buckets)
+    (work,) = planned_work(plan)
     rows = requests(plan)
     expected = sum(request.steps_expected for request in rows)
     assert work.evaluations == pytest.approx(expected + 3 * 40, abs=1)

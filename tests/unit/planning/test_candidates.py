@@ -298,11 +298,11 @@ def test_rows_of_a_plan_are_summed_by_shape(
     model = tiny_job.model
     clips, image = Bucket(64, 64, 9), Bucket(64, 64, 1)
     whole = {Work(clips, 3, 18, 30), Work(image, 1, 5, 10)}
-    assert set(planned_work(plan.buckets)) == whole
+    assert set(planned_work(plan)) == whole
     assert set(read_work(plan.path, np.arange(4), model)) == whole
     assert read_work(plan.path, np.array([1, 3]), model) == [Work(clips, 2, 14, 22)]
     assert read_work(plan.path, np.array([], int), model) == []
-    assert planned_work(plan.buckets)[0].branches == pytest.approx(30 / 18)
+    assert planned_work(plan)[0].branches == pytest.approx(30 / 18)
 
 
 # -------------------------------------------------------------------------------------- streaming

@@ -174,7 +174,7 @@ def test_every_file_is_held_against_the_header(job: Path, name: str, mode: str) 
         pass
     change(file)
     cache = job.parent / "cache" / "batchgen" / "digests.json"
-    stamp = " ".join(map(str, digests._stamp(file)))
+    stamp = " ".join(map(str, digests.stamp(file)))
     known = json.loads(cache.read_text()) | {f"{file} {stamp} {mode}": header.checkpoint[name]}
     cache.write_text(json.dumps(known))
     with pytest.raises(KeysChanged, match=name), as_planned(run, header, config, lambda: None):

@@ -161,7 +161,7 @@ def test_all_legal_types_give_the_same_requests(
         ("cache_ratio", 1.5, "legal: >= 0 and <= 1"),
         ("cache_warmup", 5, "there is no cache without a cache_strategy"),
         ("image", "a.png", "not served yet"),
-        ("lora", "style", "not served yet"),
+        ("lora", "style", "style: there is no such file"),
         ("guidance_scale_2", 3.0, "not served yet"),
     ],
 )

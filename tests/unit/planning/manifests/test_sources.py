@@ -122,7 +122,8 @@ def test_ids_and_tags_stay_text(build: Build) -> None:
         ('prompt,seed\na,1\n"b,2\nc,3\n', "line 3: not CSV: unexpected end of data; a quote"),
         ("prompt,row_id\na,x\nb,y\nc,x\n", "line 4, row_id = 'x': line 2 has it already"),
         ("prompt,row_id\na,a b\n", "line 2, row_id = 'a b': legal: 1 to 128"),
-        ("prompt,lora\na,x\n", None),
+        ("prompt,last_image\na,\n", None),
+        ("prompt,lora\na,x\n", "x: there is no such file"),
     ],
 )
 def test_a_table_that_would_be_no_manifest_is_refused(
