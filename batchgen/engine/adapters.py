@@ -11,15 +11,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from peft.tuners.tuners_utils import BaseTunerLayer
+from typing import TYPE_CHECKING, Any
 
 from batchgen.engine.loading.loras import Factors, check_factors, read_lora
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.family import FamilyModel, Item
 from batchgen.loras import NoLora, parse
 from batchgen.request import NO_LORA, Loras, Request
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 _PREFIX = "transformer"  # of names, whichever transformer it is
 
@@ -48,6 +49,8 @@ class Adapters:
         only items of one set share one. Called once, when the adapters are there."""
         if not self.names:
             return
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         for expert in experts:
             modules = family.modules[expert].modules()
             self._layers[expert] = [m for m in modules if isinstance(m, BaseTunerLayer)]
