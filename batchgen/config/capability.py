@@ -48,6 +48,7 @@ def check_served(config: JobConfig) -> None:
             raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
     _check_kernels(config, served)
     _check_compile(config)
+    _check_tiles(config, served)
     _check_degrees(config)
     cache_rules(config)
 
@@ -140,6 +141,40 @@ def _check_fp8(config: JobConfig) -> None:
             "system.memory.store_dtype: fp8 is made once, in host memory, which a transformer on "
             "disk has not; legal with it: system.memory.mode=auto, resident, model, stream"
         )
+
+
+def with_tiles(config: JobConfig) -> JobConfig:
+    """With the sizes of tiles that the job leaves to the family, so that they are in the key."""
+    vae, tiles = config.system.vae, served_by(config.model).tiles
+    if vae.tiled is not True or tiles is None:
+        return config
+    return replace(config, system=replace(config.system, vae=tiles.resolved(vae)))
+
+
+def _check_tiles(config: JobConfig, served: Capabilities) -> None:
+    """Whole cells, and so many around each tile that it shows no seam."""
+    vae, tiles = config.system.vae, served.tiles
+    for key, pixels in (("tile", vae.tile), ("stride", vae.stride)):
+        if pixels is not None and vae.tiled is not True:
+            raise ConfigError(
+                f"system.vae.{key}: {pixels}: without system.vae.tiled=true there are no tiles; "
+                "legal: null"
+            )
+    if tiles is None or vae.tile is None or vae.stride is None:
+        return
+    if vae.tile - vae.stride < tiles.beside or vae.stride <= 0:
+        own = f" with system.vae.stride={vae.stride}" if vae.stride > 0 else ""
+        raise ConfigError(
+            f"system.vae.tile: {vae.tile}: a tile of {config.model.name} needs {tiles.beside} "
+            "pixels beside what it is there for, else seams show; "
+            f"legal: from {max(vae.stride, tiles.factor) + tiles.beside} on{own}"
+        )
+    for key, pixels in (("tile", vae.tile), ("stride", vae.stride)):
+        if pixels % tiles.factor:
+            raise ConfigError(
+                f"system.vae.{key}: {pixels}: the latents of {config.model.name} have cells of "
+                f"{tiles.factor} pixels; legal: multiples of that"
+            )
 
 
 def _check_attention_op(config: JobConfig) -> None:
@@ -250,7 +285,7 @@ def _system(
 ) -> Iterator[tuple[str, object, tuple[object, ...]]]:
     system = config.system
     memory, compiled, cache = system.memory, system.compile, system.cache
-    tiled: tuple[object, ...] = ("auto", True, False) if served.tiled_vae else ("auto", False)
+    tiled: tuple[object, ...] = ("auto", True, False) if served.tiles else ("auto", False)
     yield "system.parallel.cfg", system.parallel.cfg, ("auto", *served.cfg)
     yield "system.parallel.ulysses", system.parallel.ulysses, ("auto", *served.ulysses)
     yield "system.parallel.ring", system.parallel.ring, ("auto", *served.ring)
@@ -274,9 +309,6 @@ def _system(
         yield "system.compile.fullgraph", compiled.fullgraph, (_COMPILE.fullgraph,)
     yield "system.compile.components", compiled.components, (_COMPILE.components,)
     yield "system.vae.tiled", system.vae.tiled, tiled
-    if not served.tiled_vae:
-        yield "system.vae.tile", system.vae.tile, (None,)
-        yield "system.vae.stride", system.vae.stride, (None,)
     if served.cache_strategies == ("none",):  # nothing to audit or to fit
         yield "system.cache.audit_every", cache.audit_every, (_CACHE.audit_every,)
         yield "system.cache.min_psnr_db", cache.min_psnr_db, (_CACHE.min_psnr_db,)

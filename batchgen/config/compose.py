@@ -26,7 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from batchgen.config.aliases import resolve_aliases
 from batchgen.config.build import build, to_mapping
-from batchgen.config.capability import check_served
+from batchgen.config.capability import check_served, with_tiles
 from batchgen.config.detect import checkpoint_folder, detect, is_to_be_found
 from batchgen.config.judges import SCORE, resolved_judges
 from batchgen.config.limits import check_limit
@@ -269,6 +269,7 @@ def _checked(
             judges=resolved_judges(config.output.judges),
         ),
     )
+    config = with_tiles(config)
     check_served(config)
     return Composed(config, to_mapping(config), tuple(overrides), hydra)
 

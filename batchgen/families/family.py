@@ -20,6 +20,7 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import SequencePlan
+from batchgen.families.tiling import TiledDecoder
 from batchgen.request import Bucket, ModelDefaults, Request
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Capabilities:
     store_dtypes: tuple[str, ...] = ("same",)
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)
-    tiled_vae: bool = False
+    tiles: TiledDecoder | None = None  # how its decoder goes tile by tile; None: it does not
     cache_strategies: tuple[str, ...] = ("none",)
     solvers: tuple[str, ...] = ("unipc", "euler", "dpm++")
     sigma_shift: bool = True  # False: the checkpoint's scheduler shifts by the row's size

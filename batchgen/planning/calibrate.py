@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.config.schema import DeviceConfig, ModelSpec
+from batchgen.families.tiling import Tiling
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
 from batchgen.records import is_streamed, ranks_named
@@ -94,7 +96,7 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
     table = table.filter(pa.array(alone, pa.bool_()))
     if len(table) == 0:
         return None
-    cost = CostModel(model, device, UNMEASURED)
+    cost = CostModel(model, device, UNMEASURED, _tiling(run))
     columns = [table[name].to_pylist() for name in ("width", "height", "num_frames")]
     buckets = np.empty(len(table), object)
     buckets[:] = [Bucket(*size) for size in zip(*columns, strict=True)]
@@ -117,6 +119,15 @@ def _same_model(run: RunPaths, model: ModelSpec) -> bool:
         return other["family"] == model.family and all(other[key] == mine[key] for key in mine)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _tiling(run: RunPaths) -> Tiling | None:
+    """As its decoder went; None: over whole frames."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        vae = json.loads(run.run_json.read_text(encoding="utf-8"))["config"]["system"]["vae"]
+        if vae["tiled"] is True:
+            return Tiling(vae["tile"], vae["stride"])
+    return None
 
 
 def _without_alias(table: pa.Table) -> pa.ChunkedArray:

@@ -11,7 +11,7 @@ from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import BYTES, family_spec
 from batchgen.families.streaming import STREAMING, Places, places_of, read_places, weighty
-from batchgen.planning.cost import BucketSeconds, CostModel, start_up_seconds
+from batchgen.planning.cost import BucketSeconds, cost_of, start_up_seconds
 from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.memory import (
     fits,
@@ -213,7 +213,7 @@ class _Pricing:
         return max(1, tokens // family.tokens(model, bucket))
 
     def _seconds(self, bucket: Bucket) -> BucketSeconds:
-        return CostModel(self.job.model, self.job.slurm.device).bucket(bucket)
+        return cost_of(self.job).bucket(bucket)
 
     def _moves_s(self, degrees: Degrees, places: Places, copies: _Copies) -> float:
         """Components on their way to the device and away, window by window, without the blocks that

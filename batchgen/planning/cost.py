@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from batchgen.config.capability import served_by
 from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
 from batchgen.families.components import component_bytes
 from batchgen.families.family import family_spec
+from batchgen.families.tiling import Tiling, tiling_of
 from batchgen.request import Bucket
 
 _TRANSFORMER_EFFICIENCY = 0.55
@@ -69,6 +71,7 @@ class CostModel:
     model: ModelSpec
     device: DeviceConfig
     factors: FactorTable = UNMEASURED
+    tiling: Tiling | None = None  # of decodes
 
     def bucket(self, bucket: Bucket) -> BucketSeconds:
         """Seconds of one forward, one text and one decode in a bucket."""
@@ -77,6 +80,8 @@ class CostModel:
         layers = family.layers(self.model)
         forward = family.forward_flops(self.model, bucket) / (_TRANSFORMER_EFFICIENCY * peak)
         decode = family.decode_flops(self.model, bucket) / (_DECODER_EFFICIENCY * peak)
+        if (tiles := served_by(self.model).tiles) and self.tiling:
+            decode *= self.tiling.work(bucket, tiles.factor)
         encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)
         factors = self.factors.of(bucket)
         return BucketSeconds(
@@ -84,6 +89,11 @@ class CostModel:
             encode=encode * factors.encode,
             decode=decode * factors.decode,
         )
+
+
+def cost_of(job: JobConfig, factors: FactorTable = UNMEASURED) -> CostModel:
+    """Of the rows of a job."""
+    return CostModel(job.model, job.slurm.device, factors, tiling_of(job.system.vae))
 
 
 def start_up_seconds(job: JobConfig) -> float:

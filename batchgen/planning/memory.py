@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchgen.config.capability import served_by
-from batchgen.config.schema import JobConfig
+from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.families.family import Component, Stage, family_spec
 from batchgen.families.streaming import (
     STREAMING,
@@ -17,6 +17,7 @@ from batchgen.families.streaming import (
     told,
     weighty,
 )
+from batchgen.families.tiling import tiling_of
 from batchgen.records import MemoryMode, Precision
 from batchgen.request import Bucket
 
@@ -75,8 +76,8 @@ def most_demanding(job: JobConfig, buckets: Sequence[Bucket]) -> Bucket:
     family = family_spec(job.model.family)
 
     def needs(bucket: Bucket) -> int:
-        asked = (family.forward_bytes, family.decode_bytes)
-        return max(ask(job.model, bucket) for ask in asked)
+        decode = _decode_bytes(job, job.model, bucket)
+        return max(family.forward_bytes(job.model, bucket), decode)
 
     return max(buckets, key=needs)
 
@@ -90,7 +91,7 @@ def changes_pixels(job: JobConfig) -> tuple[str, ...]:
         if own.dtype is not None:
             found.append(f"system.components.{name}.dtype={own.dtype}")
     if system.vae.tiled is True:
-        found.append("system.vae.tiled=true")
+        found.append(f"system.vae.tiled=true, tile={system.vae.tile}, stride={system.vae.stride}")
     return tuple(found)
 
 
@@ -129,7 +130,7 @@ def need_of(
     model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
     family = family_spec(model.family)
     work = items * -(-family.forward_bytes(model, bucket) // sequence) + kept
-    decode = decoded * family.decode_bytes(model, bucket) + kept
+    decode = decoded * _decode_bytes(job, model, bucket) + kept
     own = _own_places(job, weights, memory)
     places = places_of(model, memory, own)
     streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0
@@ -143,6 +144,16 @@ def need_of(
         always, waiting = held.always, held.waiting
     stages = held.stage("encode"), held.stage("denoise") + work, held.stage("decode") + decode
     return Need(always + beside + max(stages), count, told(own), waiting)
+
+
+def _decode_bytes(job: JobConfig, model: ModelSpec, bucket: Bucket) -> int:
+    """Of one row; tile by tile, of the largest one beside what is kept of all."""
+    family, tiling = family_spec(model.family), tiling_of(job.system.vae)
+    tiles = served_by(model).tiles
+    if tiling is None or tiles is None:
+        return family.decode_bytes(model, bucket)
+    largest = tiling.largest(bucket, tiles.factor)
+    return tiles.kept_bytes(bucket) + family.decode_bytes(model, largest)
 
 
 @dataclass(frozen=True, slots=True)

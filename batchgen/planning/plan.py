@@ -25,7 +25,7 @@ from batchgen.families.family import family_spec
 from batchgen.paths import RunPaths
 from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.caching import NO_RUN, CachedRows, CacheSums, Earlier, wants_pilots
-from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable
+from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable, cost_of
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
     KeyContext,
@@ -113,7 +113,7 @@ def make_plan(
         checkpoint = checkpoint_digest(job.model, hash_weights)
         context, files = context_of(job, checkpoint), checkpoint.files
     intake = Intake.of(manifest.path, keep, judge)
-    costs = CostModel(job.model, job.slurm.device, factors)
+    costs = cost_of(job, factors)
     pilots: tuple[Pilot, ...] = ()
     if wants_pilots(job) and not earlier.fitted:
         pilots = find_pilots(job, context.weights, manifest, defaults, costs, earlier, intake)

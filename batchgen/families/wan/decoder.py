@@ -8,6 +8,7 @@ there, and every bit of the result is equal, on any device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpBlock
 from torch import Tensor, nn
+
+from batchgen.errors import ConfigError
+from batchgen.families.tiling import Span, Tiling
 
 _FEW_CHANNELS = 48
 
@@ -32,6 +36,14 @@ def decode_fast(vae: Any, latents: Tensor) -> Tensor:
     if served and torch.backends.mkldnn.is_available() and known(vae):
         return _OneDnn().run(vae, latents)
     return decode(vae, latents)
+
+
+def decode_tiled(vae: Any, latents: Tensor, tiling: Tiling) -> Tensor:
+    """`decode` to rounding, in less memory and more time. ConfigError for an autoencoder with other
+    layers than those that are followed here."""
+    if not known(vae):
+        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    return _Tiled(tiling, vae.spatial_compression_ratio).run(vae, latents)
 
 
 def known(vae: Any) -> bool:
@@ -71,10 +83,18 @@ class _Decoding:
 
     def _frame(self, decoder: Any, x: Tensor) -> Tensor:
         """A latent frame to one frame of pixels if it is the first, else to several."""
+        return self._enlarged(decoder, self._middle(decoder, x))
+
+    def _middle(self, decoder: Any, x: Tensor) -> Tensor:
+        """As far as a cell sees the whole frame."""
         x, middle = self._conv(decoder.conv_in, x), decoder.mid_block
         x = self._residual(middle.resnets[0], x)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             x = self._residual(resnet, self._attend(attention, x))
+        return x
+
+    def _enlarged(self, decoder: Any, x: Tensor) -> Tensor:
+        """All that is behind the middle."""
         for block in decoder.up_blocks:
             for resnet in block.resnets:
                 x = self._residual(resnet, x)
@@ -147,6 +167,50 @@ class _Decoding:
 
     def _convolve(self, x: Tensor, conv: nn.Conv3d) -> Tensor:
         return F.conv3d(x, conv.weight, conv.bias)
+
+
+class _Tiled(_Decoding):
+    """Behind the middle one tile after the other: see `tiling`. Equal to rounding."""
+
+    def __init__(self, tiling: Tiling, factor: int) -> None:
+        """`factor`: pixels of a cell."""
+        super().__init__()
+        self.tiling, self.factor = tiling, factor
+
+    @torch.no_grad()
+    def run(self, vae: Any, latents: Tensor) -> Tensor:
+        cells = self._conv(vae.post_quant_conv, latents).split(1, dim=2)
+        middles = [self._middle(vae.decoder, x) for x in cells]
+        items, _, count, rows, columns = latents.shape
+        frames = 1 + 2 ** sum(vae.config.temperal_downsample) * (count - 1)
+        shape = items, 3, frames, rows * self.factor, columns * self.factor
+        video = latents.new_empty(shape)
+        for vertical, horizontal in self.tiling.tiles(rows, columns, self.factor):
+            self._put(video, vae.decoder, middles, vertical, horizontal)
+        return video.clamp_(-1.0, 1.0)
+
+    def _put(
+        self, video: Tensor, decoder: Any, middles: Sequence[Tensor], rows: Span, columns: Span
+    ) -> None:
+        """One tile into the video, without what is beside it."""
+        tile, at, factor = _Decoding(), 0, self.factor
+        for middle in middles:
+            seen = middle[..., rows.begin : rows.end, columns.begin : columns.end]
+            x = tile._enlarged(decoder, seen.contiguous())
+            frames = video[:, :, at : at + x.shape[2]]
+            drawn = x[..., _within(rows, factor), _within(columns, factor)]
+            frames[..., _drawn(rows, factor), _drawn(columns, factor)] = drawn
+            at += x.shape[2]
+
+
+def _within(span: Span, factor: int) -> slice:
+    """Pixels of a tile that are kept, by their place in it."""
+    return slice(span.before * factor, (span.cells - span.after) * factor)
+
+
+def _drawn(span: Span, factor: int) -> slice:
+    """And by their place in the frame."""
+    return slice((span.begin + span.before) * factor, (span.end - span.after) * factor)
 
 
 class _OneDnn(_Decoding):

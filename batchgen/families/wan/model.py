@@ -6,7 +6,7 @@ With equal seed and settings it gives what diffusers' WanPipeline gives.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
@@ -16,6 +16,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
+from batchgen.families.tiling import Tiling, tiling_of
 from batchgen.families.wan import decoder
 from batchgen.families.wan import spec as light
 from batchgen.numerics.guidance import classifier_free
@@ -24,6 +25,7 @@ from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule, schedule
 from batchgen.request import Bucket, Request
 
+W = TypeVar("W", bound="Wan")
 SEQUENCE = SequencePlan(
     cuts=(
         Cut("rope", 0, "video", dim=1),  # cosines, then sines, of each token's place
@@ -40,7 +42,13 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Wan:
     """Make a Wan from its loaded components."""
-    return Wan(spec, components, device)
+    return tiled(Wan(spec, components, device), system)
+
+
+def tiled(wan: W, system: SystemConfig) -> W:
+    """The model, to decode as the job says."""
+    wan.tiling = tiling_of(system.vae)
+    return wan
 
 
 class Wan:
@@ -49,6 +57,7 @@ class Wan:
     experts: tuple[str, ...] = ("transformer",)
     state_dtype = torch.float32
     sequence = SEQUENCE
+    tiling: Tiling | None = None  # into which frames are cut when they are decoded
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
@@ -171,10 +180,15 @@ class Wan:
 
     # ------------------------------------------------------------------------------------ decode
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        """With the bits of the pipeline."""
-        return to_frames(decoder.decode(self.vae, self._unscaled(latents))[0])
+        """With the bits of the pipeline; tile by tile with them to rounding."""
+        unscaled = self._unscaled(latents)
+        if self.tiling is not None:
+            return to_frames(decoder.decode_tiled(self.vae, unscaled, self.tiling)[0])
+        return to_frames(decoder.decode(self.vae, unscaled)[0])
 
     def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+        if self.tiling is not None:
+            return [self.decode(one, bucket) for one in latents]
         videos = decoder.decode_fast(self.vae, self._unscaled(torch.cat([*latents])))
         return [to_frames(video) for video in videos]
 

@@ -31,6 +31,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
+from batchgen.families.tiling import TiledDecoder, reach_of
 from batchgen.request import Bucket, ModelDefaults, Solver
 
 NUMERICS_VERSION = 2  # 2: no guidance at scales below 1, as in the pipeline
@@ -155,7 +156,7 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    heads = dims(model).transformer.num_attention_heads
+    heads, vae = dims(model).transformer.num_attention_heads, dims(model).vae
     return Capabilities(
         store_dtypes=("same", "fp8"),
         cfg=(1, 2),
@@ -163,6 +164,12 @@ def capabilities(model: ModelSpec) -> Capabilities:
         ring=RINGS,
         compile_modes=COMPILE_MODES,
         attention=(*DISPATCHED, "radial"),
+        tiles=TiledDecoder(
+            vae.spatial_factor,
+            vae.temporal_factor,
+            reach_of(len(vae.dim_mult), convolutions=2 * (vae.num_res_blocks + 1)),
+            vae.base_dim * vae.dim_mult[-1],
+        ),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         columns=("guidance_scale", "lora"),
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Item
-from batchgen.families.wan.model import Wan
+from batchgen.families.wan.model import Wan, tiled
 from batchgen.families.wan22 import spec as light
 from batchgen.numerics.guidance import classifier_free
 from batchgen.request import Bucket, Request
@@ -27,7 +27,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Wan22:
     """Make the model from its loaded components."""
-    return Wan22(spec, system, components, device)
+    return tiled(Wan22(spec, system, components, device), system)
 
 
 class Wan22(Wan):

@@ -84,7 +84,8 @@ class Dims(wan.Dims):
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return replace(wan.capabilities(model), columns=("guidance_scale", "image", "lora"))
+    columns = ("guidance_scale", "image", "lora")
+    return replace(wan.capabilities(model), columns=columns, tiles=None)
 
 
 def serves(index: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item
 from batchgen.families.wan.frames import GivenFrames
+from batchgen.families.wan.model import tiled
 from batchgen.families.wan_i2v import spec as light
 from batchgen.numerics.noise import seeded_noise
 from batchgen.request import Bucket, Request
@@ -28,7 +29,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> WanI2V:
     """Make the model from its loaded components."""
-    return WanI2V(spec, components, device)
+    return tiled(WanI2V(spec, components, device), system)
 
 
 class WanI2V(GivenFrames):

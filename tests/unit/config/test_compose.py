@@ -163,7 +163,6 @@ def test_kernels_are_asked_of_the_device_that_the_profile_promises(job: Job) -> 
 @pytest.mark.parametrize(
     ("override", "served"),
     [
-        ("system.vae.tiled=true", "auto, false"),
         ("system.sampler.boundary=0.9", "null"),
         ("system.components.vae.memory=stream", "null, resident, model, disk"),
         ("row_defaults.image=a.png", "null"),
@@ -174,6 +173,28 @@ def test_a_legal_setting_that_is_not_served_is_refused_never_ignored(
     job: Job, override: str, served: str
 ) -> None:
     assert refusal(job(), override).endswith(f"is not served yet; served: {served}")
+
+
+def test_tiles_are_of_sizes_that_show_no_seam(job: Job) -> None:
+    """Sizes that are left out are the family's, and recorded."""
+    tiled = "system.vae.tiled=true"
+    vae = compose_job(job(), [tiled]).config.system.vae
+    assert (vae.tile, vae.stride) == (416 + 144, 416)
+    vae = compose_job(job(), [tiled, "system.vae.stride=64"]).config.system.vae
+    assert (vae.tile, vae.stride) == (64 + 144, 64)
+    assert refusal(job(), tiled, "system.vae.tile=200", "system.vae.stride=64") == (
+        "system.vae.tile: 200: a tile of tiny-wan needs 144 pixels beside what it is there for, "
+        "else seams show; legal: from 208 on with system.vae.stride=64"
+    )
+    assert refusal(job(), tiled, "system.vae.tile=100").endswith("legal: from 152 on")
+    assert refusal(job(), tiled, "system.vae.tile=300", "system.vae.stride=64").endswith(
+        "300: the latents of tiny-wan have cells of 8 pixels; legal: multiples of that"
+    )
+    assert refusal(job(), "system.vae.tile=208") == (
+        "system.vae.tile: 208: without system.vae.tiled=true there are no tiles; legal: null"
+    )
+    said = refusal(job(model="flux.1-dev"), tiled)
+    assert said == "system.vae.tiled: true is not served yet; served: auto, false"
 
 
 @pytest.mark.skipif(find_spec("xfuser") is not None, reason="xfuser is installed")

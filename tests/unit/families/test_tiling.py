@@ -1,0 +1,179 @@
+"""Decoding tile by tile: no seam, less memory, and where it is refused."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy_engine import Keeper, ListSource, request, small_spec, system, tiny_wan_spec
+
+from batchgen.config.capability import served_by
+from batchgen.config.schema import ModelSpec, VaeConfig
+from batchgen.engine.engine import Engine
+from batchgen.families.family import family_spec
+from batchgen.families.tiling import TiledDecoder, Tiling, reach_of
+from batchgen.families.wan import decoder
+from batchgen.request import Bucket
+
+LATENTS = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+REACH = reach_of(4, convolutions=4)
+
+
+@pytest.fixture(scope="module")
+def vae(one_thread: None) -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    made: Any = AutoencoderKLWan(**LATENTS, latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    return made.eval()  # type: ignore[no-any-return]
+
+
+def latents(rows: int, columns: int) -> Tensor:
+    return torch.randn(1, 4, 2, rows, columns, generator=torch.Generator().manual_seed(1))
+
+
+def of_cells(core: int, beside: int) -> Tiling:
+    return Tiling(8 * (core + 2 * beside), 8 * core)
+
+
+@pytest.mark.parametrize(("cells", "stride"), [(60, 52), (104, 52), (7, 8), (16, 8), (17, 8)])
+def test_tiles_cover_an_axis_once(cells: int, stride: int) -> None:
+    spans = of_cells(stride, 5).spans(cells, 8)
+    own = [(s.begin + s.before, s.end - s.after) for s in spans]
+    assert own[0][0] == 0 and own[-1][1] == cells
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(own))
+    sizes = {end - begin for begin, end in own}
+    assert max(sizes) <= stride and max(sizes) - min(sizes) <= 1
+    assert all(s.before == min(5, o[0]) for s, o in zip(spans, own, strict=True))
+    assert all(s.after == min(5, cells - o[1]) for s, o in zip(spans, own, strict=True))
+    assert max(span.cells for span in spans) <= stride + 10
+
+
+def test_a_cell_depends_on_no_more_cells_than_are_said(vae: Any) -> None:
+    """Another value in one cell where tiles begin changes pixels that far away, and none beyond."""
+    x = torch.randn(1, 4, 1, 1, 40, generator=torch.Generator().manual_seed(2))
+    other = x.clone()
+    other[..., 20] += 1e3
+    with torch.no_grad():
+        a, b = (decoder._Decoding()._enlarged(vae.decoder, each) for each in (x, other))
+    changed = torch.nonzero((a != b).any(dim=1).flatten(0, -2).any(0)).flatten() // 8
+    assert (20 - int(changed.min()), int(changed.max()) - 20) == (REACH, REACH)
+    assert REACH == 9 and reach_of(4, convolutions=6) == 13
+
+
+def test_tiles_show_no_seam(vae: Any) -> None:
+    """With so many cells beside each; with fewer they do, and more so in diffusers' own way."""
+    z = latents(20, 27)
+    whole = decoder.decode(vae, z)
+    tiled = decoder.decode_tiled(vae, z, of_cells(8, REACH))
+    assert tiled.shape == whole.shape
+    assert float((tiled - whole).abs().max()) <= 1e-5
+    seams = decoder.decode_tiled(vae, z, of_cells(8, 2))
+    assert float((seams - whole).abs().max()) > 1e-3
+    edge = 8 * (8 + 2 * REACH)
+    vae.enable_tiling(edge, edge, 64, 64)
+    try:
+        with torch.no_grad():
+            theirs = vae.decode(z, return_dict=False)[0]
+    finally:
+        vae.use_tiling = False
+    assert float((theirs - whole).abs().max()) > 1e-3
+
+
+def test_a_row_of_one_tile_is_decoded_as_it_is(vae: Any) -> None:
+    z = latents(6, 8)
+    tiled = decoder.decode_tiled(vae, z, of_cells(8, REACH))
+    assert torch.equal(tiled, decoder.decode(vae, z))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that operations have made and that are still held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: Any) -> None:
+        key, size = storage.data_ptr(), storage.nbytes()
+        if key and key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_tiles_take_less_memory(vae: Any) -> None:
+    z, peaks = latents(16, 72), []
+    for decode in (decoder.decode, lambda *a: decoder.decode_tiled(*a, of_cells(18, REACH))):
+        with LiveBytes() as live:
+            decode(vae, z)  # type: ignore[operator]
+        peaks.append(live.peak)
+    whole, tiled = peaks
+    print(f"whole {whole / 2**20:.1f} MiB, tiled {tiled / 2**20:.1f} MiB")
+    assert tiled < 0.75 * whole
+
+
+# ------------------------------------------------------------------------------------------- rows
+def draw(spec: ModelSpec, vae: VaeConfig, determinism: str) -> Keeper:
+    engine = Engine.load(spec, system(vae=vae, determinism=determinism), "cpu")
+    keeper = Keeper()
+    engine.render(ListSource([request(i, width=96, height=160) for i in range(2)]), keeper)
+    assert not keeper.errors
+    return keeper
+
+
+@pytest.mark.parametrize("determinism", ["strict", "throughput"])
+def test_rows_are_those_of_whole_frames(one_thread: None, determinism: str) -> None:
+    spec = tiny_wan_spec()
+    tiles = served_by(spec).tiles
+    assert tiles is not None
+    tiled = tiles.resolved(VaeConfig(tiled=True, stride=64))
+    there, here = (draw(spec, vae, determinism) for vae in (VaeConfig(), tiled))
+    for name, frames in there.frames.items():
+        apart = np.abs(frames.astype(int) - here.frames[name].astype(int))
+        assert apart.max() <= 1, name
+
+
+# ----------------------------------------------------------------------------------------- figures
+def test_what_tiles_take_and_cost_of_wan_at_480p() -> None:
+    tiles = TiledDecoder(factor=8, frames=4, reach=13, channels=384)
+    vae = tiles.resolved(VaeConfig(tiled=True))
+    assert (vae.tile, vae.stride) == (624, 416)
+    tiling, bucket = Tiling(624, 416), Bucket(832, 480, 81)
+    assert tiling.largest(bucket, 8) == Bucket(520, 344, 81)
+    assert tiling.work(bucket, 8) == pytest.approx(1.79, abs=0.01)
+    wan = replace(small_spec(), dims=family_spec("wan").Dims(  # type: ignore[attr-defined]
+        transformer=small_spec().dims.transformer
+    ))  # fmt: skip
+    assert served_by(wan).tiles == tiles
+
+
+def sizes() -> Iterator[tuple[VaeConfig, tuple[int, int]]]:
+    yield VaeConfig(tiled=True, tile=400), (400, 192)
+    yield VaeConfig(tiled=True, stride=64), (272, 64)
+    yield VaeConfig(tiled=True, tile=640, stride=256), (640, 256)
+
+
+def test_one_size_gives_the_other() -> None:
+    tiles = TiledDecoder(factor=8, frames=4, reach=13, channels=384)
+    for asked, (tile, stride) in sizes():
+        assert tiles.resolved(asked) == replace(asked, tile=tile, stride=stride)
