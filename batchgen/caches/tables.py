@@ -129,7 +129,7 @@ class Tables:
     def __init__(self, *folders: Path) -> None:
         """Reads every file there is; a folder that is not there holds none. ConfigError for one
         that is damaged, naming it."""
-        self.entries = tuple(entry for folder in folders for entry in _read_folder(folder))
+        self.entries = tuple(entry for folder in folders for entry in _entries(folder))
         self._by_digest = {entry.digest: entry for entry in reversed(self.entries)}
 
     @classmethod
@@ -191,6 +191,16 @@ def dump(entries: Iterable[Entry]) -> bytes:
 
 
 # ----------------------------------------------------------------------------------------- reading
+def _entries(folder: Path) -> Sequence[Entry]:
+    return _packaged(folder) if folder == SHIPPED else _read_folder(folder)
+
+
+@cache
+def _packaged(folder: Path) -> Sequence[Entry]:
+    """Files of the package do not change while it runs."""
+    return _read_folder(folder)
+
+
 def _read_folder(folder: Path) -> list[Entry]:
     """Newest file first, so that a fit made again is preferred to the one before."""
     files = [(-path.stat().st_mtime_ns, path.name, path) for path in folder.glob("[!.]*.json")]

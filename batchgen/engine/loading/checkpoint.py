@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
 
 from batchgen.config.component import read_config
 from batchgen.engine.loading.parts import CheckpointPart
@@ -122,7 +123,8 @@ def _as_loaded(
 
 def meta_model(model_class: type, config: Mapping[str, Any]) -> nn.Module:
     """The model without memory for its parameters (buffers are real); tied weights are one."""
-    with accelerate.init_empty_weights():
+    # drawing initial weights that nobody keeps takes longer than all the rest
+    with no_init_weights(), accelerate.init_empty_weights():
         module = build_module(model_class, config)
     if isinstance(module, PreTrainedModel):
         module.tie_weights()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from batchgen.config.component import read_config
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import CheckpointPart
-from batchgen.engine.loading.random_weights import replace_parameter, sensitive_names
+from batchgen.engine.loading.random_weights import places_of, replace_parameter, sensitive_names
 from batchgen.engine.memory.sources import left_in_file
 from batchgen.errors import WeightsError
 
@@ -38,18 +38,17 @@ def mapped_module(
         )
     if unknown:
         return loaded_module(home, part)
-    float32 = sensitive_names(module, part.dtype)
+    float32, places = sensitive_names(module, part.dtype), places_of(module)
     for empty, name in _wanted(module, found):
         dtype = torch.float32 if float32 & set(name.split(".")) else part.dtype
         source = found[name]
-        _put(
-            module,
-            name,
-            empty,
-            source,
-            dtype if source.is_floating_point() else source.dtype,
-            on_disk=on_disk,
-        )
+        dtype = dtype if source.is_floating_point() else source.dtype
+        if isinstance(empty, nn.Parameter):
+            new = left_in_file(source, dtype) if on_disk else nn.Parameter(source.to(dtype), False)
+            replace_parameter(places[empty], new)
+        else:  # a buffer: small
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner)._buffers[leaf] = source.to(dtype, copy=True)
     return module.eval()
 
 
@@ -84,23 +83,6 @@ def _wanted(module: nn.Module, found: Mapping[str, Tensor]) -> list[tuple[Tensor
         (tensor, next((name for name in each if name in found), each[0]))
         for tensor, each in names.items()
     ]
-
-
-def _put(
-    module: nn.Module,
-    name: str,
-    empty: Tensor,
-    source: Tensor,
-    dtype: torch.dtype,
-    *,
-    on_disk: bool,
-) -> None:
-    if not isinstance(empty, nn.Parameter):  # a buffer: small
-        owner, _, leaf = name.rpartition(".")
-        module.get_submodule(owner)._buffers[leaf] = source.to(dtype, copy=True)
-        return
-    parameter = left_in_file(source, dtype) if on_disk else nn.Parameter(source.to(dtype), False)
-    replace_parameter(module, empty, parameter)
 
 
 def loaded_module(home: Path, part: CheckpointPart) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from batchgen.engine.loading.parts import CheckpointPart
 
 RANDOM_STD = 0.02  # small: activations stay finite at any depth
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<model>"
+Place = tuple[nn.Module, str]  # a module and the name of a parameter of its own
 BLOCK = 1 << 20  # values drawn per tensor, then repeated: billions would take minutes
 
 
@@ -39,11 +41,12 @@ def random_module(part: CheckpointPart) -> nn.Module:
     assert part.model_class is not None
     module = meta_model(part.model_class, part.config | part.extras)
     sensitive = sensitive_names(module, part.dtype)
+    places = places_of(module)
     for name, empty in dict(module.named_parameters()).items():
         keeps = any(key in name.split(".") for key in sensitive)
         tensor = torch.empty(empty.shape, dtype=torch.float32 if keeps else part.dtype)
         _fill(tensor, name, seed=zlib.crc32(f"{part.name}.{name}".encode()))
-        replace_parameter(module, empty, nn.Parameter(tensor, requires_grad=False))
+        replace_parameter(places[empty], nn.Parameter(tensor, requires_grad=False))
     return module.eval()
 
 
@@ -74,12 +77,20 @@ def _fill(tensor: torch.Tensor, name: str, seed: int) -> None:
             flat[begin : begin + len(block)] = block[: len(flat) - begin]
 
 
-def replace_parameter(module: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
-    """Put `new` wherever `old` is used (tied weights are used twice)."""
+def places_of(module: nn.Module) -> dict[nn.Parameter, list[Place]]:
+    """Where each parameter is used: a tied one in several places."""
+    places: dict[nn.Parameter, list[Place]] = {}
     for owner in module.modules():
-        for name, parameter in list(owner._parameters.items()):
-            if parameter is old:
-                owner._parameters[name] = new
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:
+                places.setdefault(parameter, []).append((owner, name))
+    return places
+
+
+def replace_parameter(places: Iterable[Place], new: nn.Parameter) -> None:
+    """Put `new` wherever another was used."""
+    for owner, name in places:
+        owner._parameters[name] = new
 
 
 def byte_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
