@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -91,6 +92,7 @@ TORCH_SIDE_MAY_IMPORT = {
 LIGHT = ["torch", "diffusers", "pandas", "pyarrow", "hydra", "submitit", "numpy", "omegaconf"]
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Dotted module name (without the package) -> file."""
     found = {}
@@ -100,7 +102,8 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """batchgen modules imported anywhere in a file, without the package prefix."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -111,7 +114,7 @@ def imports(path: Path) -> set[str]:
             names |= {f"{node.module}.{a.name}" for a in node.names} | {node.module or ""}
     inside = {n.removeprefix("batchgen.") for n in names if n.startswith("batchgen.")}
     known = modules()
-    return {n for n in inside if n in known}
+    return frozenset(n for n in inside if n in known)
 
 
 def room(module: str) -> str:
