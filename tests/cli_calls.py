@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import warm
 
 from batchgen import catalog
 from batchgen.paths import RunPaths
@@ -69,22 +69,21 @@ class JobFolder:
         """All rows of the manifest, as `--rows` takes them."""
         return ",".join(pq.read_table(self.folder / "manifest.parquet")["row_id"].to_pylist())
 
-    def start(self, *argv: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(self, *argv: str, env: dict[str, str] | None = None) -> warm.Process:
         """Start a command without waiting."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "batchgen", *argv],
-            cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return warm.start("batchgen", argv, env or {}, self.folder)
 
     def call(self, *argv: str, env: dict[str, str] | None = None) -> Done:
         """Run a command to its end."""
         process = self.start(*argv, env=env)
         out, err = process.communicate(timeout=280)
-        return Done(process.returncode, out, err)
+        return Done(process.wait(), out, err)
+
+    def call_anew(self, *argv: str) -> Done:
+        """The same in an interpreter that begins with the command."""
+        argv = (sys.executable, "-m", "batchgen", *argv)
+        done = subprocess.run(argv, cwd=self.folder, capture_output=True, text=True, timeout=280)
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def run(self, *overrides: str, env: dict[str, str] | None = None) -> Done:
         return self.call("run", str(self.job), *overrides, "--json", env=env)

@@ -252,6 +252,8 @@ class FakeSlurm:
         self.bin = os.path.join(self.folder, "bin")
         self.env = {FOLDER: self.folder, "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}"}
         os.makedirs(self.bin)
+        import warm  # not by the commands: they start often
+
         empty = {"next_id": 1001, "jobs": [], "calls": [], "rules": [], "max_submit": 10**9}
         nodes = dict.fromkeys(NODES, "idle")
         with open(os.path.join(self.folder, "state.json"), "w") as file:
@@ -261,6 +263,7 @@ class FakeSlurm:
             with open(path, "w") as file:
                 file.write(f'#!/bin/sh\nexec {sys.executable} -I -S {__file__} {name} "$@"\n')
             os.chmod(path, 0o755)
+        warm.stand_in(os.path.join(self.bin, "python"))
 
     def steer(
         self, name: str, do: str, say: object = "", *, skip: int = 0, calls: int = 10**9
@@ -329,17 +332,18 @@ class FakeSlurm:
     def _run(self, job: Json) -> None:
         import subprocess
 
+        import warm
+
         node = next(node for node in NODES if node not in _hosts(job["excluded"]))
         self.change(job["job_id"], state="RUNNING", node=node, reason="None")
         env = {
             **os.environ, **self.env, "SLURM_JOB_ID": job["job_id"], "SLURMD_NODENAME": node,
-            "SLURM_JOB_NAME": job["name"],
+            "SLURM_JOB_NAME": job["name"], warm.ADDRESS: warm.server(),
         }  # fmt: skip
         if job["element"] is not None:
             env |= {"SLURM_ARRAY_JOB_ID": job["array"], "SLURM_ARRAY_TASK_ID": str(job["element"])}
-        done = subprocess.run(
-            ["bash", "-c", job["script"]], env=env, capture_output=True, text=True
-        )
+        script = job["script"].replace(f"{sys.executable} -u", f"{self.bin}/python -u")
+        done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
         state = "FAILED" if done.returncode else "COMPLETED"
         self.change(job["job_id"], state=state, said=done.stdout + done.stderr)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import rank_process
+import warm
 from cli_calls import write_manifest
 from waiting import wait_for
 
@@ -56,22 +57,17 @@ class PlannedRun:
 
     def start(
         self, submission: int, env: dict[str, str] | None = None, **rank: Any
-    ) -> subprocess.Popen[str]:
+    ) -> warm.Process | subprocess.Popen[str]:
         """One rank; `rank` changes RankInfo(0, 1, 0, 0, 0, "node1")."""
         info = asdict(RankInfo(0, 1, 0, 0, 0, "node1")) | rank
-        return subprocess.Popen(
-            [
-                sys.executable,
-                rank_process.__file__,
-                str(self.run.root),
-                str(submission),
-                json.dumps(info),
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        argv = [str(self.run.root), str(submission), json.dumps(info)]
+        if env and "PYTHONPATH" in env:  # it is about what is imported
+            return subprocess.Popen(
+                [sys.executable, rank_process.__file__, *argv],
+                env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+        return warm.start("rank_process", argv, env or {})
 
     def work(self, submission: int, env: dict[str, str] | None = None, **rank: Any) -> int:
         """One rank to its end; its exit status."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import warm
 
 from batchgen.durable import write_json
 from batchgen.ledger.events import AttemptHeader, End, Event, decode_line
@@ -188,13 +188,11 @@ class RunFolder:
 
     def start_rank(
         self, submission: int, rows: Sequence[int], failpoint: str = "", restart: int = 0
-    ) -> subprocess.Popen[bytes]:
+    ) -> warm.Process:
         """Render `rows` in a process of its own, with a failpoint of `batchgen.failpoints`."""
         values = [self.run.root, submission, 0, restart, *rows]
-        return subprocess.Popen(
-            [sys.executable, __file__, *map(str, values)],
-            env={**os.environ, "BATCHGEN_FAILPOINT": failpoint},
-        )
+        env = {"BATCHGEN_FAILPOINT": failpoint}
+        return warm.start("run_folder", [*map(str, values)], env, heard=False)
 
 
 def write_plan(

@@ -23,7 +23,8 @@ from batchgen.runner.jobs import is_alive
 
 
 def test_every_row_of_an_inline_run_is_in_the_catalog(new_job_folder) -> None:
-    done = new_job_folder(3).run()
+    work = new_job_folder(3)
+    done = work.call_anew("run", str(work.job), "--json")
     assert done.code == 0, done.err
     frame = rows_of(done.run)
     assert list(frame.status) == ["ok"] * 3

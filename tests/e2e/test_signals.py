@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+import warm
 from cli_calls import SLOW_ROWS, JobFolder, published
 from waiting import wait_for
 
@@ -23,7 +24,7 @@ BOTH = [signal.SIGTERM, signal.SIGHUP]
 NewJobFolder = Callable[[int], JobFolder]
 
 
-def start(job_folder: JobFolder, executor: str) -> tuple[subprocess.Popen[str], RunPaths]:
+def start(job_folder: JobFolder, executor: str) -> tuple[warm.Process, RunPaths]:
     """A run with a row in flight and one that is done."""
     argv = ("run", str(job_folder.job), *SLOW, f"slurm.executor={executor}", "--json")
     process = job_folder.start(*argv)

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from run_folder import RunFolder
+from waiting import process_state, wait_for
 
 from batchgen.catalog.verify import verify
 from batchgen.ledger.intent import last_render, own_render
@@ -25,18 +27,18 @@ from batchgen.scheduler.commands import job_name, slurm_intent
 @pytest.fixture
 def at_work(
     make_run_folder: Callable[..., RunFolder],
-) -> Iterator[tuple[RunFolder, subprocess.Popen[bytes]]]:
+) -> Iterator[tuple[RunFolder, warm.Process]]:
     """A rank that is stopped in the middle of its second row."""
     run_folder = make_run_folder(3)
     rank = run_folder.start_rank(run_folder.submit(), [0, 1, 2], "journal.before_append:2:stop")
-    os.waitpid(rank.pid, os.WUNTRACED)
+    wait_for(lambda: process_state(rank.pid) == "T")
     yield run_folder, rank
     rank.kill()
     rank.wait()
 
 
 def test_the_ranks_of_the_original_are_not_the_copys(
-    at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
+    at_work: tuple[RunFolder, warm.Process], tmp_path: Path
 ) -> None:
     run_folder, rank = at_work
     copy = RunPaths(tmp_path / "elsewhere" / run_folder.run.root.name)
@@ -57,7 +59,7 @@ def test_the_ranks_of_the_original_are_not_the_copys(
 
 
 def test_a_run_that_was_moved_keeps_its_ranks(
-    at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
+    at_work: tuple[RunFolder, warm.Process], tmp_path: Path
 ) -> None:
     run_folder, rank = at_work
     moved = RunPaths(run_folder.run.root.rename(tmp_path / "moved"))
@@ -77,7 +79,7 @@ print(steward.cancel(RunPaths(Path(sys.argv[1]))))
 
 
 def test_to_cancel_a_copy_leaves_the_original_alone(
-    at_work: tuple[RunFolder, subprocess.Popen[bytes]], tmp_path: Path
+    at_work: tuple[RunFolder, warm.Process], tmp_path: Path
 ) -> None:
     run_folder, rank = at_work
     copy = RunPaths(tmp_path / "copy")

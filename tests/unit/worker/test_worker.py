@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from planned_run import BEATING, PlannedRun, plan_run
 
 from batchgen.config.schema import SlurmConfig
@@ -34,7 +35,7 @@ from batchgen.worker.states import RowStates
 @contextmanager
 def at_work(
     planned_run: PlannedRun, submission: int, row: int, **rank: object
-) -> Iterator[subprocess.Popen]:
+) -> Iterator[warm.Process]:
     """A rank that has begun `row` a moment ago; killed in the end if it is still there."""
     process = planned_run.start(submission, BEATING, **rank)
     restart = int(str(rank.get("restart", 0)))
