@@ -20,8 +20,9 @@ demo-slurm: $(INSTALLED)
 	@echo "The cluster is still up. For Slurm's commands: eval \"\$$($(CLUSTER) env)\""
 	@echo "To stop it and delete it: $(CLUSTER) reset"
 
+# A file stays on one process, so that what its tests share is made once.
 test: lint
-	$(BIN)/pytest -n 3 -m "not slow and not slurm and not gpu"
+	$(BIN)/pytest -n 3 --dist loadfile -m "not slow and not slurm and not gpu"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.initialization import no_init_weights
 
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import ModelSpec
@@ -23,7 +24,7 @@ def packaged(name: str) -> ModelSpec:
 
 def on_meta(model: ModelSpec, name: str) -> Any:
     part = next(part for part in parts(model, torch.bfloat16) if part.name == name)
-    with torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         return build_module(part.model_class, part.config).to(torch.bfloat16)
 
 

@@ -75,6 +75,12 @@ def alone(request: pytest.FixtureRequest, one_thread: None) -> tuple[str, Keeper
     return request.param, kept
 
 
+@pytest.fixture(scope="module")
+def plain(one_thread: None) -> Keeper:
+    """The rows without a cache, which are the same for every strategy."""
+    return draw(engine(), rows("none"))
+
+
 def assert_same(drawn: Keeper, alone: Keeper) -> None:
     assert not drawn.errors
     for name, latents in drawn.latents.items():
@@ -109,9 +115,8 @@ def test_packs_and_orders_change_neither_decisions_nor_pixels(
     drawn.assert_packed()
 
 
-def test_a_ratio_of_zero_is_no_cache(alone: tuple[str, Keeper]) -> None:
+def test_a_ratio_of_zero_is_no_cache(alone: tuple[str, Keeper], plain: Keeper) -> None:
     name, _ = alone
-    plain = draw(engine(), [replace(row, cache_strategy="none") for row in rows(name)])
     zero = draw(engine(), [replace(row, cache_ratio=0.0) for row in rows(name)])
     assert_same(zero, plain)
     assert all(stats.steps_computed == stats.steps_total for stats in zero.stats.values())

@@ -200,9 +200,18 @@ def plain(
     yield request.param, spec, draw(engine(spec, "resident"), rows(request.param))
 
 
+@pytest.fixture(scope="module")
+def whole_peaks(plain: tuple[str, ModelSpec, Keeper]) -> dict[str, int]:
+    """Of each stage where components come whole, one at a time."""
+    name, spec, _ = plain
+    whole = engine(spec, "model")
+    draw(whole, rows(name))
+    return dict(whole.replica.residency.gauge.peaks)
+
+
 @pytest.mark.parametrize(("stay", "prefetch"), [(0, 0), (0, 1), (1, 2)])
 def test_streamed_rows_are_those_of_a_resident_model(
-    plain: tuple[str, ModelSpec, Keeper], stay: int, prefetch: int
+    plain: tuple[str, ModelSpec, Keeper], whole_peaks: dict[str, int], stay: int, prefetch: int
 ) -> None:
     """In a pack, and each alone."""
     name, spec, there = plain
@@ -211,9 +220,7 @@ def test_streamed_rows_are_those_of_a_resident_model(
     alone = engine(spec, "stream", stay, prefetch=prefetch, batch={"max_rows_in_flight": 1})
     assert_same(draw(alone, rows(name)), there)
     peaks = made.replica.residency.gauge.peaks
-    whole = engine(spec, "model")
-    draw(whole, rows(name))
-    theirs = whole.replica.residency.gauge.peaks
+    theirs = whole_peaks
     assert peaks.keys() == theirs.keys() == {"encode", "denoise", "decode"}
     assert peaks["decode"] == theirs["decode"]
     expert = made.replica.residency.plan.experts[0]
