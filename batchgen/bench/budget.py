@@ -36,6 +36,7 @@ examples:
   batchgen bench budget --rounds 9
 """
 TINY = ("--tiny", "--rounds", "1")
+# up to as many as rows in flight have, guided
 SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)
 MOST_TOKENS = 2560  # of a pack: five times what the engine takes; on a CPU no more is gained
 SHORT_S = 0.05  # shorter work is done several times in a row
@@ -86,7 +87,8 @@ def _choice(
     from batchgen.request import Bucket
 
     bucket = Bucket(*shape)
-    chosen, tokens = engine.replica.packer.size(bucket), engine.replica.packer.tokens(bucket)
+    packer = engine.replica.packer
+    tokens, chosen = packer.tokens(bucket), min(packer.size(bucket), max(SIZES))
     most = max(2, MOST_TOKENS // tokens)
     sizes = sorted({1, chosen} if args.tiny else {*(n for n in SIZES if n <= most), chosen})
     with torch.no_grad():

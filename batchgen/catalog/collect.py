@@ -41,6 +41,7 @@ from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.fidelity import Fidelity, write_fidelity
+from batchgen.ledger.kept_scan import index_quickly, keep
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.leftovers import sweep
@@ -119,7 +120,7 @@ def _collect(run: RunPaths) -> CatalogSummary:
     source = RunSource.of(run)  # taken before the journals, which may go on growing
     header = source.header
     _check_plan(run, source)
-    found = winners(run)
+    found = winners(run, index_quickly(run))
     refuse_losses(run, found)
     totals = _Totals(Spent(found.index))
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
@@ -146,6 +147,8 @@ def _collect(run: RunPaths) -> CatalogSummary:
     finally:
         with suppress(OSError):
             shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):  # the next scan is slower, and that is all
+        keep(run, found.index)
     return _summary(run, found, totals, parts, time.perf_counter() - began)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
@@ -86,51 +87,77 @@ class CommitIndex:
         return lines
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Lines:
+    """The commit and void lines of one journal, in their order."""
+
+    row_index: np.ndarray  # int64
+    status: np.ndarray  # int8, STATUS_CODES
+    key: np.ndarray  # KEY_TYPE
+    offset: np.ndarray  # int64, byte in the journal
+    length: np.ndarray  # int32
+
+
 @dataclass(slots=True)
 class _Columns:
     row_index: array[int] = field(default_factory=lambda: array("q"))
     status: array[int] = field(default_factory=lambda: array("b"))
     key: bytearray = field(default_factory=bytearray)
-    journal: array[int] = field(default_factory=lambda: array("i"))
     offset: array[int] = field(default_factory=lambda: array("q"))
     length: array[int] = field(default_factory=lambda: array("i"))
-    accepted: array[int] = field(default_factory=lambda: array("b"))
 
-    def append(self, head: re.Match[bytes], journal: int, offset: int, length: int) -> int:
-        """Add a line, without its `accepted`; returns its row_index."""
+    def append(self, head: re.Match[bytes], offset: int, length: int) -> int:
+        """Add a line; returns its row_index."""
         _, row, status, key = head.groups()
         row_index = int(row)
         self.row_index.append(row_index)
         self.status.append(_STATUS_BYTES[status])
         self.key += key[:32].ljust(32, b"\0")
-        self.journal.append(journal)
         self.offset.append(offset)
         self.length.append(length)
         return row_index
 
+    def lines(self) -> Lines:
+        return Lines(
+            row_index=np.frombuffer(self.row_index, np.int64),
+            status=np.frombuffer(self.status, np.int8),
+            key=np.frombuffer(bytes(self.key), KEY_TYPE),
+            offset=np.frombuffer(self.offset, np.int64),
+            length=np.frombuffer(self.length, np.int32),
+        )
 
-def index_commits(run: RunPaths) -> CommitIndex:
-    """Read every journal of the run once."""
-    columns = _Columns()
-    facts = []
-    for number, journal in enumerate(fenced_journals(run)):
-        facts.append(_index_journal(journal, number, columns))
+
+Scanned = tuple[JournalFacts, Lines]
+NO_LINES = _Columns().lines()
+
+
+def index_commits(
+    run: RunPaths, known: Callable[[FencedJournal], Scanned | None] = lambda journal: None
+) -> CommitIndex:
+    """Read every journal of the run once; `known` may spare a journal by what it says of it."""
+    scans = [known(journal) or scan_journal(journal) for journal in fenced_journals(run)]
+    limits = [facts.journal.limit for facts, _ in scans]
+    accepted = [
+        np.full(len(lines.offset), True) if limit is None else lines.offset + lines.length <= limit
+        for limit, (_, lines) in zip(limits, scans, strict=True)
+    ]
+    sizes = [len(lines.offset) for _, lines in scans]
+    every = [lines for _, lines in scans] or [NO_LINES]
     return CommitIndex(
-        journals=tuple(facts),
-        row_index=np.frombuffer(columns.row_index, np.int64),
-        status=np.frombuffer(columns.status, np.int8),
-        key=np.frombuffer(bytes(columns.key), KEY_TYPE),
-        journal=np.frombuffer(columns.journal, np.int32),
-        offset=np.frombuffer(columns.offset, np.int64),
-        length=np.frombuffer(columns.length, np.int32),
-        accepted=np.frombuffer(columns.accepted, np.bool_),
+        journals=tuple(facts for facts, _ in scans),
+        row_index=np.concatenate([lines.row_index for lines in every]),
+        status=np.concatenate([lines.status for lines in every]),
+        key=np.concatenate([lines.key for lines in every]),
+        journal=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        offset=np.concatenate([lines.offset for lines in every]),
+        length=np.concatenate([lines.length for lines in every]),
+        accepted=np.concatenate([*accepted, np.zeros(0, bool)]),
     )
 
 
-def _index_journal(journal: FencedJournal, number: int, columns: _Columns) -> JournalFacts:
-    """Add a journal's commits to `columns`; returns its other facts. Each microsecond counts."""
-    facts = JournalFacts(journal)
-    limit = float("inf") if journal.limit is None else journal.limit
+def scan_journal(journal: FencedJournal) -> Scanned:
+    """What a journal says, on both sides of its fence. Each microsecond counts."""
+    facts, columns = JournalFacts(journal), _Columns()
     saved, take_in = facts.saved, facts.in_flight.take_in
     offset, last = 0, b""
     with journal.path.open("rb") as file:
@@ -151,14 +178,13 @@ def _index_journal(journal: FencedJournal, number: int, columns: _Columns) -> Jo
                     if facts.starts == 1:
                         facts.first_start_t = time_of(line)
                 else:
-                    row = columns.append(found, number, offset, size)
+                    row = columns.append(found, offset, size)
                     if saved:
                         saved.pop(row, None)
-                    columns.accepted.append(offset + size <= limit)
             offset += size
     facts.last_t, facts.spent = time_of(last), spent_of(last)
     facts.whole_bytes = offset
-    return facts
+    return facts, columns.lines()
 
 
 def _note(facts: JournalFacts, line: bytes) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex, index_commits
@@ -123,7 +125,7 @@ def _plan_rows(file: pq.ParquetFile) -> PlanRows:
         if not np.array_equal(index, np.arange(first, first + len(batch))):
             raise ValueError(f"row_index does not count the rows from {first}")
         first += len(batch)
-        key[index] = np.array(batch["row_key"].to_pylist(), dtype=KEY_TYPE)
+        key[index] = read_keys(batch["row_key"])
         if batch["alias_of"].null_count < len(batch):
             names = batch["alias_of"].to_pylist()
             pairs = zip(index.tolist(), names, strict=True)
@@ -134,6 +136,17 @@ def _plan_rows(file: pq.ParquetFile) -> PlanRows:
         found = _find_rows(file, alias_of)
         original[alias_rows] = [found[name] for name in alias_of]
     return PlanRows(key, original)
+
+
+def read_keys(column: pa.Array) -> np.ndarray:
+    """A column of keys in KEY_TYPE. Those of one length, which all are that planning makes, are
+    taken from Arrow's memory as they lie there."""
+    size = np.dtype(KEY_TYPE).itemsize
+    heads = pc.utf8_slice_codeunits(column, 0, size).cast(pa.large_string())
+    if heads.null_count or (pc.binary_length(heads).to_numpy() != size).any():
+        return np.array(column.to_pylist(), dtype=KEY_TYPE)
+    _, _, data = heads.buffers()
+    return np.frombuffer(data, KEY_TYPE, count=len(heads), offset=heads.offset * size)
 
 
 def _find_rows(file: pq.ParquetFile, row_ids: Sequence[str]) -> dict[str, int]:

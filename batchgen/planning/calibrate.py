@@ -1,4 +1,9 @@
-"""What earlier runs measured: their catalogs turned into factors on the predicted seconds."""
+"""What earlier runs measured: their catalogs turned into factors on the predicted seconds.
+
+Rows say what their stages took, attempts what starting up took and for how long they then held
+their device: less than the sum of the stages, since decoding runs behind the next steps, or more,
+where ranks wait.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.families.tiling import Tiling
@@ -27,6 +33,8 @@ _COLUMNS = (
     "status", "alias_of", "device", "width", "height", "num_frames", "steps_computed",
     "denoise_s", "decode_s", "encode_s", "layout",
 )  # fmt: skip
+_START_UP = ("load_s", "compile_s", "warmup_s", "other_s")
+_HELD = ("move_s", "busy_s", "idle_s", "tail_s")
 _LEAST_SPREAD = 0.10  # no forecast is better than this
 
 
@@ -38,6 +46,8 @@ class Calibration:
     spread: float  # relative half-width of the interval of a forecast
     runs: tuple[str, ...]  # names of the run folders
     rows: int
+    start_up_s: float | None = None  # before an attempt could render; None: no attempt says
+    held: float = 1.0  # seconds of a device, from then on, for each second of its rows' stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,8 @@ class _Measured:
     buckets: np.ndarray  # Bucket objects
     measured: np.ndarray  # (rows, 3): denoise, decode, encode
     predicted: np.ndarray  # (rows, 3)
+    start_ups: tuple[float, ...]  # of its attempts
+    held_s: float  # by these rows' share of its attempts, start-ups apart; 0: not known
 
 
 def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration | None:
@@ -69,7 +81,17 @@ def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration
         if mine.sum() >= _ENOUGH_ROWS:
             by_bucket[bucket] = _factors(measured[mine], predicted[mine])
     table = FactorTable(general, by_bucket)
-    return Calibration(table, _spread(runs, table), tuple(r.run for r in runs), len(buckets))
+    start_ups = [seconds for run in runs for seconds in run.start_ups]
+    told = [run for run in runs if run.held_s > 0]
+    stages = sum(float(run.measured.sum()) for run in told)
+    return Calibration(
+        table,
+        _spread(runs, table),
+        tuple(r.run for r in runs),
+        len(buckets),
+        start_up_s=float(np.median(start_ups)) if start_ups else None,
+        held=sum(run.held_s for run in told) / stages if stages > 0 else 1.0,
+    )
 
 
 def _newest(root: Path) -> list[RunPaths]:
@@ -107,7 +129,32 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
         for b, count in zip(buckets.tolist(), evaluations.tolist(), strict=True)
     ]
     stages = [table[name].to_numpy() for name in ("denoise_s", "decode_s", "encode_s")]
-    return _Measured(run.root.name, buckets, np.stack(stages, 1), np.array(predicted))
+    start_ups, held_s = _attempts(run, device, len(table))
+    return _Measured(
+        run.root.name, buckets, np.stack(stages, 1), np.array(predicted), start_ups, held_s
+    )
+
+
+def _attempts(run: RunPaths, device: DeviceConfig, rows: int) -> tuple[tuple[float, ...], float]:
+    """Start-ups of the attempts that drew rows alone on such a device, and for how long they then
+    held it, by the share that `rows` has in theirs."""
+    names = ("device", "layout", "rows_ok", *_START_UP, *_HELD)
+    try:
+        found = pq.read_table(run.catalog_runs, columns=list(names)).to_pylist()
+    except (pa.ArrowException, OSError, KeyError):
+        return (), 0.0
+    drew = [
+        each
+        for each in found
+        if each["rows_ok"] > 0
+        and _is_device(each["device"], device.name)
+        and ranks_named(each["layout"]) == 1
+        and not is_streamed(each["layout"])
+    ]
+    start_ups = tuple(sum(each[name] for name in _START_UP) for each in drew)
+    done = sum(each["rows_ok"] for each in drew)
+    held = sum(each[name] for each in drew for name in _HELD)
+    return start_ups, held * rows / done if done else 0.0
 
 
 def _same_model(run: RunPaths, model: ModelSpec) -> bool:
@@ -136,12 +183,13 @@ def _without_alias(table: pa.Table) -> pa.ChunkedArray:
 
 
 def _on_device(names: pa.ChunkedArray, wanted: str) -> pa.Array:
+    return pa.array([_is_device(name, wanted) for name in names.to_pylist()], pa.bool_())
+
+
+def _is_device(name: str | None, wanted: str) -> bool:
+    """Whether one of the two names is a part of the other, and there is one."""
     words = wanted.casefold()
-    fits = [
-        name is not None and (words in name.casefold() or name.casefold() in words)
-        for name in names.to_pylist()
-    ]
-    return pa.array(fits, pa.bool_())
+    return name is not None and (words in name.casefold() or name.casefold() in words)
 
 
 def _factors(measured: np.ndarray, predicted: np.ndarray) -> Factors:

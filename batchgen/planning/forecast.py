@@ -62,6 +62,10 @@ def forecast(
     start_up, ahead = start_up_seconds(job), 0.0
     shards = count_shards(job, costs, start_up, layout)
     busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
+    if calibration is not None:
+        busy *= calibration.held
+        if job.slurm.start_up_s is None and calibration.start_up_s is not None:
+            start_up = calibration.start_up_s  # shards are cut by the job's own figure
     idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
     if plan.pilots:  # another submission before all others, on one rank
         pilot_s = sum(pilot.cost_s for pilot in plan.pilots)
@@ -126,7 +130,9 @@ def _basis(job: JobConfig, calibration: Calibration | None) -> str:
         device = job.slurm.device
         return f"figures of the profile ({device.name}, {device.matmul_tflops:g} TFLOP/s)"
     shown = ", ".join(calibration.runs[:3]) + (", ..." if len(calibration.runs) > 3 else "")
-    return f"measured: {calibration.rows} rows of {len(calibration.runs)} earlier run(s): {shown}"
+    rows = f"measured: {calibration.rows} rows of {len(calibration.runs)} earlier run(s): {shown}"
+    start_up = calibration.start_up_s
+    return rows if start_up is None else f"{rows}; start-up {start_up:.3g} s"
 
 
 def _media(job: JobConfig, buckets: tuple[BucketForecast, ...]) -> tuple[float, int]:

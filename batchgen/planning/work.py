@@ -21,6 +21,7 @@ from batchgen.planning.store import BucketForecast, Plan, read_loras
 from batchgen.request import FIELDS, MODEL_FIELDS, Bucket
 
 _SCALES = tuple(field.name for field in MODEL_FIELDS if field.kind == "number")
+_COLUMNS = ("bucket", "num_steps", "steps_expected", "cache_strategy", *_SCALES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,41 +59,64 @@ def _values(loras: Mapping[str, LoraFile]) -> int:
 
 
 def read_work(plan: Path, rows: np.ndarray, model: ModelSpec, audit_every: int = 0) -> list[Work]:
-    """Some rows of a plan. One of `audit_every` rows with a cache is drawn without it too."""
+    """Some rows of a plan. One of `audit_every` rows with a cache is drawn without it too. The plan
+    is read piece by piece, so that memory does not grow with it."""
+    found: dict[str, _Sums] = {}
+    wanted = [*_COLUMNS, *(["row_key"] if audit_every else [])]
+    left = np.sort(rows)
     with reading(plan):
-        file = open_parquet(plan)
-        wanted = ("bucket", "num_steps", "steps_expected", "cache_strategy", "row_key", *_SCALES)
+        file, first = open_parquet(plan), 0
         there = [name for name in wanted if name in file.schema_arrow.names]
-        table = file.read(columns=there).take(pa.array(rows))
+        for batch in file.iter_batches(columns=there):
+            begin, end = np.searchsorted(left, [first, first + len(batch)])
+            mine = batch.take(pa.array(left[begin:end] - first))
+            if len(mine):
+                _add(found, mine, model, audit_every)
+            first += len(batch)
+    adapted = _values(read_loras(plan))
+    return [_work(Bucket.parse(name), found[name], adapted) for name in sorted(found)]
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of the rows of one shape so far."""
+
+    parts: np.ndarray  # rows, steps, evaluations
+    caches: set[str]
+
+
+def _add(found: dict[str, _Sums], part: pa.RecordBatch, model: ModelSpec, audit_every: int) -> None:
+    """Add some rows of a plan to the sums of their shapes."""
 
     def column(name: str) -> np.ndarray:
-        older = name not in there  # than the field
-        return np.full(len(rows), FIELDS[name].default) if older else table[name].to_numpy()
+        if name not in part.schema.names:  # the plan is older than the field
+            return np.full(len(part), FIELDS[name].default)
+        return part[name].to_numpy(zero_copy_only=False)
 
     branches = family_spec(model.family).branches(model, scales_of(column))
-    evaluations = whole = table["num_steps"].to_numpy() * branches
-    if "steps_expected" in there:
-        evaluations = table["steps_expected"].to_numpy()
+    evaluations = whole = column("num_steps") * branches
+    if "steps_expected" in part.schema.names:
+        evaluations = column("steps_expected")
     caches = column("cache_strategy")
-    evaluations = evaluations + whole * _audits(caches != NONE, column("row_key"), audit_every)
-    sums = np.stack([np.ones(len(rows)), evaluations / branches, evaluations])
-    names, inverse = np.unique(table["bucket"].to_numpy(), return_inverse=True)
-    adapted = _values(read_loras(plan))
-    return [
-        _work(Bucket.parse(name), sums[:, inverse == at], caches[inverse == at], adapted)
-        for at, name in enumerate(names.tolist())
-    ]
+    if audit_every:
+        evaluations = evaluations + whole * _audits(caches != NONE, column("row_key"), audit_every)
+    sums = np.stack([np.ones(len(part)), evaluations / branches, evaluations])
+    names, inverse = np.unique(column("bucket").astype(str), return_inverse=True)
+    for at, name in enumerate(names.tolist()):
+        mine = found.setdefault(name, _Sums(np.zeros(3), set()))
+        mine.parts += sums[:, inverse == at].sum(1)
+        mine.caches |= {*np.unique(caches[inverse == at].astype(str)).tolist()}
 
 
-def _work(bucket: Bucket, sums: np.ndarray, caches: np.ndarray, adapted: int) -> Work:
-    """Of the rows of one shape: ones, steps and evaluations of each; strategies."""
-    rows, steps, evaluations = (round(float(part)) for part in sums.sum(1))
-    return Work(bucket, rows, steps, evaluations, tuple(sorted({*caches} - {NONE})), adapted)
+def _work(bucket: Bucket, sums: _Sums, adapted: int) -> Work:
+    """`adapted`: values of the adapters that rows may have."""
+    rows, steps, evaluations = (round(float(part)) for part in sums.parts)
+    return Work(bucket, rows, steps, evaluations, tuple(sorted(sums.caches - {NONE})), adapted)
 
 
 def _audits(cached: np.ndarray, keys: np.ndarray, every: int) -> np.ndarray:
     """Whether rows, of which these are under a cache, are audited."""
-    found = cached.copy() if every else np.zeros(len(cached), bool)
+    found = cached.copy()
     found[found] = [audited(key, every) for key in keys[found].tolist()]
     return found
 

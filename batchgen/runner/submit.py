@@ -17,7 +17,7 @@ from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.intent import refuse_lost_intent
-from batchgen.ledger.scan import index_commits
+from batchgen.ledger.kept_scan import index_quickly
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
@@ -136,7 +136,7 @@ def _submit(
     notices: Notices,
 ) -> Submission | None:
     last, plan = settings.last, _checked_plan(run, header, settings)
-    found = choose(index_commits(run), read_plan_rows(plan))
+    found = choose(index_quickly(run), read_plan_rows(plan))
     wanted = _missing(run, found) if rows is None else rows
     if pilot := bool(pilots := read_pilots(plan)):
         wanted, config = np.intersect1d(wanted, piloting(pilots)), on_one_rank(config)

@@ -35,14 +35,14 @@ def packer(
 def test_a_budget_counts_tokens_and_one_item_always_goes() -> None:
     assert packer(budget=100).size(SMALL) == 12
     assert packer(budget=100).size(LARGE) == 1
-    assert packer().size(SMALL) == 64
+    assert packer().size(SMALL) == 128
 
 
 def test_strict_goes_item_by_item_where_the_self_test_fails() -> None:
     failing, passing = packer(strict=True, equal=False), packer(strict=True)
     assert (failing.size(SMALL), failing.self_test) == (1, "failed")
-    assert (passing.size(SMALL), passing.self_test) == (64, "passed")
-    assert (packer(equal=False).size(SMALL), packer().self_test) == (64, "not needed")
+    assert (passing.size(SMALL), passing.self_test) == (128, "passed")
+    assert (packer(equal=False).size(SMALL), packer().self_test) == (128, "not needed")
     assert packer(strict=True, equal=False).size(LARGE) == 1
 
 

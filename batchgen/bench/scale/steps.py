@@ -1,0 +1,168 @@
+"""What a run goes through, each step in a process of its own, so that its peak memory is seen.
+
+`python -m batchgen.bench.scale.steps STEP FOLDER` does one and prints what it took.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+from batchgen.paths import RunPaths
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from batchgen.bench._jobs import Job
+
+COLLECTED = 0.99  # of the rows are committed when the first catalog is made
+SHARDS = 4096
+
+
+def plan(folder: Path) -> Callable[[], object]:
+    """Check the manifest, give keys and costs, write the plan and the run folder."""
+    from batchgen.bench._jobs import made
+
+    return lambda: made(_job(folder))
+
+
+def submit(folder: Path) -> Callable[[], object]:
+    """Cut the shard and record the submission; ranks, which would draw for days, are not begun."""
+    from batchgen.config.compose import compose_job
+    from batchgen.runner import submit as submissions
+
+    composed = compose_job(_job(folder).path)
+    settings = submissions.Settings(composed.resolved, list(composed.overrides))
+
+    def work() -> None:
+        with patch.object(submissions, "_launch"):
+            submissions.submit(_run(folder), settings)
+
+    return work
+
+
+def cut(folder: Path) -> Callable[[], object]:
+    """Cut the planned rows into shards for a large cluster."""
+    from batchgen.planning.plan import read_costs
+    from batchgen.planning.shards import cut_shards
+
+    run = _run(folder)
+    return lambda: cut_shards(
+        read_costs(run.plan).cost_s, shards=SHARDS, slots=SHARDS, start_up_s=60.0, ranks=8
+    )
+
+
+def fill_most(folder: Path) -> Callable[[], object]:
+    """Not the runner's work: journals of nearly all rows."""
+    from batchgen.bench.scale.fill import fill
+
+    return lambda: fill(_run(folder), 0.0, COLLECTED)
+
+
+def status(folder: Path) -> Callable[[], object]:
+    """What `status` shows."""
+    from batchgen.ledger.status import read_status
+
+    return lambda: read_status(_run(folder))
+
+
+def scan(folder: Path) -> Callable[[], object]:
+    """What a resume reads to find the rows that are left."""
+    from batchgen.ledger.kept_scan import index_quickly
+    from batchgen.ledger.upkeep.losses import refuse_losses
+    from batchgen.ledger.winners import choose, missing_of, read_plan_rows
+    from batchgen.planfile import check_plan
+    from batchgen.runfile import read_run
+
+    run = _run(folder)
+
+    def work() -> np.ndarray:
+        check_plan(run, read_run(run))
+        found = choose(index_quickly(run), read_plan_rows(run.plan))
+        refuse_losses(run, found)
+        return missing_of(found).all
+
+    return work
+
+
+def collect(folder: Path) -> Callable[[], object]:
+    """Write the catalog."""
+    from batchgen.catalog import collect as catalog
+
+    return lambda: catalog.collect(_run(folder))
+
+
+def fill_rest(folder: Path) -> Callable[[], object]:
+    """Not the runner's work: journals of the rows that are left."""
+    from batchgen.bench.scale.fill import fill
+
+    return lambda: fill(_run(folder), COLLECTED, 1.0)
+
+
+def report(folder: Path) -> Callable[[], object]:
+    """Write the page."""
+    from batchgen.report.write import write_report
+
+    return lambda: write_report(_run(folder))
+
+
+# in this order; a step behind `collect` sees what it wrote
+STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
+    "plan": plan,
+    "cut": cut,
+    "submit": submit,
+    "fill_most": fill_most,
+    "status": status,
+    "scan": scan,
+    "collect": collect,
+    "fill_rest": fill_rest,
+    "scan_again": scan,
+    "collect_again": collect,
+    "report": report,
+}
+
+
+def _job(folder: Path) -> Job:
+    from batchgen.bench._jobs import Job
+
+    return Job(folder / "job.yaml", 0)
+
+
+def _run(folder: Path) -> RunPaths:
+    """The only one."""
+    (run,) = (path.parent for path in (folder / "runs").glob("*/run.json"))
+    return RunPaths(run)
+
+
+def peak_mib() -> float:
+    """Of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cpu_seconds() -> float:
+    """Of all threads of this process, and of its children that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return process_time() + ended.ru_utime + ended.ru_stime
+
+
+def take(step: str, folder: Path) -> dict[str, float]:
+    """Do it: seconds, and the process's peak memory before (imports) and behind it."""
+    work = STEPS[step](folder)
+    before, begin, busy = peak_mib(), perf_counter(), cpu_seconds()
+    work()
+    return {
+        "seconds": perf_counter() - begin,
+        "cpu": cpu_seconds() - busy,
+        "before_mib": before,
+        "peak_mib": peak_mib(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(take(sys.argv[1], Path(sys.argv[2]))))
