@@ -65,14 +65,14 @@ def _measure(work: Path, rounds: int, rows: int, long: int, planned: int) -> Raw
     """Seconds of everything, round by round."""
     from time import perf_counter
 
-    from batchgen.bench._jobs import at_once, made, null_job, run_through
+    from batchgen.bench._jobs import at_pace, made, null_job, run_through
 
     slow, short = null_job(work / "slow", rows, STEPS), null_job(work / "short", rows, STEPS)
     quick, large = null_job(work / "quick", long, STEPS), null_job(work / "large", planned)
     raw: Raw = {name: [] for name in ("beside short", "beside long", "behind")}
 
     def through(job: Job, name: str) -> float:
-        with at_once():
+        with at_pace(0):
             _, took = run_through(job)
         raw[f"beside {name}"].append(took.plan + took.submit - took.drawing + took.publish)
         return took.drawing / job.rows

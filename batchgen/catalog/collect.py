@@ -41,7 +41,7 @@ from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.fidelity import Fidelity, write_fidelity
-from batchgen.ledger.kept_scan import index_quickly, keep
+from batchgen.ledger.kept_scan import keep
 from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.leftovers import sweep
@@ -120,7 +120,7 @@ def _collect(run: RunPaths) -> CatalogSummary:
     source = RunSource.of(run)  # taken before the journals, which may go on growing
     header = source.header
     _check_plan(run, source)
-    found = winners(run, index_quickly(run))
+    found = winners(run)
     refuse_losses(run, found)
     totals = _Totals(Spent(found.index))
     temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")

@@ -281,7 +281,7 @@ def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
     waste = [run.root / f.path for f in mended if f.kind in WASTE]
     lost = any(f.kind == "lost" for f in mended)
     submission = void_rows(run, damaged) if damaged or waste or lost else 0
-    found = winners(run)
+    found = winners(run, index_commits(run))
     after = _read_ledger(run, found)
     named = {run.root / item.path for item in after.media}  # looked up again: more may be published
     waste = [path for path in waste if path not in named]

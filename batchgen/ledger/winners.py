@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex, index_commits
+from batchgen.ledger.kept_scan import index_quickly
+from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex
 from batchgen.paths import RunPaths
 from batchgen.planfile import open_parquet, reading
 
@@ -68,13 +69,13 @@ def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
     the last commit. So an ok row that is rendered again and fails keeps its earlier media.
     RunStateError if the plan cannot be read.
     """
-    index = index_commits(run) if index is None else index
+    index = index_quickly(run) if index is None else index
     return choose(index, read_plan_rows(run.plan))
 
 
 def missing_rows(run: RunPaths, plan: Path | None = None) -> MissingRows:
     """What is left to render, from the journals and the plan (or `plan`, one not installed yet)."""
-    return missing_of(choose(index_commits(run), read_plan_rows(plan or run.plan)))
+    return missing_of(choose(index_quickly(run), read_plan_rows(plan or run.plan)))
 
 
 def missing_of(found: Winners) -> MissingRows:

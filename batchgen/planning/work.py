@@ -91,7 +91,8 @@ def _add(found: dict[str, _Sums], part: pa.RecordBatch, model: ModelSpec, audit_
     def column(name: str) -> np.ndarray:
         if name not in part.schema.names:  # the plan is older than the field
             return np.full(len(part), FIELDS[name].default)
-        return part[name].to_numpy(zero_copy_only=False)
+        values: np.ndarray = part[name].to_numpy(zero_copy_only=False)
+        return values
 
     branches = family_spec(model.family).branches(model, scales_of(column))
     evaluations = whole = column("num_steps") * branches

@@ -14,7 +14,6 @@ from batchgen.ledger.blame.hosts import rows_rendered
 from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.budget import budget_spent
 from batchgen.ledger.intent import Intent, last_render, profile_of
-from batchgen.ledger.kept_scan import index_quickly
 from batchgen.ledger.scan import CommitIndex
 from batchgen.ledger.status import AttemptStatus, read_status
 from batchgen.ledger.submissions import rows_of
@@ -55,7 +54,7 @@ def next_move(run: RunPaths) -> Move | None:
         return None
     if pilot_is_over(run):
         return _after_pilot(run, intent)
-    found = winners(run, index_quickly(run))
+    found = winners(run)
     blame = read_blame(run, found, all_gone=True)
     rows = rows_of(run, intent.number)
     left = np.setdiff1d(rows, _finished_since(found.index, intent.number))

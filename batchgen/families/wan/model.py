@@ -71,6 +71,10 @@ class Wan:
         self.vae: Any = components.get("vae")
         names = ("text_encoder", "image_encoder", *self.experts, "vae")
         self.modules: dict[str, nn.Module] = {n: components[n] for n in names if n in components}
+        # asked once: diffusers walks over all modules for it, a twelfth of a small forward
+        self.dtypes: dict[str, torch.dtype] = {
+            name: components[name].dtype for name in self.experts if name in components
+        }
 
     # ------------------------------------------------------------------------------------- texts
     def texts(self, request: Request) -> tuple[str, ...]:
@@ -126,8 +130,9 @@ class Wan:
     def forward(self, items: Sequence[Item]) -> list[Tensor]:
         """One transformer forward. Each item has its own timestep, so rows at different steps share
         it."""
-        transformer: Any = self.modules[self.expert(items[0].request, items[0].timestep)]
-        inputs = torch.cat([self.inputs(item) for item in items]).to(transformer.dtype)
+        expert = self.expert(items[0].request, items[0].timestep)
+        transformer: Any = self.modules[expert]
+        inputs = torch.cat([self.inputs(item) for item in items]).to(self.dtypes[expert])
         states = torch.cat([self._padded(item.condition) for item in items])
         velocity = transformer(
             hidden_states=inputs,

@@ -38,7 +38,7 @@ def test_journals_and_keys_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
     work = make_job_folder(tmp_path, 2)
     run = work.run("model=null-engine", "slurm=inline").run
     read: list[str] = []
-    for module, name in ((scan, "_index_journal"), (winners, "_plan_rows")):
+    for module, name in ((scan, "scan_journal"), (winners, "_plan_rows")):
         real = getattr(module, name)
 
         def spy(*args: object, name: str = name, real: Callable[..., object] = real) -> object:
@@ -50,4 +50,4 @@ def test_journals_and_keys_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     started = submit(run, rows=np.array([0]))
     assert started is not None and started.number == 2
-    assert read == ["_index_journal", "_plan_rows"]
+    assert read == ["scan_journal", "_plan_rows"]
