@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from toy_loras import as_planned, digest, factors, linears
 from batchgen.config.compose import Composed, compose_job, recompose
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.loras import NoLora, parse, written
+from batchgen.planning.layout import choose_layout, resolve_layout
 from batchgen.planning.manifests.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_plan, read_requests
@@ -127,6 +129,17 @@ def test_the_plan_knows_the_files(files: Path) -> None:
     job = composed(files, [None]).config
     works = [*planned_work(plan), *read_work(plan.path, np.arange(3), job.model)]
     assert {work.adapted for work in works} == {2 * values}
+
+
+def test_the_memory_of_a_rank_has_room_for_them(files: Path) -> None:
+    """In float32 on a CPU. What does not fit is refused with what they take."""
+    plan = planned(files, ["a.safetensors"])
+    job = composed(files, [None], "system.determinism=strict").config
+    [work] = planned_work(plan)
+    peaks = [choose_layout(job, [replace(work, adapted=n)]).vram_gib for n in (0, 2**28)]
+    assert peaks[1] - peaks[0] == pytest.approx(1.0)
+    with pytest.raises(ConfigError, match=r"fewer LoRA files in one run: these take 37\.25 GiB"):
+        resolve_layout(job, [replace(work, adapted=10**10)])
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
