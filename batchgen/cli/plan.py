@@ -190,6 +190,16 @@ def _buckets(plan: Plan, narrow: bool) -> Table:
     return table
 
 
+def _lora_line(config: JobConfig, plan: Plan) -> dict[str, str]:
+    from batchgen.planning.candidates import adapter_bytes
+    from batchgen.planning.work import planned_work
+
+    if not plan.loras:
+        return {}
+    gib, count = adapter_bytes(config, planned_work(plan)) / 1024**3, len(plan.loras)
+    return {"lora": f"{count} file{'s' * (count > 1)}, {gib:.2f} GiB of each rank's memory"}
+
+
 def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
     from rich.markup import escape
     from rich.table import Table
@@ -209,6 +219,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         f"{layout.reason}",
         **_family_note(config),
         **cache_lines(plan),
+        **_lora_line(config, plan),
         "forecast": f"{_forecast(predicted)}, done in about "
         f"{duration(predicted.wall_hours * 3600)}",
         "basis": predicted.basis,

@@ -56,6 +56,12 @@ def test_a_file_that_changed_since_the_plan_is_not_drawn_with(folder: JobFolder)
     assert list(rows_of(begun.run).status) == ["ok"] * 4
 
 
+def test_the_plan_counts_them(folder: JobFolder) -> None:
+    seen = folder.here("plan", str(folder.job))
+    assert seen.code == 0, seen.err
+    assert "1 file, 0.00 GiB of each rank's memory" in " ".join(seen.out.split())
+
+
 def test_the_command_line_names_what_is_wrong(folder: JobFolder) -> None:
     for given, answer in (
         ("row_defaults.lora=styles/ink.safetensors@strong", "'strong' is no strength"),
