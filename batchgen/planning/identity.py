@@ -92,7 +92,7 @@ _SETTINGS = {
     "store_dtype": "system.memory.store_dtype",
     "tiled_vae": "system.vae.tiled",
     "attention": "system.attention and system.attention_schedule",
-    "pipeline": "model.params, or the installed diffusers",
+    "pipeline": "model.params, or the installed diffusers (or bs4)",
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from batchgen.config.schema import ModelSpec, SystemConfig
@@ -41,6 +42,8 @@ def load(
     where = devices.pick_device(device)
     devices.prepare(where, system)
     own = dims(model)
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()  # stderr belongs to the run's own progress
     try:
         pipeline = getattr(diffusers, own.pipeline).from_pretrained(
             model.weights_folder,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
@@ -41,6 +42,7 @@ _NEEDED = ("prompt", "width", "height", "num_inference_steps", "generator", "out
 _FILLED = ("prompt", "generator", "output_type")  # by the engine
 _PIXELS, _FRAMES = 16, 4  # of a token
 _TEXT_TOKENS = 300
+_CLEANERS = ("bs4", "ftfy")
 _DECODE_FLOPS, _DECODE_BYTES = 3e6, 2000  # of a pixel, as decoders of latents have about
 _STAGES: tuple[tuple[str, Stage], ...] = (
     ("Transformer", "denoise"), ("UNet", "denoise"), ("DiT", "denoise"), ("Autoencoder", "decode"),
@@ -144,6 +146,15 @@ def refusal(index: Mapping[str, Any]) -> str:
         return f"{listed(absent)} is missing in the checkpoint"
     if foreign := [n for n, loads in parts.items() if not is_library(loads.partition(".")[0])]:
         return f"the component {foreign[0]} is {parts[foreign[0]]}, of no library that is loaded"
+    return _other_denoiser(parts, call)
+
+
+def _other_denoiser(parts: Mapping[str, str], call: Call) -> str:
+    """Why a class does not draw with its denoisers; of other components it may take several."""
+    for part in components_in(parts):
+        wanted = call.parts[part.name].annotation if part.name in call.parts else ""
+        if part.stage == "denoise" and wanted not in ("", "Any") and part.class_name not in wanted:
+            return f"its {part.name} is {part.loads}, but that class takes {wanted}"
     return ""
 
 
@@ -181,8 +192,12 @@ def _component(name: str, loads: str) -> Component:
 def in_key(model: ModelSpec) -> str:
     """What of pixels the request and the checkpoint do not say: class, version and arguments."""
     own = dims(model)
-    params = json.dumps(own.params, sort_keys=True)
-    return f"{own.pipeline} of diffusers {diffusers_version()} with {params}"
+    said = f"{own.pipeline} of diffusers {diffusers_version()}"
+    # some calls clean texts where these are installed, and leave them as they are elsewhere
+    there = [name for name in _CLEANERS if find_spec(name) is not None]
+    if "clean_caption" in call_of(own.pipeline).arguments:
+        said += f" and {' '.join(there)}"
+    return f"{said} with {json.dumps(own.params, sort_keys=True)}"
 
 
 def media(dims: Dims) -> Literal["video", "image"]:

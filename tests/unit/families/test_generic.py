@@ -86,6 +86,10 @@ def test_pipelines_that_draw_from_text_are_taken(name: str) -> None:
         (index("LTX2Pipeline"), "it makes sound (audio_vae, vocoder)"),
         ({"_class_name": "NoPipeline"}, f"diffusers {diffusers.__version__} has no NoPipeline"),
         ({}, "has no None"),
+        (
+            index("WanPipeline", transformer=["diffusers", "SanaTransformer2DModel"]),
+            "its transformer is diffusers.SanaTransformer2DModel, but that class takes WanTransf",
+        ),
         (index("SanaPipeline", vae=["my_code", "MyVae"]), "the component vae is my_code.MyVae"),
         (
             {"_class_name": "SanaPipeline", "vae": ["diffusers", "AutoencoderDC"]},
@@ -167,10 +171,12 @@ def test_what_is_not_served_is_refused(folder: Path, override: str, message: str
 
 def test_a_call_without_a_negative_prompt_refuses_one(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "model")
+    sprint = {
+        "_class_name": "SanaSprintPipeline",
+        "transformer": ["diffusers", "SanaTransformer2DModel"],
+    }
     stored = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(
-        json.dumps(stored | {"_class_name": "SanaSprintPipeline"})
-    )
+    (other / "model_index.json").write_text(json.dumps(stored | sprint))
     with pytest.raises(ConfigError, match="negative_prompt: blur is not served yet"):
         job(other, "row_defaults.negative_prompt=blur")
 
@@ -217,8 +223,11 @@ def test_class_version_and_arguments_are_in_the_key(
     plain = key_context(job(folder))
     other = key_context(job(folder, "model.params.max_sequence_length=64"))
     assert key(plain) != key(other)
-    assert plain.differences(other) == ["model.params, or the installed diffusers"]
+    assert plain.differences(other) == ["model.params, or the installed diffusers (or bs4)"]
     assert KeyContext.from_json(plain.to_json()) == plain
     monkeypatch.setattr(generic, "diffusers_version", lambda: "0.0")
+    assert key(key_context(job(folder))) != key(plain)
+    monkeypatch.undo()
+    monkeypatch.setattr(generic, "find_spec", lambda name: None)  # captions would not be cleaned
     assert key(key_context(job(folder))) != key(plain)
     assert "pipeline" not in key_context(compose_job(JOB).config).to_json()
