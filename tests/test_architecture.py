@@ -89,6 +89,7 @@ TORCH_SIDE_MAY_IMPORT = {
         "models",
     )
 }
+MOST_LINES = 400
 LIGHT = ["torch", "diffusers", "pandas", "pyarrow", "hydra", "submitit", "numpy", "omegaconf"]
 
 
@@ -184,6 +185,11 @@ def test_no_import_cycles() -> None:
 def test_no_module_is_called_utils() -> None:
     banned = {"utils", "common", "helpers", "misc"}
     assert not [n for n in modules() if n.split(".")[-1] in banned]
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    long = {n: len(path.read_text().splitlines()) for n, path in modules().items()}
+    assert not {name: lines for name, lines in long.items() if lines > MOST_LINES}
 
 
 def loaded_after(code: str) -> list[str]:

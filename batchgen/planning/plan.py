@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -21,11 +20,11 @@ import pyarrow.parquet as pq
 
 from batchgen.caches.pilots import Pilot
 from batchgen.config.schema import JobConfig
-from batchgen.families.family import family_spec
 from batchgen.paths import RunPaths
 from batchgen.planfile import PLAN_COLUMNS
-from batchgen.planning.caching import NO_RUN, CachedRows, CacheSums, Earlier, wants_pilots
-from batchgen.planning.cost import UNMEASURED, BucketSeconds, CostModel, FactorTable, cost_of
+from batchgen.planning.caching import NO_RUN, CacheSums, Earlier, wants_pilots
+from batchgen.planning.cost import UNMEASURED, FactorTable, cost_of
+from batchgen.planning.costsums import CostSums
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
     KeyContext,
@@ -59,9 +58,8 @@ from batchgen.planning.store import (
     read_requests,
     row_indices,
 )
-from batchgen.planning.work import scales_of
 from batchgen.progress import tell
-from batchgen.request import FIELDS, Bucket, Field
+from batchgen.request import FIELDS, Field
 
 __all__ = [
     "BucketForecast",
@@ -120,7 +118,7 @@ def make_plan(
         more = (row for pilot in pilots for row in pilot.rows)
         earlier = replace(earlier, drawn=tuple(sorted({*earlier.drawn, *more})))
     caches = CacheSums(job, context.weights, earlier)
-    rows = _Rows(manifest, defaults, KeyHasher(context), _Costs(costs), caches, intake)
+    rows = _Rows(manifest, defaults, KeyHasher(context), CostSums(costs), caches, intake)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:
@@ -167,7 +165,7 @@ class _Rows:
         manifest: Manifest,
         defaults: Defaults,
         hasher: KeyHasher,
-        costs: _Costs,
+        costs: CostSums,
         caches: CacheSums,
         intake: Intake,
     ) -> None:
@@ -276,84 +274,6 @@ class _Rows:
         for position in np.flatnonzero(is_alias).tolist():
             names[position] = self.ids.of(int(originals[position]))
         return pa.array(names, pa.string())
-
-
-class _Costs:
-    """Predicted seconds of rows, and their sums by bucket."""
-
-    def __init__(self, model: CostModel) -> None:
-        self._model = model
-        self._family = family_spec(model.model.family)
-        self._seconds: dict[Bucket, BucketSeconds] = {}
-        self._sums: dict[Bucket, np.ndarray] = defaultdict(lambda: np.zeros(6))  # see `add`
-        self._caches: dict[Bucket, set[str]] = defaultdict(set)  # strategies of its rows
-
-    def add(
-        self,
-        rows: ResolvedRows,
-        is_alias: np.ndarray,
-        cached: CachedRows | None,
-        audits: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray, pa.Array]:
-        """Cost (0 for an alias), expected evaluations and bucket name of every row of a batch. The
-        cost has those of `audits` drawn a second time, without their cache."""
-        width, height, frames = map(rows.numbers, ("width", "height", "num_frames"))
-        codes = (width << 40) | (height << 20) | frames
-        distinct, inverse = np.unique(codes, return_inverse=True)
-        buckets = [Bucket(c >> 40, (c >> 20) & 0xFFFFF, c & 0xFFFFF) for c in distinct.tolist()]
-        for bucket in buckets:
-            if bucket not in self._seconds:
-                self._seconds[bucket] = self._model.bucket(bucket)
-        seconds = np.array([self._seconds[b].per_row() for b in buckets])[inverse]
-        rendered = ~is_alias
-        branches = self._family.branches(self._model.model, scales_of(rows.numbers))
-        steps = rows.numbers("num_steps")
-        solved = steps * (1.0 if cached is None else cached.share)
-        expected, again = solved * branches, steps * branches * audits
-        parts = (np.ones(len(rows)), steps * branches, expected, solved, audits, again)
-        sums = [np.bincount(inverse, weights=part * rendered) for part in parts]
-        for bucket, more in zip(buckets, np.stack(sums, 1), strict=True):
-            self._sums[bucket] += more
-        if cached is not None:
-            for at, name in cached.strategies(np.where(rendered, inverse, -1)):
-                self._caches[buckets[at]].add(name)
-        forward, encode, decode = seconds.T
-        cost_s = ((expected + again) * forward + encode + (1 + audits) * decode) * rendered
-        names = pa.array([str(bucket) for bucket in buckets])
-        return cost_s, expected, names.take(pa.array(inverse))
-
-    def forecasts(self) -> tuple[BucketForecast, ...]:
-        """Sums by bucket, dearest first."""
-        found = [self._forecast(bucket, *sums.tolist()) for bucket, sums in self._sums.items()]
-        return tuple(sorted(found, key=lambda forecast: -forecast.cost_s))
-
-    def _forecast(
-        self,
-        bucket: Bucket,
-        rows: float,
-        total: float,
-        expected: float,
-        steps: float,
-        audits: float,
-        again: float,
-    ) -> BucketForecast:
-        """Of one bucket, from its sums: evaluations in `total`, as `expected`, and `again` by its
-        audits."""
-        seconds = self._seconds[bucket]
-        return BucketForecast(
-            bucket=bucket,
-            rows=int(rows),
-            tokens=self._family.tokens(self._model.model, bucket),
-            evaluations=round(expected),
-            denoise_s=(expected + again) * seconds.forward,
-            encode_s=rows * seconds.encode,
-            decode_s=(rows + audits) * seconds.decode,
-            steps=round(steps),
-            evaluations_total=int(total),
-            audits=int(audits),
-            audit_evaluations=int(again),
-            caches=tuple(sorted(self._caches[bucket])),
-        )
 
 
 # ---------------------------------------------------------------------------------- arrays of rows
