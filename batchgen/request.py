@@ -112,6 +112,11 @@ class ModelDefaults:
     """What a model has a value for (`model.request_defaults`), and a job or a row may change."""
 
     negative_prompt: Annotated[str, Column(prose=True, key=12)] = ""
+    # what further text encoders read; None: the prompt, or the negative one
+    prompt_2: Annotated[str | None, Column(read_by="some", prose=True)] = None
+    prompt_3: Annotated[str | None, Column(read_by="some", prose=True)] = None
+    negative_prompt_2: Annotated[str | None, Column(read_by="some", prose=True)] = None
+    negative_prompt_3: Annotated[str | None, Column(read_by="some", prose=True)] = None
     width: Annotated[int, Column(_SIDE, "pixels", key=1)]
     height: Annotated[int, Column(_SIDE, "pixels", key=2)]
     num_frames: Annotated[int, Column(Range(1, MAX_FRAMES), "frames", key=3)]

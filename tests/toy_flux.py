@@ -108,12 +108,13 @@ class FluxTwin:
         self.pipeline.set_progress_bar_config(disable=True)
 
     def __call__(self, row: Request, output: str) -> Any:
-        true_cfg: dict[str, Any] = {}
+        more: dict[str, Any] = {}
+        if row.prompt_2 is not None:
+            more["prompt_2"] = [row.prompt_2]  # else it takes an empty one for none
         if row.true_cfg_scale > 1:
-            true_cfg = {
-                "negative_prompt": row.negative_prompt,
-                "true_cfg_scale": row.true_cfg_scale,
-            }
+            more |= {"negative_prompt": row.negative_prompt, "true_cfg_scale": row.true_cfg_scale}
+            if row.negative_prompt_2 is not None:
+                more["negative_prompt_2"] = [row.negative_prompt_2]
         return self.pipeline(
             row.prompt,
             width=row.width,
@@ -123,7 +124,7 @@ class FluxTwin:
             generator=torch.Generator().manual_seed(row.seed),
             max_sequence_length=self.max_tokens,
             output_type=output,
-            **true_cfg,
+            **more,
         ).images
 
     def latents(self, row: Request) -> Tensor:

@@ -97,7 +97,11 @@ def pipeline(spec: ModelSpec) -> Any:
 
 
 def arguments(row: Request) -> dict[str, Any]:
+    """Texts in lists, since of others the pipeline takes an empty one for none."""
+    names = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
+    texts = {name: getattr(row, name) for name in names}
     return {
+        **{name: [text] for name, text in texts.items() if text is not None},
         "negative_prompt": row.negative_prompt,
         "guidance_scale": row.guidance_scale,
         "max_sequence_length": 32,
@@ -105,7 +109,13 @@ def arguments(row: Request) -> dict[str, Any]:
 
 
 def changes(number: int) -> dict[str, Any]:
-    return {"guidance_scale": (4.0, 1.0, 2.5)[number % 3]}
+    return {
+        "guidance_scale": (4.0, 1.0, 2.5)[number % 3],
+        "prompt_2": (None, "", "a house", None)[number % 4],
+        "prompt_3": (None, "two dogs", "", "the long sky over it", None)[number % 5],
+        "negative_prompt_2": (None, "", "blurry")[(number + number // 3) % 3],
+        "negative_prompt_3": ("", None)[number % 2],
+    }
 
 
 MOST = "model.text_encoder_3.max_tokens=32"

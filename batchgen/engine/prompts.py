@@ -16,7 +16,7 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.texts import StoredText, TextStore
 from batchgen.errors import PromptTooLong
 from batchgen.failpoints import failpoint
-from batchgen.families.family import Condition, FamilyModel
+from batchgen.families.family import Condition, FamilyModel, Text
 from batchgen.request import Request
 
 KEEP_BYTES = 256 * 1024**2  # embeddings kept for later windows
@@ -69,7 +69,7 @@ class PromptBook:
         self.keep_bytes = keep_bytes
         self.encoder_calls = 0
         self._seen: set[int] = set()
-        self._kept: OrderedDict[str, EncodedText] = OrderedDict()
+        self._kept: OrderedDict[Text, EncodedText] = OrderedDict()
 
     @property
     def unique_texts(self) -> int:
@@ -97,7 +97,7 @@ class PromptBook:
             text for request in requests for text in dict.fromkeys(self.family.texts(request))
         ]
         users = {text: wanted.count(text) for text in dict.fromkeys(wanted)}
-        results = {}
+        results: dict[Text, EncodedText | Failed] = {}
         for text in users:
             results[text] = self._lookup(text)
             moved()
@@ -105,7 +105,7 @@ class PromptBook:
         self._forget()
         return rows
 
-    def _lookup(self, text: str) -> EncodedText | Failed:
+    def _lookup(self, text: Text) -> EncodedText | Failed:
         kept = self._kept.get(text)
         if kept is not None:
             self._kept.move_to_end(text)
@@ -119,7 +119,7 @@ class PromptBook:
                 self.store.put(text, StoredText(result.condition, result.count, result.truncated))
         return result
 
-    def _recover(self, text: str) -> bool:
+    def _recover(self, text: Text) -> bool:
         """Keep a text that is on disk."""
         begin = perf_counter()
         found = self.store.get(text) if self.store is not None else None
@@ -129,14 +129,15 @@ class PromptBook:
         self._kept[text] = EncodedText(found.condition, found.count, found.truncated, seconds)
         return True
 
-    def _encode(self, text: str) -> EncodedText:
+    def _encode(self, text: Text) -> EncodedText:
         begin = perf_counter()
         tokens = self.family.tokenize(text)
         if tokens.truncated and self.overflow == "error":
+            counted = text if isinstance(text, str) else text[-1]
             raise PromptTooLong(
                 f"prompt has {tokens.count} tokens, the text encoder takes "
                 f"{self.family.max_tokens} (model.prompt_overflow=truncate would cut it): "
-                f"{text[:80]!r}"
+                f"{counted[:80]!r}"
             )
         self.encoder_calls += 1
         self._seen.add(hash(text))
@@ -145,7 +146,7 @@ class PromptBook:
         return EncodedText(condition, tokens.count, tokens.truncated, perf_counter() - begin)
 
     def _row(
-        self, request: Request, results: dict[str, EncodedText | Failed], users: dict[str, int]
+        self, request: Request, results: dict[Text, EncodedText | Failed], users: dict[Text, int]
     ) -> EncodedRow:
         texts = self.family.texts(request)
         encoded = [results[text] for text in texts]

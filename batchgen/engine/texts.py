@@ -7,6 +7,7 @@ ever taken for it, and what is read back is what was encoded, to the bit.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from batchgen.engine.contract import KeptTexts
-from batchgen.families.family import Condition
+from batchgen.families.family import Condition, Text
 
 _TOKENS = "tokens"  # the entry beside the tensors
 
@@ -37,7 +38,7 @@ class TextStore:
         self._kept, self._device = kept, device
         self._context = f"{kept.context}\0{computed}\0".encode()
 
-    def get(self, text: str) -> StoredText | None:
+    def get(self, text: Text) -> StoredText | None:
         """None if it is not kept."""
         data = self._kept.get(self._name(text))
         if data is None:
@@ -51,11 +52,13 @@ class TextStore:
         self.hits += 1
         return StoredText(condition, count, bool(truncated))
 
-    def put(self, text: str, found: StoredText) -> None:
+    def put(self, text: Text, found: StoredText) -> None:
         """Keep a text, if there is room."""
         tensors = {str(n): part.cpu().contiguous() for n, part in enumerate(found.condition)}
         tensors[_TOKENS] = torch.tensor([found.count, found.truncated])
         self._kept.put(self._name(text), save(tensors))
 
-    def _name(self, text: str) -> str:
+    def _name(self, text: Text) -> str:
+        if not isinstance(text, str):  # no text begins with the character that no prompt may hold
+            text = "\0" + json.dumps(text)
         return hashlib.sha256(self._context + text.encode()).hexdigest()

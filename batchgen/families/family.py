@@ -250,6 +250,22 @@ class Tokens:
     truncated: bool
 
 
+# What one branch is told: a text for all encoders, or one for each; the last is of the encoder
+# whose tokens are counted.
+Text: TypeAlias = "str | tuple[str, ...]"
+
+
+def told(text: str, *others: str | None) -> Text:
+    """The text of a branch whose further encoders read `others`; None: the same as the first."""
+    each = (text, *(text if other is None else other for other in others))
+    return text if len(set(each)) == 1 else each
+
+
+def told_to_each(text: Text, encoders: int) -> tuple[str, ...]:
+    """What each of the encoders reads."""
+    return (text,) * encoders if isinstance(text, str) else text
+
+
 Condition: TypeAlias = "tuple[Tensor, ...]"  # what the transformer gets for a branch's texts
 
 
@@ -272,11 +288,12 @@ class FamilyModel(Protocol):
     state_dtype: torch.dtype  # of latents between two steps
     sequence: SequencePlan  # of its transformers
 
-    def texts(self, request: Request) -> tuple[str, ...]:
+    def texts(self, request: Request) -> tuple[Text, ...]:
         """The texts to encode, one for each guidance branch, the prompt first."""
 
-    def tokenize(self, text: str) -> Tokens:
-        """Clean and tokenise one text as the family's diffusers pipeline does."""
+    def tokenize(self, text: Any) -> Tokens:
+        """Clean and tokenise a text, one that `texts` gives, as the family's diffusers pipeline
+        does."""
 
     def encode(self, tokens: Tokens) -> Condition:
         """Run the text encoder(s) over one text."""

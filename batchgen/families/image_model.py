@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from batchgen.config.schema import ModelSpec
-from batchgen.families.family import Item, Tokens, family_spec
+from batchgen.families.family import Item, Text, Tokens, family_spec
 from batchgen.numerics.pixels import to_frames
 from batchgen.request import Request
 
@@ -39,7 +39,7 @@ class ImageModel:
         """Forwards in one step of the row."""
         return int(self.light.branches(self.spec, request))
 
-    def texts(self, request: Request) -> tuple[str, ...]:
+    def texts(self, request: Request) -> tuple[Text, ...]:
         """The prompt; where the row is guided also the negative prompt."""
         return (request.prompt, request.negative_prompt)[: self.branches(request)]
 

@@ -28,6 +28,8 @@ def rows(dev: bool) -> list[Request]:
             i,
             prompt=f"a red cat runs {i}" * (1 + 3 * (i == 5)),
             negative_prompt="" if i == 4 else "small tree",
+            prompt_2=(None, "the blue dog", "", None)[i % 4],
+            negative_prompt_2=(None, "", "a house")[i % 3],
             num_steps=1 + i % 6,
             guidance_scale=(3.5, 1.0, 5.0)[i % 3],
             true_cfg_scale=(1.0, 3.0, 1.0, 1.0, 2.0)[i % 5] if dev else 1.0,

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.family import (
+    Condition,
+    Item,
+    Text,
+    Tokens,
+    probe_request,
+    told,
+    told_to_each,
+)
 from batchgen.families.flow import dynamic_shift
 from batchgen.families.flux import spec as light
 from batchgen.families.schedules import flow_schedule
@@ -72,21 +80,24 @@ class Flux:
         self.state_dtype = self.dtype  # as in the pipeline: latents have the model's precision
 
     # ------------------------------------------------------------------------------------- texts
-    def texts(self, request: Request) -> tuple[str, ...]:
-        """The prompt; with true_cfg_scale also the negative prompt."""
-        return (request.prompt, request.negative_prompt)[: light.branches(self.spec, request)]
+    def texts(self, request: Request) -> tuple[Text, ...]:
+        """The prompt, of CLIP and of T5; with true_cfg_scale also the negative prompt."""
+        prompt = told(request.prompt, request.prompt_2)
+        negative = told(request.negative_prompt, request.negative_prompt_2)
+        return (prompt, negative)[: light.branches(self.spec, request)]
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: Text) -> Tokens:
         """Token ids for CLIP and for T5, each padded and cut to its maximum; `count` is T5's."""
         clip, t5 = self.tokenizers
-        count = len(t5(text, add_special_tokens=True, verbose=False).input_ids)
+        first, second = told_to_each(text, 2)
+        count = len(t5(second, add_special_tokens=True, verbose=False).input_ids)
         inputs = tuple(
             tokenizer(
-                [text], padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+                [words], padding="max_length", max_length=most, truncation=True, return_tensors="pt"
             ).input_ids
-            for tokenizer, most in (
-                (clip, self.dims.text_encoder.max_position_embeddings),
-                (t5, self.max_tokens),
+            for tokenizer, words, most in (
+                (clip, first, self.dims.text_encoder.max_position_embeddings),
+                (t5, second, self.max_tokens),
             )
         )
         return Tokens(inputs, count, count > self.max_tokens)

@@ -37,6 +37,7 @@ NUMERICS_VERSION = 1
 PIPELINE = "FluxPipeline"
 MEDIA: Literal["video", "image"] = "image"
 OWN_ENGINE = False
+COLUMNS = ("true_cfg_scale", "prompt_2", "negative_prompt_2")  # of the second encoder, T5
 COMPONENTS = (
     Component(
         name="transformer",
@@ -161,7 +162,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
-        columns=(*(("guidance_scale",) if guided else ()), "true_cfg_scale", "lora"),
+        columns=(*(["guidance_scale"] if guided else []), *COLUMNS, "lora"),
     )
 
 

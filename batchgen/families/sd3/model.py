@@ -18,7 +18,15 @@ from torch.nn import functional as F
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.family import (
+    Condition,
+    Item,
+    Text,
+    Tokens,
+    probe_request,
+    told,
+    told_to_each,
+)
 from batchgen.families.flow import dynamic_shift
 from batchgen.families.image_model import ImageModel
 from batchgen.families.schedules import flow_schedule
@@ -59,15 +67,24 @@ class Sd3(ImageModel):
         self.t5: Any = components.get("text_encoder_3")
 
     # ------------------------------------------------------------------------------------- texts
-    def tokenize(self, text: str) -> Tokens:
+    def texts(self, request: Request) -> tuple[Text, ...]:
+        """The prompt, of both CLIPs and T5; where the row is guided also the negative prompt."""
+        negative = (request.negative_prompt, request.negative_prompt_2, request.negative_prompt_3)
+        prompt = told(request.prompt, request.prompt_2, request.prompt_3)
+        return (prompt, told(*negative))[: self.branches(request)]
+
+    def tokenize(self, text: Text) -> Tokens:
         """Token ids for both CLIPs and T5, each padded and cut to its maximum; `count` is T5's."""
         clip = self.dims.text_encoder.max_position_embeddings
-        count = len(self.tokenizers[2](text, add_special_tokens=True, verbose=False).input_ids)
+        each = told_to_each(text, 3)
+        count = len(self.tokenizers[2](each[2], add_special_tokens=True, verbose=False).input_ids)
         inputs = tuple(
             tokenizer(
-                [text], padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+                [words], padding="max_length", max_length=most, truncation=True, return_tensors="pt"
             ).input_ids
-            for tokenizer, most in zip(self.tokenizers, (clip, clip, self.max_tokens), strict=True)
+            for tokenizer, words, most in zip(
+                self.tokenizers, each, (clip, clip, self.max_tokens), strict=True
+            )
         )
         return Tokens(inputs, count, count > self.max_tokens)
 

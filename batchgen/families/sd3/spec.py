@@ -42,6 +42,8 @@ NUMERICS_VERSION = 1
 PIPELINE = "StableDiffusion3Pipeline"
 MEDIA: Literal["video", "image"] = "image"
 OWN_ENGINE = False
+# of the second CLIP, and of T5
+COLUMNS = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
 COMPONENTS = (
     Component(
         name="transformer",
@@ -140,6 +142,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
+        columns=("guidance_scale", *COLUMNS),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=("guidance_scale", "lora"),
     )

@@ -12,7 +12,7 @@ from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 
 # what the web UIs call columns
 _OTHER_NAMES = {"steps": "num_steps", "cfg_scale": "guidance_scale"}
-_TAKES_WORDS = ("prompt", "negative_prompt")  # up to the next option, quoted or not
+_TAKES_WORDS = tuple(name for name in REQUEST_COLUMNS if re.search(r"prompt(_\d)?$", name))
 _OPTION = re.compile(r"\s--([A-Za-z][\w-]*)")
 
 

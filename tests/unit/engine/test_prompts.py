@@ -13,7 +13,7 @@ from toy_engine import MAX_TOKENS, Twin, request, small_spec, system
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.prompts import PromptBook
 from batchgen.errors import PromptTooLong
-from batchgen.families.family import FamilyModel, Tokens, family_code
+from batchgen.families.family import FamilyModel, Text, Tokens, family_code, told, told_to_each
 
 TEXTS = [
     "",
@@ -81,14 +81,16 @@ class Counting:
     max_tokens = 8
 
     def __init__(self) -> None:
-        self.encoded: list[str] = []
+        self.encoded: list[Text] = []
 
-    def texts(self, row: Any) -> tuple[str, ...]:
-        return (row.prompt, row.negative_prompt) if row.guidance_scale > 1 else (row.prompt,)
+    def texts(self, row: Any) -> tuple[Text, ...]:
+        prompt = told(row.prompt, row.prompt_2)
+        return (prompt, row.negative_prompt) if row.guidance_scale > 1 else (prompt,)
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: Text) -> Tokens:
         self.encoded.append(text)
-        return Tokens((), len(text), len(text) > self.max_tokens)
+        counted = told_to_each(text, 2)[-1]
+        return Tokens((), len(counted), len(counted) > self.max_tokens)
 
     def encode(self, tokens: Tokens) -> tuple[torch.Tensor, ...]:
         if self.encoded[-1] == "crash":
@@ -111,6 +113,19 @@ def test_a_text_is_encoded_once_in_a_window_and_across_windows() -> None:
     assert all(torch.equal(row.conditions[1][0], rows[0].conditions[1][0]) for row in rows[:7])
     assert not prompts.needs_encoder(first)
     assert prompts.needs_encoder([request(11, prompt="new")])
+
+
+def test_a_text_is_what_each_encoder_reads() -> None:
+    """Null is the prompt, and an empty text is none."""
+    prompts = book(overflow="error")
+    seconds = (None, "p", "", "q", "much too long")
+    rows = prompts.encode(
+        [request(i, prompt="p", prompt_2=s, guidance_scale=1.0) for i, s in enumerate(seconds)]
+    )
+    read = ["p", ("p", ""), ("p", "q"), ("p", "much too long")]
+    assert prompts.family.encoded == read  # type: ignore[attr-defined]
+    assert [row.prompt_tokens for row in rows[:4]] == [1, 1, 0, 1]
+    assert "13 tokens" in str(rows[4].error) and "'much too long'" in str(rows[4].error)
 
 
 def test_every_text_is_a_sign_of_life() -> None:

@@ -56,6 +56,14 @@ def test_what_was_kept_is_read_back_to_the_bit(tmp_path: Path, dtype: torch.dtyp
     assert other.get("a dog") is None and other.hits == 1
 
 
+def test_texts_of_several_encoders_are_others_than_any_of_one(tmp_path: Path) -> None:
+    names: list[str | tuple[str, ...]] = ["a", '["a", "b"]', ("a", "b"), ("ab", ""), ("a", "b", "")]
+    for size, name in enumerate(names, 1):
+        store(tmp_path).put(name, text(size))
+    found = [store(tmp_path).get(name) for name in names]
+    assert [one and one.condition[0].shape[-1] for one in found] == [1, 2, 3, 4, 5]
+
+
 def test_a_text_of_other_weights_or_another_device_is_another(tmp_path: Path) -> None:
     store(tmp_path).put("a cat", text(5))
     assert store(tmp_path, context="others").get("a cat") is None
