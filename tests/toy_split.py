@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,12 +25,12 @@ from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
 from batchgen.config.schema import ModelSpec, ParallelConfig, RadialConfig
 from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
-from batchgen.engine.blocks import NOTHING, stack_blocks
+from batchgen.engine.blocks import NOTHING, named, stack_blocks
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.mesh import Mesh
-from batchgen.engine.parallel.split import Split, divide
+from batchgen.engine.parallel.split import Split, divide, part
 from batchgen.engine.recall import Recall
 from batchgen.families.family import Item, family_code, family_spec, latent_frames
 from batchgen.families.wan.model import Wan
@@ -46,6 +47,12 @@ def odd_texts(spec: ModelSpec, tokens: int) -> ModelSpec:
     return replace(spec, dims=replace(spec.dims, text_encoder_2=encoder))
 
 
+def short_texts(spec: ModelSpec, tokens: int) -> ModelSpec:
+    """The same with texts of so many tokens at most, of the first encoder."""
+    encoder = replace(spec.dims.text_encoder, max_tokens=tokens)
+    return replace(spec, dims=replace(spec.dims, text_encoder=encoder))
+
+
 SPECS: dict[str, ModelSpec] = {
     "wan": small_spec(),
     "wan22": two_experts(small_spec()),
@@ -54,6 +61,9 @@ SPECS: dict[str, ModelSpec] = {
     "flux-odd": odd_texts(flux_spec(heads=4), 21),
     "flux2_klein": TOYS["flux2_klein"].spec(heads=4),
     "qwen_image": TOYS["qwen_image"].spec(heads=4),
+    "qwen-short": short_texts(TOYS["qwen_image"].spec(heads=4), 9),
+    "sd3": TOYS["sd3"].spec(heads=4),
+    "z_image": TOYS["z_image"].spec(heads=4),
     "ltx": LTX.spec(heads=4),
     "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
 }
@@ -70,6 +80,10 @@ CASES = {
     "flux": IMAGES[:1],
     "flux-odd": IMAGES[1:],
     "flux2_klein": IMAGES[1:],
+    "qwen_image": IMAGES[:1],  # texts of several lengths in a pack
+    "qwen-short": IMAGES[1:],
+    "sd3": IMAGES,  # 3.5, with a second attention
+    "z_image": IMAGES,
     "ltx": ((LTX.bucket, 2),),
     "hunyuan-video": ((HUNYUAN_VIDEO.bucket, 2),),
 }
@@ -85,7 +99,7 @@ class Seen:
     equal: bool
     told: str  # by the self-test
     sent: dict[str, int]  # bytes, by kind
-    tokens: dict[str, int]  # of each stream of an item
+    attended: int  # tokens, by all attentions over all items that this rank drew with others
 
 
 @cache
@@ -184,17 +198,19 @@ def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
     step one later, is from each of its items on this rank alone. Of three items two have one home,
     then all."""
     found = {}
-    for name, bucket in (
-        ("wan", CLIPS[3][0]),
-        ("flux-odd", IMAGES[1][0]),
-        ("flux2_klein", IMAGES[1][0]),
+    for name, bucket, parts in (
+        ("wan", CLIPS[3][0], PARTS),
+        ("flux-odd", IMAGES[1][0], PARTS),
+        ("flux2_klein", IMAGES[1][0], PARTS),
+        ("sd3", IMAGES[1][0], PARTS),
+        ("qwen_image", IMAGES[1][0], {"all blocks": PARTS["all blocks"]}),
     ):
         family = family_on(name)
         stacks = stack_blocks(family, SPECS[name].family, experts(name))
         now = [family.random_item(bucket, seed, "transformer") for seed in range(3)]
         later = [replace(item, timestep=item.timestep - 1) for item in now]
         with split_of(mesh, name, family) as split:
-            for part, (keep, take) in PARTS.items():
+            for what, (keep, take) in parts.items():
                 with split.whole():
                     _, kept = stacks.forward(family, now, keep, ())
                     whole, _ = stacks.forward(family, later, take, kept)
@@ -204,7 +220,7 @@ def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
                     apart = max(
                         float((a - b).abs().max()) for a, b in zip(drawn, whole, strict=True)
                     )
-                    found[name, f"{part}, {homes}"] = apart
+                    found[name, f"{what}, {homes}"] = apart
                     held = [home == mesh.cfg.place for home in homes]
                     assert [bool(one.tensors) for one in own] == held
     return found
@@ -330,7 +346,9 @@ def seen(split: Split, name: str, pack: list[Item]) -> Seen:
         whole = [split.family.forward([item])[0] for item in pack]
     split.mesh.wire.sent.clear()
     velocities = split.forward(pack)
-    sent = dict(split.mesh.wire.sent)
+    sent, axis = dict(split.mesh.wire.sent), split.mesh.cfg
+    mine = part(pack, axis.size, axis.place)
+    transformer = split.family.modules[experts(name)[0]]
     pairs = list(zip(velocities, whole, strict=True))
     return Seen(
         name=name,
@@ -339,7 +357,25 @@ def seen(split: Split, name: str, pack: list[Item]) -> Seen:
         equal=all(torch.equal(a, b) for a, b in pairs),
         told=split.self_test,
         sent=sent,
-        tokens=dict(split.sequence.lengths) if split.sequence else {},
+        attended=sum(attended(split, item, transformer) for item in mine),
+    )
+
+
+def attended(split: Split, item: Item, transformer: torch.nn.Module) -> int:
+    """Tokens that the attentions of an item see, all together."""
+    if split.sequence is None:
+        return 0
+    plan, lengths = split.family.sequence, dict(split.sequence.lengths)
+    if plan.text is not None:
+        text = item.condition[plan.text].shape[-2]
+        if "joint" in lengths:  # padded to 32s
+            cells = split.family.light.cells(split.family.spec, item.request.bucket)
+            lengths["joint"] = sum(-(-n // 32) * 32 for n in (math.prod(cells), text))
+        else:
+            lengths["text"] = text
+    return sum(
+        len(named(transformer, one.modules)) * sum(lengths[stream] for stream in one.streams)
+        for one in plan.attends
     )
 
 

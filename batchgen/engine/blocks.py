@@ -142,7 +142,7 @@ class Stacks:
         self.passage = Passage(WHOLE, ())
         for transformer in transformers:
             self._stack(transformer, component)
-            self._lead(transformer, "self", [attends.modules for attends in plan.attends])
+            self._lead(transformer, "self", [one.modules for one in plan.attends if one.reused])
             self._lead(transformer, "cross", [crosses.modules for crosses in plan.crosses])
 
     @contextmanager

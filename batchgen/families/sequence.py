@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class Cut:
     """A tensor of which a rank keeps its share of a stream's tokens."""
 
-    module: str  # name of a submodule; "" is the transformer itself
+    module: str  # name of a submodule, `*` for each block; "" is the transformer itself
     tensor: str | int  # an argument of its forward, or the place among its outputs
     stream: str
     dim: int  # where the tokens are
@@ -26,6 +26,7 @@ class Attends:
     modules: str  # a name with `*` for the numbers of blocks
     streams: tuple[str, ...]
     masked: bool = False  # some tokens are not attended to, which a ring cannot be told
+    reused: bool = True  # by caches that leave out attentions over all tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class SequencePlan:
     attends: tuple[Attends, ...]
     gather: Cut  # the output that every rank gets whole
     crosses: tuple[Crosses, ...] = ()
+    # Place in an item's condition of a text of any length: all of a divided forward have the same.
+    text: int | None = None
 
 
 def sent_in_all_to_all(tokens: float, width: int, ulysses: int, ring: int = 1) -> float:

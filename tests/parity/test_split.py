@@ -71,17 +71,16 @@ def test_a_rank_sends_what_the_formulas_say(layout: tuple[Degrees, list[list[See
     degrees, ranks = layout
     for at, case in enumerate(ranks[0]):
         model = SPECS[case.name]
-        spec, width = family_spec(model.family), model.dims.transformer.width
-        heads = model.dims.transformer.num_attention_heads
+        width = family_spec(model.family).width(model)
+        heads = family_spec(model.family).heads(model)
         if heads % degrees.ulysses:
             width = width // heads * -(-heads // degrees.ulysses) * degrees.ulysses
-        tokens = sum(case.tokens.values())
-        times = spec.layers(model) * -(-case.items // degrees.cfg) * degrees.replica * FLOAT
+        tokens = sum(rank[at].attended for rank in ranks)
         swapped = sent_in_all_to_all(tokens, width, degrees.ulysses, degrees.ring)
         passed = sent_around_ring(tokens, width, degrees.ring, degrees.ulysses)
         sent = [rank[at].sent for rank in ranks]
-        assert sum(one.get("all-to-all over ulysses", 0) for one in sent) == times * swapped
-        assert sum(one.get("shift over ring", 0) for one in sent) == times * passed
+        assert sum(one.get("all-to-all over ulysses", 0) for one in sent) == FLOAT * swapped
+        assert sum(one.get("shift over ring", 0) for one in sent) == FLOAT * passed
 
 
 @pytest.mark.parametrize(

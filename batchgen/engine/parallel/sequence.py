@@ -65,13 +65,13 @@ class SplitSequence:
     # -------------------------------------------------------------------------------------- edges
     def _cut(self, transformer: nn.Module, plan: SequencePlan) -> None:
         for cut in plan.cuts:
-            module = _entered(transformer, cut.module)
-            if isinstance(cut.tensor, str):
-                names = _arguments(module)
-                hook = module.register_forward_pre_hook(self._enter(cut, names), with_kwargs=True)
-            else:
-                hook = module.register_forward_hook(self._leave(cut.tensor, cut, self._share))
-            self._undo.append(hook.remove)
+            for module in _entered(transformer, cut.module):
+                if isinstance(cut.tensor, str):
+                    enter = self._enter(cut, _arguments(module))
+                    hook = module.register_forward_pre_hook(enter, with_kwargs=True)
+                else:
+                    hook = module.register_forward_hook(self._leave(cut.tensor, cut, self._share))
+                self._undo.append(hook.remove)
         gather, module = plan.gather, transformer.get_submodule(plan.gather.module)
         assert isinstance(gather.tensor, int)
         hook = module.register_forward_hook(self._leave(gather.tensor, gather, self._whole))
@@ -162,14 +162,14 @@ class SplitSequence:
         return divided
 
 
-def _entered(transformer: nn.Module, name: str) -> nn.Module:
-    """The submodule; for the first block of a stack the stack, since what its blocks add is kept of
-    the rank's own tokens."""
+def _entered(transformer: nn.Module, name: str) -> list[nn.Module]:
+    """The submodule; for the first block of a stack, and for all of them, the stack, since what its
+    blocks add is kept of the rank's own tokens."""
     parent, _, last = name.rpartition(".")
     stack = transformer.get_submodule(parent)
-    if last == "0" and isinstance(stack, BlockStack):
-        return stack
-    return transformer.get_submodule(name)
+    if last in ("0", "*") and isinstance(stack, BlockStack):
+        return [stack]
+    return [*stack.children()] if last == "*" else [transformer.get_submodule(name)]
 
 
 def _arguments(module: nn.Module) -> list[str]:

@@ -22,6 +22,7 @@ from batchgen.engine.devices.selftest import split_equals_whole
 from batchgen.engine.parallel.attention import AttentionOp, attention_op
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.sequence import SplitSequence
+from batchgen.engine.parallel.shares import SAME_KERNEL_ROWS
 from batchgen.errors import DividedForwardFailed
 from batchgen.families.family import FamilyModel, Item
 from batchgen.request import Bucket
@@ -71,7 +72,11 @@ class Split:
         with self._blamed(items):
             axis = self.mesh.cfg
             mine = part(items, axis.size, axis.place)
-            velocities = self.family.forward(mine)
+            found = dict[int, Tensor]()
+            for pack in self._packs(mine):
+                drawn = self.family.forward([mine[at] for at in pack])
+                found |= dict(zip(pack, drawn, strict=True))
+            velocities = [found[at] for at in range(len(mine))]
             self._test(mine[0], velocities[0])
             places = (even(range(len(items)), axis.size, place) for place in range(axis.size))
             return self._shared(velocities, [*places])
@@ -94,11 +99,18 @@ class Split:
             ]
             mine, kept = everyone[axis.place], [NOTHING] * len(items)
             if mine:
-                velocities, own = stacks.forward(
-                    self.family, [items[at] for at in mine], blocks, [given[at] for at in mine]
-                )
-                for at, one in zip(mine, own, strict=True):
-                    kept[at] = one
+                found = dict[int, Tensor]()
+                for pack in self._packs([items[at] for at in mine]):
+                    places = [mine[at] for at in pack]
+                    drawn, own = stacks.forward(
+                        self.family,
+                        [items[at] for at in places],
+                        blocks,
+                        [given[at] for at in places],
+                    )
+                    for at, velocity, one in zip(places, drawn, own, strict=True):
+                        found[at], kept[at] = velocity, one
+                velocities = [found[at] for at in mine]
                 if blocks.whole and all(everyone):  # else some ranks do not come here
                     self._test(items[mine[0]], velocities[0])
             else:  # what it sends has to have a shape
@@ -116,6 +128,18 @@ class Split:
         for many, places in zip(self.mesh.wire.gather(axis, torch.cat(own)), everyone, strict=True):
             found |= dict(zip(places, many.split(1), strict=False))
         return [found[at] for at in sorted(found)]
+
+    def _packs(self, items: Sequence[Item]) -> list[list[int]]:
+        """The items that share a divided forward, by their places. Ranks hold shares of one length
+        of text; of few tokens the products of several items have other bits than those of one."""
+        place = self.family.sequence.text
+        if self.sequence is None or place is None:
+            return [[*range(len(items))]]
+        packs = dict[tuple[int, int], list[int]]()
+        for at, item in enumerate(items):
+            length = item.condition[place].shape[-2]
+            packs.setdefault((length, at if length < SAME_KERNEL_ROWS else -1), []).append(at)
+        return [*packs.values()]
 
     def totals(self, sums: Tensor) -> Tensor:
         """The sum over all ranks, each of which has added up what is its own."""

@@ -44,6 +44,7 @@ SEQUENCE = SequencePlan(
     ),
     attends=(Attends("transformer_blocks.*.attn", ("text", "image")),),
     gather=Cut("proj_out", 0, "image", dim=1),
+    text=0,
 )
 
 
@@ -175,7 +176,7 @@ class QwenImage(ImageModel):
 def _of_the_text(transformer: Any) -> list[nn.Module]:
     """Modules that see rows of the text alone."""
     found = [transformer.txt_in]
-    for block in transformer.transformer_blocks:
+    for block in transformer.transformer_blocks[:]:  # of a stack, too
         attention = block.attn
         found += [attention.add_q_proj, attention.add_k_proj, attention.add_v_proj]
         found += [attention.to_add_out, block.txt_mlp]

@@ -27,6 +27,7 @@ from batchgen.families.family import (
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.recalled import Recalled
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.families.wan.spec import WanVae, vae_decode_flops, vae_parameters
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -125,6 +126,8 @@ def capabilities(model: ModelSpec) -> Capabilities:
     pack."""
     return Capabilities(
         cfg=(1, 2),
+        ulysses=legal_ulysses(heads(model), MOST_RANKS),
+        ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, "teacache", "magcache", "seacache"),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,

@@ -31,6 +31,7 @@ from batchgen.families.flow import dynamic_shift
 from batchgen.families.image_model import ImageModel
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sd3 import spec as light
+from batchgen.families.sd3.attention import JointAttention
 from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.numerics.edges import in_batches
 from batchgen.numerics.guidance import classifier_free
@@ -39,8 +40,14 @@ from batchgen.numerics.solver import Schedule
 from batchgen.request import Bucket, Request
 
 SEQUENCE = SequencePlan(
-    cuts=(),
-    attends=(Attends("transformer_blocks.*.attn", ("text", "image")),),
+    cuts=(
+        Cut("transformer_blocks.0", "hidden_states", "image", dim=1),
+        Cut("transformer_blocks.0", "encoder_hidden_states", "text", dim=1),
+    ),
+    attends=(
+        Attends("transformer_blocks.*.attn", ("image", "text")),
+        Attends("transformer_blocks.*.attn2", ("image",), reused=False),
+    ),
     gather=Cut("proj_out", 0, "image", dim=1),
 )
 
@@ -65,6 +72,9 @@ class Sd3(ImageModel):
         self.tokenizers: Any = [components.get(f"tokenizer{n}") for n in ("", "_2", "_3")]
         self.clips: Any = components.get("text_encoder"), components.get("text_encoder_2")
         self.t5: Any = components.get("text_encoder_3")
+        for block in self.transformer.transformer_blocks[:]:  # of a stack, too
+            for attention in filter(None, (block.attn, block.attn2)):
+                attention.set_processor(JointAttention())
 
     # ------------------------------------------------------------------------------------- texts
     def texts(self, request: Request) -> tuple[Text, ...]:

@@ -36,6 +36,7 @@ from batchgen.families.family import (
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.flux.spec import FluxT5
 from batchgen.families.parts import FLOW_SCHEDULER, KL_VAE, encoder, tokenizer
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -137,14 +138,15 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """Its attention cannot be led to an op of ours, so that no forward's tokens are divided."""
+    """A ring gives other last bits, Ulysses the same."""
     return Capabilities(
         cfg=(1, 2),
+        ulysses=legal_ulysses(heads(model), MOST_RANKS),
+        ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
-        columns=("guidance_scale", *COLUMNS),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
-        columns=("guidance_scale", "lora"),
+        columns=("guidance_scale", *COLUMNS, "lora"),
     )
 
 

@@ -31,9 +31,14 @@ from batchgen.request import Bucket, Request
 
 EMBEDDED = "2-1"  # its patches: 2x2 cells of one frame
 SEQUENCE = SequencePlan(
-    cuts=(),
-    attends=(Attends("noise_refiner.*.attention", ("image",)),),
-    gather=Cut(f"all_final_layer.{EMBEDDED}", 0, "image", dim=1),
+    # image and text are one stream of tokens; the few layers before refine them on every rank
+    cuts=(
+        Cut("layers.0", "x", "joint", dim=1),
+        Cut("layers.*", "freqs_cis", "joint", dim=1),
+    ),
+    attends=(Attends("layers.*.attention", ("joint",)),),
+    gather=Cut(f"all_final_layer.{EMBEDDED}", 0, "joint", dim=1),
+    text=0,
 )
 
 

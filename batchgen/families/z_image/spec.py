@@ -27,6 +27,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.parts import FLOW_SCHEDULER, KL_VAE, encoder, tokenizer
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -120,6 +121,8 @@ def capabilities(model: ModelSpec) -> Capabilities:
     the longest text of its pack."""
     return Capabilities(
         cfg=(1, 2),
+        ulysses=legal_ulysses(heads(model), MOST_RANKS),
+        ring=RINGS,
         cache_strategies=OUTPUT_CACHES,
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
