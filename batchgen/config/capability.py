@@ -299,7 +299,9 @@ def _system(
     yield "model.prompt_overflow", config.model.prompt_overflow, served.prompt_overflow
     if not served.packs:  # rows go one by one
         for name in (spec.name for spec in fields(BatchConfig)):
-            yield f"system.batch.{name}", getattr(system.batch, name), (getattr(_BATCH, name),)
+            one = (1,) if name == "max_rows_in_flight" else ()
+            legal = (getattr(_BATCH, name), *one)
+            yield f"system.batch.{name}", getattr(system.batch, name), legal
     yield "system.attention", system.attention, served.attention
     between = tuple(name for name in served.attention if name != "auto")
     yield "system.attention_schedule.between", system.attention_schedule.between, (None, *between)
