@@ -77,6 +77,7 @@ def test_numbers_of_record_are_never_null_and_large_seeds_stay_exact(mixed: RunF
     nullable = {field.name for field in ROWS if field.nullable}
     measured = {"score", "psnr", "ssim", "peak_mem_gib"}
     left_out = {"guidance_scale_2", "decode_noise_scale", "image", "last_image", "tags"}
+    left_out |= {"prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3"}  # "" is a text
     assert nullable == {*left_out, "alias_of", *measured}
     assert not frame[[n for n in ROWS.names if n not in nullable]].isna().any().any()
     assert frame["seed"].dtype == np.int64
@@ -328,14 +329,13 @@ def test_readers_never_meet_a_torn_catalog(
     thread = threading.Thread(target=collector)
     thread.start()
     try:
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
+        while rounds < 10 and thread.is_alive():
             assert pd.read_parquet(run_folder.run.catalog_rows)["row_id"].tolist() == ids
             assert catalog.open_runs(run_folder.run.root)["row_id"].tolist() == ids
     finally:
         stop.set()
         thread.join()
-    assert rounds > 1
+    assert rounds >= 10
     hidden = [
         p.name for p in run_folder.run.catalog_rows.parent.iterdir() if p.name.startswith(".")
     ]
