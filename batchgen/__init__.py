@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from batchgen.api import collect as collect
+    from batchgen.api import decode as decode
     from batchgen.api import plan as plan
     from batchgen.api import resume as resume
     from batchgen.api import run as run
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from batchgen.api import write_report as write_report
 
 __version__ = "0.1.0"
-__all__ = ["collect", "plan", "resume", "run", "status", "submit", "verify", "write_report"]
+__all__ = [
+    "collect",
+    "decode",
+    "plan",
+    "resume",
+    "run",
+    "status",
+    "submit",
+    "verify",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -80,6 +80,18 @@ def run(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Catal
     return drive(begun.run, begun.settings, _unwatched)
 
 
+def decode(run: Where = "latest", *overrides: str, root: Where = RUNS) -> CatalogSummary:
+    """Decode the latents of a run that was drawn under `output.format=latents`, in a run of its
+    own, to its end; the summary names it."""
+    from batchgen.runner.decode import begin_decoding
+    from batchgen.runner.steward import drive
+
+    source = find_run(run, root)
+    begun = begin_decoding(source, overrides, verb="decode")
+    begun.note("decode", str(source.root), *overrides)
+    return drive(begun.run, begun.settings, _unwatched)
+
+
 def submit(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Started:
     """Start a job in the background and return at once."""
     from batchgen.runner import submit as submissions

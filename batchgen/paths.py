@@ -209,6 +209,11 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def report_media(self) -> Path:
+        """Copies of media that a report shows and that are in tars."""
+        return self.root / "report_media"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -235,7 +235,8 @@ def add_counters(runs: Iterable[EngineCounters]) -> EngineCounters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rendered:
-    """A finished row on the host: `frames` is uint8 (frames, height, width, 3)."""
+    """A finished row on the host: `frames` is uint8 (frames, height, width, 3); of one that is not
+    decoded the latents (1, ...), float32, float16, or uint16 with the bits of bfloat16."""
 
     request: Request
     frames: np.ndarray
@@ -246,11 +247,13 @@ class Rendered:
 class Media:
     """A media file (or folder, for format `frames`) that is durable under its final name."""
 
-    path: str  # relative to the run folder, '/' separated
+    path: str  # relative to the run folder, '/' separated; of a member `FILE.tar::MEMBER`
     sha256: str
     bytes: int
-    frames_sha256: str  # sha256 of the uint8 frames before encoding: the evidence of pixels
+    # sha256 of the uint8 frames before encoding, or of latents: the evidence of pixels
+    frames_sha256: str
     num_frames: int
+    offset: int = 0  # where a member begins in its tar
 
 
 @dataclass(frozen=True, slots=True, order=True)

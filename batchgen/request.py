@@ -22,6 +22,7 @@ Loras = NewType("Loras", str)  # as `loras.written` writes them, each file as it
 NO_LORA = Loras("")
 Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde", "ddpm", "own"]  # own: a pipeline's
 
+LATENTS = "latents"  # the format of rows that are not decoded
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000  # the schedules are drawn from 1000 training timesteps
 MAX_FPS = 240
@@ -159,6 +160,8 @@ class Request(ModelDefaults):
     judges: Annotated[str, Column(prose=True, set_by="output.judges", catalog=False)] = ""
     # a bucket that the media are cut to, where that was padded
     media_size: Annotated[str | None, Column(set_by="plan", key=14, catalog=False)] = None
+    # drawn before: where its latents are (`media.stored.MediaPlace`), left to be decoded
+    latents: Annotated[str | None, Column(set_by="plan", key="no", catalog=False)] = None
     # of the file, as output.name makes it; none: the row_id
     media_name: Annotated[str | None, Column(set_by="plan", key="no", catalog=False)] = None
     # a step cache, as `caches.settings` resolves it; none: all these are their defaults
@@ -179,6 +182,11 @@ class Request(ModelDefaults):
     cost_s: Annotated[float, Column(unit="device seconds", set_by="plan", key="no")] = 0.0
     steps_expected: Annotated[float, Column(unit="evaluations", set_by="plan", key="no")] = 0.0
     tags: Annotated[str | None, Column(prose=True, key="no")] = None
+
+    @property
+    def undecoded(self) -> bool:
+        """Whether the row ends as latents."""
+        return self.format == LATENTS
 
     @property
     def images(self) -> tuple[Image, ...]:

@@ -51,6 +51,7 @@ INSIDE = {
         {"director", "assemble"},
         {"render", "lockstep"},
         {"engine"},
+        {"decode"},
         {"choose", "calibrate", "calibrate_blocks"},
     ],
     "worker": [
@@ -61,6 +62,7 @@ INSIDE = {
             "drain",
             "ending",
             "judging",
+            "latents",
             "place",
             "states",
             "texts",

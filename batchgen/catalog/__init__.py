@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from batchgen.catalog.frames import (
     failures,
+    open_media,
     open_runs,
     snapshot,
     stage_shares,
@@ -19,6 +20,7 @@ from batchgen.catalog.frames import (
 
 __all__ = [
     "failures",
+    "open_media",
     "open_runs",
     "snapshot",
     "stage_shares",

@@ -35,7 +35,7 @@ REQUEST = [
 OUTCOME = [
     *columns(TEXT, "status"),
     *columns(TEXT, "media_path media_sha256"),
-    *columns(pa.int64(), "media_bytes"),
+    *columns(pa.int64(), "media_bytes media_offset"),
     *columns(TEXT, "frames_sha256"),
     *columns(pa.int32(), "media_frames"),
     *columns(pa.float64(), "score", nullable=True),  # of the judge that has a column of this name
@@ -68,7 +68,7 @@ SCORE = "score"  # the one column of a judge that is always there: the report lo
 
 # catalog column -> path inside a commit line, where they differ
 COMMIT_PATHS = {
-    **{f"media_{name}": f"media.{name}" for name in ("path", "sha256", "bytes")},
+    **{f"media_{name}": f"media.{name}" for name in ("path", "sha256", "bytes", "offset")},
     "frames_sha256": "media.frames_sha256",
     "media_frames": "media.num_frames",
     **{f"{name}_s": f"stats.stages.{name}" for name in STAGES},

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from batchgen.catalog.source import COLLECT_KEY
 from batchgen.errors import RunStateError
 from batchgen.ledger.upkeep.pieces import parts_of, pieces
+from batchgen.media.stored import file_of
 from batchgen.paths import RunPaths
 
 Kind = Literal[
@@ -113,7 +114,8 @@ class Collected:
                 lost = f"ok by {self._folder}, but its line is gone from the journals"
                 yield Finding("lost", old["media_path"], lost, row_index, new["row_id"])
                 continue
-            there = old["media_path"] == "" or (self._run.root / old["media_path"]).exists()
+            file = file_of(old["media_path"])
+            there = file == "" or (self._run.root / file).exists()
             kind: Kind = "stale" if there and old["row_id"] == new["row_id"] else "catalog"
             yield Finding(kind, self._folder, detail, row_index, new["row_id"])
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from batchgen.catalog.source import COLLECT_KEY
 from batchgen.errors import RunStateError
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.pieces import parts_of
+from batchgen.media.stored import MediaPlace
 from batchgen.paths import RunPaths, at_home
 from batchgen.records import ranks_named
 
@@ -34,7 +37,7 @@ def open_runs(*runs: str | Path) -> pd.DataFrame:
         raise RunStateError("open_runs needs at least one run folder")
     frames = []
     for folder in map(at_home, runs):
-        frame: pd.DataFrame = _catalog_of(RunPaths(folder)).to_pandas()
+        frame: pd.DataFrame = current_catalog(RunPaths(folder)).to_pandas()
         frame.insert(0, "run", folder.resolve().name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
@@ -45,6 +48,22 @@ def snapshot(run: str | Path) -> pd.DataFrame:
     RunStateError if there is no plan."""
     frame: pd.DataFrame = snapshot_table(RunPaths(at_home(run))).to_pandas()
     return frame
+
+
+def open_media(run: str | Path, row: Mapping[str, Any]) -> BinaryIO:
+    """The media of a row of a run's frame, as an open file: also of one that is in a tar.
+
+    `row`: a row of `open_runs(run)` or `snapshot(run)`, as `frame.loc[i]` or `to_dict("records")`
+    give it. RunStateError if it has no media, or if they are a folder (format `frames`); ValueError
+    if a member of a tar is not what was published."""
+    if row["status"] != "ok":
+        raise RunStateError(f"row {row['row_id']!r} is {row['status']}: it has no media")
+    root, place = at_home(run), MediaPlace.of_row(row)
+    if place.is_member:
+        return io.BytesIO(place.read(root))
+    if (root / place.path).is_dir():
+        raise RunStateError(f"row {row['row_id']!r}: {root / place.path} is a folder of frames")
+    return (root / place.path).open("rb")
 
 
 def throughput_by_bucket(frame: pd.DataFrame) -> pd.DataFrame:
@@ -116,7 +135,7 @@ def _rendered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["status"] == "ok") & (frame["alias_of"].fillna("") == "")]
 
 
-def _catalog_of(run: RunPaths) -> pa.Table:
+def current_catalog(run: RunPaths) -> pa.Table:
     """All parts of one collect; reads again if another collect is published in between."""
     folder = run.catalog_rows
     for _ in range(_TRIES):

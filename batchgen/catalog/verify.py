@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from pathlib import Path
 from batchgen.catalog.collect import GROUP_ROWS, collect
 from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.catalog.inputs import damaged_inputs
+from batchgen.catalog.packs import member_damage, take_tails, unnamed_in
 from batchgen.catalog.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file
@@ -40,6 +42,7 @@ from batchgen.ledger.upkeep.pieces import pieces
 from batchgen.ledger.winners import Winners, winners
 from batchgen.media import formats
 from batchgen.media.publish import is_temporary
+from batchgen.media.stored import IN, MediaPlace, file_of
 from batchgen.paths import RunPaths
 from batchgen.planfile import check_plan
 from batchgen.progress import tell
@@ -97,7 +100,12 @@ class _Published:
     path: str
     sha256: str
     bytes: int
+    offset: int
     num_frames: int
+
+    @property
+    def stored(self) -> MediaPlace:
+        return MediaPlace(self.path, self.sha256, self.bytes, self.offset)
 
 
 @dataclass(slots=True)
@@ -140,7 +148,7 @@ def verify(
     ledger.findings += _bad_lines(run, found)
     ledger.findings += _check_media(run, ledger.media)
     busy = {status.attempt.tag for status in live}
-    ledger.findings += _unnamed(run, listed, {item.path for item in ledger.media}, busy)
+    ledger.findings += _unnamed(run, listed, [item.stored for item in ledger.media], busy)
     ledger.findings += _without_journal(run, ledger.findings)
     ledger.findings += _unchecked(run, header)
     ledger.findings += damaged_inputs(run)
@@ -165,7 +173,8 @@ def _read_ledger(run: RunPaths, found: Winners, gone: Collection[int] = ()) -> _
         table = catalog_rows(join(plan, found), "")
         ledger.findings += collected.compare(table)
         columns = ["row_index", "row_id", "media_path", "media_sha256", "media_bytes"]
-        values = [table[name].to_pylist() for name in [*columns, "media_frames", "status"]]
+        columns += ["media_offset", "media_frames", "status"]
+        values = [table[name].to_pylist() for name in columns]
         for *media, status, alias in zip(*values, table["alias_of"].to_pylist(), strict=True):
             ledger.ok += status == "ok"
             if status != "ok" or alias:
@@ -200,11 +209,14 @@ def _check_media(run: RunPaths, media: list[_Published]) -> list[Finding]:
 
 
 def _check_file(run: RunPaths, item: _Published) -> Finding | None:
-    path = run.root / item.path
+    path = run.root / item.stored.file
     if not path.resolve().is_relative_to(run.media.resolve()):
         return _finding("outside", item, "is not inside the run's media folder")
     if not path.exists():
         return _finding("missing", item, "does not exist")
+    if item.stored.is_member:
+        damage = member_damage(run, item.stored, item.num_frames)
+        return None if damage is None else _finding(damage[0], item, damage[1])
     if not (path.is_file() or path.is_dir()):
         return _finding("undecodable", item, "is not a regular file")
     try:
@@ -237,14 +249,20 @@ def _media_files(folder: Path) -> Iterator[Path]:
 
 
 def _unnamed(
-    run: RunPaths, listed: list[Path], named: set[str], busy: set[str]
+    run: RunPaths, listed: list[Path], media: list[MediaPlace], busy: set[str]
 ) -> Iterator[Finding]:
+    named = defaultdict[str, list[MediaPlace]](list)  # by the file that they are in
+    for stored in media:
+        named[stored.file].append(stored)
     for path in listed:
         relative = path.relative_to(run.root).as_posix()
         tag = _TAG.fullmatch(path.name)
-        if relative in named or (tag is not None and tag[1] in busy):
+        if tag is not None and tag[1] in busy:
             continue
-        if is_temporary(path.name):
+        if relative in named:
+            if named[relative][0].is_member:
+                yield from unnamed_in(run, relative, named[relative])
+        elif is_temporary(path.name):
             yield Finding("temporary", relative, "left behind by a crash before its rename")
         else:
             yield Finding("orphan", relative, "no row names it")
@@ -278,19 +296,21 @@ def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
     mended = tuple(f for f in report.findings if f.kind not in _STAYS)
     rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog", "lost")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
-    waste = [run.root / f.path for f in mended if f.kind in WASTE]
+    waste = [run.root / f.path for f in mended if f.kind in WASTE and IN not in f.path]
     lost = any(f.kind == "lost" for f in mended)
     submission = void_rows(run, damaged) if damaged or waste or lost else 0
     found = winners(run, index_commits(run))
     after = _read_ledger(run, found)
-    named = {run.root / item.path for item in after.media}  # looked up again: more may be published
+    named = {
+        run.root / item.stored.file for item in after.media
+    }  # looked up again: more may be published
     waste = [path for path in waste if path not in named]
     deleted = 0
     if purge and not any(f.kind in ("lost", "journal") for f in report.findings):
-        claimed = {run.root / path for path in claimed_media(run, found)}
+        claimed = {run.root / file_of(path) for path in claimed_media(run, found)}
         deleted = delete_files([path for path in waste if path not in claimed])
     files = [path for f in rows.values() if _is_ours(run, path := run.root / f.path)]
-    moved = set_aside(run, [*waste, *files])
+    moved = set_aside(run, [*waste, *files]) + take_tails(run, mended)
     if run.catalog_rows.exists() or run.catalog_rows.is_symlink():
         collect(run)
     return replace(

@@ -18,6 +18,7 @@ EPILOG = """\
 examples:
   batchgen inspect outputs/demo-20260101-120000-abcdef/media/row-001-s1t0r0p0.mp4
   batchgen inspect fox.png --manifest again.parquet
+  batchgen inspect outputs/<run>/media/00000-s1t0r0p0.tar::row-001-s1t0r0p0.png
 
 with --manifest the row is written as a manifest, and the overrides are printed under which the job
 that drew it gives the same pixels again
@@ -63,11 +64,15 @@ def handle(args: argparse.Namespace) -> Result:
 def _note_in(file: Path) -> Note:
     from batchgen.media import formats
     from batchgen.media.note import parse_note
+    from batchgen.media.stored import IN, as_file, file_of
 
-    if not file.exists():
+    if not Path(file_of(str(file))).exists():
         raise UsageError(f"{file}: is not there")
+    if file.suffix == ".tar":
+        raise UsageError(f"{file}: holds many files; name one: {file}{IN}MEMBER, see media_path")
     try:
-        text = formats.by_extension(file.suffix).read_note(file)
+        with as_file(file) as readable:
+            text = formats.by_extension(readable.suffix).read_note(readable)
         if not text:
             raise UsageError(
                 f"{file}: carries no metadata: output.embed_metadata was false, its format has no "

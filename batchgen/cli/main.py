@@ -21,8 +21,8 @@ from batchgen.errors import BatchgenError, EndedBySignal, UsageError, closest, r
 from batchgen.paths import RUNS, as_typed
 
 VERB_FILES = (
-    "manifest", "plan", "run", "resume", "status", "collect", "report", "export", "inspect",
-    "weights", "bench", "slurm", "shell",
+    "manifest", "plan", "run", "resume", "status", "collect", "report", "export", "decode",
+    "inspect", "weights", "bench", "slurm", "shell",
 )  # fmt: skip
 EPILOG = """\
 examples:

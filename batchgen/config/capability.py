@@ -19,6 +19,7 @@ from batchgen.config.schema import (
     ModelSpec,
     ParallelConfig,
 )
+from batchgen.config.stages import check_stages
 from batchgen.errors import ConfigError, closest
 from batchgen.families.family import Capabilities, family_spec
 from batchgen.request import ROW_DEFAULTS, Field
@@ -32,6 +33,8 @@ _BATCH = BatchConfig()
 def check_served(config: JobConfig) -> None:
     """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
     served = served_by(config.model)
+    check_stages(config)
+    _check_pack(config)
     _check_cfg(config.system.parallel)
     drawn = family_spec(config.model.family).MEDIA
     media: tuple[object, ...] = ("video", "image") if drawn == "either" else (drawn,)
@@ -67,6 +70,14 @@ def bounds_of(config: JobConfig) -> Bounds:
     if config.system.compile.mode != "off":  # no block waits for other ranks
         served = replace(served, ring=(1,), ulysses=(1,))
     return Bounds(served, heads, slurm.nodes, slurm.ranks_per_node)
+
+
+def _check_pack(config: JobConfig) -> None:
+    if config.output.pack is not None and config.output.format == "frames":
+        raise ConfigError(
+            "output.pack: tar: takes one file of a row, and output.format=frames makes a folder; "
+            "legal: null, or another format"
+        )
 
 
 def _check_cfg(parallel: ParallelConfig) -> None:

@@ -78,7 +78,12 @@ def compose_job(job: Path, overrides: Sequence[str] = ()) -> Composed:
     mapping, hydra = _compose(text, str(job), job.stem, hydra_overrides(overrides), roots)
     _note_job(hydra, job)
     mapping["name"] = mapping.get("name") or job.stem
-    return _checked(mapping, overrides, hydra, roots)
+    composed = _checked(mapping, overrides, hydra, roots)
+    if composed.config.decode is not None:
+        raise ConfigError(
+            f"decode: {composed.config.decode}: is set by `batchgen decode RUN` alone"
+        )
+    return composed
 
 
 def _job_text(job: Path) -> str:

@@ -48,6 +48,7 @@ RANGES: dict[str, Range] = {
     "system.max_gpu_hours": _ABOVE_ZERO,
     "system.batch.text_store_gib": Range(0),
     "output.fps": REQUEST_RANGES["fps"],
+    "output.pack_mib": _ABOVE_ZERO,
     **{
         f"slurm.{key}": _POSITIVE
         for key in ("nodes", "ranks_per_node", "cpus_per_rank", "timeout_min", "array_parallelism")

@@ -189,6 +189,8 @@ class OutputConfig:
     embed_metadata: bool = True  # files say how they were made
     judges: tuple[JudgeConfig, ...] = ()
     on_event: str | None = None  # command that gets each event of the run, as JSON on its input
+    pack: Literal["tar"] | None = None  # media of many rows in one file
+    pack_mib: float = 1024.0  # at which a tar is long enough
     geometry: Literal["error", "round", "pad"] = "error"
     hydra_dump_mode: Literal["default", "video_dir", "off"] = "default"
     enable_timer_dump: bool = True
@@ -282,6 +284,9 @@ class JobConfig:
     name: str
     tag: str = ""
     manifest: str  # absolute path of a Parquet file or a directory of Parquet files
+    decode: str | None = (
+        None  # absolute path of the run whose latents are decoded; nothing is drawn
+    )
     seed: int = 0
     model: ModelSpec
     row_defaults: RowDefaults = field(default_factory=RowDefaults)

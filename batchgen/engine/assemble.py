@@ -41,6 +41,7 @@ from batchgen.families.family import (
     STAGES,
     Component,
     FamilyModel,
+    Stage,
     family_code,
     family_spec,
     latent_frames,
@@ -70,13 +71,14 @@ def assemble(
     mesh: Mesh | None = None,
     texts: KeptTexts | None = None,
     loras: Mapping[str, Path] = NO_LORAS,
+    stages: Sequence[Stage] = STAGES,
 ) -> Replica:
-    """One rank of a replica, as the layout says; a follower has the components that denoise alone.
-    `moved` is told of each component that is loaded."""
+    """One rank of a replica, as the layout says, with the components of some stages; a follower has
+    those that denoise alone. `moved` is told of each component that is loaded."""
     devices.prepare(device, system)
     ascent = replace(ascent, before=team.result(lambda: ascent.before))
     plan = plan_memory(model, layout.memory, layout.resident_blocks, layout.places)
-    stages = STAGES if team.leads else ("denoise",)
+    stages = stages if team.leads else ("denoise",)
     own = {n: devices.DTYPES[c.dtype] for n, c in system.components.items() if c.dtype is not None}
     components = load_components(
         model, devices.DTYPES[layout.precision], moved, stages, own, plan.on_disk

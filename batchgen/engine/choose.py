@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.contract import Ascent, KeptTexts, Renderer
 from batchgen.engine.team import Team
 from batchgen.errors import ConfigError
-from batchgen.families.family import family_code, family_spec
+from batchgen.families.family import STAGES, Stage, family_code, family_spec
 from batchgen.loras import NO_LORAS
 from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
@@ -61,15 +61,18 @@ def choose_engine(
     texts: KeptTexts | None = None,
     images: Read = no_images,
     loras: Mapping[str, Path] = NO_LORAS,
+    stages: Sequence[Stage] = STAGES,
 ) -> EngineChoice:
     """The engine for one rank of a node with that many: the family's own if it has one, else the
-    common one. `tables`, `images`, `texts` and `loras` are as in `Engine.load`.
+    common one. `tables`, `images`, `texts`, `loras` and `stages` are as in `Engine.load`; where
+    rows are decoded alone, it is the decoder.
 
     Raises ConfigError for a device that is not there, or that cannot hold what `layout` decided; if
     devices were `asked` for (in words), the CPU is none."""
     own = family_code(model.family) if family_spec(model.family).OWN_ENGINE else None
     if own is not None and not isinstance(own, DeviceEngine):
         return _light_engine(cast(FamilyEngine, own), system, host)
+    from batchgen.engine.decode import DECODE, Decoder
     from batchgen.engine.devices import device as devices
     from batchgen.engine.engine import Engine
 
@@ -80,6 +83,14 @@ def choose_engine(
     obeyed = layout or devices.lone_layout(model, system, where)
     if layout is not None:
         devices.require_room(where, layout)
+
+    name, kind = devices.device_name(where), f"{where.type} {obeyed.precision}"
+    if tuple(stages) == DECODE:
+        decoder = partial(Decoder.load, model, system, device, layout=obeyed)
+        found = devices.device_id(where)
+        return EngineChoice(
+            name, kind, lambda moved, _, ascent: decoder(moved=moved, ascent=ascent), _alone, found
+        )
 
     def load(moved: Moved, team: Team, ascent: Ascent) -> Engine:
         return Engine.load(
@@ -94,11 +105,12 @@ def choose_engine(
             texts=texts,
             ascent=ascent,
             loras=loras,
+            stages=stages,
         )
 
     choice = EngineChoice(
-        devices.device_name(where),
-        f"{where.type} {obeyed.precision}",
+        name,
+        kind,
         load,
         lambda moved, team: partial(load(moved, team, Ascent()).follow, moved),
         devices.device_id(where),
@@ -114,4 +126,4 @@ def _light_engine(own: FamilyEngine, system: SystemConfig, host: str) -> EngineC
 
 
 def _alone(moved: Moved, team: Team) -> Callable[[], None]:
-    raise ConfigError("system.parallel: an engine of its own draws on one rank")
+    raise ConfigError("system.parallel: an engine of this kind works on one rank")

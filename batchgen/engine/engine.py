@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from batchgen.engine.parallel.meet import meet
 from batchgen.engine.render import follow, render
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Alone, Team
+from batchgen.families.family import STAGES, Stage
 from batchgen.loras import NO_LORAS
 from batchgen.pictures import Read, no_images
 from batchgen.records import Layout
@@ -49,6 +50,7 @@ class Engine:
         texts: KeptTexts | None = None,
         ascent: Ascent | None = None,
         loras: Mapping[str, Path] = NO_LORAS,
+        stages: Sequence[Stage] = STAGES,
     ) -> Engine:
         """Load the model's weights and be ready to render.
 
@@ -60,7 +62,8 @@ class Engine:
         `images`: those that rows are given.
         `texts`: where encoded texts are kept on disk; None: nowhere. `ascent`: where on the memory
         ladder it begins; a follower does as its leader. `loras`: the files that rows are drawn
-        with, by `Lora.name`.
+        with, by `Lora.name`. `stages`: those that rows go through; without the last they end as
+        latents.
         Raises WeightsError for weights that do not fit, ConfigError for an unknown family or a
         device that is not there. In strict mode on a CPU the process goes to one torch thread."""
         where, team = devices.pick_device(device), team or Alone()
@@ -81,6 +84,7 @@ class Engine:
             texts=texts,
             ascent=ascent or Ascent(),
             loras=loras,
+            stages=stages,
         )
         return cls(made)
 

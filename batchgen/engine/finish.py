@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from time import perf_counter
-from typing import NoReturn, cast
+from typing import NoReturn, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,11 +18,12 @@ from batchgen.engine.contract import Sink
 from batchgen.engine.devices.device import let_go, memory
 from batchgen.engine.flight import RowState
 from batchgen.engine.isolation import Failed, attempt, is_short
+from batchgen.engine.ladder import Ladder
 from batchgen.engine.meter import RowMeter, Setting
-from batchgen.engine.replica import Replica
+from batchgen.engine.packs import DecodeSizes
 from batchgen.errors import NonFiniteOutput
 from batchgen.failpoints import failpoint
-from batchgen.families.family import DecodesPacks, DecodesRows
+from batchgen.families.family import DecodesPacks, DecodesRows, FamilyModel
 from batchgen.records import Climb, Rendered, RowStats
 from batchgen.request import Bucket, Request
 
@@ -48,11 +49,24 @@ class Broken:
     error: Exception
 
 
+class Decodes(Protocol):
+    """What decodes: a replica."""
+
+    @property
+    def family(self) -> FamilyModel: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def decodes(self) -> DecodeSizes: ...
+    @property
+    def ladder(self) -> Ladder: ...
+
+
 class Finisher:
     """Turns denoised rows into delivered ones, one at a time or, where that is faster and nobody
     asked for every bit, some of a bucket together."""
 
-    def __init__(self, replica: Replica, sink: Sink, setting: Setting) -> None:
+    def __init__(self, replica: Decodes, sink: Sink, setting: Setting) -> None:
         self.family, self.device = replica.family, replica.device
         self.sizes, self.ladder = replica.decodes, replica.ladder
         self.postponed = deque[Denoised]()  # found no room, and there is a rung that makes some
@@ -72,7 +86,7 @@ class Finisher:
     def together(self, waiting: Sequence[Denoised | Broken]) -> int:
         """How many of the rows that wait are finished at once, from the first on."""
         first = waiting[0]
-        if isinstance(first, Broken) or self.packs is None:
+        if isinstance(first, Broken) or self.packs is None or first.state.request.undecoded:
             return 1
         mates = takewhile(lambda job: getattr(job, "bucket", None) == first.bucket, waiting)
         return len([*islice(mates, self.sizes.size(first.bucket))])
@@ -152,9 +166,12 @@ class Finisher:
         return [bool(fine) for fine in torch.stack(checks).tolist()]
 
     def _frames(self, rows: Sequence[Denoised]) -> list[Tensor]:
-        """uint8 (frames, height, width, 3) of each of some rows of a bucket."""
+        """uint8 (frames, height, width, 3) of each of some rows of a bucket; of a row that is not
+        decoded its latents."""
         if not rows:
             return []
+        if rows[0].state.request.undecoded:
+            return [row.state.latents for row in rows]
         bucket = rows[0].bucket
         begin = perf_counter()
         if self.packs is not None:
@@ -189,7 +206,8 @@ class Finisher:
 
     def _host(self, frames: Tensor, meter: RowMeter) -> np.ndarray:
         begin = perf_counter()
-        copied = frames.cpu().numpy()
+        plain = frames.view(torch.uint16) if frames.dtype == torch.bfloat16 else frames
+        copied = plain.cpu().numpy()
         seconds = perf_counter() - begin
         meter.d2h += seconds
         self.decode_s += seconds

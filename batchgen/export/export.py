@@ -21,6 +21,7 @@ from batchgen.errors import RunStateError, UsageError
 from batchgen.export import forms
 from batchgen.export.forms import Part
 from batchgen.export.place import Place, Stored
+from batchgen.media.stored import MediaPlace
 from batchgen.paths import RunPaths
 
 RECORDS = ".batchgen"  # folder of the records: loaders of datasets overlook it
@@ -33,6 +34,7 @@ _OURS = re.compile(r"(part-\d{5,}(\.tar|\.parquet|/[^/]+)|\.batchgen/part-\d{5,}
 
 # How a row went on its way says nothing about what it is.
 _KEPT = {"media_path", "media_sha256", "media_bytes", "frames_sha256", "score", "psnr", "ssim"}
+_OK = ds.field("status") == "ok"
 _LEFT_OUT = {field.name for field in OUTCOME} - _KEPT
 
 
@@ -58,7 +60,9 @@ def export(run: RunPaths, form: str, destination: str, part_mib: float) -> Expor
     """
     module, place = forms.get(form), Place.open(destination)
     rows = _rows(run)
-    parts = [rows.slice(start, stop - start) for start, stop in _cut(rows, part_mib * 2**20)]
+    offsets = _offsets(run)
+    cuts = _cut(rows, part_mib * 2**20)
+    parts = [rows.slice(start, stop - start) for start, stop in cuts]
     with tempfile.TemporaryDirectory(prefix="batchgen-export-") as scratch:
         _claim(place, {"run": run.root.name, "form": form}, destination, Path(scratch))
         digests = [_digest(part) for part in parts]
@@ -68,12 +72,15 @@ def export(run: RunPaths, form: str, destination: str, part_mib: float) -> Expor
         size = sum(file.bytes for files in stored for file in files or ())
         for number, part in enumerate(parts):
             if stored[number] is None:
-                folder = Path(scratch) / f"{number}"
+                folder, members = Path(scratch) / f"{number}", Path(scratch) / "members"
                 folder.mkdir()
-                media = tuple(_medium(run, values) for values in part.to_pylist())
+                members.mkdir()
+                places = zip(part.to_pylist(), offsets[slice(*cuts[number])], strict=True)
+                media = tuple(_medium(run, *place, members) for place in places)
                 module.write(Part(number, part, media), folder)
                 files = _put(place, folder)
                 shutil.rmtree(folder)
+                shutil.rmtree(members)
                 record = {"rows": digests[number], "files": [asdict(file) for file in files]}
                 place.put_json(_record(number), record, Path(scratch))
                 size += sum(file.bytes for file in files)
@@ -85,10 +92,9 @@ def _rows(run: RunPaths) -> pa.Table:
     """The ok rows, in the order of the manifest."""
     if not run.catalog_rows.exists():
         raise RunStateError(f"{run.root}: there is no catalog yet: `batchgen collect` writes it")
-    ok = ds.field("status") == "ok"
     catalog = ds.dataset(run.catalog_rows)
     names = [name for name in catalog.schema.names if name not in _LEFT_OUT]
-    table = catalog.to_table(columns=names, filter=ok).sort_by("row_index")
+    table = catalog.to_table(columns=names, filter=_OK).sort_by("row_index")
     if len(table) == 0:
         raise RunStateError(f"{run.root}: no row is ok, there is nothing to export")
     return table.replace_schema_metadata(None)
@@ -106,9 +112,30 @@ def _cut(rows: pa.Table, limit: float) -> list[tuple[int, int]]:
     return [*parts, (start, len(sizes))]
 
 
-def _medium(run: RunPaths, values: dict[str, Any]) -> Path:
-    """The media file of a row, which is the one that was published."""
-    media = run.root / str(values["media_path"])
+def _offsets(run: RunPaths) -> list[int]:
+    """Of each of `_rows`, where its media begin in a tar."""
+    catalog = ds.dataset(run.catalog_rows)
+    if "media_offset" not in catalog.schema.names:  # it is older than tars
+        return [0] * catalog.count_rows(filter=_OK)
+    columns = ["row_index", "media_offset"]
+    table = catalog.to_table(columns=columns, filter=_OK).sort_by("row_index")
+    offsets: list[int] = table["media_offset"].to_pylist()
+    return offsets
+
+
+def _medium(run: RunPaths, values: dict[str, Any], offset: int, members: Path) -> Path:
+    """The media file of a row, which is the one that was published; a member of a tar is copied
+    into the folder `members`."""
+    stored = MediaPlace.of_row({**values, "media_offset": offset})
+    media = run.root / stored.path
+    if stored.is_member:
+        path = members / stored.name
+        try:
+            path.write_bytes(stored.read(run.root))
+        except (OSError, ValueError) as error:
+            what = f"row {values['row_id']!r}: {media}: {error}; see `verify`"
+            raise RunStateError(what) from error
+        return path
     if media.is_dir():
         raise UsageError(
             f"row {values['row_id']!r}: {media} is a folder of frames; an export takes one file a "

@@ -33,7 +33,7 @@ def columns(kind: pa.DataType, names: str, nullable: bool = False) -> list[pa.Fi
 _METRIC = columns(TEXT, "column text", nullable=True)
 _MEDIA = [
     *columns(TEXT, "path sha256 frames_sha256", nullable=True),
-    *columns(pa.int64(), "bytes", nullable=True),
+    *columns(pa.int64(), "bytes offset", nullable=True),
     *columns(pa.int32(), "num_frames", nullable=True),
 ]
 STATS = [

@@ -46,7 +46,7 @@ def write_media(
     try:
         make_folder(final.parent, run.root)
         failpoint("media.before_write")
-        _encode(rendered, temporary, note)
+        encode(rendered, temporary, note)
         failpoint("media.after_write")
         sync(temporary)
         digest, size = digest_file(temporary)
@@ -69,12 +69,16 @@ def write_media(
 
 def media_path(run: RunPaths, request: Request, attempt: Attempt, total_rows: int) -> Path:
     """Where an attempt puts a row's media: always inside `run.media` (else MediaError)."""
+    folder = run.media / media_fan_out(request.row_index, total_rows)
+    return folder / media_name(request, attempt)
+
+
+def media_name(request: Request, attempt: Attempt) -> str:
+    """The file name that an attempt gives a row's media; MediaError if it cannot be one."""
     name = request.row_id if request.media_name is None else request.media_name
     if _NAME.fullmatch(name) is None:
         raise MediaError(f"{name!r} cannot be a file name: use [A-Za-z0-9._-]{{1,128}}")
-    extension = formats.get(request.format).EXTENSION
-    folder = run.media / media_fan_out(request.row_index, total_rows)
-    return folder / f"{name}-{attempt.tag}{extension}"
+    return f"{name}-{attempt.tag}{formats.get(request.format).EXTENSION}"
 
 
 def is_temporary(name: str) -> bool:
@@ -84,11 +88,12 @@ def is_temporary(name: str) -> bool:
 
 
 def digest_frames(frames: np.ndarray) -> str:
-    """sha256 of the uint8 values in C order: evidence of the pixels, whatever the format."""
+    """sha256 of the values in C order: evidence of the pixels, whatever the format."""
     return hashlib.sha256(frames.tobytes()).hexdigest()
 
 
-def _encode(rendered: Rendered, path: Path, note: str) -> None:
+def encode(rendered: Rendered, path: Path, note: str) -> None:
+    """Write a row's frames to `path`, replacing what is there; nothing is durable yet."""
     request = rendered.request
     remove(path)
     module = formats.get(request.format)

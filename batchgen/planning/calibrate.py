@@ -24,7 +24,7 @@ from batchgen.families.tiling import Tiling
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
 from batchgen.records import is_streamed, ranks_named
-from batchgen.request import Bucket
+from batchgen.request import LATENTS, Bucket
 
 _RUNS_READ = 20  # the newest ones
 _ROWS_READ = 200_000  # of each
@@ -158,9 +158,12 @@ def _attempts(run: RunPaths, device: DeviceConfig, rows: int) -> tuple[tuple[flo
 
 
 def _same_model(run: RunPaths, model: ModelSpec) -> bool:
-    """Whether a run drew with these dimensions (weights do not change the time)."""
+    """Whether a run drew with these dimensions (weights do not change the time), from texts to
+    pictures."""
     try:
         stored: dict[str, Any] = json.loads(run.run_json.read_text(encoding="utf-8"))["config"]
+        if stored.get("decode") or stored["output"]["format"] == LATENTS:
+            return False
         other = stored["model"]
         mine = json.loads(json.dumps(asdict(model.dims)))
         return other["family"] == model.family and all(other[key] == mine[key] for key in mine)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from batchgen.config.capability import served_by
 from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
+from batchgen.config.stages import stages_of
 from batchgen.families.components import component_bytes
-from batchgen.families.family import family_spec
+from batchgen.families.family import STAGES, Stage, family_spec
 from batchgen.families.tiling import Tiling, tiling_of
 from batchgen.request import Bucket
 
@@ -72,6 +73,7 @@ class CostModel:
     device: DeviceConfig
     factors: FactorTable = UNMEASURED
     tiling: Tiling | None = None  # of decodes
+    stages: tuple[Stage, ...] = STAGES  # that rows go through; the others cost nothing
 
     def bucket(self, bucket: Bucket) -> BucketSeconds:
         """Seconds of one forward, one text and one decode in a bucket."""
@@ -85,15 +87,16 @@ class CostModel:
         encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)
         factors = self.factors.of(bucket)
         return BucketSeconds(
-            forward=(forward + layers * LAUNCH_S) * factors.denoise,
-            encode=encode * factors.encode,
-            decode=decode * factors.decode,
+            forward=(forward + layers * LAUNCH_S) * factors.denoise * ("denoise" in self.stages),
+            encode=encode * factors.encode * ("encode" in self.stages),
+            decode=decode * factors.decode * ("decode" in self.stages),
         )
 
 
 def cost_of(job: JobConfig, factors: FactorTable = UNMEASURED) -> CostModel:
     """Of the rows of a job."""
-    return CostModel(job.model, job.slurm.device, factors, tiling_of(job.system.vae))
+    tiling = tiling_of(job.system.vae)
+    return CostModel(job.model, job.slurm.device, factors, tiling, stages_of(job))
 
 
 def start_up_seconds(job: JobConfig) -> float:
@@ -101,4 +104,5 @@ def start_up_seconds(job: JobConfig) -> float:
     better than the estimate."""
     if job.slurm.start_up_s is not None:
         return job.slurm.start_up_s
-    return _IMPORT_S + component_bytes(job.model).total / _LOAD_BYTES_PER_S
+    weights = component_bytes(job.model)
+    return _IMPORT_S + sum(map(weights.of, stages_of(job))) / _LOAD_BYTES_PER_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -34,6 +35,7 @@ _CATALOG_BYTES = 800
 # A format that is not listed counts as what is stored without loss.
 _BYTES_PER_PIXEL = {
     "mp4": 0.06, "gif": 0.5, "webp": 0.15, "png": 1.6, "frames": 1.6, "jpeg": 0.35, "npy": 3.0,
+    "latents": 0.25,
 }  # fmt: skip
 _LEAST_MEDIA_BYTES = 1500
 
@@ -148,4 +150,6 @@ def _media(job: JobConfig, buckets: tuple[BucketForecast, ...]) -> tuple[float, 
         pixels = bucket.width * bucket.height * bucket.num_frames
         total += forecast.rows * max(_LEAST_MEDIA_BYTES, pixels * per_pixel * lossy)
         files += forecast.rows * (bucket.num_frames if name == "frames" else 1)
+    if job.output.pack is not None:
+        files = ceil(total / (job.output.pack_mib * 2**20))
     return total, files

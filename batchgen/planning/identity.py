@@ -134,9 +134,15 @@ def _precisions(config: JobConfig) -> str:
 
 def row_key(context: KeyContext, request: Request) -> str:
     """sha256 (hex) over the context and the request as resolved; row_id and index stay out."""
-    settings = settings_of(lambda field: [_value(request, field)])
-    seed, prompt = request.seed, request.prompt.encode()
-    return KeyHasher(context).keys(settings, [seed], [prompt])[0].hex()
+    return row_keys(context, [request])[0]
+
+
+def row_keys(context: KeyContext, requests: Sequence[Request]) -> list[str]:
+    """`row_key` of many rows."""
+    settings = settings_of(lambda field: [_value(request, field) for request in requests])
+    seeds = [request.seed for request in requests]
+    prompts = [request.prompt.encode() for request in requests]
+    return [key.hex() for key in KeyHasher(context).keys(settings, seeds, prompts)]
 
 
 def check_keys(context: KeyContext, requests: Sequence[Request], source: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from batchgen.config.capability import served_by
 from batchgen.config.schema import JobConfig, ModelSpec
+from batchgen.config.stages import stages_of
 from batchgen.families.family import Component, Stage, family_spec
 from batchgen.families.streaming import (
     STREAMING,
@@ -136,14 +137,16 @@ def need_of(
     streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0
     if streams:
         count = _staying(job, weights.streamed(streams[0]), work + beside)
-    held = _Held(weights, places, count)
+    passed = stages_of(job)
+    held = _Held(weights, places, count, passed)
     if on_cpu(job):  # all in one memory, but for what is on disk
         held = replace(held, moved=("disk",))
         always, waiting = held.always + held.waiting + held.moving, 0
     else:
         always, waiting = held.always, held.waiting
-    stages = held.stage("encode"), held.stage("denoise") + work, held.stage("decode") + decode
-    return Need(always + beside + max(stages), count, told(own), waiting)
+    extra = {"encode": 0, "denoise": work, "decode": decode}
+    peak = always + beside + max(held.stage(stage) + extra[stage] for stage in passed)
+    return Need(peak, count, told(own), waiting)
 
 
 def _decode_bytes(job: JobConfig, model: ModelSpec, bucket: Bucket) -> int:
@@ -163,6 +166,7 @@ class _Held:
     weights: Weights
     places: Places
     count: int
+    stages: tuple[Stage, ...]  # that rows go through; components of others are not loaded
     moved: tuple[MemoryMode, ...] = ("model", "stream", "disk")  # places from which stages bring it
 
     @property
@@ -177,7 +181,7 @@ class _Held:
     @property
     def moving(self) -> int:
         """Shelves for blocks of the component that takes most of them."""
-        parts = (p for p in weighty(self.weights.model) if self.places[p.name] == "stream")
+        parts = (p for p in self._parts if self.places[p.name] == "stream")
         return max((self.weights.streamed(p).moving(self._stay(p)) for p in parts), default=0)
 
     def stage(self, stage: Stage) -> int:
@@ -187,8 +191,12 @@ class _Held:
         return max(held, default=0) if stage == "denoise" else sum(held)
 
     def _whole(self, *places: MemoryMode) -> int:
-        parts = (p for p in weighty(self.weights.model) if self.places[p.name] in places)
+        parts = (p for p in self._parts if self.places[p.name] in places)
         return sum(map(self.weights.whole, parts))
+
+    @property
+    def _parts(self) -> list[Component]:
+        return [p for p in weighty(self.weights.model) if any(map(p.works_in, self.stages))]
 
     def _stay(self, part: Component) -> int:
         return self.count if part.stacks else 0

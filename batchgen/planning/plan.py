@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from batchgen.caches.pilots import Pilot
 from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
-from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.caching import NO_RUN, CacheSums, Earlier, wants_pilots
 from batchgen.planning.cost import UNMEASURED, FactorTable, cost_of
 from batchgen.planning.costsums import CostSums
@@ -47,15 +46,18 @@ from batchgen.planning.pilots import find_pilots
 from batchgen.planning.store import (
     CARRY,
     ROW_GROUP,
+    WRITER_OPTIONS,
     BucketForecast,
     Plan,
     PlanCosts,
     header_metadata,
     plan_schema,
+    publish_plan,
     read_costs,
     read_keys,
     read_plan,
     read_requests,
+    regrouped,
     row_indices,
 )
 from batchgen.progress import tell
@@ -72,14 +74,6 @@ __all__ = [
     "read_requests",
     "row_indices",
 ]
-
-_DISTINCT = ("row_index", "row_id", "row_key", "prompt", "seed")  # no use in a dictionary
-_WRITER_OPTIONS = {
-    "compression": "zstd",
-    "compression_level": 1,
-    "use_dictionary": [name for name in PLAN_COLUMNS.names if name not in _DISTINCT],
-    "write_page_checksum": True,
-}
 
 
 def make_plan(
@@ -122,39 +116,17 @@ def make_plan(
     draft = out.with_name(f".{out.name}.{os.getpid()}")
     schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
     try:
-        with pq.ParquetWriter(draft, schema, **_WRITER_OPTIONS) as writer:
-            for table in _regrouped(rows.tables(schema)):
+        with pq.ParquetWriter(draft, schema, **WRITER_OPTIONS) as writer:
+            for table in regrouped(rows.tables(schema)):
                 writer.write_table(table, row_group_size=ROW_GROUP)
             plan = rows.plan(out, job.manifest, context, files)
             plan = replace(plan, pilots=tuple(map(rows.as_drawn, pilots)))
             writer.add_key_value_metadata(header_metadata(plan))
         check(plan)
-        _publish(draft, out)
+        publish_plan(draft, out)
     finally:
         draft.unlink(missing_ok=True)
     return plan
-
-
-def _regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of a multiple of ROW_GROUP rows (but the last): row groups of equal
-    size tell a reader where a row is, however small the parts of the manifest are."""
-    held: list[pa.Table] = []
-    for table in tables:
-        held.append(table)
-        rows = sum(len(t) for t in held)
-        if rows >= ROW_GROUP:
-            whole = pa.concat_tables(held)
-            full = rows // ROW_GROUP * ROW_GROUP
-            yield whole.slice(0, full)
-            held = [whole.slice(full)] if full < rows else []
-    if held:
-        yield pa.concat_tables(held)
-
-
-def _publish(draft: Path, out: Path) -> None:
-    with open(draft, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, out)
 
 
 class _Rows:

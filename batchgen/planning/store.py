@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ SCHEMA_VERSION = 1
 ROW_GROUP = 4096  # rows; a worker reads whole groups to find its few rows
 _FEW_ROWS = 64
 CARRY = "carry."
+_DISTINCT = ("row_index", "row_id", "row_key", "prompt", "seed")  # no use in a dictionary
+WRITER_OPTIONS = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": [name for name in PLAN_COLUMNS.names if name not in _DISTINCT],
+    "write_page_checksum": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,29 @@ class PlanCosts:
     is_alias: np.ndarray  # bool
 
 
+def regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in tables of a multiple of ROW_GROUP rows (but the last): row groups of equal
+    size tell a reader where a row is, however small the parts of the manifest are."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        rows = sum(len(t) for t in held)
+        if rows >= ROW_GROUP:
+            whole = pa.concat_tables(held)
+            full = rows // ROW_GROUP * ROW_GROUP
+            yield whole.slice(0, full)
+            held = [whole.slice(full)] if full < rows else []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def publish_plan(draft: Path, out: Path) -> None:
+    """Put a written plan in its place, durably."""
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, out)
+
+
 def plan_schema(carried: Sequence[tuple[str, pa.DataType]]) -> pa.Schema:
     """Columns of a plan; carried manifest columns follow under `carry.<name>`."""
     return pa.schema([*PLAN_COLUMNS, *(pa.field(CARRY + n, kind) for n, kind in carried)])
@@ -160,7 +191,7 @@ def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[
         file = open_parquet(path)
         _check_names(file.schema_arrow.names)
         if row_indices is None:
-            return _requests(file.read(columns=names))
+            return requests_of(file.read(columns=names))
         wanted, rows = np.asarray(row_indices, np.int64), file.metadata.num_rows
         if unknown := wanted[(wanted < 0) | (wanted >= rows)].tolist():
             raise RunStateError(f"{path} has {rows} rows; asked for {unknown[0]}")
@@ -256,11 +287,12 @@ def _check_names(names: Sequence[str]) -> None:
 def _picked(table: pa.Table, positions: np.ndarray) -> list[Request]:
     """Requests at some positions; slices are cheaper than a gather of all columns for a few."""
     if len(positions) > _FEW_ROWS:
-        return _requests(table.take(pa.array(positions)))
-    return [_requests(table.slice(position, 1))[0] for position in positions.tolist()]
+        return requests_of(table.take(pa.array(positions)))
+    return [requests_of(table.slice(position, 1))[0] for position in positions.tolist()]
 
 
-def _requests(table: pa.Table) -> list[Request]:
+def requests_of(table: pa.Table) -> list[Request]:
+    """The requests of rows of a plan."""
     names = [field.name for field in REQUEST_FIELDS]
     columns = [
         table[field.name].to_pylist()

@@ -38,7 +38,7 @@ class Work:
     @property
     def branches(self) -> float:
         """Mean forwards of a step."""
-        return self.evaluations / self.steps
+        return self.evaluations / self.steps if self.steps else 1.0  # rows that are only decoded
 
 
 def planned_work(plan: Plan) -> list[Work]:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchgen.media.stored import IN, MediaPlace
 from batchgen.report.data import Sheet
 from batchgen.report.text import cut
 
@@ -72,11 +73,23 @@ class Sample:
 
     def sheet(self) -> Sheet:
         """The rows in the manifest's order, each once."""
+        return self._columns(self._table())
+
+    def packed(self) -> dict[str, MediaPlace]:
+        """Where the media of the sheet's rows are that are in tars, by their path."""
+        names = ["media_path", "media_sha256", "media_bytes", "media_offset"]
+        table = self._table()
+        rows = table.select([name for name in names if name in table.column_names]).to_pylist()
+        return {
+            row["media_path"]: MediaPlace.of_row(row) for row in rows if IN in row["media_path"]
+        }
+
+    def _table(self) -> pa.Table:
         table = pa.concat_tables([*self._even, *self._extreme.values(), *self._failed])
         table = table.sort_by([("row_index", "ascending")])
         index = table["row_index"].to_numpy()
         first = [n == 0 or index[n] != index[n - 1] for n in range(len(index))]
-        return self._columns(table.filter(pa.array(first, pa.bool_())))
+        return table.filter(pa.array(first, pa.bool_()))
 
     def _columns(self, table: pa.Table) -> Sheet:
         most = min(_LONGEST, _TEXT_BYTES // max(1, len(table)))

@@ -25,6 +25,7 @@ PIECE_ROWS = 50_000  # in memory at a time
 COLUMNS = (
     "row_index", "row_id", "alias_of", "status", "prompt", "tags", "bucket", "seed",
     "width", "height", "num_frames", "fps", "num_steps", "cost_s", "media_path",
+    "media_sha256", "media_bytes", "media_offset",
     "score", "psnr", "ssim", "cache_strategy", "cache_ratio", "steps_total", "steps_computed",
     "encode_s", "denoise_s", "decode_s", "started", "ended", "attempt", "host", "layout",
     "error_type", "error", "traceback",

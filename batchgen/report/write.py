@@ -19,6 +19,7 @@ from batchgen.report.sheet import Sample
 from batchgen.report.source import Source
 from batchgen.report.text import cut
 from batchgen.report.timeline import Times
+from batchgen.report.unpack import unpacked
 from batchgen.words import hours_name
 
 _CONFIG_BYTES = 100_000
@@ -53,7 +54,7 @@ def read_page(source: Source) -> Page:
         ranks=ranks(source.attempts),
         failures=failures.groups(),
         failure_kinds=failures.kinds,
-        sheet=sample.sheet(),
+        sheet=unpacked(source.run, sample.sheet(), sample.packed()),
     )
 
 

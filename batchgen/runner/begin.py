@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from batchgen.config.build import build
-from batchgen.config.compose import compose_job
+from batchgen.config.compose import Composed, compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, RunStateError, naming
 from batchgen.ledger.winners import missing_rows
@@ -42,16 +42,22 @@ def begin(
     """Check a job and make its run folder; nothing is rendered yet. ConfigError, ManifestError,
     WeightsError or SchedulerError leave nothing behind."""
     composed = compose_job(job, list(overrides))
+    settings = ready_settings(composed, verb)
+    with naming(inputs_of(composed.config)):
+        check_tensors(composed.config)
+        run = create_run(composed, hash_weights=hash_weights)
+    return Begun(run, settings)
+
+
+def ready_settings(composed: Composed, verb: str) -> Settings:
+    """What a new run is started under. ConfigError or SchedulerError if its executor cannot."""
     settings = Settings(composed.resolved, list(composed.overrides))
     executor_for(composed.config.slurm)
     if settings.executor == "slurm":
         max_array_size()  # raises if Slurm does not answer, before anything is made
     if verb == "submit":
         refuse_inline(settings, "submit")
-    with naming(inputs_of(composed.config)):
-        check_tensors(composed.config)
-        run = create_run(composed, hash_weights=hash_weights)
-    return Begun(run, settings)
+    return settings
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,14 @@ PROBE_BYTES = 4096
 LONGEST_INSIDE = 250  # bytes inside a run: media of a row id of 128, with a temporary name
 
 
-def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths:
-    """Plan the job into `<root_dir>/<tag or name>-<time>-<id>/`.
+def create_run(
+    composed: Composed,
+    planned: Callable[[Path], Plan] | None = None,
+    *,
+    hash_weights: str = "sampled",
+) -> RunPaths:
+    """Plan the job into `<root_dir>/<tag or name>-<time>-<id>/`; `planned` writes a plan that is
+    not made from a manifest.
 
     ManifestError, ConfigError or WeightsError leave nothing behind, nor any parent folder that was
     made for the run.
@@ -47,8 +53,13 @@ def create_run(composed: Composed, *, hash_weights: str = "sampled") -> RunPaths
     try:
         with _refusing(root):
             draft.root.mkdir(parents=True)
-            judge = judge_of(config)
-            plan = make_plan(config, draft.plan, hash_weights=hash_weights, keep=draft, judge=judge)
+            if planned is None:
+                judge = judge_of(config)
+                plan = make_plan(
+                    config, draft.plan, hash_weights=hash_weights, keep=draft, judge=judge
+                )
+            else:
+                plan = planned(draft.plan)
             refuse_misfit(config, plan)
             _fill(draft, composed, plan)
             os.rename(draft.root, root / name)

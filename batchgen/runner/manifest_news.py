@@ -21,6 +21,8 @@ def manifest_news(run: RunPaths) -> str:
     """What has changed in the manifest since the run was planned, and what to type; empty if
     nothing has. The run goes on either way, with the rows of its plan."""
     header = read_run(run)
+    if header.config.get("decode") is not None:  # its rows are another run's
+        return ""
     job = recompose(header.config, (), header.hydra).config
     context = KeyContext.from_json(header.key_context)
     if not Path(header.manifest).exists():

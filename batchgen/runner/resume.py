@@ -18,7 +18,7 @@ from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.status import read_status
 from batchgen.ledger.upkeep.leftovers import sweep
 from batchgen.ledger.winners import winners
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, is_next_plan
 from batchgen.planning.identity import KeyContext, key_context
 from batchgen.planning.plan import make_plan, read_keys
@@ -37,7 +37,7 @@ NEUTRAL = (
     "system.determinism", "system.max_gpu_hours", "system.compile.", "system.attention",
     "system.radial.",
     "system.cache.audit_every", "carry_columns", "output.root_dir", "output.hydra_dump_mode",
-    "output.enable_", "output.log_ranks", "output.on_event",
+    "output.enable_", "output.log_ranks", "output.on_event", "output.pack", "output.pack_mib",
 )  # fmt: skip
 
 
@@ -105,6 +105,7 @@ def make_replan(
 ) -> Replan:
     """Plan again beside the old plan. RunStateError if a finished row would change, unless
     `rerender`. The draft is the caller's."""
+    _refuse_decoding(run, header, composed.config, names)
     publish_tables(run)  # first of all: what was measured is worth something whatever comes now
     _refuse_another_manifest(composed.config, header)
     check_plan(run, header)
@@ -156,6 +157,17 @@ def finish_replan(run: RunPaths) -> None:
         check_plan(run, read_run(run))
         run.next_run_json.unlink(missing_ok=True)
     sync_folder(run.root)
+
+
+def _refuse_decoding(run: RunPaths, header: RunFile, job: JobConfig, names: list[str]) -> None:
+    """RunStateError for a run that decodes, whose rows are in no manifest."""
+    if job.decode is None and header.config.get("decode") is None:
+        return
+    source = header.config.get("decode") or job.decode
+    raise RunStateError(
+        f"{run.root}: {', '.join(names)} cannot be changed in a run that decodes; start another: "
+        f"`batchgen decode {as_typed(Path(str(source)))} ...`"
+    )
 
 
 def _refuse_another_manifest(config: JobConfig, header: RunFile) -> None:

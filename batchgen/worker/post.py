@@ -8,6 +8,7 @@ from pathlib import Path
 
 from batchgen.caches.tables import SHIPPED, Tables
 from batchgen.config.schema import JobConfig, SlurmConfig
+from batchgen.config.stages import stages_of
 from batchgen.engine.choose import EngineChoice, choose_engine
 from batchgen.paths import RunPaths
 from batchgen.pictures import stored
@@ -54,6 +55,7 @@ class Post:
             images=lambda digest: stored(self.root.input(digest), digest),
             texts=self._texts(),
             loras={n: Path(f.path) for n, f in read_loras(self.root.plan).items()},
+            stages=stages_of(self.config),
         )
 
     def _texts(self) -> TextFolder | None:

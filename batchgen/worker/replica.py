@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.durable import make_folder
@@ -22,6 +23,7 @@ from batchgen.ledger.events import AttemptHeader
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
 from batchgen.media.note import Origin
+from batchgen.media.pack import TarPack, packing
 from batchgen.notices import Metrics, Notices, write_metrics
 from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext
@@ -35,12 +37,13 @@ from batchgen.worker.audit import Twins
 from batchgen.worker.drain import Drain
 from batchgen.worker.ending import Ending, last_line
 from batchgen.worker.judging import Judges
+from batchgen.worker.latents import DrawnRows
 from batchgen.worker.meeting import leading
 from batchgen.worker.pilot import PilotRenderer
 from batchgen.worker.post import Post
 from batchgen.worker.sink import RowPolicy, RowSink
 from batchgen.worker.source import ListSource, RowStart, ShardSource, open_source
-from batchgen.worker.states import RowStates
+from batchgen.worker.states import RowStates, States
 from batchgen.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -111,10 +114,13 @@ def _draw_shard(
     root, config, rank = post.root, post.config, post.rank
     run_file = read_run(root)
     policy = _policy(post, run_file)
-    states = RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
+    states = _states(post, run_file, engine)
     admission = _admission(post, states, notices)
     start, replicas = RowStart(rank.host, states), post.place.replicas
-    with open_source(root, post.attempt, rank, admission, start, crew.stop, replicas) as source:
+    with (
+        open_source(root, post.attempt, rank, admission, start, crew.stop, replicas) as source,
+        _packing(post) as pack,
+    ):
         if crew.stop() or source.is_over:  # a model may take minutes to load
             journal.check_place()
             ending.reason = _reason(crew.drain, source)
@@ -134,7 +140,7 @@ def _draw_shard(
             weights = KeyContext.from_json(run_file.key_context).weights
             out = root.pilot_tables(post.attempt.submission)
             renderer = PilotRenderer(renderer, read_pilots(root.plan), weights, out)
-        sink = RowSink(root, journal, policy, states, admission, judges, notices)
+        sink = RowSink(root, journal, policy, states, admission, judges, notices, pack)
         every = config.system.cache.audit_every
         Shift(renderer, source, sink, crew.stop, crew.moved, ending, every).draw_all()
         journal.check_place()
@@ -142,7 +148,7 @@ def _draw_shard(
         log.info("ended: %s", ending.reason)
 
 
-def _admission(post: Post, states: RowStates, notices: Notices) -> Admission:
+def _admission(post: Post, states: States, notices: Notices) -> Admission:
     """Which rows may be begun, by time and budget."""
     ends, limit = post.rank.ends, post.config.system.max_gpu_hours
     until = None if ends is None else ends - post.config.slurm.signal_delay_s
@@ -153,6 +159,19 @@ def _admission(post: Post, states: RowStates, notices: Notices) -> Admission:
         speed=post.layout.speed if post.layout else 1.0,
         budget=Budget(post.root, limit, on_reached=tell),
     )
+
+
+def _packing(post: Post) -> AbstractContextManager[TarPack | None]:
+    """Where media go that have no files of their own."""
+    output = post.config.output
+    return packing(post.root, post.attempt, output.pack_mib) if output.pack else nullcontext()
+
+
+def _states(post: Post, run_file: RunFile, engine: EngineChoice) -> States:
+    root, config = post.root, post.config
+    if config.decode is not None:
+        return DrawnRows(Path(config.decode))
+    return RowStates(root, run_file.rows, config.system.determinism, engine.device_class)
 
 
 def _policy(post: Post, run_file: RunFile) -> RowPolicy:

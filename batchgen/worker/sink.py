@@ -16,14 +16,16 @@ from batchgen.errors import FINAL_ERRORS, PromptTooLong, Rejected, SickNode, Sto
 from batchgen.ledger.journal import JournalWriter
 from batchgen.media.cut import cut_to
 from batchgen.media.note import Origin, note_of
+from batchgen.media.pack import TarPack
 from batchgen.media.publish import write_media
+from batchgen.media.stored import file_of
 from batchgen.notices import Notices
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit, Media, Rendered, RowStats
 from batchgen.request import Bucket, Request
 from batchgen.worker.admission import Admission
 from batchgen.worker.judging import Judges, Verdict, seed_of_retry
-from batchgen.worker.states import RowStates
+from batchgen.worker.states import States
 
 log = logging.getLogger(__name__)
 STORAGE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -61,13 +63,16 @@ class RowSink:
         run: RunPaths,
         journal: JournalWriter,
         policy: RowPolicy,
-        states: RowStates,
+        states: States,
         admission: Admission,
         judges: Judges,
         notices: Notices,
+        pack: TarPack | None = None,
     ) -> None:
+        """`pack`: where media go; None: a file of its own for each row."""
         self._run, self._journal, self._policy, self._judges = run, journal, policy, judges
         self._states, self._admission, self._notices = states, admission, notices
+        self._pack = pack
         self._started: dict[int, float] = {}
         self._tries: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
@@ -91,7 +96,8 @@ class RowSink:
         journal that cannot be written, or a run folder that went away, is not and ends the attempt.
         """
         self._journal.check_place()
-        if (size := rendered.request.media_size) is not None:
+        size, undecoded = rendered.request.media_size, rendered.request.undecoded
+        if size is not None and not undecoded:
             rendered = replace(rendered, frames=cut_to(rendered.frames, Bucket.parse(size)))
         verdict, rendered = self._judged(rendered)
         if verdict.fails or verdict.retries is not None:
@@ -108,15 +114,17 @@ class RowSink:
         wrote = time.perf_counter() - began
         stats = replace(rendered.stats, stages=replace(rendered.stats.stages, write=wrote))
         commit = self._commit(rendered.request, stats, verdict)
-        if not (self._run.root / media.path).exists():
-            raise StorageError(gone(self._run.root / media.path))
+        if not (file := self._run.root / file_of(media.path)).exists():
+            raise StorageError(gone(file))
         self._journal.commit(replace(commit, media=media))
         self._admission.rendered(rendered.request, stats)
         self._states.drop(rendered.request)
         log.info("row %s ok: %s, %d bytes", commit.row_id, media.path, media.bytes)
 
     def _judged(self, rendered: Rendered) -> tuple[Verdict, Rendered]:
-        """What judges say, and the row with the seconds that it took."""
+        """What judges say, and the row with the seconds that it took; latents are not judged."""
+        if rendered.request.undecoded:
+            return Verdict(), rendered
         began = time.perf_counter()
         verdict = self._judges(rendered.frames, rendered.request)
         took = time.perf_counter() - began
@@ -154,6 +162,8 @@ class RowSink:
     def _write(self, rendered: Rendered) -> Media:
         request, policy = rendered.request, self._policy
         note = note_of(request, policy.origin) if request.embed_metadata else ""
+        if self._pack is not None:
+            return self._pack.write(rendered, note)
         return write_media(rendered, self._run, policy.attempt, policy.total_rows, note)
 
     def saved(self, request: Request, snapshot: Snapshot) -> None:

@@ -24,7 +24,7 @@ from batchgen.request import Request
 from batchgen.runfile import read_run
 from batchgen.worker.admission import Admission
 from batchgen.worker.queue import Queue, QueueLost, TicketClient, TicketServer
-from batchgen.worker.states import RowStates
+from batchgen.worker.states import States
 
 PAGE_ROWS = 4096  # as many as the plan keeps together
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class RowStart:
     """What happens as a row begins, in any engine."""
 
     host: str
-    states: RowStates
+    states: States
 
     def __call__(self, request: Request) -> Snapshot | None:
         """What the row goes on from."""

@@ -9,6 +9,7 @@ import logging
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from safetensors import safe_open
@@ -21,6 +22,15 @@ from batchgen.records import Determinism
 from batchgen.request import Request
 
 log = logging.getLogger(__name__)
+
+
+class States(Protocol):
+    """Where rows that were begun before are found, and those that are stopped are kept."""
+
+    def save(self, request: Request, snapshot: Snapshot) -> None: ...
+    def load(self, request: Request) -> Snapshot | None: ...
+    def share_left(self, request: Request) -> float: ...
+    def drop(self, request: Request) -> None: ...
 
 
 class RowStates:

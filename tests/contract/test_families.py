@@ -17,6 +17,8 @@ from video_toys import VIDEO_TOYS
 from batchgen.caches.blocks import Blocks
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.blocks import layers_of
+from batchgen.engine.decode import Decoder
+from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
@@ -31,6 +33,7 @@ from batchgen.engine.parallel.sequence import named
 from batchgen.errors import ConfigError
 from batchgen.families.components import component_bytes
 from batchgen.families.family import (
+    DecodesRows,
     FamilySpec,
     Item,
     family_code,
@@ -140,6 +143,32 @@ def test_every_module_is_a_component_and_the_stacks_hold_its_blocks(loaded: Load
         ]
         assert all(isinstance(stack, torch.nn.ModuleList) for stack in stacks)
         assert sum(len(stack) for stack in stacks) == loaded.spec.layers(loaded.model)
+
+
+@torch.no_grad()
+def test_what_decodes_is_enough_to_decode(loaded: Loaded) -> None:
+    """To the bit, without weights of transformers and encoders."""
+    alone = Decoder.load(
+        loaded.model, system(), "cpu", layout=lone_layout(loaded.model, system(), CPU)
+    )
+    assert {
+        p.is_meta for name in loaded.experts for p in alone.family.modules[name].parameters()
+    } == {True}
+    assert set(alone.family.modules) == {
+        part.name
+        for part in loaded.spec.COMPONENTS
+        if part.kind == "model" and (part.works_in("decode") or part.stage == "denoise")
+    }
+    assert alone.family.state_dtype == loaded.family.state_dtype
+    row = loaded.row()
+    latents = loaded.family.initial_latents(row).to(loaded.family.state_dtype)
+    frames = [
+        family.decode_row(latents, row)
+        if isinstance(family, DecodesRows)
+        else family.decode(latents, row.bucket)
+        for family in (loaded.family, alone.family)
+    ]
+    assert torch.equal(*frames)
 
 
 def test_tokens_are_divided_where_diffusers_divides_them(loaded: Loaded) -> None:

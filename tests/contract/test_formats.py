@@ -14,7 +14,7 @@ from batchgen.errors import ConfigError
 from batchgen.media import ffmpeg, formats
 from batchgen.planning.manifests.defaults import SINGLE_FRAME_FORMATS
 
-EXACT = {"png", "frames", "npy"}  # whatever the quality
+EXACT = {"png", "frames", "npy", "latents"}  # whatever the quality
 STILL = {*SINGLE_FRAME_FORMATS}
 ALL = formats.names()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,7 +30,8 @@ def mapped_module(
     what stands for it in the model cannot be computed with (`memory.sources`).
 
     Raises WeightsError where tensors on disk have other names than in the model."""
-    module, found = _empty(home, part), _tensors(files)
+    module = outline(part.model_class, read_config(home), part.dtype)
+    found = _tensors(files)
     unknown = [name for _, name in _wanted(module, found) if name not in found]
     if unknown and on_disk:
         raise WeightsError(
@@ -52,13 +54,13 @@ def mapped_module(
     return module.eval()
 
 
-def _empty(home: Path, part: CheckpointPart) -> nn.Module:
+def outline(model_class: Any, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     """The model without memory for its weights; what it computes for itself is there, in the
     precision that its library gives it."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(part.dtype)
+    torch.set_default_dtype(dtype)
     try:
-        return meta_model(part.model_class, read_config(home))
+        return meta_model(model_class, config)
     finally:
         torch.set_default_dtype(before)
 

@@ -52,7 +52,7 @@ def parts(
             variant=_variant(model, component),
         )
         for component in family_spec(model.family).COMPONENTS
-        if component.kind != "scheduler" and component.stage in stages
+        if component.kind != "scheduler" and any(map(component.works_in, stages))
     )
 
 

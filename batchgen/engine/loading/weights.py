@@ -15,7 +15,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from batchgen.config.checkpoint import check_checkpoint
@@ -28,12 +28,13 @@ from batchgen.engine.loading.checkpoint import (
     load_processor,
     load_tokenizer,
 )
-from batchgen.engine.loading.mapped import mapped_module
+from batchgen.engine.loading.mapped import mapped_module, outline
 from batchgen.engine.loading.parts import parts
 from batchgen.engine.loading.random_weights import random_component
 from batchgen.errors import WeightsError
 from batchgen.families.family import STAGES, Stage
 
+DENOISE: tuple[Stage, ...] = ("denoise",)
 _WRAPPERS = ("state_dict", "model", "module", "model_state", "ema")  # around the tensors in a file
 _INDEX = ".bin.index.json"
 
@@ -90,6 +91,16 @@ def load_components(
             )
         moved()
     return components
+
+
+def outlined(
+    model: ModelSpec, dtype: torch.dtype, own: Mapping[str, torch.dtype] | None = None
+) -> dict[str, nn.Module]:
+    """The transformers without weights, for who asks of them no more than what they are."""
+    return {
+        part.name: outline(part.model_class, part.config | part.extras, part.dtype)
+        for part in parts(model, dtype, DENOISE, own)
+    }
 
 
 # --------------------------------------------------------------------------------------- conversion

@@ -77,7 +77,7 @@ def test_base_yaml_holds_every_key_with_the_default_of_the_schema() -> None:
         ("system.paralel.dp=1", "unknown key; did you mean 'system.parallel.dp'"),
         ("system.seed=1", "seed belongs to row_defaults"),
         ("carry_columns=a,b", "a list is written key=[a,b]"),
-        ("output.format=gfi", "'gfi' is not one of 'auto', 'frames', 'gif', 'jpeg', 'mp4'"),
+        ("output.format=gfi", "'gfi' is not one of 'auto', 'frames', 'gif', 'jpeg', 'latents'"),
         ("output.quality=11", "legal: >= 0 and <= 10"),
         ("output.quality=high", "output.quality: 'high' is not an integer"),
         ("seed=-1", "seed: -1 is out of range"),

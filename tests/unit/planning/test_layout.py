@@ -12,6 +12,9 @@ import pytest
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
+from batchgen.families.components import component_bytes
+from batchgen.families.family import family_spec
+from batchgen.planning.cost import start_up_seconds
 from batchgen.planning.layout import choose_layout, resolve_layout
 from batchgen.planning.memory import most_demanding, need_of
 from batchgen.planning.work import Work
@@ -53,6 +56,19 @@ def test_every_rank_of_every_node_is_a_replica(job: Make) -> None:
         assert degrees(layout) == (nodes * ranks, 1, 1, 1)
         assert (layout.nodes, layout.ranks_per_node) == (nodes, ranks)
         assert layout.ranks == nodes * ranks
+
+
+def test_stages_that_are_left_out_take_no_memory_and_no_time(job: Make) -> None:
+    whole, drawing = job(), job("output.format=latents")
+    decoding = replace(whole, decode="/runs/drawn")
+    peaks = [need_of(one, CLIP, "resident").peak_bytes for one in (whole, drawing, decoding)]
+    autoencoder = component_bytes(whole.model).of("decode")
+    assert peaks[1] <= peaks[0] - autoencoder
+    assert peaks[2] == autoencoder + family_spec("wan").decode_bytes(whole.model, CLIP)
+    rows = [Work(CLIP, 100, 0, 0)]
+    assert degrees(choose_layout(decoding, rows)) == (8, 1, 1, 1)
+    starts = [start_up_seconds(one) for one in (whole, drawing, decoding)]
+    assert starts[0] > starts[1] > starts[2]
 
 
 def test_degrees_given_by_hand_are_taken_and_multiply_to_all_ranks(job: Make) -> None:
