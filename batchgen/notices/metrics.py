@@ -11,9 +11,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Self, get_args
 
+from batchgen.anchor import Anchor
 from batchgen.durable import write_bytes_atomic
+from batchgen.errors import StorageError
 from batchgen.ledger.status import RunStatus, State, read_status
 from batchgen.paths import RunPaths
 
@@ -45,9 +48,14 @@ class Metrics:
         self._ended.set()  # the thread may hang in a file system: nobody waits for it
 
     def _work(self) -> None:
-        while not self._ended.wait(self._every_s * random.uniform(0.5, 1.5)):
-            if self.is_old():
-                write_metrics(self._run)
+        try:
+            anchor = Anchor(self._run)  # nothing is written to another folder in its place
+        except StorageError:  # the attempt says so
+            return
+        with closing(anchor):
+            while not self._ended.wait(self._every_s * random.uniform(0.5, 1.5)):
+                if self.is_old() and not anchor.is_lost():
+                    write_metrics(self._run)
 
     def is_old(self) -> bool:
         """Whether no rank has written it for a while, by this machine's clock alone."""

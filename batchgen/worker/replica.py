@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -68,7 +69,8 @@ def work_on(post: Post, watchdog: Watchdog) -> None:
             with Metrics(root):
                 _attempt(post, drain, watchdog, notices)
         finally:
-            _leave(post, notices)
+            if not isinstance(sys.exception(), StorageError):  # it may be another folder by now
+                _leave(post, notices)
         drain.linger(rank.ends, post.config.slurm.signal_delay_s, watchdog.kick)
 
 
