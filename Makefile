@@ -62,10 +62,11 @@ gpu-check: $(GPU_PYTHON)
 	$(GPU_PYTHON) -m batchgen bench gpu $(GPU_BENCH)
 
 # On real Slurm clusters, one per test process; as root the packages are installed. Without them the
-# tests are skipped and say why. They wait more than they work: more processes than cores.
+# tests are skipped and say why. A fake scheduler shows the states that a real one cannot be made to
+# show. They wait more than they work: more processes than cores.
 test-slurm: $(INSTALLED)
 	-$(CLUSTER) install
-	$(BIN)/pytest -n 3 -m "slurm and not slow" tests/slurm
+	$(BIN)/pytest -n 3 -m "slurm and not slow" tests/slurm tests/unit/runner
 
 # Random kills for many minutes.
 test-chaos: $(INSTALLED)

@@ -32,6 +32,7 @@ from batchgen.scheduler import commands as scheduler
 from batchgen.scheduler.commands import SchedulerError, job_name
 from batchgen.scheduler.options import outside_any_job
 
+pytestmark = pytest.mark.slurm  # they wait as much as those on real clusters, and run with them
 HANG_S = 30  # far beyond PATIENCE_S
 
 
