@@ -221,7 +221,7 @@ def test_a_torn_member_is_left_out_and_taken_away(work: JobFolder) -> None:
 @pytest.mark.slow
 def test_kills_at_every_step_lose_nothing(work: JobFolder, tmp_path: Path) -> None:
     """One run, killed at each step in turn."""
-    rows = [{"row_id": f"row-{i:02d}", "prompt": f"{i}", "seed": i} for i in range(24)]
+    rows = [{**ROWS[0], "row_id": f"row-{i:02d}", "prompt": f"{i}", "seed": i} for i in range(24)]
     (tmp_path / "more").mkdir()
     work = make_job_folder(tmp_path / "more", rows)
     run: RunPaths | None = None
