@@ -85,10 +85,7 @@ def assemble(
     )
     adapters = load_adapters(model.family, components, plan.experts, loras)
     family = family_code(model.family).build(model, system, components, device)
-    for expert in plan.experts:
-        if system.memory.store_dtype == "fp8":
-            store_in_fp8(layers_of(family.modules[expert], plan.part(expert).stacks))
-        make_batch_invariant(family.modules[expert])
+    _settle_numerics(family, plan, system)
     compiled = Compiled(system.compile)
     recall = _recall(family, model.family, plan, outside_blocks=compiled.on)
     adapters.lead(family, plan.experts)
@@ -103,20 +100,13 @@ def assemble(
     moving = {part.name for part in residency.plan.streaming}
     compiled.lead(transformers, device.type, streams=not moving.isdisjoint(plan.experts))
     encoding = partial(_encoding, ladder)
-    packer = Packer(
-        partial(family_spec(model.family).tokens, model),
-        device,
-        system.batch.token_budget,
-        system.determinism,
-        equal=_self_test(family, residency, split, adapters.tests),
-        ranks=mesh.cfg.size if mesh is not None else 1,
-        few_shapes=compiled.on,
-    )
+    equal = _self_test(family, residency, split, adapters.tests)
+    packer = _packer(model, system, device, mesh, equal, few_shapes=compiled.on)
+    for bucket, items in ladder.allowed("denoise"):
+        packer.allow(bucket, items)
     decodes = DecodeSizes(partial(rows_decoded, layout.decode_pixels))
-    for climb in ascent.before:
-        if climb.rung == "smaller":
-            sizes = decodes if climb.stage == "decode" else packer
-            sizes.allow(Bucket.parse(climb.bucket), climb.items)
+    for bucket, rows in ladder.allowed("decode"):
+        decodes.allow(bucket, rows)
     return Replica(
         system=system,
         family=family,
@@ -143,6 +133,34 @@ def assemble(
         layers=family_spec(model.family).layers(model),
         share=partial(share_computed, model),
         overlap=overlap,
+    )
+
+
+def _settle_numerics(family: FamilyModel, plan: MemoryPlan, system: SystemConfig) -> None:
+    """What the transformers compute with, and in which order, before anything is led around it."""
+    for expert in plan.experts:
+        if system.memory.store_dtype == "fp8":
+            store_in_fp8(layers_of(family.modules[expert], plan.part(expert).stacks))
+        make_batch_invariant(family.modules[expert])
+
+
+def _packer(
+    model: ModelSpec,
+    system: SystemConfig,
+    device: torch.device,
+    mesh: Mesh | None,
+    equal: Callable[[Bucket, int], bool],
+    *,
+    few_shapes: bool,
+) -> Packer:
+    return Packer(
+        partial(family_spec(model.family).tokens, model),
+        device,
+        system.batch.token_budget,
+        system.determinism,
+        equal=equal,
+        ranks=mesh.cfg.size if mesh is not None else 1,
+        few_shapes=few_shapes,
     )
 
 

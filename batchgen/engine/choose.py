@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -84,41 +84,34 @@ def choose_engine(
     if layout is not None:
         devices.require_room(where, layout)
 
-    name, kind = devices.device_name(where), f"{where.type} {obeyed.precision}"
+    choice = partial(
+        EngineChoice,
+        devices.device_name(where),
+        f"{where.type} {obeyed.precision}",
+        device_id=devices.device_id(where),
+    )
     if tuple(stages) == DECODE:
         decoder = partial(Decoder.load, model, system, device, layout=obeyed)
-        found = devices.device_id(where)
-        return EngineChoice(
-            name, kind, lambda moved, _, ascent: decoder(moved=moved, ascent=ascent), _alone, found
-        )
-
-    def load(moved: Moved, team: Team, ascent: Ascent) -> Engine:
-        return Engine.load(
-            model,
-            system,
-            device,
-            layout=obeyed,
-            moved=moved,
-            team=team,
-            tables=tables,
-            images=images,
-            texts=texts,
-            ascent=ascent,
-            loras=loras,
-            stages=stages,
-        )
-
-    choice = EngineChoice(
-        name,
-        kind,
-        load,
-        lambda moved, team: partial(load(moved, team, Ascent()).follow, moved),
-        devices.device_id(where),
+        return choice(lambda moved, _, ascent: decoder(moved=moved, ascent=ascent), _alone)
+    if own is not None:
+        alone = partial(own.load, model, system, obeyed, device)
+        return choice(lambda moved, *_: alone(moved), _alone)
+    load = partial(
+        Engine.load,
+        model,
+        system,
+        device,
+        layout=obeyed,
+        tables=tables,
+        images=images,
+        texts=texts,
+        loras=loras,
+        stages=stages,
     )
-    if own is None:
-        return choice
-    alone = partial(own.load, model, system, obeyed, device)
-    return replace(choice, load=lambda moved, *_: alone(moved), follow=_alone)
+    return choice(
+        lambda moved, team, ascent: load(moved=moved, team=team, ascent=ascent),
+        lambda moved, team: partial(load(moved=moved, team=team).follow, moved),
+    )
 
 
 def _light_engine(own: FamilyEngine, system: SystemConfig, host: str) -> EngineChoice:

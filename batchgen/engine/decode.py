@@ -31,7 +31,7 @@ from batchgen.engine.snapshot import LATENTS
 from batchgen.families.family import Component, FamilyModel, Stage, family_code
 from batchgen.numerics.solver import Schedule
 from batchgen.records import Layout, rows_decoded
-from batchgen.request import Bucket, Request
+from batchgen.request import Request
 
 DECODE: tuple[Stage, ...] = ("decode",)
 WINDOW = 8  # rows taken at once: as many as are decoded together at most
@@ -91,11 +91,9 @@ class Decoder:
         components = outlined(model, dtype, own) | decoders
         family = family_code(model.family).build(model, system, components, where)
         sizes = DecodeSizes(partial(rows_decoded, layout.decode_pixels))
-        ascent = ascent or Ascent()
-        ladder = _ladder(model, decoders, where, ascent)
-        for climb in ascent.before:
-            if climb.rung == "smaller" and climb.stage == "decode":
-                sizes.allow(Bucket.parse(climb.bucket), climb.items)
+        ladder = _ladder(model, decoders, where, ascent or Ascent())
+        for bucket, rows in ladder.allowed("decode"):
+            sizes.allow(bucket, rows)
         return cls(family, system, where, sizes, ladder)
 
     def render(

@@ -12,7 +12,7 @@ Whoever runs a pack or a decode halves it (`forwards`, `finish`); all else is he
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -25,6 +25,7 @@ from batchgen.engine.recall import Recall
 from batchgen.errors import OutOfMemory
 from batchgen.families.family import Stage
 from batchgen.records import Climb, Rung
+from batchgen.request import Bucket
 
 T = TypeVar("T")
 Place = Literal["model", "stream"]
@@ -50,6 +51,7 @@ class Ladder:
         self.tell = ascent.tell
         self.places = PLACES if streams else PLACES[:1]
         self.settled: Callable[[], object] = unheard  # waits for what is at work behind the ticks
+        self._before = ascent.before
         self._reached = {climb.rung for climb in ascent.before}
         self._told = {*ascent.before}
 
@@ -57,6 +59,13 @@ class Ladder:
     def rung(self) -> Rung | None:
         """The highest that was reached."""
         return max(self._reached, key=RUNGS.index, default=None)
+
+    def allowed(self, stage: Stage) -> Iterator[tuple[Bucket, int]]:
+        """Shape and number of the items for which there was room before, in one forward or in one
+        decode."""
+        for climb in self._before:
+            if climb.rung == "smaller" and (climb.stage == "decode") == (stage == "decode"):
+                yield Bucket.parse(climb.bucket), climb.items
 
     def load(self) -> None:
         """Bring what stays on the device, from the rung that was reached before; OutOfMemory if it

@@ -10,6 +10,7 @@ copied; diffusers' group offload copies in the order of the first forward, whate
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -41,7 +42,7 @@ def _lead(tensor: Tensor) -> int:
     return 0 if lead % tensor.element_size() else lead
 
 
-class Block:
+class Block(ABC):
     """A block whose tensors lie one behind the other wherever it computes."""
 
     def __init__(self, block: nn.Module, *, on_cpu: bool) -> None:
@@ -60,12 +61,13 @@ class Block:
         for tensor, view in zip(self._tensors, self._views(memory), strict=True):
             tensor.data = view
 
+    @abstractmethod
     def copy_to(self, memory: Tensor) -> None:
-        raise NotImplementedError
+        """Bring its tensors from where they wait into `memory`."""
 
+    @abstractmethod
     def go_home(self) -> None:
         """Let go of the memory in which it computed."""
-        raise NotImplementedError
 
     def _views(self, memory: Tensor) -> Iterator[Tensor]:
         for tensor, offset in zip(self._tensors, self._offsets, strict=True):
