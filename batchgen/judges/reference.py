@@ -53,6 +53,8 @@ class AgainstReference:
     def resolve(self, *, run: str) -> dict[str, Any]:
         """The folder as an absolute path. ValueError if it has no catalog."""
         folder = at_home(run).absolute()
+        if not folder.is_dir():
+            raise ValueError(f"run: {folder} is not a folder; it takes the path of a run's")
         if not parts_of(RunPaths(folder).catalog_rows):
             raise ValueError(f"run: {folder} has no catalog; make it: batchgen collect {run}")
         return {"run": str(folder)}

@@ -285,7 +285,15 @@ JUDGES_OF_REFERENCE = ("reference_psnr", "reference_ssim")
         ('{cal: "{m}:sharp"}', "output.judges[0].cal: unknown key (did you mean 'call'?)"),
         (
             '{call: "batchgen.judges:reference_psnr", params: {run: outputs/none}}',
+            "/outputs/none is not a folder; it takes the path of a run's",
+        ),
+        (
+            '{call: "batchgen.judges:reference_psnr", params: {run: .}}',
             "output.judges[0].params: batchgen.judges:reference_psnr: run: ",
+        ),
+        (
+            '{call: "batchgen.judges:reference_psnr", params: {run: .}}',
+            "has no catalog; make it: batchgen collect .",
         ),
     ],
 )
