@@ -1,8 +1,8 @@
 """What earlier runs measured: their catalogs turned into factors on the predicted seconds.
 
 Rows say what their stages took, attempts what starting up took and for how long they then held
-their device: less than the sum of the stages, since decoding runs behind the next steps, or more,
-where ranks wait.
+their device: less than the sum of the stages, since decoding runs behind the next steps. What they
+waited is not in proportion to the rows: for the last pictures, or for another rank's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _COLUMNS = (
     "denoise_s", "decode_s", "encode_s", "layout",
 )  # fmt: skip
 _START_UP = ("load_s", "compile_s", "warmup_s", "other_s")
-_HELD = ("move_s", "busy_s", "idle_s", "tail_s")
+_AT_WORK = ("move_s", "busy_s")
+_WAITING = ("idle_s", "tail_s")
 _LEAST_SPREAD = 0.10  # no forecast is better than this
 
 
@@ -48,6 +49,16 @@ class Calibration:
     rows: int
     start_up_s: float | None = None  # before an attempt could render; None: no attempt says
     held: float = 1.0  # seconds of a device, from then on, for each second of its rows' stages
+    waits_s: float = 0.0  # that an attempt holds its device beside that
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Seconds of one that drew rows alone on such a device."""
+
+    start_up_s: float
+    held_s: float  # in proportion to its rows
+    waits_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +69,8 @@ class _Measured:
     buckets: np.ndarray  # Bucket objects
     measured: np.ndarray  # (rows, 3): denoise, decode, encode
     predicted: np.ndarray  # (rows, 3)
-    start_ups: tuple[float, ...]  # of its attempts
-    held_s: float  # by these rows' share of its attempts, start-ups apart; 0: not known
+    attempts: tuple[_Attempt, ...]
+    held_s: float  # by these rows' share of its attempts, start-ups and waits apart; 0: not known
 
 
 def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration | None:
@@ -81,7 +92,7 @@ def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration
         if mine.sum() >= _ENOUGH_ROWS:
             by_bucket[bucket] = _factors(measured[mine], predicted[mine])
     table = FactorTable(general, by_bucket)
-    start_ups = [seconds for run in runs for seconds in run.start_ups]
+    attempts = [attempt for run in runs for attempt in run.attempts]
     told = [run for run in runs if run.held_s > 0]
     stages = sum(float(run.measured.sum()) for run in told)
     return Calibration(
@@ -89,8 +100,9 @@ def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration
         _spread(runs, table),
         tuple(r.run for r in runs),
         len(buckets),
-        start_up_s=float(np.median(start_ups)) if start_ups else None,
+        start_up_s=float(np.median([a.start_up_s for a in attempts])) if attempts else None,
         held=sum(run.held_s for run in told) / stages if stages > 0 else 1.0,
+        waits_s=float(np.median([a.waits_s for a in attempts])) if attempts else 0.0,
     )
 
 
@@ -129,16 +141,18 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
         for b, count in zip(buckets.tolist(), evaluations.tolist(), strict=True)
     ]
     stages = [table[name].to_numpy() for name in ("denoise_s", "decode_s", "encode_s")]
-    start_ups, held_s = _attempts(run, device, len(table))
+    attempts, held_s = _attempts(run, device, len(table))
     return _Measured(
-        run.root.name, buckets, np.stack(stages, 1), np.array(predicted), start_ups, held_s
+        run.root.name, buckets, np.stack(stages, 1), np.array(predicted), attempts, held_s
     )
 
 
-def _attempts(run: RunPaths, device: DeviceConfig, rows: int) -> tuple[tuple[float, ...], float]:
-    """Start-ups of the attempts that drew rows alone on such a device, and for how long they then
-    held it, by the share that `rows` has in theirs."""
-    names = ("device", "layout", "rows_ok", *_START_UP, *_HELD)
+def _attempts(
+    run: RunPaths, device: DeviceConfig, rows: int
+) -> tuple[tuple[_Attempt, ...], float]:
+    """Those that drew rows alone on such a device, and for how long they held it, waits apart, by
+    the share that `rows` has in theirs."""
+    names = ("device", "layout", "rows_ok", "decode_s", *_START_UP, *_AT_WORK, *_WAITING)
     try:
         found = pq.read_table(run.catalog_runs, columns=list(names)).to_pylist()
     except (pa.ArrowException, OSError, KeyError):
@@ -151,10 +165,19 @@ def _attempts(run: RunPaths, device: DeviceConfig, rows: int) -> tuple[tuple[flo
         and ranks_named(each["layout"]) == 1
         and not is_streamed(each["layout"])
     ]
-    start_ups = tuple(sum(each[name] for name in _START_UP) for each in drew)
+    attempts = tuple(map(_attempt, drew))
     done = sum(each["rows_ok"] for each in drew)
-    held = sum(each[name] for each in drew for name in _HELD)
-    return start_ups, held * rows / done if done else 0.0
+    held = sum(attempt.held_s for attempt in attempts)
+    return attempts, held * rows / done if done else 0.0
+
+
+def _attempt(found: dict[str, Any]) -> _Attempt:
+    start_up, at_work, waits = (
+        sum(found[name] for name in names) for names in (_START_UP, _AT_WORK, _WAITING)
+    )
+    if found["decode_s"] > at_work:  # it waited for the decoder, row after row
+        return _Attempt(start_up, at_work + waits, 0.0)
+    return _Attempt(start_up, at_work, waits)
 
 
 def _same_model(run: RunPaths, model: ModelSpec) -> bool:

@@ -68,6 +68,7 @@ def forecast(
         busy *= calibration.held
         if job.slurm.start_up_s is None and calibration.start_up_s is not None:
             start_up = calibration.start_up_s  # shards are cut by the job's own figure
+        start_up += calibration.waits_s  # as often as starting up
     idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
     if plan.pilots:  # another submission before all others, on one rank
         pilot_s = sum(pilot.cost_s for pilot in plan.pilots)

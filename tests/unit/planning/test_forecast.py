@@ -154,15 +154,17 @@ def attempt(**changes: object) -> dict[str, object]:
     """What `catalog/runs.parquet` says of one that drew rows alone."""
     seconds = {"load_s": 4.0, "compile_s": 0.0, "warmup_s": 1.0, "other_s": 0.0, "move_s": 0.0}
     held = {"busy_s": 60.0, "idle_s": 10.0, "tail_s": 2.0}
-    known = {"device": "cpu", "layout": "dp1 resident fp32", "rows_ok": 12}
+    known = {"device": "cpu", "layout": "dp1 resident fp32", "rows_ok": 12, "decode_s": 40.0}
     return {**seconds, **held, **known, **changes}
 
 
+@pytest.mark.parametrize("decoder_held", [False, True])
 def test_start_up_and_what_runs_behind_are_calibrated_from_attempts(
-    earlier_run: Callable[..., Path], tiny_job: JobConfig, tmp_path: Path
+    earlier_run: Callable[..., Path], tiny_job: JobConfig, tmp_path: Path, decoder_held: bool
 ) -> None:
-    """Two attempts held the device for 72 and 108 s; their 24 rows of which 23 count. One that drew
-    nothing, one elsewhere and one of several ranks say nothing."""
+    """Two attempts were at work for 60 and 96 s; their 24 rows of which 23 count. A third waited
+    for its decoder, which is to be expected of any row. One that drew nothing, one elsewhere and
+    one of several ranks say nothing."""
     run = earlier_run("demo-1")
     others = [
         attempt(rows_ok=0, load_s=90.0),
@@ -170,23 +172,27 @@ def test_start_up_and_what_runs_behind_are_calibrated_from_attempts(
         attempt(layout="dp1 cfg2 resident fp32", load_s=90.0),
     ]
     mine = [attempt(), attempt(load_s=8.0, busy_s=96.0)]
+    if decoder_held:
+        mine.append(attempt(load_s=6.0, decode_s=61.0))
     pq.write_table(pa.Table.from_pylist([*mine, *others]), run / "catalog" / "runs.parquet")
     found = calibrate(run.parent, tiny_job.model, tiny_job.slurm.device)
     assert found is not None and found.start_up_s == pytest.approx(7.0)
     rows = pq.read_table(run / "catalog" / "rows").to_pandas()[:23]
     stages = rows[["denoise_s", "decode_s", "encode_s"]].to_numpy().sum()
-    assert found.held == pytest.approx((72 + 108) * 23 / 24 / stages)
+    at_work = (60 + 96) / 24 if not decoder_held else (60 + 96 + 72) / 36
+    assert found.held == pytest.approx(at_work * 23 / stages)
+    assert found.waits_s == 12.0
 
     manifest = tmp_path / "again.parquet"
     pq.write_table(pa.table({"prompt": ["a"] * 5}), manifest)
     job = replace(tiny_job, manifest=str(manifest))
     plan = make_plan(job, tmp_path / "plan.parquet", factors=found.factors)
     predicted = forecast(job, plan, read_costs(plan.path), found)
-    assert 3600 * predicted.gpu_hours == pytest.approx(plan.cost_s_total * found.held + 7.0)
+    assert 3600 * predicted.gpu_hours == pytest.approx(plan.cost_s_total * found.held + 7 + 12)
     assert predicted.basis.endswith("demo-1; start-up 7 s")
     given = replace(job, slurm=replace(job.slurm, start_up_s=30.0))  # the profile knows better
     predicted = forecast(given, plan, read_costs(plan.path), found)
-    assert 3600 * predicted.gpu_hours == pytest.approx(plan.cost_s_total * found.held + 30.0)
+    assert 3600 * predicted.gpu_hours == pytest.approx(plan.cost_s_total * found.held + 30 + 12)
 
 
 def test_without_attempts_rows_calibrate_all_the_same(
