@@ -7,7 +7,7 @@ CLUSTER := slurm/devcluster/devcluster.sh
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-slurm test lint test-slow test-durability test-gpu gpu-check test-slurm test-chaos clean
+.PHONY: demo demo-slurm test test-quick lint test-slow test-durability test-gpu gpu-check test-slurm test-chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -20,9 +20,14 @@ demo-slurm: $(INSTALLED)
 	@echo "The cluster is still up. For Slurm's commands: eval \"\$$($(CLUSTER) env)\""
 	@echo "To stop it and delete it: $(CLUSTER) reset"
 
-# A file stays on one process, so that what its tests share is made once.
-test: lint
-	$(BIN)/pytest -n 3 --dist loadfile -m "not slow and not slurm and not gpu"
+# Both at once, so that no core waits for the other's work.
+test: $(INSTALLED)
+	@$(MAKE) --no-print-directory -j2 lint test-quick
+
+# A file stays on one process, so that what its tests share is made once; folders in the order of
+# their names, which has the long files first and the many short ones of tests/unit last.
+test-quick: $(INSTALLED)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not slurm and not gpu"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -34,8 +39,9 @@ lint: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m "slow and not slurm and not gpu"
 
+DURABILITY := tests/e2e tests/parity/test_resume_row.py tests/parity/test_two_experts.py
 test-durability: $(INSTALLED)
-	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" tests/e2e
+	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" $(DURABILITY)
 
 # On a machine with CUDA, and nowhere else.
 test-gpu: $(INSTALLED)

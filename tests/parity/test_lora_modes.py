@@ -129,7 +129,14 @@ def test_rows_that_were_stopped_go_on_with_their_set(
     assert_equal(again, plain)
 
 
-@pytest.mark.parametrize("strategy", ["uniform", "taylorseer", "first_block", "pab"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "taylorseer",
+        "first_block",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("uniform", "pab")),
+    ],
+)
 def test_caches_decide_and_keep_for_each_row(
     load: Load, rows: list[Request], strategy: str
 ) -> None:

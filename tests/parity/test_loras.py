@@ -33,6 +33,7 @@ VIDEOS = [name for name in VIDEO_TOYS if VIDEO_TOYS[name].family not in UNSERVED
 # of an adapter has as many as its rank) differs in the last bit; the weights' own does not.
 TURNED = {"flux2_klein": "x_embedder", "ltx": "proj_in", "ltx with a noisy decoder": "proj_in"}
 NAMES = ["wan", "flux", *sorted({*TOYS} - {*UNSERVED}), *sorted(VIDEOS)]
+LATER = [name for name in VIDEOS if name != VIDEO_TOYS[name].family]  # further ones of a family
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def of_a_toy(toy: Any, twin: Any, folder: Path) -> tuple[Any, ...]:
     return spec, made.pipeline, lambda row: made(row)[0], [toy.row(i) for i in range(8)]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n in LATER)) for n in NAMES],
+)
 def case(
     request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Case:

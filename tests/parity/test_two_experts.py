@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ def load(spec: ModelSpec) -> Callable[..., Engine]:
     return lambda **changes: Engine.load(spec, system(**changes), "cpu")
 
 
+BRIEFLY = (("resident", 2), ("model", 4))  # a row on this side and on that
+
+
 def assert_equal(drawn: Keeper, twin: Keeper) -> None:
     assert len(drawn.frames) == len(twin.frames)
     drawn.assert_as_pipeline(twin.latents, twin.frames)
@@ -107,8 +110,13 @@ def test_one_expert_at_a_time_is_swapped_once_a_window(
     assert changes == 2 * windows - 1
 
 
-@pytest.mark.parametrize("ticks", [1, 2, 4, 6])
-@pytest.mark.parametrize("mode", ["resident", "model"])
+@pytest.mark.parametrize(
+    ("mode", "ticks"),
+    [
+        pytest.param(mode, ticks, marks=[pytest.mark.slow] * ((mode, ticks) not in BRIEFLY))
+        for mode, ticks in product(("resident", "model"), (1, 2, 4, 6))
+    ],
+)
 def test_rows_stopped_on_either_side_of_the_switch_go_on_bit_equal(
     load: Callable[..., Engine], twin: Keeper, mode: str, ticks: int
 ) -> None:

@@ -80,7 +80,9 @@ def test_autoencoder_on_unseen_clips_is_sharp_and_judged_right(pipeline: WanPipe
     assert min(accuracy.colour, accuracy.shape, accuracy.motion, accuracy.background) >= 0.97
 
 
-@pytest.mark.parametrize(("split", "least"), [("train", 0.95), ("held_out", 0.9)])
+@pytest.mark.parametrize(
+    ("split", "least"), [("train", 0.95), pytest.param("held_out", 0.9, marks=pytest.mark.slow)]
+)
 def test_generated_clips_show_all_that_their_prompts_name(
     pipeline: WanPipeline, split: data.Split, least: float
 ) -> None:
@@ -115,6 +117,7 @@ def test_an_image_is_a_clip_of_one_frame(pipeline: WanPipeline) -> None:
     assert sum(scores) / 2 >= 0.6
 
 
+@pytest.mark.slow
 def test_longer_clips_do_not_drift(pipeline: WanPipeline) -> None:
     """Frames after the ninth, the usual length, are as good as those before."""
     clips, _ = data.sample_clips(6, torch.Generator().manual_seed(21), split="all", frames=17)

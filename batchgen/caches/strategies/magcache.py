@@ -86,16 +86,23 @@ def stretched(ratios: Sequence[float], steps: int) -> tuple[float, ...]:
     return tuple(ratios[round(step * last / max(1, steps - 1))] for step in range(steps))
 
 
-@lru_cache(maxsize=256)
 def _within(
     ratios: tuple[float, ...], must: tuple[bool, ...], gaps: tuple[int, ...], most: int
 ) -> tuple[int, ...]:
     """The most steps of those that thresholds come to, up to `most`; else the fewest."""
-    found = {steps_by_rule(ratios, must, each, gap) for gap in gaps for each in THRESHOLDS}
+    found = _by_threshold(ratios, must, gaps)
     fitting = [steps for steps in found if len(steps) <= most]
     if not fitting:
         return min(found, key=lambda steps: (len(steps), steps))
     return max(fitting, key=lambda steps: (len(steps), steps))
+
+
+@lru_cache(maxsize=64)
+def _by_threshold(
+    ratios: tuple[float, ...], must: tuple[bool, ...], gaps: tuple[int, ...]
+) -> frozenset[tuple[int, ...]]:
+    """All that thresholds come to, whatever the ratio asked for."""
+    return frozenset(steps_by_rule(ratios, must, each, gap) for gap in gaps for each in THRESHOLDS)
 
 
 def _ratios(row: Row, table: Mapping[str, Any] | None) -> tuple[float, ...]:
