@@ -147,9 +147,7 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
     )
 
 
-def _attempts(
-    run: RunPaths, device: DeviceConfig, rows: int
-) -> tuple[tuple[_Attempt, ...], float]:
+def _attempts(run: RunPaths, device: DeviceConfig, rows: int) -> tuple[tuple[_Attempt, ...], float]:
     """Those that drew rows alone on such a device, and for how long they held it, waits apart, by
     the share that `rows` has in theirs."""
     names = ("device", "layout", "rows_ok", "decode_s", *_START_UP, *_AT_WORK, *_WAITING)

@@ -35,7 +35,10 @@ BILLIONS = {  # weights of the transformer
 }
 
 
-@pytest.mark.parametrize("name", BILLIONS)
+@pytest.mark.parametrize(
+    "name",  # the places of 384 x 384 patches take long to make
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "sd3.5-medium")) for n in BILLIONS],
+)
 def test_weights_are_those_of_the_published_model(name: str) -> None:
     model = packaged(name)
     spec, counted = family_spec(model.family), dict[str, int]()

@@ -136,7 +136,8 @@ def test_tiles_take_less_memory(vae: Any) -> None:
 def draw(spec: ModelSpec, vae: VaeConfig, determinism: str) -> Keeper:
     engine = Engine.load(spec, system(vae=vae, determinism=determinism), "cpu")
     keeper = Keeper()
-    engine.render(ListSource([request(i, width=96, height=160) for i in range(2)]), keeper)
+    shape = {"width": 64, "height": 160, "num_frames": 5, "num_steps": 2}
+    engine.render(ListSource([request(i, **shape) for i in range(2)]), keeper)
     assert not keeper.errors
     return keeper
 
