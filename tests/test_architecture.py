@@ -39,7 +39,7 @@ INSIDE = {
     "engine": [
         {"clock", "collective", "isolation", "figures", "peer", "memory"},
         {"contract", "devices"},
-        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts"},
+        {"loading", "orders", "packs", "lane", "snapshot", "prompts", "texts", "abreast"},
         {"pictures"},
         {"blocks", "recall", "rowcache", "singly", "adapters"},
         {"team", "meter", "ladder"},

@@ -13,6 +13,7 @@ import torch
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
+from batchgen.engine.abreast import Abreast
 from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
@@ -20,7 +21,7 @@ from batchgen.engine.compiled import Compiled
 from batchgen.engine.contract import Ascent, KeptTexts
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
-from batchgen.engine.isolation import Failed
+from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.ladder import Ladder
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.fp8 import store_in_fp8
@@ -32,7 +33,7 @@ from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.pictures import PictureBook
-from batchgen.engine.prompts import PromptBook
+from batchgen.engine.prompts import PromptBook, Together
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
@@ -93,7 +94,8 @@ def assemble(
     attention.lead(family, plan.experts, frames=partial(latent_frames, model))
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
-    residency = _residency(family, device, plan, system.memory, stacks)
+    abreast = Abreast(device)
+    residency = _residency(family, device, plan, system.memory, stacks, abreast)
     ladder = Ladder(residency, recall, device, ascent, streams=compiled.may_stream)
     ladder.load()
     transformers = [family.modules[expert] for expert in plan.experts]
@@ -118,6 +120,7 @@ def assemble(
             model.prompt_overflow,
             store=_store(texts, device, layout),
             attempt=encoding,
+            together=partial(_together, residency, abreast),
         ),
         pictures=PictureBook(family, images, attempt=encoding),
         packer=packer,
@@ -186,6 +189,7 @@ def _residency(
     plan: MemoryPlan,
     memory: MemoryConfig,
     stacks: Stacks,
+    abreast: Abreast,
 ) -> Residency:
     gauge = Gauge()
 
@@ -204,7 +208,7 @@ def _residency(
         if part.stacks:
             stacks.feed(module, feed)
         else:
-            feed.lead(blocks)
+            feed.lead(blocks, abreast.pause)
         return feed
 
     return Residency(family.modules, device, plan, feed_of, gauge)
@@ -219,6 +223,15 @@ def _encoding(ladder: Ladder, work: Callable[[], T]) -> T | Failed:
         return work()
 
     return ladder.attempt(there, "encode")
+
+
+def _together(residency: Residency, abreast: Abreast) -> Together | None:
+    """Where an encoder's layers come for each text, they come for several at once."""
+    encoders = residency.of("encode")
+    if not any(part.name in encoders for part in residency.plan.streaming):
+        return None
+    there = attempt(lambda: residency.ensure(*encoders))
+    return None if isinstance(there, Failed) else abreast.run
 
 
 def _self_test(

@@ -1,22 +1,24 @@
-"""Texts of a window: each unique text is encoded once, one at a time.
+"""Texts of a window: each unique text is encoded once, in no batch.
 
-One at a time, because an encoder's batch changes the last bits of an embedding and a row's pixels
-must not depend on the texts beside it."""
+In none, because an encoder's batch changes the last bits of an embedding and a row's pixels must
+not depend on the texts beside it. They go one after the other, or side by side (`abreast`)."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Literal
 
 from batchgen.engine.contract import unheard
-from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.isolation import Failed, attempt, is_short
 from batchgen.engine.texts import StoredText, TextStore
 from batchgen.errors import PromptTooLong
 from batchgen.failpoints import failpoint
 from batchgen.families.family import Condition, FamilyModel, Text
+from batchgen.families.streaming import TEXTS_ABREAST
 from batchgen.request import Request
 
 KEEP_BYTES = 256 * 1024**2  # embeddings kept for later windows
@@ -51,6 +53,14 @@ class EncodedRow:
     shared: Condition = ()  # what its images come to
 
 
+Work = Callable[[], EncodedText]
+Together = Callable[[Sequence[Work]], Sequence[EncodedText | Failed]]
+
+
+def apart() -> None:
+    """Texts are encoded one after the other."""
+
+
 class PromptBook:
     """Encoded texts, kept across windows up to a bound, oldest use forgotten first."""
 
@@ -60,11 +70,13 @@ class PromptBook:
         overflow: Literal["truncate", "error"],
         keep_bytes: int = KEEP_BYTES,
         store: TextStore | None = None,
-        attempt: Callable[[Callable[[], EncodedText]], EncodedText | Failed] = attempt,
+        attempt: Callable[[Work], EncodedText | Failed] = attempt,
+        together: Callable[[], Together | None] = apart,
     ) -> None:
-        """`attempt`: what stands between a text that fails and the others."""
+        """`attempt`: what stands between a text that fails and the others; `together`: says what
+        encodes several side by side now, if they are better so."""
         self.family = family
-        self.store, self.attempt = store, attempt
+        self.store, self.attempt, self.together = store, attempt, together
         self.overflow = overflow
         self.keep_bytes = keep_bytes
         self.encoder_calls = 0
@@ -97,13 +109,32 @@ class PromptBook:
             text for request in requests for text in dict.fromkeys(self.family.texts(request))
         ]
         users = {text: wanted.count(text) for text in dict.fromkeys(wanted)}
-        results: dict[Text, EncodedText | Failed] = {}
+        results = self._abreast([*users], moved)
         for text in users:
-            results[text] = self._lookup(text)
+            if text not in results:
+                results[text] = self._lookup(text)
             moved()
         rows = [self._row(request, results, users) for request in requests]
         self._forget()
         return rows
+
+    def _abreast(
+        self, texts: Sequence[Text], moved: Callable[[], object]
+    ) -> dict[Text, EncodedText | Failed]:
+        """Those that are encoded side by side. Who found no room there tries it alone."""
+        run, found = self.together(), dict[Text, EncodedText | Failed]()
+        if run is None:
+            return found
+        new = [text for text in texts if text not in self._kept and not self._recover(text)]
+        for first in range(0, len(new), TEXTS_ABREAST):
+            some, begin = new[first : first + TEXTS_ABREAST], perf_counter()
+            results = run([partial(self._encode, text) for text in some])
+            seconds = (perf_counter() - begin) / len(some)
+            for text, result in zip(some, results, strict=True):
+                if not is_short(result):
+                    found[text] = self._kept_now(text, replace(result, seconds=seconds))
+            moved()
+        return found
 
     def _lookup(self, text: Text) -> EncodedText | Failed:
         kept = self._kept.get(text)
@@ -112,7 +143,9 @@ class PromptBook:
             return replace(kept, seconds=0.0)
         if self._recover(text):
             return self._kept[text]
-        result = self.attempt(lambda: self._encode(text))
+        return self._kept_now(text, self.attempt(lambda: self._encode(text)))
+
+    def _kept_now(self, text: Text, result: EncodedText | Failed) -> EncodedText | Failed:
         if isinstance(result, EncodedText):
             self._kept[text] = result
             if self.store is not None:

@@ -36,6 +36,7 @@ STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 # Strategies that need nothing of a family but its velocities.
 OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
 BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
+STORE_DTYPES = ("same", "fp8")  # of `memory.store_dtype`, with `fp8_parameters`
 # of `system.compile`: blocks whose forward torch can trace as one graph
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

@@ -10,7 +10,14 @@ from math import ceil
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import BYTES, family_spec
-from batchgen.families.streaming import STREAMING, Places, places_of, read_places, weighty
+from batchgen.families.streaming import (
+    STREAMING,
+    TEXTS_ABREAST,
+    Places,
+    places_of,
+    read_places,
+    weighty,
+)
 from batchgen.planning.cost import BucketSeconds, cost_of, start_up_seconds
 from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.memory import (
@@ -178,7 +185,8 @@ class _Pricing:
 
     def _row_s(self, part: Work, degrees: Degrees, items: int, copies: _Copies) -> float:
         """The leader encodes and decodes alone; the cfg ranks share the items that are there. Each
-        forward copies its blocks once, however many items it has, and so does each text."""
+        forward copies its blocks once, however many items it has, and so do the texts that are
+        encoded side by side."""
         job, costs = self.job, self._seconds(part.bucket)
         shape = shape_of(job.model, part.bucket, precision_of(job))
         wires = wires_of(job.slurm.device, job.slurm.ranks_per_node)
@@ -190,7 +198,8 @@ class _Pricing:
         evaluation = forward / packed / lanes
         told = exchange_seconds(shape, degrees.cfg, degrees.replica, wires)
         denoise = part.evaluations * evaluation + part.steps * told
-        encode = self._streamed(costs.encode, copies.encoders)
+        texts = min(TEXTS_ABREAST, ceil(part.rows / degrees.dp))
+        encode = self._streamed(texts * costs.encode, copies.encoders) / texts
         return denoise / part.rows + encode + costs.decode
 
     def _streamed(self, compute: float, copies: Sequence[float]) -> float:

@@ -190,15 +190,19 @@ class Feed:
         self._free: list[Shelf] = []
         self._inside: dict[int, Shelf] = {}
 
-    def lead(self, blocks: Sequence[nn.Module]) -> None:
-        """Let blocks that run one behind the other, all in each forward, come by themselves."""
+    def lead(self, blocks: Sequence[nn.Module], pause: Callable[[], object]) -> None:
+        """Let blocks that run one behind the other, all in each forward, come by themselves;
+        `pause` is called before each comes."""
         for number, block in enumerate(blocks):
             if number in self._blocks:
-                block.forward = self._led(number, block.forward)
+                block.forward = self._led(number, block.forward, pause)
 
-    def _led(self, number: int, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def _led(
+        self, number: int, inner: Callable[..., Any], pause: Callable[[], object]
+    ) -> Callable[..., Any]:
         @wraps(inner)
         def forward(*args: Any, **kwargs: Any) -> Any:
+            pause()
             with self.here(number, lambda block: True):
                 return inner(*args, **kwargs)
 

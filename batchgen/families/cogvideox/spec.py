@@ -26,6 +26,7 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -155,6 +156,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """Its attention cannot be led to an op of ours, so that no forward's tokens are divided."""
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         cache_strategies=tuple(
             name for name in (*OUTPUT_CACHES, *BLOCK_CACHES) if name not in _OF_FLOW
@@ -305,6 +307,11 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block, with its modulation."""
     spec = dims(model).transformer
     return (12 * spec.width**2 + 12 * spec.time_embed_dim * spec.width,) * spec.num_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    return (12 * width(model) ** 2,) * layers(model)
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

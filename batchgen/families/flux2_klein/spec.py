@@ -22,6 +22,7 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -129,6 +130,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """A distilled model reads no guidance scale. The negative prompt is always empty."""
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
@@ -273,6 +275,11 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     spec = dims(model).transformer
     double, single = _BLOCK * spec.width**2, _BLOCK // 2 * spec.width**2
     return (double,) * spec.num_layers + (single,) * spec.num_single_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """All: what modulates the blocks is outside."""
+    return block_parameters(model)
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

@@ -25,7 +25,7 @@ from batchgen.families.encoders import (
     t5_flops,
     t5_parameters,
 )
-from batchgen.families.family import BYTES, Capabilities, Component, Scales, Stride
+from batchgen.families.family import BYTES, STORE_DTYPES, Capabilities, Component, Scales, Stride
 from batchgen.families.parts import KL_VAE, encoder, tokenizer
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -163,6 +163,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     out; its attention cannot be led to an op of ours. Other caches follow the noise of flow
     matching."""
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         cache_strategies=("none", "uniform", "taylorseer", "easycache"),
         solvers=("ddpm",),
@@ -320,6 +321,12 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     block = 7 * d * d + 2 * d * spec.cross_attention_dim + 2 * d * spec.inner
     first = spec.num_layers - _joining(spec)
     return (block,) * first + (block + 2 * d * d,) * _joining(spec)
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    modulation = dims(model).transformer.hidden_size ** 2
+    return tuple(count - modulation for count in block_parameters(model))
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

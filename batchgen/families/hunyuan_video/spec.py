@@ -28,6 +28,7 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -141,6 +142,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """A mask says which tokens are the text's, which no ring carries."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
@@ -303,6 +305,13 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     double = round(2 * single) + 12 * spec.width**2
     one = round(single) + 3 * spec.width**2
     return (double,) * spec.num_layers + (one,) * spec.num_single_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    spec = dims(model).transformer
+    single = _linear(spec) / 2
+    return (round(2 * single),) * spec.num_layers + (round(single),) * spec.num_single_layers
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

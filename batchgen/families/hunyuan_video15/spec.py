@@ -28,6 +28,7 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -195,6 +196,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """Its masks have a row for each query, so that no forward's tokens are divided."""
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
@@ -357,6 +359,12 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block, with its modulation."""
     spec = dims(model).transformer
     return (round((20 + 4 * spec.mlp_ratio) * spec.width**2),) * spec.num_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    spec = dims(model).transformer
+    return (round((8 + 4 * spec.mlp_ratio) * spec.width**2),) * spec.num_layers
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

@@ -20,6 +20,7 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -120,6 +121,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     noise = ("decode_timestep", "decode_noise_scale")
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
@@ -251,6 +253,11 @@ def parameters(model: ModelSpec, component: str) -> int:
 def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block."""
     return (16 * width(model) ** 2,) * layers(model)
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """All: a block's modulation is a table."""
+    return block_parameters(model)
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

@@ -19,6 +19,7 @@ from batchgen.families.encoders import QwenVlDims, llm_flops, qwen_vl_parameters
 from batchgen.families.family import (
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -125,6 +126,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """Of its caches those that keep nothing of the text, whose padding differs from pack to
     pack."""
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
@@ -258,6 +260,11 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block, with its modulation."""
     spec = dims(model).transformer
     return ((24 + 12) * spec.width**2,) * spec.num_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    return (24 * width(model) ** 2,) * layers(model)
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

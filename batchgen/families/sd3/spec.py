@@ -28,6 +28,7 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -140,6 +141,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """A ring gives other last bits, Ulysses the same."""
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
@@ -283,10 +285,21 @@ def parameters(model: ModelSpec, component: str) -> int:
 def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each block, with its modulation."""
     spec = dims(model).transformer
-    dual = [number in spec.dual_attention_layers for number in range(spec.num_layers)]
-    squares = [24 + 12 + (4 + 3) * second for second in dual]
+    squares = [24 + 12 + (4 + 3) * second for second in _dual(spec)]
     squares[-1] -= 9 + 4  # the text goes no further: no feed-forward, little modulation
     return tuple(count * spec.width**2 for count in squares)
+
+
+def _dual(spec: Sd3Transformer) -> list[bool]:
+    """Which blocks have a second attention."""
+    return [number in spec.dual_attention_layers for number in range(spec.num_layers)]
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each block without its modulation."""
+    squares = [24 + 4 * dual for dual in _dual(dims(model).transformer)]
+    squares[-1] -= 9  # the text goes no further: no feed-forward
+    return tuple(count * width(model) ** 2 for count in squares)
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

@@ -24,6 +24,7 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     COMPILE_MODES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -158,7 +159,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     heads, vae = dims(model).transformer.num_attention_heads, dims(model).vae
     return Capabilities(
-        store_dtypes=("same", "fp8"),
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,

@@ -20,6 +20,7 @@ from batchgen.families.encoders import LlmDims, llm_flops, llm_parameters
 from batchgen.families.family import (
     BYTES,
     OUTPUT_CACHES,
+    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -120,6 +121,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """Of its caches those that need nothing of its layers: what these make of a text is as long as
     the longest text of its pack."""
     return Capabilities(
+        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
@@ -269,6 +271,11 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
     """Number of weights of each layer, with its modulation."""
     spec = dims(model).transformer
     return (_layer(spec) + 4 * spec.modulated * spec.dim,) * spec.n_layers
+
+
+def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
+    """Those of each layer without its modulation."""
+    return (_layer(dims(model).transformer),) * layers(model)
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

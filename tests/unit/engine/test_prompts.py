@@ -10,6 +10,7 @@ import pytest
 import torch
 from toy_engine import MAX_TOKENS, Twin, request, small_spec, system
 
+from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.prompts import PromptBook
 from batchgen.errors import PromptTooLong
@@ -141,6 +142,23 @@ def test_no_negative_prompt_is_encoded_without_guidance() -> None:
     (row,) = prompts.encode([request(0, prompt="p", guidance_scale=1.0)])
     assert prompts.family.encoded == ["p"]  # type: ignore[attr-defined]
     assert len(row.conditions) == 1
+
+
+def test_texts_go_side_by_side_and_who_finds_no_room_there_alone() -> None:
+    """So many at once; a text that is at fault is not tried again."""
+    packs: list[int] = []
+
+    def together(works: Any) -> list[Any]:
+        packs.append(len(works))
+        found = [attempt(work) for work in works]
+        return [*found[:-1], Failed(torch.OutOfMemoryError("full"), 0.0)]
+
+    prompts = book(together=lambda: together)
+    names = ["crash", *(f"p{i}" for i in range(10))]
+    rows = prompts.encode([request(i, prompt=n, guidance_scale=1.0) for i, n in enumerate(names)])
+    assert packs == [8, 3]
+    assert isinstance(rows[0].error, RuntimeError) and not any(row.error for row in rows[1:])
+    assert prompts.family.encoded == [*names, "p6", "p9"]  # type: ignore[attr-defined]
 
 
 def test_the_time_of_a_text_is_shared_by_its_rows() -> None:

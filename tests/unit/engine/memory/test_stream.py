@@ -22,7 +22,8 @@ from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.stream import Feed, HostBlock, tensors_of
-from batchgen.families.streaming import staying
+from batchgen.engine.prompts import apart
+from batchgen.families.streaming import TEXTS_ABREAST, staying
 from batchgen.request import Request
 
 CPU = torch.device("cpu")
@@ -270,16 +271,24 @@ def test_a_forward_copies_each_block_once_however_many_rows_it_has(one_thread: N
     assert report.streamed_gib * 1024**3 == 3 * size
 
 
-def test_an_encoder_streams_for_each_text(one_thread: None) -> None:
-    """Its blocks come for each text, and for no other forward."""
+@pytest.mark.parametrize("count", [3, 10])
+def test_an_encoder_streams_once_for_texts_side_by_side(one_thread: None, count: int) -> None:
+    """Its blocks come for so many texts at once, and for no other forward."""
     own: dict[str, Any] = {"components": {"transformer": ComponentConfig(memory="model")}}
     made = engine(small_spec(), "stream", prefetch=0, **own)
-    report = draw(made, [request(i, prompt=f"{i}", num_steps=2) for i in range(3)]).report
+    asked = [request(i, prompt=f"{i}", num_steps=1) for i in range(count)]
+    drawn = draw(made, asked)
     assert made.replica.residency.feeds.keys() == {"text_encoder"}
     blocks = made.family.modules["text_encoder"].get_submodule("encoder.block")
     size = sum(HostBlock(block, pinned=False, on_cpu=True).bytes for block in blocks.children())
-    assert report.text_encoder_calls == 4  # the negative prompt is one text
-    assert report.streamed_gib * 1024**3 == 4 * size
+    texts = count + 1  # the negative prompt is one
+    assert drawn.report.text_encoder_calls == texts
+    assert drawn.report.streamed_gib * 1024**3 == size * -(-texts // TEXTS_ABREAST)
+    made = engine(small_spec(), "stream", prefetch=0, **own)
+    made.replica.prompts.together = apart
+    plain = draw(made, asked)
+    assert plain.report.streamed_gib * 1024**3 == size * texts
+    assert_same(drawn, plain)
 
 
 def test_a_component_may_live_otherwise_than_the_others(one_thread: None) -> None:
