@@ -36,7 +36,6 @@ STAGES: tuple[Stage, ...] = ("encode", "denoise", "decode")
 # Strategies that need nothing of a family but its velocities.
 OUTPUT_CACHES = ("none", "planned", "uniform", "taylorseer", "meancache", "easycache")
 BLOCK_CACHES = ("teacache", "magcache", "seacache", "first_block", "blockdance", "pab")
-STORE_DTYPES = ("same", "fp8")  # of `memory.store_dtype`, with `fp8_parameters`
 # of `system.compile`: blocks whose forward torch can trace as one graph
 COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune-no-cudagraphs")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -51,7 +50,7 @@ class Capabilities:
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
     memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
-    store_dtypes: tuple[str, ...] = ("same",)
+    store_dtypes: tuple[str, ...] = ("same", "fp8")
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = ("off",)
     tiles: TiledDecoder | None = None  # how its decoder goes tile by tile; None: it does not

@@ -26,7 +26,6 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -156,7 +155,6 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """Its attention cannot be led to an op of ours, so that no forward's tokens are divided."""
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         cache_strategies=tuple(
             name for name in (*OUTPUT_CACHES, *BLOCK_CACHES) if name not in _OF_FLOW

@@ -23,7 +23,6 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     COMPILE_MODES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -154,7 +153,6 @@ def capabilities(model: ModelSpec) -> Capabilities:
     size."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,

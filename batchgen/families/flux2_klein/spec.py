@@ -22,7 +22,6 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -130,7 +129,6 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """A distilled model reads no guidance scale. The negative prompt is always empty."""
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,

@@ -78,6 +78,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     some = {name for name, one in ROW_DEFAULTS.items() if one.column.read_by == "some"}
     return Capabilities(
         memory_modes=("auto", "resident"),
+        store_dtypes=("same",),
         solvers=("own",),
         sigma_shift=False,
         columns=tuple(name for name in read if name in some),

@@ -25,7 +25,7 @@ from batchgen.families.encoders import (
     t5_flops,
     t5_parameters,
 )
-from batchgen.families.family import BYTES, STORE_DTYPES, Capabilities, Component, Scales, Stride
+from batchgen.families.family import BYTES, Capabilities, Component, Scales, Stride
 from batchgen.families.parts import KL_VAE, encoder, tokenizer
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -163,7 +163,6 @@ def capabilities(model: ModelSpec) -> Capabilities:
     out; its attention cannot be led to an op of ours. Other caches follow the noise of flow
     matching."""
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         cache_strategies=("none", "uniform", "taylorseer", "easycache"),
         solvers=("ddpm",),

@@ -28,7 +28,6 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -142,7 +141,6 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """A mask says which tokens are the text's, which no ring carries."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),

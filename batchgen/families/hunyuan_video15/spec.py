@@ -28,7 +28,6 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -196,7 +195,6 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """Its masks have a row for each query, so that no forward's tokens are divided."""
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),

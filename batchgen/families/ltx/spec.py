@@ -20,7 +20,6 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -121,7 +120,6 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     noise = ("decode_timestep", "decode_noise_scale")
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,

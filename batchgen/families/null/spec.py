@@ -30,7 +30,7 @@ class Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return Capabilities(memory_modes=("auto",), packs=False)
+    return Capabilities(memory_modes=("auto",), store_dtypes=("same",), packs=False)
 
 
 def serves(index: Mapping[str, Any]) -> bool:

@@ -19,7 +19,6 @@ from batchgen.families.encoders import QwenVlDims, llm_flops, qwen_vl_parameters
 from batchgen.families.family import (
     BYTES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -126,7 +125,6 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """Of its caches those that keep nothing of the text, whose padding differs from pack to
     pack."""
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,

@@ -24,7 +24,6 @@ from batchgen.families.family import (
     BLOCK_CACHES,
     COMPILE_MODES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -159,7 +158,6 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     heads, vae = dims(model).transformer.num_attention_heads, dims(model).vae
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,

@@ -20,7 +20,6 @@ from batchgen.families.encoders import LlmDims, llm_flops, llm_parameters
 from batchgen.families.family import (
     BYTES,
     OUTPUT_CACHES,
-    STORE_DTYPES,
     Capabilities,
     Component,
     Scales,
@@ -121,7 +120,6 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """Of its caches those that need nothing of its layers: what these make of a text is as long as
     the longest text of its pack."""
     return Capabilities(
-        store_dtypes=STORE_DTYPES,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
