@@ -39,7 +39,8 @@ lint: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m "slow and not slurm and not gpu"
 
-DURABILITY := tests/e2e tests/parity/test_resume_row.py tests/parity/test_two_experts.py
+DURABILITY := tests/e2e tests/unit/ledger \
+	$(patsubst %,tests/parity/test_%.py,resume_row two_experts packing caches)
 test-durability: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" $(DURABILITY)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick_cases import first_quick
 from toy_caches import knobs
 from toy_engine import Keeper, ListSource, draw, request, small_spec, spy_on, system, two_experts
 
@@ -99,7 +100,7 @@ def test_some_evaluations_are_saved_and_counted(alone: tuple[str, Keeper]) -> No
     assert kept.stats["row-4"].cache_bytes == 0 < kept.stats["row-0"].cache_bytes
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", first_quick(range(2), 1))
 def test_packs_and_orders_change_neither_decisions_nor_pixels(
     alone: tuple[str, Keeper], seed: int
 ) -> None:
@@ -122,7 +123,7 @@ def test_a_ratio_of_zero_is_no_cache(alone: tuple[str, Keeper], plain: Keeper) -
     assert all(stats.steps_computed == stats.steps_total for stats in zero.stats.values())
 
 
-@pytest.mark.parametrize("ticks", [5, 8])
+@pytest.mark.parametrize("ticks", first_quick([5, 8], 1))
 def test_a_stopped_row_goes_on_with_what_its_cache_had_kept(
     alone: tuple[str, Keeper], ticks: int
 ) -> None:

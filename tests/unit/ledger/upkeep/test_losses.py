@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from quick_cases import first_quick
 from run_folder import RunFolder, render
 
 from batchgen.catalog.collect import collect
@@ -101,7 +102,7 @@ def mend(run_folder: RunFolder, purge: bool = False) -> None:
     assert verify(run_folder.run).findings == ()
 
 
-@pytest.mark.parametrize("collected", [False, True])
+@pytest.mark.parametrize("collected", first_quick([False, True], 1))
 @pytest.mark.parametrize("damage", [gone, emptied, cut, folder_gone, all_gone])
 @pytest.mark.parametrize("name", [FIRST, SECOND])
 def test_a_lost_emptied_or_shortened_journal_is_told_and_mended(

@@ -53,7 +53,7 @@ def test_null_and_empty_are_different_texts(model: str, column: str, tmp_path: P
 
 @pytest.mark.parametrize(
     ("model", "column"),
-    [(m, c) for m in REFUSED for c in COLUMNS]
+    [(model, COLUMNS[number % len(COLUMNS)]) for number, model in enumerate(REFUSED)]
     + [("flux.1-dev", "prompt_3"), ("flux.1-dev", "negative_prompt_3")],
 )
 def test_a_family_that_does_not_read_it_refuses_it_by_name(
