@@ -173,6 +173,12 @@ def _check_tiles(config: JobConfig, served: Capabilities) -> None:
             )
     if tiles is None or vae.tile is None or vae.stride is None:
         return
+    if not tiles.beside and vae.tile != vae.stride:
+        raise ConfigError(
+            f"system.vae.tile: {vae.tile}: {config.model.name} is decoded layer by layer, where "
+            "tiles have nothing beside what they are there for; "
+            f"legal with system.vae.stride={vae.stride}: null, {vae.stride}"
+        )
     if vae.tile - vae.stride < tiles.beside or vae.stride <= 0:
         own = f" with system.vae.stride={vae.stride}" if vae.stride > 0 else ""
         raise ConfigError(

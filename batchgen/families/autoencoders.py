@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims
+from batchgen.families.tiling import TiledDecoder
 from batchgen.request import Bucket
 
 _TAPS = 9  # of a 3x3 convolution
@@ -72,8 +73,21 @@ def kl_parameters(vae: KlVae) -> int:
 
 def kl_decode_bytes(vae: KlVae, bucket: Bucket, size: int) -> int:
     """About 4 maps of the decoder's second level at full resolution; `size` bytes a value."""
-    widest = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
-    return 4 * size * bucket.width * bucket.height * widest
+    return 4 * size * bucket.width * bucket.height * _widest(vae)
+
+
+def kl_tiles(vae: KlVae, size: int) -> TiledDecoder | None:
+    """Layer by layer it keeps the first of these maps and what becomes of it; None: other blocks
+    than those that are known."""
+    if {*vae.up_block_types} != {"UpDecoderBlock2D"}:
+        return None
+    values = _widest(vae) + vae.block_out_channels[0]
+    return TiledDecoder(factor=vae.factor, values=values, size=size)
+
+
+def _widest(vae: KlVae) -> int:
+    """Most channels of a map at full resolution."""
+    return vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
 
 
 def _conv(inputs: int, outputs: int) -> float:

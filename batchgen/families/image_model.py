@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from batchgen.config.schema import ModelSpec
+from batchgen.families import kl_decoder
 from batchgen.families.family import Item, Text, Tokens, family_spec
+from batchgen.families.tiling import Tiling
 from batchgen.numerics.pixels import to_frames
 from batchgen.request import Request
 
 
 class ImageModel:
     """Base class of a `batchgen.families.family.FamilyModel`."""
+
+    tiling: Tiling | None = None  # into which the image is cut when it is decoded
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
@@ -60,7 +64,7 @@ class ImageModel:
         scaled = latents / config.scaling_factor
         if config.shift_factor is not None:
             scaled = scaled + config.shift_factor
-        return to_frames(self.vae.decode(scaled, return_dict=False)[0][0].unsqueeze(1))
+        return to_frames(kl_decoder.decode(self.vae, scaled, self.tiling)[0].unsqueeze(1))
 
 
 def message_tokens(tokenizer: Any, text: str, most: int, *, thinking: bool) -> Tokens:

@@ -1,22 +1,27 @@
 """Into which tiles a decoder cuts frames; no torch.
 
 What sees a whole frame comes before anything is enlarged, and is done whole: it takes little
-memory. Behind it are convolutions, and norms over the channels of one cell. So what a cell becomes
-depends on no more than a few cells around it, and a tile with so many beside it comes out as it
-does in the whole frame. They are cut off; nothing is left to be blended.
+memory. There are two ways behind it, and neither leaves anything to be blended.
+
+Where there are convolutions and norms over the channels of one cell, what a cell becomes depends on
+no more than a few cells around it, and a tile with so many beside it comes out as it does in the
+whole frame. They are cut off. Where norms are over the whole frame, each layer is finished, tile
+by tile, before the next one begins; then there is nothing beside a tile.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol, TypeVar
 
 from batchgen.config.schema import VaeConfig
 from batchgen.request import Bucket
 
 _STRIDE = 416  # pixels: half the width of 480p
+_STRIDE_IN_LAYERS = 256  # smaller ones cost nothing there
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +29,11 @@ class TiledDecoder:
     """How the decoder of a model may go tile by tile."""
 
     factor: int  # pixels of a cell of the latents
-    frames: int  # frames of a cell, but for the first one
-    reach: int  # cells that a cell depends on, in each direction
-    channels: int  # that a cell has where tiles begin
+    frames: int = 1  # frames of a cell, but for the first one
+    reach: int = 0  # cells that a cell depends on, in each direction; 0: layer by layer
+    channels: int = 0  # that a cell has where tiles begin
+    values: float = 3  # of a pixel that are kept: its colours, or the maps between two layers
+    size: int = 4  # bytes of a value
 
     @property
     def beside(self) -> int:
@@ -34,14 +41,16 @@ class TiledDecoder:
         return 2 * self.factor * self.reach
 
     def kept_bytes(self, bucket: Bucket) -> int:
-        """Of a row, in float32: its frames, and what all tiles begin with."""
+        """Of a row, beside what a tile takes: its frames or maps, and what all tiles begin with."""
         pixels = bucket.width * bucket.height
         cells = (1 + (bucket.num_frames - 1) // self.frames) * pixels // self.factor**2
-        return 4 * (3 * pixels * bucket.num_frames + self.channels * cells)
+        values = self.values * pixels * bucket.num_frames + self.channels * cells
+        return math.ceil(self.size * values)
 
     def resolved(self, vae: VaeConfig) -> VaeConfig:
         """With the sizes that were left out."""
-        stride = vae.stride or (vae.tile - self.beside if vae.tile else _STRIDE)
+        usual = _STRIDE if self.reach else _STRIDE_IN_LAYERS
+        stride = vae.stride or (vae.tile - self.beside if vae.tile else usual)
         return replace(vae, tile=vae.tile or stride + self.beside, stride=stride)
 
 
@@ -67,6 +76,18 @@ class Span:
     def cells(self) -> int:
         return self.end - self.begin
 
+    @property
+    def own(self) -> slice:
+        """Those that the tile is there for."""
+        return slice(self.begin + self.before, self.end - self.after)
+
+    def near(self, cells: int) -> tuple[slice, bool, bool]:
+        """Its own and one on each side, of an axis of so many; whether there is none in front, and
+        none behind."""
+        own = self.own
+        first, last = own.start == 0, own.stop == cells
+        return slice(own.start - (not first), own.stop + (not last)), first, last
+
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
@@ -85,6 +106,10 @@ class Tiling:
             before, after = min(beside, begin), min(beside, cells - end)
             found.append(Span(begin - before, end + after, before, after))
         return found
+
+    def count(self, cells: Iterable[int], factor: int) -> int:
+        """Tiles of axes of so many cells."""
+        return math.prod(len(self.spans(each, factor)) for each in cells)
 
     def tiles(self, rows: int, columns: int, factor: int) -> Iterator[tuple[Span, Span]]:
         """(rows, columns) of each tile of so many cells."""
@@ -114,3 +139,18 @@ def tiling_of(vae: VaeConfig) -> Tiling | None:
     if vae.tiled is not True or vae.tile is None or vae.stride is None:
         return None
     return Tiling(vae.tile, vae.stride)
+
+
+class DecodesTiles(Protocol):
+    """A model that decodes tile by tile."""
+
+    tiling: Tiling | None  # into which frames are cut when they are decoded
+
+
+M = TypeVar("M", bound=DecodesTiles)
+
+
+def tiled(model: M, vae: VaeConfig) -> M:
+    """The model, to decode as the job says."""
+    model.tiling = tiling_of(vae)
+    return model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families import kl_decoder
 from batchgen.families.family import (
     Condition,
     Item,
@@ -28,6 +29,7 @@ from batchgen.families.flow import dynamic_shift
 from batchgen.families.flux import spec as light
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import Tiling, tiled
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
@@ -55,13 +57,14 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Flux:
     """Make a FLUX.1 from its loaded components."""
-    return Flux(spec, components, device)
+    return tiled(Flux(spec, components, device), system.vae)
 
 
 class Flux:
     """A FLUX.1 (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
+    tiling: Tiling | None = None
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
@@ -194,9 +197,8 @@ class Flux:
         images = torch.cat([*latents]).view(rows, height, width, channels, 2, 2)
         images = images.permute(0, 3, 1, 4, 2, 5).reshape(rows, channels, 2 * height, 2 * width)
         config = self.vae.config
-        pixels = self.vae.decode(
-            (images / config.scaling_factor) + config.shift_factor, return_dict=False
-        )[0]
+        scaled = (images / config.scaling_factor) + config.shift_factor
+        pixels = kl_decoder.decode(self.vae, scaled, self.tiling)
         return [to_frames(image.unsqueeze(1)) for image in pixels]
 
     # ------------------------------------------------------------------------------------ probes

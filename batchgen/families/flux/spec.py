@@ -15,7 +15,13 @@ from batchgen.caches.blocks import Attention
 from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.autoencoders import KlVae, kl_decode_bytes, kl_decode_flops, kl_parameters
+from batchgen.families.autoencoders import (
+    KlVae,
+    kl_decode_bytes,
+    kl_decode_flops,
+    kl_parameters,
+    kl_tiles,
+)
 from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t5_parameters
 from batchgen.families.encoders import clip_parameters as clip_weights
@@ -153,6 +159,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     size."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
+        tiles=kl_tiles(dims(model).vae, _BYTES[model.dtype]),
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,

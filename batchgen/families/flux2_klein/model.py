@@ -15,11 +15,13 @@ from torch import Tensor
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families import kl_decoder
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flux2_klein import spec as light
 from batchgen.families.image_model import ImageModel, message_tokens
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
@@ -45,7 +47,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Klein:
     """Make a FLUX.2 klein from its loaded components."""
-    return Klein(spec, components, device)
+    return tiled(Klein(spec, components, device), system.vae)
 
 
 class Klein(ImageModel):
@@ -139,7 +141,8 @@ class Klein(ImageModel):
         spread = torch.sqrt(norm.running_var.view(like) + self.vae.config.batch_norm_eps)
         image = image * spread.to(image.device, image.dtype) + mean
         image = image.reshape(1, -1, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
-        pixels = self.vae.decode(image.reshape(1, -1, 2 * height, 2 * width), return_dict=False)[0]
+        image = image.reshape(1, -1, 2 * height, 2 * width)
+        pixels = kl_decoder.decode(self.vae, image, self.tiling)
         return to_frames(pixels[0].unsqueeze(1))
 
     # ------------------------------------------------------------------------------------ probes

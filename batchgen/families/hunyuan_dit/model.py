@@ -25,6 +25,7 @@ from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.hunyuan_dit import spec as light
 from batchgen.families.image_model import ImageModel
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.numerics.diffusion import ddpm_steps
 from batchgen.numerics.edges import in_batches, split_by_items
 from batchgen.numerics.guidance import classifier_free, rescaled
@@ -45,7 +46,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> HunyuanDit:
     """Make a HunyuanDiT from its loaded components."""
-    return HunyuanDit(spec, components, device)
+    return tiled(HunyuanDit(spec, components, device), system.vae)
 
 
 @lru_cache(maxsize=512)

@@ -15,7 +15,13 @@ from typing import Any, Literal
 from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.autoencoders import KlVae, kl_decode_bytes, kl_decode_flops, kl_parameters
+from batchgen.families.autoencoders import (
+    KlVae,
+    kl_decode_bytes,
+    kl_decode_flops,
+    kl_parameters,
+    kl_tiles,
+)
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import (
     BertDims,
@@ -163,6 +169,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     out; its attention cannot be led to an op of ours. Other caches follow the noise of flow
     matching."""
     return Capabilities(
+        tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
         cache_strategies=("none", "uniform", "taylorseer", "easycache"),
         solvers=("ddpm",),

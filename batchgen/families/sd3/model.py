@@ -33,6 +33,7 @@ from batchgen.families.schedules import flow_schedule
 from batchgen.families.sd3 import spec as light
 from batchgen.families.sd3.attention import JointAttention
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.numerics.edges import in_batches
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
@@ -56,7 +57,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Sd3:
     """Make a Stable Diffusion 3 from its loaded components."""
-    return Sd3(spec, components, device)
+    return tiled(Sd3(spec, components, device), system.vae)
 
 
 class Sd3(ImageModel):

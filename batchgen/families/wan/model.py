@@ -6,7 +6,7 @@ With equal seed and settings it gives what diffusers' WanPipeline gives.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
@@ -16,7 +16,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
-from batchgen.families.tiling import Tiling, tiling_of
+from batchgen.families.tiling import Tiling, tiled
 from batchgen.families.wan import decoder
 from batchgen.families.wan import spec as light
 from batchgen.numerics.guidance import classifier_free
@@ -25,7 +25,6 @@ from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule, schedule
 from batchgen.request import Bucket, Request
 
-W = TypeVar("W", bound="Wan")
 SEQUENCE = SequencePlan(
     cuts=(
         Cut("rope", 0, "video", dim=1),  # cosines, then sines, of each token's place
@@ -42,13 +41,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Wan:
     """Make a Wan from its loaded components."""
-    return tiled(Wan(spec, components, device), system)
-
-
-def tiled(wan: W, system: SystemConfig) -> W:
-    """The model, to decode as the job says."""
-    wan.tiling = tiling_of(system.vae)
-    return wan
+    return tiled(Wan(spec, components, device), system.vae)
 
 
 class Wan:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Item
-from batchgen.families.wan.model import Wan, tiled
+from batchgen.families.tiling import tiled
+from batchgen.families.wan.model import Wan
 from batchgen.families.wan22 import spec as light
 from batchgen.numerics.guidance import classifier_free
 from batchgen.request import Bucket, Request
@@ -27,7 +28,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Wan22:
     """Make the model from its loaded components."""
-    return tiled(Wan22(spec, system, components, device), system)
+    return tiled(Wan22(spec, system, components, device), system.vae)
 
 
 class Wan22(Wan):

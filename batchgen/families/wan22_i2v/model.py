@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.tiling import tiled
 from batchgen.families.wan.frames import GivenFrames
-from batchgen.families.wan.model import tiled
 from batchgen.families.wan22.model import Wan22
 
 
@@ -20,7 +20,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Wan22I2V:
     """Make the model from its loaded components."""
-    return tiled(Wan22I2V(spec, system, components, device), system)
+    return tiled(Wan22I2V(spec, system, components, device), system.vae)
 
 
 class Wan22I2V(Wan22, GivenFrames):

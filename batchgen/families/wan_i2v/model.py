@@ -15,8 +15,8 @@ from torch import Tensor
 
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item
+from batchgen.families.tiling import tiled
 from batchgen.families.wan.frames import GivenFrames
-from batchgen.families.wan.model import tiled
 from batchgen.families.wan_i2v import spec as light
 from batchgen.numerics.noise import seeded_noise
 from batchgen.request import Bucket, Request
@@ -29,7 +29,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> WanI2V:
     """Make the model from its loaded components."""
-    return tiled(WanI2V(spec, components, device), system)
+    return tiled(WanI2V(spec, components, device), system.vae)
 
 
 class WanI2V(GivenFrames):

@@ -23,6 +23,7 @@ from batchgen.families.flow import dynamic_shift
 from batchgen.families.image_model import ImageModel, message_tokens
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.families.z_image import spec as light
 from batchgen.numerics.edges import in_batches
 from batchgen.numerics.noise import seeded_noise
@@ -46,7 +47,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> ZImage:
     """Make a Z-Image from its loaded components."""
-    return ZImage(spec, components, device)
+    return tiled(ZImage(spec, components, device), system.vae)
 
 
 class ZImage(ImageModel):

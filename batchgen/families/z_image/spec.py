@@ -14,7 +14,13 @@ from typing import Any, Literal
 from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.autoencoders import KlVae, kl_decode_bytes, kl_decode_flops, kl_parameters
+from batchgen.families.autoencoders import (
+    KlVae,
+    kl_decode_bytes,
+    kl_decode_flops,
+    kl_parameters,
+    kl_tiles,
+)
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import LlmDims, llm_flops, llm_parameters
 from batchgen.families.family import (
@@ -120,6 +126,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """Of its caches those that need nothing of its layers: what these make of a text is as long as
     the longest text of its pack."""
     return Capabilities(
+        tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,

@@ -193,8 +193,19 @@ def test_tiles_are_of_sizes_that_show_no_seam(job: Job) -> None:
     assert refusal(job(), "system.vae.tile=208") == (
         "system.vae.tile: 208: without system.vae.tiled=true there are no tiles; legal: null"
     )
-    said = refusal(job(model="flux.1-dev"), tiled)
+    said = refusal(job(model="ltx-video"), tiled)
     assert said == "system.vae.tiled: true is not served yet; served: auto, false"
+
+
+def test_tiles_of_a_layer_have_nothing_beside_them(job: Job) -> None:
+    flux, tiled = job(model="flux.1-dev"), "system.vae.tiled=true"
+    for own, size in (((), 256), (("system.vae.tile=128",), 128), (("system.vae.stride=64",), 64)):
+        vae = compose_job(flux, [tiled, *own]).config.system.vae
+        assert (vae.tile, vae.stride) == (size, size)
+    assert refusal(flux, tiled, "system.vae.tile=128", "system.vae.stride=64") == (
+        "system.vae.tile: 128: flux.1-dev is decoded layer by layer, where tiles have nothing "
+        "beside what they are there for; legal with system.vae.stride=64: null, 64"
+    )
 
 
 @pytest.mark.skipif(find_spec("xfuser") is not None, reason="xfuser is installed")

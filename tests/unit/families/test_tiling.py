@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from live_bytes import LiveBytes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_engine import Keeper, ListSource, request, small_spec, system, tiny_wan_spec
 
 from batchgen.config.capability import served_by
@@ -91,34 +90,6 @@ def test_a_row_of_one_tile_is_decoded_as_it_is(vae: Any) -> None:
     z = latents(6, 8)
     tiled = decoder.decode_tiled(vae, z, of_cells(8, REACH))
     assert torch.equal(tiled, decoder.decode(vae, z))
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that operations have made and that are still held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known = set[int]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self._note(tensor.untyped_storage())
-        return result
-
-    def _note(self, storage: Any) -> None:
-        key, size = storage.data_ptr(), storage.nbytes()
-        if key and key not in self.known:
-            self.known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
 
 
 def test_tiles_take_less_memory(vae: Any) -> None:

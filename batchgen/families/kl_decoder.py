@@ -1,0 +1,180 @@
+"""AutoencoderKL's decoder, layer by layer and each layer tile by tile.
+
+Its norms are over groups of channels of the whole frame, so no tile can go through all layers by
+itself. Here each layer is finished before the next one begins: a norm is told by the mean and the
+variance of the whole map, and a convolution of a tile sees the cells next to it in that map. There
+is no seam, and nothing is computed twice. What a whole decode holds beside a map and the one that
+it becomes, the norm's and the activation's, is here of one tile alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, AutoencoderKLFlux2
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from batchgen.errors import ConfigError
+from batchgen.families.tiling import Tiling
+
+
+def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
+    """`vae.decode(latents)`: (items, channels, height, width) in about -1..1; with `tiling` to
+    rounding, in less memory, one item after the other. ConfigError for an autoencoder with other
+    layers than those that are followed here."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    if tiling is None or tiling.count(latents.shape[-2:], factor) == 1:
+        whole: Tensor = vae.decode(latents, return_dict=False)[0]
+        return whole
+    if not known(vae):
+        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    return torch.cat([_Tiled(tiling, factor).run(vae, one) for one in latents.split(1)])
+
+
+def known(vae: Any) -> bool:
+    """Whether it is of the layers and the settings that are followed here. All that is private to
+    diffusers and torch is looked at here alone."""
+    decoder = vae.decoder
+    return (
+        type(vae) in (AutoencoderKL, AutoencoderKLFlux2)
+        and not (vae.training or vae.use_tiling or vae.use_slicing)
+        and type(decoder.conv_norm_out) is nn.GroupNorm
+        and all(type(block) is UpDecoderBlock2D for block in decoder.up_blocks)
+        and all(_is_plain(r) for block in decoder.up_blocks for r in block.resnets)
+        and all(_enlarges(u) for block in decoder.up_blocks for u in block.upsamplers or ())
+        # whoever has hung something into a module wants it to be called
+        and not any(
+            module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+            for module in decoder.up_blocks.modules()
+        )
+    )
+
+
+def _is_plain(resnet: Any) -> bool:
+    """Two norms and convolutions, and no timestep."""
+    plain = type(resnet) is ResnetBlock2D and resnet.time_emb_proj is None
+    return plain and not (resnet.up or resnet.down)
+
+
+def _enlarges(upsampler: Any) -> bool:
+    """Each cell to four, then a convolution."""
+    plain = type(upsampler) is Upsample2D and upsampler.norm is None and upsampler.interpolate
+    return plain and upsampler.use_conv and upsampler.name == "conv"
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A part of a map, with the cells next to it that there are."""
+
+    rows: slice
+    columns: slice
+    seen_rows: slice
+    seen_columns: slice
+    border: tuple[int, int, int, int]  # missing cells left, right, above, below
+
+    def own(self, of: Tensor, scale: int = 1) -> Tensor:
+        """Its cells in a map that is so many times as large."""
+        rows, columns = (slice(scale * s.start, scale * s.stop) for s in (self.rows, self.columns))
+        return of[..., rows, columns]
+
+    def seen(self, of: Tensor) -> Tensor:
+        return of[..., self.seen_rows, self.seen_columns]
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """A group norm over a whole map, as a factor and a summand of each channel."""
+
+    factor: Tensor
+    summand: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.summand, x.to(self.factor.dtype), self.factor).to(x.dtype)
+
+
+class _Tiled:
+    """One image on the way through the decoder."""
+
+    def __init__(self, tiling: Tiling, factor: int) -> None:
+        """`factor`: pixels of a cell, of the latents at first."""
+        self.tiling, self.factor = tiling, factor
+
+    @torch.no_grad()
+    def run(self, vae: Any, latents: Tensor) -> Tensor:
+        """From latents to pixels."""
+        decoder = vae.decoder
+        x = latents if vae.post_quant_conv is None else vae.post_quant_conv(latents)
+        x = decoder.mid_block(decoder.conv_in(x), None)
+        for block in decoder.up_blocks:
+            for resnet in block.resnets:
+                x = self._residual(resnet, x)
+            for upsampler in block.upsamplers or ():
+                x = self._upsample(upsampler, x)
+        norm = self._norm(decoder.conv_norm_out, x)
+        return self._convolved(decoder.conv_out, norm, decoder.conv_act, x)
+
+    def _residual(self, resnet: Any, x: Tensor) -> Tensor:
+        """In the place of its input, of which a tile alone is read once `inner` is there."""
+        inner = self._convolved(resnet.conv1, self._norm(resnet.norm1, x), resnet.nonlinearity, x)
+        norm, shortcut = self._norm(resnet.norm2, inner), resnet.conv_shortcut
+        wide = resnet.conv2.out_channels > x.shape[1]
+        out = x.new_empty(inner.shape) if wide else x[:, : resnet.conv2.out_channels]
+        for tile in self._tiles(x):
+            added = tile.own(x) if shortcut is None else shortcut(tile.own(x))
+            drawn = self._tile(resnet.conv2, resnet.nonlinearity(norm(tile.seen(inner))), tile)
+            tile.own(out).copy_((added + drawn) / resnet.output_scale_factor)
+        return out
+
+    def _upsample(self, upsampler: Any, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        out = x.new_empty(1, upsampler.conv.out_channels, 2 * height, 2 * width)
+        for tile in self._tiles(x):
+            larger = F.interpolate(tile.seen(x), scale_factor=2.0, mode="nearest")
+            # of the two cells that the one beside has become it needs the nearer
+            border = [1 if missing else -1 for missing in tile.border]
+            drawn = F.conv2d(F.pad(larger, border), upsampler.conv.weight, upsampler.conv.bias)
+            tile.own(out, 2).copy_(drawn)
+        self.factor //= 2
+        return out
+
+    def _convolved(self, conv: nn.Conv2d, norm: _Norm, activation: nn.Module, x: Tensor) -> Tensor:
+        """A new map: the convolution of what has been normed and activated."""
+        out = x.new_empty(1, conv.out_channels, *x.shape[-2:])
+        for tile in self._tiles(x):
+            tile.own(out).copy_(self._tile(conv, activation(norm(tile.seen(x))), tile))
+        return out
+
+    def _tile(self, conv: nn.Conv2d, seen: Tensor, tile: _Tile) -> Tensor:
+        return F.conv2d(F.pad(seen, tile.border), conv.weight, conv.bias)
+
+    def _norm(self, norm: nn.GroupNorm, x: Tensor) -> _Norm:
+        """Means and variances of the tiles come to those of the map, in float32 at least."""
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        found = list[tuple[Tensor, ...]]()
+        for tile in self._tiles(x):
+            groups = tile.own(x).to(exact).reshape(norm.num_groups, -1)
+            count = torch.tensor(groups.shape[1], dtype=exact, device=x.device)
+            found.append((count, *torch.var_mean(groups, dim=1, correction=0)))
+        counts, variances, means = (torch.stack(each) for each in zip(*found, strict=True))
+        shares = (counts / counts.sum())[:, None]
+        mean = (shares * means).sum(0)
+        variance = (shares * (variances + (means - mean) ** 2)).sum(0)
+        spread = torch.rsqrt(variance + norm.eps)
+        each = norm.num_channels // norm.num_groups
+        factor = spread.repeat_interleave(each) * norm.weight.to(exact)
+        summand = norm.bias.to(exact) - mean.repeat_interleave(each) * factor
+        return _Norm(factor.view(1, -1, 1, 1), summand.view(1, -1, 1, 1))
+
+    def _tiles(self, x: Tensor) -> Iterator[_Tile]:
+        height, width = x.shape[-2:]
+        for rows, columns in self.tiling.tiles(height, width, self.factor):
+            (r, above, below), (c, left, right) = rows.near(height), columns.near(width)
+            border = (int(left), int(right), int(above), int(below))
+            yield _Tile(rows.own, columns.own, r, c, border)
