@@ -22,6 +22,8 @@ from batchgen.families.image_model import ImageModel
 from batchgen.families.qwen_image import spec as light
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
+from batchgen.families.wan import decoder
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.own_tokens import OwnTokens
@@ -52,7 +54,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> QwenImage:
     """Make a Qwen-Image from its loaded components."""
-    return QwenImage(spec, components, device)
+    return tiled(QwenImage(spec, components, device), system.vae)
 
 
 class QwenImage(ImageModel):
@@ -157,7 +159,10 @@ class QwenImage(ImageModel):
         config, like = self.vae.config, (1, -1, 1, 1, 1)
         mean = torch.tensor(config.latents_mean).view(like).to(image.device, image.dtype)
         inverse = 1.0 / torch.tensor(config.latents_std).view(like).to(image.device, image.dtype)
-        return to_frames(self.vae.decode(image / inverse + mean, return_dict=False)[0][0])
+        unscaled = image / inverse + mean
+        if self.tiling is not None:
+            return to_frames(decoder.decode_tiled(self.vae, unscaled, self.tiling)[0])
+        return to_frames(decoder.decode(self.vae, unscaled)[0])
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

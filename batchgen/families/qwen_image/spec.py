@@ -28,6 +28,7 @@ from batchgen.families.flow import FlowScheduler
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
+from batchgen.families.tiling import TiledDecoder, reach_of
 from batchgen.families.wan.spec import WanVae, vae_decode_flops, vae_parameters
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -124,7 +125,14 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """Of its caches those that keep nothing of the text, whose padding differs from pack to
     pack."""
+    vae = dims(model).vae
     return Capabilities(
+        tiles=TiledDecoder(
+            vae.spatial_factor,
+            reach=reach_of(len(vae.dim_mult), convolutions=2 * (vae.num_res_blocks + 1)),
+            channels=vae.base_dim * vae.dim_mult[-1],
+            size=BYTES[model.dtype],
+        ),
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,

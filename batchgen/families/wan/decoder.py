@@ -1,4 +1,4 @@
-"""AutoencoderKLWan's decoder with fewer copies of its frame cache.
+"""AutoencoderKLWan's decoder, and AutoencoderKLQwenImage's, with fewer copies of its frame cache.
 
 It goes frame by frame. Before each convolution diffusers clones the last frames of its input, joins
 them with the input of the next frame and pads what comes of it. Here both are written once into a
@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageUpBlock
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpBlock
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from batchgen.errors import ConfigError
 from batchgen.families.tiling import Span, Tiling
 
 _FEW_CHANNELS = 48
+_BLOCKS = {AutoencoderKLWan: WanUpBlock, AutoencoderKLQwenImage: QwenImageUpBlock}
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
@@ -50,10 +52,10 @@ def known(vae: Any) -> bool:
     """Whether it is of the layers and the settings that are followed here. All that is private to
     diffusers and torch is looked at here alone."""
     return (
-        type(vae) is AutoencoderKLWan
+        type(vae) in _BLOCKS
         and not (vae.training or vae.use_tiling or vae.use_slicing)
-        and vae.config.patch_size is None
-        and all(type(block) is WanUpBlock for block in vae.decoder.up_blocks)
+        and vae.config.get("patch_size") is None
+        and all(type(block) is _BLOCKS[type(vae)] for block in vae.decoder.up_blocks)
         # whoever has hung something into a module wants it to be called
         and not any(
             module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
