@@ -240,14 +240,17 @@ class Flight:
         for pack in packs:
             drawn, seconds = self._run(pack)
             kept = [NOTHING if isinstance(result, Failed) else result.kept for result in drawn]
+            begin = perf_counter()
             changes = self.forwards.changes(
                 [
                     (one.added, self._cache(number).against(branch))
                     for (number, branch), one in zip(pack.slots, kept, strict=True)
                 ]
             )
+            each = (perf_counter() - begin) / len(pack.slots)
             for at, ((number, branch), result) in enumerate(zip(pack.slots, drawn, strict=True)):
                 self._charge((number, branch), pack, seconds)
+                self.rows[number].meter.ahead += each
                 self._cache(number).probes[branch] = Probe(kept[at], changes[at])
                 if isinstance(result, Failed):
                     lost[number] = result

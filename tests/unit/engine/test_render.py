@@ -20,6 +20,7 @@ from batchgen.engine.choose import choose_engine
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport
 from batchgen.engine.engine import Engine
+from batchgen.engine.forwards import Forwards
 from batchgen.errors import NonFiniteOutput, PromptTooLong
 from batchgen.families.family import Item
 from batchgen.records import Rendered, RowStats
@@ -399,26 +400,30 @@ def test_host_memory_is_flat_over_200_rows(one_thread: None) -> None:
     assert slopes[-1] < 8, f"{slopes} KiB a row"
 
 
+@pytest.mark.parametrize(("name", "times"), [("teacache", 12), ("first_block", 6)])
 def test_what_a_row_takes_to_decide_is_its_own(
-    one_thread: None, monkeypatch: pytest.MonkeyPatch
+    one_thread: None, monkeypatch: pytest.MonkeyPatch, name: str, times: int
 ) -> None:
-    """A strategy that looks at a signal, which takes long: rows, clock and catalog know of it."""
+    """A strategy that looks at a signal, or at what a probe came to, which takes long: rows, clock
+    and catalog know of it."""
     engine, slow_s = load(), 0.02
-    signal, asked = engine.family.signal, 0
+    owner, what = {
+        "teacache": (engine.family, "signal"),  # of the steps of both branches
+        "first_block": (Forwards, "changes"),  # of both at once
+    }[name]
+    inner, asked = getattr(owner, what), 0
 
     def slowly(*args: Any) -> Any:
         nonlocal asked
         asked += 1
         sleep(slow_s)
-        return signal(*args)
+        return inner(*args)
 
-    monkeypatch.setattr(engine.family, "signal", slowly)
-    rows = [
-        request(i, num_steps=6, cache_strategy="teacache", cache_ratio=0.5 * i) for i in range(2)
-    ]
+    monkeypatch.setattr(owner, what, slowly)
+    rows = [request(i, num_steps=6, cache_strategy=name, cache_ratio=0.5 * i) for i in range(2)]
     keeper, report = render(engine, rows)
     plain, deciding = (keeper.stats[row.row_id].stages.denoise for row in rows)
-    assert asked == 12  # of the steps of both branches
+    assert asked == times
     assert deciding - plain > 0.5 * asked * slow_s
     assert report.denoise_s >= asked * slow_s
     assert plain + deciding == pytest.approx(report.denoise_s, rel=0.02)
