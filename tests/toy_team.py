@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from toy_engine import Keeper, ListSource, small_spec, system, two_experts
+from toy_flux import flux_spec
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.clock import Clock
@@ -58,7 +59,9 @@ def fail_before_a_collective(mesh: Mesh, team: Any, culprit: int) -> None:
 
 
 def spec_of(kind: str) -> ModelSpec:
-    """A model with one expert or with two."""
+    """A model with one expert or with two, or an image model."""
+    if kind == "flux":
+        return flux_spec("random")
     one = small_spec("random")
     return two_experts(one) if kind == "two experts" else one
 
@@ -94,14 +97,15 @@ def draw(
 
 
 def draw_with_noise(
-    mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]
+    mesh: Mesh, team: Any, kind: str, changes: dict[str, Any], rows: list[Any]
 ) -> tuple[int, dict[str, float]]:
-    """How often this rank ran the model, where each velocity of the follower is off by a little;
-    on the leader also what was computed of each row."""
-    model = spec_of("one expert")
+    """How often this rank ran the model, where each velocity of a follower is off by a little, each
+    time and on each rank by something else; on the leader also what was computed of each row."""
+    model = spec_of(kind)
     layout = replace(lone_layout(model, system(), torch.device("cpu")), **changes)
     leave()
     engine, calls = Engine.load(model, system(), "cpu", layout=layout, team=team), 0
+    torch.manual_seed(mesh.rank)
     forward = engine.family.forward
 
     def noisy(items: Any) -> Any:
