@@ -203,7 +203,8 @@ def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
         ("flux-odd", IMAGES[1][0], PARTS),
         ("flux2_klein", IMAGES[1][0], PARTS),
         ("sd3", IMAGES[1][0], PARTS),
-        ("qwen_image", IMAGES[1][0], {"all blocks": PARTS["all blocks"]}),
+        ("qwen_image", IMAGES[1][0], PARTS),
+        ("z_image", IMAGES[1][0], PARTS),
     ):
         family = family_on(name)
         stacks = stack_blocks(family, SPECS[name].family, experts(name))

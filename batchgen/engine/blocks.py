@@ -2,7 +2,8 @@
 
 Each list becomes a `BlockStack`, which its transformer calls as if it were one block; weights and
 names of modules stay. What flows through the blocks is one tensor, or several, one of which leaves
-them. Kept tensors are (1, tokens, width) of one item, several streams one behind the other.
+them. Kept tensors are (1, tokens, width) of one item, several streams one behind the other, and no
+longer than the item is alone, whatever fills it up in its pack.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import wraps
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from batchgen.caches.blocks import WHOLE, Attention, Blocks
 from batchgen.engine.memory.stream import Feed
@@ -25,6 +27,15 @@ from batchgen.families.sequence import SequencePlan
 
 _PLACE = "_place_among_attentions"  # attribute of an attention that `Stacks` leads
 Flow = tuple[Tensor, ...]  # what goes from block to block, each (items, tokens, width)
+
+
+@runtime_checkable
+class FillsUp(Protocol):
+    """A family's model whose texts are as long as they are: in a pack those of shorter ones are
+    filled up, behind all other tokens where streams are one, with what means nothing."""
+
+    def own_tokens(self, item: Item) -> int:
+        """Tokens of all streams of the item alone."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,12 +65,16 @@ NOTHING = Kept()
 class Passage:
     """One forward on its way through the blocks."""
 
-    def __init__(self, blocks: Blocks, given: Sequence[Kept], drawn: int = -1) -> None:
+    def __init__(
+        self, blocks: Blocks, given: Sequence[Kept], drawn: int = -1, own: Sequence[int] = ()
+    ) -> None:
         """`given`: what each item takes from before; empty: nothing, where nothing has to be.
-        `drawn`: which of what flows leaves the blocks."""
+        `drawn`: which of what flows leaves the blocks. `own`: tokens of each item alone, where a
+        pack fills them up (`FillsUp`)."""
         self.blocks = blocks
         self.drawn = drawn
         self.given = given
+        self.own = own
         self._entered: Tensor | None = None
         self._state: Tensor | None = None
         self._added: Tensor | None = None
@@ -74,15 +89,16 @@ class Passage:
         """Called in front of each block, and behind the last one that would run."""
         blocks = self.blocks
         if block == blocks.start > 0:
-            state = torch.cat([kept.state for kept in self.given if kept.state is not None])
-            flow = state.to(flow[-1].dtype).split([part.shape[1] for part in flow], dim=1)
+            flow = self._begun([k.state for k in self.given if k.state is not None], flow)
         if block == blocks.state:
-            self._state = _joined(flow)
+            self._state = _joined(self._turned(flow))
         if block == blocks.since:
             self._entered = flow[self._place(flow)]
         if block == blocks.stop:
             flow = self.end(flow)
             if added := [kept.added for kept in self.given if kept.added is not None]:
+                if self.own and len(flow) == 1:
+                    added = [_filled(one, flow[0].shape[1]) for one in added]
                 whole = torch.cat(added).to(flow[-1].dtype)
                 parts, at = [*flow], self._place(flow)
                 parts[at] = _plus(parts[at], whole)
@@ -101,11 +117,28 @@ class Passage:
         """Of the stream that is drawn, in what flows: where streams are one, it is that one."""
         return self.drawn if len(flow) > 1 else 0
 
-    def attend(self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int) -> Any:
-        """The outputs of an attention, the `place`-th of its kind: one tensor, or of several
-        streams, the first of which has so many tokens."""
+    def _begun(self, states: Sequence[Tensor], flow: Flow) -> Flow:
+        """What flows from kept states on, as long as what flows in front of their block."""
+        lengths = [part.shape[1] for part in self._turned(flow)]
+        if self.own:
+            states = [_filled(one, sum(lengths)) for one in states]
+        whole = torch.cat([*states]).to(flow[-1].dtype)
+        return self._turned(tuple(whole.split(lengths, dim=1)))
+
+    def _turned(self, flow: Flow) -> Flow:
+        """Of two streams the one that is filled up last, so that what fills it up is behind all."""
+        return flow[::-1] if self.own else flow
+
+    def attend(
+        self, kind: Attention, place: int, attend: Callable[[], Any], tokens: int, beside: int
+    ) -> Any:
+        """The outputs of an attention, the `place`-th of its kind: one tensor of so many tokens, or
+        another with it, of the stream beside."""
         if kind in self.blocks.reuses:
-            whole = torch.cat([kept.attention[kind][:, place] for kept in self.given])
+            found = [kept.attention[kind][:, place] for kept in self.given]
+            if self.own and kind == "self":
+                found = [_filled(one, tokens + beside) for one in found]
+            whole = torch.cat(found)
             if whole.shape[1] == tokens:
                 return whole
             return whole[:, :tokens], whole[:, tokens:]
@@ -121,14 +154,24 @@ class Passage:
         }
         return [
             Kept(
-                state=_own(self._state, item, items),
-                added=_own(self._added, item, items),
+                state=self._of(self._state, item, items),
+                added=self._of(self._added, item, items),
                 attention={
-                    kind: cast(Tensor, _own(whole, item, items)) for kind, whole in attended.items()
+                    kind: cast(Tensor, self._of(whole, item, items))
+                    for kind, whole in attended.items()
                 },
             )
             for item in range(items)
         ]
+
+    def _of(self, pack: Tensor | None, item: int, items: int) -> Tensor | None:
+        """What is an item's own of (items, ..., tokens, width)."""
+        if pack is None:
+            return None
+        own = min(pack.shape[-2], self.own[item]) if self.own else pack.shape[-2]
+        if items == 1 and own == pack.shape[-2]:
+            return pack
+        return pack[item : item + 1, ..., :own, :].clone()
 
 
 class Stacks:
@@ -146,9 +189,11 @@ class Stacks:
             self._lead(transformer, "cross", [crosses.modules for crosses in plan.crosses])
 
     @contextmanager
-    def told(self, blocks: Blocks, given: Sequence[Kept] = ()) -> Iterator[Passage]:
+    def told(
+        self, blocks: Blocks, given: Sequence[Kept] = (), own: Sequence[int] = ()
+    ) -> Iterator[Passage]:
         """Forwards inside do this with the blocks."""
-        before, self.passage = self.passage, Passage(blocks, given, self.drawn)
+        before, self.passage = self.passage, Passage(blocks, given, self.drawn, own)
         try:
             yield self.passage
         finally:
@@ -165,7 +210,8 @@ class Stacks:
     ) -> tuple[list[Tensor], list[Kept]]:
         """Velocities, and what each item keeps. Where blocks are left out and nothing stands in for
         them the velocities mean nothing."""
-        with self.told(blocks, given) as passage:
+        own = [family.own_tokens(i) for i in items] if isinstance(family, FillsUp) else []
+        with self.told(blocks, given, own) as passage:
             velocities = family.forward(items)
         return velocities, passage.kept(len(items))
 
@@ -274,7 +320,9 @@ def _led(attention: nn.Module, inner: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         stacks, kind, place = getattr(attention, _PLACE)
         tokens = (args[0] if args else kwargs["hidden_states"]).shape[1]
-        return stacks.passage.attend(kind, place, lambda: inner(*args, **kwargs), tokens)
+        other = kwargs.get("encoder_hidden_states")
+        beside = 0 if other is None else other.shape[1]
+        return stacks.passage.attend(kind, place, lambda: inner(*args, **kwargs), tokens, beside)
 
     return forward
 
@@ -291,7 +339,6 @@ def _joined(flow: Flow) -> Tensor:
     return flow[0] if len(flow) == 1 else torch.cat(flow, dim=1)
 
 
-def _own(pack: Tensor | None, item: int, items: int) -> Tensor | None:
-    if pack is None or items == 1:
-        return pack
-    return pack[item : item + 1].clone()
+def _filled(kept: Tensor, tokens: int) -> Tensor:
+    """(1, tokens, width) with zeros up to so many tokens: what fills an item up means nothing."""
+    return F.pad(kept, (0, 0, 0, tokens - kept.shape[1]))

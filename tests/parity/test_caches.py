@@ -13,12 +13,14 @@ import torch
 from quick_cases import first_quick
 from toy_caches import knobs
 from toy_engine import Keeper, ListSource, draw, request, small_spec, spy_on, system, two_experts
+from toys import TOYS
 
 from batchgen.caches.strategy import names, strategy
 from batchgen.config.schema import SamplerConfig
 from batchgen.engine import rowcache
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine
+from batchgen.families.family import BLOCK_CACHES
 from batchgen.request import Request
 
 STEPS = 12
@@ -177,3 +179,32 @@ def test_another_expert_begins_without_a_past(name: str, one_thread: None) -> No
     first = times[experts.index("transformer_2")]
     assert ("transformer_2", round(first)) in seen
     assert len(seen) < STEPS
+
+
+# ---------------------------------------------------------------- texts that packs fill up
+FILLED: dict[str, dict[str, Any]] = {
+    "qwen_image": {"true_cfg_scale": 2.0},
+    "z_image": {"guidance_scale": 2.0},
+}
+
+
+@pytest.mark.parametrize("name", sorted(FILLED))
+def test_rows_of_texts_of_any_length_are_what_they_are_alone(name: str, one_thread: None) -> None:
+    """One of each strategy that keeps something of the blocks, and one without a cache."""
+    spec, texts = TOYS[name].spec(), ("a", "a red cat on a house " * 3, "sky and sea")
+    own = FILLED[name] | {"num_frames": 1, "solver": "euler", "sigma_shift": 1.0, "num_steps": 6}
+    mixed = [
+        cached(i, each, prompt=texts[i % 3], **own)
+        for i, each in enumerate((*BLOCK_CACHES, "none"))
+    ]
+    mixed[-1] = replace(mixed[-1], cache_ratio=0.0, cache_warmup=0, cache_cooldown=0)
+    at = BLOCK_CACHES.index("first_block")
+    mixed[at] = replace(mixed[at], cache_params='{"threshold":9.0}')
+    drawn = draw(Engine.load(spec, system(), "cpu"), mixed)
+    single = draw(Engine.load(spec, system(batch=ALONE), "cpu"), mixed)
+    drawn.assert_packed()
+    assert_same(drawn, single)
+    for row in mixed:
+        ours, theirs = (keeper.stats[row.row_id] for keeper in (drawn, single))
+        assert ours.steps_computed == theirs.steps_computed
+        assert (ours.steps_computed < ours.steps_total) == (row.cache_ratio > 0), row.cache_strategy

@@ -125,6 +125,10 @@ class QwenImage(ImageModel):
             )[0]
         return list(velocity.split(1))
 
+    def own_tokens(self, item: Item) -> int:
+        """See `batchgen.engine.blocks.FillsUp`."""
+        return light.image_tokens(self.spec, item.request.bucket) + item.condition[0].shape[1]
+
     def _times(self, items: Sequence[Item]) -> Tensor:
         """Timesteps, of 1."""
         return self.timesteps(items).to(self.dtype) / 1000

@@ -17,6 +17,7 @@ from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import QwenVlDims, llm_flops, qwen_vl_parameters
 from batchgen.families.family import (
+    BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
     Capabilities,
@@ -123,8 +124,6 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """Of its caches those that keep nothing of the text, whose padding differs from pack to
-    pack."""
     vae = dims(model).vae
     return Capabilities(
         tiles=TiledDecoder(
@@ -136,7 +135,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
-        cache_strategies=(*OUTPUT_CACHES, "teacache", "magcache", "seacache"),
+        cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=("true_cfg_scale", "lora"),

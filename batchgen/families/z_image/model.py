@@ -102,6 +102,10 @@ class ZImage(ImageModel):
             )[0]
         return [-one.squeeze(1)[None].float() for one in found]
 
+    def own_tokens(self, item: Item) -> int:
+        """See `batchgen.engine.blocks.FillsUp`."""
+        return light.joint_tokens(self.spec, item.request.bucket, len(item.condition[0]))
+
     def _image(self, item: Item) -> Tensor:
         """(channels, 1, rows, columns)"""
         return item.latents[0].unsqueeze(1).to(self.dtype)

@@ -24,6 +24,7 @@ from batchgen.families.autoencoders import (
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import LlmDims, llm_flops, llm_parameters
 from batchgen.families.family import (
+    BLOCK_CACHES,
     BYTES,
     OUTPUT_CACHES,
     Capabilities,
@@ -123,14 +124,12 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """Of its caches those that need nothing of its layers: what these make of a text is as long as
-    the longest text of its pack."""
     return Capabilities(
         tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
-        cache_strategies=OUTPUT_CACHES,
+        cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=("guidance_scale", "lora"),
@@ -212,7 +211,12 @@ def _filled(tokens: int) -> int:
 
 def tokens(model: ModelSpec, bucket: Bucket) -> int:
     """Image tokens and those of the longest text."""
-    return image_tokens(model, bucket) + _filled(max_tokens(model))
+    return joint_tokens(model, bucket, max_tokens(model))
+
+
+def joint_tokens(model: ModelSpec, bucket: Bucket, text: int) -> int:
+    """Image tokens and those of a text of so many, each filled up to whole blocks."""
+    return image_tokens(model, bucket) + _filled(text)
 
 
 def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
