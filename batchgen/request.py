@@ -21,6 +21,7 @@ Image = NewType("Image", str)  # sha256 (hex) of a file in the run's `inputs/`
 Loras = NewType("Loras", str)  # as `loras.written` writes them, each file as its sha256
 NO_LORA = Loras("")
 Solver = Literal["unipc", "euler", "dpm++", "ddim", "sde", "ddpm", "own"]  # own: a pipeline's
+NOISY = ("sde", "ddpm")  # draw noise at their steps
 
 LATENTS = "latents"  # the format of rows that are not decoded
 MAX_SEED = 2**63 - 1

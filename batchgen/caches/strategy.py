@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import asin, sqrt
 from pkgutil import iter_modules
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
@@ -75,15 +76,27 @@ class Row:
     warmup: int
     cooldown: int
     params: Mapping[str, float]  # the native knobs that are set
-    sigmas: tuple[float, ...]  # of every step, and of the end
+    sigmas: tuple[float, ...]  # noise at every step, and at the end
     starts: tuple[int, ...] = (0,)  # the first step of each expert; always computed
     branch: int = 0
     layers: int = 1  # blocks of one forward
     attention: tuple[float, float] = (1 / 3, 1 / 6)  # shares of self and cross in a forward's work
+    # whether beside the noise s there is sqrt(1 - s^2) of the picture; else there is 1 - s
+    diffusion: bool = False
 
     @property
     def steps(self) -> int:
         return len(self.sigmas) - 1
+
+    @property
+    def ways(self) -> tuple[float, ...]:
+        """Of every step and of the end the place along which a velocity is the latents' slope: the
+        noise; of a model of diffusion its angle (https://arxiv.org/abs/2202.00512, appendix D)."""
+        return tuple(map(asin, self.sigmas)) if self.diffusion else self.sigmas
+
+    def picture(self, noise: float) -> float:
+        """The share of the picture beside so much noise."""
+        return sqrt(1 - noise**2) if self.diffusion else 1 - noise
 
     def must(self, step: int) -> bool:
         """Whether the step is computed whatever the strategy says."""

@@ -13,10 +13,12 @@ from batchgen.caches.settings import (
     Settings,
     resolve,
 )
+from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, names
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
+from batchgen.request import NOISY
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class CacheRules:
     model: str = "no model"  # its name
     enabled: bool = True
     ignore: bool = False  # a row that is refused is drawn without a cache
+    solver: str = ""
 
     def decide(self, row: Given, steps: int) -> tuple[Settings, str]:
         """Settings of a row, and the strategy that it asked for if it has to do without.
@@ -50,6 +53,12 @@ class CacheRules:
             return f"system.cache.enabled is false; legal: {NONE}, {way}"
         if name not in self.served:
             return f"is not served by {self.model}; served: {', '.join(self.served)}, {way}"
+        if name == planned.NAME and self.solver in NOISY:
+            others = ", ".join(each for each in self.served if each != name)
+            return (
+                f"crosses gaps between steps, and system.sampler.solver={self.solver} draws noise "
+                f"at each of them; legal: another solver, {others}, {way}"
+            )
         return ""
 
 
@@ -62,6 +71,7 @@ def cache_rules(job: JobConfig) -> CacheRules:
         model=job.model.name,
         enabled=cache.enabled,
         ignore=cache.on_refused == "ignore",
+        solver=job.system.sampler.solver or job.model.request_defaults.solver,
     )
     try:
         rules.decide(Given(), rows.num_steps or job.model.request_defaults.num_steps)

@@ -133,6 +133,7 @@ def _facts(rows: Lockstep, strategy: str) -> Row:
         sigmas=tuple(map(float, rows.schedule.sigmas)),
         starts=rows.starts,
         layers=rows.replica.layers,
+        diffusion=rows.schedule.diffusion,
     )
 
 

@@ -7,8 +7,8 @@ operations; a step is a pure function, but for the noise that the SDE draws from
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,20 @@ def ddim_steps(source: Any) -> tuple[DiffusionStep, ...]:
         back = -(after**0.5 - a**0.5 * x_scale)
         steps.append(DiffusionStep(a**0.5, (1 - a) ** 0.5, x_scale, back))
     return tuple(steps)
+
+
+def ddim_over(steps: Sequence[DiffusionStep], some: Sequence[int]) -> list[DiffusionStep]:
+    """DDIM over some of its steps: each goes on to the noise at which the next one of these begins,
+    or at which the last of all ends."""
+    found = []
+    for number, onward in zip(some, [*some[1:], len(steps)], strict=True):
+        step, last = steps[number], steps[onward - 1]
+        if last is not step:
+            picture = last.x0_x * last.x_scale - last.m_scale  # sqrt(a), where the last one ends
+            x_scale = last.x0_v * last.x_scale / step.x0_v
+            step = replace(step, x_scale=x_scale, m_scale=step.x0_x * x_scale - picture)
+        found.append(step)
+    return found
 
 
 def sde_steps(source: Any) -> tuple[DiffusionStep, ...]:

@@ -30,7 +30,7 @@ from diffusers import (
 from torch import Tensor
 
 from batchgen.errors import ConfigError, closest
-from batchgen.numerics.diffusion import DiffusionStep, Draw
+from batchgen.numerics.diffusion import DiffusionStep, Draw, ddim_over
 from batchgen.numerics.noise import SeededNoise
 from batchgen.request import Solver
 
@@ -119,6 +119,11 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.coefs)
 
+    @property
+    def diffusion(self) -> bool:
+        """Whether it is of a model of diffusion proper."""
+        return self.coefs[0].diffusion is not None
+
     def draws(self, step: int) -> int:
         """Noises that the steps before this one draw."""
         return sum(coefs.diffusion.draws for coefs in self.coefs[:step] if coefs.diffusion)
@@ -156,11 +161,23 @@ def table(solver: Solver, sigmas: Tensor, timesteps: Tensor) -> Schedule:
 
 @lru_cache(maxsize=256)
 def over(whole: Schedule, steps: tuple[int, ...]) -> Schedule:
-    """The solver's own table over some steps of a schedule, in order; `whole` itself over all."""
+    """The solver's own table over some steps of a schedule, in order; `whole` itself over all.
+    ConfigError for a solver that draws noise."""
     if len(steps) == len(whole):
         return whole
-    sigmas = whole.sigmas[[*steps, len(whole)]]
-    return table(whole.solver, sigmas, whole.timesteps[list(steps)])
+    sigmas, times = whole.sigmas[[*steps, len(whole)]], whole.timesteps[list(steps)]
+    if not whole.diffusion:
+        return table(whole.solver, sigmas, times)
+    if whole.draws(len(whole)):
+        raise ConfigError(f"solver: {whole.solver} draws noise at its steps: none can be left out")
+    fine = [coefs.diffusion for coefs in whole.coefs if coefs.diffusion is not None]
+    thin = zip(sigmas, ddim_over(fine, steps), strict=False)
+    return replace(
+        whole,
+        timesteps=times,
+        sigmas=sigmas,
+        coefs=tuple(StepCoefs(sigma, diffusion=coefs) for sigma, coefs in thin),
+    )
 
 
 @lru_cache(maxsize=256)

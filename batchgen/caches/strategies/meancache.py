@@ -9,6 +9,7 @@ JVP) says how the velocity changes:
 `v_last` and `v_start` may be predictions. Published, the average is the way of the latents by that
 of sigma. Under Euler steps that is the mean of the velocities taken, which is what is used here:
 under a multistep solver the latents' way holds its extrapolation too, which then feeds on itself.
+Models of diffusion have slopes along the angle of their noise, which then stands for sigma.
 
 The published tables are for 50 steps. For other numbers they are scaled: each computed step keeps
 its place between the first and the last. Of those the largest is taken that the ratio allows, or
@@ -86,7 +87,7 @@ class Carried(Recent):
 
     def __init__(self, row: Row, steps: Collection[int], fresh: Fresh) -> None:
         super().__init__(steps, keep=max(fresh.spans.values()))
-        self._sigmas = row.sigmas
+        self._ways = row.ways
         self._fresh = fresh
 
     def predict(self, step: int, latents: Tensor) -> Tensor:
@@ -100,8 +101,8 @@ class Carried(Recent):
         return predicted
 
     def _way(self, start: int, end: int) -> float:
-        """Of sigma between two steps."""
-        return self._sigmas[end] - self._sigmas[start]
+        """Of sigma between two steps, or of its angle."""
+        return self._ways[end] - self._ways[start]
 
 
 def _fresh(row: Row) -> Fresh:

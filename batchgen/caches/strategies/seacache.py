@@ -14,6 +14,7 @@ ratio is mapped onto the line through the first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from batchgen.caches.knobs import ratio, threshold
@@ -55,24 +56,32 @@ class Filtered(Summing):
     """A branch that looks at its filtered input."""
 
     def signal(self, look: Look) -> Tensor:
-        return wiener(look.signal("embedded"), self._row.sigmas[look.step])
+        noise = min(max(self._row.sigmas[look.step], _EDGE), 1 - _EDGE)
+        return wiener(look.signal("embedded"), self._row.picture(noise), noise)
 
 
-def wiener(grid: Tensor, sigma: float) -> Tensor:
+def wiener(grid: Tensor, share: float, noise: float) -> Tensor:
     """(1, frames, rows, columns, width) with the noise filtered out, where the grid is
-    (1 - sigma) x picture + sigma x noise. The filter is the product of those along each axis, and
-    of mean 1, so that steps compare."""
+    share x picture + noise x noise."""
     import torch
 
     axes = (1, 2, 3)
-    power = VIDEO_POWER if grid.shape[1] > 1 else IMAGE_POWER
-    noise = min(max(sigma, _EDGE), 1 - _EDGE)
-    gain = torch.ones((), device=grid.device)
-    for axis in axes:
-        count = grid.shape[axis]
-        frequency = torch.fft.fftfreq(count, device=grid.device).abs()
-        picture = 1 / (frequency**power + _TINY)
-        along = (1 - noise) * picture / ((1 - noise) ** 2 * picture + noise**2 + _TINY)
-        gain = gain * along.view([count if axis == other else 1 for other in range(5)])
     spectrum = torch.fft.fftn(grid.float(), dim=axes)
-    return torch.fft.ifftn(spectrum * (gain / gain.mean()), dim=axes).real
+    gain = _gain(tuple(grid.shape[1:4]), share, noise, grid.device)
+    return torch.fft.ifftn(spectrum * gain, dim=axes).real
+
+
+@lru_cache(maxsize=128)
+def _gain(counts: tuple[int, ...], share: float, noise: float, device: Any) -> Tensor:
+    """Of each frequency: the product of those along each axis, and of mean 1, so that steps
+    compare. Rows of one schedule have the same ones."""
+    import torch
+
+    power = VIDEO_POWER if counts[0] > 1 else IMAGE_POWER
+    gain = torch.ones((), device=device)
+    for axis, count in enumerate(counts):
+        frequency = torch.fft.fftfreq(count, device=device).abs()
+        picture = 1 / (frequency**power + _TINY)
+        along = share * picture / (share**2 * picture + noise**2 + _TINY)
+        gain = gain * along.view([count if axis == other else 1 for other in range(4)])
+    return (gain / gain.mean())[None]

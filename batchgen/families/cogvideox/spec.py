@@ -61,8 +61,6 @@ COMPONENTS = (
     ),
 )
 _SOLVERS: dict[str, Solver] = {"CogVideoXDDIMScheduler": "ddim", "CogVideoXDPMScheduler": "sde"}
-# These follow the noise of flow matching.
-_OF_FLOW = ("planned", "meancache", "seacache")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +154,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """Its attention cannot be led to an op of ours, so that no forward's tokens are divided."""
     return Capabilities(
         cfg=(1, 2),
-        cache_strategies=tuple(
-            name for name in (*OUTPUT_CACHES, *BLOCK_CACHES) if name not in _OF_FLOW
-        ),
+        cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("ddim", "sde"),
         sigma_shift=False,
         columns=("guidance_scale", "use_dynamic_cfg", "lora"),

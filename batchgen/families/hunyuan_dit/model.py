@@ -24,7 +24,7 @@ from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.hunyuan_dit import spec as light
 from batchgen.families.image_model import ImageModel
-from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
 from batchgen.families.tiling import tiled
 from batchgen.numerics.diffusion import ddpm_steps
 from batchgen.numerics.edges import in_batches, split_by_items
@@ -38,6 +38,7 @@ ORIGINAL = (1024.0, 1024.0)  # size that the image is told to have had
 SEQUENCE = SequencePlan(
     cuts=(),
     attends=(Attends("blocks.*.attn1", ("image",)),),
+    crosses=(Crosses("blocks.*.attn2", "image"),),
     gather=Cut("proj_out", 0, "image", dim=1),
 )
 

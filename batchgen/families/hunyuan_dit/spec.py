@@ -31,7 +31,15 @@ from batchgen.families.encoders import (
     t5_flops,
     t5_parameters,
 )
-from batchgen.families.family import BYTES, Capabilities, Component, Scales, Stride
+from batchgen.families.family import (
+    BLOCK_CACHES,
+    BYTES,
+    OUTPUT_CACHES,
+    Capabilities,
+    Component,
+    Scales,
+    Stride,
+)
 from batchgen.families.parts import KL_VAE, encoder, tokenizer
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -61,6 +69,7 @@ COMPONENTS = (
         predicts="v_prediction",
     ),
 )
+_NOT_SERVED = ("planned", "first_block", "blockdance")  # caches (`capabilities`)
 _TIME = 256  # channels of a sinusoidal embedding
 _SIZES = 6  # numbers that tell the model about the image's size
 
@@ -165,13 +174,15 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """Blocks of its second half need what those of the first have made, so that none can be left
-    out; its attention cannot be led to an op of ours. Other caches follow the noise of flow
-    matching."""
+    """Blocks of its second half need what those of the first have made, so that all are left out or
+    none; its attention cannot be led to an op of ours. Its solver draws noise at every step, which
+    no planned gap can cross."""
     return Capabilities(
         tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
-        cache_strategies=("none", "uniform", "taylorseer", "easycache"),
+        cache_strategies=tuple(
+            name for name in (*OUTPUT_CACHES, *BLOCK_CACHES) if name not in _NOT_SERVED
+        ),
         solvers=("ddpm",),
         sigma_shift=False,
         columns=("guidance_scale", "guidance_rescale"),

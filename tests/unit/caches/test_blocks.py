@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -157,7 +158,8 @@ def test_the_filter_of_seacache_is_that_of_diffusers() -> None:
     grid = torch.randn(1, 3, 4, 6, 8, generator=torch.Generator().manual_seed(0))
     for sigma in (0.0, 0.3, 0.9, 1.0):
         theirs = _apply_sea_filter(grid[0], sigma, seacache.VIDEO_POWER)
-        assert torch.allclose(seacache.wiener(grid, sigma)[0], theirs, atol=1e-5)
+        noise = min(max(sigma, 1e-6), 1 - 1e-6)
+        assert torch.allclose(seacache.wiener(grid, 1 - noise, noise)[0], theirs, atol=1e-5)
 
 
 def test_a_filter_takes_out_noise_and_leaves_what_is_smooth() -> None:
@@ -166,11 +168,18 @@ def test_a_filter_takes_out_noise_and_leaves_what_is_smooth() -> None:
     noise = noise - noise.mean(dim=(2, 3), keepdim=True)
 
     def share(sigma: float) -> float:
-        kept = [seacache.wiener(part, sigma).norm() for part in (noise, smooth_part)]
+        kept = [seacache.wiener(part, 1 - sigma, sigma).norm() for part in (noise, smooth_part)]
         return float(kept[0] / kept[1])
 
     assert share(0.9) < share(0.5) < share(0.1)
-    assert seacache.wiener(noise, 0.5).shape == noise.shape
+    assert seacache.wiener(noise, 0.5, 0.5).shape == noise.shape
+
+
+def test_the_filter_knows_how_much_of_the_picture_a_model_of_diffusion_has() -> None:
+    of = replace(row(2), sigmas=(1.0, 0.6, 0.0), diffusion=True)
+    signal = seacache.Filtered(of, 0.0).signal(Seen(1, torch.zeros(1)))
+    assert torch.equal(signal, seacache.wiener(smooth("embedded", 1), 0.8, 0.6))
+    assert seacache.Filtered(of, 0.0).signal(Seen(0, torch.zeros(1))).isfinite().all()
 
 
 def test_first_block_compares_with_its_last_computed_step() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -147,6 +149,18 @@ def test_under_euler_steps_meancache_predicts_the_published_formula(count: int) 
             published = velocities[step - 1] - jvp * (s[step + 1] - s[step])
             assert torch.allclose(velocities[step], published, rtol=1e-9, atol=1e-9)
         latents.append(latents[step] + (s[step + 1] - s[step]) * velocities[step])
+
+
+def test_meancache_follows_the_angle_of_the_noise_of_diffusion() -> None:
+    flow = row(50, params={"fresh_steps": 25})
+    diffusion = replace(flow, sigmas=tuple(map(math.sin, flow.sigmas)), diffusion=True)
+    ends = [
+        Walk(of, meancache.FACTS, lambda of=of: meancache.branch(of, None)).whole()
+        for of in (flow, diffusion)
+    ]
+    assert len(ends[0].predicted) == 25
+    for step, predicted in ends[0].predicted.items():
+        assert torch.allclose(predicted, ends[1].predicted[step], atol=1e-5)
 
 
 def test_meancache_without_a_slope_reuses() -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from batchgen.errors import ConfigError
-from batchgen.numerics.solver import SOLVERS, History, reference_scheduler, schedule, step
+from batchgen.families.cogvideox.model import cog_schedule
+from batchgen.families.cogvideox.spec import CogScheduler
+from batchgen.numerics.solver import SOLVERS, History, over, reference_scheduler, schedule, step
 from batchgen.request import Solver
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -51,6 +53,28 @@ def test_latents_keep_float32_under_half_precision_velocities() -> None:
         for coefs in table.coefs:
             x, history = step(coefs, x, torch.randn(1, 3, dtype=torch.bfloat16), history)
             assert x.dtype == torch.float32
+
+
+def test_every_second_step_of_ddim_is_ddim_of_half_as_many_steps() -> None:
+    """Whose timesteps these are; a step that is followed by its own next one stays what it is."""
+    scheduler = CogScheduler(snr_shift_scale=3.0)
+    fine, coarse = (cog_schedule(scheduler, "ddim", steps) for steps in (20, 10))
+    thin = over(fine, tuple(range(0, 20, 2)))
+    assert torch.equal(thin.timesteps, coarse.timesteps)
+    assert torch.equal(thin.sigmas, coarse.sigmas)
+    for ours, theirs in zip(thin.coefs, coarse.coefs, strict=True):
+        for name in ("x0_x", "x0_v", "x_scale", "m_scale"):
+            pair = [getattr(one.diffusion, name) for one in (ours, theirs)]
+            assert torch.allclose(*pair, rtol=1e-9, atol=1e-9), name
+    some = over(fine, (0, 1, 2, 9))
+    assert [a == b for a, b in zip(some.coefs, fine.coefs, strict=False)][:2] == [True, True]
+
+
+def test_no_step_of_a_solver_that_draws_noise_is_left_out() -> None:
+    whole = cog_schedule(CogScheduler(), "sde", 4)
+    assert over(whole, (0, 1, 2, 3)) is whole
+    with pytest.raises(ConfigError, match="sde draws noise at its steps"):
+        over(whole, (0, 2))
 
 
 def test_an_unknown_solver_is_named_with_the_legal_ones() -> None:
