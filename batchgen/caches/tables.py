@@ -37,18 +37,24 @@ class Key:
     guidance_scale: float | None = None
     guidance_scale_2: float | None = None
     true_cfg_scale: float | None = None
+    use_dynamic_cfg: int | None = None
+    guidance_rescale: float | None = None
+    boundary: float | None = None  # where the second of two experts takes over
     computed: int | None = None  # steps that are computed
     branches: int | None = None  # of a step
-    # lowest and highest guidance of either expert that a fit without an exact one serves
+    # lowest and highest guidance of either expert that a fit without an exact one serves; the same
+    # of true_cfg_scale, and of guidance_rescale
     guidance_range: tuple[float, float] | None = None
+    true_cfg_range: tuple[float, float] | None = None
+    rescale_range: tuple[float, float] | None = None
 
     def serves(self, row: Key) -> bool:
         """Whether an entry of this key is legal for a row of that key."""
-        if self.guidance_range is not None:
-            low, high = self.guidance_range
-            scales = (row.guidance_scale, row.guidance_scale_2)
-            if not all(scale is not None and low <= scale <= high for scale in scales):
-                return False
+        for name, scales in RANGES.items():
+            if (span := getattr(self, name)) is not None:
+                values = [getattr(row, scale) for scale in scales]
+                if not all(v is not None and span[0] <= v <= span[1] for v in values):
+                    return False
         return all(mine is None or mine == getattr(row, name) for name, mine in self._exact())
 
     @property
@@ -58,7 +64,22 @@ class Key:
         return sum(value is not None for _, value in self._exact())
 
     def _exact(self) -> list[tuple[str, Any]]:
-        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "guidance_range"]
+        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in RANGES]
+
+
+# What makes one velocity of those of the branches: a fit for one value of each, or for a range.
+SCALES = (
+    "guidance_scale",
+    "guidance_scale_2",
+    "true_cfg_scale",
+    "use_dynamic_cfg",
+    "guidance_rescale",
+)
+RANGES = {
+    "guidance_range": ("guidance_scale", "guidance_scale_2"),
+    "true_cfg_range": ("true_cfg_scale",),
+    "rescale_range": ("guidance_rescale",),
+}
 
 
 class Sampling(Protocol):
@@ -78,6 +99,10 @@ class Sampling(Protocol):
     def guidance_scale_2(self) -> float | None: ...
     @property
     def true_cfg_scale(self) -> float: ...
+    @property
+    def use_dynamic_cfg(self) -> int: ...
+    @property
+    def guidance_rescale(self) -> float: ...
 
 
 def row_key(
@@ -86,6 +111,7 @@ def row_key(
     model: str,
     computed: int | None = None,
     branches: int | None = None,
+    boundary: float | None = None,
 ) -> Key:
     """By which a row looks for its table; `computed`: its steps that are, for planned ones."""
     first, second = row.guidance_scale, row.guidance_scale_2
@@ -99,6 +125,9 @@ def row_key(
         guidance_scale=first,
         guidance_scale_2=first if second is None else second,
         true_cfg_scale=row.true_cfg_scale,
+        use_dynamic_cfg=row.use_dynamic_cfg,
+        guidance_rescale=row.guidance_rescale,
+        boundary=boundary,
         computed=computed,
         branches=branches,
     )
@@ -223,9 +252,10 @@ def _entry(value: Any) -> Entry:
     if set(value) != {"key", "content"} or not isinstance(value["content"], dict):
         raise ValueError("an entry has a key and a content")
     given = dict(value["key"])
-    if "guidance_range" in given:
-        low, high = given["guidance_range"]
-        given["guidance_range"] = (float(low), float(high))
-    if not all(isinstance(v, _PLAIN) for n, v in given.items() if n != "guidance_range"):
+    for name in RANGES:
+        if name in given:
+            low, high = given[name]
+            given[name] = (float(low), float(high))
+    if not all(isinstance(v, _PLAIN) for n, v in given.items() if n not in RANGES):
         raise ValueError("a key holds texts and numbers")
     return Entry(key=Key(**given), content=value["content"])

@@ -9,6 +9,7 @@ from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, Row, strategy
 from batchgen.engine.replica import Replica
 from batchgen.engine.rowcache import RowCache
+from batchgen.errors import ConfigError
 from batchgen.numerics.solver import Schedule, leaps, over
 from batchgen.request import Request
 
@@ -29,10 +30,16 @@ def under_cache(
         sigmas=tuple(map(float, whole.sigmas)),
         starts=expert_starts(experts),
         layers=replica.layers,
+        diffusion=whole.diffusion,
     )
     table = replica.tables.by_digest(request.cache_table).content if request.cache_table else None
     if request.cache_strategy == planned.NAME:
         path = planned.path(row, table)
+        if table is not None and not path.leaps:
+            raise ConfigError(
+                f"cache_table: {request.cache_table} was fitted for rows whose experts begin "
+                f"elsewhere than at steps {row.starts} (plan again)"
+            )
         thinner = leaps(whole, path.steps, path.leaps) if path.leaps else over(whole, path.steps)
         return thinner, None
     chosen, divided = strategy(request.cache_strategy), replica.split is not None

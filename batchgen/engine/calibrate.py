@@ -29,7 +29,7 @@ from batchgen.caches.fitting import (
     weights,
 )
 from batchgen.caches.strategy import computed_count
-from batchgen.caches.tables import Entry, Key, row_key
+from batchgen.caches.tables import RANGES, SCALES, Entry, Key, row_key
 from batchgen.engine.lockstep import Lockstep
 from batchgen.engine.replica import Replica
 from batchgen.numerics.solver import DEPTH, History, Leap, LeapCoefs, as_leap, leap, step, terms
@@ -120,18 +120,19 @@ def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
     if not mixed(requests):
         return key
     others = [row_key(request, "planned", model) for request in requests]
-    scales = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
-    differ: dict[str, Any] = {
-        n: None for n in scales if len({getattr(other, n) for other in others}) > 1
-    }
-    seen = sorted(request.guidance_scale for request in requests)
-    return replace(key, guidance_range=(seen[0], seen[-1]), **differ)
+    seen = {name: [getattr(other, name) for other in others] for name in SCALES}
+    differ: dict[str, Any] = {name: None for name, each in seen.items() if len(set(each)) > 1}
+    for name, scales in RANGES.items():
+        if name == "guidance_range" or differ.keys() & set(scales):
+            values = [value for scale in scales for value in seen[scale]]
+            differ[name] = min(values), max(values)
+    return replace(key, **differ)
 
 
 def mixed(requests: Sequence[Request]) -> bool:
     """Whether rows differ in guidance."""
     keys = [row_key(request, "", "") for request in requests]
-    return len({(k.guidance_scale, k.guidance_scale_2, k.true_cfg_scale) for k in keys}) > 1
+    return len({tuple(getattr(key, name) for name in SCALES) for key in keys}) > 1
 
 
 # ------------------------------------------------------------------------------------------- record

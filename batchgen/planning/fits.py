@@ -29,6 +29,8 @@ class Drawing:
     width: int
     height: int
     num_frames: int
+    use_dynamic_cfg: int = 0
+    guidance_rescale: float = 0.0
 
     @property
     def bucket(self) -> Bucket:
@@ -41,9 +43,12 @@ class Fits:
     def __init__(self, job: JobConfig, weights: str, own: Tables | None = None) -> None:
         """`weights`: digest of the checkpoint, by which fits of a user's own go."""
         self._model, self._models = job.model, (weights, job.model.name)
-        boundary = family_spec(job.model.family).boundary(job.model)
-        given = job.system.sampler.boundary
-        self._boundary = boundary if given is None else given
+        usual, given = (
+            family_spec(job.model.family).boundary(job.model),
+            job.system.sampler.boundary,
+        )
+        self._boundary = usual if given is None else given
+        self._moved = self._boundary != usual  # the job has set it
         self._own = own
 
     @cached_property
@@ -74,11 +79,22 @@ class Fits:
         """The coefficients for rows that are drawn so, of those whose content has `having`."""
         count = round(strategy(name).expected(row, None))
         branches = int(family_spec(self._model.family).branches(self._model, drawing))
-        keys = [row_key(drawing, name, model, count, branches) for model in self._models]
+        keys = [
+            row_key(drawing, name, model, count, branches, self._boundary) for model in self._models
+        ]
         found = (tables.find(*keys, having=having) for tables in self._tables)
         entry = next(filter(None, found), None)
-        unused = entry is not None and name == planned.NAME and not _fits(row, entry)
+        unused = entry is not None and name == planned.NAME and not self._fits(row, entry)
         return None if unused else entry
+
+    def _fits(self, row: Row, entry: Entry) -> bool:
+        """Whether a planned row will follow the fit. Where its experts begin the fit knows better:
+        it was made on rows of this very schedule, or, where it does not say so, of the model's
+        own."""
+        if self._moved and entry.key.boundary is None:
+            return False
+        starts = tuple(entry.content["starts"])
+        return bool(planned.path(replace(row, starts=starts), entry.content).leaps)
 
     def choice(self, settings: Settings, drawing: Drawing, floor_db: float) -> Choice:
         """The largest ratio of planned that was judged to be good enough for such rows."""
@@ -102,10 +118,3 @@ def can_be_fitted(settings: Settings, row: Row) -> bool:
         return row.steps >= FEWEST_STEPS and (needed or not own)
     free = len(row.starts) <= computed_count(row.steps, row.ratio) < row.steps
     return free and settings.warmup == settings.cooldown == 0
-
-
-def _fits(row: Row, entry: Entry) -> bool:
-    """Whether a planned row will follow the fit. Where its experts begin the fit knows better: it
-    was made on rows of this very schedule."""
-    starts = tuple(entry.content["starts"])
-    return bool(planned.path(replace(row, starts=starts), entry.content).leaps)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from batchgen.caches.pilots import AUDITED, FEWEST, JUDGES, ROWS, Pilot
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import strategy
+from batchgen.caches.tables import SCALES
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import Scales, family_spec
@@ -32,7 +33,6 @@ from batchgen.request import Bucket
 _LOOKED_AT = 64  # rows of each combination in a batch
 _MOST_STRATA = 1024  # kept of a group
 Stratum = tuple[tuple[float, ...], str]  # scales and bucket
-_SCALES = ("guidance_scale", "guidance_scale_2", "true_cfg_scale")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -151,7 +151,7 @@ def _note(
 
 def _place(job: JobConfig, rows: ResolvedRows, row: int, alike: Alike) -> tuple[Group, Stratum]:
     spec = family_spec(job.model.family)
-    values = {name: rows.column(name)[row].as_py() for name in _SCALES}
+    values = {name: rows.column(name)[row].as_py() for name in SCALES}
     size = (rows.column(name)[row].as_py() for name in ("width", "height", "num_frames"))
     bucket = str(Bucket(*size))
     branches = int(spec.branches(job.model, cast(Scales, SimpleNamespace(**values))))

@@ -59,6 +59,7 @@ class PilotRenderer:
     pilots: Sequence[Pilot]
     model: str  # digest of the weights
     out: Path
+    boundary: float | None = None  # where the second of two experts takes over
     done: bool = field(default=False, init=False)
 
     def render(
@@ -121,7 +122,7 @@ class PilotRenderer:
                 made, more = FITS[pilot.strategy](self.engine, pilot, good, self.model, step)
             busy = {twin_index(i): each.seconds + each.fits.busy for i, each in more.items()}
             clock.share(busy)
-            entries += made
+            entries += [replace(e, key=replace(e.key, boundary=self.boundary)) for e in made]
             drawn |= more
             log.info("pilot of %s: %d tables from %d rows", pilot, len(made), len(good))
         failpoint("pilot.before_tables")

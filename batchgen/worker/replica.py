@@ -139,9 +139,11 @@ def _draw_shard(
             load_s,
         )  # fmt: skip
         if post.pilot:
-            weights = KeyContext.from_json(run_file.key_context).weights
+            context = KeyContext.from_json(run_file.key_context)
             out = root.pilot_tables(post.attempt.submission)
-            renderer = PilotRenderer(renderer, read_pilots(root.plan), weights, out)
+            renderer = PilotRenderer(
+                renderer, read_pilots(root.plan), context.weights, out, context.boundary
+            )
         sink = RowSink(root, journal, policy, states, admission, judges, notices, pack)
         every = config.system.cache.audit_every
         Shift(renderer, source, sink, crew.stop, crew.moved, ending, every).draw_all()

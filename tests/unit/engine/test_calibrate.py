@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from toy_cogvideox import COGVIDEOX_2B
 from toy_engine import draw, request, small_spec, system, tiny_wan_spec, two_experts
 
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import Row
-from batchgen.caches.tables import Entry, Tables, store
-from batchgen.engine.calibrate import calibrate, products
+from batchgen.caches.tables import Entry, Tables, row_key, store
+from batchgen.engine.calibrate import calibrate, key_of, products
 from batchgen.engine.engine import Engine
 from batchgen.engine.lockstep import Lockstep
 from batchgen.errors import ConfigError, PromptTooLong
@@ -35,6 +37,18 @@ def pair(two_expert_folder: Path) -> Engine:
     """Of two experts."""
     spec = two_experts(tiny_wan_spec(), weights=str(two_expert_folder))
     return Engine.load(spec, system(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def diffusion(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """Of a model of diffusion proper, with DDIM."""
+    folder = tmp_path_factory.mktemp("cogvideox")
+    spec = COGVIDEOX_2B.spec(str(COGVIDEOX_2B.save(folder, COGVIDEOX_2B.spec())))
+    return Engine.load(spec, system(), "cpu")
+
+
+CLIP = {"width": 64, "height": 32, "num_frames": 9, "solver": "ddim", "sigma_shift": 1.0}
+DIFFUSION = CLIP | {"guidance_scale": 6.0, "use_dynamic_cfg": 1}
 
 
 def spread(count: int, first: int = 0, **changes: object) -> list[Request]:
@@ -82,15 +96,19 @@ def far(these: Sequence[Tensor], those: Sequence[Tensor]) -> float:
     return float(np.mean([(a - b).square().mean() for a, b in zip(these, those, strict=True)]))
 
 
+@pytest.mark.parametrize(("made_by", "asked"), [("engine", {}), ("diffusion", DIFFUSION)])
 @torch.no_grad()
-def test_other_rows_end_nearer_than_with_fewer_steps(engine: Engine, tmp_path: Path) -> None:
-    made = calibrate(engine.replica, spread(6), [0.0, 0.5, 0.5], model="small")
+def test_other_rows_end_nearer_than_with_fewer_steps(
+    request: pytest.FixtureRequest, made_by: str, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    engine: Engine = request.getfixturevalue(made_by)
+    made = calibrate(engine.replica, spread(6, **asked), [0.0, 0.5, 0.5], model="small")
     (entry,) = made.entries
     assert entry.key.computed == STEPS // 2 == len(entry.content["steps"])
     store(tmp_path, made.entries)
     (stored,) = Tables(tmp_path).entries
     assert stored.digest == entry.digest
-    others = spread(3, first=50)
+    others = spread(3, first=50, **asked)
     exact = play(engine, others, engine.family.schedule(others[0]))
     ours = play(engine, others, fitted(engine, others[0], stored, 0.5))
     whole = engine.family.schedule(others[0])
@@ -99,6 +117,27 @@ def test_other_rows_end_nearer_than_with_fewer_steps(engine: Engine, tmp_path: P
     twin = play(engine, fewer, engine.family.schedule(fewer[0]))
     assert far(ours, exact) < 0.8 * far(unfitted, exact)
     assert far(ours, exact) < 0.2 * far(twin, exact)
+
+
+def test_planned_rows_of_diffusion_without_a_fit_end_nearer_than_with_fewer_steps(
+    diffusion: Engine,
+) -> None:
+    """And those that save nothing are as they are without a cache, to the bit."""
+    half = {"cache_strategy": "planned", "cache_ratio": 0.5}
+    ways: list[dict[str, Any]] = [
+        {},
+        {"cache_strategy": "planned"},
+        half,
+        {"num_steps": STEPS // 2},
+    ]
+    drawn = draw(
+        diffusion,
+        [spread(1, i, prompt="p", seed=9, **DIFFUSION | way)[0] for i, way in enumerate(ways)],
+    )
+    exact, same, ours, fewer = (drawn.latents[f"row-{i}"] for i in range(4))
+    assert torch.equal(exact, same)
+    assert 0 < far([ours], [exact]) < 0.8 * far([fewer], [exact])
+    assert drawn.stats["row-2"].steps_computed == STEPS
 
 
 def test_the_rows_of_a_pilot_are_drawn_as_any_others(engine: Engine) -> None:
@@ -116,6 +155,22 @@ def test_rows_of_one_guidance_are_fitted_for_it_by_branch(engine: Engine) -> Non
     assert entry.content["branches"] == 2
     depths = [(len(states), len(ages), len(ages[0])) for states, ages in entry.content["leaps"]]
     assert depths == [(1, 1, 2), (2, 2, 2), *4 * [(3, 3, 2)]]
+
+
+def test_a_fit_says_what_made_its_guided_velocities(diffusion: Engine) -> None:
+    """Whatever differs between its rows has a range, or none matters."""
+    rows = spread(2, **DIFFUSION)
+    key = key_of(rows, "c", False)
+    assert (key.use_dynamic_cfg, key.guidance_rescale, key.true_cfg_scale) == (1, 0.0, 1.0)
+    of = row_key(rows[0], "planned", "c")
+    assert key.serves(of) and not key.serves(replace(of, use_dynamic_cfg=0))
+    scales = ({"true_cfg_scale": 2.0}, {"true_cfg_scale": 4.0, "guidance_rescale": 0.5})
+    key = key_of([replace(rows[0], **scale) for scale in scales], "c", False)
+    assert (key.true_cfg_scale, key.true_cfg_range) == (None, (2.0, 4.0))
+    assert (key.guidance_rescale, key.rescale_range) == (None, (0.0, 0.5))
+    for true_cfg, rescale, served in ((3.0, 0.2, True), (5.0, 0.2, False), (3.0, 0.7, False)):
+        row = replace(of, true_cfg_scale=true_cfg, guidance_rescale=rescale)
+        assert key.serves(row) == served
 
 
 def test_rows_of_many_guidances_are_fitted_for_all_between(engine: Engine) -> None:

@@ -12,14 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.caches import tables
+from batchgen.caches.settings import Settings
 from batchgen.caches.strategy import names
-from batchgen.caches.tables import Entry, Key, store, user_folder
+from batchgen.caches.tables import Entry, Key, Tables, store, user_folder
 from batchgen.config.capability import served_by
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.families.family import BLOCK_CACHES, OUTPUT_CACHES
 from batchgen.planfile import PLAN_COLUMNS
+from batchgen.planning.fits import Drawing, Fits
 from batchgen.planning.identity import check_keys
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import Plan, make_plan, read_plan, read_requests
@@ -247,6 +249,41 @@ def test_a_strategy_that_the_model_does_not_serve_is_refused(
     assert [request.cache_refused for request in rows] == ["", "uniform"]
 
 
+@pytest.mark.parametrize(
+    ("model", "asked", "told"),
+    [
+        (
+            "cogvideox-5b",
+            {"cache_ratio": [None, 0.5]},
+            r"row 1, cache_strategy = 'planned': crosses gaps between steps, and "
+            r"system\.sampler\.solver=sde draws noise at each of them; legal: another solver, none",
+        ),
+        (
+            "hunyuan-dit-1.2",
+            {"cache_strategy": ["seacache", "planned"]},
+            r"row 1, cache_strategy = 'planned': is not served by hunyuan-dit-1\.2; served: none, ",
+        ),
+    ],
+)
+def test_gaps_that_noise_fills_are_refused(
+    write_rows: Callable[..., Path],
+    tmp_path: Path,
+    model: str,
+    asked: dict[str, list[Any]],
+    told: str,
+) -> None:
+    """Row by row; other strategies reuse what a step would compute, whatever its solver draws."""
+    path = write_rows({"prompt": ["a", "b"]} | asked)
+    job = tmp_path / "job.yaml"
+    job.write_text(f"defaults: [base, {{model: {model}}}, _self_]\nmanifest: {path}\n")
+    with pytest.raises(ManifestError, match=told):
+        make_plan(compose_job(job, ["model.weights=random"]).config, tmp_path / "plan")
+    if model == "cogvideox-5b":
+        ways = ["model.weights=random", "system.sampler.solver=ddim"]
+        rows = read_requests(make_plan(compose_job(job, ways).config, tmp_path / "plan").path)
+        assert [request.cache_strategy for request in rows] == ["none", "planned"]
+
+
 def test_a_manifest_is_checked_without_a_job(write_rows: Callable[..., Path]) -> None:
     path = write_rows({"prompt": ["a", "b"], "cache_ratio": [0.5, 2.0], "cache_warmup": [9, 9]})
     (problem,) = check_manifest(path).problems.first
@@ -317,6 +354,30 @@ def test_a_fit_of_these_weights_goes_before_one_of_the_name(
     store(user_folder(), [mine])
     (row,) = requests(plan_of({"cache_ratio": [0.5]}))
     assert row.cache_table == mine.digest
+
+
+def test_a_fit_serves_rows_whose_experts_begin_where_its_own_did(tmp_path: Path) -> None:
+    """One that does not say where is of the model's own boundary."""
+    job = tmp_path / "job.yaml"
+    job.write_text("defaults: [base, {model: wan2.2-t2v-a14b}, _self_]\nmanifest: none\n")
+    leap = [[1.0], [[0.0], [0.0]]]
+    content = {"steps": [*range(20)], "starts": [0, 13], "leaps": [leap] * 20}
+    drawing = Drawing(40, 4.0, 3.0, 1.0, "unipc", 12.0, 1280, 720, 81)
+    scales = {"guidance_scale": 4.0, "guidance_scale_2": 3.0}
+
+    def serves(asked: float | None, made: float | None) -> bool:
+        own = [] if asked is None else [f"system.sampler.boundary={asked}"]
+        config = compose_job(job, ["model.weights=random", *own]).config
+        key = Key(strategy="planned", model="w", computed=20, boundary=made, **scales)
+        folder = tmp_path / f"{made}"
+        store(folder, [Entry(key=key, content=content)])
+        fits = Fits(config, "w", Tables(folder))
+        row = fits.row(Settings("planned", 0.5), drawing)
+        return fits.find("planned", row, drawing) is not None
+
+    assert serves(None, None) and serves(None, 0.875) and serves(0.875, None)
+    assert serves(0.5, 0.5)
+    assert not (serves(0.5, None) or serves(0.5, 0.875) or serves(None, 0.5))
 
 
 def test_a_fit_that_passes_over_steps_that_must_be_computed_is_not_named(
