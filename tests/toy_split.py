@@ -14,9 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
+from toy_cogvideox import COGVIDEOX
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 from toy_hunyuan_video import HUNYUAN_VIDEO
+from toy_hunyuan_video15 import HUNYUAN_VIDEO15
 from toy_loras import as_planned, files_of, save_lora
 from toy_ltx import LTX
 from toys import TOYS
@@ -66,6 +68,8 @@ SPECS: dict[str, ModelSpec] = {
     "z_image": TOYS["z_image"].spec(heads=4),
     "ltx": LTX.spec(heads=4),
     "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
+    "hunyuan_video15": HUNYUAN_VIDEO15.spec(),
+    "cogvideox": COGVIDEOX.spec(),
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (

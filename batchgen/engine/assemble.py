@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
@@ -95,7 +96,9 @@ def assemble(
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
     abreast = Abreast(device)
-    residency = _residency(family, device, plan, system.memory, stacks, abreast)
+    apart = recall.weights(family, plan.experts)
+    residency = _residency(family, device, plan, system.memory, stacks, abreast, apart)
+    recall.residency = residency
     ladder = Ladder(residency, recall, device, ascent, streams=compiled.may_stream)
     ladder.load()
     transformers = [family.modules[expert] for expert in plan.experts]
@@ -134,6 +137,7 @@ def assemble(
         tables=tables,
         split=split,
         layers=family_spec(model.family).layers(model),
+        smallest=Bucket(*(family_spec(model.family).stride(model).pixels,) * 2, 1),
         share=partial(share_computed, model),
         overlap=overlap,
     )
@@ -190,6 +194,7 @@ def _residency(
     memory: MemoryConfig,
     stacks: Stacks,
     abreast: Abreast,
+    apart: Mapping[nn.Module, str],
 ) -> Residency:
     gauge = Gauge()
 
@@ -204,6 +209,7 @@ def _residency(
             prefetch=memory.prefetch,
             pin=memory.pin,
             on_disk=part.name in plan.on_disk,
+            apart=apart,
         )
         if part.stacks:
             stacks.feed(module, feed)
@@ -211,7 +217,7 @@ def _residency(
             feed.lead(blocks, abreast.pause)
         return feed
 
-    return Residency(family.modules, device, plan, feed_of, gauge)
+    return Residency(family.modules, device, plan, feed_of, gauge, apart)
 
 
 def _encoding(ladder: Ladder, work: Callable[[], T]) -> T | Failed:

@@ -172,6 +172,7 @@ class Flight:
         request, device = row.request, self.replica.device
         self.replica.adapters.check(request.lora)
         whole = self.family.schedule(request)
+        self.replica.tabulate(request, whole.timesteps.tolist(), len(row.conditions))
         branches = tuple(self._branch(condition) for condition in row.conditions)
         shared = tuple(tensor.to(device) for tensor in row.shared)
         meter.steps_total = len(whole) * len(branches)

@@ -96,7 +96,7 @@ class Ladder:
         found = attempt(work)
         if is_short(found):
             self.settled()
-            self.recall.clear()
+            self.recall.free()
             let_go(self.device)
             self.reach(Climb("free", ""))
             found = attempt(work)

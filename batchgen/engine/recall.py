@@ -3,14 +3,17 @@
 Their output is computed of one item, as in a pipeline that draws nothing else, and kept: by
 timestep for all rows, or with a text for as long as a row in flight has it. A pack gets those of
 its items stacked. So these modules run once instead of once a tick, and no pack changes their bits.
+
+Of modules that see a timestep, whole tables are made when a row joins, if the weights are not on
+the device (`Recalled.like`): each then comes once for all timesteps of the row's schedule.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import wraps
 from typing import Any
@@ -19,8 +22,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from batchgen.engine.memory.residency import Residency
 from batchgen.families.family import FamilyModel, Item
-from batchgen.families.recalled import Recalled, Sees
+from batchgen.families.recalled import TABLE_BYTES, Recalled, Sees
 from batchgen.numerics.edges import batch_sizes, in_batches
 from batchgen.request import NO_LORA, Loras
 
@@ -45,6 +49,24 @@ class Memo:
         return sum(output.nbytes for output in self.outputs.values())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """What a module is given of one item, (1, ...), and where the output is kept."""
+
+    x: Tensor
+    size: int  # of the batch in which a pipeline has it
+    memo: Memo | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A module whose weights may be away, as it computes, and the one that is given the same."""
+
+    module: nn.Module
+    plain: Callable[..., Tensor]
+    like: nn.Module
+
+
 class Recall:
     """What is recalled in the transformers of one family; one forward at a time."""
 
@@ -56,22 +78,39 @@ class Recall:
         self._loras = NO_LORA  # of that forward, too
         self._timesteps: OrderedDict[float, Memo] = OrderedDict()  # oldest use first
         self._texts: WeakValueDictionary[int, Memo] = WeakValueDictionary()
+        self.residency: Residency | None = None  # of the weights; None: they are there
+        self._tables: list[Table] = []
+        self._tabulated: set[tuple[float, int, Loras]] = set()
+        self._watched: dict[nn.Module, list[Given]] | None = None
 
     @property
     def bytes(self) -> int:
         """Kept now."""
         return sum(memo.bytes for memo in [*self._timesteps.values(), *self._texts.values()])
 
+    @property
+    def away(self) -> bool:
+        """Whether tables stand in for weights."""
+        return self.residency is not None and any(
+            self.residency.is_away(table.module) for table in self._tables
+        )
+
     def clear(self) -> None:
         """Forget everything, as has to be when weights have changed. It is computed again."""
         self._timesteps.clear()
-        for memo in self._texts.values():
-            memo.outputs.clear()
+        self._tabulated.clear()
+        self._forget_texts()
+
+    def free(self) -> None:
+        """Memory is short: forget all that is computed again where it is."""
+        if not self.away:
+            self._timesteps.clear()
+        self._forget_texts()
 
     def keep_no_texts(self) -> None:
         """Memory is short: what a text comes to is computed again, from now on."""
         self.text_bytes = 0
-        self.clear()
+        self.free()
 
     def lead(
         self, family: FamilyModel, experts: Iterable[str], recalled: Sequence[Recalled]
@@ -86,6 +125,39 @@ class Recall:
         forward, signal = model.forward, model.signal
         model.forward = lambda items: self._of(items, lambda: forward(items))
         model.signal = lambda item, kind: self._of([item], lambda: signal(item, kind))
+
+    def tabulate(
+        self, forward: Callable[[Item], object], item: Item, timesteps: Sequence[float], batch: int
+    ) -> None:
+        """Make the tables of a row. `forward`: of an item like its own, which runs no blocks;
+        `batch`: branches of the row."""
+        keys = {t: (t, batch, item.request.lora) for t in timesteps}
+        new = [t for t, key in keys.items() if key not in self._tabulated]
+        if not new or not self.on:
+            return
+        self.timestep_bytes = TABLE_BYTES
+        self._watched = {table.like: [] for table in self._tables}
+        try:
+            for timestep in new:
+                forward(replace(item, timestep=timestep))
+            watched = self._watched
+        finally:
+            self._watched = None
+        self._loras = item.request.lora
+        for table in self._tables:
+            self._outputs(table.module, table.plain, "timestep", watched[table.like])
+        self._tabulated.update(keys.values())
+
+    def weights(self, family: FamilyModel, experts: Iterable[str]) -> dict[nn.Module, str]:
+        """The modules that tables can stand in for, with their components."""
+        mine = {table.module for table in self._tables}
+        return {
+            m: expert for expert in experts for m in family.modules[expert].modules() if m in mine
+        }
+
+    def _forget_texts(self) -> None:
+        for memo in self._texts.values():
+            memo.outputs.clear()
 
     # --------------------------------------------------------------------------------------- memos
     def text(self, states: Tensor) -> Memo:
@@ -137,6 +209,9 @@ class Recall:
         for one in recalled:
             for name, module in transformer.named_modules():
                 if fnmatchcase(name, one.modules):
+                    if one.like:
+                        like = transformer.get_submodule(one.like)
+                        self._tables.append(Table(module, module.forward, like))
                     module.forward = self._led(module, one)
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -152,17 +227,44 @@ class Recall:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             memos = self._items.get(one.sees)
             if memos is None or len(memos) != x.shape[0]:
-                return plain(x, *args, **kwargs)
-            found, sizes = [], batch_sizes(len(memos))
-            for item, (memo, size) in enumerate(zip(memos, sizes, strict=True)):
-                what = module, size, self._loras
-                output = memo.outputs.get(what) if memo else None
-                if output is None:
-                    with in_batches([size]):
-                        output = plain(x[item : item + 1])
-                    if memo:
-                        self._keep(one.sees, memo, what, output)
-                found.append(output)
+                with self._there(module):
+                    return plain(x, *args, **kwargs)
+            sizes = batch_sizes(len(memos))
+            given = [
+                Given(x[n : n + 1], *each) for n, each in enumerate(zip(sizes, memos, strict=True))
+            ]
+            found = self._outputs(module, plain, one.sees, given, *args, **kwargs)
             return found[0] if len(found) == 1 else torch.cat(found)
 
         return forward
+
+    def _outputs(
+        self,
+        module: nn.Module,
+        plain: Callable[..., Tensor],
+        sees: Sees,
+        given: Sequence[Given],
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[Tensor]:
+        """Of each item, recalled or computed."""
+        if self._watched is not None and module in self._watched:
+            self._watched[module] += given
+        kept = [(one.memo.outputs if one.memo else {}) for one in given]
+        keys = [(module, one.size, self._loras) for one in given]
+        known = all(key in outputs for key, outputs in zip(keys, kept, strict=True))
+        found = []
+        with nullcontext() if known else self._there(module):
+            for one, key, outputs in zip(given, keys, kept, strict=True):
+                output = outputs.get(key)  # an item before may have had the same memo
+                if output is None:
+                    with in_batches([one.size]):
+                        output = plain(one.x, *args, **kwargs)
+                    if one.memo:
+                        self._keep(sees, one.memo, key, output)
+                found.append(output)
+        return found
+
+    def _there(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the module's weights are on the device."""
+        return nullcontext() if self.residency is None else self.residency.brought(module)

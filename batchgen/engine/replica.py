@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from batchgen.caches.blocks import Blocks
+from batchgen.caches.blocks import NO_BLOCKS, Blocks
 from batchgen.caches.strategy import SignalKind
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
@@ -18,6 +18,7 @@ from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.compiled import Compiled
 from batchgen.engine.contract import unheard
+from batchgen.engine.isolation import Failed, attempt, is_short
 from batchgen.engine.ladder import Ladder
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import DecodeSizes, Packer
@@ -52,6 +53,7 @@ class Replica:
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
     layers: int  # blocks of a forward
+    smallest: Bucket
     share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one
     overlap: bool  # decode and deliver on a background thread
 
@@ -77,3 +79,20 @@ class Replica:
         first = self.residency.first_block(expert)
         with self.split.whole() if self.split else nullcontext(), first:
             return self.family.signal(item, kind)
+
+    def tabulate(self, request: Request, timesteps: Sequence[float], branches: int) -> None:
+        """Make the tables of a row that joins, where they stand in for weights. Where there is no
+        room, its forwards make them as they need them."""
+        if self.recall.away:
+            made = attempt(lambda: self._tabulate(request, timesteps, branches))
+            if isinstance(made, Failed) and not is_short(made):
+                raise made.error
+
+    def _tabulate(self, request: Request, timesteps: Sequence[float], branches: int) -> None:
+        expert, size = self.family.expert(request, timesteps[0]), self.smallest
+        self.residency.ensure(expert)
+        row = replace(request, width=size.width, height=size.height, num_frames=size.num_frames)
+        item = replace(self.family.random_item(size, 0, expert), request=row)
+        whole = self.split.whole() if self.split else nullcontext()
+        with whole, self.stacks.told(NO_BLOCKS):
+            self.recall.tabulate(lambda one: self.family.forward([one]), item, timesteps, branches)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Sees = Literal["timestep", "text"]
+# Of tables that stand in for weights: 230 timesteps of a Qwen-Image, four schedules of 50 and more.
+TABLE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +18,6 @@ class Recalled:
 
     modules: str  # a name with `*` for the numbers of blocks
     sees: Sees
+    # Of modules in blocks, one outside that is given the same. Where their component is not
+    # resident they wait on the host: tables stand in for them, made from what that one is given.
+    like: str = ""

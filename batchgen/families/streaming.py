@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.components import components_of
 from batchgen.families.family import BYTES, Component, Stage, family_spec
+from batchgen.families.recalled import TABLE_BYTES
 from batchgen.records import MemoryMode, Precision
 
 Places = Mapping[str, MemoryMode]  # of each component that has weights
@@ -103,15 +104,32 @@ class Weights:
     def streamed(self, part: Component) -> StreamBytes:
         """A component that has blocks."""
         counts, saved = block_weights(self.model, part), self._saved(part)
-        blocks = tuple(self._size(part) * n - less for n, less in zip(counts, saved, strict=True))
-        rest = self.whole(part) - sum(blocks)
+        away = self.away(part)
+        each = zip(counts, saved, away, strict=True)
+        blocks = tuple(self._size(part) * n - less - gone for n, less, gone in each)
+        rest = self._moved(part) - sum(blocks)
         return StreamBytes(blocks, rest, 1 + self.system.memory.prefetch)
 
     def held(self, part: Component, place: MemoryMode, stay: int = 0) -> int:
         """On the device while the component works, where so many of its blocks stay."""
         if place in STREAMING and part.blocks:
             return self.streamed(part).held(stay)
-        return self.whole(part)
+        return self.whole(part) if place == "resident" else self._moved(part)
+
+    def _moved(self, part: Component) -> int:
+        """All of a component but what is away, and the tables in its place."""
+        away = sum(self.away(part))
+        return self.whole(part) - away + min(away, TABLE_BYTES)
+
+    def away(self, part: Component) -> tuple[int, ...]:
+        """Bytes of each block that wait on the host, with tables in their place: of its modulation,
+        all that is not kept in 8 bits."""
+        counts = block_weights(self.model, part)
+        tables = any(one.like for one in part.recalled) and self.system.compile.mode == "off"
+        if not tables:
+            return (0,) * len(counts)
+        kept = family_spec(self.model.family).fp8_parameters(self.model)
+        return tuple(self._size(part) * (n - m) for n, m in zip(counts, kept, strict=True))
 
     def _saved(self, part: Component) -> tuple[int, ...]:
         """Bytes of each block that keeping weights in 8 bits saves."""

@@ -226,16 +226,18 @@ class _Pricing:
 
     def _moves_s(self, degrees: Degrees, places: Places, copies: _Copies) -> float:
         """Components on their way to the device and away, window by window, without the blocks that
-        stream."""
+        stream; and what tables are made of, for each shape."""
         weights = weights_of(self.job)
         moving = [p for p in weighty(self.job.model) if places[p.name] != "resident"]
-        each = [weights.whole(p) / self._rate(places[p.name]) for p in moving]
+        each = [weights.held(p, "model") / self._rate(places[p.name]) for p in moving]
+        tables = sum(sum(weights.away(p)) / self._rate(places[p.name]) for p in moving)
         experts = sum(bool(part.stacks) for part in moving)
         streamed = experts * sum(copies.expert) + sum(copies.encoders)
         asked = self.job.system.batch.window
         window = _WINDOW if asked == "auto" else asked
         rows = sum(part.rows for part in self.work)
-        return ceil(rows / degrees.dp / window) * (sum(each) - streamed)
+        windows = ceil(rows / degrees.dp / window)
+        return windows * (sum(each) - streamed) + len(self.work) * tables
 
     def _devices(self, degrees: Degrees, rows: int) -> int:
         """That are held: of nodes that have a row to draw, all."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,11 @@ class Residency:
         plan: MemoryPlan,
         feed: Callable[[Component, MemoryPlan], Feed],
         gauge: Gauge,
+        apart: Mapping[nn.Module, str] | None = None,
     ) -> None:
         """Nothing is on the device before `settle`. `feed`: makes that of a component whose blocks
-        stream, as a plan says; it counts in the same gauge."""
+        stream, as a plan says; it counts in the same gauge. `apart`: modules, with their
+        components, that come for themselves (`brought`) where these are not resident."""
         self.modules = modules
         self.device = device
         self.plan = plan
@@ -37,6 +39,7 @@ class Residency:
         self.gauge = gauge
         self.moves = 0  # of a component onto the device
         self._feed = feed
+        self._apart = apart or {}
         self.inside: set[str] = set()  # components on the device
         self._homes: dict[str, list[tuple[Tensor, Tensor]]] = {}  # of those that can leave again
         self._make_feeds(plan.streaming)
@@ -98,6 +101,28 @@ class Residency:
         feed = self.feeds.get(expert)
         return nullcontext() if feed is None else feed.here(0, lambda block: True)
 
+    def is_away(self, module: nn.Module) -> bool:
+        """Whether a module is none of those that are there with their component."""
+        return module in self._apart and not self._stays(self._apart[module])
+
+    @contextmanager
+    def brought(self, module: nn.Module) -> Iterator[None]:
+        """Inside, a module that is away is on the device."""
+        if not self.is_away(module):
+            yield
+            return
+        tensors = tensors_of(module)
+        homes, size = [(tensor, tensor.data) for tensor in tensors], sum(t.nbytes for t in tensors)
+        try:
+            for tensor in tensors:
+                tensor.data = source_of(tensor).to(self.device, tensor.dtype)
+            self.gauge.add(size)
+            self.gauge.streamed += size
+            yield
+            self.gauge.add(-size)
+        finally:
+            _send_home(homes)
+
     def _stays(self, name: str) -> bool:
         return self.plan.places[name] == "resident"
 
@@ -138,10 +163,11 @@ class Residency:
                 self.feeds[part.name] = self._feed(part, self.plan)
 
     def _own_tensors(self, name: str) -> list[Tensor]:
-        """All of a component but the blocks that stream."""
+        """All of a component but the blocks that stream, and what is away."""
         feed = self.feeds.get(name)
-        streams = {id(t) for block in feed.modules for t in tensors_of(block)} if feed else set()
-        return [t for t in tensors_of(self.modules[name]) if id(t) not in streams]
+        others = [*(feed.modules if feed else ()), *filter(self.is_away, self._apart)]
+        elsewhere = {id(t) for module in others for t in tensors_of(module)}
+        return [t for t in tensors_of(self.modules[name]) if id(t) not in elsewhere]
 
 
 def _send_home(homes: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -45,8 +45,14 @@ def _lead(tensor: Tensor) -> int:
 class Block(ABC):
     """A block whose tensors lie one behind the other wherever it computes."""
 
-    def __init__(self, block: nn.Module, *, on_cpu: bool) -> None:
-        self._tensors = tensors_of(block)
+    def __init__(
+        self, block: nn.Module, *, on_cpu: bool, apart: Collection[nn.Module] = ()
+    ) -> None:
+        """`apart`: modules of blocks that are none of its business."""
+        others = {
+            id(t) for module in block.modules() if module in apart for t in tensors_of(module)
+        }
+        self._tensors = [tensor for tensor in tensors_of(block) if id(tensor) not in others]
         leads = [_lead(tensor) if on_cpu else 0 for tensor in self._tensors]
         sizes = [
             -(-(lead + tensor.nbytes) // _ALIGNED) * _ALIGNED
@@ -78,8 +84,10 @@ class Block(ABC):
 class HostBlock(Block):
     """A block with its home in host memory, from which it is one copy."""
 
-    def __init__(self, block: nn.Module, *, pinned: bool, on_cpu: bool) -> None:
-        super().__init__(block, on_cpu=on_cpu)
+    def __init__(
+        self, block: nn.Module, *, pinned: bool, on_cpu: bool, apart: Collection[nn.Module] = ()
+    ) -> None:
+        super().__init__(block, on_cpu=on_cpu, apart=apart)
         self.home = torch.empty(self.bytes, dtype=torch.uint8, pin_memory=pinned)
         for tensor, view in zip(self._tensors, self._views(self.home), strict=True):
             view.copy_(tensor)
@@ -95,8 +103,10 @@ class HostBlock(Block):
 class FileBlock(Block):
     """A block with its home in a file, from which its tensors are read one by one."""
 
-    def __init__(self, block: nn.Module, *, on_cpu: bool) -> None:
-        super().__init__(block, on_cpu=on_cpu)
+    def __init__(
+        self, block: nn.Module, *, on_cpu: bool, apart: Collection[nn.Module] = ()
+    ) -> None:
+        super().__init__(block, on_cpu=on_cpu, apart=apart)
         self._sources = [source_of(tensor) for tensor in self._tensors]
         self._away = [tensor.data for tensor in self._tensors]
 
@@ -172,14 +182,16 @@ class Feed:
         prefetch: int,
         pin: bool,
         on_disk: bool = False,
+        apart: Collection[nn.Module] = (),
     ) -> None:
         """`prefetch`: blocks that are copied ahead; `pin` their homes, so that a device can read
-        them beside its work; `on_disk`: their homes are files."""
+        them beside its work; `on_disk`: their homes are files; `apart`: modules of blocks that do
+        not come with them."""
         cuda, on_cpu = device.type == "cuda", device.type == "cpu"
         self._blocks: dict[int, Block] = {
-            number: FileBlock(block, on_cpu=on_cpu)
+            number: FileBlock(block, on_cpu=on_cpu, apart=apart)
             if on_disk
-            else HostBlock(block, pinned=pin and cuda, on_cpu=on_cpu)
+            else HostBlock(block, pinned=pin and cuda, on_cpu=on_cpu, apart=apart)
             for number, block in enumerate(blocks)
             if number not in stay
         }

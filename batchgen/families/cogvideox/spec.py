@@ -32,6 +32,7 @@ from batchgen.families.family import (
     Stride,
 )
 from batchgen.families.parts import encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults, Solver
 
 NUMERICS_VERSION = 1
@@ -47,6 +48,12 @@ COMPONENTS = (
         stacks=("transformer_blocks",),
         flows=("hidden_states", "encoder_hidden_states"),
         drawn=0,
+        recalled=(
+            Recalled("time_embedding", "timestep"),
+            Recalled("transformer_blocks.*.norm1.linear", "timestep", like="norm_out.linear"),
+            Recalled("transformer_blocks.*.norm2.linear", "timestep", like="norm_out.linear"),
+            Recalled("norm_out.linear", "timestep"),
+        ),
     ),
     encoder("text_encoder", "T5EncoderModel", "t5", "encoder.block"),
     Component(name="vae", loads="diffusers.AutoencoderKLCogVideoX", stage="decode", dims="vae"),

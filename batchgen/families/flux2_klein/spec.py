@@ -35,6 +35,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
@@ -51,6 +52,13 @@ COMPONENTS = (
         stacks=("transformer_blocks", "single_transformer_blocks"),
         flows=("encoder_hidden_states", "hidden_states"),
         joined=("single_transformer_blocks",),
+        recalled=(
+            Recalled("time_guidance_embed.timestep_embedder", "timestep"),
+            Recalled("double_stream_modulation_img.linear", "timestep"),
+            Recalled("double_stream_modulation_txt.linear", "timestep"),
+            Recalled("single_stream_modulation.linear", "timestep"),
+            Recalled("norm_out.linear", "timestep"),
+        ),
     ),
     encoder("text_encoder", "Qwen3ForCausalLM", "qwen3", "model.layers"),
     Component(name="vae", loads="diffusers.AutoencoderKLFlux2", stage="decode", dims="vae"),

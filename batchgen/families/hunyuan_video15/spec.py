@@ -41,6 +41,7 @@ from batchgen.families.hunyuan_video15.vae import (
     vae_parameters,
 )
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -56,6 +57,14 @@ COMPONENTS = (
         stacks=("transformer_blocks",),
         flows=("hidden_states", "encoder_hidden_states"),
         drawn=0,
+        recalled=(  # a third of the weights
+            Recalled("time_embed.timestep_embedder", "timestep"),
+            Recalled("transformer_blocks.*.norm1.linear", "timestep", like="norm_out.linear"),
+            Recalled(
+                "transformer_blocks.*.norm1_context.linear", "timestep", like="norm_out.linear"
+            ),
+            Recalled("norm_out.linear", "timestep"),
+        ),
     ),
     encoder("text_encoder", "Qwen2_5_VLTextModel", "qwen2_5_vl_text", "layers"),
     encoder("text_encoder_2", "T5EncoderModel", "t5", "encoder.block"),

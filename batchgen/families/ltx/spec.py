@@ -28,6 +28,7 @@ from batchgen.families.family import (
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.ltx.vae import LtxVae, vae_decode_flops, vae_parameters
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults
 
@@ -42,6 +43,13 @@ COMPONENTS = (
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks",),
+        recalled=(
+            Recalled("time_embed.emb.timestep_embedder", "timestep"),
+            Recalled("time_embed.linear", "timestep"),
+            Recalled("caption_projection", "text"),
+            Recalled("transformer_blocks.*.attn2.to_k", "text"),
+            Recalled("transformer_blocks.*.attn2.to_v", "text"),
+        ),
     ),
     encoder("text_encoder", "T5EncoderModel", "t5", "encoder.block"),
     Component(name="vae", loads="diffusers.AutoencoderKLLTXVideo", stage="decode", dims="vae"),

@@ -47,8 +47,8 @@ COMPONENTS = (
         flows=("encoder_hidden_states", "hidden_states"),
         recalled=(  # a third of the weights
             Recalled("time_text_embed.timestep_embedder", "timestep"),
-            Recalled("transformer_blocks.*.img_mod.1", "timestep"),
-            Recalled("transformer_blocks.*.txt_mod.1", "timestep"),
+            Recalled("transformer_blocks.*.img_mod.1", "timestep", like="norm_out.linear"),
+            Recalled("transformer_blocks.*.txt_mod.1", "timestep", like="norm_out.linear"),
             Recalled("norm_out.linear", "timestep"),
         ),
     ),

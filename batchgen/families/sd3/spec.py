@@ -42,6 +42,7 @@ from batchgen.families.family import (
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.flux.spec import FluxT5
 from batchgen.families.parts import FLOW_SCHEDULER, KL_VAE, encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults
 
@@ -59,6 +60,10 @@ COMPONENTS = (
         dims="transformer",
         stacks=("transformer_blocks",),
         flows=("encoder_hidden_states", "hidden_states"),
+        recalled=(
+            Recalled("time_text_embed.timestep_embedder", "timestep"),
+            Recalled("time_text_embed.text_embedder", "text"),
+        ),
     ),
     encoder("text_encoder", "CLIPTextModelWithProjection", "clip_text_model"),
     encoder("text_encoder_2", "CLIPTextModelWithProjection", "clip_text_model"),

@@ -34,6 +34,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.flow import FlowScheduler
 from batchgen.families.parts import FLOW_SCHEDULER, KL_VAE, encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import Bucket, ModelDefaults
 
@@ -49,6 +50,12 @@ COMPONENTS = (
         dims="transformer",
         stacks=("layers",),
         flows=("x",),
+        recalled=(
+            Recalled("t_embedder", "timestep"),
+            Recalled("noise_refiner.*.adaLN_modulation.0", "timestep"),
+            Recalled("layers.*.adaLN_modulation.0", "timestep"),
+            Recalled("all_final_layer.2-1.adaLN_modulation.1", "timestep"),
+        ),
     ),
     encoder("text_encoder", "Qwen3Model", "qwen3", "layers"),
     KL_VAE,

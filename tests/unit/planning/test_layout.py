@@ -16,7 +16,7 @@ from batchgen.families.components import component_bytes
 from batchgen.families.family import family_spec
 from batchgen.planning.cost import start_up_seconds
 from batchgen.planning.layout import choose_layout, resolve_layout
-from batchgen.planning.memory import most_demanding, need_of
+from batchgen.planning.memory import GIB, most_demanding, need_of, weights_of
 from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -145,6 +145,25 @@ def test_large_models_stream_in_small_memory(job: Make) -> None:
         layout = resolve_layout(job(f"model={model}", gib=gib), [rows])
         assert layout.memory == "stream" and layout.fits and layout.vram_gib < 0.92 * gib
         assert layout.slower >= 1
+
+
+@pytest.mark.parametrize(
+    ("model", "gib"), [("qwen-image", 12.66), ("hunyuan-video-1.5", 5.06), ("cogvideox-5b", 1.48)]
+)
+def test_weights_with_tables_in_their_place_wait_on_the_host(
+    job: Make, model: str, gib: float
+) -> None:
+    """Unless their transformer is resident."""
+    config = job(f"model={model}", "model.weights=random")
+    weights = weights_of(config)
+    [part] = weights.of("denoise")
+    away = sum(weights.away(part)) / GIB
+    assert away == pytest.approx(gib, abs=0.02)
+    whole = weights.whole(part)
+    assert weights.held(part, "resident") == whole
+    assert weights.held(part, "model") / GIB == pytest.approx(whole / GIB - away + 1)
+    streamed = weights.streamed(part)
+    assert sum(streamed.blocks) + streamed.rest == weights.held(part, "model")
 
 
 def test_the_shape_that_needs_the_most_memory_decides(job: Make) -> None:
