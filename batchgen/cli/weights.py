@@ -12,6 +12,7 @@ EPILOG = """\
 examples:
   batchgen weights convert old/model.pth new/diffusion_pytorch_model.safetensors
   batchgen weights convert old-checkpoint/ new-checkpoint/
+  batchgen weights convert wan.pth wan.safetensors      for model.files.transformer=wan.safetensors
 """
 
 

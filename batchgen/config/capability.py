@@ -10,6 +10,7 @@ from batchgen.config.caching import cache_rules
 from batchgen.config.compiler import missing_compiler
 from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
 from batchgen.config.kernels import KERNELS, kernel_plan, legal_here
+from batchgen.config.original import check_files
 from batchgen.config.schema import (
     BatchConfig,
     CacheConfig,
@@ -34,6 +35,7 @@ def check_served(config: JobConfig) -> None:
     """Raise ConfigError for the first setting that is legal but not served; nothing is ignored."""
     served = served_by(config.model)
     check_stages(config)
+    check_files(config.model)
     _check_pack(config)
     _check_cfg(config.system.parallel)
     drawn = family_spec(config.model.family).MEDIA

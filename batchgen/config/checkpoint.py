@@ -18,6 +18,7 @@ from batchgen.config.component import (
     variant_of,
     weight_map,
 )
+from batchgen.config.original import original_files, own_names, refuse_quantised
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError, closest
 from batchgen.families.components import FindsComponents, components_of
@@ -53,7 +54,10 @@ def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, li
     files = loaded_files(model, folder)
     _check_variant(model, files)
     for part in components:
-        _check_content(folder / part.name, part, files[part.name], model.variant)
+        if part.name in model.files:
+            _check_original(folder / part.name, part, files[part.name])
+        else:
+            _check_content(folder / part.name, part, files[part.name], model.variant)
     check_dimensions(model)
     return files
 
@@ -61,9 +65,18 @@ def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, li
 def loaded_files(model: ModelSpec, folder: Path) -> dict[str, list[Path]]:
     """The files of each component; where a pipeline of diffusers loads itself, its index too."""
     parts = components_of(model)
-    files = {part.name: component_files(folder, part, model.variant) for part in parts}
+    files = {part.name: _files_of(model, folder, part) for part in parts}
     found = isinstance(family_spec(model.family), FindsComponents)
     return files | {INDEX: [folder / INDEX]} if found else files
+
+
+def _files_of(model: ModelSpec, folder: Path, part: Component) -> list[Path]:
+    """A file in the component's place brings no config.json: the folder's counts, if it has one."""
+    if part.name not in model.files:
+        return component_files(folder, part, model.variant)
+    config = config_file(folder, part)
+    described = [config] if config.is_file() else []
+    return [*original_files(f"model.files.{part.name}", Path(model.files[part.name])), *described]
 
 
 def _check_folder(weights: str, folder: Path, components: tuple[Component, ...]) -> None:
@@ -163,6 +176,21 @@ def _check_content(home: Path, part: Component, files: list[Path], variant: str 
         _check_tensors(index, [f for f in files if f.suffix == ".safetensors"])
 
 
+def _check_original(home: Path, part: Component, files: list[Path]) -> None:
+    """Of the file's tensors those of the transformer; what they are called is for diffusers."""
+    found = [file for file in files if file.suffix == ".safetensors"]
+    if found != files:
+        _check_class(home, part)
+    homes: dict[str, Path] = {}
+    for file in found:
+        kinds = _tensor_kinds(file)
+        refuse_quantised(file, {own: kinds[name] for own, name in own_names(kinds).items()})
+        if twice := homes.keys() & kinds:
+            name = min(twice)
+            raise WeightsError(f"{file}: tensor {name} is in {homes[name].name} too")
+        homes |= dict.fromkeys(kinds, file)
+
+
 def _check_class(home: Path, part: Component) -> None:
     key = "model_type" if part.model_type else "_class_name"
     wanted = part.model_type or part.class_name
@@ -176,7 +204,9 @@ def _check_tensors(index: Path, files: list[Path]) -> None:
     trust."""
     homes: dict[str, str] = {}
     for file in files:
-        for name in _tensor_names(file):
+        kinds = _tensor_kinds(file)
+        refuse_quantised(file, kinds)
+        for name in kinds:
             if name in homes:
                 raise WeightsError(f"{file}: tensor {name} is in {homes[name]} too")
             homes[name] = file.name
@@ -187,13 +217,14 @@ def _check_tensors(index: Path, files: list[Path]) -> None:
         )
 
 
-def _tensor_names(file: Path) -> list[str]:
+def _tensor_kinds(file: Path) -> dict[str, str]:
+    """Name -> type of the tensors in a file, from its header."""
     from safetensors import SafetensorError, safe_open
 
     refuse_pointer(file)
     try:
         with safe_open(file, framework="np") as opened:
-            return list(opened.keys())
+            return {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{file}: cannot be read as safetensors: {error} (not one, or cut off)"

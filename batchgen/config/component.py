@@ -43,15 +43,15 @@ def component_files(folder: Path, component: Component, variant: str | None = No
     if component.kind == "tokenizer":
         return _tokenizer_files(home)
     if component.kind == "processor":
-        return [_present(home / "preprocessor_config.json")]
+        return [present(home / "preprocessor_config.json")]
     if component.kind == "scheduler":
-        return [_present(config_file(folder, component))]
+        return [present(config_file(folder, component))]
     if component.kind == "files":
         return _files(home)
     if component.library == "transformers" and (home / _ADAPTER).exists():
         raise WeightsError(f"{home / _ADAPTER}: an adapter in the folder is not served")
     files = weight_files(home, component, variant_of(home, component, variant))
-    return [*files, _present(config_file(folder, component))]
+    return [*files, present(config_file(folder, component))]
 
 
 def config_file(folder: Path, component: Component) -> Path:
@@ -83,7 +83,7 @@ def weight_files(home: Path, component: Component, variant: str | None = None) -
             "take: move the one that is not meant out of the folder"
         )
     if _is_there(index):
-        return _shards(index)
+        return shards(index)
     if _is_there(single):
         return [single]
     others = sorted(home.iterdir())
@@ -130,7 +130,8 @@ def weight_map(index: Path) -> dict[str, str]:
     return found
 
 
-def _shards(index: Path) -> list[Path]:
+def shards(index: Path) -> list[Path]:
+    """The files that an index names; raises WeightsError if one is missing."""
     names = sorted(set(weight_map(index).values()))
     for name in names:
         if not _is_there(index.parent / name):
@@ -146,7 +147,7 @@ def _files(home: Path) -> list[Path]:
         raise WeightsError(f"{home}: is empty")
     refuse_pickled(files)
     for file in files:
-        refuse_pointer(_present(file))
+        refuse_pointer(present(file))
     return files
 
 
@@ -163,7 +164,8 @@ def _needs_no_table(home: Path) -> bool:
     return _is_there(config) and read_json(config).get("tokenizer_class") == "ByT5Tokenizer"
 
 
-def _present(file: Path) -> Path:
+def present(file: Path) -> Path:
+    """The file itself; raises WeightsError if it is not there."""
     if not _is_there(file):
         raise WeightsError(f"{file}: is missing")
     return file
@@ -216,7 +218,7 @@ def refuse_pointer(file: Path) -> None:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file; raises WeightsError if it is missing or holds anything else."""
-    refuse_pointer(_present(file))
+    refuse_pointer(present(file))
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -267,7 +267,14 @@ def _checked(
     config = replace(
         config,
         manifest=_located("manifest", config.manifest, roots),
-        model=replace(config.model, weights=_weights(config.model.weights, roots)),
+        model=replace(
+            config.model,
+            weights=_weights(config.model.weights, roots),
+            files={
+                name: _located(f"model.files.{name}", file, roots)
+                for name, file in config.model.files.items()
+            },
+        ),
         output=replace(
             config.output,
             root_dir=_root(config.output.root_dir),

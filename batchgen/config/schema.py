@@ -39,6 +39,8 @@ class ModelSpec:
     family: str  # a folder of batchgen/families
     weights: str  # folder in diffusers layout, `random`, or `embedded` (shipped in the package)
     variant: str | None = None  # of the weights' files: fp16, bf16; where a component has it
+    # transformers from files of their own, in their makers' layout: component -> file
+    files: dict[str, str] = field(default_factory=dict)
     dtype: DType = "bfloat16"  # computed in float32 on a CPU
     dims: Any  # the family's `Dims`; its fields are keys of the model, beside these
     request_defaults: ModelDefaults  # not `defaults`: Hydra owns that key in a YAML file

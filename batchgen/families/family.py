@@ -90,6 +90,7 @@ class Component:
     also: tuple[Stage, ...] = ()  # further stages that need it
     dims: str = ""  # field of the family's `Dims` that describes it; experts share one
     float32: bool = False  # runs in float32 whatever the model's dtype
+    original: bool = False  # diffusers reads it from a file of its makers, too
     stacks: tuple[str, ...] = ()  # attributes that are lists of blocks, in the order of the forward
     flows: tuple[str, ...] = ("hidden_states",)  # arguments that a block returns, in order
     drawn: int = -1  # which of them becomes the velocity
@@ -342,8 +343,7 @@ class DrawsFromImages(Protocol):
     """A `FamilyModel` whose rows are given images."""
 
     def encode_images(self, request: Request, images: Sequence[Image.Image]) -> Condition:
-        """Run the image encoders over a row's images (`Request.images`, RGB), once for all rows of
-        equal images and shape."""
+        """Encode a row's images (`Request.images`, RGB), once for rows of equal ones and shape."""
 
     def put_back(self, latents: Tensor, shared: Condition) -> Tensor:
         """The latents after the last step, with what the images say about them."""

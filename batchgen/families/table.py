@@ -31,7 +31,7 @@ BEGIN, END = (
 )
 HEAD = (
     "family", "draws", "rows share a forward", "image input", "LoRA", "step caches",
-    "ranks share a row", "weights stream", "fp8", "compile",
+    "ranks share a row", "weights stream", "fp8", "compile", "single file",
 )  # fmt: skip
 _CACHES = tuple(name for name in (*OUTPUT_CACHES, *BLOCK_CACHES) if name != "none")
 _NO = "-"
@@ -105,6 +105,7 @@ def _cells(name: str, served: Sequence[Capabilities]) -> tuple[str, ...]:
         _yes(any("stream" in one.memory_modes for one in served)),
         _yes(any("fp8" in one.store_dtypes for one in served)),
         _yes(any(one.compile_modes != ("off",) for one in served)),
+        _yes(any(part.original for part in spec.COMPONENTS)),
     )
 
 

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from batchgen.config.checkpoint import INDEX, check_checkpoint, loaded_files
-from batchgen.config.component import read_json
+from batchgen.config.component import config_file, read_json
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.components import components_of
+from batchgen.families.dims import stored_dims
 
 HashMode = Literal["sampled", "full"]
 Stamps = list[tuple[str, int, int, int, int]]
@@ -66,8 +67,8 @@ def checkpoint_digest(
     components = components_of(model)
     tokenizers = {part.name for part in components if part.kind == "tokenizer"}
     for part, files in check_checkpoint(model).items():
-        for file in files:
-            name = file.relative_to(folder).as_posix()
+        for number, file in enumerate(files):
+            name = _name(model, folder, part, number, file)
             found[name] = _digest(file, mode, None if fresh else cache)
             read()
             if part in tokenizers:  # a second one is told from the first by its folder
@@ -75,8 +76,26 @@ def checkpoint_digest(
                 tokenizer.update(f"{label} {found[name]}\n".encode())
             else:
                 weights.update(f"{name} {found[name]}\n".encode())
+    weights.update(_undescribed(model, folder))
     cache.save()
     return CheckpointDigest(f"{mode}:{weights.hexdigest()}", tokenizer.hexdigest(), found)
+
+
+def _name(model: ModelSpec, folder: Path, part: str, number: int, file: Path) -> str:
+    """What a file is called in digests: wherever a file of `model.files` lies, it is the same."""
+    if part in model.files and file.suffix == ".safetensors":
+        return f"model.files.{part}" + (f".{number}" if number else "")
+    return file.relative_to(folder).as_posix()
+
+
+def _undescribed(model: ModelSpec, folder: Path) -> bytes:
+    """The dimensions of components from files of their own for which no config.json stands in."""
+    dims = {
+        part.name: stored_dims(getattr(model.dims, part.dims))
+        for part in components_of(model)
+        if part.name in model.files and not config_file(folder, part).is_file()
+    }
+    return json.dumps(dims, sort_keys=True).encode() if dims else b""
 
 
 def _digest(file: Path, mode: str, cache: _DigestCache | None) -> str:

@@ -121,4 +121,5 @@ def inputs_of(config: JobConfig) -> dict[str, str | None]:
     return {
         "manifest": config.manifest,
         "model.weights": weights if os.path.isabs(weights) else None,
+        **{f"model.files.{name}": file for name, file in config.model.files.items()},
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate  # type: ignore[import-untyped]
+import torch
 from diffusers import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -18,6 +19,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 
 from batchgen.config.component import read_config
+from batchgen.engine.loading.original import as_diffusers, looks_like
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.errors import WeightsError, closest
 
@@ -29,9 +31,34 @@ Shapes = dict[str, tuple[int, ...]]
 
 def check_part(home: Path, part: CheckpointPart, files: Iterable[Path]) -> None:
     """Raise WeightsError unless the tensors in `files` are those of the model."""
-    model = _described(home / "config.json", read_config(home), part)
+    model = _described(home / "config.json", part_config(home, part), part)
     tensors = [file for file in files if file.suffix == ".safetensors"]
-    _check_tensors(home, _as_loaded(tensor_shapes(tensors), model), model)
+    if part.original:
+        _check_original(home, part, tensors, model)
+    else:
+        _check_tensors(home, _as_loaded(tensor_shapes(tensors), model), model)
+
+
+def part_config(home: Path, part: CheckpointPart) -> Mapping[str, Any]:
+    """The component's config.json; of one from a file of its own it may be missing, then the
+    ModelSpec describes it."""
+    if part.original and not (home / "config.json").is_file():
+        return part.config | part.extras
+    return read_config(home)
+
+
+def _check_original(home: Path, part: CheckpointPart, files: list[Path], model: nn.Module) -> None:
+    """By diffusers' names: a message says what the file is, if it is of another model."""
+    stored = {
+        name: torch.empty(shape, device="meta") for name, (_, shape) in tensor_shapes(files).items()
+    }
+    found = as_diffusers(stored, model.state_dict().keys(), part, files[0])
+    try:
+        _check_tensors(
+            home, {name: (files[0], tuple(one.shape)) for name, one in found.items()}, model
+        )
+    except WeightsError as error:
+        raise WeightsError(f"{error}{looks_like(stored)}") from error
 
 
 def check_tokenizer(home: Path, part: CheckpointPart) -> None:

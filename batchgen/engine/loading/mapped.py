@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from batchgen.config.component import read_config
-from batchgen.engine.loading.checkpoint import meta_model
+from batchgen.engine.loading.checkpoint import meta_model, part_config
+from batchgen.engine.loading.original import as_diffusers
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.engine.loading.random_weights import places_of, replace_parameter, sensitive_names
 from batchgen.engine.memory.sources import left_in_file
@@ -30,9 +30,12 @@ def mapped_module(
     what stands for it in the model cannot be computed with (`memory.sources`).
 
     Raises WeightsError where tensors on disk have other names than in the model."""
-    module = outline(part.model_class, read_config(home), part.dtype)
+    module = outline(part.model_class, part_config(home, part), part.dtype)
     found = _tensors(files)
+    if part.original:
+        found = as_diffusers(found, module.state_dict().keys(), part, files[0])
     unknown = [name for _, name in _wanted(module, found) if name not in found]
+    assert not (unknown and part.original), "what its files lack was found when they were checked"
     if unknown and on_disk:
         raise WeightsError(
             f"{home}: has no tensor {unknown[0]}, its library renames another when it loads it, "

@@ -28,6 +28,7 @@ class CheckpointPart:
     spec_key: str  # where the ModelSpec keeps them, for messages
     variant: str | None = None  # of its files
     is_processor: bool = False  # `model_class` prepares images for an encoder of these dimensions
+    original: bool = False  # from files of its own, in its makers' layout
 
 
 def parts(
@@ -50,6 +51,7 @@ def parts(
             spec_key=f"model.{component.dims}",
             is_processor=component.kind == "processor",
             variant=_variant(model, component),
+            original=component.name in model.files,
         )
         for component in family_spec(model.family).COMPONENTS
         if component.kind != "scheduler" and any(map(component.works_in, stages))
@@ -58,7 +60,7 @@ def parts(
 
 def _variant(model: ModelSpec, component: Component) -> str | None:
     folder = model.weights_folder
-    if folder is None or component.kind != "model":
+    if folder is None or component.kind != "model" or component.name in model.files:
         return None
     return variant_of(folder / component.name, component, model.variant)
 

@@ -48,6 +48,7 @@ COMPONENTS = (
     Component(
         name="transformer",
         loads="diffusers.FluxTransformer2DModel",
+        original=True,
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks", "single_transformer_blocks"),

@@ -47,6 +47,7 @@ COMPONENTS = (
     Component(
         name="transformer",
         loads="diffusers.Flux2Transformer2DModel",
+        original=True,
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks", "single_transformer_blocks"),

@@ -52,6 +52,7 @@ COMPONENTS = (
     Component(
         name="transformer",
         loads="diffusers.HunyuanVideoTransformer3DModel",
+        original=True,
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks", "single_transformer_blocks"),

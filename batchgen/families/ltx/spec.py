@@ -40,6 +40,7 @@ COMPONENTS = (
     Component(
         name="transformer",
         loads="diffusers.LTXVideoTransformer3DModel",
+        original=True,
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks",),

@@ -41,6 +41,7 @@ COMPONENTS = (
     Component(
         name="transformer",
         loads="diffusers.QwenImageTransformer2DModel",
+        original=True,
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks",),

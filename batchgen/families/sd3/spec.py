@@ -56,6 +56,7 @@ COMPONENTS = (
     Component(
         name="transformer",
         loads="diffusers.SD3Transformer2DModel",
+        original=True,
         stage="denoise",
         dims="transformer",
         stacks=("transformer_blocks",),

@@ -57,6 +57,7 @@ TEXT_ENCODER = Component(
 TRANSFORMER = Component(
     name="transformer",
     loads="diffusers.WanTransformer3DModel",
+    original=True,
     stage="denoise",
     dims="transformer",
     stacks=("blocks",),

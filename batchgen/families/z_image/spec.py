@@ -46,6 +46,7 @@ COMPONENTS = (
     Component(
         name="transformer",
         loads="diffusers.ZImageTransformer2DModel",
+        original=True,
         stage="denoise",
         dims="transformer",
         stacks=("layers",),

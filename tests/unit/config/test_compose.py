@@ -373,6 +373,24 @@ def test_dimensions_that_no_model_can_have_are_refused(
     assert message in refusal(job(), override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["vae=a.safetensors"],
+            "model.files.vae: tiny-wan does not take it from a file of",
+        ),
+        (["transformr=a.st"], "(did you mean 'transformer'?); legal: transformer"),
+        (["transformer=a.st", "model=cogvideox-2b"], "legal: none, since diffusers reads no such"),
+        (["transformer=a.st", "model.weights=random"], "legal with it: model.weights=<folder"),
+    ],
+)
+def test_files_of_components_that_are_not_served_are_refused(
+    job: Job, overrides: list[str], message: str
+) -> None:
+    assert message in refusal(job(), f"model.files.{overrides[0]}", *overrides[1:])
+
+
 def test_relative_paths_are_found_beside_the_job_and_recorded_absolute(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +401,8 @@ def test_relative_paths_are_found_beside_the_job_and_recorded_absolute(
     weights = compose_job(path, ["model.weights=jobs"]).config.model.weights
     assert weights == str(tmp_path / "jobs")
     assert compose_job(path, ["model.weights=random"]).config.model.weights == "random"
+    files = compose_job(path, ["model.files.transformer=rows.parquet"]).config.model.files
+    assert files == {"transformer": str(tmp_path / "rows.parquet")}
 
 
 def test_files_of_a_run_made_before_they_carried_metadata_carry_none(job: Job) -> None:
