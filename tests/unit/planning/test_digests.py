@@ -46,7 +46,7 @@ def tensors(model: ModelSpec, component: str) -> Path:
 def write_safetensors(path: Path, body: bytes) -> None:
     """A well-formed file of one uint8 tensor."""
     header = json.dumps(
-        {"x": {"dtype": "U8", "shape": [len(body)], "data_offsets": [0, len(body)]}}
+        {"x": {"dtype": "F8_E4M3", "shape": [len(body)], "data_offsets": [0, len(body)]}}
     )
     path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + body)
 
