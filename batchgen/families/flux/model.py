@@ -33,6 +33,7 @@ from batchgen.families.tiling import Tiling, tiled
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
+from batchgen.numerics.remembered import Remembered
 from batchgen.numerics.solver import Schedule
 from batchgen.request import Bucket, Request
 
@@ -76,6 +77,8 @@ class Flux:
         self.tokenizers: Any = components.get("tokenizer"), components.get("tokenizer_2")
         self.clip: Any = components.get("text_encoder")
         self.t5: Any = components.get("text_encoder_2")
+        self.clip_states = Remembered(self._clip)
+        self.t5_states = Remembered(self._t5)
         self.transformer: Any = components["transformer"]
         self.vae: Any = components.get("vae")
         self.modules: dict[str, nn.Module] = {n: components[n] for n in MODULES if n in components}
@@ -108,10 +111,19 @@ class Flux:
     def encode(self, tokens: Tokens) -> Condition:
         """T5's states (1, max_tokens, width) and CLIP's pooled state (1, width). No attention mask
         is used, as in the pipeline: padding is attended to."""
-        clip_ids, t5_ids = (ids.to(self.device) for ids in tokens.inputs)
-        states = self.t5(t5_ids, output_hidden_states=False)[0]
-        pooled = self.clip(clip_ids, output_hidden_states=False).pooler_output
-        return states.to(self.dtype), pooled.to(self.dtype)
+        clip_ids, t5_ids = tokens.inputs
+        states = self.t5_states(t5_ids)
+        # a tensor of this text's own: what is recalled of a text goes by it (`engine/recall.py`)
+        return states.view_as(states), self.clip_states(clip_ids)
+
+    def _t5(self, ids: Tensor) -> Tensor:
+        states: Tensor = self.t5(ids.to(self.device), output_hidden_states=False)[0]
+        return states.to(self.dtype)
+
+    def _clip(self, ids: Tensor) -> Tensor:
+        found = self.clip(ids.to(self.device), output_hidden_states=False)
+        pooled: Tensor = found.pooler_output
+        return pooled.to(self.dtype)
 
     # ----------------------------------------------------------------------------------- denoise
     def initial_latents(self, request: Request) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from batchgen.families.tiling import tiled
 from batchgen.numerics.edges import in_batches
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
+from batchgen.numerics.remembered import Remembered
 from batchgen.numerics.solver import Schedule
 from batchgen.request import Bucket, Request
 
@@ -73,6 +75,8 @@ class Sd3(ImageModel):
         self.tokenizers: Any = [components.get(f"tokenizer{n}") for n in ("", "_2", "_3")]
         self.clips: Any = components.get("text_encoder"), components.get("text_encoder_2")
         self.t5: Any = components.get("text_encoder_3")
+        self.clip_states = [Remembered(partial(self._clip, clip)) for clip in self.clips]
+        self.t5_states = Remembered(self._t5)
         for block in self.transformer.transformer_blocks[:]:  # of a stack, too
             for attention in filter(None, (block.attn, block.attn2)):
                 attention.set_processor(JointAttention())
@@ -102,17 +106,23 @@ class Sd3(ImageModel):
     def encode(self, tokens: Tokens) -> Condition:
         """The CLIPs' states side by side, filled with zeros to T5's width, then T5's behind them:
         (1, tokens, width); and the CLIPs' pooled states, (1, width). Padding is attended to."""
-        *clip_ids, t5_ids = (ids.to(self.device) for ids in tokens.inputs)
-        found = [
-            clip(ids, output_hidden_states=True)
-            for clip, ids in zip(self.clips, clip_ids, strict=True)
-        ]
-        states = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
-        pooled = torch.cat([one[0] for one in found], dim=-1)
-        long = self.t5(t5_ids)[0]
+        *clip_ids, t5_ids = tokens.inputs
+        found = [read(ids) for read, ids in zip(self.clip_states, clip_ids, strict=True)]
+        states = torch.cat([states for states, _ in found], dim=-1)
+        pooled = torch.cat([pooled for _, pooled in found], dim=-1)
+        long = self.t5_states(t5_ids)
         states = F.pad(states, (0, long.shape[-1] - states.shape[-1]))
         joint = torch.cat([states, long], dim=-2)
         return joint.to(self.dtype), pooled.to(self.dtype)
+
+    def _clip(self, clip: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """States and pooled state."""
+        found = clip(ids.to(self.device), output_hidden_states=True)
+        return found.hidden_states[-2], found[0]
+
+    def _t5(self, ids: Tensor) -> Tensor:
+        states: Tensor = self.t5(ids.to(self.device))[0]
+        return states
 
     # ----------------------------------------------------------------------------------- denoise
     def initial_latents(self, request: Request) -> Tensor:

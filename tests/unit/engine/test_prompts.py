@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 from toy_engine import MAX_TOKENS, Twin, request, small_spec, system
+from toy_flux import flux_spec
+from toy_sd3 import spec as sd3_spec
 
+from batchgen.config.schema import ModelSpec
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.prompts import PromptBook
 from batchgen.errors import PromptTooLong
 from batchgen.families.family import FamilyModel, Text, Tokens, family_code, told, told_to_each
+from batchgen.numerics.remembered import Remembered
 
 TEXTS = [
     "",
@@ -211,3 +215,35 @@ def test_an_encoder_error_fails_the_rows_of_that_text_alone() -> None:
         [request(0, prompt="crash"), request(1, prompt="fine"), request(2, negative_prompt="crash")]
     )
     assert [type(row.error) for row in rows] == [RuntimeError, type(None), RuntimeError]
+
+
+@pytest.mark.parametrize("spec", [flux_spec(), sd3_spec()], ids=["flux", "sd3"])
+@torch.no_grad()
+def test_an_encoder_reads_a_text_once_whatever_the_others_read(spec: ModelSpec) -> None:
+    """Rows that differ in what the CLIPs are told share T5's states, bit for bit."""
+    components = load_components(spec, torch.float32, stages=("encode", "denoise"))
+
+    def built() -> FamilyModel:
+        return family_code(spec.family).build(spec, system(), components, torch.device("cpu"))
+
+    calls: list[str] = []
+    encoders = [name for name in components if name.startswith("text_encoder")]
+    for name in encoders:
+        components[name].register_forward_hook(lambda *_, name=name: calls.append(name))
+    last = encoders[-1]  # T5
+    texts = [("a house", *("a dog",) * (len(encoders) - 1))]
+    texts += [("a tree", *texts[0][1:]), (*texts[0][:-1], "a cat"), texts[0]]
+    sharing = built()
+    shared = [sharing.encode(sharing.tokenize(text)) for text in texts]
+    assert sorted(calls) == sorted(["text_encoder"] * 2 + encoders[1:-1] + [last] * 2)
+    for text, found in zip(texts, shared, strict=True):
+        alone = built()
+        assert all(map(torch.equal, found, alone.encode(alone.tokenize(text))))
+
+
+def test_an_encoder_forgets_what_it_was_told_first() -> None:
+    told: list[int] = []
+    read = Remembered(lambda ids: told.append(int(ids)), last=2)
+    for number in (1, 2, 1, 3, 1, 2):
+        read(torch.tensor([[number]]))
+    assert told == [1, 2, 3, 2]
