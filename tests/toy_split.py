@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
-from toy_cogvideox import COGVIDEOX
+from toy_cogvideox import COGVIDEOX, COGVIDEOX_2B
 from toy_engine import small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec
 from toy_hunyuan_video import HUNYUAN_VIDEO
@@ -68,8 +68,10 @@ SPECS: dict[str, ModelSpec] = {
     "z_image": TOYS["z_image"].spec(heads=4),
     "ltx": LTX.spec(heads=4),
     "hunyuan-video": HUNYUAN_VIDEO.spec(heads=4),
-    "hunyuan_video15": HUNYUAN_VIDEO15.spec(),
-    "cogvideox": COGVIDEOX.spec(),
+    "hunyuan-video-1.5": HUNYUAN_VIDEO15.spec(heads=4),
+    "cogvideox": COGVIDEOX.spec(heads=4),
+    "cogvideox-2b": COGVIDEOX_2B.spec(heads=4),
+    "hunyuan-dit": TOYS["hunyuan_dit"].spec(heads=4),
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (
@@ -90,6 +92,10 @@ CASES = {
     "z_image": IMAGES,
     "ltx": ((LTX.bucket, 2),),
     "hunyuan-video": ((HUNYUAN_VIDEO.bucket, 2),),
+    "hunyuan-video-1.5": ((HUNYUAN_VIDEO15.bucket, 2),),
+    "cogvideox": ((COGVIDEOX.bucket, 2),),
+    "cogvideox-2b": ((COGVIDEOX_2B.bucket, 1),),
+    "hunyuan-dit": IMAGES,
 }
 
 
@@ -209,6 +215,8 @@ def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
         ("sd3", IMAGES[1][0], PARTS),
         ("qwen_image", IMAGES[1][0], PARTS),
         ("z_image", IMAGES[1][0], PARTS),
+        ("hunyuan-video-1.5", HUNYUAN_VIDEO15.bucket, PARTS),
+        ("cogvideox", COGVIDEOX.bucket, PARTS),
     ):
         family = family_on(name)
         stacks = stack_blocks(family, SPECS[name].family, experts(name))

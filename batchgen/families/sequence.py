@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A tensor of which a rank keeps its share of a stream's tokens."""
+    """A tensor, or several in a tuple, of which a rank keeps its share of a stream's tokens."""
 
     module: str  # name of a submodule, `*` for each block; "" is the transformer itself
     tensor: str | int  # an argument of its forward, or the place among its outputs
@@ -25,7 +25,7 @@ class Attends:
 
     modules: str  # a name with `*` for the numbers of blocks
     streams: tuple[str, ...]
-    masked: bool = False  # some tokens are not attended to, which a ring cannot be told
+    masked: bool = False  # some of the last tokens are not attended to
     reused: bool = True  # by caches that leave out attentions over all tokens
 
 

@@ -204,7 +204,7 @@ def test_every_block_attends_over_all_tokens_through_an_op_of_ours(loaded: Loade
         pytest.skip("not divided")
     handed: list[int] = []
 
-    def whole(attend: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def whole(attend: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         handed.append(q.shape[1])
         out: Tensor = attend(q, k, v)
         return out
@@ -235,7 +235,7 @@ def test_a_processor_that_leads_nowhere_is_refused() -> None:
     attention = torch.nn.Module()
     attention.processor = Own()  # type: ignore[assignment]
     with pytest.raises(ConfigError, match="Own of this diffusers does not let attention be"):
-        attend_through(attention, lambda attend, q, k, v: attend(q, k, v))
+        attend_through(attention, lambda attend, q, k, v, mask: attend(q, k, v))
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))

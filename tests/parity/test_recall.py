@@ -38,7 +38,7 @@ BUCKETS = {
     "z_image": Bucket(64, 64, 1),
     "ltx": LTX.bucket,
     "cogvideox": COGVIDEOX.bucket,
-    "hunyuan_video15": HUNYUAN_VIDEO15.bucket,
+    "hunyuan-video-1.5": HUNYUAN_VIDEO15.bucket,
 }
 CHEAP = ("timestep", "projected", "embedded")
 
@@ -277,7 +277,7 @@ def test_what_a_pipeline_computes_of_two_branches_at_once_has_those_bits(
 TOYS_AWAY: dict[str, Any] = {
     "qwen_image": QWEN_IMAGE,
     "cogvideox": COGVIDEOX,
-    "hunyuan_video15": HUNYUAN_VIDEO15,
+    "hunyuan-video-1.5": HUNYUAN_VIDEO15,
 }
 
 

@@ -1,9 +1,9 @@
 """Attention over tokens that are divided over ranks.
 
 `TorchOp` is all-to-all inside `ulysses` (tokens for heads) and point to point around `ring`. What a
-rank sends is its own tokens alone, however many: no copy and no padding is ever attended to, and no
-mask is needed. Before attention the tokens are put back into the order of one process, since their
-order decides the last bits.
+rank sends is its own tokens alone, however many: no copy is ever attended to, and no mask is needed
+but the family's own. Before attention the tokens are put back into the order of one process, since
+their order decides the last bits.
 """
 
 from __future__ import annotations
@@ -27,21 +27,39 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # one process's own, over (
 class AttentionOp(Protocol):
     """How ranks attend together."""
 
-    masks: bool  # whether `attend` may leave out keys that it was told of
+    masks: bool  # whether it takes a mask
 
-    def __call__(self, attend: Attend, joint: Joint, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self,
+        attend: Attend,
+        joint: Joint,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """The rank's own tokens (B, own, H, D) -> what the whole gives for them. `attend`: how one
-        process would do it."""
+        process would do it. `mask`: which of the last tokens of all are attended to, (B, 1, 1, of
+        so many); `attend` knows it."""
 
 
 class TorchOp:
     """Ulysses and ring in torch.distributed alone."""
 
+    masks = True
+
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self.masks = mesh.ring.size == 1  # then it is `attend` that attends
 
-    def __call__(self, attend: Attend, joint: Joint, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(
+        self,
+        attend: Attend,
+        joint: Joint,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """See `AttentionOp`. Bit-equal to `attend` over all tokens where the ring has one rank."""
         heads = q.shape[2]
         order, back = _orders(joint, self._chunk(self.mesh.ring.place), q.device)
@@ -51,11 +69,11 @@ class TorchOp:
         if self.mesh.ring.size == 1:
             out = attend(*whole.unbind())
         else:
-            lengths = [
-                sum(joint.own(rank) for rank in self._chunk(place))
-                for place in range(self.mesh.ring.size)
-            ]
-            out = ring_attention(self.mesh, lengths, *whole.unbind())
+            chunks = [self._chunk(place) for place in range(self.mesh.ring.size)]
+            lengths = [sum(joint.own(rank) for rank in chunk) for chunk in chunks]
+            masks = None if mask is None else [_of_chunk(mask, joint, chunk) for chunk in chunks]
+            q, k, v = whole.unbind()
+            out = ring_attention(self.mesh, lengths, q, k, v, masks)
         if back is not None:
             out = out.index_select(1, back)
         return self._to_tokens(joint, out)[:, :, :heads]
@@ -98,6 +116,17 @@ def attention_op(name: Literal["auto", "torch", "xfuser"], mesh: Mesh) -> Attent
     from batchgen.engine.parallel.xfuser import XfuserOp  # slow to load, and rarely there
 
     return XfuserOp(mesh)
+
+
+def _of_chunk(mask: Tensor, joint: Joint, ranks: range) -> Tensor:
+    """Which keys of some ranks are attended to, (B, 1, 1, so many), in the order of one process."""
+    whole = F.pad(mask, (sum(joint.lengths) - mask.shape[-1], 0), value=True)
+    return whole.index_select(-1, _places(joint, ranks, mask.device))
+
+
+@lru_cache(maxsize=64)
+def _places(joint: Joint, ranks: range, device: torch.device) -> Tensor:
+    return torch.tensor(sorted(joint.positions(ranks)), device=device)
 
 
 @lru_cache(maxsize=64)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from batchgen.errors import ConfigError
 
-Divided = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor], Tensor]
+# what one process would do, its three tensors, and which of the last keys are attended to,
+# (items, 1, 1, of so many), or all -> attention
+Divided = Callable[[Callable[..., Tensor], Tensor, Tensor, Tensor, Tensor | None], Tensor]
 # diffusers' own dispatch, the three tensors, and what else the processor passes on -> attention
 Chosen = Callable[..., Tensor]
 _NAME = "dispatch_attention_fn"
@@ -23,8 +25,9 @@ _crossing: list[Divided] = []  # of the attention to other streams that is runni
 
 
 def attend_through(attention: nn.Module, divided: Divided) -> Callable[[], None]:
-    """Let an attention module's processor call `divided(attend, q, k, v)`, where `attend` is what
-    it would have called, on (B, S, H, D). The function returned takes it back."""
+    """Let an attention module's processor call `divided(attend, q, k, v, mask)`, where `attend` is
+    what it would have called, on (B, S, H, D), with its mask. The function returned takes it
+    back."""
     processor = _routed(attention)
     before, processor._parallel_config = processor._parallel_config, _Handed(divided)
     return lambda: setattr(processor, "_parallel_config", before)
@@ -104,7 +107,7 @@ def _route(module: Any) -> None:
         mask = settings.get("attn_mask")
         if mask is not None and mask.shape[-2] != 1:
             raise NotImplementedError("attention with a mask for each query is not divided")
-        return divided(lambda q, k, v: attend(q, k, v, **settings), query, key, value)
+        return divided(lambda q, k, v: attend(q, k, v, **settings), query, key, value, mask)
 
     routed._routes_divided_attention = True  # type: ignore[attr-defined]
     setattr(module, _NAME, routed)

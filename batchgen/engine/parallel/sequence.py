@@ -85,8 +85,8 @@ class SplitSequence:
             if not self.divides:
                 return None
             if name in kwargs:
-                return args, kwargs | {name: self._share(cut, kwargs[name])}
-            return (*args[:at], self._share(cut, args[at]), *args[at + 1 :]), kwargs
+                return args, kwargs | {name: self._shares(cut, kwargs[name])}
+            return (*args[:at], self._shares(cut, args[at]), *args[at + 1 :]), kwargs
 
         return hook
 
@@ -102,8 +102,14 @@ class SplitSequence:
 
         return hook
 
+    def _shares(self, cut: Cut, x: Any) -> Any:
+        """What this rank holds of a stream, in one tensor or in each of several; None stays."""
+        if isinstance(x, tuple):
+            return tuple(self._share(cut, part) for part in x)
+        return x if x is None else self._share(cut, x)
+
     def _share(self, cut: Cut, x: Tensor) -> Tensor:
-        """What this rank holds of a stream."""
+        """The same of one tensor."""
         total = x.shape[cut.dim]
         self.lengths[cut.stream] = total
         axis = self.mesh.sequence
@@ -129,8 +135,8 @@ class SplitSequence:
         for attends in plan.attends:
             if attends.masked and not self.op.masks:
                 raise ConfigError(
-                    "system.parallel: attention with a mask goes neither around a ring nor through "
-                    "xfuser; legal: ring=1, attention_op=torch"
+                    "system.parallel: attention with a mask does not go through xfuser; legal: "
+                    "attention_op=torch"
                 )
             for module in named(transformer, attends.modules):
                 self._undo.append(attend_through(module, self._divided(attends.streams)))
@@ -140,7 +146,9 @@ class SplitSequence:
                 self._undo.append(cross_through(module, self._crossing(crosses.stream)))
 
     def _crossing(self, stream: str) -> Callable[..., Tensor]:
-        def crossing(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def crossing(
+            attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+        ) -> Tensor:
             if not self.divides:
                 return attend(q, k, v)
             axis, total = self.mesh.sequence, self.lengths[stream]
@@ -149,14 +157,17 @@ class SplitSequence:
         return crossing
 
     def _divided(self, streams: tuple[str, ...]) -> Callable[..., Tensor]:
-        def divided(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def divided(
+            attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+        ) -> Tensor:
             if not self.divides:
                 return attend(q, k, v)
             axis = self.mesh.sequence
             joint = Joint(tuple(self.lengths[stream] for stream in streams), axis.size)
             kept, restored = _places(joint, axis.place, q.device)
-            own = (q, k, v) if kept is None else [x.index_select(1, kept) for x in (q, k, v)]
-            out = self.op(attend, joint, *own)
+            if kept is not None:
+                q, k, v = (x.index_select(1, kept) for x in (q, k, v))
+            out = self.op(attend, joint, q, k, v, mask)
             return out if restored is None else _copies(out, restored)
 
         return divided

@@ -36,6 +36,7 @@ class XfuserOp:
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
         counts = {joint.own(rank) for rank in range(joint.ranks)}
         if len(counts) > 1:

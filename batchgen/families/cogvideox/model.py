@@ -22,6 +22,7 @@ from torch import Tensor
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.cogvideox import spec as light
+from batchgen.families.cogvideox.attention import OneStreamAttention
 from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.image_model import ImageModel
@@ -36,6 +37,7 @@ from batchgen.request import Bucket, Request, Solver
 
 SEQUENCE = SequencePlan(
     cuts=(
+        Cut("", "image_rotary_emb", "video", dim=0),  # cosines and sines of each token's place
         Cut("transformer_blocks.0", "hidden_states", "video", dim=1),
         Cut("transformer_blocks.0", "encoder_hidden_states", "text", dim=1),
     ),
@@ -75,6 +77,8 @@ class CogVideoX(ImageModel):
         super().__init__(spec, components, device)
         self.dims = light.dims(spec)
         self._places = lru_cache(maxsize=32)(self._rotary)
+        for block in self.transformer.transformer_blocks[:]:  # of a stack, too
+            block.attn1.set_processor(OneStreamAttention())
 
     # ------------------------------------------------------------------------------------- texts
     def tokenize(self, text: str) -> Tokens:

@@ -33,6 +33,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.parts import encoder, tokenizer
 from batchgen.families.recalled import Recalled
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults, Solver
 
 NUMERICS_VERSION = 1
@@ -158,9 +159,11 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """Its attention cannot be led to an op of ours, so that no forward's tokens are divided."""
+    """A ring gives other last bits, Ulysses the same."""
     return Capabilities(
         cfg=(1, 2),
+        ulysses=legal_ulysses(heads(model), MOST_RANKS),
+        ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("ddim", "sde"),
         sigma_shift=False,

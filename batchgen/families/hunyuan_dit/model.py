@@ -23,6 +23,7 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.hunyuan_dit import spec as light
+from batchgen.families.hunyuan_dit.attention import ImageAttention
 from batchgen.families.image_model import ImageModel
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
 from batchgen.families.tiling import tiled
@@ -36,7 +37,10 @@ from batchgen.request import Bucket, Request
 BASE = 512  # pixels along a side of the grid in which places are told
 ORIGINAL = (1024.0, 1024.0)  # size that the image is told to have had
 SEQUENCE = SequencePlan(
-    cuts=(),
+    cuts=(
+        Cut("", "image_rotary_emb", "image", dim=0),  # cosines and sines of each token's place
+        Cut("blocks.0", "hidden_states", "image", dim=1),
+    ),
     attends=(Attends("blocks.*.attn1", ("image",)),),
     crosses=(Crosses("blocks.*.attn2", "image"),),
     gather=Cut("proj_out", 0, "image", dim=1),
@@ -73,8 +77,11 @@ class HunyuanDit(ImageModel):
         self.dims = light.dims(spec)
         self.tokenizers: Any = components.get("tokenizer"), components.get("tokenizer_2")
         self.encoders: Any = components.get("text_encoder"), components.get("text_encoder_2")
+        for block in self.transformer.blocks[:]:  # of a stack, too
+            block.attn1.set_processor(ImageAttention())
+            block.attn2.set_processor(ImageAttention())
         split_by_items(self.transformer.time_extra_emb)
-        _join(self.transformer.blocks)
+        _join([*self.transformer.blocks[:]])
 
     # ------------------------------------------------------------------------------------- texts
     def tokenize(self, text: str) -> Tokens:
@@ -196,7 +203,7 @@ class HunyuanDit(ImageModel):
         )
 
 
-def _join(blocks: nn.ModuleList) -> None:
+def _join(blocks: Sequence[nn.Module]) -> None:
     """Let the blocks of the second half take what those of the first have made, last first, by
     themselves: where they are called as one stack, nobody else hands it on."""
     made: list[Tensor] = []

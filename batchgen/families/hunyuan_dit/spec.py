@@ -41,6 +41,7 @@ from batchgen.families.family import (
     Stride,
 )
 from batchgen.families.parts import KL_VAE, encoder, tokenizer
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -175,11 +176,12 @@ def dims(model: ModelSpec) -> Dims:
 
 def capabilities(model: ModelSpec) -> Capabilities:
     """Blocks of its second half need what those of the first have made, so that all are left out or
-    none; its attention cannot be led to an op of ours. Its solver draws noise at every step, which
-    no planned gap can cross."""
+    none. Its solver draws noise at every step, which no planned gap can cross."""
     return Capabilities(
         tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
+        ulysses=legal_ulysses(heads(model), MOST_RANKS),
+        ring=RINGS,
         cache_strategies=tuple(
             name for name in (*OUTPUT_CACHES, *BLOCK_CACHES) if name not in _NOT_SERVED
         ),

@@ -41,7 +41,7 @@ from batchgen.families.hunyuan_video.vae import (
     vae_parameters,
 )
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
-from batchgen.families.sequence import MOST_RANKS, legal_ulysses
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -139,11 +139,12 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """A mask says which tokens are the text's, which no ring carries."""
+    """A ring gives other last bits, Ulysses the same."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
+        ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         columns=(*(("guidance_scale",) if guided else ()), "true_cfg_scale", "lora"),

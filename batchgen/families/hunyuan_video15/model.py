@@ -25,6 +25,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.hunyuan_video15 import spec as light
+from batchgen.families.hunyuan_video15.attention import JointAttention
 from batchgen.families.image_model import ImageModel
 from batchgen.families.schedules import falling_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
@@ -43,6 +44,8 @@ SEQUENCE = SequencePlan(
     cuts=(
         Cut("transformer_blocks.0", "hidden_states", "video", dim=1),
         Cut("transformer_blocks.0", "encoder_hidden_states", "text", dim=1),
+        Cut("rope", 0, "video", dim=0),  # cosines, then sines, of each token's place
+        Cut("rope", 1, "video", dim=0),
     ),
     attends=(Attends("transformer_blocks.*.attn", ("video", "text"), masked=True),),
     gather=Cut("proj_out", 0, "video", dim=1),
@@ -66,6 +69,8 @@ class HunyuanVideo15(ImageModel):
     ) -> None:
         super().__init__(spec, components, device)
         self.dims = light.dims(spec)
+        for block in self.transformer.transformer_blocks[:]:  # of a stack, too
+            block.attn.set_processor(JointAttention())
 
     # ------------------------------------------------------------------------------------- texts
     def tokenize(self, text: str) -> Tokens:

@@ -3,7 +3,7 @@
 Video and text attend to each other as one sequence of N tokens of width d: the text of a language
 model, what stands in quotes as ByT5 reads it, and places of an image, each padded. With a
 feed-forward of r widths each of L blocks takes (8 + 4r)Nd^2 FLOPs for projections and feed-forwards
-of its two streams, and 4N^2d for attention, whose mask has a row for each query.
+of its two streams, and 4N^2d for attention.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from batchgen.families.hunyuan_video15.vae import (
 )
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.recalled import Recalled
+from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -202,9 +203,11 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    """Its masks have a row for each query, so that no forward's tokens are divided."""
+    """A ring gives other last bits, Ulysses the same."""
     return Capabilities(
         cfg=(1, 2),
+        ulysses=legal_ulysses(heads(model), MOST_RANKS),
+        ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
         columns=("guidance_scale", "guidance_rescale"),
@@ -375,10 +378,8 @@ def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
-    """About 20 widths per token, and the mask of an attention: two as bits of a byte each, and one
-    as what is added."""
-    n, size = tokens(model, bucket), BYTES[model.dtype]
-    return n * size * 20 * width(model) + n * n * (2 + size)
+    """About 20 widths per token."""
+    return tokens(model, bucket) * BYTES[model.dtype] * 20 * width(model)
 
 
 def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:
