@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from batchgen.request import Bucket, Request
 
@@ -20,6 +20,7 @@ MemoryMode = Literal["resident", "model", "stream", "disk"]
 # let go; fewer items share a forward, or rows a decode; components are there for their stage alone;
 # their blocks stream.
 Rung = Literal["free", "smaller", "model", "stream"]
+RUNGS: tuple[Rung, ...] = get_args(Rung)
 Precision = Literal["bfloat16", "float16", "float32"]
 # Rows that are decoded together, at most, and their pixels, all frames counted: a device that has
 # so many at work gains nothing by more.
@@ -279,6 +280,10 @@ class Climb:
     stage: str  # load, encode, denoise or decode: what it was at
     bucket: str = ""  # on rung `smaller`: for these rows
     items: int = 0  # there: of a forward, or rows of a decode, at most
+
+    def above(self, rung: str) -> str:
+        """The higher of its rung and another, or none."""
+        return max(self.rung, rung, key=("", *RUNGS).index)
 
 
 @dataclass(frozen=True, slots=True)

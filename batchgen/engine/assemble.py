@@ -107,11 +107,12 @@ def assemble(
     encoding = partial(_encoding, ladder)
     equal = _self_test(family, residency, split, adapters.tests)
     packer = _packer(model, system, device, mesh, equal, few_shapes=compiled.on)
-    for bucket, items in ladder.allowed("denoise"):
+    for bucket, items in ladder.allowed("denoise", alone=mesh is None):
         packer.allow(bucket, items)
     decodes = DecodeSizes(partial(rows_decoded, layout.decode_pixels))
-    for bucket, rows in ladder.allowed("decode"):
+    for bucket, rows in ladder.allowed("decode", alone=mesh is None):
         decodes.allow(bucket, rows)
+    ladder.roomier += [packer.forget, decodes.forget]
     return Replica(
         system=system,
         family=family,

@@ -92,7 +92,7 @@ class Decoder:
         family = family_code(model.family).build(model, system, components, where)
         sizes = DecodeSizes(partial(rows_decoded, layout.decode_pixels))
         ladder = _ladder(model, decoders, where, ascent or Ascent())
-        for bucket, rows in ladder.allowed("decode"):
+        for bucket, rows in ladder.allowed("decode", alone=True):
             sizes.allow(bucket, rows)
         return cls(family, system, where, sizes, ladder)
 

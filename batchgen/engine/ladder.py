@@ -3,8 +3,9 @@ fits. Nothing that it does changes a bit of a row.
 
 `free`: wait for the decoder, forget what can be computed again, give back what torch keeps.
 `smaller`: halve the pack, down to one item; rows that are decoded together, too. `model`:
-components come in for their stage alone. `stream`: their blocks come around their forwards. Nobody
-climbs down: rows that come later, and later attempts, start on the rung that was reached.
+components come in for their stage alone. `stream`: their blocks come around their forwards. Behind
+these two there is more room, and packs are tried whole once more. Nobody climbs down: rows that
+come later, and later attempts, start on the rung that was reached.
 
 Whoever runs a pack or a decode halves it (`forwards`, `finish`); all else is here.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import torch
 
@@ -24,12 +25,11 @@ from batchgen.engine.memory.residency import Residency
 from batchgen.engine.recall import Recall
 from batchgen.errors import OutOfMemory
 from batchgen.families.family import Stage
-from batchgen.records import Climb, Rung
+from batchgen.records import RUNGS, Climb, Rung
 from batchgen.request import Bucket
 
 T = TypeVar("T")
 Place = Literal["model", "stream"]
-RUNGS: tuple[Rung, ...] = get_args(Rung)
 PLACES: tuple[Place, ...] = ("model", "stream")  # the rungs that move components
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Ladder:
         self.tell = ascent.tell
         self.places = PLACES if streams else PLACES[:1]
         self.settled: Callable[[], object] = unheard  # waits for what is at work behind the ticks
+        self.roomier: list[Callable[[], None]] = []  # told when weights have left the device
         self._before = ascent.before
         self._reached = {climb.rung for climb in ascent.before}
         self._told = {*ascent.before}
@@ -60,10 +61,12 @@ class Ladder:
         """The highest that was reached."""
         return max(self._reached, key=RUNGS.index, default=None)
 
-    def allowed(self, stage: Stage) -> Iterator[tuple[Bucket, int]]:
+    def allowed(self, stage: Stage, *, alone: bool) -> Iterator[tuple[Bucket, int]]:
         """Shape and number of the items for which there was room before, in one forward or in one
-        decode."""
-        for climb in self._before:
+        decode: since weights have left the device, if the replica is of one rank. Of several it
+        would take an attempt to find each of them again."""
+        moves = [at for at, climb in enumerate(self._before) if climb.rung in PLACES]
+        for climb in self._before[moves[-1] if moves and alone else 0 :]:
             if climb.rung == "smaller" and (climb.stage == "decode") == (stage == "decode"):
                 yield Bucket.parse(climb.bucket), climb.items
 
@@ -133,6 +136,9 @@ class Ladder:
         self.recall.keep_no_texts()
         let_go(self.device)
         self.reach(Climb(place, stage))
+        self._told = {climb for climb in self._told if climb.rung != "smaller"}
+        for forget in self.roomier:
+            forget()
         return True
 
     # ------------------------------------------------------------------- forwards of several ranks

@@ -87,7 +87,7 @@ class Packer:
         self.self_test: SelfTest = "not needed"
         self._equal = equal
         self._limits: dict[Bucket, int] = {}
-        self._fitting: dict[Bucket, int] = {}  # of buckets that were too much before
+        self._fitting: dict[Bucket, int] = {}  # of buckets that were too much
         self._sweeps: dict[Bucket, _Sweep] = {}
 
     @property
@@ -96,12 +96,13 @@ class Packer:
         return self.token_budget * self.ranks
 
     def limit(self, bucket: Bucket) -> int:
-        """Most items of a forward: the budget, or one where strict mode's self-test failed."""
+        """Most items of a forward: the budget, or one where strict mode's self-test failed, and no
+        more than there is room for."""
+        fitting = self._fitting.get(bucket, self.token_budget)
         if bucket not in self._limits:
             most = max(1, self.token_budget // self.tokens(bucket))
-            fitting = self._fitting.get(bucket, most)
             self._limits[bucket] = self._tested(bucket, min(most, fitting))
-        return self._limits[bucket]
+        return min(self._limits[bucket], fitting)
 
     def size(self, bucket: Bucket) -> int:
         """Items of the next forward of this bucket."""
@@ -144,12 +145,16 @@ class Packer:
 
     def shrink(self, bucket: Bucket, items: int) -> int:
         """A forward of this many items did not fit: half of them, at most, do from now on."""
-        self._limits[bucket] = max(1, min(self.limit(bucket), items // 2))
-        return self._limits[bucket]
+        self._fitting[bucket] = max(1, min(self.limit(bucket), items // 2))
+        return self._fitting[bucket]
 
     def allow(self, bucket: Bucket, items: int) -> None:
         """As much as did fit in an attempt before."""
         self._fitting[bucket] = min(items, self._fitting.get(bucket, items))
+
+    def forget(self) -> None:
+        """There is more room: what did not fit is tried again."""
+        self._fitting.clear()
 
     def _tested(self, bucket: Bucket, limit: int) -> int:
         if not self.strict or limit == 1:
@@ -190,6 +195,10 @@ class DecodeSizes:
     def allow(self, bucket: Bucket, rows: int) -> None:
         """As much as does fit."""
         self._limits[bucket] = min(rows, self._limits.get(bucket, rows))
+
+    def forget(self) -> None:
+        """There is more room: what did not fit is tried again."""
+        self._limits.clear()
 
     def _limit(self, bucket: Bucket) -> int:
         return min(self._most(bucket), self._limits.get(bucket, MOST_DECODED))

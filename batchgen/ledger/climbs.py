@@ -19,11 +19,15 @@ def climbs_before(run: RunPaths, attempt: Attempt, device: str) -> tuple[Climb, 
 
 
 def steepest(climbs: Iterable[Climb]) -> tuple[Climb, ...]:
-    """Each rung once, and of rung `smaller` the smallest pack of each bucket and stage."""
-    found: dict[tuple[str, str, str], Climb] = {}
+    """Each rung once, and of rung `smaller` the smallest pack of each bucket and stage, before and
+    behind each time that weights left the device; in their order."""
+    found: dict[tuple[str, str, str, tuple[str, ...]], Climb] = {}
+    moved: tuple[str, ...] = ()
     for climb in climbs:
         smaller = climb.rung == "smaller"
-        key = climb.rung, climb.stage * smaller, climb.bucket
+        if not smaller and climb.rung not in moved:
+            moved = (*moved, climb.rung)
+        key = climb.rung, climb.stage * smaller, climb.bucket, moved * smaller
         if key not in found or climb.items < found[key].items:
             found[key] = climb
     return tuple(found.values())

@@ -97,7 +97,7 @@ class Counters:
     recent: tuple[float, ...] = ()  # times of the last commits
     phase: str = "load"  # load, then render
     cleared: tuple[int, ...] = ()  # suspects that were committed
-    memory_rung: str = ""  # the last one it has climbed to
+    memory_rung: str = ""  # the highest one it has climbed to
     last_error: str = ""
     last_error_t: float = 0.0
     spent: RankSeconds = field(default_factory=RankSeconds)  # at the heartbeat

@@ -183,7 +183,8 @@ class JournalWriter:
 
     def climbed(self, climb: Climb) -> None:
         """Note, durably, a climb of the memory ladder: what comes next may end this process."""
-        self._note(events.Climbed(climb, time.time()), memory_rung=climb.rung)
+        rung = climb.above(self._counters.memory_rung)
+        self._note(events.Climbed(climb, time.time()), memory_rung=rung)
 
     def beat(self) -> None:
         """Say that this process is alive; writes at most every COUNTERS_EVERY_S seconds."""

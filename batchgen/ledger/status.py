@@ -39,7 +39,7 @@ from batchgen.ledger.intent import (
 from batchgen.ledger.journal import RECENT, raw_lines, whole_lines
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
-from batchgen.records import Attempt, Layout
+from batchgen.records import Attempt, Climb, Layout
 from batchgen.runfile import read_run
 from batchgen.words import Tabled
 
@@ -67,7 +67,7 @@ class AttemptStatus:
     ended: str  # reason of its end; empty if it did not end by itself
     error: str  # message, where `ended` is the class of an error
     fenced: bool  # what it still appends is waste
-    memory_rung: str  # the last one it has climbed to; empty: none
+    memory_rung: str  # the highest one it has climbed to; empty: none
 
     @property
     def running(self) -> int:
@@ -324,7 +324,8 @@ def _with_event(counters: Counters, line: bytes) -> Counters:
     if plain["kind"] == "phase":
         return replace(counters, phase="render")
     if plain["kind"] == "climbed":
-        return replace(counters, memory_rung=plain["climb"]["rung"])
+        climb = from_plain(Climb, plain["climb"])
+        return replace(counters, memory_rung=climb.above(counters.memory_rung))
     if plain["kind"] == "end":
         return counters.after_end(from_plain(End, plain))
     return counters

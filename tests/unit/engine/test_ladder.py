@@ -169,11 +169,29 @@ def test_components_leave_for_the_forward_of_one_item(
     device = SmallDevice(engine, weights(engine, experts[0]) + 1000, {"denoise": 900})
     drawn = render(engine, rows(name))
     assert_same(drawn, plain[name])
-    assert [climb.rung for climb in climbs][-2:] == ["smaller", "model"]
-    assert climbs[-1] == Climb("model", "denoise")
+    halved = [Climb("smaller", "denoise", climbs[0].bucket, n) for n in (4, 2, 1)]
+    # larger ones are tried once more, those that wait in the pack first
+    assert climbs == [*halved, Climb("model", "denoise"), halved[-1]]
     assert {*device.sizes("denoise")} == {1}
     assert not engine.replica.residency.plan.resident
     assert rungs(drawn) == {"model"}
+
+
+def test_packs_are_whole_again_once_weights_have_left(
+    specs: dict[str, ModelSpec], plain: dict[str, Keeper]
+) -> None:
+    """Where not even one item had room beside them; and so they are in later attempts."""
+    engine = load(specs["wan"], climbs := [])
+    device = SmallDevice(engine, engine.replica.residency.gauge.inside + 500, {"denoise": 900})
+    drawn = render(engine, rows())
+    assert_same(drawn, plain["wan"])
+    tried = [Climb("smaller", "denoise", "32x32x5", n) for n in (4, 2, 1)]
+    assert climbs == [*tried, Climb("model", "denoise")]
+    assert max(device.sizes("denoise")) == 8
+    later = load(specs["wan"], climbs := [], before=(*tried, Climb("model", "denoise")))
+    device = SmallDevice(later, MANY, {})
+    assert_same(render(later, rows()), plain["wan"])
+    assert max(device.sizes("denoise")) == 8 and climbs == []
 
 
 @pytest.mark.parametrize("name", ["wan", "wan22", "flux"])
@@ -344,9 +362,10 @@ def test_an_engine_starts_on_the_rung_that_was_reached(
     specs: dict[str, ModelSpec], plain: dict[str, Keeper]
 ) -> None:
     before = (
+        Climb("smaller", "denoise", "32x32x5", 1),
+        Climb("model", "decode"),
         Climb("smaller", "denoise", "32x32x5", 2),
         Climb("smaller", "decode", "32x32x5", 1),
-        Climb("model", "decode"),
     )
     engine = load(specs["wan"], climbs := [], before=before)
     assert {*engine.replica.residency.plan.places.values()} == {"model"}
