@@ -109,6 +109,18 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortage:
+    """Rows drawn on one rung of the memory ladder, on devices of one name."""
+
+    device: str
+    rung: str
+    meaning: str
+    rows: int
+    attempts: int
+    first: tuple[str, ...]  # row ids
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
     """Rows on the contact sheet, column by column. All rows of a small run; of a large one an even
     sample, with those that are worth a look. `None` where a row has no such figure."""
@@ -137,6 +149,7 @@ class Sheet:
     computed: tuple[float, ...]
     attempt: tuple[str, ...]
     host: tuple[str, ...]
+    rung: tuple[str, ...]  # of the memory ladder; empty: none
     alias_of: tuple[str, ...]
     error: tuple[str, ...]
     sampled: tuple[bool, ...]  # of the even sample
@@ -193,4 +206,5 @@ class Page:
     ranks: Ranks
     failures: tuple[Failure, ...]
     failure_kinds: int
+    shortages: tuple[Shortage, ...]
     sheet: Sheet

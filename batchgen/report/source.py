@@ -28,6 +28,7 @@ COLUMNS = (
     "media_sha256", "media_bytes", "media_offset",
     "score", "psnr", "ssim", "cache_strategy", "cache_ratio", "steps_total", "steps_computed",
     "encode_s", "denoise_s", "decode_s", "started", "ended", "attempt", "host", "layout",
+    "device", "memory_rung",
     "error_type", "error", "traceback",
 )  # fmt: skip
 

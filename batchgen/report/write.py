@@ -16,6 +16,7 @@ from batchgen.report.failures import Failures
 from batchgen.report.figures import Figures, ranks, shares
 from batchgen.report.page import html
 from batchgen.report.sheet import Sample
+from batchgen.report.shortage import Shortages
 from batchgen.report.source import Source
 from batchgen.report.text import cut
 from batchgen.report.timeline import Times
@@ -40,10 +41,11 @@ def read_page(source: Source) -> Page:
     """What the page of a run says."""
     figures, failures = Figures(), Failures()
     times = Times(source.attempts, source.status.ok)
-    sample = Sample(source.header.rows)
+    shortages, sample = Shortages(), Sample(source.header.rows)
     for rows in source.pieces():
         figures.add(rows)
         failures.add(rows)
+        shortages.add(rows)
         times.add(rows)
         sample.add(rows)
     return Page(
@@ -54,6 +56,7 @@ def read_page(source: Source) -> Page:
         ranks=ranks(source.attempts),
         failures=failures.groups(),
         failure_kinds=failures.kinds,
+        shortages=shortages.groups(),
         sheet=unpacked(source.run, sample.sheet(), sample.packed()),
     )
 

@@ -136,6 +136,11 @@ def test_a_large_run_opens_soon_and_its_filters_work(
     assert seconds == sorted(seconds, reverse=True)
     assert page.locator("canvas").count() == 5
     assert page.locator("#failures details pre").count() == 2
+    memory = page.locator("#memory tbody tr")
+    assert [line.split("\t")[1] for line in memory.all_inner_texts()] == ["smaller", "model"]
+    memory.locator("button").first.click()
+    assert "short of memory\nsmaller" in page.get_by_role("dialog").inner_text()
+    page.keyboard.press("Escape")
     assert report.complaints == []
     page.close()
 

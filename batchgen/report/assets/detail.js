@@ -62,6 +62,7 @@ function facts(row) {
     ["tags", row.tags],
     ["shares media of", row.alias_of],
     ["to draw it again", el("code", {}, `batchgen retry ${DATA.about.run} --rows ${row.id}`)],
+    ["short of memory", row.rung],
     ["drawn by", row.attempt && `${row.attempt} on ${row.host}`],
   ].filter(([, value]) => value);
 }

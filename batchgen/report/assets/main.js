@@ -23,7 +23,7 @@ function main() {
   place.append(sheet.made);
   sheet.renew();
   requestAnimationFrame(() => {
-    const sections = [sheet.made, failures(open), money(), timing(), slowest(open), caches(open), configuration()].filter(Boolean);
+    const sections = [sheet.made, failures(open), money(), timing(), slowest(open), shortages(open), caches(open), configuration()].filter(Boolean);
     place.append(...sections.slice(1));
     place.append(el("footer", {}, "Written by batchgen report; media are loaded from this folder, nothing from elsewhere."));
     navigation(sections);

@@ -118,7 +118,22 @@ function failures(open) {
   return section("failures", "Failures", lead, groups);
 }
 
-// ---------------------------------------------------------------------------- caches, configuration
+// ---------------------------------------------------------------------- memory, caches, configuration
+function shortages(open) {
+  if (!DATA.shortages.length) return null;
+  const by = new Map(ROWS.map((row) => [row.id, row]));
+  const name = (id) => (by.has(id) ? link(by.get(id), [by.get(id)], open) : el("span", { class: "mono" }, id));
+  return section("memory", "Short of memory", "Rows that were drawn after their device had been out of memory, by what was done about it last.", table(null, [
+    { name: "device", kind: "tight", of: (line) => line.device || "–" },
+    { name: "rung", kind: "tight mono", of: (line) => line.rung },
+    { name: "rows", kind: "n", of: (line) => count(line.rows) },
+    { name: "share", kind: "n", of: (line) => percent(line.rows, DATA.counts.rows) },
+    { name: "attempts", kind: "n", of: (line) => count(line.attempts) },
+    { name: "", kind: "", of: (line) => el("span", { class: "muted" }, line.meaning) },
+    { name: "rows, the first", kind: "", of: (line) => el("span", {}, line.first.flatMap((id, at) => [at ? ", " : "", name(id)]), line.rows > line.first.length ? " …" : "") },
+  ], DATA.shortages));
+}
+
 function caches(open) {
   if (!(DATA.money.computed < DATA.money.total) && !DATA.money.fidelity.length) return null;
   const by = new Map(ROWS.map((row) => [row.id, row]));

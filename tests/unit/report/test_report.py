@@ -71,6 +71,16 @@ def test_failures_of_one_kind_are_one_group_with_a_traceback(large: dict[str, An
     assert 'File "engine.py", line 7' in groups["OutOfMemory"]["traceback"]
 
 
+def test_rows_that_were_short_of_memory_are_told_by_device_and_rung(large: dict[str, Any]) -> None:
+    told = [(s["device"], s["rung"], s["rows"]) for s in large["shortages"]]
+    each = [len(range(first, ROWS, 100)) for first in (7, 8)]
+    assert told == [("NVIDIA H200", "smaller", each[0]), ("NVIDIA H200", "model", each[1])]
+    smaller = large["shortages"][0]
+    assert len(smaller["first"]) == 5 and 1 < smaller["attempts"] <= each[0]
+    rungs = dict(zip(large["sheet"]["id"], large["sheet"]["rung"], strict=True))
+    assert {*rungs.values()} == {"", "smaller", "model"}
+
+
 def test_a_run_that_goes_on_is_reported_as_far_as_it_is(make_run_folder: MakeRun) -> None:
     folder = make_run_folder(rows=3)
     with folder.journal(folder.submit()) as journal:
