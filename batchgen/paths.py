@@ -196,6 +196,10 @@ class RunPaths:
     def catalog_fidelity(self) -> Path:
         return self.root / "catalog" / "fidelity.json"
 
+    def kept_rows(self, part: str) -> Path:
+        """What a part of the catalog was made from."""
+        return self.root / "catalog/scans/rows" / Path(part).with_suffix(".npz")
+
     def kept_scan(self, journal: Path) -> Path:
         """What was found in a journal that has ended."""
         return self.root / "catalog/scans" / journal.relative_to(self.journals).with_suffix(".npz")

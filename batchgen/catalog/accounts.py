@@ -24,6 +24,7 @@ the last of these.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,34 +50,58 @@ BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
 
 
 class Spent:
-    """Seconds of every commit line. They are added while the catalog is made, so that each line is
-    parsed only once."""
+    """Seconds of the commit lines of each journal of an index. Those that count for a row are added
+    part by part while the catalog is made, so that no line is parsed for this alone."""
 
     def __init__(self, index: CommitIndex) -> None:
         self._index = index
-        self.busy_s = np.full(len(index.row_index), np.nan)
-        self.write_s = np.zeros(len(index.row_index))
+        journals = len(index.journals)
+        self.useful_s, self.retried_s, self.fenced_s, self.write_s = np.zeros((4, journals))
 
-    def add(self, lines: np.ndarray, commits: pa.Table) -> None:
-        """Add the commits at places `lines` of the index, as parsed by `parse_commits`."""
-        self.busy_s[lines] = sum(_seconds(commits, part) for part in _BUSY)
-        self.write_s[lines] = _seconds(commits, "stages.write")
+    def add(self, lines: np.ndarray, seconds: Seconds, counts: bool = True) -> None:
+        """Add lines of the index with their seconds; `counts`: each for a row of the plan."""
+        index = self._index
+        ok = (index.status[lines] == STATUS_CODES["ok"]) & counts
+        fenced = ~index.accepted[lines]
+        self.useful_s += self._by_journal(lines[ok], seconds.busy[ok])
+        self.retried_s += self._by_journal(lines[~ok], seconds.busy[~ok])
+        self.fenced_s += self._by_journal(lines[fenced], seconds.busy[fenced])
+        self.write_s += self._by_journal(lines, seconds.write)
 
-    def add_rest(self) -> None:
-        """Parse and add the commits that did not win."""
-        rest = np.flatnonzero(np.isnan(self.busy_s))
+    def _by_journal(self, lines: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+        journals = self._index.journal[lines]
+        return np.bincount(journals, weights=seconds, minlength=len(self.useful_s))
+
+    def add_rest(self, counting: np.ndarray) -> None:
+        """Parse and add the lines that count for no row; `counting` (bool, one a line) says which
+        do."""
+        rest = np.flatnonzero(~counting)
         for begin in range(0, len(rest), _CHUNK):
             lines = rest[begin : begin + _CHUNK]
-            self.add(lines, parse_commits(self._index, lines))
+            self.add(lines, Seconds.of(parse_commits(self._index, lines)), counts=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seconds:
+    """What some lines say of the time that their rows took; float64, one each."""
+
+    busy: np.ndarray
+    write: np.ndarray
+
+    @classmethod
+    def of(cls, commits: pa.Table) -> Seconds:
+        """Those of commits as parsed by `parse_commits`."""
+        busy = sum((_seconds(commits, part) for part in _BUSY), np.zeros(len(commits)))
+        return cls(busy, _seconds(commits, "stages.write"))
 
 
 def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) -> pa.Table:
-    """One row for each attempt, in schema `RUNS`; `spent` must hold at least the winning
-    commits."""
+    """One row for each attempt, in schema `RUNS`; `spent` must hold the lines that count for a
+    row."""
     won = np.zeros(len(found.index.row_index), bool)
     won[found.line[found.line >= 0]] = True
+    spent.add_rest(won)
     won &= found.index.status == STATUS_CODES["ok"]
-    spent.add_rest()
     intents: dict[int, Intent | None] = {}
     rows = []
     bounds = np.searchsorted(found.index.journal, np.arange(len(found.index.journals) + 1))
@@ -87,7 +112,7 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
         lines = slice(int(bounds[number]), int(bounds[number + 1]))  # its lines are adjacent
         counters = read_counters(run.counters(facts.journal.attempt))
         row = _identity(run, facts) | _work(facts, counters)
-        row |= _rows_and_seconds(found.index, facts, lines, won, spent)
+        row |= _rows(found.index, facts, lines, won) | _seconds_of(spent, facts, number)
         row |= _configuration(intents[submission], header) | _layout(intents[submission])
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=RUNS)
@@ -162,23 +187,26 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
     }
 
 
-def _rows_and_seconds(
-    index: CommitIndex, facts: JournalFacts, lines: slice, won: np.ndarray, spent: Spent
-) -> dict[str, Any]:
-    accepted, status, chosen = index.accepted[lines], index.status[lines], won[lines]
+def _rows(index: CommitIndex, facts: JournalFacts, lines: slice, won: np.ndarray) -> dict[str, Any]:
+    accepted, status = index.accepted[lines], index.status[lines]
     failed = (status != STATUS_CODES["ok"]) & (status != STATUS_CODES["void"])
-    busy = spent.busy_s[lines]
     return {
-        "rows_ok": int(chosen.sum()),
+        "rows_ok": int(won[lines].sum()),
         "rows_failed": int((accepted & failed).sum()),
         "rows_wasted": int((~accepted).sum()),
         "rows_saved": len(facts.saved),
         "rows_lost": len(facts.in_flight.rows),
-        "useful_s": float(busy[chosen].sum()),
-        "retried_s": float(busy[~chosen].sum()) + facts.tried_s,
-        "fenced_s": float(busy[~accepted].sum()),
+    }
+
+
+def _seconds_of(spent: Spent, facts: JournalFacts, number: int) -> dict[str, Any]:
+    """Of the journal of that number."""
+    return {
+        "useful_s": float(spent.useful_s[number]),
+        "retried_s": float(spent.retried_s[number]) + facts.tried_s,
+        "fenced_s": float(spent.fenced_s[number]),
         "saved_s": sum(facts.saved.values(), 0.0),
-        "write_s": float(spent.write_s[lines].sum()),
+        "write_s": float(spent.write_s[number]),
     }
 
 

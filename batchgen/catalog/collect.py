@@ -1,48 +1,48 @@
 """Collect a run: plan + journals -> `catalog/rows/`, `catalog/runs.parquet`, `time_stats.csv`.
 
 A run can be collected at any time: what is not finished is `pending`. The plan is streamed, so
-memory does not grow with the rows.
+little memory goes with the rows.
 
-A reader never meets a torn catalog. Part k always holds the same PART_ROWS rows of the plan, so
-every collect writes the same file names. All parts are first written and synced in a hidden folder.
-The first collect renames that folder to `catalog/rows`; a later one renames each part over its
-predecessor. So a reader sees every row exactly once, but one that opens several parts during those
-renames may get some of the earlier collect. Parts carry the number of their collect, and
-`open_runs` reads again when these differ. (Swapping folders would be no better: who had listed the
-old one would open files of the new one, or none.)
+A reader never meets a torn catalog. Part k always holds the same rows of the plan, so every collect
+has the same file names. New parts are first written and synced in a hidden folder. The first
+collect renames that folder to `catalog/rows`; a later one writes only parts in which something has
+changed (`parts`), and renames each over its predecessor. So a reader sees every row exactly once,
+but one that opens several parts during those renames may get some of the earlier collect. The first
+part lists the collects that the parts are of, and `open_runs` reads again when they differ
+(`source.are_together`). (Swapping folders would be no better: who had listed the old one would open
+files of the new one, or none.)
 
-One collect publishes at a time (`turns`), and only if the plan has not changed and the published
-catalog is not newer; else it starts again.
+One collect publishes at a time (`turns`), and only if the plan has not changed, the published
+catalog is not newer and the parts that stay are still there; else it starts again.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
-import shutil
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.catalog.accounts import Spent, attempt_table, load_seconds
-from batchgen.catalog.fidelity import AuditedRows
+from batchgen.catalog.accounts import Seconds, Spent, attempt_table, load_seconds
+from batchgen.catalog.drafts import Drafts
+from batchgen.catalog.parts import GROUP_ROWS, Made, PartMaker, part_name
 from batchgen.catalog.source import COLLECT_KEY, RunSource
 from batchgen.catalog.table import catalog_rows, catalog_schema, join, judged_by, layouts_of
-from batchgen.catalog.timers import Timers
+from batchgen.catalog.totals import Totals
 from batchgen.catalog.turns import Overtaken, Turn, turn_of
-from batchgen.durable import make_folder, sync, sync_folder, write_bytes_atomic
+from batchgen.durable import sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.fidelity import Fidelity, write_fidelity
 from batchgen.ledger.kept_scan import keep
-from batchgen.ledger.scan import STATUS_CODES
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.leftovers import sweep
 from batchgen.ledger.upkeep.losses import collected, may_come_s, refuse_losses
@@ -51,19 +51,12 @@ from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
 from batchgen.progress import tell
-from batchgen.request import FIELDS
 from batchgen.runfile import RunFile
 from batchgen.words import Tabled
 
-PART_ROWS = 250_000
-GROUP_ROWS = 50_000  # rows in memory at a time
 TRIES = 20  # a collect starts again after a replan, or when a newer catalog was published
 TURNS = ".turns"  # folder beside the parts
-_REPEATED = (
-    *(n for n, field in FIELDS.items() if field.kind == "text" and n not in ("row_id", "row_key")),
-    *("status", "attempt", "host", "device", "plan_id"),
-    *("determinism", "attention_kernel", "layout", "error_type"),
-)
+_NONE = np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,21 +77,6 @@ class CatalogSummary(Tabled):
 
 class _Outdated(Exception):
     """Since this collect began to read, the plan was replaced or a newer catalog was published."""
-
-
-@dataclass(slots=True)
-class _Totals:
-    spent: Spent
-    status: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUS_CODES, 0))
-    timers: Timers = field(default_factory=Timers)
-    audited: AuditedRows = field(default_factory=AuditedRows)
-
-    def add(self, table: pa.Table) -> None:
-        """Add rows of the catalog."""
-        for entry in pc.value_counts(table["status"].combine_chunks()).to_pylist():
-            self.status[entry["values"]] += entry["counts"]
-        self.timers.add(table)
-        self.audited.add(table)
 
 
 def collect(run: RunPaths) -> CatalogSummary:
@@ -122,38 +100,40 @@ def _collect(run: RunPaths) -> CatalogSummary:
     _check_plan(run, source)
     found = winners(run)
     refuse_losses(run, found)
-    totals = _Totals(Spent(found.index))
-    temporary = run.catalog_rows.with_name(f".rows-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    drafts = Drafts(run.catalog_rows)
     try:
-        make_folder(temporary, run.root)
+        drafts.make(run)
         sweep(run)
-        metadata = _metadata(header, source.extent)
-        judged = judged_by(run, header)
-        parts = _write_parts(run, found, metadata, temporary, totals, judged)
-        accounts = _parquet_bytes(attempt_table(run, found, totals.spent, header))
+        metadata, judged = _metadata(header, source.extent), judged_by(run, header)
+        maker = PartMaker(run, header, found, metadata, judged, (drafts.parts, drafts.kept))
+        spent = Spent(found.index)
+        parts = _make_parts(maker, spent, len(found.status))
+        accounts = _parquet_bytes(attempt_table(run, found, spent, header))
+        totals = _joined(parts)
         totals.timers.add_loads(load_seconds(found.index))
-        sync(temporary)
+        sync(drafts.parts)
         _sync_journals(found)
-        with turn_of(temporary.with_name(TURNS)) as turn:
+        with turn_of(run.catalog_rows.with_name(TURNS)) as turn:
             _refuse_older(run, source)
-            _publish(temporary, run.catalog_rows, turn)
+            _refuse_changed(run, parts)
+            _publish(drafts.parts, run.catalog_rows, len(parts), turn)
             _clear(run.catalog_runs, run.catalog_fidelity, run.time_stats)
             write_bytes_atomic(run.catalog_runs, accounts)
             write_fidelity(run, totals.audited.summary())
             if header.config.get("output", {}).get("enable_timer_dump", True):
                 write_bytes_atomic(run.time_stats, totals.timers.csv(time.time()).encode())
+            drafts.keep(run)
     except OSError as error:
         raise StorageError(f"{run.root}: the catalog cannot be written: {error}") from error
     finally:
-        with suppress(OSError):
-            shutil.rmtree(temporary, ignore_errors=True)
+        drafts.remove()
     with suppress(OSError):  # the next scan is slower, and that is all
         keep(run, found.index)
-    return _summary(run, found, totals, parts, time.perf_counter() - began)
+    return _summary(run, found, totals, len(parts), time.perf_counter() - began)
 
 
 def _summary(
-    run: RunPaths, found: Winners, totals: _Totals, parts: int, seconds: float
+    run: RunPaths, found: Winners, totals: Totals, parts: int, seconds: float
 ) -> CatalogSummary:
     return CatalogSummary(
         path=run.catalog_rows,
@@ -210,46 +190,21 @@ def _metadata(header: RunFile, extent: Extent) -> dict[bytes, bytes]:
     return {**encoded, EXTENT_KEY: extent.encode()}
 
 
-def _write_parts(
-    run: RunPaths,
-    found: Winners,
-    metadata: dict[bytes, bytes],
-    folder: Path,
-    totals: _Totals,
-    judged: tuple[str, ...],
-) -> int:
-    """Stream the plan into parts; returns their number. An empty plan makes one empty part."""
-    schema = catalog_schema(plan_schema(run.plan), judged).with_metadata(metadata)
-    plan_id, layouts = metadata[b"batchgen.plan_id"].decode(), layouts_of(run, found.index)
-    writer = _part_writer(folder, 0, schema)
-    parts, rows = 1, 0
-    try:
-        for plan in pieces([run.plan], GROUP_ROWS):
-            if rows == PART_ROWS:
-                writer.close()
-                writer = _part_writer(folder, parts, schema)
-                parts, rows = parts + 1, 0
-            part = join(plan, found)
-            table = catalog_rows(part, plan_id, layouts, judged)
-            writer.write_table(table.replace_schema_metadata(schema.metadata))
-            totals.add(table)
-            totals.spent.add(part.lines, part.commits)
-            rows += len(table)
-            tell("collect", len(table), len(found.status))
-    finally:
-        writer.close()
-    return parts
+def _make_parts(maker: PartMaker, spent: Spent, rows: int) -> list[Made]:
+    """In order; adds up what was spent."""
+    made = []
+    for part in maker.make():
+        spent.add(part.lines, part.seconds)
+        made.append(replace(part, lines=_NONE, seconds=Seconds(_NONE, _NONE)))  # their memory
+        tell("collect", part.rows, rows)
+    return sorted(made, key=lambda part: part.number)
 
 
-def _part_writer(folder: Path, number: int, schema: pa.Schema) -> pq.ParquetWriter:
-    repeated = [name for name in _REPEATED if name in schema.names]
-    return pq.ParquetWriter(
-        folder / f"part-{number:05d}.parquet",
-        schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=repeated,
-    )
+def _joined(parts: Sequence[Made]) -> Totals:
+    totals = Totals()
+    for part in parts:
+        totals.join(part.totals)
+    return totals
 
 
 def _sync_journals(found: Winners) -> None:
@@ -267,6 +222,19 @@ def _refuse_older(run: RunPaths, source: RunSource) -> None:
         raise _Outdated
 
 
+def _refuse_changed(run: RunPaths, parts: Sequence[Made]) -> None:
+    """_Outdated if a part that is to stay is another by now."""
+    for part in parts:
+        if not part.written:
+            path = run.catalog_rows / part_name(part.number)
+            try:
+                metadata = pq.read_schema(path).metadata or {}
+            except (OSError, pa.ArrowException):
+                raise _Outdated from None
+            if metadata.get(COLLECT_KEY, b"").decode() != part.collect:
+                raise _Outdated
+
+
 def _wait_for_all(run: RunPaths) -> None:
     """Wait until this machine sees all that the published catalog was made from, since another may
     just have written it. RunStateError if it does not appear."""
@@ -281,22 +249,25 @@ def _wait_for_all(run: RunPaths) -> None:
         time.sleep(0.5)
 
 
-def _publish(temporary: Path, target: Path, turn: Turn) -> None:
+def _publish(drafts: Path, target: Path, parts: int, turn: Turn) -> None:
+    names = sorted(part.name for part in drafts.iterdir())
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         _set_aside(target, "folder")
     try:
-        temporary.replace(target)
+        if len(names) == parts:
+            drafts.replace(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        names = sorted(part.name for part in temporary.iterdir())
+    if drafts.exists():
         for name in names:
             failpoint("collect.before_part")
             turn.check()
             _clear(target / name)
-            (temporary / name).replace(target / name)
+            (drafts / name).replace(target / name)
+        every = {part_name(number) for number in range(parts)}
         for old in target.glob("part-*.parquet"):
-            if old.name not in names:  # from a version that cut the plan into more parts
+            if old.name not in every:  # from a version that cut the plan into more parts
                 old.unlink()
         sync_folder(target)
     sync_folder(target.parent)

@@ -12,7 +12,8 @@ from batchgen.ledger.fidelity import Fidelity, Spread
 
 _LOW = 5  # percentile
 _GROUP = ["cache_strategy", "bucket"]
-_COLUMNS = ["row_id", *_GROUP, "psnr", "ssim"]
+_KEPT = ["row_id", *_GROUP, "psnr", "ssim"]
+COLUMNS = [*_KEPT, "alias_of"]  # that are looked at
 
 
 @dataclass(slots=True)
@@ -24,9 +25,18 @@ class AuditedRows:
     def add(self, rows: pa.Table) -> None:
         """Add rows of the catalog; aliases do not count."""
         audited = pc.and_(pc.is_valid(rows["psnr"]), pc.is_null(rows["alias_of"]))
-        found = rows.select(_COLUMNS).filter(audited)
+        found = rows.select(_KEPT).filter(audited)
         if found.num_rows:
             self._parts.append(found)
+
+    def join(self, other: AuditedRows) -> None:
+        """Add those of the next rows."""
+        self._parts += other._parts
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(map(len, self._parts))
 
     def summary(self) -> tuple[Fidelity, ...]:
         """One entry for each strategy and bucket, in the order of their names."""

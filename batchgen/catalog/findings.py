@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.catalog.source import COLLECT_KEY
+from batchgen.catalog.source import are_together
 from batchgen.errors import RunStateError
 from batchgen.ledger.upkeep.pieces import parts_of, pieces
 from batchgen.media.stored import file_of
@@ -50,7 +50,7 @@ class Collected:
         self.first: list[Finding] = []  # findings made before any row is compared
         try:
             self._parts = parts_of(run.catalog_rows)
-            if len({_collect_of(part) for part in self._parts}) > 1:
+            if not are_together([pq.read_schema(part).metadata for part in self._parts]):
                 self.first = [self._damage("has parts of different collects: collect again")]
         except (OSError, ValueError, RunStateError) as error:
             self._broken = True
@@ -118,9 +118,3 @@ class Collected:
             there = file == "" or (self._run.root / file).exists()
             kind: Kind = "stale" if there and old["row_id"] == new["row_id"] else "catalog"
             yield Finding(kind, self._folder, detail, row_index, new["row_id"])
-
-
-def _collect_of(part: Path) -> bytes:
-    """Number of the collect that wrote a part."""
-    number: bytes = (pq.read_schema(part).metadata or {}).get(COLLECT_KEY, b"")
-    return number

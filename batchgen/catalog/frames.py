@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.catalog.collect import snapshot_table
-from batchgen.catalog.source import COLLECT_KEY
+from batchgen.catalog.source import are_together
 from batchgen.errors import RunStateError
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.pieces import parts_of
@@ -143,7 +143,7 @@ def current_catalog(run: RunPaths) -> pa.Table:
         if not parts or Extent.of(run).exceeds(_extent_of(parts[0])):
             return snapshot_table(run)
         tables = [pq.read_table(part) for part in parts]
-        if len({table.schema.metadata[COLLECT_KEY] for table in tables}) == 1:
+        if are_together([table.schema.metadata for table in tables]):
             return pa.concat_tables([t.replace_schema_metadata() for t in tables])
         time.sleep(0.05)
     raise RunStateError(f"{folder}: parts of different collects; run `batchgen collect` again")

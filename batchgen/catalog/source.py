@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from batchgen.errors import RunStateError
@@ -11,7 +13,18 @@ from batchgen.paths import RunPaths
 from batchgen.planfile import plan_header
 from batchgen.runfile import RunFile, read_header, read_run
 
-COLLECT_KEY = b"batchgen.collect"  # key in the metadata of every part: the number of its collect
+# Keys in the metadata of parts.
+COLLECT_KEY = b"batchgen.collect"  # of every part: the number of the collect that wrote it
+PARTS_KEY = b"batchgen.parts"  # of the first: these numbers of all parts, as a JSON list
+
+
+def are_together(parts: Sequence[Mapping[bytes, bytes] | None]) -> bool:
+    """Whether parts, given by their metadata in order, make up one catalog: a later collect leaves
+    parts as they are in which nothing has changed, and the first part, which it writes in any case,
+    lists the number of each. One without a list (of an older version) is of a single collect."""
+    numbers = [(metadata or {}).get(COLLECT_KEY, b"").decode() for metadata in parts]
+    listed = (parts[0] or {}).get(PARTS_KEY) if parts else None
+    return numbers == json.loads(listed) if listed else len({*numbers}) <= 1
 
 
 @dataclass(frozen=True, slots=True)

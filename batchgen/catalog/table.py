@@ -98,6 +98,21 @@ def catalog_rows(
     return pa.table([*columns, *extra, *metrics], schema=schema)
 
 
+def mended_rows(old: pa.Table, is_new: np.ndarray, new: pa.Table, plan: pa.Schema) -> pa.Table:
+    """Rows of a published catalog of the same plan (schema `plan`), with `new` in the places where
+    `is_new` (bool, one a row): columns that come from the plan alone are as they were."""
+    planned = {field.name for field in REQUEST} - {"seed"}
+    planned |= {name for _, name in _extra_columns(plan)}
+    mask = pa.array(is_new)
+    columns = [
+        old[name]
+        if name in planned
+        else pc.replace_with_mask(old[name].combine_chunks(), mask, new[name].combine_chunks())
+        for name in old.column_names
+    ]
+    return pa.table(columns, schema=new.schema)
+
+
 def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
     """(carried column of the plan, its name in the catalog)."""
     carried = [field for field in plan if field.name.startswith(CARRY)]

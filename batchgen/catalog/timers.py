@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,22 +43,40 @@ class _Timer:
         self.total += pc.sum(seconds).as_py()
         self.samples += len(seconds)
 
+    def join(self, other: _Timer) -> None:
+        """Add the samples of another one."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.total += other.total
+        self.samples += other.samples
+
 
 @dataclass(slots=True)
 class Timers:
     """Timers summed over parts of the catalog; memory does not grow."""
 
-    _timers: dict[str, _Timer] = field(default_factory=lambda: {name: _Timer() for name in _ORDER})
+    by_name: dict[str, _Timer] = field(default_factory=lambda: {name: _Timer() for name in _ORDER})
 
     def add(self, rows: pa.Table) -> None:
         """Add rows of the catalog; only ok rows that are no aliases count."""
         own = pc.and_(pc.equal(rows["status"], "ok"), pc.is_null(rows["alias_of"]))
         for name, column in ROW_TIMERS.items():
-            self._timers[name].add(rows[column].filter(own))
+            seconds = rows[column].filter(own)
+            # in one piece: how a sum is rounded depends on its pieces
+            self.by_name[name].add(pa.chunked_array([seconds.combine_chunks()]))
+
+    def join(self, other: Timers) -> None:
+        """Add the samples of the next rows."""
+        for name, timer in other.by_name.items():
+            self.by_name[name].join(timer)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Mapping[str, Any]]) -> Timers:
+        """Timers by their fields."""
+        return cls({name: _Timer(**plain[name]) for name in _ORDER})
 
     def add_loads(self, seconds: Iterable[float]) -> None:
         """Add one sample for each attempt that loaded its model."""
-        self._timers["load"].add(pa.chunked_array([pa.array(seconds, pa.float64())]))
+        self.by_name["load"].add(pa.chunked_array([pa.array(seconds, pa.float64())]))
 
     def csv(self, now: float) -> str:
         """Text of the CSV file without empty timers; `now` is in unix seconds."""
@@ -65,7 +84,7 @@ class Timers:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(HEADER)
         stamp = datetime.fromtimestamp(now).strftime("%Y-%m-%d %H:%M:%S")
-        for name, timer in self._timers.items():
+        for name, timer in self.by_name.items():
             if timer.samples:
                 mean = timer.total / timer.samples
                 values = [f"{1000 * value:.3f}" for value in (timer.low, timer.high, mean)]

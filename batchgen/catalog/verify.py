@@ -27,10 +27,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from batchgen.catalog.collect import GROUP_ROWS, collect
+from batchgen.catalog.collect import collect
 from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.catalog.inputs import damaged_inputs
 from batchgen.catalog.packs import member_damage, take_tails, unnamed_in
+from batchgen.catalog.parts import GROUP_ROWS
 from batchgen.catalog.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file

@@ -22,14 +22,20 @@ import numpy as np
 from batchgen.durable import make_folder, write_bytes_atomic
 from batchgen.ledger.events import AttemptHeader, End, Phase, decode_line, encode_line
 from batchgen.ledger.intent import FencedJournal
-from batchgen.ledger.scan import CommitIndex, JournalFacts, Lines, Scanned, index_commits
+from batchgen.ledger.scan import (
+    LINE_COLUMNS,
+    CommitIndex,
+    JournalFacts,
+    Lines,
+    Scanned,
+    index_commits,
+)
 from batchgen.paths import RunPaths
 from batchgen.records import RankSeconds
 
-FORMAT = 1  # raise it when what is kept changes
+FORMAT = 2  # raise it when what is kept changes
 LEAST_LINES = 1000  # a journal of fewer is read as quickly
 TAIL = 200  # bytes of a journal's end: a part of its last line, with its check sum
-_LINES = ("row_index", "status", "key", "offset", "length")
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 _NUMBERS = ("starts", "signalled", "tried_s", "whole_bytes", "first_start_t", "last_t")
 
@@ -48,7 +54,7 @@ def keep(run: RunPaths, index: CommitIndex) -> None:
         worth = lines.stop - lines.start >= LEAST_LINES and _has_ended(facts)
         if worth and _load(run, facts.journal) is None:
             make_folder(path.parent, run.root)
-            found = Lines(**{name: getattr(index, name)[lines] for name in _LINES})
+            found = Lines(**{name: getattr(index, name)[lines] for name in LINE_COLUMNS})
             write_bytes_atomic(path, _encoded(facts, found))
 
 
@@ -76,7 +82,7 @@ def _encoded(facts: JournalFacts, lines: Lines) -> bytes:
         "spent": None if facts.spent is None else asdict(facts.spent),
         **{name: getattr(facts, name) for name in _NUMBERS},
     }
-    arrays = {name: getattr(lines, name) for name in _LINES}
+    arrays = {name: getattr(lines, name) for name in LINE_COLUMNS}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, head=np.array(json.dumps(head)), **arrays)
     return buffer.getvalue()
@@ -92,7 +98,7 @@ def _load(run: RunPaths, journal: FencedJournal) -> Scanned | None:
             head = json.loads(str(kept["head"]))
             if head["format"] != FORMAT or head["stamp"] != _stamp(journal.path):
                 return None
-            return _facts(journal, head), Lines(**{name: kept[name] for name in _LINES})
+            return _facts(journal, head), Lines(**{name: kept[name] for name in LINE_COLUMNS})
     except _UNREADABLE:
         return None
 

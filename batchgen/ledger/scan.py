@@ -1,8 +1,8 @@
 """One pass over all journals of a run: an index of every commit line, and facts about each journal.
 
-The index keeps some 60 bytes a line in arrays (row, status, key, journal, offset, length); the
-lines themselves are fetched later, for one part of the plan at a time. So a run of millions of rows
-is resumed and collected in bounded memory.
+The index keeps some 46 bytes a line in arrays (row, status, key, journal, offset, length, check
+sum); the lines themselves are fetched later, for one part of the plan at a time. So a run of
+millions of rows is resumed and collected in little memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -28,8 +28,8 @@ from batchgen.ledger.events import (
     Signalled,
     Tried,
     decode_line,
-    is_whole,
     spent_of,
+    sum_of,
     time_of,
 )
 from batchgen.ledger.fold import InFlight
@@ -40,7 +40,9 @@ from batchgen.records import Climb, RankSeconds
 STATUS_CODES = {"pending": 0, "ok": 1, "failed": 2, "quarantined": 3, "void": 4}
 STATUS_NAMES = {code: name for name, code in STATUS_CODES.items()}
 _STATUS_BYTES = {name.encode(): code for name, code in STATUS_CODES.items()}
-KEY_TYPE = "S32"  # the first 128 bits of the hexadecimal row key are enough
+# The first 64 bits of the hexadecimal row key are enough: only keys of one row are ever compared.
+KEY_TYPE = "S16"
+_KEY_BYTES = int(KEY_TYPE[1:])
 
 
 @dataclass(slots=True)
@@ -76,15 +78,14 @@ class CommitIndex:
     journal: np.ndarray  # int32, place in `journals`
     offset: np.ndarray  # int64, byte in the journal
     length: np.ndarray  # int32
+    crc: np.ndarray  # uint32, the check sum of the line
     accepted: np.ndarray  # bool; False: behind the fence (waste)
 
-    @property
-    def submission(self) -> np.ndarray:
-        """int64 (lines,): the submission of each line."""
+    def submission_of(self, lines: np.ndarray) -> np.ndarray:
+        """int64: the submission of each of these lines."""
         numbers = [facts.journal.attempt.submission for facts in self.journals]
-        per_journal = np.array(numbers, np.int64)
-        lines: np.ndarray = per_journal[self.journal]
-        return lines
+        of_lines: np.ndarray = np.array(numbers, np.int64)[self.journal[lines]]
+        return of_lines
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,62 +97,73 @@ class Lines:
     key: np.ndarray  # KEY_TYPE
     offset: np.ndarray  # int64, byte in the journal
     length: np.ndarray  # int32
+    crc: np.ndarray  # uint32, the check sum of the line
 
 
 @dataclass(slots=True)
 class _Columns:
+    """Lines in arrays that grow in place, so that no line is ever there twice."""
+
     row_index: array[int] = field(default_factory=lambda: array("q"))
     status: array[int] = field(default_factory=lambda: array("b"))
     key: bytearray = field(default_factory=bytearray)
     offset: array[int] = field(default_factory=lambda: array("q"))
     length: array[int] = field(default_factory=lambda: array("i"))
+    crc: array[int] = field(default_factory=lambda: array("I"))
 
-    def append(self, head: re.Match[bytes], offset: int, length: int) -> int:
+    def append(self, head: re.Match[bytes], offset: int, length: int, crc: int) -> int:
         """Add a line; returns its row_index."""
         _, row, status, key = head.groups()
         row_index = int(row)
         self.row_index.append(row_index)
         self.status.append(_STATUS_BYTES[status])
-        self.key += key[:32].ljust(32, b"\0")
+        self.key += key[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
         self.offset.append(offset)
         self.length.append(length)
+        self.crc.append(crc)
         return row_index
+
+    def extend(self, lines: Lines) -> None:
+        """Add all lines of a journal."""
+        for name in LINE_COLUMNS:
+            data, grown = getattr(lines, name).tobytes(), getattr(self, name)
+            grown.extend(data) if name == "key" else grown.frombytes(data)
 
     def lines(self) -> Lines:
         return Lines(
             row_index=np.frombuffer(self.row_index, np.int64),
             status=np.frombuffer(self.status, np.int8),
-            key=np.frombuffer(bytes(self.key), KEY_TYPE),
+            key=np.frombuffer(self.key, KEY_TYPE),
             offset=np.frombuffer(self.offset, np.int64),
             length=np.frombuffer(self.length, np.int32),
+            crc=np.frombuffer(self.crc, np.uint32),
         )
 
 
+LINE_COLUMNS = tuple(column.name for column in fields(Lines))
 Scanned = tuple[JournalFacts, Lines]
-NO_LINES = _Columns().lines()
 
 
 def index_commits(
     run: RunPaths, known: Callable[[FencedJournal], Scanned | None] = lambda journal: None
 ) -> CommitIndex:
     """Read every journal of the run once; `known` may spare a journal by what it says of it."""
-    scans = [known(journal) or scan_journal(journal) for journal in fenced_journals(run)]
-    limits = [facts.journal.limit for facts, _ in scans]
-    accepted = [
-        np.full(len(lines.offset), True) if limit is None else lines.offset + lines.length <= limit
-        for limit, (_, lines) in zip(limits, scans, strict=True)
-    ]
-    sizes = [len(lines.offset) for _, lines in scans]
-    every = [lines for _, lines in scans] or [NO_LINES]
+    journals: list[JournalFacts] = []
+    sizes: list[int] = []
+    accepted, columns = bytearray(), _Columns()
+    for journal in fenced_journals(run):
+        facts, lines = known(journal) or scan_journal(journal)
+        limit, ends = journal.limit, lines.offset + lines.length
+        accepted += (ends >= 0 if limit is None else ends <= limit).tobytes()
+        columns.extend(lines)
+        journals.append(facts)
+        sizes.append(len(ends))
+    every = columns.lines()
     return CommitIndex(
-        journals=tuple(facts for facts, _ in scans),
-        row_index=np.concatenate([lines.row_index for lines in every]),
-        status=np.concatenate([lines.status for lines in every]),
-        key=np.concatenate([lines.key for lines in every]),
+        journals=tuple(journals),
         journal=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        offset=np.concatenate([lines.offset for lines in every]),
-        length=np.concatenate([lines.length for lines in every]),
-        accepted=np.concatenate([*accepted, np.zeros(0, bool)]),
+        accepted=np.frombuffer(accepted, bool),
+        **{name: getattr(every, name) for name in LINE_COLUMNS},
     )
 
 
@@ -166,7 +178,8 @@ def scan_journal(journal: FencedJournal) -> Scanned:
             if not line.endswith(b"\n"):
                 facts.torn_bytes = size
                 break
-            if not is_whole(line):  # start lines too: a torn one may have run into a commit line
+            crc = sum_of(line)
+            if crc is None:  # start lines too: a torn one may have run into a commit line
                 facts.bad_lines.append(offset)
             else:
                 last, found = line, take_in(line)
@@ -178,7 +191,7 @@ def scan_journal(journal: FencedJournal) -> Scanned:
                     if facts.starts == 1:
                         facts.first_start_t = time_of(line)
                 else:
-                    row = columns.append(found, offset, size)
+                    row = columns.append(found, offset, size, crc)
                     if saved:
                         saved.pop(row, None)
             offset += size

@@ -335,5 +335,5 @@ def _with_error(counters: Counters, line: bytes) -> Counters:
     plain = json.loads(line)
     if not plain.get("error_type"):
         return counters
-    text = f"{plain['error_type']}: {plain['error']}"
+    text = f"{plain['error_type']}: {plain.get('error', '')}"
     return replace(counters, last_error=text, last_error_t=plain["ended"])

@@ -16,6 +16,8 @@ from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex
 from batchgen.paths import RunPaths
 from batchgen.planfile import open_parquet, reading
 
+_STRETCH = 1_000_000  # lines or rows at a time
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlanRows:
@@ -88,24 +90,49 @@ def missing_of(found: Winners) -> MissingRows:
 
 
 def choose(index: CommitIndex, plan: PlanRows) -> Winners:
-    """The rule of `winners`, applied to arrays."""
+    """The rule of `winners`, applied to arrays: in stretches, so that what is only in between takes
+    no memory."""
     rows = len(plan.key)
     line = np.full(rows, -1, np.int64)
+    voided = _voided(index, rows)
+    for ok in (False, True):  # in order of attempts, so the last one stays
+        for begin in range(0, len(index.row_index), _STRETCH):
+            places = _counting(index, plan, voided, begin, ok)
+            line[index.row_index[places]] = places
     status = np.zeros(rows, np.int8)
-    known = index.accepted & (index.row_index < rows)
-    places = np.flatnonzero(known)
-    if len(places):
-        row, code = index.row_index[places], index.status[places]
-        submission = index.submission[places]
-        void = code == STATUS_CODES["void"]
-        voided = np.zeros(rows, np.int64)
-        np.maximum.at(voided, row[void], submission[void])
-        counts = ~void & (index.key[places] == plan.key[row]) & (submission > voided[row])
-        ok = code == STATUS_CODES["ok"]
-        for chosen in (counts & ~ok, counts & ok):  # in order of attempts, so the last one stays
-            line[row[chosen]] = places[chosen]
-        status = np.where(line >= 0, index.status[line], 0).astype(np.int8)
+    for begin in range(0, rows, _STRETCH):
+        part = line[begin : begin + _STRETCH]
+        if len(index.status):
+            status[begin : begin + _STRETCH] = np.where(part >= 0, index.status[part], 0)
     return Winners(index, plan, status, line)
+
+
+def _voided(index: CommitIndex, rows: int) -> np.ndarray | None:
+    """int64 (rows,): the last submission that took the row's earlier commits back, or 0; None if
+    none ever did."""
+    void = np.flatnonzero(index.status == STATUS_CODES["void"])
+    void = void[index.accepted[void] & (index.row_index[void] < rows)]
+    if not len(void):
+        return None
+    voided = np.zeros(rows, np.int64)
+    np.maximum.at(voided, index.row_index[void], index.submission_of(void))
+    return voided
+
+
+def _counting(
+    index: CommitIndex, plan: PlanRows, voided: np.ndarray | None, begin: int, ok: bool
+) -> np.ndarray:
+    """Places of the ok lines (or of the others) in a stretch of the index that count."""
+    part = slice(begin, begin + _STRETCH)
+    status, inside = index.status[part], index.row_index[part] < len(plan.key)
+    known = index.accepted[part] & inside & (status != STATUS_CODES["void"])
+    places = begin + np.flatnonzero(known & ((status == STATUS_CODES["ok"]) == ok))
+    row = index.row_index[places]
+    counts = index.key[places] == plan.key[row]
+    if voided is not None:
+        counts &= index.submission_of(places) > voided[row]
+    counted: np.ndarray = places[counts]
+    return counted
 
 
 def read_plan_rows(plan: Path) -> PlanRows:

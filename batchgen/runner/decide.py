@@ -109,7 +109,8 @@ def _replicas_never_work(run: RunPaths, intent: Intent, rendered: Mapping[str, i
 
 def _finished_since(index: CommitIndex, submission: int) -> np.ndarray:
     """row_index of the rows committed by this submission or a later one."""
-    return np.unique(index.row_index[index.accepted & (index.submission >= submission)])
+    lines = np.flatnonzero(index.accepted)
+    return np.unique(index.row_index[lines[index.submission_of(lines) >= submission]])
 
 
 def _is_progress(run: RunPaths, index: CommitIndex, intent: Intent, left: np.ndarray) -> bool:

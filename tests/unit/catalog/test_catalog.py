@@ -23,6 +23,7 @@ from run_folder import GivenSeconds, RunFolder
 from batchgen import catalog
 from batchgen.catalog import collect as catalog_module
 from batchgen.catalog import frames as frames_module
+from batchgen.catalog import parts as parts_module
 from batchgen.catalog.collect import collect
 from batchgen.catalog.columns import ROWS
 from batchgen.catalog.timers import HEADER
@@ -123,12 +124,12 @@ def test_scores_of_older_journals_stay(mixed: RunFolder) -> None:
 
 
 def _as_before_metrics(line: bytes) -> bytes:
-    """A commit line with a score and what is newer taken out, as long as it was."""
+    """A commit line with a score and what is newer taken out, no shorter than it was."""
     plain = json.loads(line)
     if plain["kind"] != "commit":
         return line + b"\n"
     for name in ("metrics", "judge_notes", "seed", "crc"):
-        del plain[name]
+        plain.pop(name, None)
     plain |= {"score": 0.25 if plain["row_index"] else None, "older": ""}
     short = json.dumps(plain, separators=(",", ":")).encode()[:-1] + b',"crc":"12345678"}'
     plain["older"] = "x" * (len(line) - len(short))
@@ -185,10 +186,10 @@ def test_parts_of_an_older_cut_are_removed(
     make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_folder = make_run_folder(4)
-    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
-    monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
+    monkeypatch.setattr(parts_module, "GROUP_ROWS", 2)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 2)
     collect(run_folder.run)
-    monkeypatch.setattr(catalog_module, "PART_ROWS", 4)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 4)
     collect(run_folder.run)
     assert len(pd.read_parquet(run_folder.run.catalog_rows)) == 4
 
@@ -297,8 +298,8 @@ def test_many_parts_hold_the_rows_of_one(
             run_folder.render(journal, row)
     assert collect(run_folder.run).parts == 1
     whole = pd.read_parquet(run_folder.run.catalog_rows)
-    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 300)
-    monkeypatch.setattr(catalog_module, "PART_ROWS", 600)
+    monkeypatch.setattr(parts_module, "GROUP_ROWS", 300)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 600)
     for file in run_folder.run.catalog_rows.iterdir():
         file.unlink()
     assert collect(run_folder.run).parts == 5
@@ -311,8 +312,8 @@ def test_readers_never_meet_a_torn_catalog(
     make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pandas reads while another thread collects: every row once, at every read."""
-    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 20)
-    monkeypatch.setattr(catalog_module, "PART_ROWS", 20)
+    monkeypatch.setattr(parts_module, "GROUP_ROWS", 20)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 20)
     run_folder = make_run_folder(100)
     run_folder.submit()
     collect(run_folder.run)
@@ -323,7 +324,8 @@ def test_readers_never_meet_a_torn_catalog(
     def collector() -> None:
         nonlocal rounds
         while not stop.is_set():
-            collect(run_folder.run)
+            shutil.rmtree(run_folder.run.kept_rows("part").parent, ignore_errors=True)
+            collect(run_folder.run)  # which writes all parts
             rounds += 1
 
     thread = threading.Thread(target=collector)
@@ -346,14 +348,17 @@ def test_open_runs_does_not_mix_two_collects(
     make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A collect that was cut off between two parts is told, and the next one mends it."""
-    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
-    monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
+    monkeypatch.setattr(parts_module, "GROUP_ROWS", 2)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 2)
     run_folder = make_run_folder(4)
-    run_folder.submit()
+    number = run_folder.submit()
     collect(run_folder.run)
-    kept = (run_folder.run.catalog_rows / "part-00000.parquet").read_bytes()
+    part = run_folder.run.catalog_rows / "part-00001.parquet"
+    older = part.read_bytes()
+    with run_folder.journal(number) as journal:
+        run_folder.render(journal, 3)
     collect(run_folder.run)
-    (run_folder.run.catalog_rows / "part-00000.parquet").write_bytes(kept)
+    part.write_bytes(older)
     with pytest.raises(RunStateError, match="different collects"):
         catalog.open_runs(run_folder.run.root)
     collect(run_folder.run)
@@ -371,7 +376,7 @@ def test_what_collects_that_died_left_behind_is_swept_after_an_hour(
         os.utime(folder / name, (time.time() - age_s,) * 2)
     collect(run_folder.run)
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [".rows-2-busy", ".turns", "rows", "runs.parquet"]
+    assert names == [".rows-2-busy", ".turns", "rows", "runs.parquet", "scans"]
 
 
 def test_many_runs_open_as_one_frame(
@@ -569,4 +574,4 @@ def test_a_catalog_that_cannot_be_written_leaves_the_old_one(
         collect(mixed.run)
     assert {p.name: p.read_bytes() for p in mixed.run.catalog_rows.iterdir()} == before
     names = sorted(path.name for path in mixed.run.catalog_rows.parent.iterdir())
-    assert names == [".turns", "rows", "runs.parquet"]
+    assert names == [".turns", "rows", "runs.parquet", "scans"]

@@ -22,9 +22,11 @@ from run_folder import RunFolder
 
 from batchgen import catalog
 from batchgen.catalog import collect as catalog_module
+from batchgen.catalog import parts as parts_module
 from batchgen.catalog import turns
 from batchgen.catalog.collect import collect
 from batchgen.catalog.repair import void_rows
+from batchgen.catalog.source import are_together
 from batchgen.catalog.turns import Overtaken, turn_of
 from batchgen.durable import write_json
 from batchgen.errors import RunStateError
@@ -42,10 +44,10 @@ def statuses(run: RunPaths) -> str:
     return "".join(status[0] for status in pd.read_parquet(run.catalog_rows)["status"])
 
 
-def collects(run: RunPaths) -> set[bytes]:
-    """The collects that the parts are of."""
-    parts = run.catalog_rows.glob("*.parquet")
-    return {pq.read_schema(part).metadata[catalog_module.COLLECT_KEY] for part in parts}
+def is_whole(run: RunPaths) -> bool:
+    """Whether the parts are those that the first one lists."""
+    parts = sorted(run.catalog_rows.glob("*.parquet"))
+    return are_together([pq.read_schema(part).metadata for part in parts])
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, once: Callable[[], object]) -> None:
@@ -159,7 +161,8 @@ import sys
 from pathlib import Path
 from batchgen.catalog import collect as catalog
 from batchgen.paths import RunPaths
-catalog.GROUP_ROWS = catalog.PART_ROWS = 2
+from batchgen.catalog import parts
+parts.GROUP_ROWS = parts.PART_ROWS = 2
 print(catalog.collect(RunPaths(Path(sys.argv[1]))).ok)
 """
 
@@ -175,8 +178,8 @@ def start_collect(run: RunPaths, failpoint: str = "") -> subprocess.Popen[bytes]
 @pytest.fixture
 def parts(make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run of three parts that was collected, and has gone on since."""
-    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
-    monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
+    monkeypatch.setattr(parts_module, "GROUP_ROWS", 2)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 2)
     run_folder = make_run_folder(6)
     collect(run_folder.run)
     with run_folder.journal(run_folder.submit()) as journal:
@@ -186,11 +189,11 @@ def parts(make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyP
 
 def test_a_collect_that_is_killed_between_two_parts_keeps_nobody_waiting(parts: RunFolder) -> None:
     assert start_collect(parts.run, "collect.before_part:2:kill").wait() == -signal.SIGKILL
-    assert len(collects(parts.run)) == 2
+    assert not is_whole(parts.run)
     began = time.monotonic()
     assert collect(parts.run).ok == 1
     assert time.monotonic() - began < turns.NAMELESS_S
-    assert len(collects(parts.run)) == 1 and statuses(parts.run) == "pppppo"
+    assert is_whole(parts.run) and statuses(parts.run) == "pppppo"
 
 
 def test_a_collect_waits_while_another_one_publishes(parts: RunFolder) -> None:
@@ -202,11 +205,11 @@ def test_a_collect_waits_while_another_one_publishes(parts: RunFolder) -> None:
     second = threading.Thread(target=collect, args=[parts.run])
     second.start()
     second.join(0.5)
-    assert second.is_alive() and len(collects(parts.run)) == 2
+    assert second.is_alive() and not is_whole(parts.run)
     os.kill(slow.pid, signal.SIGCONT)
     second.join(60)
     assert slow.wait(60) == 0 and not second.is_alive()
-    assert len(collects(parts.run)) == 1 and statuses(parts.run) == "ppppoo"
+    assert is_whole(parts.run) and statuses(parts.run) == "ppppoo"
 
 
 def test_many_collects_at_once_leave_one_whole_catalog(parts: RunFolder) -> None:
@@ -227,7 +230,7 @@ def test_many_collects_at_once_leave_one_whole_catalog(parts: RunFolder) -> None
             parts.render(journal, row)
             for other in others:
                 other.join(60)
-            assert len(collects(parts.run)) == 1
+            assert is_whole(parts.run)
     collect(parts.run)
     stop.set()
     reader.join()

@@ -13,6 +13,7 @@ import pytest
 from run_folder import RunFolder, make_request
 
 from batchgen import catalog
+from batchgen.catalog import parts as parts_module
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import verify
 from batchgen.durable import digest_file, remove, sync
@@ -206,14 +207,15 @@ def test_reading_and_syncing(tmp_path: Path, make: Make, monkeypatch: pytest.Mon
 def test_parts_of_two_collects_are_damage(
     make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchgen.catalog import collect as catalog_module
-
-    monkeypatch.setattr(catalog_module, "GROUP_ROWS", 2)
-    monkeypatch.setattr(catalog_module, "PART_ROWS", 2)
+    monkeypatch.setattr(parts_module, "GROUP_ROWS", 2)
+    monkeypatch.setattr(parts_module, "PART_ROWS", 2)
     run_folder = make_run_folder(4)
     collect(run_folder.run)
     part = run_folder.run.catalog_rows / "part-00001.parquet"
     kept = part.read_bytes()
+    with run_folder.journal(run_folder.submit()) as journal:
+        run_folder.render(journal, 3)
+        journal.end(End(reason="done"))
     collect(run_folder.run)
     assert verify(run_folder.run).is_sound
     part.write_bytes(kept)

@@ -162,4 +162,4 @@ def test_keys_of_the_plan_are_the_same_however_they_are_read(
         (column.slice(1, len(keys)), keys),
     ):
         found = read_keys(part)
-        assert found.dtype == KEY_TYPE and found.tolist() == [k[:32].encode() for k in wanted]
+        assert found.dtype == KEY_TYPE and found.tolist() == [k[:16].encode() for k in wanted]

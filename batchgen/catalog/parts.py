@@ -1,0 +1,280 @@
+"""The parts of a catalog, each made on its own. A part in which nothing has changed since a collect
+published it stays as it is; where some rows have changed, the others come from the published part;
+else all rows are made from plan and journals. All three give the same rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchgen.catalog.accounts import Seconds
+from batchgen.catalog.fidelity import COLUMNS
+from batchgen.catalog.kept_rows import KeptPart, RowLines
+from batchgen.catalog.source import COLLECT_KEY, PARTS_KEY
+from batchgen.catalog.table import catalog_rows, catalog_schema, join, layouts_of, mended_rows
+from batchgen.catalog.totals import Totals
+from batchgen.ledger.upkeep.extent import EXTENT_KEY
+from batchgen.ledger.winners import Winners
+from batchgen.paths import RunPaths
+from batchgen.planfile import plan_schema, reading
+from batchgen.regular import digest_regular, open_regular
+from batchgen.request import FIELDS
+from batchgen.runfile import RunFile
+
+PART_ROWS = 65_536  # of the plan: part k always holds the same ones
+GROUP_ROWS = 16_384  # rows in memory at a time, for each of WORKERS
+WORKERS = 2  # parts that are made at once
+_REPEATED = (
+    *(n for n, field in FIELDS.items() if field.kind == "text" and n not in ("row_id", "row_key")),
+    *("status", "attempt", "host", "device", "plan_id"),
+    *("determinism", "attention_kernel", "layout", "error_type"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """A part as it is to be published, or stands already."""
+
+    number: int
+    rows: int
+    collect: str  # number of the collect that wrote it
+    written: bool
+    totals: Totals
+    lines: np.ndarray  # of the index, that its rows (but for aliases) are made from
+    seconds: Seconds  # of these
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Published:
+    """A part as it stands, with what is known of it."""
+
+    kept: KeptPart
+    file: pq.ParquetFile
+    changed: np.ndarray  # bool, one a row
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        return dict(self.file.schema_arrow.metadata)
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+class PartMaker:
+    """Makes the parts of one collect."""
+
+    def __init__(
+        self,
+        run: RunPaths,
+        header: RunFile,
+        found: Winners,
+        metadata: Mapping[bytes, bytes],
+        judged: tuple[str, ...],
+        folders: tuple[Path, Path],
+    ) -> None:
+        """`metadata` is that of the first part, with COLLECT_KEY. `folders`: of new parts, and of
+        what is kept of them."""
+        self._run, self._found, self._judged = run, found, judged
+        self._plan_id, self._plan = header.plan_id, header.plan_sha256
+        self._metadata = dict(metadata)
+        self._folder, self._kept_folder = folders
+        self._layouts = layouts_of(run, found.index)
+        tags = [facts.journal.attempt.tag for facts in found.index.journals]
+        names = zip(tags, self._layouts.to_pylist(), strict=True)
+        self._journals = {f"{tag} {layout}": place for place, (tag, layout) in enumerate(names)}
+        with reading(run.plan):
+            self._planned = pq.read_metadata(run.plan)
+            groups = range(self._planned.num_row_groups)
+            sizes = [self._planned.row_group(group).num_rows for group in groups]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+        self._plan_columns = plan_schema(run.plan)
+        self._schema = catalog_schema(self._plan_columns, judged)
+
+    @property
+    def parts(self) -> int:
+        """An empty plan makes one empty part."""
+        return max(1, -(-len(self._found.status) // PART_ROWS))
+
+    def make(self) -> Iterator[Made]:
+        """All parts; the first one comes last, since it lists the collects that all are of."""
+        others: list[str] = []
+        with ThreadPoolExecutor(WORKERS) as pool:
+            try:
+                for made in pool.map(self._part, range(1, self.parts)):
+                    others.append(made.collect)
+                    yield made
+            finally:
+                pool.shutdown(cancel_futures=True)
+        yield self._part(0, others)
+
+    def _part(self, number: int, others: Iterable[str] = ()) -> Made:
+        first = number * PART_ROWS
+        original = self._found.plan.original[first : first + PART_ROWS]
+        line = self._found.line[original]
+        own = (original == np.arange(first, first + len(line))) & (line >= 0)
+        lines = RowLines.of(self._found, line)
+        known = self._published(number, first, lines)
+        if known is not None and not known.changed.any():
+            collect = known.kept.collect
+            if known.metadata == self._metadata_of(number, collect, others):
+                totals, seconds = _totals_of(known), known.kept.seconds
+                return Made(number, len(line), collect, False, totals, line[own], _at(seconds, own))
+        if known is not None and 2 * int(known.changed.sum()) > len(line):
+            known = None
+        collect = self._metadata[COLLECT_KEY].decode()
+        metadata = self._metadata_of(number, collect, others)
+        totals, seconds = self._write(number, first, own, known, metadata)
+        self._keep(number, collect, first, lines, seconds, totals)
+        return Made(number, len(line), collect, True, totals, line[own], _at(seconds, own))
+
+    def _metadata_of(self, number: int, collect: str, others: Iterable[str]) -> dict[bytes, bytes]:
+        """Of a part of that collect: only the first speaks of the whole catalog."""
+        metadata = self._metadata | {COLLECT_KEY: collect.encode()}
+        if number:
+            del metadata[EXTENT_KEY]
+            return metadata
+        return metadata | {PARTS_KEY: json.dumps([collect, *others]).encode()}
+
+    def _published(self, number: int, first: int, lines: RowLines) -> _Published | None:
+        """None unless the part that stands was made of the same rows of the same plan, is as it was
+        written, and has the columns that it would have now."""
+        name = part_name(number)
+        kept = KeptPart.read(self._run.kept_rows(name)) if self._plan else None
+        if kept is None or (kept.plan, kept.first) != (self._plan, first):
+            return None
+        if len(kept.lines.crc) != len(lines.crc):
+            return None
+        with suppress(OSError), open_regular(self._run.catalog_rows / name) as opened:
+            data = opened.read()
+            if hashlib.sha256(data).hexdigest() == kept.digest:
+                file = pq.ParquetFile(pa.BufferReader(data))
+                if file.schema_arrow.equals(self._schema):
+                    changed = ~kept.among(self._journals).equals(lines)
+                    return _Published(kept, file, changed)
+        return None
+
+    def _write(
+        self,
+        number: int,
+        first: int,
+        own: np.ndarray,
+        known: _Published | None,
+        metadata: dict[bytes, bytes],
+    ) -> tuple[Totals, Seconds]:
+        totals, seconds = Totals(), Seconds(*np.zeros((2, len(own))))
+        schema = self._schema.with_metadata(metadata)
+        old = None if known is None else known.file.read()
+        with _part_writer(self._folder / part_name(number), schema) as writer:
+            for begin in range(0, len(own), GROUP_ROWS):
+                group = slice(begin, min(begin + GROUP_ROWS, len(own)))
+                if known is None or old is None:
+                    table, took = self._fresh(first, group, np.ones(len(own), bool), own)
+                else:
+                    table, took = self._mended(first, group, own, known, old)
+                seconds.busy[group], seconds.write[group] = took.busy, took.write
+                writer.write_table(table.replace_schema_metadata(schema.metadata))
+                totals.add(table)
+        return totals, seconds
+
+    def _fresh(
+        self, first: int, group: slice, wanted: np.ndarray, own: np.ndarray
+    ) -> tuple[pa.Table, Seconds]:
+        """Rows of a group from plan and journals, those that are `wanted` (bool, one for each row
+        of the part), and their seconds."""
+        plan = self._plan_rows(first + group.start, first + group.stop)
+        if not wanted[group].all():
+            plan = plan.filter(pa.array(wanted[group]))
+        part = join(plan, self._found)
+        table = catalog_rows(part, self._plan_id, self._layouts, self._judged)
+        theirs = own[group][wanted[group]]
+        place = part.place.fill_null(0).to_numpy()[theirs]
+        took, seconds = Seconds.of(part.commits), Seconds(*np.zeros((2, len(plan))))
+        seconds.busy[theirs], seconds.write[theirs] = took.busy[place], took.write[place]
+        return table, seconds
+
+    def _mended(
+        self, first: int, group: slice, own: np.ndarray, known: _Published, old: pa.Table
+    ) -> tuple[pa.Table, Seconds]:
+        """Rows of a group: as published, but for those that have changed."""
+        changed = known.changed[group]
+        table, seconds = old.slice(group.start, len(changed)), _at(known.kept.seconds, group)
+        if changed.any():
+            new, took = self._fresh(first, group, known.changed, own)
+            table = mended_rows(table, changed, new, self._plan_columns)
+            seconds.busy[changed], seconds.write[changed] = took.busy, took.write
+        return table, seconds
+
+    def _plan_rows(self, begin: int, end: int) -> pa.Table:
+        """Rows of the plan, from the row groups that hold them."""
+        groups = np.searchsorted(self._starts, [begin, end - 1], side="right") - 1
+        with reading(self._run.plan):
+            file = pq.ParquetFile(
+                self._run.plan, metadata=self._planned, page_checksum_verification=True
+            )
+            table = file.read_row_groups(list(range(groups[0], groups[1] + 1)))
+        return table.slice(begin - int(self._starts[groups[0]]), end - begin).combine_chunks()
+
+    def _keep(
+        self,
+        number: int,
+        collect: str,
+        first: int,
+        lines: RowLines,
+        seconds: Seconds,
+        totals: Totals,
+    ) -> None:
+        """Note beside the new part what it was made from."""
+        if not self._plan:
+            return
+        digest, _ = digest_regular(self._folder / part_name(number))
+        names = tuple(self._journals)
+        used, places = np.unique(lines.journal, return_inverse=True)
+        none = int(len(used) > 0 and used[0] < 0)  # -1 sorts first
+        journal = (places - none).astype(np.int32)
+        kept = KeptPart(
+            collect=collect,
+            digest=digest,
+            plan=self._plan,
+            first=first,
+            journals=tuple(names[place] for place in used[none:].tolist()),
+            lines=RowLines(journal, lines.offset, lines.crc),
+            seconds=seconds,
+            totals=totals.to_json(),
+        )
+        with suppress(OSError):  # the next collect is slower, and that is all
+            kept.write(self._kept_folder / self._run.kept_rows(part_name(number)).name)
+
+
+def _totals_of(known: _Published) -> Totals:
+    """Those of a part that stays, without a look at more of it than its audited rows."""
+    totals = Totals.from_json(known.kept.totals)
+    if known.kept.totals["audited"]:
+        totals.audited.add(known.file.read(columns=COLUMNS))
+    return totals
+
+
+def _at(seconds: Seconds, places: np.ndarray | slice) -> Seconds:
+    return Seconds(seconds.busy[places], seconds.write[places])
+
+
+def _part_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    repeated = [name for name in _REPEATED if name in schema.names]
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=repeated,
+        write_page_checksum=True,
+    )
