@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from batchgen.ledger.kept_scan import index_quickly
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex
+from batchgen.ledger.upkeep.pieces import numbers_of
 from batchgen.paths import RunPaths
 from batchgen.planfile import open_parquet, reading
 
@@ -149,7 +150,7 @@ def _plan_rows(file: pq.ParquetFile) -> PlanRows:
     alias_of: list[str] = []
     first = 0
     for batch in file.iter_batches(columns=["row_index", "row_key", "alias_of"]):
-        index = batch["row_index"].to_numpy()
+        index = numbers_of(batch["row_index"])
         if not np.array_equal(index, np.arange(first, first + len(batch))):
             raise ValueError(f"row_index does not count the rows from {first}")
         first += len(batch)
@@ -171,7 +172,8 @@ def read_keys(column: pa.Array) -> np.ndarray:
     taken from Arrow's memory as they lie there."""
     size = np.dtype(KEY_TYPE).itemsize
     heads = pc.utf8_slice_codeunits(column, 0, size).cast(pa.large_string())
-    if heads.null_count or (pc.binary_length(heads).to_numpy() != size).any():
+    lengths = pc.min_max(pc.binary_length(heads)).as_py()
+    if heads.null_count or lengths != {"min": size, "max": size}:
         return np.array(column.to_pylist(), dtype=KEY_TYPE)
     _, _, data = heads.buffers()
     return np.frombuffer(data, KEY_TYPE, count=len(heads), offset=heads.offset * size)

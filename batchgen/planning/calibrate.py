@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchgen.config.schema import DeviceConfig, ModelSpec
+from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
 from batchgen.families.tiling import Tiling
 from batchgen.paths import RunPaths
 from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
@@ -100,10 +100,25 @@ def calibrate(root: Path, model: ModelSpec, device: DeviceConfig) -> Calibration
         _spread(runs, table),
         tuple(r.run for r in runs),
         len(buckets),
-        start_up_s=float(np.median([a.start_up_s for a in attempts])) if attempts else None,
+        start_up_s=_start_up(attempts),
         held=sum(run.held_s for run in told) / stages if stages > 0 else 1.0,
         waits_s=float(np.median([a.waits_s for a in attempts])) if attempts else 0.0,
     )
+
+
+def measured_start_up(job: JobConfig) -> float | None:
+    """`Calibration.start_up_s` of a job, from the attempts alone; None: none says."""
+    attempts = [
+        attempt
+        for run in _newest(Path(job.output.root_dir))
+        if _same_model(run, job.model)
+        for attempt in _attempts(run, job.slurm.device, 0)[0]
+    ]
+    return _start_up(attempts)
+
+
+def _start_up(attempts: Sequence[_Attempt]) -> float | None:
+    return float(np.median([a.start_up_s for a in attempts])) if attempts else None
 
 
 def _newest(root: Path) -> list[RunPaths]:

@@ -99,10 +99,12 @@ def cost_of(job: JobConfig, factors: FactorTable = UNMEASURED) -> CostModel:
     return CostModel(job.model, job.slurm.device, factors, tiling, stages_of(job))
 
 
-def start_up_seconds(job: JobConfig) -> float:
-    """Process start and loading of the weights, before a shard's first row; the profile may know
-    better than the estimate."""
+def start_up_seconds(job: JobConfig, measured: float | None = None) -> float:
+    """Process start and loading of the weights, before a shard's first row: as the profile says,
+    or else as earlier attempts `measured` it, or else an estimate."""
     if job.slurm.start_up_s is not None:
         return job.slurm.start_up_s
+    if measured is not None:
+        return measured
     weights = component_bytes(job.model)
     return _IMPORT_S + sum(map(weights.of, stages_of(job))) / _LOAD_BYTES_PER_S

@@ -61,13 +61,11 @@ def forecast(
 ) -> Forecast:
     """Predict what a planned run takes on the job's profile."""
     layout = choose_layout(job, planned_work(plan))
-    start_up, ahead = start_up_seconds(job), 0.0
+    start_up, ahead = start_up_seconds(job, calibration.start_up_s if calibration else None), 0.0
     shards = count_shards(job, costs, start_up, layout)
     busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
     if calibration is not None:
         busy *= calibration.held
-        if job.slurm.start_up_s is None and calibration.start_up_s is not None:
-            start_up = calibration.start_up_s  # shards are cut by the job's own figure
         start_up += calibration.waits_s  # as often as starting up
     idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
     if plan.pilots:  # another submission before all others, on one rank

@@ -24,6 +24,7 @@ from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.notices import Notices, notices_of
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan
+from batchgen.planning.calibrate import measured_start_up
 from batchgen.planning.cost import start_up_seconds
 from batchgen.planning.forecast import most_shard_seconds
 from batchgen.planning.layout import resolve_layout
@@ -279,11 +280,12 @@ def cut(
     costs = read_costs(plan).cost_s[rows] / speed
     alone = np.isin(rows, suspects)
     costs[alone] *= replicas  # the others of the shard wait while a suspect runs
+    whole = together or slurm.executor in ONE_MACHINE
     shard = cut_shards(
         costs,
-        shards=1 if together or slurm.executor in ONE_MACHINE else None,
+        shards=1 if whole else None,
         slots=groups,
-        start_up_s=start_up_seconds(config),
+        start_up_s=start_up_seconds(config, None if whole else measured_start_up(config)),
         ranks=replicas,
         most_s=most_shard_seconds(slurm),
     )

@@ -33,7 +33,7 @@ from batchgen.ledger.intent import (
 )
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
-from batchgen.ledger.upkeep.pieces import parts_of, pieces
+from batchgen.ledger.upkeep.pieces import numbers_of, parts_of, pieces
 from batchgen.ledger.winners import Winners, choose
 from batchgen.paths import RunPaths, as_typed, parse_counters
 from batchgen.planfile import reading
@@ -89,7 +89,7 @@ def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
     if not run.catalog_rows.is_dir() or _repaired_since(run, collected(run).submission):
         return nobody
     with suppress(RunStateError):  # a catalog that cannot be read is no evidence
-        ok = pc.equal(catalog_column(run, "status"), "ok").to_numpy()
+        ok = _is_ok(catalog_column(run, "status"))
         if len(ok) != len(found.status) or not (gone := ok & ~_told(found)).any():
             return nobody
         gone &= catalog_column(run, "row_key").to_numpy().astype(KEY_TYPE) == found.plan.key
@@ -99,15 +99,28 @@ def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
     return nobody
 
 
+def _is_ok(statuses: pa.ChunkedArray) -> np.ndarray:
+    """bool, one each. By a dictionary: to compare with a text imports pandas (`numbers_of`)."""
+    coded = statuses.combine_chunks().dictionary_encode()
+    flags = np.array([status == "ok" for status in coded.dictionary.to_pylist()], bool)
+    ok: np.ndarray = flags[numbers_of(coded.indices)]
+    return ok
+
+
 def _told(found: Winners) -> np.ndarray:
     """bool (rows,): some journal has an ok line under the plan's key, or a void line, for the row.
     Lines behind a fence count here: they are waste, but not lost."""
     index, rows = found.index, len(found.status)
-    inside = index.row_index < rows
-    own = index.key == found.plan.key[np.where(inside, index.row_index, 0)] if rows else inside
-    ok = (index.status == STATUS_CODES["ok"]) & own
     told = np.zeros(rows, bool)
-    told[index.row_index[inside & (ok | (index.status == STATUS_CODES["void"]))]] = True
+    for begin in range(0, len(index.status), GROUP_ROWS):  # what is in between takes no memory
+        row, status, key = (
+            column[begin : begin + GROUP_ROWS]
+            for column in (index.row_index, index.status, index.key)
+        )
+        lines = np.flatnonzero((row < rows) & (status == STATUS_CODES["ok"]))
+        lines = lines[key[lines] == found.plan.key[row[lines]]]
+        void = np.flatnonzero((row < rows) & (status == STATUS_CODES["void"]))
+        told[row[lines]] = told[row[void]] = True
     every: np.ndarray = told[found.plan.original]
     return every
 

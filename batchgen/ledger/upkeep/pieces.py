@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.errors import RunStateError
 from batchgen.planfile import reading
+
+
+def numbers_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """The numbers, or bool, of a column without nulls. Arrow's own `to_numpy` imports pandas, which
+    takes longer than a scan of a small run."""
+    if pa.types.is_boolean(column.type):
+        return numbers_of(column.cast(pa.uint8())).view(bool)
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if array.null_count:
+        raise ValueError(f"{array.null_count} of {len(array)} numbers are null")
+    return np.from_dlpack(array)
 
 
 def parts_of(folder: Path) -> list[Path]:

@@ -17,14 +17,15 @@ from batchgen.cli.caches import cache_lines
 from batchgen.config.build import to_mapping
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
-from batchgen.planning.calibrate import calibrate
-from batchgen.planning.cost import CostModel
+from batchgen.planning.calibrate import calibrate, measured_start_up
+from batchgen.planning.cost import CostModel, Factors, FactorTable
 from batchgen.planning.forecast import Forecast, forecast
 from batchgen.planning.layout import choose_layout
 from batchgen.planning.plan import Plan, make_plan, read_costs, read_keys, read_requests
 from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
+from batchgen.runner.submit import cut
 
 ROOT = Path(__file__).parents[3]
 H200 = DeviceConfig(name="h200", memory_gib=139, matmul_tflops=790)
@@ -193,6 +194,31 @@ def test_start_up_and_what_runs_behind_are_calibrated_from_attempts(
     given = replace(job, slurm=replace(job.slurm, start_up_s=30.0))  # the profile knows better
     predicted = forecast(given, plan, read_costs(plan.path), found)
     assert 3600 * predicted.gpu_hours == pytest.approx(plan.cost_s_total * found.held + 30 + 12)
+
+
+def test_a_submission_is_cut_by_the_start_up_that_was_measured(
+    earlier_run: Callable[..., Path], tiny_job: JobConfig, tmp_path: Path
+) -> None:
+    """As `plan` said it would be."""
+    run = earlier_run("demo-1")
+    manifest = tmp_path / "again.parquet"
+    pq.write_table(pa.table({"prompt": [str(row) for row in range(40)]}), manifest)
+    slurm = replace(tiny_job.slurm, executor="slurm", nodes=4, timeout_min=10**7)
+    output = replace(tiny_job.output, root_dir=str(run.parent))
+    job = replace(tiny_job, manifest=str(manifest), slurm=slurm, output=output)
+    plan = make_plan(job, tmp_path / "plan.parquet", factors=FactorTable(Factors(1e4, 1e4, 1e4)))
+    counts = []
+    for load_s in (1.0, 1e5):
+        pq.write_table(
+            pa.Table.from_pylist([attempt(load_s=load_s)]), run / "catalog" / "runs.parquet"
+        )
+        found = calibrate(run.parent, job.model, job.slurm.device)
+        assert found is not None and found.start_up_s == measured_start_up(job) == load_s + 1
+        predicted = forecast(job, plan, read_costs(plan.path), found)
+        rows = cut(plan.path, np.arange(40), job, predicted.layout)
+        counts.append(int(rows.shard.max()) + 1)
+        assert counts[-1] == predicted.shards
+    assert counts[0] > counts[1] == 1
 
 
 def test_without_attempts_rows_calibrate_all_the_same(
