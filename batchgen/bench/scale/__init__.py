@@ -17,8 +17,10 @@ DESCRIPTION = """\
 Make manifests of each number of rows and take a run of the null engine through all that the runner
 does, each step in a process of its own: its seconds, and how much its memory grew at the peak. Rows
 are not drawn: their journals are written as ranks would leave them, in journals of 50,000 rows, of
-which 99 % are there at the first collect and all at the second. From the two largest sizes follow
-the slopes, and from them what ten times and a hundred times as many rows would take.
+which 99 % are there at the first collect and all at the second: the new ones are spread over all
+parts, as those of rows that end in the order of their cost are. At the third nothing is new. From
+the two largest sizes follow the slopes, and from them what ten times and a hundred times as many
+rows would take.
 """
 EPILOG = """\
 examples:
@@ -36,6 +38,7 @@ NAMES = {
     "collect": "collect, 99 % new",
     "scan_again": "resume behind a collect, 1 % new",
     "collect_again": "collect, 1 % new",
+    "collect_same": "collect, nothing new",
     "report": "report",
 }
 
@@ -122,6 +125,7 @@ def _figures(took: Took) -> Iterator[Figure]:
         "scan": 10 * millions,
         "collect": 10 * millions,  # 100,000 rows a second
         "scan_again": 1 * millions,
+        "collect_same": 1 * millions,
     }
     goal = goals.get(took.step, float("inf")) if millions >= 1 else float("inf")
     note = f"CPU {took.cpu:.3g} s; {took.grown_mib:.0f} MiB"

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,43 +37,25 @@ ROW_S = 0.9
 CRC_BYTES = len(',"crc":"01234567"}\n')
 
 
-def fill(run: RunPaths, begin: float, end: float, submission: int = 1) -> int:
-    """Commit the rows of the plan between two shares of it, as attempts that ended; returns how
+def fill(run: RunPaths, wanted: Callable[[int], bool], submission: int = 1) -> int:
+    """Commit the rows of the plan whose row_index is `wanted`, as attempts that ended; returns how
     many."""
-    file = pq.ParquetFile(run.plan)
-    total = file.metadata.num_rows
-    first, last = int(begin * total), int(end * total)
-    done = 0
-    columns = ["row_index", "row_id", "row_key"]
-    started = sum(1 for _ in run.journals.rglob("*.jsonl"))
-    rows = _rows(file, columns, first, last)
-    while left := min(RANK_ROWS, last - first - done):
-        attempt = Attempt(submission, 0, 0, started)
-        _journal(run, attempt, (next(rows) for _ in range(left)), left)
-        started, done = started + 1, done + left
+    started, done = sum(1 for _ in run.journals.rglob("*.jsonl")), 0
+    rows = (row for row in _rows(pq.ParquetFile(run.plan)) if wanted(row[0]))
+    while group := list(islice(rows, RANK_ROWS)):
+        _journal(run, Attempt(submission, 0, 0, started), group)
+        started, done = started + 1, done + len(group)
     return done
 
 
-def _rows(
-    file: pq.ParquetFile, columns: list[str], first: int, last: int
-) -> Iterator[tuple[int, str, str]]:
-    """(row_index, row_id, row_key) of the rows from `first` up to `last`."""
-    place = 0
+def _rows(file: pq.ParquetFile) -> Iterator[tuple[int, str, str]]:
+    """(row_index, row_id, row_key) of all rows."""
+    columns = ["row_index", "row_id", "row_key"]
     for batch in file.iter_batches(columns=columns):
-        size = len(batch)
-        if place + size > first and place < last:
-            part = batch.slice(max(0, first - place), min(size, last - place))
-            names = part["row_id"].to_pylist(), part["row_key"].to_pylist()
-            numbers = part["row_index"].to_pylist()
-            for found in zip(numbers, *names, strict=True):
-                if first <= found[0] < last:
-                    yield found
-        place += size
+        yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
 
 
-def _journal(
-    run: RunPaths, attempt: Attempt, rows: Iterator[tuple[int, str, str]], count: int
-) -> None:
+def _journal(run: RunPaths, attempt: Attempt, rows: Sequence[tuple[int, str, str]]) -> None:
     """Begun and ended by the ledger's writer; its lines are put in between."""
     here = ProcessId.current("bench")
     header = AttemptHeader(attempt=attempt, host="bench", device="cpu", process=here)
@@ -86,11 +69,12 @@ def _journal(
         lines += (_line(start, given), _line(commit, given))
     for line in (lines[0], lines[-1]):
         decode_line(line)
-    ended = End(reason="done", busy_s=ROW_S * count, load_s=1.0, denoise_s=ROW_S * count, t=now)
+    spent = ROW_S * len(rows)
+    ended = End(reason="done", busy_s=spent, load_s=1.0, denoise_s=spent, t=now)
     with Path(journal.path).open("ab") as file:
         file.writelines(lines)
         file.write(encode_line(ended))
-    _count(run, attempt, Path(journal.path).stat().st_size, count)
+    _count(run, attempt, Path(journal.path).stat().st_size, len(rows))
 
 
 def _count(run: RunPaths, attempt: Attempt, size: int, count: int) -> None:
@@ -104,7 +88,7 @@ def _count(run: RunPaths, attempt: Attempt, size: int, count: int) -> None:
 
 def _templates(attempt: Attempt) -> tuple[bytes, bytes]:
     """Lines of a start and of a commit, without their check sums."""
-    media = Media(f"media/{NAME}-{attempt.tag}.png", "0" * 64, 700, "1" * 64, 1)
+    media = Media(f"media/{NAME}-{attempt.tag}.png", KEY, 700, KEY, 1)  # digests do not pack
     stats = RowStats(
         StageSeconds(denoise=ROW_S, write=0.01), steps_total=3, steps_computed=3.0, device="cpu"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -49,22 +50,65 @@ class RowIds:
         problems.count += len(repeated[problems.keep :])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """Keys, sorted by their first half, each with the first row that has it."""
+
+    high: np.ndarray  # uint64
+    low: np.ndarray  # uint64
+    row: np.ndarray  # int64
+
+    def find(self, high: np.ndarray, low: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places of some keys, and whether they are there."""
+        at = np.minimum(np.searchsorted(self.high, high), len(self.high) - 1)
+        return at, (self.high[at] == high) & (self.low[at] == low)
+
+    def merged(self, other: _Run) -> _Run:
+        """Both as one."""
+        high = np.concatenate([self.high, other.high])
+        order = np.argsort(high, kind="stable")
+        low = np.concatenate([self.low, other.low])[order]
+        return _Run(high[order], low, np.concatenate([self.row, other.row])[order])
+
+
 class Aliases:
-    """Which rows have the key of an earlier row: those are not rendered again."""
+    """Which rows have the key of an earlier row: those are not rendered again.
+
+    24 bytes a row, and as many again while runs are merged. 128 bits of each key tell a hundred
+    million rows apart with certainty enough (1e-22). Two keys that share their first 64 (of so many
+    rows with a chance of 3e-4) might hide each other: then a row may be rendered twice.
+    """
 
     def __init__(self) -> None:
-        self._first: dict[bytes, int] = {}
+        self._runs: list[_Run] = []  # each at least twice as long as the next
 
     @property
     def unique(self) -> int:
         """Number of different keys so far."""
-        return len(self._first)
+        return sum(len(run.row) for run in self._runs)
 
     def originals(self, first_row: int, digests: Sequence[bytes]) -> np.ndarray:
         """For rows `first_row`, `first_row + 1`, ...: the row that is rendered for each (int64)."""
-        seen = self._first.setdefault
-        # Half of a sha256 tells ten million rows apart with certainty enough (1e-24) in half the
-        # memory.
-        rows = range(first_row, first_row + len(digests))
-        originals = [seen(digest[:16], row) for digest, row in zip(digests, rows, strict=True)]
-        return np.array(originals, np.int64)
+        halves = np.frombuffer(b"".join([digest[:16] for digest in digests]), np.uint64)
+        high, low = halves[::2], halves[1::2]
+        order = np.lexsort((low, high))  # of equal keys the first row comes first
+        high, low = high[order], low[order]
+        differs = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+        is_first = np.concatenate([np.ones(len(order[:1]), bool), differs])
+        originals = np.empty(len(order), np.int64)
+        firsts = _Run(high[is_first], low[is_first], first_row + order[is_first])
+        originals[order] = self._known_or(firsts)[np.cumsum(is_first) - 1]
+        return originals
+
+    def _known_or(self, new: _Run) -> np.ndarray:
+        """The first row with each of these different keys, by now theirs if there was none."""
+        rows, is_new = new.row.copy(), np.ones(len(new.row), bool)
+        for run in self._runs:
+            at, found = run.find(new.high, new.low)
+            rows[found], is_new[found] = run.row[at[found]], False
+        new = _Run(new.high[is_new], new.low[is_new], new.row[is_new])
+        while self._runs and len(self._runs[-1].row) < 2 * len(new.row):
+            new = self._runs.pop().merged(new)
+        if len(new.row):
+            self._runs.append(new)
+        return rows

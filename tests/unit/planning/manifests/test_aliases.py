@@ -1,0 +1,32 @@
+"""Aliases found in sorted runs are those that a dictionary finds."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from batchgen.planning.manifests.rowids import Aliases
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_row_with_a_key_is_found(seed: int) -> None:
+    """In batches of any length, so that runs are merged, with many equal keys and few."""
+    random = np.random.default_rng(seed)
+    aliases, seen, first = Aliases(), dict[bytes, int](), 0
+    for _ in range(20):
+        numbers = random.integers(0, 100 * 10**seed, int(random.integers(0, 50))).tolist()
+        digests = [hashlib.sha256(b"%d" % number).digest() for number in numbers]
+        plain = [seen.setdefault(digest, row) for row, digest in enumerate(digests, first)]
+        assert aliases.originals(first, digests).tolist() == plain
+        assert aliases.unique == len(seen)
+        first += len(digests)
+    assert 0 < len(seen) < first
+
+
+def test_keys_that_share_a_half_are_told_apart() -> None:
+    keys = [high * 8 + low * 8 for high in (b"a", b"b") for low in (b"x", b"y")]
+    aliases = Aliases()
+    assert aliases.originals(0, [key + bytes(16) for key in keys]).tolist() == [0, 1, 2, 3]
+    assert aliases.originals(4, [keys[0] + bytes(16)]).tolist() == [0]
