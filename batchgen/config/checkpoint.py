@@ -82,11 +82,7 @@ def _files_of(model: ModelSpec, folder: Path, part: Component) -> list[Path]:
 def _check_folder(weights: str, folder: Path, components: tuple[Component, ...]) -> None:
     """Name the folder that was meant where it can be told."""
     refuse_dead_link(folder)
-    if folder.is_file():
-        refuse_pickled([folder])
-        whole = folder.parents[1] if len(folder.parents) > 1 else folder.parent
-        meant = f": model.weights={whole}" if (whole / INDEX).is_file() else ""
-        raise WeightsError(f"{folder}: is a file; model.weights takes {_LAYOUT}{meant}")
+    refuse_file(folder)
     if not folder.is_dir():
         near = closest(weights.rpartition("/")[2], ("random", "embedded"))
         raise WeightsError(
@@ -110,6 +106,18 @@ def _check_folder(weights: str, folder: Path, components: tuple[Component, ...])
             f"{folder}: holds checkpoints; model.weights takes one: "
             f"model.weights={inside[0].parent}"
         )
+
+
+def refuse_file(path: Path) -> None:
+    """WeightsError for a file in the folder's place, with what it may be meant for."""
+    if not path.is_file():
+        return
+    refuse_pickled([path])
+    whole = path.parents[1] if len(path.parents) > 1 else path.parent
+    in_place = (whole / INDEX).is_file()
+    meant = f"model.weights={whole}" if in_place else f"model.files.transformer={path} beside it"
+    what = ":" if in_place else "; a transformer by itself is"
+    raise WeightsError(f"{path}: is a file; model.weights takes {_LAYOUT}{what} {meant}")
 
 
 def _snapshots(folder: Path) -> list[Path]:

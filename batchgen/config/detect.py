@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.config.build import build
-from batchgen.config.checkpoint import INDEX
+from batchgen.config.checkpoint import INDEX, refuse_file
 from batchgen.config.component import config_file, read_json
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.dims import ABSENT, stored_names, stored_value
@@ -71,6 +71,7 @@ def checkpoint_folder(model: Mapping[str, Any]) -> Path:
 
 
 def _index(folder: Path) -> dict[str, Any]:
+    refuse_file(folder)
     file = folder / INDEX
     if not file.is_file():
         raise WeightsError(f"{file}: is missing; a model is found in a folder in diffusers layout")

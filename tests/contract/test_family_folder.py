@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
+from batchgen.config.compose import compose_job
 from batchgen.config.userfiles import CONF
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_names, family_spec
@@ -85,6 +88,25 @@ def test_a_family_is_described(name: str) -> None:
             f"no model of {name} in README.md"
         )
     assert family_spec(name).__doc__
+
+
+def test_jobs_that_are_shipped_compose_and_are_described(small_folder: Path) -> None:
+    """As typed: any.yaml is told its checkpoint and manifest."""
+    readme = (ROOT / "jobs" / "README.md").read_text()
+    for file in sorted((ROOT / "jobs").glob("*.yaml")):
+        given = [f"model.weights={small_folder}", f"manifest={ROOT / 'manifests/demo.parquet'}"]
+        job = compose_job(file, given if file.stem == "any" else [])
+        assert Path(job.config.manifest).is_file()
+        assert f"\n| {file.name} |" in readme, f"jobs/README.md has no line of {file.name}"
+
+
+def test_every_family_has_a_job_or_a_command() -> None:
+    readme = (ROOT / "jobs" / "README.md").read_text()
+    jobs = [yaml.safe_load(file.read_text()) for file in (ROOT / "jobs").glob("*.yaml")]
+    shown = {job["defaults"][1]["model"] for job in jobs}
+    shown |= {*re.findall(r"model=([\w.-]+)", readme)}
+    families = {_family(file) for file in (CONF / "model").glob("*.yaml") if file.stem in shown}
+    assert {*family_names()} <= families, "families without a job in jobs/"
 
 
 def _family(file: Path) -> str:

@@ -18,6 +18,7 @@ from toy_engine import tiny_wan_spec
 from batchgen.config.checkpoint import check_checkpoint
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError
+from batchgen.planning.digests import checkpoint_digest
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 1\n"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -89,6 +90,16 @@ def sharded(spoil: Callable[[Path, dict[str, str]], object]) -> Callable[[Path],
     return both
 
 
+def add(name: str, tensor: str, values: np.ndarray) -> Callable[[Path], object]:
+    """A tensor in a file, in place of the one of its name."""
+
+    def spoil(folder: Path) -> None:
+        tensors = load_file(folder / name) | {tensor: values}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+
+    return spoil
+
+
 def add_twin(folder: Path, home: dict[str, str]) -> None:
     """One tensor in both shards."""
     name = min(home)
@@ -107,6 +118,14 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a shard is missing": (
         sharded(lambda f, home: (f / "text_encoder" / min(home.values())).unlink()),
         r"model-00001-of-00002\.safetensors: is missing \(named by model\.safetensors\.index\.json",
+    ),
+    "8 bits with scales": (
+        add(TRANSFORMER, "blocks.0.attn1.to_q.weight_scale", np.ones(1, np.float32)),
+        r"transformer/\S+\.safetensors: has blocks\.0\.attn1\.to_q\.weight_scale: its weights are",
+    ),
+    "whole numbers for weights": (
+        add(TEXT, "shared.weight", np.zeros((95, 128), np.int8)),
+        r"text_encoder/model\.safetensors: shared\.weight is stored as I8: not served; legal: a",
     ),
     "a tensor twice": (sharded(add_twin), r"-of-00002\.safetensors: tensor \S+ is in model-0000"),
     "an index that misses a tensor": (
@@ -280,6 +299,9 @@ def test_the_folder_that_was_meant_is_named(model: ModelSpec, tmp_path: Path) ->
         check_checkpoint(at(model, folder / "transformer"))
     with pytest.raises(WeightsError, match=rf"safetensors: is a file; .*model\.weights={folder}$"):
         check_checkpoint(at(model, folder / TRANSFORMER))
+    alone = Path(shutil.copy(folder / TRANSFORMER, tmp_path / "wan.safetensors"))
+    with pytest.raises(WeightsError, match=rf"by itself is model\.files\.transformer={alone} bes"):
+        check_checkpoint(at(model, alone))
     with pytest.raises(WeightsError, match=rf"holds checkpoints; .*model\.weights={folder}$"):
         check_checkpoint(at(model, folder.parent))
     with pytest.raises(WeightsError, match=r"xxx: cannot be read: File name too long"):
@@ -296,4 +318,10 @@ def test_the_folder_that_was_meant_is_named(model: ModelSpec, tmp_path: Path) ->
     for place in (root, root / "snapshots", hub):
         with pytest.raises(WeightsError, match=rf"model\.weights={root}/snapshots/bbb$"):
             check_checkpoint(at(model, place))
-    check_checkpoint(at(model, root / "snapshots" / "bbb"))
+    snapshot, blobs = root / "snapshots" / "bbb", root / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate([path for path in snapshot.rglob("*") if path.is_file()]):
+        file.rename(blobs / f"{number:064x}")  # as the hub keeps them
+        file.symlink_to(os.path.relpath(blobs / f"{number:064x}", file.parent))
+    check_checkpoint(at(model, snapshot))
+    assert checkpoint_digest(at(model, snapshot)) == checkpoint_digest(model)

@@ -4,6 +4,7 @@ with the file and what is wrong with it."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,7 @@ SPECS: dict[str, Callable[[str], ModelSpec]] = {
     "hunyuan_video": VIDEO_TOYS["hunyuan_video"].spec,
 }
 CPU = torch.device("cpu")
+STEM = "diffusion_pytorch_model.safetensors"
 COMFY = "model.diffusion_model."  # in front of names in files that have more to them
 
 
@@ -104,7 +106,7 @@ def taken_out(spec: ModelSpec, file: Path, part: str = "transformer", prefix: st
     """Write what the folder's transformer has as its makers publish it."""
     assert spec.weights_folder is not None
     home = spec.weights_folder / part
-    tensors = load_file(home / "diffusion_pytorch_model.safetensors")
+    tensors = load_file(home / STEM)
     save_file(published(spec, tensors, prefix), file)
 
 
@@ -275,6 +277,19 @@ def test_weights_stored_in_8_bits_are_computed_as_they_are(
     assert np.array_equal(rendered(spec, "disk"), plain)
     if kind == torch.float8_e4m3fn:  # stored again as it was
         assert np.array_equal(rendered(spec, "resident", store_dtype="fp8"), plain)
+
+
+def test_a_folder_may_hold_weights_in_8_bits(small_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(small_folder, tmp_path / "fp8"))
+    stored: dict[str, Tensors] = {}
+    for part, file in (("transformer", STEM), ("text_encoder", "model.safetensors")):
+        whole = load_file(folder / part / file)
+        stored[part] = {name: one.to(torch.float8_e4m3fn) for name, one in whole.items()}
+        save_file(stored[part], folder / part / file, metadata={"format": "pt"})
+    found = load_components(small_spec(str(folder)), torch.bfloat16)
+    for part, tensors in stored.items():
+        state = found[part].state_dict()
+        assert all(torch.equal(state[name].float(), one.float()) for name, one in tensors.items())
 
 
 def test_what_was_stored_in_8_bits_is_stored_so_without_loss() -> None:
