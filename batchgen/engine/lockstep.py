@@ -10,6 +10,8 @@ from torch import Tensor
 from batchgen.caches.blocks import WHOLE, Blocks
 from batchgen.engine.blocks import Kept
 from batchgen.engine.caching import expert_starts
+from batchgen.engine.forwards import Forwards, Work
+from batchgen.engine.isolation import Failed
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.errors import ConfigError
@@ -27,6 +29,7 @@ class Lockstep:
         for rows that do not share schedule and branches. `guided`: `fitted` is the guided velocity,
         not each branch's."""
         self.replica, self.family, self.guided = replica, replica.family, guided
+        self.forwards = Forwards(replica)
         self.rows = encoded(replica, requests)
         for row in self.rows:
             if row.error is not None:
@@ -86,16 +89,19 @@ class Lockstep:
 
     def forward(self, items: Sequence[Item], blocks: Blocks = WHOLE) -> list[tuple[Tensor, Kept]]:
         """Of each item its velocity and what `blocks` keeps, in the order of the items, whatever
-        shares a forward."""
-        stacks, family = self.replica.stacks, self.family
+        shares a forward. Out of memory, the replica takes less; raises the error of an item that
+        cannot be drawn."""
         groups: dict[Hashable, list[int]] = {}
         for place, item in enumerate(items):
             groups.setdefault(self.family.group(item.request), []).append(place)
         found: dict[int, tuple[Tensor, Kept]] = {}
         for places in groups.values():
             for chunk in self.replica.packer.chunks(items[places[0]].request.bucket, places):
-                drawn = stacks.forward(family, [items[place] for place in chunk], blocks, ())
-                found |= zip(chunk, zip(*drawn, strict=True), strict=True)
+                drawn = self.forwards.run(Work([items[place] for place in chunk], blocks))
+                for place, one in zip(chunk, drawn, strict=True):
+                    if isinstance(one, Failed):
+                        raise one.error
+                    found[place] = one.velocity, one.kept
         return [found[place] for place in range(len(items))]
 
     def combine(self, row: int, step: int, velocities: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from batchgen.engine.contract import Ascent
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.isolation import Failed, attempt
+from batchgen.engine.lockstep import Lockstep
 from batchgen.errors import OutOfMemory
 from batchgen.records import Climb
 from batchgen.request import Request
@@ -355,6 +356,26 @@ def test_a_model_for_which_there_is_no_room_at_all_is_refused(
     engine = load(specs["wan"])  # nothing stays
     with pytest.raises(OutOfMemory, match=r"encode: .*tried free, model, stream: failpoint"):
         render(engine, rows())
+
+
+# ------------------------------------------------------------------------------------------- pilots
+def test_a_pilot_takes_less_too(specs: dict[str, ModelSpec], one_thread: None) -> None:
+    """Rows that are drawn in step with each other, to be fitted."""
+    some = [replace(row, num_steps=2) for row in rows()]
+
+    def velocities(engine: Engine) -> list[torch.Tensor]:
+        drawn = Lockstep(engine.replica, some, guided=False)
+        noise = [drawn.noise(row) for row in range(len(some))]
+        with torch.no_grad():
+            found = drawn.velocities(range(len(some)), noise, 0)
+        return [one for row in found for one in row]
+
+    engine = load(specs["wan"], climbs := [])
+    device = SmallDevice(engine, weights(engine, "transformer") + 1000, {"denoise": 400})
+    there, here = velocities(load(specs["wan"])), velocities(engine)
+    assert all(map(torch.equal, there, here))
+    assert [climb.rung for climb in climbs][:4] == ["smaller", "smaller", "smaller", "model"]
+    assert max(device.sizes("denoise")) == 2
 
 
 # ---------------------------------------------------------------------------------- later attempts
