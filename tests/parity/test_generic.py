@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from toy_engine import Keeper, ListSource, request, save_small, system
 from toy_generic import GENERIC_TOYS, PARAMS, SET_PARAMS, pipeline_of
 
+from batchgen import failpoints
 from batchgen.config.compose import compose_job
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.choose import choose_engine
 from batchgen.engine.team import Alone
-from batchgen.errors import WrongSize
+from batchgen.errors import OutOfMemory, WrongSize
 from batchgen.request import Request
 
 COMPARED = ("generic",)  # families
@@ -111,6 +113,23 @@ def test_a_stop_leaves_the_call_and_the_row_begins_anew(case: Case, passes: int)
     assert (kept.frames, kept.states, kept.errors) == ({}, {}, {})
     assert kept.report.rows_abandoned == 1 and next(asked) <= passes + 3
     assert kept.started_ids == ["row-0"]
+
+
+@pytest.mark.parametrize(("points", "ok"), [("3", True), ("1,2", False)])
+def test_out_of_memory_a_call_is_made_once_more(
+    case: Case, points: str, ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = case.draw(case.rows[:1]).frames["row-0"]
+    monkeypatch.setattr(failpoints, "_passes", Counter())
+    at = ",".join(f"memory.denoise:{number}:oom" for number in points.split(","))
+    monkeypatch.setenv("BATCHGEN_FAILPOINT", at)
+    kept = case.draw(case.rows[:2])
+    if ok:
+        assert np.array_equal(kept.frames["row-0"], whole)
+    else:
+        assert [*kept.frames] == ["row-1"] and isinstance(kept.errors["row-0"], OutOfMemory)
+        assert str(kept.errors["row-0"]).startswith("the device is out of memory, tried free: ")
+    assert {stats.memory_rung for stats in kept.stats.values()} == {"free"}
 
 
 def test_a_row_that_the_call_refuses_or_rounds_fails_alone(case: Case) -> None:

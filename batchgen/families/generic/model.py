@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import numpy as np
@@ -21,12 +21,14 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source, never, unheard
 from batchgen.engine.devices import device as devices
+from batchgen.engine.isolation import Failed, attempt, is_short
 from batchgen.engine.singly import Drawn, Singly
-from batchgen.errors import WeightsError, WrongSize
+from batchgen.errors import OutOfMemory, WeightsError, WrongSize
+from batchgen.failpoints import failpoint
 from batchgen.families.generic.call import call_of
 from batchgen.families.generic.columns import filled, set_by_job
 from batchgen.families.generic.spec import dims
-from batchgen.records import Layout, RowStats, StageSeconds
+from batchgen.records import Layout, RowStats, Rung, StageSeconds
 from batchgen.request import Request
 
 
@@ -80,6 +82,7 @@ class PipelineEngine:
         self.pipeline, self.name, self.params = pipeline, name, params
         self.call = call_of(name)
         self.system, self.device = system, device
+        self.rung: Rung | Literal[""] = ""  # the highest that was reached
         self._ask: Callable[[], object] = unheard  # before each forward of a component
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):
@@ -99,20 +102,40 @@ class PipelineEngine:
         return Singly(self, source, sink, stop, moved, clock or Clock()).run()
 
     def draw(self, request: Request, snapshot: Snapshot | None, stop: Callable[[], bool]) -> Drawn:
-        """Call the pipeline. Between the forwards of its components it may be stopped."""
+        """Call the pipeline, out of device memory once more. Between the forwards of its components
+        it may be stopped."""
 
         def ask() -> None:
+            failpoint("memory.denoise")
             if stop():
                 raise _Stopped
 
         self._ask = ask
         try:
-            output = self.pipeline(**self.arguments(request))
+            return self._called(request)
         except _Stopped:
             return Drawn()
         finally:
             self._ask = unheard
-        return Drawn(request.num_steps, frames=frames_of(output, request))
+
+    def _called(self, request: Request) -> Drawn:
+        """Rung `free` of the memory ladder is the only one that a call has."""
+
+        def call() -> Drawn:
+            output = self.pipeline(**self.arguments(request))
+            return Drawn(request.num_steps, frames=frames_of(output, request))
+
+        found = attempt(call)
+        if is_short(found):
+            devices.let_go(self.device)
+            self.rung = "free"
+            found = attempt(call)
+        if not isinstance(found, Failed):
+            return found
+        if is_short(found):
+            told = f"the device is out of memory, tried free: {found.error}"
+            raise OutOfMemory(told) from found.error
+        raise found.error
 
     def arguments(self, request: Request) -> dict[str, Any]:
         """Of the call, for a row."""
@@ -139,6 +162,7 @@ class PipelineEngine:
             determinism=self.system.determinism,
             attention_kernel="sdpa",
             device=devices.device_name(self.device),
+            memory_rung=self.rung,
         )
 
 
