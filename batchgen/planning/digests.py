@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from batchgen.config.checkpoint import INDEX, check_checkpoint, loaded_files
 from batchgen.config.component import config_file, read_json
@@ -23,6 +21,7 @@ from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.components import components_of
 from batchgen.families.dims import stored_dims
+from batchgen.planning.stamped import StampCache, key_of, stamp
 
 HashMode = Literal["sampled", "full"]
 Stamps = list[tuple[str, int, int, int, int]]
@@ -130,12 +129,6 @@ def stamps(model: ModelSpec) -> Stamps:
     return [(str(file), *stamp(file)) for file in files]
 
 
-def stamp(file: Path) -> tuple[int, int, int, int]:
-    """Size, times and inode."""
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
-
-
 def _config_digest(file: Path) -> str:
     """Digest of a JSON file without the lines that only tell which tool wrote it."""
     content = {
@@ -168,35 +161,19 @@ def _file_digest(file: Path, mode: str) -> str:
         return total.hexdigest()
 
 
-class _DigestCache:
-    """Digests by path, stamp and mode, in one JSON file of the user's cache."""
+class _DigestCache(StampCache):
+    """Digests of safetensors files; the mode is their kind."""
 
     def __init__(self) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        self.file = Path(root) / "batchgen" / "digests.json"
-        self.changed = False
-        self.entries: dict[str, Any] = {}
-        with suppress(OSError, ValueError, RecursionError):  # none, or a damaged one: made again
-            stored = json.loads(self.file.read_text(encoding="utf-8"))
-            self.entries = stored if isinstance(stored, dict) else {}
+        super().__init__("digests.json")
 
     def digest(self, file: Path, mode: str) -> str:
-        state = " ".join(map(str, stamp(file)))
-        key = f"{file.resolve()} {state} {mode}"
-        if key not in self.entries:
-            self.entries[key] = _file_digest(file, mode)
-            self.changed = True
-        return str(self.entries[key])
-
-    def save(self) -> None:
-        """Write back what is new; a home without room for a cache only costs time next time."""
-        if not self.changed or not self.file.is_absolute():  # a user without a home
-            return
-        draft = self.file.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self.entries), encoding="utf-8")
-            os.replace(draft, self.file)
+        key = key_of(file, mode)
+        found = self.get(key)
+        if found is None:
+            found = _file_digest(file, mode)
+            self.put(key, found)
+        return found
 
 
 def _sha(content: bytes) -> str:

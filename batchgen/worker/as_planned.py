@@ -9,8 +9,9 @@ from pathlib import Path
 from batchgen.config.schema import JobConfig
 from batchgen.errors import KeysChanged, WeightsError
 from batchgen.paths import RunPaths, as_typed
-from batchgen.planning.digests import Stamps, checkpoint_digest, stamp, stamps, whole_digest
+from batchgen.planning.digests import Stamps, checkpoint_digest, stamps, whole_digest
 from batchgen.planning.identity import KeyContext, context_of
+from batchgen.planning.stamped import stamp
 from batchgen.planning.store import read_loras
 from batchgen.runfile import RunFile
 

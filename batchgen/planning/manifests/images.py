@@ -1,5 +1,9 @@
 """What rows name beside the manifest, on its way in. Images: read, decoded once to see that they
-can be, hashed and kept; LoRA files as `loras` says."""
+can be, hashed and kept; LoRA files as `loras` says.
+
+A file that passed before, in this run or another, is known by its path and stamp: planned anew, a
+run that has its content does not read it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +22,9 @@ from batchgen.durable import write_bytes_atomic
 from batchgen.paths import RunPaths
 from batchgen.pictures import NoPicture, decode, read_bytes
 from batchgen.planning.manifests.loras import Judge, LoraIntake, any_lora
+from batchgen.planning.stamped import StampCache, key_of
 
+_RULES = "image 1"  # raised when other pictures pass
 Given = bytes | str | None  # the file itself, its path, or nothing
 
 
@@ -37,6 +44,7 @@ class Intake:
         self.loras = LoraIntake(folder, judge)
         self._folder = folder
         self._keep = keep
+        self._before: StampCache | None = None  # files that passed; read where rows name any
         self._files: dict[str, Taken] = {}
         self._good: set[str] = set()
 
@@ -49,9 +57,14 @@ class Intake:
         """What became of each."""
         new = [path for path in dict.fromkeys(i for i in images if isinstance(i, str))]
         new = [path for path in new if path not in self._files]
+        if new and self._before is None:
+            self._before = StampCache("images.json")
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # decoding holds no lock
             self._files.update(zip(new, pool.map(self._file, new), strict=True))
-            return list(pool.map(self._one, images))
+            taken = list(pool.map(self._one, images))
+        if self._before is not None:
+            self._before.save()
+        return taken
 
     def _one(self, image: Given) -> Taken:
         if isinstance(image, str):
@@ -62,7 +75,14 @@ class Intake:
         if "://" in path:
             return Taken(reason="is not the path of a file; images are not fetched")
         whole = self._folder / path
-        return self._taken(lambda: read_bytes(whole), f"{whole} ")
+        key = _key(whole)
+        known = self._before.get(key) if self._before is not None else None
+        if known is not None and (self._keep is None or self._keep.input(known).exists()):
+            return Taken(known)
+        taken = self._taken(lambda: read_bytes(whole), f"{whole} ")
+        if self._before is not None and key and taken.digest is not None:
+            self._before.put(key, taken.digest)
+        return taken
 
     def _taken(self, read: Callable[[], bytes], place: str = "") -> Taken:
         try:
@@ -85,6 +105,13 @@ class Intake:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes_atomic(path, data)
+
+
+def _key(file: Path) -> str:
+    """What a file that passes is known by; "" for none."""
+    with suppress(OSError, ValueError):  # whoever reads it says why
+        return key_of(file, _RULES)
+    return ""
 
 
 def given(column: pa.Array) -> list[Given]:

@@ -17,7 +17,8 @@ from PIL import Image
 from batchgen.config.compose import compose_job
 from batchgen.errors import ConfigError, ManifestError, RunStateError
 from batchgen.paths import RunPaths
-from batchgen.pictures import MAX_PIXELS, NoPicture, decode, stored
+from batchgen.pictures import MAX_PIXELS, NoPicture, decode, read_bytes, stored
+from batchgen.planning.manifests import images
 from batchgen.planning.manifests.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_requests
@@ -73,6 +74,38 @@ def test_paths_bytes_and_structs_of_one_content_are_one_image(tmp_path: Path) ->
     run.input(digest).unlink()
     with pytest.raises(RunStateError, match="there is no such file"):
         stored(run.input(digest), digest)
+
+
+def test_a_run_planned_anew_reads_no_image_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless its file is another, or the run has lost it; nor does another plan."""
+    files = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, file in enumerate(files):
+        file.write_bytes(coded(noise(size=(6 + number, 4))))
+    read: list[str] = []
+    monkeypatch.setattr(
+        images, "read_bytes", lambda path: (read.append(path.name), read_bytes(path))[1]
+    )
+
+    def again() -> list[str]:
+        read.clear()
+        rows = planned(tmp_path, {"image": [file.name for file in files]})
+        assert [row.image for row in rows] == [
+            hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+        ]
+        return sorted(read)
+
+    assert again() == ["0.png", "1.png", "2.png"]
+    assert again() == []
+    files[1].write_bytes(coded(noise(size=(7, 5))))
+    assert again() == ["1.png"]
+    run = RunPaths(tmp_path / "run")
+    run.input(hashlib.sha256(files[2].read_bytes()).hexdigest()).unlink()
+    assert again() == ["2.png"]
+    files[0].write_bytes(b"no picture")
+    with pytest.raises(ManifestError, match=r"0\.png"):
+        again()
 
 
 def test_the_image_is_in_the_key_and_a_row_without_one_takes_the_job_s(tmp_path: Path) -> None:
