@@ -41,7 +41,9 @@ KERNELS: dict[Name, Kernel] = {
     "flex": Kernel(),
     "radial": Kernel(exact=False),
 }
-# What families serve whose attentions all go through diffusers' dispatch, without masks.
+# What families serve whose attentions all go through diffusers' dispatch. Where those over all
+# tokens have a mask, in some packs or always, only those that take one.
+MASKED = ("auto", "sdpa", "cudnn")
 DISPATCHED = ("auto", *(name for name in KERNELS if name != "radial"))
 
 

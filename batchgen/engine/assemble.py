@@ -18,7 +18,7 @@ from batchgen.engine.abreast import Abreast
 from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
-from batchgen.engine.compiled import Compiled
+from batchgen.engine.compiled import Compiled, keep_pairs_apart
 from batchgen.engine.contract import Ascent, KeptTexts
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.selftest import pack_equals_solo
@@ -103,7 +103,10 @@ def assemble(
     ladder.load()
     transformers = [family.modules[expert] for expert in plan.experts]
     moving = {part.name for part in residency.plan.streaming}
-    compiled.lead(transformers, device.type, streams=not moving.isdisjoint(plan.experts))
+    streams = not moving.isdisjoint(plan.experts)
+    compiled.lead(transformers, device.type, streams=streams, attention=attention)
+    if compiled.on and family_spec(model.family).capabilities(model).pairs:
+        keep_pairs_apart(family, partial(family_spec(model.family).branches, model))
     encoding = partial(_encoding, ladder)
     equal = _self_test(family, residency, split, adapters.tests)
     packer = _packer(model, system, device, mesh, equal, few_shapes=compiled.on)

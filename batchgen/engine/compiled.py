@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,13 +19,24 @@ from torch._dynamo.utils import counters
 
 from batchgen.config.compiler import missing_compiler
 from batchgen.config.schema import CompileConfig
+from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import BlockStack
 from batchgen.errors import ConfigError
+from batchgen.families.family import FamilyModel
+from batchgen.request import Request
 
 T = TypeVar("T")
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 MOST_GRAPHS = 512  # of one kind of block: sizes of rows x sizes of packs; torch takes 8
 log = logging.getLogger(__name__)
+
+
+def keep_pairs_apart(family: FamilyModel, branches: Callable[[Request], int]) -> None:
+    """Rows share forwards with rows of as many branches alone, from now on: where edges see a row's
+    branches as one batch, each mixture of such batches would be a graph of its own."""
+    model: Any = family
+    group = model.group
+    model.group = lambda request: (group(request), branches(request))
 
 
 class Compiled:
@@ -49,7 +60,14 @@ class Compiled:
         """Graphs traced since, those of self-tests too."""
         return graphs() - self._before if self.on else 0
 
-    def lead(self, transformers: Iterable[nn.Module], device: str, *, streams: bool) -> None:
+    def lead(
+        self,
+        transformers: Iterable[nn.Module],
+        device: str,
+        *,
+        streams: bool,
+        attention: Attention,
+    ) -> None:
         """Compile the blocks of their stacks, each where it first runs. `streams`: blocks have no
         lasting place on the device. Raises ConfigError where nothing can compile."""
         if not self.on:
@@ -68,7 +86,7 @@ class Compiled:
             for stack in transformer.modules():
                 if isinstance(stack, BlockStack):
                     stack.compiled = {
-                        number: self._compiled(block)
+                        number: attention.around(self._compiled(block))
                         for number, block in zip(stack.span, stack[:], strict=True)
                     }
 

@@ -52,7 +52,7 @@ class Capabilities:
     memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
     store_dtypes: tuple[str, ...] = ("same", "fp8")
     attention: tuple[str, ...] = ("auto", "sdpa")
-    compile_modes: tuple[str, ...] = ("off",)
+    compile_modes: tuple[str, ...] = COMPILE_MODES
     tiles: TiledDecoder | None = None  # how its decoder goes tile by tile; None: it does not
     cache_strategies: tuple[str, ...] = ("none",)
     solvers: tuple[str, ...] = ("unipc", "euler", "dpm++")
@@ -62,6 +62,7 @@ class Capabilities:
     needs: tuple[str, ...] = ()  # of these, those that no row may leave out
     unread: tuple[str, ...] = ()  # those that all others read
     packs: bool = True  # rows share forwards
+    pairs: bool = False  # its pipeline draws both branches of a row as one forward
     prompt_overflow: tuple[str, ...] = ("truncate", "error")
     costs_known: bool = True  # False: until rows were measured they are a guess
     note: str = ""  # what `plan` says of it
@@ -144,8 +145,7 @@ class FamilySpec(Protocol):
         """Fields of `Dims` that a checkpoint's model_index.json holds."""
 
     def defaults(self, dims: Any, scheduler: Mapping[str, Any]) -> ModelDefaults:
-        """Request values for a model without a preset; `scheduler` is the checkpoint's scheduler
-        config."""
+        """Request values without a preset; `scheduler` is the checkpoint's scheduler config."""
 
     def stride(self, model: ModelSpec) -> Stride:
         """Widths, heights and frame counts that the model can draw."""

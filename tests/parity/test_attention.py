@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from toy_engine import Keeper, draw, request, small_spec, system
+from toy_ltx import LTX
 from toy_split import CPU, SPECS, experts, family_on
 
 from batchgen.config.kernels import KERNELS, KernelPlan, in_key, kernel_plan
@@ -27,7 +27,14 @@ from batchgen.families.family import latent_frames
 from batchgen.records import Layout
 from batchgen.request import Bucket
 
-BUCKETS = {"wan": Bucket(32, 32, 17), "flux": Bucket(64, 64, 1)}
+IMAGE = Bucket(64, 64, 1)
+BUCKETS = {
+    "wan": Bucket(32, 32, 17),
+    **dict.fromkeys(("flux", "flux2_klein", "qwen_image", "sd3"), IMAGE),
+    "ltx": LTX.bucket,
+}
+CLIPS = {"wan": BUCKETS["wan"], "ltx": Bucket(64, 64, 49)}
+ATTENDED = {"ltx": "flex+sdpa-cpu-flash"}  # to a text, of which some tokens are masked
 BETWEEN = AttentionSchedule(between="flex", first=1, last=1)
 
 
@@ -59,7 +66,7 @@ def test_flex_is_torchs_own_to_rounding(name: str, one_thread: None) -> None:
     family, _ = attending(name, system(attention="flex"))
     watch = KernelWatch(CPU)
     found = torch.cat(watch.run(name, lambda: family.forward(items)))
-    assert watch.name(name) == "flex"
+    assert watch.name(name) == ATTENDED.get(name, "flex")
     assert 0 < float((found - sdpa).abs().max()) <= 1e-5
 
 
@@ -87,14 +94,15 @@ def test_radial_sees_half_as_far_each_time_the_distance_doubles() -> None:
 
 
 @torch.no_grad()
-def test_radial_leaves_first_blocks_and_other_attentions_whole(one_thread: None) -> None:
-    plain = family_on("wan")
-    item = plain.random_item(BUCKETS["wan"], 0, "transformer")
+@pytest.mark.parametrize("name", CLIPS)
+def test_radial_leaves_first_blocks_and_other_attentions_whole(name: str, one_thread: None) -> None:
+    plain = family_on(name)
+    item = plain.random_item(CLIPS[name], 0, "transformer")
     [sdpa] = plain.forward([item])
     apart = {}
     for dense in (0, 1, 2):
         chosen = system(attention="radial", radial=RadialConfig(dense_layers=dense, decay=0.25))
-        family, _ = attending("wan", chosen)
+        family, _ = attending(name, chosen)
         watch = KernelWatch(CPU)
         [found] = watch.run(dense, lambda family=family: family.forward([item]))
         apart[dense] = float((found - sdpa).abs().max())
@@ -184,10 +192,14 @@ def test_a_kernel_that_does_not_load_is_refused_with_its_reason(
         require("sparge", card)
 
 
-def test_ops_of_the_kernels_that_take_no_mask_say_so() -> None:
+@torch.no_grad()
+def test_where_there_is_a_mask_torchs_own_attends() -> None:
     family, _ = attending("wan", system(attention="flex"))
     attention: Any = family.modules["transformer"].blocks[0].attn1
-    hidden = torch.randn(1, 4, 128)
-    run: Callable[[], Any] = lambda: attention(hidden, attention_mask=torch.ones(4, 4).bool())  # noqa: E731
-    with pytest.raises(NotImplementedError, match="flex takes no mask"), torch.no_grad():
-        run()
+    hidden, mask = torch.randn(1, 4, 128), torch.ones(4, 4).bool().tril()
+    watch = KernelWatch(CPU)
+    found = {}
+    for name, masked in ("masked", mask), ("whole", None):
+        found[name] = watch.run(name, lambda m=masked: attention(hidden, attention_mask=m))
+    assert watch.name("whole") == "flex" and watch.name("masked").startswith("sdpa-cpu-")
+    assert not torch.equal(found["masked"], found["whole"])

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusers.models.attention_dispatch import AttentionBackendName as Backend
 from diffusers.models.attention_dispatch import attention_backend
@@ -24,6 +24,7 @@ from batchgen.families.family import FamilyModel, Item
 from batchgen.records import Layout
 from batchgen.request import Bucket
 
+T = TypeVar("T")
 # diffusers' names of what it dispatches; torch's own choice among its kernels is NATIVE
 BACKENDS: dict[Kernel, Backend] = {
     "sdpa": Backend.NATIVE,
@@ -32,6 +33,7 @@ BACKENDS: dict[Kernel, Backend] = {
     "flash_attn_3": Backend._FLASH_3,
     "sage": Backend.SAGE,
 }
+SEEN = ("sdpa", "cudnn")  # torch's own, whose operations are seen
 OURS: dict[Kernel, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"flex": flex, "sparge": sparge}
 
 
@@ -75,6 +77,15 @@ class Attention:
         finally:
             self.kernel = before
 
+    def around(self, block: Callable[..., T]) -> Callable[..., T]:
+        """A compiled block, whose graph is of one kernel: it says itself which ran."""
+
+        def run(*args: Any, **kwargs: Any) -> T:
+            found = partial(block, *args, **kwargs)
+            return found() if self.kernel in SEEN else called(self.kernel, found)
+
+        return run
+
     def _lead(self, transformer: nn.Module, whole: Sequence[str]) -> None:
         """`whole`: the attentions of which the place counts, in the order of their blocks."""
         places = {
@@ -94,18 +105,19 @@ class Attention:
         v: Tensor,
         **settings: Any,
     ) -> Tensor:
-        """`place`: of the block, where it counts."""
+        """`place`: of the block, where it counts. Torch's own attends where there is a mask, which
+        others are not told."""
+        if settings.get("attn_mask") is not None and self.kernel not in SEEN:
+            return inner(q, k, v, **{**settings, "backend": BACKENDS["sdpa"]})
         kernel, ours = self.kernel, OURS.get(self.kernel)
         if kernel == "radial":
             kernel, ours = "sdpa", None
             if place is not None and place >= self.radial.dense_layers:
                 kernel, ours = "radial", self._radial
         if ours is not None:
-            if settings.get("attn_mask") is not None:
-                raise NotImplementedError(f"system.attention: {kernel} takes no mask")
             return called(kernel, partial(ours, q, k, v))
         attend = partial(inner, q, k, v, **{**settings, "backend": BACKENDS[kernel]})
-        return attend() if kernel in ("sdpa", "cudnn") else called(kernel, attend)
+        return attend() if kernel in SEEN else called(kernel, attend)
 
     def _radial(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         per_frame, rest = divmod(q.shape[1], self.frames)

@@ -52,8 +52,9 @@ class KernelWatch:
 
 
 def called(name: str, attend: Callable[[], T]) -> T:
-    """Attention by a kernel of that name, whatever operations it is made of."""
-    if not _watching:
+    """Attention by a kernel of that name, whatever operations it is made of. In what is compiled
+    it says nothing, or each watch would be compiled for: who runs that calls this around it."""
+    if torch.compiler.is_compiling() or not _watching:
         return attend()
     seeing = _watching[-1]
     before = set(seeing.kernels)

@@ -161,6 +161,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """A ring gives other last bits, Ulysses the same."""
     return Capabilities(
+        pairs=True,
         cfg=(1, 2),
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,

@@ -27,7 +27,6 @@ from batchgen.families.encoders import ClipDims, T5Dims, clip_flops, t5_flops, t
 from batchgen.families.encoders import clip_parameters as clip_weights
 from batchgen.families.family import (
     BLOCK_CACHES,
-    COMPILE_MODES,
     OUTPUT_CACHES,
     Capabilities,
     Component,
@@ -164,7 +163,6 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(dims(model).transformer.num_attention_heads, MOST_RANKS),
         ring=RINGS,
-        compile_modes=COMPILE_MODES,
         attention=DISPATCHED,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),

@@ -79,6 +79,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     return Capabilities(
         memory_modes=("auto", "resident"),
         store_dtypes=("same",),
+        compile_modes=("off",),
         solvers=("own",),
         sigma_shift=False,
         columns=tuple(name for name in read if name in some),

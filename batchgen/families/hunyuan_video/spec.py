@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import MASKED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
@@ -143,6 +144,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
         cfg=(1, 2),
+        attention=MASKED,
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),

@@ -30,7 +30,9 @@ class Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
-    return Capabilities(memory_modes=("auto",), store_dtypes=("same",), packs=False)
+    return Capabilities(
+        memory_modes=("auto",), store_dtypes=("same",), compile_modes=("off",), packs=False
+    )
 
 
 def serves(index: Mapping[str, Any]) -> bool:

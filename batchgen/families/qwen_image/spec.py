@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
@@ -125,8 +126,10 @@ def dims(model: ModelSpec) -> Dims:
 
 
 def capabilities(model: ModelSpec) -> Capabilities:
+    """Each length of a text would be a graph of its own, so that its blocks are not compiled."""
     vae = dims(model).vae
     return Capabilities(
+        compile_modes=("off",),
         tiles=TiledDecoder(
             vae.spatial_factor,
             reach=reach_of(len(vae.dim_mult), convolutions=2 * (vae.num_res_blocks + 1)),
@@ -134,6 +137,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
             size=BYTES[model.dtype],
         ),
         cfg=(1, 2),
+        attention=DISPATCHED,
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),

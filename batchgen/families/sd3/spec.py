@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.autoencoders import (
@@ -153,7 +154,9 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """A ring gives other last bits, Ulysses the same."""
     return Capabilities(
         tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
+        pairs=True,
         cfg=(1, 2),
+        attention=DISPATCHED,
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),

@@ -22,7 +22,6 @@ from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import (
     BLOCK_CACHES,
-    COMPILE_MODES,
     OUTPUT_CACHES,
     Capabilities,
     Component,
@@ -162,7 +161,6 @@ def capabilities(model: ModelSpec) -> Capabilities:
         cfg=(1, 2),
         ulysses=legal_ulysses(heads, MOST_RANKS),
         ring=RINGS,
-        compile_modes=COMPILE_MODES,
         attention=(*DISPATCHED, "radial"),
         tiles=TiledDecoder(
             vae.spatial_factor,
