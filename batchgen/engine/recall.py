@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from batchgen.engine.memory.residency import Residency
 from batchgen.families.family import FamilyModel, Item
@@ -212,7 +213,8 @@ class Recall:
                     if one.like:
                         like = transformer.get_submodule(one.like)
                         self._tables.append(Table(module, module.forward, like))
-                    module.forward = self._led(module, one)
+                    led = self._led_padded if one.padded else self._led
+                    module.forward = led(module, one)
 
     def _enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An item of many timesteps, one for each token, is not known by its row's."""
@@ -235,6 +237,29 @@ class Recall:
             ]
             found = self._outputs(module, plain, one.sees, given, *args, **kwargs)
             return found[0] if len(found) == 1 else torch.cat(found)
+
+        return forward
+
+    def _led_padded(self, module: nn.Module, one: Recalled) -> Callable[..., Tensor]:
+        plain: Callable[..., Tensor] = module.forward
+
+        @wraps(plain)
+        def forward(x: Tensor, mask: Tensor | None, *others: Tensor, **kwargs: Any) -> Tensor:
+            memos = self._items.get(one.sees)
+            if memos is None or len(memos) != x.shape[0]:
+                return plain(x, mask, *others, **kwargs)
+            found = []
+            for item, memo in enumerate(memos):
+                what = module, 1, self._loras
+                output = memo.outputs.get(what) if memo else None
+                if output is None:
+                    own = x.shape[1] if mask is None else int(mask[item].sum())
+                    alone, *rest = (part[item : item + 1, :own] for part in (x, *others))
+                    output = plain(alone, None, *rest, **kwargs)
+                    if memo:
+                        self._keep(one.sees, memo, what, output)
+                found.append(functional.pad(output, (0, 0, 0, x.shape[1] - output.shape[1])))
+            return torch.cat(found)
 
         return forward
 

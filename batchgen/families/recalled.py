@@ -21,3 +21,6 @@ class Recalled:
     # Of modules in blocks, one outside that is given the same. Where their component is not
     # resident they wait on the host: tables stand in for them, made from what that one is given.
     like: str = ""
+    # They are given texts padded to the longest of their pack, a mask or None, and what else there
+    # is of each token, all (items, tokens, ...).
+    padded: bool = False

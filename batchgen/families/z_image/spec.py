@@ -54,6 +54,7 @@ COMPONENTS = (
         flows=("x",),
         recalled=(
             Recalled("t_embedder", "timestep"),
+            Recalled("context_refiner.[0-9]", "text", padded=True),
             Recalled("noise_refiner.*.adaLN_modulation.0", "timestep"),
             Recalled("layers.*.adaLN_modulation.0", "timestep"),
             Recalled("all_final_layer.2-1.adaLN_modulation.1", "timestep"),
