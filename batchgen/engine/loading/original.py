@@ -54,7 +54,8 @@ def as_diffusers(
 def looks_like(tensors: Mapping[str, Tensor]) -> str:
     """What diffusers takes a file for, as the end of a message."""
     try:
-        kind = single_file_utils.infer_diffusers_model_type(dict(tensors))
+        own = {name: tensors[stored] for name, stored in own_names(tensors).items()}
+        kind = single_file_utils.infer_diffusers_model_type({**tensors, **own})
     except Exception:  # it looks at tensors that it expects
         kind = _UNKNOWN
     known = kind != _UNKNOWN

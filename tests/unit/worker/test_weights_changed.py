@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from cli_calls import write_manifest
+from originals import as_published
+from safetensors.torch import load_file, save_file
 
 from batchgen.cli.main import main
 from batchgen.config.compose import compose_job
@@ -37,6 +39,7 @@ row_defaults: {{width: 32, height: 32, num_frames: 1, num_steps: 1}}
 output: {{root_dir: {folder}/outputs}}
 slurm: {{executor: inline}}
 """
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 FILES = [
     VAE,
@@ -103,6 +106,24 @@ def test_no_row_is_drawn_with_other_weights(job: Path, caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         assert next_move(run) is None
     assert VAE in caplog.text
+
+
+def test_a_transformer_in_a_file_of_its_own_is_watched_too(job: Path) -> None:
+    """Put back elsewhere it is the same: what it holds is in the keys, not where."""
+    file = job.parent / "wan.safetensors"
+    tensors = load_file(job.parent / "w" / TRANSFORMER)
+    save_file(as_published("WanTransformer3DModel", tensors), file)
+    (job.parent / "w" / TRANSFORMER).unlink()
+    text = job.read_text().replace("/w}", f"/w, files: {{transformer: {file}}}}}")
+    job.write_text(text)
+    run, settings, _ = planned(job)
+    shutil.copy2(file, job.parent / "kept.safetensors")
+    change(file)
+    with pytest.raises(KeysChanged, match=r"changed since .*\(model\.files\.transformer in "):
+        drive(run, settings, unwatched)
+    moved = f"model.files.transformer={job.parent / 'kept.safetensors'}"
+    assert main(["resume", str(run.root), moved]) == 0
+    assert len(missing_rows(run).all) == 0
 
 
 def test_a_resume_says_that_it_takes_other_weights(
