@@ -13,13 +13,13 @@ from batchgen.families import kl_decoder
 from batchgen.families.family import Item, Text, Tokens, family_spec
 from batchgen.families.tiling import Tiling
 from batchgen.numerics.pixels import to_frames
-from batchgen.request import Request
+from batchgen.request import Bucket, Request
 
 
 class ImageModel:
-    """Base class of a `batchgen.families.family.FamilyModel`."""
+    """Base class of a `batchgen.families.family.FamilyModel`, of clips too."""
 
-    tiling: Tiling | None = None  # into which the image is cut when it is decoded
+    tiling: Tiling | None = None  # into which frames are cut when they are decoded
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device
@@ -58,13 +58,29 @@ class ImageModel:
         times = torch.tensor([item.timestep for item in items], dtype=torch.float32)
         return times.to(self.device, non_blocking=True)
 
-    def pixels(self, latents: Tensor) -> Tensor:
-        """AutoencoderKL's image of (1, channels, rows, columns): uint8 (1, height, width, 3)."""
+
+class StillModel(ImageModel):
+    """One that draws single images, several of which may be decoded together."""
+
+    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
+        return self.images(latents, bucket)[0]
+
+    def decode_pack(self, latents: Sequence[Tensor], bucket: Bucket) -> list[Tensor]:
+        return self.images(torch.cat([*latents]), bucket)
+
+    def images(self, latents: Tensor, bucket: Bucket) -> list[Tensor]:
+        """AutoencoderKL's of latents (items, channels, rows, columns): each uint8 (1, height,
+        width, 3)."""
         config = self.vae.config
-        scaled = latents / config.scaling_factor
+        scaled = latents.to(self.vae.dtype) / config.scaling_factor
         if config.shift_factor is not None:
             scaled = scaled + config.shift_factor
-        return to_frames(kl_decoder.decode(self.vae, scaled, self.tiling)[0].unsqueeze(1))
+        return self.drawn(scaled)
+
+    def drawn(self, scaled: Tensor) -> list[Tensor]:
+        """`images` of what the autoencoder itself takes."""
+        pixels = kl_decoder.decode(self.vae, scaled, self.tiling)
+        return [to_frames(image.unsqueeze(1)) for image in pixels]
 
 
 def message_tokens(tokenizer: Any, text: str, most: int, *, thinking: bool) -> Tokens:

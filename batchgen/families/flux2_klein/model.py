@@ -15,16 +15,14 @@ from torch import Tensor
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
-from batchgen.families import kl_decoder
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flux2_klein import spec as light
-from batchgen.families.image_model import ImageModel, message_tokens
+from batchgen.families.image_model import StillModel, message_tokens
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.families.tiling import tiled
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
-from batchgen.numerics.pixels import to_frames
 from batchgen.numerics.solver import Schedule
 from batchgen.request import Bucket, Request
 
@@ -50,7 +48,7 @@ def build(
     return tiled(Klein(spec, components, device), system.vae)
 
 
-class Klein(ImageModel):
+class Klein(StillModel):
     """A FLUX.2 klein (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
@@ -133,17 +131,16 @@ class Klein(ImageModel):
         return classifier_free(velocities, request.guidance_scale)
 
     # ------------------------------------------------------------------------------------ decode
-    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
+    def images(self, latents: Tensor, bucket: Bucket) -> list[Tensor]:
         height, width = light.cells(self.spec, bucket)
-        image = latents.permute(0, 2, 1).reshape(1, -1, height, width)
+        items = len(latents)
+        image = latents.permute(0, 2, 1).reshape(items, -1, height, width)
         norm, like = self.vae.bn, (1, -1, 1, 1)
         mean = norm.running_mean.view(like).to(image.device, image.dtype)
         spread = torch.sqrt(norm.running_var.view(like) + self.vae.config.batch_norm_eps)
         image = image * spread.to(image.device, image.dtype) + mean
-        image = image.reshape(1, -1, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
-        image = image.reshape(1, -1, 2 * height, 2 * width)
-        pixels = kl_decoder.decode(self.vae, image, self.tiling)
-        return to_frames(pixels[0].unsqueeze(1))
+        image = image.reshape(items, -1, 2, 2, height, width).permute(0, 1, 4, 2, 5, 3)
+        return self.drawn(image.reshape(items, -1, 2 * height, 2 * width))
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

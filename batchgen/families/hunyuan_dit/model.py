@@ -24,7 +24,7 @@ from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.hunyuan_dit import spec as light
 from batchgen.families.hunyuan_dit.attention import ImageAttention
-from batchgen.families.image_model import ImageModel
+from batchgen.families.image_model import StillModel
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
 from batchgen.families.tiling import tiled
 from batchgen.numerics.diffusion import ddpm_steps
@@ -65,7 +65,7 @@ def ddpm_schedule(scheduler: light.DdpmScheduler, steps: int) -> Schedule:
     return Schedule("ddpm", source.timesteps.float(), sigmas, tuple(coefs))
 
 
-class HunyuanDit(ImageModel):
+class HunyuanDit(StillModel):
     """A HunyuanDiT (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
@@ -178,10 +178,6 @@ class HunyuanDit(ImageModel):
         if len(velocities) == 1 or request.guidance_rescale == 0:
             return guided
         return rescaled(guided, velocities[0], request.guidance_rescale)
-
-    # ------------------------------------------------------------------------------------ decode
-    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        return self.pixels(latents)
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

@@ -18,7 +18,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flow import dynamic_shift
-from batchgen.families.image_model import ImageModel
+from batchgen.families.image_model import StillModel
 from batchgen.families.qwen_image import spec as light
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
@@ -57,7 +57,7 @@ def build(
     return tiled(QwenImage(spec, components, device), system.vae)
 
 
-class QwenImage(ImageModel):
+class QwenImage(StillModel):
     """A Qwen-Image (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
@@ -155,18 +155,19 @@ class QwenImage(ImageModel):
         return guided * (drawn / torch.norm(guided, dim=-1, keepdim=True))
 
     # ------------------------------------------------------------------------------------ decode
-    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
+    def images(self, latents: Tensor, bucket: Bucket) -> list[Tensor]:
         height, width = light.cells(self.spec, bucket)
-        channels = latents.shape[2] // 4
-        image = latents.view(1, height, width, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        image = image.reshape(1, channels, 1, 2 * height, 2 * width).to(self.vae.dtype)
+        items, channels = len(latents), latents.shape[2] // 4
+        image = latents.view(items, height, width, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        image = image.reshape(items, channels, 1, 2 * height, 2 * width).to(self.vae.dtype)
         config, like = self.vae.config, (1, -1, 1, 1, 1)
         mean = torch.tensor(config.latents_mean).view(like).to(image.device, image.dtype)
         inverse = 1.0 / torch.tensor(config.latents_std).view(like).to(image.device, image.dtype)
         unscaled = image / inverse + mean
-        if self.tiling is not None:
-            return to_frames(decoder.decode_tiled(self.vae, unscaled, self.tiling)[0])
-        return to_frames(decoder.decode(self.vae, unscaled)[0])
+        if self.tiling is None:
+            return [to_frames(each) for each in decoder.decode(self.vae, unscaled)]
+        tiled = [decoder.decode_tiled(self.vae, one, self.tiling) for one in unscaled.split(1)]
+        return [to_frames(each[0]) for each in tiled]
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

@@ -29,7 +29,7 @@ from batchgen.families.family import (
     told_to_each,
 )
 from batchgen.families.flow import dynamic_shift
-from batchgen.families.image_model import ImageModel
+from batchgen.families.image_model import StillModel
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sd3 import spec as light
 from batchgen.families.sd3.attention import JointAttention
@@ -62,7 +62,7 @@ def build(
     return tiled(Sd3(spec, components, device), system.vae)
 
 
-class Sd3(ImageModel):
+class Sd3(StillModel):
     """A Stable Diffusion 3 (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
@@ -167,10 +167,6 @@ class Sd3(ImageModel):
 
     def combine(self, request: Request, timestep: float, velocities: Sequence[Tensor]) -> Tensor:
         return classifier_free(velocities, request.guidance_scale)
-
-    # ------------------------------------------------------------------------------------ decode
-    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        return self.pixels(latents)
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

@@ -20,7 +20,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flow import dynamic_shift
-from batchgen.families.image_model import ImageModel, message_tokens
+from batchgen.families.image_model import StillModel, message_tokens
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
 from batchgen.families.tiling import tiled
@@ -50,7 +50,7 @@ def build(
     return tiled(ZImage(spec, components, device), system.vae)
 
 
-class ZImage(ImageModel):
+class ZImage(StillModel):
     """A Z-Image (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
@@ -135,10 +135,6 @@ class ZImage(ImageModel):
         if len(velocities) == 1:
             return velocities[0]
         return velocities[0] + request.guidance_scale * (velocities[0] - velocities[1])
-
-    # ------------------------------------------------------------------------------------ decode
-    def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
-        return self.pixels(latents.to(self.vae.dtype))
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

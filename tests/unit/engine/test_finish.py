@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from toy_engine import Keeper, ListSource, draw, request, small_spec, system
 from toy_flux import flux_spec
+from toys import TOYS
 
 from batchgen.engine.engine import Engine
 from batchgen.engine.packs import DecodeSizes
+from batchgen.families.family import DecodesPacks
+from batchgen.families.image_model import ImageModel, StillModel
 from batchgen.records import MOST_DECODED, rows_decoded
 from batchgen.request import Bucket, Request
 
@@ -75,16 +78,23 @@ def test_rows_of_a_bucket_are_decoded_together(one_thread: None, mode: str) -> N
         assert apart.max() <= 1 and (apart > 0).mean() < 0.01, name
 
 
-def test_the_packs_of_images_are_as_near(one_thread: None) -> None:
-    spec = flux_spec()
-    engine = load(spec)
+@pytest.mark.parametrize("name", ["flux", *TOYS])
+def test_the_packs_of_images_are_as_near(one_thread: None, name: str) -> None:
+    engine = load(TOYS[name].spec() if name in TOYS else flux_spec())
     family: Any = engine.family
-    latents = [family.initial_latents(flux_row(i)) for i in range(4)]
+    rows = [flux_row(i) for i in range(4)]
+    latents = [family.initial_latents(row) for row in rows]
     with torch.no_grad():
-        together = family.decode_pack(latents, flux_row(0).bucket)
+        together = family.decode_pack(latents, rows[0].bucket)
         for one, pixels in zip(latents, together, strict=True):
-            apart = family.decode(one, flux_row(0).bucket).int() - pixels.int()
+            apart = family.decode(one, rows[0].bucket).int() - pixels.int()
             assert apart.abs().max() <= 1 and (apart != 0).float().mean() < 0.01
+    assert not torch.equal(together[0], together[1])
+
+
+def test_clips_are_decoded_one_by_one() -> None:
+    """But for Wan's, models of clips share all else with those of images."""
+    assert issubclass(StillModel, DecodesPacks) and not issubclass(ImageModel, DecodesPacks)
 
 
 def test_shares_of_rows_add_up(one_thread: None) -> None:
