@@ -27,9 +27,10 @@ class Remembered(Generic[Made]):
     def __call__(self, ids: Tensor) -> Made:
         """What `encode` makes of token ids (1, tokens), which all have the same length."""
         key = ids.cpu().numpy().tobytes()
-        if key not in self._made:
-            self._made[key] = self._encode(ids)
-        self._made.move_to_end(key)
+        made = self._made.pop(key, None)
+        if made is None:
+            made = self._encode(ids)  # texts that are read abreast come here in between
+        self._made[key] = made
         if len(self._made) > self._last:
             self._made.popitem(last=False)
-        return self._made[key]
+        return made

@@ -243,7 +243,7 @@ def test_an_encoder_reads_a_text_once_whatever_the_others_read(spec: ModelSpec) 
 
 def test_an_encoder_forgets_what_it_was_told_first() -> None:
     told: list[int] = []
-    read = Remembered(lambda ids: told.append(int(ids)), last=2)
+    read = Remembered(lambda ids: (told.append(int(ids)), ids), last=2)
     for number in (1, 2, 1, 3, 1, 2):
         read(torch.tensor([[number]]))
     assert told == [1, 2, 3, 2]
