@@ -15,9 +15,10 @@ DESCRIPTION = """\
 Measure one CUDA card with random weights of real width (fewer blocks where time is short, as the
 notes say): forwards of Wan 1.3B and 14B as a share of the rate of a large matrix product measured
 first, guided steps against diffusers' eager transformer over the same tensors, compiled blocks,
-packs of images at 512x512 and 1024x1024, streamed blocks against resident ones with copies traced,
-strict mode's self-test, frames against WanPipeline, memory against the forecast, loading, and a
-step cache from text to pixels. Each is a ratio inside one process, rounds take turns.
+packs of images (FLUX.1, Qwen-Image) at 512x512 and 1024x1024, streamed blocks against resident ones
+with copies traced, strict mode's self-test, frames against WanPipeline, memory against the
+forecast, loading, and a step cache from text to pixels. Each is a ratio inside one process, rounds
+take turns.
 
 A section that fails says so, and the others go on. Writes into --out: figures.json, figures.md.
 It has been run with --tiny on CPUs alone: nothing of it was seen on a card yet.
@@ -30,8 +31,8 @@ examples:
 """
 TINY = ("--tiny",)
 SECTIONS = (
-    *("small", "large", "streamed", "packs", "streamed-packs", "self-tests", "pipeline"),
-    *("peaks", "traced", "compiled", "loading", "forced"),
+    *("small", "large", "streamed", "packs", "streamed-packs", "qwen-packs", "qwen-streamed"),
+    *("self-tests", "pipeline", "peaks", "traced", "compiled", "loading", "forced"),
 )
 
 
@@ -112,7 +113,8 @@ def _sections() -> dict[str, Section]:
     from batchgen.bench.gpu import forward, loading, packs, truth
 
     found = (
-        *(forward.small, forward.large, forward.streamed, packs.sweeps, packs.streamed),
+        *(forward.small, forward.large, forward.streamed, packs.flux_packs, packs.flux_streamed),
+        *(packs.qwen_packs, packs.qwen_streamed),
         *(truth.self_tests, truth.pipeline, truth.peaks, forward.traced, forward.compiled),
         *(loading.loading, truth.forced),
     )

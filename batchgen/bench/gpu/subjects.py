@@ -19,9 +19,11 @@ from batchgen.engine.engine import Engine
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.families.autoencoders import KlVae
 from batchgen.families.dims import stored_dims
-from batchgen.families.encoders import ClipDims, T5Dims
+from batchgen.families.encoders import ClipDims, QwenVlDims, T5Dims
 from batchgen.families.flux.spec import Dims as FluxDims
 from batchgen.families.flux.spec import FluxT5, FluxTransformer
+from batchgen.families.qwen_image.spec import Dims as QwenDims
+from batchgen.families.qwen_image.spec import QwenImageTransformer, QwenImageVae
 from batchgen.families.wan.spec import Dims as WanDims
 from batchgen.families.wan.spec import WanTransformer, WanVae
 from batchgen.request import Bucket, ModelDefaults, Request, Solver
@@ -89,6 +91,43 @@ def flux(double: int, single: int, *, tiny: bool) -> ModelSpec:
                 num_heads=width // 32,
                 num_layers=1,
                 max_tokens=16 if tiny else 512,
+            ),
+        ),
+        request_defaults=_defaults(1024, 1024, 1, "euler"),
+    )
+
+
+def qwen(layers: int, *, tiny: bool) -> ModelSpec:
+    """A Qwen-Image of so many blocks; tiny: of 2 heads of 16."""
+    width = 32 if tiny else 3584
+    heads, dim, axes = (2, 16, (4, 6, 6)) if tiny else (24, 128, (16, 56, 56))
+    return ModelSpec(
+        name=f"qwen-image, {layers} blocks",
+        family="qwen_image",
+        weights="random",
+        media="image",
+        dims=QwenDims(
+            transformer=QwenImageTransformer(
+                num_layers=layers,
+                num_attention_heads=heads,
+                attention_head_dim=dim,
+                joint_attention_dim=width,
+                axes_dims_rope=axes,
+            ),
+            vae=QwenImageVae(base_dim=4 if tiny else 96, num_res_blocks=1 if tiny else 2),
+            text_encoder=QwenVlDims(
+                vocab_size=BYTES,
+                hidden_size=width,
+                intermediate_size=width,
+                num_hidden_layers=1,
+                num_attention_heads=2 if tiny else 28,
+                num_key_value_heads=2 if tiny else 4,
+                max_tokens=80 if tiny else 512,
+                vision_depth=1,
+                vision_width=16,
+                vision_inner=16,
+                vision_heads=2,
+                vision_out=width,
             ),
         ),
         request_defaults=_defaults(1024, 1024, 1, "euler"),
