@@ -105,12 +105,17 @@ def calibrate(
         errors = local_errors(course, grams, reach)
         found = [best(rows, recorded, fitted, course, errors, count, moved) for count in counts]
         fits = [fit for fit in found if fit is not None]
-        whole = tuple(row.states[-1] for row in recorded)
-        told = [judge(whole[fitted:], fit.latents[fitted:]) for fit in fits]
+        whole = _ends(rows, [row.states[-1] for row in recorded])
+        told = [judge(whole[fitted:], _ends(rows, fit.latents)[fitted:]) for fit in fits]
     key, spent = key_of(requests, model, sized), sum(fit.evaluations for fit in fits)
     pairs = zip(fits, told, strict=True)
     entries = tuple(_entry(key, course, fit, fitted, more) for fit, more in pairs)
     return Calibration(entries, whole, recorded_s, spent)
+
+
+def _ends(rows: Lockstep, latents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Of every row, as it is decoded."""
+    return tuple(rows.end(number, one) for number, one in enumerate(latents))
 
 
 def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:

@@ -171,7 +171,7 @@ def _record(
         moved()
     for branch in found:
         branch.forget()
-    return found, x.cpu()
+    return found, rows.end(row, x).cpu()
 
 
 def _note(branch: Recorded, look: _Look, watch: _Watch, added: Tensor, velocity: Tensor) -> None:

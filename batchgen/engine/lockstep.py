@@ -15,7 +15,7 @@ from batchgen.engine.isolation import Failed
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
 from batchgen.errors import ConfigError
-from batchgen.families.family import Item, Stage
+from batchgen.families.family import DrawsFromImages, Item, Stage
 from batchgen.numerics.diffusion import Draw
 from batchgen.numerics.solver import noise_of
 from batchgen.request import Request
@@ -63,6 +63,13 @@ class Lockstep:
         """Gives what the row's solver draws from its first step on, if it does."""
         noise = noise_of(self.schedule, latents, self.rows[row].request.seed)
         return noise.draw if noise else None
+
+    def end(self, row: int, latents: Tensor) -> Tensor:
+        """The latents after the row's last step, with what its images say about them."""
+        shared = tuple(tensor.to(latents.device) for tensor in self.rows[row].shared)
+        if shared and isinstance(self.family, DrawsFromImages):
+            return self.family.put_back(latents, shared)
+        return latents
 
     def velocities(
         self, some: Sequence[int], latents: Sequence[Tensor], step: int

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from toy_cogvideox import COGVIDEOX_2B
 from toy_engine import draw, request, small_spec, system, tiny_wan_spec, two_experts
+from toy_wan_images import PICTURES, digests, ti2v_spec
 
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import Row
 from batchgen.caches.tables import Entry, Tables, row_key, store
 from batchgen.engine.calibrate import calibrate, key_of, products
+from batchgen.engine.calibrate_blocks import calibrate_blocks
 from batchgen.engine.engine import Engine
 from batchgen.engine.lockstep import Lockstep
 from batchgen.errors import ConfigError, PromptTooLong
@@ -146,6 +148,29 @@ def test_the_rows_of_a_pilot_are_drawn_as_any_others(engine: Engine) -> None:
     drawn = draw(engine, rows)
     for row, latents in zip(rows, made.latents, strict=True):
         assert torch.equal(latents, drawn.latents[row.row_id])
+
+
+@torch.no_grad()
+def test_a_pilots_rows_with_an_image_end_with_it(one_thread: None) -> None:
+    """Whichever strategy they are drawn for; and so do those that are judged."""
+    engine = Engine.load(ti2v_spec(), system(), "cpu", images=PICTURES.__getitem__)
+    size = {"width": 128, "height": 64, "num_frames": 5}
+    rows = spread(3, num_steps=4, image=digests()[0], **size)
+    drawn = draw(engine, rows).latents
+    shown: list[Tensor] = []
+
+    def judge(*both: Sequence[Tensor]) -> dict[str, object]:
+        shown.extend(one for some in both for one in some)
+        return {}
+
+    made = calibrate(engine.replica, rows, [0.5], model="m", audited=1, judge=judge)
+    key = replace(key_of(rows, "m", sized=False), strategy="teacache")
+    measured = calibrate_blocks(engine.replica, rows, key, names=("teacache",))
+    for ends in (made.latents, measured.latents):
+        assert all(map(torch.equal, ends, drawn.values()))
+    whole, near = shown
+    assert torch.equal(whole[:, :, :1], near[:, :, :1])
+    assert not torch.equal(whole, near)
 
 
 def test_rows_of_one_guidance_are_fitted_for_it_by_branch(engine: Engine) -> None:
