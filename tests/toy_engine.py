@@ -22,7 +22,8 @@ from batchgen.engine.loading.random_weights import byte_tokenizer
 from batchgen.families.dims import stored_dims
 from batchgen.families.encoders import T5Dims
 from batchgen.families.family import DecodesPacks, DecodesRows
-from batchgen.families.wan.spec import Dims, WanTransformer, WanVae
+from batchgen.families.wan.autoencoder import WanVae
+from batchgen.families.wan.spec import Dims, WanTransformer
 from batchgen.families.wan22 import spec as wan22
 from batchgen.numerics.solver import reference_scheduler
 from batchgen.records import Rendered, RowStats

@@ -12,8 +12,9 @@ from batchgen.families.flux.spec import Dims as FluxDims
 from batchgen.families.flux.spec import FluxT5, FluxTransformer
 from batchgen.families.qwen_image.spec import Dims as QwenDims
 from batchgen.families.qwen_image.spec import QwenImageTransformer, QwenImageVae
+from batchgen.families.wan.autoencoder import WanVae
 from batchgen.families.wan.spec import Dims as WanDims
-from batchgen.families.wan.spec import WanTransformer, WanVae
+from batchgen.families.wan.spec import WanTransformer
 from batchgen.request import ModelDefaults
 from batchgen.tiny.calibration import preset
 

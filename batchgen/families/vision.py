@@ -1,10 +1,21 @@
-"""Image encoders that families use: dimensions, FLOPs, weights."""
+"""Images that rows are given: what encoding them takes, and the encoders that families use."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+from batchgen.config.schema import ModelSpec
 from batchgen.families.dims import ComponentDims
+from batchgen.request import Bucket
+
+
+@runtime_checkable
+class SeesImages(Protocol):
+    """A `spec.py` of rows that are given images."""
+
+    def image_flops(self, model: ModelSpec, bucket: Bucket) -> float:
+        """FLOPs of encoding what one row is given, most of them an autoencoder's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

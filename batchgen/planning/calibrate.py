@@ -33,6 +33,7 @@ _COLUMNS = (
     "status", "alias_of", "device", "width", "height", "num_frames", "steps_computed",
     "denoise_s", "decode_s", "encode_s", "layout",
 )  # fmt: skip
+_IMAGE = "image"  # a column that the catalogs of older versions lack
 _START_UP = ("load_s", "compile_s", "warmup_s", "other_s")
 _AT_WORK = ("move_s", "busy_s")
 _WAITING = ("idle_s", "tail_s")
@@ -135,7 +136,8 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
 
     try:
         data = ds.dataset(run.catalog_rows, format="parquet")
-        table = data.head(_ROWS_READ, columns=list(_COLUMNS))
+        given = [_IMAGE] if _IMAGE in data.schema.names else []
+        table = data.head(_ROWS_READ, columns=[*_COLUMNS, *given])
     except (pa.ArrowException, OSError, KeyError):
         return None  # written by another version, or being written
     finished = pc.and_(pc.equal(table["status"], "ok"), _without_alias(table))
@@ -151,9 +153,10 @@ def _measure(run: RunPaths, model: ModelSpec, device: DeviceConfig) -> _Measured
     buckets[:] = [Bucket(*size) for size in zip(*columns, strict=True)]
     seconds = {bucket: cost.bucket(bucket) for bucket in set(buckets.tolist())}
     evaluations = table["steps_computed"].to_numpy()  # of this attempt: others may have begun it
+    images = table[_IMAGE].is_valid().to_pylist() if given else [False] * len(table)
     predicted = [
-        (count * seconds[b].forward, seconds[b].decode, seconds[b].encode)
-        for b, count in zip(buckets.tolist(), evaluations.tolist(), strict=True)
+        (count * seconds[b].forward, seconds[b].decode, seconds[b].encode + i * seconds[b].images)
+        for b, count, i in zip(buckets.tolist(), evaluations.tolist(), images, strict=True)
     ]
     stages = [table[name].to_numpy() for name in ("denoise_s", "decode_s", "encode_s")]
     attempts, held_s = _attempts(run, device, len(table))

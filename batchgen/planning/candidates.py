@@ -200,7 +200,8 @@ class _Pricing:
         denoise = part.evaluations * evaluation + part.steps * told
         texts = min(TEXTS_ABREAST, ceil(part.rows / degrees.dp))
         encode = self._streamed(texts * costs.encode, copies.encoders) / texts
-        return denoise / part.rows + encode + costs.decode
+        images = costs.images * part.illustrated / part.rows
+        return denoise / part.rows + encode + images + costs.decode
 
     def _streamed(self, compute: float, copies: Sequence[float]) -> float:
         """Seconds of a forward whose blocks come to it. A CPU copies before it computes."""

@@ -1,11 +1,12 @@
 """Predicted device seconds of a row: FLOPs over a device's figures, scaled by what was measured.
 
-    seconds = steps x branches x forward + encode + decode
+    seconds = steps x branches x forward + encode + decode (+ images)
     forward = FLOPs / (efficiency x peak) + layers x launch
 
 The efficiencies are shares of the measured matmul rate that well-kept engines reach: transformer
 blocks 0.55 (published: 0.45 to 0.75), causal 3D convolutions of the decoder 0.16 (2.2 s for Wan at
-832x480x81 on an H100). Small models are bound by the launch of their kernels instead.
+832x480x81 on an H100), and so those of the encoder of images. Small models are bound by the launch
+of their kernels instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from batchgen.config.stages import stages_of
 from batchgen.families.components import component_bytes
 from batchgen.families.family import STAGES, Stage, family_spec
 from batchgen.families.tiling import Tiling, tiling_of
+from batchgen.families.vision import SeesImages
 from batchgen.request import Bucket
 
 _TRANSFORMER_EFFICIENCY = 0.55
@@ -59,10 +61,12 @@ class BucketSeconds:
     forward: float  # one branch of one step
     encode: float  # one text
     decode: float
+    images: float = 0.0  # what a row is given, if it is
 
-    def per_row(self) -> tuple[float, float, float]:
-        """Seconds of one evaluation (one step of one branch), of its text, of decoding."""
-        return self.forward, self.encode, self.decode
+    def per_row(self) -> tuple[float, float, float, float]:
+        """Seconds of one evaluation (one step of one branch), of its text, of decoding, and of its
+        images."""
+        return self.forward, self.encode, self.decode, self.images
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ class CostModel:
     stages: tuple[Stage, ...] = STAGES  # that rows go through; the others cost nothing
 
     def bucket(self, bucket: Bucket) -> BucketSeconds:
-        """Seconds of one forward, one text and one decode in a bucket."""
+        """Seconds of one forward, one text, one decode and one row's images in a bucket."""
         family = family_spec(self.model.family)
         peak = self.device.matmul_tflops * 1e12
         layers = family.layers(self.model)
@@ -85,11 +89,15 @@ class CostModel:
         if (tiles := served_by(self.model).tiles) and self.tiling:
             decode *= self.tiling.work(bucket, tiles.factor)
         encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)
+        images = 0.0
+        if isinstance(family, SeesImages):
+            images = family.image_flops(self.model, bucket) / (_DECODER_EFFICIENCY * peak)
         factors = self.factors.of(bucket)
         return BucketSeconds(
             forward=(forward + layers * LAUNCH_S) * factors.denoise * ("denoise" in self.stages),
             encode=encode * factors.encode * ("encode" in self.stages),
             decode=decode * factors.decode * ("decode" in self.stages),
+            images=images * factors.encode * ("encode" in self.stages),
         )
 
 

@@ -23,7 +23,7 @@ class CostSums:
         self._model = model
         self._family = family_spec(model.model.family)
         self._seconds: dict[Bucket, BucketSeconds] = {}
-        self._sums: dict[Bucket, np.ndarray] = defaultdict(lambda: np.zeros(6))  # see `add`
+        self._sums: dict[Bucket, np.ndarray] = defaultdict(lambda: np.zeros(7))  # see `add`
         self._caches: dict[Bucket, set[str]] = defaultdict(set)  # strategies of its rows
 
     def add(
@@ -48,15 +48,17 @@ class CostSums:
         steps = rows.numbers("num_steps")
         solved = steps * (1.0 if cached is None else cached.share)
         expected, again = solved * branches, steps * branches * audits
-        parts = (np.ones(len(rows)), steps * branches, expected, solved, audits, again)
+        given = _given(rows)
+        parts = (np.ones(len(rows)), steps * branches, expected, solved, audits, again, given)
         sums = [np.bincount(inverse, weights=part * rendered) for part in parts]
         for bucket, more in zip(buckets, np.stack(sums, 1), strict=True):
             self._sums[bucket] += more
         if cached is not None:
             for at, name in cached.strategies(np.where(rendered, inverse, -1)):
                 self._caches[buckets[at]].add(name)
-        forward, encode, decode = seconds.T
-        cost_s = ((expected + again) * forward + encode + (1 + audits) * decode) * rendered
+        forward, encode, decode, images = seconds.T
+        once = encode + given * images
+        cost_s = ((expected + again) * forward + once + (1 + audits) * decode) * rendered
         names = pa.array([str(bucket) for bucket in buckets])
         return cost_s, expected, names.take(pa.array(inverse))
 
@@ -74,9 +76,10 @@ class CostSums:
         steps: float,
         audits: float,
         again: float,
+        given: float,
     ) -> BucketForecast:
         """Of one bucket, from its sums: evaluations in `total`, as `expected`, and `again` by its
-        audits."""
+        audits; `given`: rows with images."""
         seconds = self._seconds[bucket]
         return BucketForecast(
             bucket=bucket,
@@ -84,11 +87,20 @@ class CostSums:
             tokens=self._family.tokens(self._model.model, bucket),
             evaluations=round(expected),
             denoise_s=(expected + again) * seconds.forward,
-            encode_s=rows * seconds.encode,
+            encode_s=rows * seconds.encode + given * seconds.images,
             decode_s=(rows + audits) * seconds.decode,
             steps=round(steps),
             evaluations_total=int(total),
             audits=int(audits),
             audit_evaluations=int(again),
             caches=tuple(sorted(self._caches[bucket])),
+            illustrated=int(given),
         )
+
+
+def _given(rows: ResolvedRows) -> np.ndarray:
+    """1 for each row that is given an image, 0 for the others."""
+    if "image" not in rows.columns.schema.names:
+        return np.zeros(len(rows))
+    there = rows.column("image").is_valid()
+    return np.asarray(there.to_numpy(zero_copy_only=False), np.float64)

@@ -50,6 +50,7 @@ class BucketForecast:
     audits: int = 0  # rows that are drawn without their cache too, for which seconds are counted
     audit_evaluations: int = 0  # of these drawings; not in `evaluations`
     caches: tuple[str, ...] = ()  # strategies of these rows, by name
+    illustrated: int = 0  # rows that are given images, for which seconds are counted
 
     @property
     def cost_s(self) -> float:

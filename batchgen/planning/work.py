@@ -21,7 +21,7 @@ from batchgen.planning.store import BucketForecast, Plan, read_loras
 from batchgen.request import FIELDS, MODEL_FIELDS, Bucket
 
 _SCALES = tuple(field.name for field in MODEL_FIELDS if field.kind == "number")
-_COLUMNS = ("bucket", "num_steps", "steps_expected", "cache_strategy", *_SCALES)
+_COLUMNS = ("bucket", "num_steps", "steps_expected", "cache_strategy", "image", *_SCALES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Work:
     evaluations: int  # forwards of one item, over all rows, steps and branches, with audits'
     caches: tuple[str, ...] = ()  # strategies of rows, by name
     adapted: int = 0  # numbers in all LoRA files of the plan, which are there from set-up
+    illustrated: int = 0  # rows that are given images
 
     @property
     def branches(self) -> float:
@@ -51,7 +52,7 @@ def _planned(b: BucketForecast, adapted: int) -> Work:
     steps = b.steps or b.evaluations
     again = round(b.audit_evaluations * steps / max(1, b.evaluations))
     evaluations = b.evaluations + b.audit_evaluations
-    return Work(b.bucket, b.rows, steps + again, evaluations, b.caches, adapted)
+    return Work(b.bucket, b.rows, steps + again, evaluations, b.caches, adapted, b.illustrated)
 
 
 def _values(loras: Mapping[str, LoraFile]) -> int:
@@ -81,7 +82,7 @@ def read_work(plan: Path, rows: np.ndarray, model: ModelSpec, audit_every: int =
 class _Sums:
     """Of the rows of one shape so far."""
 
-    parts: np.ndarray  # rows, steps, evaluations
+    parts: np.ndarray  # rows, steps, evaluations, rows with images
     caches: set[str]
 
 
@@ -101,18 +102,20 @@ def _add(found: dict[str, _Sums], part: pa.RecordBatch, model: ModelSpec, audit_
     caches = column("cache_strategy")
     if audit_every:
         evaluations = evaluations + whole * _audits(caches != NONE, column("row_key"), audit_every)
-    sums = np.stack([np.ones(len(part)), evaluations / branches, evaluations])
+    given = np.array([image is not None for image in column("image")])
+    sums = np.stack([np.ones(len(part)), evaluations / branches, evaluations, given])
     names, inverse = np.unique(column("bucket").astype(str), return_inverse=True)
     for at, name in enumerate(names.tolist()):
-        mine = found.setdefault(name, _Sums(np.zeros(3), set()))
+        mine = found.setdefault(name, _Sums(np.zeros(4), set()))
         mine.parts += sums[:, inverse == at].sum(1)
         mine.caches |= {*np.unique(caches[inverse == at].astype(str)).tolist()}
 
 
 def _work(bucket: Bucket, sums: _Sums, adapted: int) -> Work:
     """`adapted`: values of the adapters that rows may have."""
-    rows, steps, evaluations = (round(float(part)) for part in sums.parts)
-    return Work(bucket, rows, steps, evaluations, tuple(sorted(sums.caches - {NONE})), adapted)
+    rows, steps, evaluations, given = (round(float(part)) for part in sums.parts)
+    caches = tuple(sorted(sums.caches - {NONE}))
+    return Work(bucket, rows, steps, evaluations, caches, adapted, given)
 
 
 def _audits(cached: np.ndarray, keys: np.ndarray, every: int) -> np.ndarray:

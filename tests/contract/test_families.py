@@ -36,6 +36,7 @@ from batchgen.errors import ConfigError
 from batchgen.families.components import component_bytes
 from batchgen.families.family import (
     DecodesRows,
+    DrawsFromImages,
     FamilySpec,
     Item,
     family_code,
@@ -45,6 +46,7 @@ from batchgen.families.family import (
 )
 from batchgen.families.sequence import Cut
 from batchgen.families.streaming import block_weights
+from batchgen.families.vision import SeesImages
 from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.numerics.remembered import Remembered
 from batchgen.request import Bucket, Request, Solver
@@ -490,6 +492,18 @@ def test_costs_grow_with_the_bucket(loaded: Loaded) -> None:
         loaded.spec.decode_bytes,
     ):
         assert 0 < ask(loaded.model, loaded.bucket) < ask(loaded.model, loaded.larger)
+
+
+def test_what_rows_are_given_costs_where_they_are_given_images(loaded: Loaded) -> None:
+    given = "image" in loaded.spec.capabilities(loaded.model).columns
+    assert (
+        isinstance(loaded.spec, SeesImages) == given == isinstance(loaded.family, DrawsFromImages)
+    )
+    if isinstance(loaded.spec, SeesImages):
+        small, large = (
+            loaded.spec.image_flops(loaded.model, b) for b in (loaded.bucket, loaded.larger)
+        )
+        assert 0 < small < large
 
 
 def test_a_shortened_forward_costs_what_runs(loaded: Loaded) -> None:

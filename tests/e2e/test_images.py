@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import shutil
 
+import numpy as np
 import pytest
 from cli_calls import JobFolder, make_job_folder, rows_of
 from toy_wan_images import picture, save, ti2v_spec
 
+from batchgen.config.build import build
+from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
+from batchgen.planning.calibrate import calibrate
+from batchgen.planning.cost import cost_of
+from batchgen.planning.store import read_costs, read_plan
+from batchgen.planning.work import planned_work, read_work
+from batchgen.request import Bucket
+from batchgen.runfile import read_run
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +45,28 @@ def test_a_preview_finds_the_images(folder: JobFolder) -> None:
     assert seen.code == 0, seen.err
     assert list(rows_of(seen.run).row_id) == ["a", "b"]
     shutil.rmtree(seen.run.root)
+
+
+def test_images_are_in_the_forecast(folder: JobFolder) -> None:
+    """Of the rows that are given one; also of those that are left, and what is learnt from them."""
+    done = folder.run_here(*AS_SAVED)
+    assert done.code == 0, done.err
+    job = build(JobConfig, read_run(done.run).config)
+    bucket, costs = Bucket(128, 64, 5), read_costs(done.run.plan).cost_s
+    seconds = cost_of(job).bucket(bucket)
+    assert seconds.images > 0
+    assert costs[0] - costs[2] == costs[1] - costs[2] == pytest.approx(seconds.images)
+    plan = read_plan(done.run.plan)
+    (sums,) = plan.buckets
+    assert sums.encode_s == pytest.approx(3 * seconds.encode + 2 * seconds.images)
+    assert sums.cost_s == pytest.approx(costs.sum())
+    rest = read_work(done.run.plan, np.array([1, 2]), job.model)
+    assert [work.illustrated for work in (*planned_work(plan), *rest)] == [2, 1]
+    measured = calibrate(folder.root, job.model, job.slurm.device)
+    assert measured is not None
+    spent = rows_of(done.run).encode_s.sum()
+    assert measured.factors.general.encode == pytest.approx(spent / sums.encode_s)
+    shutil.rmtree(done.run.root)
 
 
 def test_a_run_keeps_its_images_and_verify_looks_after_them(folder: JobFolder) -> None:

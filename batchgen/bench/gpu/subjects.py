@@ -24,8 +24,9 @@ from batchgen.families.flux.spec import Dims as FluxDims
 from batchgen.families.flux.spec import FluxT5, FluxTransformer
 from batchgen.families.qwen_image.spec import Dims as QwenDims
 from batchgen.families.qwen_image.spec import QwenImageTransformer, QwenImageVae
+from batchgen.families.wan.autoencoder import WanVae
 from batchgen.families.wan.spec import Dims as WanDims
-from batchgen.families.wan.spec import WanTransformer, WanVae
+from batchgen.families.wan.spec import WanTransformer
 from batchgen.request import Bucket, ModelDefaults, Request, Solver
 
 BYTES = 288  # tokens of the byte tokenizer; encoders are short, since nobody measures them

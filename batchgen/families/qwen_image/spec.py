@@ -31,7 +31,8 @@ from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.families.tiling import TiledDecoder, reach_of
-from batchgen.families.wan.spec import WanVae, vae_decode_flops, vae_parameters
+from batchgen.families.wan import autoencoder
+from batchgen.families.wan.autoencoder import WanVae
 from batchgen.request import MAX_SIDE, Bucket, ModelDefaults
 
 NUMERICS_VERSION = 1
@@ -247,12 +248,9 @@ def encode_flops(model: ModelSpec) -> float:
 
 
 def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
-    """FLOPs of the decoder's convolutions and its one attention, for one row."""
+    """FLOPs of the decoder for one row."""
     vae, factor = dims(model).vae, dims(model).vae.spatial_factor
-    height, width = bucket.height // factor, bucket.width // factor
-    cells, top = float(height * width), vae.base_dim * vae.dim_mult[-1]
-    attention = 4 * cells * cells * top + 8 * cells * top * top
-    return vae_decode_flops(vae, 1, height, width) + attention
+    return autoencoder.decode_flops(vae, 1, bucket.height // factor, bucket.width // factor)
 
 
 def parameters(model: ModelSpec, component: str) -> int:
@@ -260,7 +258,7 @@ def parameters(model: ModelSpec, component: str) -> int:
     if component == "text_encoder":
         return qwen_vl_parameters(dims(model).text_encoder)
     if component == "vae":
-        return vae_parameters(dims(model).vae)
+        return autoencoder.weights(dims(model).vae)
     spec = dims(model).transformer
     doors = spec.width * (spec.in_channels + 4 * spec.out_channels + spec.joint_attention_dim)
     return 24 * spec.num_layers * spec.width**2 + doors + _once_per_item(spec)

@@ -1,4 +1,4 @@
-"""The convolutions of a Wan autoencoder, layer by layer: its weights, and the FLOPs of either half.
+"""A Wan autoencoder, convolution by convolution: its weights, and the FLOPs of either half.
 
 Both kinds: that of Wan2.1, and that of Wan2.2's TI2V, which sees patches of 2x2 pixels and whose
 stages keep their widths when they grow (`is_residual`).
@@ -9,11 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from batchgen.families.dims import stored
-from batchgen.families.wan.spec import WanVae
+from batchgen.families.dims import ComponentDims, stored
 
 CUBE, SQUARE, LINE, POINT = 27, 9, 3, 1  # taps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanVae(ComponentDims):
+    """Dimensions of the video autoencoder, as in its diffusers config."""
+
+    base_dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)  # the spelling is diffusers'
+    spatial_factor: int = stored(8, "scale_factor_spatial")  # pixels per latent cell
+    temporal_factor: int = stored(4, "scale_factor_temporal")  # frames per latent frame after one
+
+    def random_extras(self) -> dict[str, Any]:
+        """Statistics of the latents, since diffusers' defaults are for 16 channels."""
+        if self.z_dim == 16:
+            return {}
+        return {"latents_mean": [0.0] * self.z_dim, "latents_std": [1.0] * self.z_dim}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +86,7 @@ class Grid:
 
 def decoder(vae: WanVae, latents: Grid) -> Iterator[Layer]:
     """From latents to pixels, or to their patches."""
-    base = vae.decoder_base_dim if isinstance(vae, PatchedVae) else vae.base_dim
-    widths = [base * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
+    widths = [_base(vae) * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
     grows = [*reversed(vae.temperal_downsample), None]  # None: the last stage does not
     grid = latents
     yield Layer(POINT, vae.z_dim, vae.z_dim, grid.cells)
@@ -106,10 +124,36 @@ def encoder(vae: WanVae, latents: Grid) -> Iterator[Layer]:
     yield Layer(CUBE, _channels(vae), widths[0], grid.cells)
 
 
+def decode_flops(vae: WanVae, frames: int, rows: int, columns: int) -> float:
+    """FLOPs of the decoder, from so many latents to pixels."""
+    grid = Grid(frames, rows, columns)
+    return _attention_flops(_base(vae) * vae.dim_mult[-1], grid) + _flops(decoder(vae, grid))
+
+
+def encode_flops(vae: WanVae, frames: int, rows: int, columns: int) -> float:
+    """FLOPs of the encoder, from pixels to so many latents."""
+    grid = Grid(frames, rows, columns)
+    return _attention_flops(vae.base_dim * vae.dim_mult[-1], grid) + _flops(encoder(vae, grid))
+
+
 def weights(vae: WanVae) -> int:
     """Of both halves, without biases and norms."""
     one = Grid(1, 1, 1)
     return sum(layer.weights for half in (encoder, decoder) for layer in half(vae, one))
+
+
+def _flops(layers: Iterator[Layer]) -> float:
+    return sum(layer.flops for layer in layers)
+
+
+def _attention_flops(width: int, grid: Grid) -> float:
+    """Of each frame's cells to each other; its projections are layers."""
+    return 4.0 * grid.frames * (grid.rows * grid.columns) ** 2 * width
+
+
+def _base(vae: WanVae) -> int:
+    """Of the decoder's widths."""
+    return vae.decoder_base_dim if isinstance(vae, PatchedVae) else vae.base_dim
 
 
 def _channels(vae: WanVae) -> int:

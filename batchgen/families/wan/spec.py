@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import prod
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from batchgen.caches.blocks import Attention
 from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
-from batchgen.families.dims import ComponentDims, stored
+from batchgen.families.dims import ComponentDims
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
 from batchgen.families.family import (
     BLOCK_CACHES,
@@ -31,6 +30,8 @@ from batchgen.families.family import (
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.families.tiling import TiledDecoder, reach_of
+from batchgen.families.wan import autoencoder
+from batchgen.families.wan.autoencoder import WanVae
 from batchgen.request import Bucket, ModelDefaults, Solver
 
 NUMERICS_VERSION = 2  # 2: no guidance at scales below 1, as in the pipeline
@@ -87,7 +88,6 @@ _SOLVERS: dict[str, Solver] = {
     "DPMSolverMultistepScheduler": "dpm++",
 }
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-_KERNEL = 27  # taps of a 3x3x3 convolution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,25 +111,6 @@ class WanTransformer(ComponentDims):
     @property
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WanVae(ComponentDims):
-    """Dimensions of the video autoencoder, as in its diffusers config."""
-
-    base_dim: int = 96
-    z_dim: int = 16
-    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    temperal_downsample: tuple[bool, ...] = (False, True, True)  # the spelling is diffusers'
-    spatial_factor: int = stored(8, "scale_factor_spatial")  # pixels per latent cell
-    temporal_factor: int = stored(4, "scale_factor_temporal")  # frames per latent frame after one
-
-    def random_extras(self) -> dict[str, Any]:
-        """Statistics of the latents, since diffusers' defaults are for 16 channels."""
-        if self.z_dim == 16:
-            return {}
-        return {"latents_mean": [0.0] * self.z_dim, "latents_std": [1.0] * self.z_dim}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,38 +276,21 @@ def encode_flops(model: ModelSpec) -> float:
 
 def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
     """FLOPs of the decoder's convolutions for one row."""
-    return vae_decode_flops(dims(model).vae, *latent_shape(model, bucket))
+    return autoencoder.decode_flops(dims(model).vae, *latent_shape(model, bucket))
 
 
-def vae_decode_flops(vae: WanVae, frames: int, height: int, width: int) -> float:
-    """FLOPs of the decoder's convolutions, stage by stage from so many latents to pixels."""
-    channels = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
-    grows_in_time = list(reversed(vae.temperal_downsample))
-    cells = float(frames * height * width)
-    total = cells * _conv(vae.z_dim, channels[0]) + 4 * cells * _conv(channels[0], channels[0])
-    for stage, (before, after) in enumerate(pairwise(channels)):
-        inputs = before // 2 if stage else before  # the up-sampling before has halved the channels
-        total += cells * (_conv(inputs, after) + (2 * vae.num_res_blocks + 1) * _conv(after, after))
-        if stage == len(channels) - 2:
-            break
-        if grows_in_time[stage]:
-            total += cells * 2 * 3 * after * 2 * after
-            frames = 1 + (frames - 1) * 2
-        height, width = height * 2, width * 2
-        cells = float(frames * height * width)
-        total += cells * 2 * 9 * after * (after // 2)
-    return total + cells * _conv(channels[-1], 3)
-
-
-def _conv(inputs: int, outputs: int) -> float:
-    return 2.0 * _KERNEL * inputs * outputs
+def given_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of encoding given frames, with grey ones where none is given, as one video."""
+    return autoencoder.encode_flops(dims(model).vae, *latent_shape(model, bucket))
 
 
 def parameters(model: ModelSpec, component: str) -> int:
     """Number of weights of a component."""
     if component == "text_encoder":
         return t5_parameters(dims(model).text_encoder)
-    return vae_parameters(dims(model).vae) if component == "vae" else transformer_parameters(model)
+    if component == "vae":
+        return autoencoder.weights(dims(model).vae)
+    return transformer_parameters(model)
 
 
 def transformer_parameters(model: ModelSpec) -> int:
@@ -349,31 +313,6 @@ def block_parameters(model: ModelSpec) -> tuple[int, ...]:
 def fp8_parameters(model: ModelSpec) -> tuple[int, ...]:
     """All: a block's modulation is a table."""
     return block_parameters(model)
-
-
-def vae_parameters(vae: WanVae) -> int:
-    """Number of weights of both halves."""
-    up = [vae.base_dim * m for m in (vae.dim_mult[-1], *reversed(vae.dim_mult))]
-    down = [vae.base_dim * m for m in (1, *vae.dim_mult)]
-    top = up[0]
-    total = 2 * (4 * _KERNEL + 4) * top**2  # in the middle: two residual blocks and an attention
-    total += _KERNEL * (3 * vae.z_dim * top + 3 * down[0] + 3 * up[-1])  # in and out
-    for stage, (before, after) in enumerate(pairwise(up)):
-        inputs = before // 2 if stage else before  # the up-sampling before has halved them
-        total += _residuals(inputs, after, vae.num_res_blocks + 1)
-    for before, after in pairwise(down):
-        total += _residuals(before, after, vae.num_res_blocks)
-    for into, in_time in zip(down[1:], vae.temperal_downsample, strict=False):
-        total += 9 * into**2 + 3 * into**2 * in_time
-    for out, in_time in zip(up[1:], reversed(vae.temperal_downsample), strict=False):
-        total += 9 * out * out // 2 + 6 * out**2 * in_time
-    return total
-
-
-def _residuals(inputs: int, outputs: int, count: int) -> int:
-    """Weights of `count` residual blocks, the first of which may change the width."""
-    shortcut = inputs * outputs if inputs != outputs else 0
-    return _KERNEL * (inputs * outputs + (2 * count - 1) * outputs**2) + shortcut
 
 
 def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:

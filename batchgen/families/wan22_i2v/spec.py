@@ -31,7 +31,7 @@ from batchgen.families.wan22.spec import (
     tokens,
     width,
 )
-from batchgen.request import ModelDefaults
+from batchgen.request import Bucket, ModelDefaults
 
 __all__ = [
     "COMPONENTS",
@@ -53,6 +53,7 @@ __all__ = [
     "forward_flops",
     "fp8_parameters",
     "heads",
+    "image_flops",
     "layers",
     "max_tokens",
     "parameters",
@@ -104,3 +105,8 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
         solver=wan.solver_of(scheduler),
         sigma_shift=wan.shift_of(scheduler, 5.0),
     )
+
+
+def image_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of encoding what one row is given."""
+    return wan.given_flops(model, bucket)

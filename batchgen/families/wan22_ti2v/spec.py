@@ -14,18 +14,20 @@ from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities
 from batchgen.families.wan import autoencoder
 from batchgen.families.wan import spec as wan
-from batchgen.families.wan.autoencoder import Grid, PatchedVae
+from batchgen.families.wan.autoencoder import PatchedVae
 from batchgen.families.wan.spec import (
     attention_flops,
     block_parameters,
     boundary,
     branches,
+    decode_flops,
     encode_flops,
     forward_bytes,
     fp8_parameters,
     heads,
     layers,
     max_tokens,
+    parameters,
     stride,
     tokens,
     width,
@@ -52,6 +54,7 @@ __all__ = [
     "forward_flops",
     "fp8_parameters",
     "heads",
+    "image_flops",
     "layers",
     "max_tokens",
     "parameters",
@@ -120,17 +123,10 @@ def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
     return wan.forward_flops(model, bucket) + times
 
 
-def decode_flops(model: ModelSpec, bucket: Bucket) -> float:
-    """FLOPs of the decoder's convolutions for one row."""
-    grid = Grid(*wan.latent_shape(model, bucket))
-    return sum(layer.flops for layer in autoencoder.decoder(wan.dims(model).vae, grid))
-
-
-def parameters(model: ModelSpec, component: str) -> int:
-    """Number of weights of a component."""
-    if component == "vae":
-        return autoencoder.weights(wan.dims(model).vae)
-    return wan.parameters(model, component)
+def image_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of encoding the frame that a row is given."""
+    _, rows, columns = wan.latent_shape(model, bucket)
+    return autoencoder.encode_flops(wan.dims(model).vae, 1, rows, columns)
 
 
 def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:

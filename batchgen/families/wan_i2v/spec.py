@@ -15,7 +15,7 @@ from batchgen.caches.blocks import Attention
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.family import Capabilities, Component
-from batchgen.families.vision import ClipVisionDims, clip_vision_parameters
+from batchgen.families.vision import ClipVisionDims, clip_vision_flops, clip_vision_parameters
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.spec import (
     boundary,
@@ -54,6 +54,7 @@ __all__ = [
     "forward_flops",
     "fp8_parameters",
     "heads",
+    "image_flops",
     "layers",
     "max_tokens",
     "parameters",
@@ -173,6 +174,12 @@ def attention_flops(model: ModelSpec, bucket: Bucket) -> Mapping[Attention, floa
     """FLOPs of all attentions of one forward."""
     plain = wan.attention_flops(model, bucket)
     return {**plain, "cross": plain["cross"] + _attention(model, bucket)}
+
+
+def image_flops(model: ModelSpec, bucket: Bucket) -> float:
+    """FLOPs of encoding what one row is given, by CLIP and by the autoencoder."""
+    seen = images(model) * clip_vision_flops(dims(model).image_encoder)
+    return seen + wan.given_flops(model, bucket)
 
 
 def parameters(model: ModelSpec, component: str) -> int:

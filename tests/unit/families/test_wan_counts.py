@@ -6,8 +6,8 @@ import pytest
 import torch
 from meta_models import flops, on_meta, packaged
 
-from batchgen.families.vision import clip_vision_flops
-from batchgen.families.wan import autoencoder
+from batchgen.families.family import family_spec
+from batchgen.families.vision import SeesImages, clip_vision_flops
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan22_i2v import spec as wan22_i2v
 from batchgen.families.wan22_ti2v import spec as wan22_ti2v
@@ -66,14 +66,23 @@ def test_flops_of_wan_ti2v() -> None:
 
 @pytest.mark.parametrize("name", ["wan2.2-ti2v-5b", "wan2.2-i2v-a14b"])
 def test_flops_of_both_halves_of_an_autoencoder_of_wan(name: str) -> None:
-    model, bucket = packaged(name), Bucket(128, 64, 9)
-    vae, dims = on_meta(model, "vae").float(), wan.dims(model).vae
-    shape = wan.latent_shape(model, bucket)
-    latents = torch.empty(1, dims.z_dim, *shape, device="meta")
+    """Of what a row is given: a video whose other frames are grey, or one frame."""
+    model, bucket = packaged(name), Bucket(512, 256, 9)
+    spec, given = family_spec(model.family), 1 if name == "wan2.2-ti2v-5b" else 9
+    vae, shape = on_meta(model, "vae").float(), wan.latent_shape(model, bucket)
+    latents = torch.empty(1, wan.dims(model).vae.z_dim, *shape, device="meta")
     counted = flops(lambda: vae.decode(latents))
-    found = sum(layer.flops for layer in autoencoder.decoder(dims, autoencoder.Grid(*shape)))
-    assert found == pytest.approx(counted, rel=0.02)
-    video = torch.empty(1, 3, bucket.num_frames, bucket.height, bucket.width, device="meta")
+    assert spec.decode_flops(model, bucket) == pytest.approx(counted, rel=0.02)
+    video = torch.empty(1, 3, given, bucket.height, bucket.width, device="meta")
     counted = flops(lambda: vae.encode(video))
-    found = sum(layer.flops for layer in autoencoder.encoder(dims, autoencoder.Grid(*shape)))
-    assert found == pytest.approx(counted, rel=0.02)
+    assert isinstance(spec, SeesImages)
+    assert spec.image_flops(model, bucket) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("wan2.1-i2v-14b-480p", 1), ("wan2.1-flf2v-14b-720p", 2)]
+)
+def test_images_are_seen_by_clip_too(name: str, images: int) -> None:
+    model, bucket = packaged(name), Bucket(832, 480, 81)
+    seen = images * clip_vision_flops(wan_i2v.dims(model).image_encoder)
+    assert wan_i2v.image_flops(model, bucket) == seen + wan.given_flops(model, bucket)
