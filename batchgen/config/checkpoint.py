@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from batchgen.families.family import Component, FamilySpec, family_spec
 
 INDEX = "model_index.json"
 _LAYOUT = f"a folder in diffusers layout ({INDEX}, transformer/, vae/, ...)"
+_LOOSE = ("*.index.json", "*/*.index.json", "*.safetensors", "*/*.safetensors")
 _HUB = "models--"  # begins the name of a model's folder in Hugging Face's cache
 
 
@@ -49,7 +51,7 @@ def check_checkpoint(model: ModelSpec) -> dict[str, list[Path]]:
 
 def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, list[Path]]:
     components = components_of(model)
-    _check_folder(model.weights, folder, components)
+    check_folder(folder, [part.name for part in components])
     _check_index(folder, model, family)
     files = loaded_files(model, folder)
     _check_variant(model, files)
@@ -79,16 +81,16 @@ def _files_of(model: ModelSpec, folder: Path, part: Component) -> list[Path]:
     return [*original_files(f"model.files.{part.name}", Path(model.files[part.name])), *described]
 
 
-def _check_folder(weights: str, folder: Path, components: tuple[Component, ...]) -> None:
-    """Name the folder that was meant where it can be told."""
+def check_folder(folder: Path, names: Sequence[str]) -> None:
+    """Raise WeightsError for what is no checkpoint with any of these components; it names the
+    folder that was meant where that can be told."""
     refuse_dead_link(folder)
     refuse_file(folder)
     if not folder.is_dir():
-        near = closest(weights.rpartition("/")[2], ("random", "embedded"))
+        near = closest(folder.name, ("random", "embedded"))
         raise WeightsError(
             f"{folder}: there is no such folder (model.weights){near}; legal: {_LAYOUT}, or random"
         )
-    names = [part.name for part in components]
     if any((folder / name).is_dir() for name in names):
         return
     if snapshots := _snapshots(folder):
@@ -105,6 +107,12 @@ def _check_folder(weights: str, folder: Path, components: tuple[Component, ...])
         raise WeightsError(
             f"{folder}: holds checkpoints; model.weights takes one: "
             f"model.weights={inside[0].parent}"
+        )
+    if loose := [file for kind in _LOOSE for file in sorted(folder.glob(kind))]:
+        raise WeightsError(
+            f"{folder}: holds {loose[0].relative_to(folder)}, as its makers publish it; "
+            f"model.weights takes {_LAYOUT}; a transformer by itself is "
+            f"model.files.transformer={loose[0]} beside it"
         )
 
 

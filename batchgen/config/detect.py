@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from batchgen.config.build import build
-from batchgen.config.checkpoint import INDEX, refuse_file
+from batchgen.config.checkpoint import INDEX, check_folder
 from batchgen.config.component import config_file, read_json
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.dims import ABSENT, stored_names, stored_value
@@ -23,6 +23,7 @@ from batchgen.families.generic.checkpoint import count_weights, picture_sizes
 
 log = logging.getLogger(__name__)
 AUTO, GENERIC = "auto", "generic"
+_USUAL = ("transformer", "unet", "vae", "text_encoder", "tokenizer")  # components of a pipeline
 
 
 def is_to_be_found(model: Mapping[str, Any]) -> bool:
@@ -71,9 +72,9 @@ def checkpoint_folder(model: Mapping[str, Any]) -> Path:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    refuse_file(folder)
     file = folder / INDEX
     if not file.is_file():
+        check_folder(folder, _USUAL)
         raise WeightsError(f"{file}: is missing; a model is found in a folder in diffusers layout")
     return read_json(file)
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from toy_engine import tiny_wan_spec
 
 from batchgen.config.checkpoint import check_checkpoint
+from batchgen.config.detect import detect
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError
 from batchgen.planning.digests import checkpoint_digest
@@ -293,6 +294,11 @@ def at(model: ModelSpec, folder: Path) -> ModelSpec:
     return replace(model, weights=str(folder))
 
 
+def as_found(folder: Path) -> object:
+    """By `model=auto`."""
+    return detect({"family": "auto", "weights": str(folder)}, folder)
+
+
 def test_the_folder_that_was_meant_is_named(model: ModelSpec, tmp_path: Path) -> None:
     folder = Path(model.weights)
     with pytest.raises(WeightsError, match=rf"one component of .*model\.weights={folder}$"):
@@ -306,6 +312,11 @@ def test_the_folder_that_was_meant_is_named(model: ModelSpec, tmp_path: Path) ->
         check_checkpoint(at(model, folder.parent))
     with pytest.raises(WeightsError, match=r"xxx: cannot be read: File name too long"):
         check_checkpoint(at(model, tmp_path / ("x" * 300)))
+    home = tmp_path / "high_noise_model"
+    home.mkdir()
+    shutil.move(alone, home)
+    with pytest.raises(WeightsError, match=rf"model\.files\.transformer={home}/wan\.safetensors b"):
+        check_checkpoint(at(model, home))
     (tmp_path / "link").symlink_to("gone")
     with pytest.raises(WeightsError, match="link: is a link to gone, where there is nothing"):
         check_checkpoint(at(model, tmp_path / "link"))
@@ -316,8 +327,9 @@ def test_the_folder_that_was_meant_is_named(model: ModelSpec, tmp_path: Path) ->
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text("bbb")
     for place in (root, root / "snapshots", hub):
-        with pytest.raises(WeightsError, match=rf"model\.weights={root}/snapshots/bbb$"):
-            check_checkpoint(at(model, place))
+        for look in (lambda at_: check_checkpoint(at(model, at_)), as_found):
+            with pytest.raises(WeightsError, match=rf"model\.weights={root}/snapshots/bbb$"):
+                look(place)
     snapshot, blobs = root / "snapshots" / "bbb", root / "blobs"
     blobs.mkdir()
     for number, file in enumerate([path for path in snapshot.rglob("*") if path.is_file()]):

@@ -136,7 +136,10 @@ def test_what_nobody_serves_is_refused_with_what_is(
     shutil.rmtree(folder / "transformer")
     with pytest.raises(WeightsError, match=r"transformer/config\.json: is missing"):
         auto(folder)
+    (folder / "model_index.json").unlink()
     with pytest.raises(WeightsError, match=r"model_index\.json: is missing"):
+        auto(folder)
+    with pytest.raises(WeightsError, match=r"holds checkpoints; model\.weights takes one: "):
         auto(tmp_path)
     with pytest.raises(ConfigError, match=r"model\.weights: random, but model=auto needs a folder"):
         auto("random")
