@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from toy_cogvideox import COGVIDEOX
 from toy_engine import Keeper, draw, request, small_spec, system
 from toy_ltx import LTX
 from toy_split import CPU, SPECS, experts, family_on
@@ -30,11 +31,13 @@ from batchgen.request import Bucket
 IMAGE = Bucket(64, 64, 1)
 BUCKETS = {
     "wan": Bucket(32, 32, 17),
-    **dict.fromkeys(("flux", "flux2_klein", "qwen_image", "sd3"), IMAGE),
+    **dict.fromkeys(("flux", "flux2_klein", "qwen_image", "sd3", "hunyuan-dit"), IMAGE),
     "ltx": LTX.bucket,
+    "cogvideox": COGVIDEOX.bucket,
 }
 CLIPS = {"wan": BUCKETS["wan"], "ltx": Bucket(64, 64, 49)}
-ATTENDED = {"ltx": "flex+sdpa-cpu-flash"}  # to a text, of which some tokens are masked
+# torch's own: to a text, of which some tokens are masked; in what makes one state of a text
+ATTENDED = dict.fromkeys(("ltx", "hunyuan-dit"), "flex+sdpa-cpu-flash")
 BETWEEN = AttentionSchedule(between="flex", first=1, last=1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.cogvideox.vae import (
@@ -163,6 +164,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     return Capabilities(
         pairs=True,
         cfg=(1, 2),
+        attention=DISPATCHED,
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),

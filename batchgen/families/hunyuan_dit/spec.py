@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
+from batchgen.config.kernels import DISPATCHED
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.autoencoders import (
@@ -182,6 +183,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         compile_modes=("off",),
         tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
+        attention=DISPATCHED,
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
         cache_strategies=tuple(
