@@ -82,7 +82,8 @@ class Block(ABC):
 
 
 class HostBlock(Block):
-    """A block with its home in host memory, from which it is one copy."""
+    """A block with its home in host memory, from which it is one copy; the home is this rank's
+    own."""
 
     def __init__(
         self, block: nn.Module, *, pinned: bool, on_cpu: bool, apart: Collection[nn.Module] = ()
@@ -100,8 +101,9 @@ class HostBlock(Block):
         self.settle(self.home)
 
 
-class FileBlock(Block):
-    """A block with its home in a file, from which its tensors are read one by one."""
+class PlacedBlock(Block):
+    """A block whose tensors stay where they lie, and are read one by one: in a file, or in memory,
+    which the ranks of a node share where it is mapped from a file."""
 
     def __init__(
         self, block: nn.Module, *, on_cpu: bool, apart: Collection[nn.Module] = ()
@@ -184,14 +186,14 @@ class Feed:
         on_disk: bool = False,
         apart: Collection[nn.Module] = (),
     ) -> None:
-        """`prefetch`: blocks that are copied ahead; `pin` their homes, so that a device can read
-        them beside its work; `on_disk`: their homes are files; `apart`: modules of blocks that do
-        not come with them."""
+        """`prefetch`: blocks that are copied ahead; `pin`: in homes from which a device can read
+        them beside its work; `on_disk`: they lie in files, and have no homes; `apart`: modules of
+        blocks that do not come with them."""
         cuda, on_cpu = device.type == "cuda", device.type == "cpu"
         self._blocks: dict[int, Block] = {
-            number: FileBlock(block, on_cpu=on_cpu, apart=apart)
-            if on_disk
-            else HostBlock(block, pinned=pin and cuda, on_cpu=on_cpu, apart=apart)
+            number: HostBlock(block, pinned=True, on_cpu=on_cpu, apart=apart)
+            if pin and cuda and not on_disk
+            else PlacedBlock(block, on_cpu=on_cpu, apart=apart)
             for number, block in enumerate(blocks)
             if number not in stay
         }
