@@ -64,9 +64,16 @@ class Summing(Residual, ABC):
         return change
 
     def computes(self, look: Look) -> bool:
+        if self._decided(look.step) and self._decided(look.step + 1):
+            self._sum = 0.0
+            return True  # and the next step will not ask what has moved since
         signal = self.signal(look)
         seen, self._tensors["seen"] = self._tensors.get("seen"), signal
         return self.decides(look.step, None if seen is None else relative_change(signal, seen))
+
+    def _decided(self, step: int) -> bool:
+        """Whether there is nothing to decide at a step, or no such step."""
+        return step >= self._row.steps or self._row.must(step)
 
     def decides(self, step: int, change: float | None) -> bool:
         """Whether the step is computed, where the signal has changed so much since the one before;

@@ -42,8 +42,14 @@ def under_cache(
             )
         thinner = leaps(whole, path.steps, path.leaps) if path.leaps else over(whole, path.steps)
         return thinner, None
-    chosen, divided = strategy(request.cache_strategy), replica.split is not None
-    return whole, RowCache(chosen, row, branches, table, divided=divided)
+    return whole, RowCache(
+        strategy(request.cache_strategy),
+        row,
+        branches,
+        table,
+        divided=replica.split is not None,
+        alike=replica.family.signals_alike,
+    )
 
 
 def expert_starts(experts: Sequence[str]) -> tuple[int, ...]:

@@ -9,13 +9,21 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from batchgen.caches.blocks import WHOLE, Blocks
-from batchgen.caches.strategy import BlockCache, BranchCache, Look, ProbeCache, Row, Strategy
+from batchgen.caches.strategy import (
+    BlockCache,
+    BranchCache,
+    Look,
+    ProbeCache,
+    Row,
+    SignalKind,
+    Strategy,
+)
 from batchgen.engine.blocks import NOTHING, Kept
 
 log = logging.getLogger(__name__)
@@ -43,10 +51,14 @@ class RowCache:
         table: Any = None,
         *,
         divided: bool = False,
+        alike: bool = False,
     ) -> None:
         """`row`: what holds for each of the `branches`; `table`: the entry of its coefficients;
-        `divided`: what forwards keep lies on several ranks."""
+        `divided`: what forwards keep lies on several ranks; `alike`: all branches have the same
+        signals, so that what one decides by them, the others would."""
         self.strategy, self.row, self.table = strategy, row, table
+        facts = strategy.FACTS
+        self.together = facts.together or (alike and facts.signal in get_args(SignalKind))
         self.movable = self.output or not divided  # whether another attempt can go on with it
         self.probes: dict[int, Probe] = {}  # of the step to come, by branch
         self.count = branches
@@ -112,7 +124,7 @@ class RowCache:
         """Which branches are computed at the step; each that decides is asked once, with its
         `look`."""
         if self._decided is None or self._decided[0] != step:
-            asked = self.branches[:1] if self.strategy.FACTS.together else self.branches
+            asked = self.branches[:1] if self.together else self.branches
             said = tuple(cache.computes(look(branch)) for branch, cache in enumerate(asked))
             self._decided = step, said * (self.count // len(said))
         return self._decided[1]

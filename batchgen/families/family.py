@@ -288,13 +288,13 @@ class FamilyModel(Protocol):
     max_tokens: int  # most tokens of one text
     state_dtype: torch.dtype  # of latents between two steps
     sequence: SequencePlan  # of its transformers
+    signals_alike: bool  # whether all branches of a row have the same `signal`s
 
     def texts(self, request: Request) -> tuple[Text, ...]:
         """The texts to encode, one for each guidance branch, the prompt first."""
 
     def tokenize(self, text: Any) -> Tokens:
-        """Clean and tokenise a text, one that `texts` gives, as the family's diffusers pipeline
-        does."""
+        """Clean and tokenise one that `texts` gives, as the family's diffusers pipeline does."""
 
     def encode(self, tokens: Tokens) -> Condition:
         """Run the text encoder(s) over one text."""

@@ -20,6 +20,7 @@ class ImageModel:
     """Base class of a `batchgen.families.family.FamilyModel`, of clips too."""
 
     tiling: Tiling | None = None  # into which frames are cut when they are decoded
+    signals_alike = False
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

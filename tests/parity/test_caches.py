@@ -181,6 +181,29 @@ def test_another_expert_begins_without_a_past(name: str, one_thread: None) -> No
     assert len(seen) < STEPS
 
 
+@pytest.mark.parametrize("name", ["teacache", "seacache"])
+def test_branches_of_equal_signals_decide_as_one(name: str, one_thread: None) -> None:
+    """As each would by itself, which takes twice as many looks. Nobody looks where the next step is
+    computed anyway."""
+    asked, found = dict[bool, int](), dict[bool, Keeper]()
+    for alike in (True, False):
+        made, looks = engine(), 0
+        made.family.signals_alike = alike
+        inner = made.family.signal
+
+        def signal(*args: Any, inner: Any = inner) -> Any:
+            nonlocal looks
+            looks += 1
+            return inner(*args)
+
+        made.family.signal = signal  # type: ignore[method-assign]
+        found[alike], asked[alike] = draw(made, rows(name)[:1]), looks
+    assert_same(found[True], found[False])
+    stats = [keeper.stats["row-0"] for keeper in found.values()]
+    assert stats[0].steps_computed == stats[1].steps_computed < stats[0].steps_total
+    assert asked[False] == 2 * asked[True] == 2 * (STEPS - 2)
+
+
 # ---------------------------------------------------------------- texts that packs fill up
 FILLED: dict[str, dict[str, Any]] = {
     "qwen_image": {"true_cfg_scale": 2.0},

@@ -70,6 +70,7 @@ class CogVideoX(ImageModel):
     """A CogVideoX (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
+    signals_alike = True
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

@@ -66,6 +66,7 @@ class Flux:
 
     sequence = SEQUENCE
     tiling: Tiling | None = None
+    signals_alike = False
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

@@ -52,6 +52,7 @@ class Klein(StillModel):
     """A FLUX.2 klein (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
+    signals_alike = True
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

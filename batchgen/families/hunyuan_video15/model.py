@@ -63,6 +63,7 @@ class HunyuanVideo15(ImageModel):
     """A HunyuanVideo 1.5 (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
+    signals_alike = True
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

@@ -57,6 +57,7 @@ class Ltx(ImageModel):
     """An LTX-Video (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
+    signals_alike = True
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

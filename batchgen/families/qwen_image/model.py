@@ -61,6 +61,7 @@ class QwenImage(StillModel):
     """A Qwen-Image (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
+    signals_alike = True
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

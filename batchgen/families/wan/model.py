@@ -50,6 +50,7 @@ class Wan:
     experts: tuple[str, ...] = ("transformer",)
     state_dtype = torch.float32
     sequence = SEQUENCE
+    signals_alike = True
     tiling: Tiling | None = None  # into which frames are cut when they are decoded
 
     def __init__(
@@ -151,17 +152,18 @@ class Wan:
 
     def signal(self, item: Item, kind: SignalKind) -> Tensor:
         """In the transformer's order of operations."""
-        transformer: Any = self.modules[self.expert(item.request, item.timestep)]
+        expert = self.expert(item.request, item.timestep)
+        transformer: Any = self.modules[expert]
         embedder, block = transformer.condition_embedder, transformer.blocks[0]
         times = embedder.timesteps_proj(torch.tensor([item.timestep], device=self.device))
         dtype = next(embedder.time_embedder.parameters()).dtype
-        embedded = embedder.time_embedder(times.to(dtype)).to(transformer.dtype)
+        embedded = embedder.time_embedder(times.to(dtype)).to(self.dtypes[expert])
         if kind == "timestep":
             return embedded
         projected = embedder.time_proj(embedder.act_fn(embedded))
         if kind == "projected":
             return projected
-        patches = transformer.patch_embedding(self.inputs(item).to(transformer.dtype))
+        patches = transformer.patch_embedding(self.inputs(item).to(self.dtypes[expert]))
         tokens = patches.movedim(1, -1)  # a grid, (1, frames, rows, columns, width)
         shift, scale = self.modulation(item, projected).unbind(1)[:2]
         return (block.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)

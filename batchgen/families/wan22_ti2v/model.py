@@ -66,7 +66,7 @@ class WanTI2V(Wan):
         embedder = self.transformer.condition_embedder
         times = embedder.timesteps_proj(self._times(item).flatten())
         dtype = next(embedder.time_embedder.parameters()).dtype
-        embedded = embedder.time_embedder(times.to(dtype)).to(self.transformer.dtype)
+        embedded = embedder.time_embedder(times.to(dtype)).to(self.dtypes["transformer"])
         own = embedder.time_proj(embedder.act_fn(embedded)).unflatten(1, (6, -1))
         grid = light.token_grid(self.spec, item.request.bucket)
         table = self.transformer.blocks[0].scale_shift_table + own.float()

@@ -54,6 +54,7 @@ class ZImage(StillModel):
     """A Z-Image (`batchgen.families.family.FamilyModel`)."""
 
     sequence = SEQUENCE
+    signals_alike = True
 
     def __init__(
         self, spec: ModelSpec, components: Mapping[str, Any], device: torch.device

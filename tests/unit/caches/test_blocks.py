@@ -11,7 +11,7 @@ import torch
 from cache_walk import Seen, Walk, row, smooth
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
-from batchgen.caches.residual import relative_change
+from batchgen.caches.residual import Summing, relative_change
 from batchgen.caches.strategies import (
     blockdance,
     first_block,
@@ -173,6 +173,22 @@ def test_a_filter_takes_out_noise_and_leaves_what_is_smooth() -> None:
 
     assert share(0.9) < share(0.5) < share(0.1)
     assert seacache.wiener(noise, 0.5, 0.5).shape == noise.shape
+
+
+@pytest.mark.parametrize("strategy", [teacache, seacache])
+def test_who_does_not_look_where_nothing_is_decided_decides_the_same(
+    strategy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = row(24, 0.5, warmup=4, cooldown=3, params={"threshold": 0.3})
+    looks: list[int] = []
+    inner = Seen.signal
+    monkeypatch.setattr(Seen, "signal", lambda s, k: (looks.append(s.step), inner(s, k))[1])
+    ours = Walk(of, strategy.FACTS, lambda: strategy.branch(of, None)).whole()
+    assert looks == list(range(3, 21))
+    monkeypatch.setattr(Summing, "_decided", lambda *_: False)
+    all_seen = Walk(of, strategy.FACTS, lambda: strategy.branch(of, None)).whole()
+    assert ours.computed == all_seen.computed and len(looks) == 18 + 24
+    assert 7 < len(ours.computed) < 24
 
 
 def test_the_filter_knows_how_much_of_the_picture_a_model_of_diffusion_has() -> None:

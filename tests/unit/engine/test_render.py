@@ -400,16 +400,16 @@ def test_host_memory_is_flat_over_200_rows(one_thread: None) -> None:
     assert slopes[-1] < 8, f"{slopes} KiB a row"
 
 
-@pytest.mark.parametrize(("name", "times"), [("teacache", 12), ("first_block", 6)])
+@pytest.mark.parametrize(("name", "times"), [("teacache", 6), ("first_block", 6)])
 def test_what_a_row_takes_to_decide_is_its_own(
     one_thread: None, monkeypatch: pytest.MonkeyPatch, name: str, times: int
 ) -> None:
     """A strategy that looks at a signal, or at what a probe came to, which takes long: rows, clock
     and catalog know of it."""
     engine, slow_s = load(), 0.02
-    owner, what = {
-        "teacache": (engine.family, "signal"),  # of the steps of both branches
-        "first_block": (Forwards, "changes"),  # of both at once
+    owner, what = {  # of both branches at once
+        "teacache": (engine.family, "signal"),
+        "first_block": (Forwards, "changes"),
     }[name]
     inner, asked = getattr(owner, what), 0
 
