@@ -81,8 +81,8 @@ def kl_tiles(vae: KlVae, size: int) -> TiledDecoder | None:
     than those that are known."""
     if {*vae.up_block_types} != {"UpDecoderBlock2D"}:
         return None
-    values = _widest(vae) + vae.block_out_channels[0]
-    return TiledDecoder(factor=vae.factor, values=values, size=size)
+    maps = _widest(vae) + vae.block_out_channels[0]
+    return TiledDecoder(factor=vae.factor, maps=maps, size=size)
 
 
 def _widest(vae: KlVae) -> int:

@@ -35,7 +35,7 @@ def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
         return whole
     if not known(vae):
         raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
-    return torch.cat([_Tiled(tiling, factor).run(vae, one) for one in latents.split(1)])
+    return torch.cat([Layers(tiling, factor).run(vae, one) for one in latents.split(1)])
 
 
 def known(vae: Any) -> bool:
@@ -70,7 +70,7 @@ def _enlarges(upsampler: Any) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tile:
+class Tile:
     """A part of a map, with the cells next to it that there are."""
 
     rows: slice
@@ -87,6 +87,12 @@ class _Tile:
     def seen(self, of: Tensor) -> Tensor:
         return of[..., self.seen_rows, self.seen_columns]
 
+    def nearer(self, larger: Tensor) -> Tensor:
+        """Of what it sees, twice as large, its own cells and again one beside them."""
+        height, width = larger.shape[-2:]
+        left, right, above, below = (1 - missing for missing in self.border)
+        return larger[..., above : height - below, left : width - right]
+
 
 @dataclass(frozen=True, slots=True)
 class _Norm:
@@ -99,7 +105,7 @@ class _Norm:
         return torch.addcmul(self.summand, x.to(self.factor.dtype), self.factor).to(x.dtype)
 
 
-class _Tiled:
+class Layers:
     """One image on the way through the decoder."""
 
     def __init__(self, tiling: Tiling, factor: int) -> None:
@@ -111,7 +117,10 @@ class _Tiled:
         """From latents to pixels."""
         decoder = vae.decoder
         x = latents if vae.post_quant_conv is None else vae.post_quant_conv(latents)
-        x = decoder.mid_block(decoder.conv_in(x), None)
+        return self.enlarged(decoder, decoder.mid_block(decoder.conv_in(x), None))
+
+    def enlarged(self, decoder: Any, x: Tensor) -> Tensor:
+        """All that is behind the middle; `x` is overwritten."""
         for block in decoder.up_blocks:
             for resnet in block.resnets:
                 x = self._residual(resnet, x)
@@ -120,39 +129,58 @@ class _Tiled:
         norm = self._norm(decoder.conv_norm_out, x)
         return self._convolved(decoder.conv_out, norm, decoder.conv_act, x)
 
+    # ------------------------------------------------------- what differs between images and clips
+    def plain(self, conv: Any) -> Any:
+        """torch's own convolution."""
+        return conv
+
+    def convolve(self, conv: Any, seen: Tensor, tile: Tile) -> Tensor:
+        """Of its own cells, out of those that it sees."""
+        return F.conv2d(F.pad(seen, tile.border), conv.weight, conv.bias)
+
+    def enlarge(self, upsampler: Any, x: Tensor) -> Tensor:
+        """Each cell to four."""
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+    def scale(self, resnet: Any) -> float:
+        """Of what a residual block adds up."""
+        return float(resnet.output_scale_factor)
+
+    # -------------------------------------------------------------------------------------- layers
     def _residual(self, resnet: Any, x: Tensor) -> Tensor:
         """In the place of its input, of which a tile alone is read once `inner` is there."""
         inner = self._convolved(resnet.conv1, self._norm(resnet.norm1, x), resnet.nonlinearity, x)
         norm, shortcut = self._norm(resnet.norm2, inner), resnet.conv_shortcut
-        wide = resnet.conv2.out_channels > x.shape[1]
-        out = x.new_empty(inner.shape) if wide else x[:, : resnet.conv2.out_channels]
+        channels = self.plain(resnet.conv2).out_channels
+        out = x.new_empty(inner.shape) if channels > x.shape[1] else x[:, :channels]
         for tile in self._tiles(x):
             added = tile.own(x) if shortcut is None else shortcut(tile.own(x))
-            drawn = self._tile(resnet.conv2, resnet.nonlinearity(norm(tile.seen(inner))), tile)
-            tile.own(out).copy_((added + drawn) / resnet.output_scale_factor)
+            seen = resnet.nonlinearity(norm(tile.seen(inner)))
+            drawn = self.convolve(resnet.conv2, seen, tile)
+            tile.own(out).copy_((added + drawn) / self.scale(resnet))
         return out
 
     def _upsample(self, upsampler: Any, x: Tensor) -> Tensor:
+        """Of the two cells that one beside a tile has become, it sees the nearer."""
         height, width = x.shape[-2:]
-        out = x.new_empty(1, upsampler.conv.out_channels, 2 * height, 2 * width)
+        out: Tensor | None = None
         for tile in self._tiles(x):
-            larger = F.interpolate(tile.seen(x), scale_factor=2.0, mode="nearest")
-            # of the two cells that the one beside has become it needs the nearer
-            border = [1 if missing else -1 for missing in tile.border]
-            drawn = F.conv2d(F.pad(larger, border), upsampler.conv.weight, upsampler.conv.bias)
+            larger = tile.nearer(self.enlarge(upsampler, tile.seen(x)))
+            drawn = self.convolve(upsampler.conv, larger, tile)
+            if out is None:
+                out = x.new_empty(*drawn.shape[:-2], 2 * height, 2 * width)
             tile.own(out, 2).copy_(drawn)
+        assert out is not None
         self.factor //= 2
         return out
 
-    def _convolved(self, conv: nn.Conv2d, norm: _Norm, activation: nn.Module, x: Tensor) -> Tensor:
+    def _convolved(self, conv: Any, norm: _Norm, activation: nn.Module, x: Tensor) -> Tensor:
         """A new map: the convolution of what has been normed and activated."""
-        out = x.new_empty(1, conv.out_channels, *x.shape[-2:])
+        out = x.new_empty(1, self.plain(conv).out_channels, *x.shape[2:])
         for tile in self._tiles(x):
-            tile.own(out).copy_(self._tile(conv, activation(norm(tile.seen(x))), tile))
+            seen = activation(norm(tile.seen(x)))
+            tile.own(out).copy_(self.convolve(conv, seen, tile))
         return out
-
-    def _tile(self, conv: nn.Conv2d, seen: Tensor, tile: _Tile) -> Tensor:
-        return F.conv2d(F.pad(seen, tile.border), conv.weight, conv.bias)
 
     def _norm(self, norm: nn.GroupNorm, x: Tensor) -> _Norm:
         """Means and variances of the tiles come to those of the map, in float32 at least."""
@@ -170,11 +198,12 @@ class _Tiled:
         each = norm.num_channels // norm.num_groups
         factor = spread.repeat_interleave(each) * norm.weight.to(exact)
         summand = norm.bias.to(exact) - mean.repeat_interleave(each) * factor
-        return _Norm(factor.view(1, -1, 1, 1), summand.view(1, -1, 1, 1))
+        like = (1, -1, *(1,) * (x.dim() - 2))
+        return _Norm(factor.view(like), summand.view(like))
 
-    def _tiles(self, x: Tensor) -> Iterator[_Tile]:
+    def _tiles(self, x: Tensor) -> Iterator[Tile]:
         height, width = x.shape[-2:]
         for rows, columns in self.tiling.tiles(height, width, self.factor):
             (r, above, below), (c, left, right) = rows.near(height), columns.near(width)
             border = (int(left), int(right), int(above), int(below))
-            yield _Tile(rows.own, columns.own, r, c, border)
+            yield Tile(rows.own, columns.own, r, c, border)

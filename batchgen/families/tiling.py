@@ -32,7 +32,8 @@ class TiledDecoder:
     frames: int = 1  # frames of a cell, but for the first one
     reach: int = 0  # cells that a cell depends on, in each direction; 0: layer by layer
     channels: int = 0  # that a cell has where tiles begin
-    values: float = 3  # of a pixel that are kept: its colours, or the maps between two layers
+    maps: int = 0  # layer by layer: channels of a pixel in the two maps that are held
+    at_once: int | None = None  # frames there that are decoded at a time; None: all
     size: int = 4  # bytes of a value
 
     @property
@@ -41,11 +42,13 @@ class TiledDecoder:
         return 2 * self.factor * self.reach
 
     def kept_bytes(self, bucket: Bucket) -> int:
-        """Of a row, beside what a tile takes: its frames or maps, and what all tiles begin with."""
-        pixels = bucket.width * bucket.height
-        cells = (1 + (bucket.num_frames - 1) // self.frames) * pixels // self.factor**2
-        values = self.values * pixels * bucket.num_frames + self.channels * cells
-        return math.ceil(self.size * values)
+        """Of a row, beside what a tile takes: its frames in float32, its maps, and what all tiles
+        begin with."""
+        pixels, frames = bucket.width * bucket.height, bucket.num_frames
+        cells = (1 + (frames - 1) // self.frames) * pixels // self.factor**2
+        at_once = min(frames, self.at_once or frames)
+        held = self.maps * pixels * at_once + self.channels * cells
+        return 4 * 3 * pixels * frames + self.size * held
 
     def resolved(self, vae: VaeConfig) -> VaeConfig:
         """With the sizes that were left out."""

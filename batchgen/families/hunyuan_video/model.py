@@ -17,10 +17,12 @@ from torch import Tensor
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.hunyuan_video import decoder
 from batchgen.families.hunyuan_video import spec as light
 from batchgen.families.image_model import ImageModel
 from batchgen.families.schedules import falling_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.numerics.guidance import classifier_free
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
@@ -48,7 +50,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> HunyuanVideo:
     """Make a HunyuanVideo from its loaded components."""
-    return HunyuanVideo(spec, components, device)
+    return tiled(HunyuanVideo(spec, components, device), system.vae)
 
 
 class HunyuanVideo(ImageModel):
@@ -137,7 +139,7 @@ class HunyuanVideo(ImageModel):
     # ------------------------------------------------------------------------------------ decode
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return to_frames(self.vae.decode(scaled, return_dict=False)[0][0])
+        return to_frames(decoder.decode(self.vae, scaled, self.tiling)[0])
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

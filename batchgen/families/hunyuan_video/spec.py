@@ -40,6 +40,7 @@ from batchgen.families.hunyuan_video.vae import (
     vae_decode_bytes,
     vae_decode_flops,
     vae_parameters,
+    vae_tiles,
 )
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
@@ -143,6 +144,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
     """A ring gives other last bits, Ulysses the same."""
     guided = dims(model).transformer.guidance_embeds
     return Capabilities(
+        tiles=vae_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
         attention=MASKED,
         ulysses=legal_ulysses(heads(model), MOST_RANKS),

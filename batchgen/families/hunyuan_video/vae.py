@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
+from batchgen.families.tiling import TiledDecoder
 
 _KERNEL = 27  # taps of a 3x3x3 convolution
 # Latent frames that diffusers decodes at a time, one more than it keeps of each but the first.
@@ -117,8 +118,26 @@ def vae_decode_bytes(vae: HunyuanVae, size: int, frames: int, height: int, width
     bytes a value: about 4 maps of a piece's second level at full resolution, or the mask of its
     attention; and the video."""
     at_once, pixels = min(frames, _AT_ONCE + 1), height * width * vae.spatial_factor**2
-    widest = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
-    maps = 4 * size * (1 + (at_once - 1) * vae.temporal_factor) * pixels * widest
+    maps = 4 * size * (1 + (at_once - 1) * vae.temporal_factor) * pixels * _widest(vae)
     mask = 2 * size * (at_once * height * width) ** 2 * vae.mid_block_add_attention
     video = 3 * 4 * (1 + (frames - 1) * vae.temporal_factor) * pixels
     return max(maps, mask) + video
+
+
+def vae_tiles(vae: HunyuanVae, size: int) -> TiledDecoder | None:
+    """Layer by layer a piece keeps the first of these maps and what becomes of it, and there is no
+    mask; None: a level grows in time alone."""
+    if any(level.grows_in_time and not level.grows for level in _levels(vae)):
+        return None
+    return TiledDecoder(
+        factor=vae.spatial_factor,
+        frames=vae.temporal_factor,
+        maps=_widest(vae) + vae.block_out_channels[0],
+        at_once=1 + _AT_ONCE * vae.temporal_factor,
+        size=size,
+    )
+
+
+def _widest(vae: HunyuanVae) -> int:
+    """Most channels of a map at full resolution."""
+    return vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
