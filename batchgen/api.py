@@ -1,4 +1,5 @@
-"""The verbs of the command line as functions with typed results; they print nothing.
+"""The verbs of the command line as functions with typed results; they print nothing, but for a
+line of progress in a notebook.
 
 JOB is the path of a job file, followed by overrides as on the command line: `plan("jobs/demo.yaml",
 "slurm=inline", "tag=x")`. RUN is a run folder, its unique prefix in `root`, or `latest`. What the
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
+from batchgen.bars import notebook_lines
 from batchgen.paths import RUNS, RunPaths, at_home
 from batchgen.runner.find import find_run
 from batchgen.words import Tabled
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from batchgen.catalog.verify import VerifyReport
     from batchgen.ledger.status import RunStatus
     from batchgen.planning.forecast import Forecast
+    from batchgen.planning.store import Plan
     from batchgen.runner.submit import Submission
 
 Where = str | Path
@@ -58,12 +61,14 @@ def plan(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Plan
     from batchgen.runner.foresee import foreseen
 
     composed = compose_job(at_home(job), list(overrides))
-    with foreseen(
-        composed,
-        None,
-        hash_weights=hash_weights,
-        check=lambda made: refuse_misfit(composed.config, made),
-    ) as found:
+
+    def check(made: Plan) -> None:
+        refuse_misfit(composed.config, made)
+
+    with (
+        notebook_lines(),
+        foreseen(composed, None, hash_weights=hash_weights, check=check) as found,
+    ):
         refuse_over_budget(found.forecast, composed.config.system.max_gpu_hours)
         made = found.plan
         sizes = (made.plan_id, made.rows, made.unique_rows, made.cost_s_total)
@@ -75,9 +80,10 @@ def run(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Catal
     from batchgen.runner.begin import begin
     from batchgen.runner.steward import drive
 
-    begun = begin(at_home(job), overrides, verb="run", hash_weights=hash_weights)
-    begun.note("run", str(job), *overrides)
-    return drive(begun.run, begun.settings, _unwatched)
+    with notebook_lines() as watch:
+        begun = begin(at_home(job), overrides, verb="run", hash_weights=hash_weights)
+        begun.note("run", str(job), *overrides)
+        return drive(begun.run, begun.settings, watch)
 
 
 def decode(run: Where = "latest", *overrides: str, root: Where = RUNS) -> CatalogSummary:
@@ -87,9 +93,10 @@ def decode(run: Where = "latest", *overrides: str, root: Where = RUNS) -> Catalo
     from batchgen.runner.steward import drive
 
     source = find_run(run, root)
-    begun = begin_decoding(source, overrides, verb="decode")
-    begun.note("decode", str(source.root), *overrides)
-    return drive(begun.run, begun.settings, _unwatched)
+    with notebook_lines() as watch:
+        begun = begin_decoding(source, overrides, verb="decode")
+        begun.note("decode", str(source.root), *overrides)
+        return drive(begun.run, begun.settings, watch)
 
 
 def submit(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Started:
@@ -97,7 +104,8 @@ def submit(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> St
     from batchgen.runner import submit as submissions
     from batchgen.runner.begin import begin
 
-    begun = begin(at_home(job), overrides, verb="submit", hash_weights=hash_weights)
+    with notebook_lines():
+        begun = begin(at_home(job), overrides, verb="submit", hash_weights=hash_weights)
     begun.note("submit", str(job), *overrides)
     return _started(begun.run, submissions.submit(begun.run, begun.settings))
 
@@ -152,7 +160,8 @@ def resume(
     rows = begin.with_quarantined(found, settings) if quarantined else None
     with begin.going_on(found, settings, ["resume", *overrides]):
         if not detach:
-            return steward.drive(found, settings, _unwatched, rows)
+            with notebook_lines() as watch:
+                return steward.drive(found, settings, watch, rows)
         begin.refuse_inline(settings, "detach")
         return _started(found, submissions.submit(found, settings, rows))
 
@@ -163,15 +172,17 @@ def _followed(run: RunPaths, detach: bool) -> CatalogSummary | Started:
 
     if detach:
         return _started(run, None)
-    wait(run, _unwatched)
-    return publish(run)
+    with notebook_lines() as watch:
+        wait(run, watch)
+        return publish(run)
 
 
 def collect(run: Where = "latest", *, root: Where = RUNS) -> CatalogSummary:
     """Write the catalog from what is committed; any time."""
     from batchgen.catalog import collect as catalog
 
-    return catalog.collect(find_run(run, root))
+    with notebook_lines():
+        return catalog.collect(find_run(run, root))
 
 
 def verify(
@@ -189,18 +200,16 @@ def verify(
     if repair:
         set_records_aside(found)
         refuse_if_alive(found)
-    return checks.verify(found, repair=repair, purge=purge)
+    with notebook_lines():
+        return checks.verify(found, repair=repair, purge=purge)
 
 
 def write_report(run: Where = "latest", *, root: Where = RUNS) -> Path:
     """Write the page of a run, also of one that goes on, and return its path."""
     from batchgen import report
 
-    return report.write_report(find_run(run, root))
-
-
-def _unwatched(status: RunStatus) -> None:
-    """Progress is drawn by the command line alone."""
+    with notebook_lines():
+        return report.write_report(find_run(run, root))
 
 
 def _started(run: RunPaths, started: Submission | None) -> Started:

@@ -21,7 +21,7 @@ LAYERS = [
     {"numerics", "caches"},
     {"config", "families"},
     {"planning", "media", "ledger"},
-    {"catalog", "notices"},
+    {"catalog", "notices", "bars"},
     {"report", "judges"},
     {"engine", "models"},
     {"worker", "scheduler"},

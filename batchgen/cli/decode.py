@@ -37,7 +37,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def handle(args: argparse.Namespace) -> Result:
     """Exit code 0 only if every row that has latents is decoded."""
-    from batchgen.cli.progress import progress_bars
+    from batchgen.bars import progress_bars
     from batchgen.cli.run import drive_to_end, started_result
     from batchgen.runner.decode import begin_decoding
     from batchgen.runner.submit import submit

@@ -67,7 +67,7 @@ def _note_in(file: Path) -> Note:
     from batchgen.media.stored import IN, as_file, file_of
 
     if not Path(file_of(str(file))).exists():
-        raise UsageError(f"{file}: is not there")
+        raise UsageError(f"{file}: is not there; FILE is a file of a run's media/")
     if file.suffix == ".tar":
         raise UsageError(f"{file}: holds many files; name one: {file}{IN}MEMBER, see media_path")
     try:

@@ -60,7 +60,11 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "out", type=path_argument, metavar="OUT", help="the manifest to write (.parquet)"
     )
     build.add_argument(
-        "sweeps", nargs="*", metavar="column=a,b", help="every row once with each value"
+        "sweeps",
+        nargs="*",
+        default=[],  # without it argparse would call them required
+        metavar="column=a,b",
+        help="every row once with each value",
     )
     build.add_argument("--seeds", type=int, metavar="K", help="every row with seeds 0 .. K-1")
     build.add_argument(

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from batchgen.bars import progress_bars
 from batchgen.cli.caches import cache_lines, evaluations
-from batchgen.cli.progress import progress_bars
 from batchgen.cli.result import OK, Result
 from batchgen.cli.verbs import (
     Verbs,
     add_job_arguments,
     add_verb,
+    hours_argument,
     overrides_of,
     path_argument,
     refuse_special,
@@ -56,7 +57,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     add_job_arguments(parser)
     parser.add_argument(
-        "--max-gpu-hours", type=float, metavar="X", help="refuse (exit 2) a forecast above X"
+        "--max-gpu-hours",
+        type=hours_argument,
+        metavar="X",
+        help="refuse (exit 2) a forecast above X",
     )
     parser.add_argument(
         "--layouts",

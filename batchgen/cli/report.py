@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from batchgen.cli.progress import progress_bars
+from batchgen.bars import progress_bars
 from batchgen.cli.result import OK, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb

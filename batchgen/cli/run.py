@@ -105,8 +105,8 @@ def _preview(args: argparse.Namespace) -> list[str]:
 
 def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = None) -> Result:
     """Drive the run to its end with a progress bar, and print the summary."""
+    from batchgen.bars import progress_bars
     from batchgen.cli.collect import summary_result
-    from batchgen.cli.progress import progress_bars
     from batchgen.runner.steward import drive
 
     with _going_on(run, settings.executor), progress_bars() as watch:
@@ -126,8 +126,8 @@ def tell_choices(run: RunPaths) -> None:
 
 def wait_to_end(run: RunPaths) -> Result:
     """Wait for what another process started, collect, print the summary."""
+    from batchgen.bars import progress_bars
     from batchgen.cli.collect import summary_result
-    from batchgen.cli.progress import progress_bars
     from batchgen.runner.steward import publish, wait
 
     with _going_on(run, "slurm"), progress_bars() as watch:
@@ -217,7 +217,7 @@ def _nothing_started(run: RunPaths) -> Result:
 
 
 def _create(args: argparse.Namespace) -> tuple[RunPaths, Settings]:
-    from batchgen.cli.progress import progress_bars
+    from batchgen.bars import progress_bars
     from batchgen.runner.begin import begin
 
     with progress_bars():

@@ -7,6 +7,8 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
 
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
@@ -22,6 +24,7 @@ from batchgen.scheduler.queue import QueueView, look, queue_lines, with_queue
 from batchgen.words import duration, rank_time
 
 WATCH_S = 1.0
+INDENT = 10  # of what does not fit in a line
 TAIL_LINES = 20
 SHOWN_FAILURES = 20
 SHOWN_ATTEMPTS = 16
@@ -120,6 +123,19 @@ def _redraw(lines: list[str]) -> None:
 
 
 def _lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str]:
+    """As wide as the terminal, but for those with a path that is wider."""
+    width = get_terminal_size((0, 0)).columns
+    shown: list[str] = []
+    for line in _all_lines(run, status, view):
+        fits = max(map(len, line.split()), default=0) <= width - INDENT
+        if fits:
+            shown += wrap(line, width, subsequent_indent=" " * INDENT, break_on_hyphens=False)
+        else:  # also where there is no terminal
+            shown.append(line)
+    return shown
+
+
+def _all_lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list[str]:
     lines = [
         f"{Path(status.run).name}  {status.state}",
         f"rows      {status.rows}: {status.ok} ok, {status.failed} failed, "

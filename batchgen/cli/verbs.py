@@ -53,6 +53,14 @@ def path_argument(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def hours_argument(text: str) -> float:
+    """A number of hours."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours") from None
+
+
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """JOB, its overrides, and how checkpoints are hashed."""
     job = parser.add_argument("job", metavar="JOB", type=path_argument, help="job file (YAML)")
@@ -78,7 +86,7 @@ def add_budget_argument(parser: argparse.ArgumentParser) -> None:
     """--max-gpu-hours, short for the key of that name."""
     parser.add_argument(
         "--max-gpu-hours",
-        type=float,
+        type=hours_argument,
         metavar="X",
         help="begin no row once the run has spent X device hours (system.max_gpu_hours)",
     )

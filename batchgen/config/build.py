@@ -20,6 +20,11 @@ from batchgen.families.family import family_names, family_spec
 from batchgen.request import MANIFEST, ROW_DEFAULTS
 
 T = TypeVar("T")
+# End of a key -> unit of its number.
+UNITS = {
+    "_min": "minutes", "_s": "seconds", "_gib": "GiB", "_mib": "MiB", "_hours": "hours",
+    "vram_limit": "GiB", "_gb": "GB", "_gbs": "GB/s", "_tflops": "TFLOP/s",
+}  # fmt: skip
 
 # Where a short name belongs when several tiers spell it alike: the first tier that has it.
 _TIERS = ("row_defaults", "system", "output", "slurm", "", "model")
@@ -241,7 +246,8 @@ def _convert_union(hint: Any, value: object, where: str) -> object:
     for option in rest:
         if _fits(option, value):
             return _convert(option, value, where)
-    legal = [repr(word) for word in literal] + [_type_name(o) for o in rest]
+    legal = [repr(word) for word in literal]
+    legal += [f"{_type_name(option)}{_unit(where, option)}" for option in rest]
     legal += ["null"] if type(None) in options else []
     near = closest(value, [str(w) for w in literal]) if isinstance(value, str) else ""
     hint_text = _yaml_hint(rest, value)
@@ -291,7 +297,8 @@ def _convert_dict(item: Any, value: object, where: str) -> object:
 def _convert_scalar(hint: Any, value: object, where: str) -> object:
     if not _fits(hint, value):
         hint_text = _yaml_hint([hint], value)
-        raise ConfigError(f"{where}: {_shown(value)} is not {_type_name(hint)}{hint_text}")
+        what = f"{_type_name(hint)}{_unit(where, hint)}"
+        raise ConfigError(f"{where}: {_shown(value)} is not {what}{hint_text}")
     if hint is float:
         assert isinstance(value, (int, float))
         if not math.isfinite(value):
@@ -317,6 +324,12 @@ def _yaml_hint(options: list[Any], value: object) -> str:
 def _type_name(hint: Any) -> str:
     names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     return names.get(hint, "a list" if get_origin(hint) is tuple else str(hint))
+
+
+def _unit(key: str, hint: Any) -> str:
+    """The unit of a number, as the end of its key names it."""
+    unit = next((unit for end, unit in UNITS.items() if key.endswith(end)), "")
+    return f" of {unit}" if unit and hint in (int, float) else ""
 
 
 def _one_of(legal: list[str]) -> str:

@@ -13,6 +13,7 @@ from batchgen.paths import RUNS, RunPaths, at_home
 LATEST = "latest"
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{6}$")
 _SHOWN = 10
+_LOOKED_AT, _NEAR = 50, 3  # folders beside one without runs; those of them that are named
 
 
 def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
@@ -25,13 +26,22 @@ def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
             return RunPaths(direct.absolute())
     except OSError as error:
         raise RunStateError(f"RUN {str(named)!r}: {error.strerror}") from None
+    if direct.suffix in (".yaml", ".yml") and direct.is_file():
+        raise RunStateError(
+            f"{direct} is a job, not a run; its latest run: {LATEST!r}, or its output.root_dir "
+            f"with /{LATEST} behind it"
+        )
     if direct.parent != Path() and direct.parent.is_dir():
         folder, named = direct.parent, direct.name
     runs = runs_in(folder)
     if not runs:
+        near = [str(folder.parent / other.name) for other in _beside(folder) if runs_in(other)]
+        near = near[:_NEAR]
+        there = f" There are runs in {', '.join(near)}." if near else ""
+        example = near[0] if near else "FOLDER"
         raise RunStateError(
-            f"there is no run in {folder.absolute()}. Runs of a job with another output.root_dir: "
-            f"--root FOLDER, or FOLDER/{named}"
+            f"there is no run in {folder.absolute()}.{there} Runs of a job with another "
+            f"output.root_dir: --root {example}, or {example}/{named}"
         )
     if named == LATEST:
         return RunPaths(max(runs.values(), key=_age).absolute())
@@ -45,6 +55,14 @@ def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
     newest = f"; the latest of {len(runs)} is {max(runs.values(), key=_age).name}"
     near = closest(str(named), runs) or newest
     raise RunStateError(f"no run {str(named)!r} in {folder.absolute()}{near}")
+
+
+def _beside(folder: Path) -> list[Path]:
+    """Some folders beside one, in the order of their names."""
+    with suppress(OSError):
+        others = sorted(path for path in folder.absolute().parent.iterdir() if path.is_dir())
+        return [path for path in others if not path.name.startswith(".")][:_LOOKED_AT]
+    return []
 
 
 def runs_in(root: Path) -> dict[str, Path]:

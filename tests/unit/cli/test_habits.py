@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_calls import NULL, make_job_folder
@@ -15,10 +16,12 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from run_folder import make_run_folder
 
+import batchgen
+from batchgen.bars import Bars, Lines, progress_bars
 from batchgen.cli.completion import SHELLS, job_files, script
 from batchgen.cli.main import main
-from batchgen.cli.progress import Bars, progress_bars
 from batchgen.errors import RunStateError
+from batchgen.ledger.status import read_status
 from batchgen.progress import heard_by, tell
 from batchgen.runner.find import find_run
 from batchgen.words import rank_time, rank_time_within
@@ -33,6 +36,12 @@ JOB = str(Path(__file__).parents[3] / "jobs" / "demo.yaml")
         (["plan", JOB, "steps=3"], r"steps: unknown key \(did you mean 'row_defaults.num_steps'"),
         (["plan", JOB, "num_steps=3"], r"did you mean 'row_defaults.num_steps'"),
         (["plan", JOB, "sytem.compile=off"], "did you mean 'system"),
+        (["plan", JOB, "slurm.timeout_min=2h"], "'2h' is not an integer of minutes"),
+        (["plan", JOB, "system.memory.vram_limit=8GB"], "'8GB' is not a number of GiB or null"),
+        (["plan", JOB, "--max-gpu-hours", "2h"], "'2h' is not a number of hours"),
+        (["manifest", "build", "prompts.txt"], r"required: OUT\n"),
+        (["status", JOB], "demo.yaml is a job, not a run; its latest run: 'latest'"),
+        (["inspect", "nowhere.png"], "is not there; FILE is a file of a run's media/"),
         (["run"], r"required: JOB\n"),
         (["bench"], "cache +speed and error"),
         ([], "exit codes: 0 all rows ok"),
@@ -62,6 +71,10 @@ def test_a_run_is_found_behind_a_path_and_else_it_says_where_it_looked(tmp_path:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunStateError, match=f"no run in {tmp_path}/empty.* --root FOLDER"):
         find_run("latest", tmp_path / "empty")
+    make_run_folder(tmp_path / "elsewhere" / "other-1", 1)
+    there = tmp_path / "elsewhere"
+    with pytest.raises(RunStateError, match=f"There are runs in {there}. .*: --root {there}, or"):
+        find_run("latest", tmp_path / "empty")
 
 
 def test_time_of_ranks_is_said_in_units_that_fit() -> None:
@@ -82,6 +95,23 @@ def test_a_plan_fits_a_narrow_terminal(
     assert max(map(len, table.splitlines())) <= 48
 
 
+def test_a_status_is_as_wide_as_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words that do not fit go below; a path stays whole, to be copied."""
+    monkeypatch.chdir(tmp_path)
+    folder = make_run_folder(tmp_path / "outputs" / "demo-1", 1)
+    folder.fail(folder.journal(folder.submit()), 0, "words of an error " * 6)
+    shown = {}
+    for columns in ("", "50"):
+        monkeypatch.setenv("COLUMNS", columns)
+        main(["status", "latest", "--offline"])
+        shown[columns] = re.sub("[0-9.]+", "1", capsys.readouterr().out)  # it is alive
+    assert max(map(len, shown[""].splitlines())) > 100
+    assert max(map(len, shown["50"].splitlines())) <= 50
+    assert shown["50"].split() == shown[""].split()
+
+
 def test_bars_are_drawn_for_long_work_alone_and_only_where_somebody_looks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -99,6 +129,48 @@ def test_bars_are_drawn_for_long_work_alone_and_only_where_somebody_looks(
     with progress_bars():
         tell("collect", 1, 1)
     assert capsys.readouterr().err == ""
+
+
+class Cell:
+    """The output of a notebook's cell, as `IPython.display.display` fills it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def display(self, data: dict[str, str], *, raw: bool, display_id: bool) -> Line:
+        assert raw and display_id
+        self.lines.append(data["text/plain"])
+        return Line(self, len(self.lines) - 1)
+
+
+class Line:
+    def __init__(self, cell: Cell, at: int) -> None:
+        self.cell, self.at = cell, at
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        self.cell.lines[self.at] = data["text/plain"]
+
+
+class ZMQInteractiveShell:
+    """By its name a notebook's kernel is known."""
+
+
+def test_a_notebook_has_a_line_for_each_kind_of_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, cell = make_run_folder(tmp_path / "demo-1", 2), Cell()
+    monkeypatch.setattr(Lines.__init__, "__defaults__", (-1.0,))
+    batchgen.collect(folder.run.root)
+    python = SimpleNamespace(get_ipython=ZMQInteractiveShell, display=cell)
+    monkeypatch.setitem(sys.modules, "IPython", python)
+    assert cell.lines == []
+    batchgen.collect(folder.run.root)
+    assert cell.lines == ["collect  2 of 2"]
+    lines = Lines(cell.display, soon_s=3600)
+    lines.more("verify", 1, 8)
+    lines.watch(read_status(folder.run))
+    assert cell.lines[1:] == ["render   0 of 2"]
+    assert "".join(capsys.readouterr()) == ""
 
 
 def test_the_tab_key_offers_verbs_runs_jobs_and_keys(tmp_path: Path) -> None:
