@@ -35,10 +35,9 @@ def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
         folder, named = direct.parent, direct.name
     runs = runs_in(folder)
     if not runs:
-        near = [str(folder.parent / other.name) for other in _beside(folder) if runs_in(other)]
-        near = near[:_NEAR]
-        there = f" There are runs in {', '.join(near)}." if near else ""
-        example = near[0] if near else "FOLDER"
+        beside = [str(folder.parent / other.name) for other in _beside(folder) if runs_in(other)]
+        there = f" There are runs in {', '.join(beside[:_NEAR])}." if beside else ""
+        example = beside[0] if beside else "FOLDER"
         raise RunStateError(
             f"there is no run in {folder.absolute()}.{there} Runs of a job with another "
             f"output.root_dir: --root {example}, or {example}/{named}"
