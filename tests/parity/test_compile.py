@@ -121,7 +121,8 @@ def test_families_compile_whole_blocks_of_the_same_operations(name: str) -> None
     compiling = draw(engine, rows)
     assert farthest(compiling, drawn(spec, rows, determinism="throughput")) == 0
     kinds = len(family_spec(spec.family).COMPONENTS[0].stacks)
-    assert kinds <= compiling.report.compiles <= 2 * kinds
+    most = 2 * (kinds + 1)  # CogVideoX gives its first block parts of a tensor
+    assert kinds <= compiling.report.compiles <= most
     assert compiling.report.recompiles == 0
     again = draw(engine, rows).report
     assert (again.compiles, again.recompiles) == (0, 0)
