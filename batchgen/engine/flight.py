@@ -63,6 +63,7 @@ class RowState:
     cache: RowCache | None = None
     noise: SeededNoise | None = None  # that its solver draws, if it does
     shared: Condition = ()  # what its images come to
+    tables: tuple[Memo, ...] = ()  # in place of weights
 
     @property
     def timestep(self) -> float:
@@ -172,7 +173,7 @@ class Flight:
         request, device = row.request, self.replica.device
         self.replica.adapters.check(request.lora)
         whole = self.family.schedule(request)
-        self.replica.tabulate(request, whole.timesteps.tolist(), len(row.conditions))
+        tables = self.replica.tabulate(request, whole.timesteps.tolist(), len(row.conditions))
         branches = tuple(self._branch(condition) for condition in row.conditions)
         shared = tuple(tensor.to(device) for tensor in row.shared)
         meter.steps_total = len(whole) * len(branches)
@@ -181,9 +182,8 @@ class Flight:
         if join.snapshot is None or not fits(join.snapshot, latents):
             noise = noise_of(schedule, latents, request.seed)
             latents = latents.to(device)
-            return RowState(
-                request, schedule, branches, latents, meter, cache=cache, noise=noise, shared=shared
-            )
+            own = History(), 0, cache, noise, shared, tables
+            return RowState(request, schedule, branches, latents, meter, *own)
         step = meter.restored = join.snapshot.step
         latents, history, kept = unpack(join.snapshot, device)
         latents = latents.to(self.family.state_dtype)
@@ -191,9 +191,8 @@ class Flight:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
         noise = noise_of(schedule, latents, request.seed, step)
-        return RowState(
-            request, schedule, branches, latents, meter, history, step, cache, noise, shared
-        )
+        own = history, step, cache, noise, shared, tables
+        return RowState(request, schedule, branches, latents, meter, *own)
 
     def _branch(self, condition: Condition) -> Branch:
         here = tuple(tensor.to(self.replica.device) for tensor in condition)

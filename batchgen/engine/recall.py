@@ -44,10 +44,15 @@ class Memo:
 
     text: Tensor | None = None  # held, so that no other tensor can be taken for it
     outputs: dict[Output, Tensor] = field(default_factory=dict)
+    tables: set[tuple[int, Loras]] = field(default_factory=set)  # batches with all that is away
 
     @property
     def bytes(self) -> int:
         return sum(output.nbytes for output in self.outputs.values())
+
+    def clear(self) -> None:
+        self.outputs.clear()
+        self.tables.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +86,7 @@ class Recall:
         self._texts: WeakValueDictionary[int, Memo] = WeakValueDictionary()
         self.residency: Residency | None = None  # of the weights; None: they are there
         self._tables: list[Table] = []
-        self._tabulated: set[tuple[float, int, Loras]] = set()
+        self._held: WeakValueDictionary[float, Memo] = WeakValueDictionary()  # by rows, too
         self._watched: dict[nn.Module, list[Given]] | None = None
 
     @property
@@ -98,8 +103,9 @@ class Recall:
 
     def clear(self) -> None:
         """Forget everything, as has to be when weights have changed. It is computed again."""
+        for memo in self._held.values():
+            memo.clear()
         self._timesteps.clear()
-        self._tabulated.clear()
         self._forget_texts()
 
     def free(self) -> None:
@@ -129,17 +135,26 @@ class Recall:
 
     def tabulate(
         self, forward: Callable[[Item], object], item: Item, timesteps: Sequence[float], batch: int
-    ) -> None:
-        """Make the tables of a row. `forward`: of an item like its own, which runs no blocks;
-        `batch`: branches of the row."""
-        keys = {t: (t, batch, item.request.lora) for t in timesteps}
-        new = [t for t, key in keys.items() if key not in self._tabulated]
-        if not new or not self.on:
-            return
+    ) -> tuple[Memo, ...]:
+        """Make the tables of a row, and keep them as long as it holds what is returned. `forward`:
+        of an item like its own, which runs no blocks; `batch`: branches of the row."""
+        if not self.on:
+            return ()
         self.timestep_bytes = TABLE_BYTES
+        memos, what = {t: self._timestep(t) for t in timesteps}, (batch, item.request.lora)
+        new = [t for t, memo in memos.items() if what not in memo.tables]
+        if new:
+            self._make_tables(forward, item, new)
+        for memo in memos.values():
+            memo.tables.add(what)
+        return tuple(memos.values())
+
+    def _make_tables(
+        self, forward: Callable[[Item], object], item: Item, timesteps: Sequence[float]
+    ) -> None:
         self._watched = {table.like: [] for table in self._tables}
         try:
-            for timestep in new:
+            for timestep in timesteps:
                 forward(replace(item, timestep=timestep))
             watched = self._watched
         finally:
@@ -147,7 +162,6 @@ class Recall:
         self._loras = item.request.lora
         for table in self._tables:
             self._outputs(table.module, table.plain, "timestep", watched[table.like])
-        self._tabulated.update(keys.values())
 
     def weights(self, family: FamilyModel, experts: Iterable[str]) -> dict[nn.Module, str]:
         """The modules that tables can stand in for, with their components."""
@@ -158,7 +172,7 @@ class Recall:
 
     def _forget_texts(self) -> None:
         for memo in self._texts.values():
-            memo.outputs.clear()
+            memo.clear()
 
     # --------------------------------------------------------------------------------------- memos
     def text(self, states: Tensor) -> Memo:
@@ -193,7 +207,7 @@ class Recall:
         if timestep not in kept:
             while sum(memo.bytes for memo in kept.values()) > self.timestep_bytes:
                 kept.popitem(last=False)
-            kept[timestep] = Memo()
+            kept[timestep] = self._held.setdefault(timestep, Memo())
         kept.move_to_end(timestep)
         return kept[timestep]
 

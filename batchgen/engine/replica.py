@@ -25,7 +25,7 @@ from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import EncodedRow, PromptBook
-from batchgen.engine.recall import Recall
+from batchgen.engine.recall import Memo, Recall
 from batchgen.engine.team import Team
 from batchgen.families.family import FamilyModel, Item
 from batchgen.request import Bucket, Request
@@ -80,19 +80,28 @@ class Replica:
         with self.split.whole() if self.split else nullcontext(), first:
             return self.family.signal(item, kind)
 
-    def tabulate(self, request: Request, timesteps: Sequence[float], branches: int) -> None:
-        """Make the tables of a row that joins, where they stand in for weights. Where there is no
-        room, its forwards make them as they need them."""
-        if self.recall.away:
-            made = attempt(lambda: self._tabulate(request, timesteps, branches))
-            if isinstance(made, Failed) and not is_short(made):
-                raise made.error
+    def tabulate(
+        self, request: Request, timesteps: Sequence[float], branches: int
+    ) -> tuple[Memo, ...]:
+        """Make the tables of a row that joins, where they stand in for weights; it has to hold
+        them. Where there is no room, its forwards make them as they need them."""
+        if not self.recall.away:
+            return ()
+        made = attempt(lambda: self._tabulate(request, timesteps, branches))
+        if not isinstance(made, Failed):
+            return made
+        if not is_short(made):
+            raise made.error
+        return ()
 
-    def _tabulate(self, request: Request, timesteps: Sequence[float], branches: int) -> None:
+    def _tabulate(
+        self, request: Request, timesteps: Sequence[float], branches: int
+    ) -> tuple[Memo, ...]:
         expert, size = self.family.expert(request, timesteps[0]), self.smallest
         self.residency.ensure(expert)
         row = replace(request, width=size.width, height=size.height, num_frames=size.num_frames)
         item = replace(self.family.random_item(size, 0, expert), request=row)
         whole = self.split.whole() if self.split else nullcontext()
         with whole, self.stacks.told(NO_BLOCKS):
-            self.recall.tabulate(lambda one: self.family.forward([one]), item, timesteps, branches)
+            forward = lambda one: self.family.forward([one])  # noqa: E731
+            return self.recall.tabulate(forward, item, timesteps, branches)

@@ -161,6 +161,28 @@ def test_timesteps_of_the_oldest_use_are_forgotten(one_thread: None) -> None:
     assert [*recall._timesteps] == [1.0, 4.0, 5.0, 6.0]
 
 
+@torch.no_grad()
+def test_tables_of_rows_in_flight_are_kept_however_many_there_are(one_thread: None) -> None:
+    subject = Subject("qwen_image")
+    recall, item = subject.recall, subject._item("qwen_image", 0)
+    made: list[float] = []
+
+    def forward(one: Item) -> None:
+        made.append(one.timestep)
+        subject.family.forward([one])
+
+    held = recall.tabulate(forward, item, [1.0, 2.0], 1)
+    assert made == [1.0, 2.0] and all(memo.outputs for memo in held)
+    recall.timestep_bytes = 0
+    subject.forward([replace(item, timestep=3.0)], on=True)  # and what was there before goes
+    assert recall.tabulate(forward, item, [2.0, 1.0], 1)[::-1] == held
+    assert made == [1.0, 2.0]
+    recall.timestep_bytes, held = 0, ()
+    subject.forward([replace(item, timestep=4.0)], on=True)
+    recall.tabulate(forward, item, [2.0], 1)
+    assert made == [1.0, 2.0, 2.0]
+
+
 def test_a_text_is_kept_as_long_as_someone_has_its_memo() -> None:
     recall = Subject("wan").recall
     text = torch.zeros(1, 2, 3)
