@@ -14,6 +14,7 @@ import torch
 from toy_cogvideox import COGVIDEOX
 from toy_engine import Keeper, draw, request, small_spec, system
 from toy_hunyuan_video15 import HUNYUAN_VIDEO15
+from toy_loras import as_planned, files_of, save_lora
 from toy_ltx import LTX
 from toy_qwen_image import QWEN_IMAGE
 from toy_split import SPECS, experts, family_on, recall_of
@@ -305,19 +306,25 @@ TOYS_AWAY: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", TOYS_AWAY)
 def test_tables_stand_in_for_weights_that_are_not_on_the_device(
-    name: str, one_thread: None
+    name: str, one_thread: None, tmp_path: Path
 ) -> None:
-    """They come once for a schedule, whatever rows have it; bits are those of weights that stay."""
+    """They come once for a schedule and a set of adapters, whatever rows have it; bits are those of
+    weights that stay."""
+    lora = save_lora(tmp_path / "on all.safetensors", family_on(name).transformer)
+    files = {} if name == "hunyuan-video-1.5" else files_of(str(lora))
     first = TOYS_AWAY[name].row(0)
     rows = [
         replace(first, row_index=i, row_id=f"row-{i}", seed=i, num_steps=2 + (i == 2))
         for i in range(3)
     ]
+    if files:
+        rows[1] = replace(rows[1], lora=as_planned(str(lora)))
 
     def engine(mode: str, **changes: Any) -> Engine:
         layout = lone_layout(SPECS[name], system(), torch.device("cpu"))
         own = system(memory={"mode": mode}, **changes)
-        return Engine.load(SPECS[name], own, "cpu", layout=replace(layout, memory=mode))
+        layout = replace(layout, memory=mode)
+        return Engine.load(SPECS[name], own, "cpu", layout=layout, loras=files)
 
     plain = draw(engine("resident"), rows)
     made = engine("model")
@@ -332,4 +339,4 @@ def test_tables_stand_in_for_weights_that_are_not_on_the_device(
     peak = made.replica.residency.gauge.peaks["denoise"]
     assert peak == whole - sum(sizes) + max(sizes)
     counted = draw(engine("model", determinism="throughput"), rows)
-    assert counted.report.streamed_gib * 1024**3 == 2 * sum(sizes)
+    assert counted.report.streamed_gib * 1024**3 == (2 + len(files)) * sum(sizes)
