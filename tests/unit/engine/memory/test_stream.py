@@ -71,12 +71,18 @@ def test_on_a_cpu_blocks_compute_where_lines_begin_as_they_did() -> None:
 class Rig:
     """A feed over small blocks, and what was copied when."""
 
-    def __init__(self, prefetch: int, stay: Sequence[int] = ()) -> None:
+    def __init__(self, prefetch: int, stay: Sequence[int] = (), *, homes: bool = False) -> None:
+        """`homes`: blocks have homes in host memory, as they do for a GPU."""
         self.blocks = [Block(seed).requires_grad_(False) for seed in range(LAYERS)]
         x = torch.randn(2, 7)
         self.x, self.before = x, [block(x) for block in self.blocks]
         self.gauge = Gauge()
         self.feed = Feed(self.blocks, stay, CPU, self.gauge, prefetch=prefetch, pin=True)
+        if homes:
+            self.feed._blocks = {
+                number: HostBlock(self.blocks[number], pinned=False, on_cpu=True)
+                for number in self.feed._blocks
+            }
         self.copied: list[int] = []
         fill = self.feed._copies.fill
 
@@ -127,8 +133,10 @@ def test_blocks_that_stay_are_never_copied() -> None:
     assert {id(block) for block in rig.feed.modules} == {id(rig.blocks[n]) for n in (0, 2, 4)}
 
 
-def test_a_block_computes_with_its_copy_and_goes_home() -> None:
-    rig = Rig(prefetch=0)
+@pytest.mark.parametrize("homes", [False, True])
+def test_a_block_computes_with_its_copy_and_goes_home(homes: bool) -> None:
+    rig = Rig(prefetch=0, homes=homes)
+    assert rig.run() == [*range(LAYERS)]
     places = [tensor.data_ptr() for tensor in tensors_of(rig.blocks[2])]
     with rig.feed.here(2, lambda block: True):
         rig.feed._inside[2].memory.fill_(0)
