@@ -19,17 +19,18 @@ def duration(seconds: float) -> str:
 def rank_time(hours: float, device: str) -> str:
     """Time of ranks with a device of that name: in hours where there are some."""
     if hours < LEAST_HOURS:
-        return f"{_hours(hours)} of {hours_name(device).partition('-')[0]}s"
-    return f"{_hours(hours)} {hours_name(device)}"
+        return f"{_amount(hours, hours)} of {hours_name(device).partition('-')[0]}s"
+    return f"{_amount(hours, hours)} {hours_name(device)}"
 
 
 def rank_time_within(hours: float, low: float, high: float, device: str) -> str:
     """The same with the interval that it is in."""
-    return f"{rank_time(hours, device)} ({_hours(low)} to {_hours(high)})"
+    return f"{rank_time(hours, device)} ({_amount(low, hours)} to {_amount(high, hours)})"
 
 
-def _hours(hours: float) -> str:
-    if hours < LEAST_HOURS:
+def _amount(hours: float, beside: float) -> str:
+    """Hours, unless what they are told `beside` is in minutes."""
+    if beside < LEAST_HOURS:
         return duration(3600 * hours)
     return f"{hours:,.{1 if hours >= 100 else 2}f}"
 

@@ -82,6 +82,7 @@ def test_time_of_ranks_is_said_in_units_that_fit() -> None:
     assert rank_time(2, "cpu") == "2.00 CPU-hours"
     assert rank_time(1234.5, "NVIDIA H200") == "1,234.5 GPU-hours"
     assert rank_time_within(12, 6, 24, "h200") == "12.00 GPU-hours (6.00 to 24.00)"
+    assert rank_time_within(0.09, 0.08, 0.11, "h200") == "5.4 min of GPUs (4.8 min to 6.6 min)"
 
 
 def test_a_plan_fits_a_narrow_terminal(
