@@ -24,11 +24,13 @@ from torch import Tensor
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
+from batchgen.families.hunyuan_video15 import decoder
 from batchgen.families.hunyuan_video15 import spec as light
 from batchgen.families.hunyuan_video15.attention import JointAttention
 from batchgen.families.image_model import ImageModel
 from batchgen.families.schedules import falling_schedule
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.numerics.guidance import classifier_free, rescaled
 from batchgen.numerics.noise import seeded_noise
 from batchgen.numerics.pixels import to_frames
@@ -56,7 +58,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> HunyuanVideo15:
     """Make a HunyuanVideo 1.5 from its loaded components."""
-    return HunyuanVideo15(spec, components, device)
+    return tiled(HunyuanVideo15(spec, components, device), system.vae)
 
 
 class HunyuanVideo15(ImageModel):
@@ -179,7 +181,7 @@ class HunyuanVideo15(ImageModel):
     # ------------------------------------------------------------------------------------ decode
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        return to_frames(self.vae.decode(scaled, return_dict=False)[0][0])
+        return to_frames(decoder.decode(self.vae, scaled, self.tiling)[0])
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

@@ -40,6 +40,7 @@ from batchgen.families.hunyuan_video15.vae import (
     vae_decode_bytes,
     vae_decode_flops,
     vae_parameters,
+    vae_tiles,
 )
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.recalled import Recalled
@@ -206,6 +207,7 @@ def dims(model: ModelSpec) -> Dims:
 def capabilities(model: ModelSpec) -> Capabilities:
     """A ring gives other last bits, Ulysses the same."""
     return Capabilities(
+        tiles=vae_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
         attention=MASKED,
         ulysses=legal_ulysses(heads(model), MOST_RANKS),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
+from batchgen.families.tiling import TiledDecoder
 
 _KERNEL = 27  # taps of a 3x3x3 convolution
 
@@ -129,3 +131,14 @@ def vae_decode_bytes(vae: Hunyuan15Vae, size: int, frames: int, height: int, wid
     pixels = height * width * vae.spatial_factor**2 * (1 + (frames - 1) * vae.temporal_factor)
     maps = 4 * size * pixels * vae.block_out_channels[0]
     return max(maps, 2 * size * (frames * height * width) ** 2) + 3 * 4 * pixels
+
+
+def vae_tiles(vae: Hunyuan15Vae, size: int) -> TiledDecoder:
+    """Tiles begin behind the last level that makes new frames. Each of their levels has its
+    residual blocks and then, at its own size, the convolution by which it grows."""
+    levels = [*_up(vae)][vae.doublings_in_time :]
+    growing = vae.doublings - vae.doublings_in_time
+    reach = sum((2 * vae.layers_per_block + 3) / 2**number for number in range(growing + 1))
+    return TiledDecoder(
+        factor=2**growing, reach=math.ceil(reach), channels=levels[0].inputs, size=size
+    )

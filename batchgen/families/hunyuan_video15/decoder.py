@@ -1,0 +1,105 @@
+"""HunyuanVideo 1.5's decoder: whole as long as frames are still in the making, then tile by tile.
+
+Its norms are over the channels of one cell, so a tile with a few cells beside it comes out as in
+the whole frame (`tiling`). Tiles begin behind the last level that makes new frames: before it there
+is little. Its attention lets a frame see itself and the frames before it, by a mask over all pairs
+of cells; here each frame is asked by itself among those that it sees, and there is no mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLHunyuanVideo15
+from torch import Tensor
+
+from batchgen.errors import ConfigError
+from batchgen.families.tiling import Span, Tiling
+
+
+def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
+    """`vae.decode(latents)`: (1, 3, frames, height, width) in about -1..1; with `tiling` to
+    rounding, in less memory and more time. ConfigError for an autoencoder with other layers than
+    those that are followed here."""
+    whole, factor = _whole_levels(vae), _pixels_of_a_cell(vae)
+    scale = vae.spatial_compression_ratio // factor
+    cells = [scale * each for each in latents.shape[-2:]]
+    if tiling is None or tiling.count(cells, factor) == 1:
+        video: Tensor = vae.decode(latents, return_dict=False)[0]
+        return video
+    if not known(vae):
+        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    return _tiled(vae.decoder, latents, tiling, whole, factor)
+
+
+def known(vae: Any) -> bool:
+    """As `kl_decoder.known`; its layers are called as they are, but for the attention."""
+    hooked = any(
+        module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
+        for module in vae.decoder.mid_block.modules()
+    )
+    plain = type(vae) is AutoencoderKLHunyuanVideo15 and not hooked
+    return plain and not (vae.training or vae.use_tiling or vae.use_slicing)
+
+
+def _whole_levels(vae: Any) -> int:
+    """Levels that make new frames."""
+    return int(vae.temporal_compression_ratio).bit_length() - 1
+
+
+def _pixels_of_a_cell(vae: Any) -> int:
+    """Where tiles begin."""
+    return int(vae.spatial_compression_ratio) >> _whole_levels(vae)
+
+
+@torch.no_grad()
+def _tiled(decoder: Any, latents: Tensor, tiling: Tiling, whole: int, factor: int) -> Tensor:
+    x = decoder.conv_in(latents) + latents.repeat_interleave(repeats=decoder.repeat, dim=1)
+    x = _middle(decoder.mid_block, x)
+    for block in decoder.up_blocks[:whole]:
+        x = block(x)
+    frames, height, width = x.shape[2:]
+    video = x.new_empty(1, 3, frames, height * factor, width * factor)
+    for rows, columns in tiling.tiles(height, width, factor):
+        tile = x[..., rows.begin : rows.end, columns.begin : columns.end]
+        for block in decoder.up_blocks[whole:]:
+            tile = block(tile)
+        pixels = decoder.conv_out(decoder.conv_act(decoder.norm_out(tile)))
+        drawn = pixels[..., _within(rows, factor), _within(columns, factor)]
+        video[..., _own(rows, factor), _own(columns, factor)] = drawn
+    return video
+
+
+def _middle(middle: Any, x: Tensor) -> Tensor:
+    x = middle.resnets[0](x)
+    for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+        x = resnet(x if attention is None else _attended(attention, x))
+    return x
+
+
+def _attended(attention: Any, x: Tensor) -> Tensor:
+    """Each frame sees itself and those before it."""
+    normed, (frames, rows, columns) = attention.norm(x), x.shape[2:]
+    query, key, value = (
+        project(normed).flatten(2).transpose(1, 2)[:, None].contiguous()
+        for project in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    size, found = rows * columns, list[Tensor]()
+    for end in range(size, (frames + 1) * size, size):
+        asks, sees = query[:, :, end - size : end], slice(0, end)
+        found.append(F.scaled_dot_product_attention(asks, key[:, :, sees], value[:, :, sees]))
+    drawn = torch.cat(found, dim=2)[:, 0].transpose(1, 2).unflatten(2, (frames, rows, columns))
+    projected: Tensor = attention.proj_out(drawn)
+    return projected + x
+
+
+def _within(span: Span, factor: int) -> slice:
+    """Pixels of a tile that are kept, by their place in it."""
+    return slice(span.before * factor, (span.cells - span.after) * factor)
+
+
+def _own(span: Span, factor: int) -> slice:
+    """And by their place in the frame."""
+    return slice(span.own.start * factor, span.own.stop * factor)
