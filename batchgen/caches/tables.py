@@ -40,13 +40,15 @@ class Key:
     use_dynamic_cfg: int | None = None
     guidance_rescale: float | None = None
     boundary: float | None = None  # where the second of two experts takes over
+    pixels: int | None = None  # of a frame; of rows alone
     computed: int | None = None  # steps that are computed
     branches: int | None = None  # of a step
     # lowest and highest guidance of either expert that a fit without an exact one serves; the same
-    # of true_cfg_scale, and of guidance_rescale
+    # of true_cfg_scale, of guidance_rescale, and of the pixels of a frame
     guidance_range: tuple[float, float] | None = None
     true_cfg_range: tuple[float, float] | None = None
     rescale_range: tuple[float, float] | None = None
+    pixels_range: tuple[float, float] | None = None
 
     def serves(self, row: Key) -> bool:
         """Whether an entry of this key is legal for a row of that key."""
@@ -79,6 +81,7 @@ RANGES = {
     "guidance_range": ("guidance_scale", "guidance_scale_2"),
     "true_cfg_range": ("true_cfg_scale",),
     "rescale_range": ("guidance_rescale",),
+    "pixels_range": ("pixels",),
 }
 
 
@@ -128,6 +131,7 @@ def row_key(
         use_dynamic_cfg=row.use_dynamic_cfg,
         guidance_rescale=row.guidance_rescale,
         boundary=boundary,
+        pixels=row.bucket.width * row.bucket.height,
         computed=computed,
         branches=branches,
     )

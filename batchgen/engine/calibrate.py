@@ -121,14 +121,17 @@ def _ends(rows: Lockstep, latents: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def key_of(requests: Sequence[Request], model: str, sized: bool) -> Key:
     """What a fit on these rows serves, but for the number of computed steps."""
     key = row_key(requests[0], "planned", model)
-    key = key if sized else replace(key, bucket=None)
+    others = [row_key(request, "planned", model) for request in requests]
+    sizes = [float(other.pixels) for other in others if other.pixels is not None]
+    key = replace(key, pixels=None)
+    if not sized:
+        key = replace(key, bucket=None, pixels_range=(min(sizes), max(sizes)))
     if not mixed(requests):
         return key
-    others = [row_key(request, "planned", model) for request in requests]
     seen = {name: [getattr(other, name) for other in others] for name in SCALES}
     differ: dict[str, Any] = {name: None for name, each in seen.items() if len(set(each)) > 1}
     for name, scales in RANGES.items():
-        if name == "guidance_range" or differ.keys() & set(scales):
+        if name == "guidance_range" or differ.keys() & {*scales}:
             values = [value for scale in scales for value in seen[scale]]
             differ[name] = min(values), max(values)
     return replace(key, **differ)

@@ -84,14 +84,20 @@ class Fits:
         ]
         found = (tables.find(*keys, having=having) for tables in self._tables)
         entry = next(filter(None, found), None)
-        unused = entry is not None and name == planned.NAME and not self._fits(row, entry)
-        return None if unused else entry
+        if entry is not None and name == planned.NAME and not self._fits(row, drawing, entry):
+            return None
+        return entry
 
-    def _fits(self, row: Row, entry: Entry) -> bool:
+    def _fits(self, row: Row, drawing: Drawing, entry: Entry) -> bool:
         """Whether a planned row will follow the fit. Where its experts begin the fit knows better:
         it was made on rows of this very schedule, or, where it does not say so, of the model's
-        own."""
-        if self._moved and entry.key.boundary is None:
+        own. Those that are shipped are of the model's own size, and hold up to twice as many pixels
+        (measured on the embedded model)."""
+        key, usual = entry.key, self._model.request_defaults
+        if self._moved and key.boundary is None:
+            return False
+        shipped = key.model == self._model.name and key.pixels_range is None and key.bucket is None
+        if shipped and not 1 <= drawing.width * drawing.height / (usual.width * usual.height) <= 2:
             return False
         starts = tuple(entry.content["starts"])
         return bool(planned.path(replace(row, starts=starts), entry.content).leaps)

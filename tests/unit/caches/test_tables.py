@@ -136,7 +136,7 @@ def test_a_row_looks_for_what_it_is_drawn_with(second: float | None, found: floa
         guidance_scale_2=second,
     )
     key = row_key(one, "planned", "mine", 25)
-    plain = {"use_dynamic_cfg": 0, "guidance_rescale": 0.0}
+    plain = {"use_dynamic_cfg": 0, "guidance_rescale": 0.0, "pixels": 1024}
     assert key == replace(ROW, bucket="32x32x5", guidance_scale_2=found, **plain)
     assert FIT.serves(key) and replace(FIT, guidance_scale_2=3.0).serves(key) == (found == 3.0)
 

@@ -182,6 +182,21 @@ def test_rows_of_one_guidance_are_fitted_for_it_by_branch(engine: Engine) -> Non
     assert depths == [(1, 1, 2), (2, 2, 2), *4 * [(3, 3, 2)]]
 
 
+def test_a_fit_serves_frames_as_large_as_those_it_saw(engine: Engine) -> None:
+    """Of any length; where the schedule depends on the size, of that size alone."""
+    rows = [*spread(1), *spread(1, width=48)]
+    key, sized = key_of(rows, "small", False), key_of(rows[:1], "small", True)
+    assert (key.pixels_range, key.bucket) == ((1024.0, 1536.0), None)
+    assert (sized.pixels_range, sized.bucket) == (None, "32x32x5")
+    for changes, served in (
+        ({"width": 40}, True),
+        ({"num_frames": 9}, True),
+        ({"height": 64}, False),
+        ({"width": 16}, False),
+    ):
+        assert key.serves(row_key(replace(rows[0], **changes), "planned", "small")) == served
+
+
 def test_a_fit_says_what_made_its_guided_velocities(diffusion: Engine) -> None:
     """Whatever differs between its rows has a range, or none matters."""
     rows = spread(2, **DIFFUSION)

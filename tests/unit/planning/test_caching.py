@@ -345,6 +345,13 @@ def test_rows_name_the_fit_that_serves_them(unfitted: None, plan_of: Callable[..
     assert [(c.strategy, c.ratio, c.num_steps, c.rows) for c in fitted] == [("planned", 0.5, 18, 1)]
 
 
+def test_shipped_fits_serve_frames_about_as_large_as_they_saw(plan_of: Callable[..., Plan]) -> None:
+    """Of any length: others end nearer by the solver's own update (`bench/RESULTS.md`)."""
+    size = {"width": [64, 64, 128, 32, 96], "height": [64, 64, 64, 32, 96]}
+    rows = requests(plan_of(size | {"cache_ratio": [0.5] * 5, "num_frames": [9, 17, 9, 9, 9]}))
+    assert [bool(row.cache_table) for row in rows] == [True, True, True, False, False]
+
+
 def test_a_fit_of_these_weights_goes_before_one_of_the_name(
     unfitted: None, plan_of: Callable[..., Plan]
 ) -> None:
