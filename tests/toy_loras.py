@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from batchgen.loras import parse, written
+from batchgen.loras import Lora, parse, written
 from batchgen.request import Loras, Request
 
 RANK = 4
@@ -63,8 +63,10 @@ def files_of(*texts: str) -> dict[str, Path]:
 
 def put_on(pipeline: Any, row: Request, files: dict[str, Path]) -> None:
     """Let a pipeline draw with the adapters of a row, as its users do it: unfused."""
-    known = {name for names in pipeline.get_list_adapters().values() for name in names}
     loras = parse(row.lora)
+    if not hasattr(pipeline, "load_lora_weights"):  # its transformer takes some by itself
+        return _put_on_transformer(pipeline.transformer, loras, files)
+    known = {name for names in pipeline.get_list_adapters().values() for name in names}
     for lora in loras:
         if lora.name not in known:
             second = {"load_into_transformer_2": True} if lora.expert == "transformer_2" else {}
@@ -76,3 +78,21 @@ def put_on(pipeline: Any, row: Request, files: dict[str, Path]) -> None:
         pipeline.set_adapters([one.name for one in loras], [one.strength for one in loras])
     elif known:
         pipeline.disable_lora()
+    return None
+
+
+def _put_on_transformer(transformer: Any, loras: Sequence[Lora], files: dict[str, Path]) -> None:
+    known = {*getattr(transformer, "peft_config", {})}
+    for lora in (one for one in loras if one.name not in known):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")
+            transformer.load_lora_adapter(
+                load_file(files[lora.name]),
+                adapter_name=lora.name,
+                low_cpu_mem_usage=True,  # as pipelines do: a copy's place decides the last bits
+            )
+    if loras:
+        transformer.enable_adapters()
+        transformer.set_adapters([one.name for one in loras], [one.strength for one in loras])
+    elif known:
+        transformer.disable_adapters()

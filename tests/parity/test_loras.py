@@ -19,6 +19,9 @@ from toy_flux import FluxTwin, flux_spec, save_flux
 from toy_images import ImageTwin
 from toy_loras import as_planned, factors, files_of, put_on, save_lora
 from toy_videos import VideoTwin
+from toy_wan_images import PICTURES, SHAPE, SMALL, digests
+from toy_wan_images import ImageTwin as PicturedTwin
+from toy_wan_images import save as save_illustrated
 from toys import TOYS
 from video_toys import VIDEO_TOYS
 
@@ -27,12 +30,17 @@ from batchgen.engine.engine import Engine
 from batchgen.request import NO_LORA, Request
 
 SETS = ("", "{a}@0.7", "{b}@-0.5,{a}@1", "{b}")
-UNSERVED = ("hunyuan_dit", "hunyuan_video15")  # their pipelines of diffusers load no LoRA
+UNSERVED = ("hunyuan_dit",)  # its transformer takes no adapters in diffusers
 VIDEOS = [name for name in VIDEO_TOYS if VIDEO_TOYS[name].family not in UNSERVED]
 # Pipelines hand latents to these as a view that is turned, and a product with few outputs (a factor
 # of an adapter has as many as its rank) differs in the last bit; the weights' own does not.
 TURNED = {"flux2_klein": "x_embedder", "ltx": "proj_in", "ltx with a noisy decoder": "proj_in"}
-NAMES = ["wan", "flux", *sorted({*TOYS} - {*UNSERVED}), *sorted(VIDEOS)]
+# of text and image, where every second row has one; and of an image that CLIP sees too
+ILLUSTRATED = ("wan22_ti2v", "wan_i2v")
+# Where a file has factors of one of the two modules of an image, and of a text's, diffusers draws
+# with zeros for the image's; here none of a text's keys is among them.
+EVERY = {"wan_i2v": 5}
+NAMES = ["wan", "flux", *ILLUSTRATED, *sorted({*TOYS} - {*UNSERVED}), *sorted(VIDEOS)]
 LATER = [name for name in VIDEOS if name != VIDEO_TOYS[name].family]  # further ones of a family
 
 
@@ -48,7 +56,8 @@ class Case:
 
     def engine(self, *, adapters: bool = True, **changes: Any) -> Engine:
         files = self.files if adapters else {}
-        return Engine.load(self.spec, system(**changes), "cpu", loras=files)
+        read = PICTURES.__getitem__
+        return Engine.load(self.spec, system(**changes), "cpu", images=read, loras=files)
 
     def twin(self, row: Request) -> Tensor:
         put_on(self.pipeline, row, dict(self.files))
@@ -78,6 +87,17 @@ def flux(folder: Path) -> tuple[ModelSpec, Any, Callable[[Request], Tensor], lis
     return spec, twin.pipeline, twin.latents, rows
 
 
+def illustrated(
+    name: str, folder: Path
+) -> tuple[ModelSpec, Any, Callable[[Request], Tensor], list[Request]]:
+    spec = save_illustrated(SMALL[name](), folder)
+    twin, images = PicturedTwin(spec), digests()
+    size = {"width": 128, "height": 64, "num_frames": 5} if name == "wan22_ti2v" else SHAPE
+    given = [None if name == "wan22_ti2v" and i % 2 else images[i % 3] for i in range(8)]
+    rows = [request(i, num_steps=2 + i % 3, image=given[i], **size) for i in range(8)]
+    return spec, twin.imaging, twin.latents, rows
+
+
 def of_a_toy(toy: Any, twin: Any, folder: Path) -> tuple[Any, ...]:
     spec = toy.spec(str(toy.save(folder, toy.spec())))
     made = twin(toy, spec)
@@ -92,14 +112,18 @@ def case(
     request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Case:
     name, folder = request.param, tmp_path_factory.mktemp("lora")
-    if name in ("wan", "flux"):
+    if name in ILLUSTRATED:
+        spec, pipeline, latents, rows = illustrated(name, folder / "model")
+    elif name in ("wan", "flux"):
         spec, pipeline, latents, rows = {"wan": wan, "flux": flux}[name](folder / "model")
     else:
         toy, twin = (TOYS[name], ImageTwin) if name in TOYS else (VIDEO_TOYS[name], VideoTwin)
         spec, pipeline, latents, rows = of_a_toy(toy, twin, folder / "model")
     but = TURNED.get(name, "")
     a = save_lora(folder / "a.safetensors", pipeline.transformer, seed=1, but=but)
-    b = save_lora(folder / "b.safetensors", pipeline.transformer, seed=2, every=3, but=but)
+    b = save_lora(
+        folder / "b.safetensors", pipeline.transformer, seed=2, every=EVERY.get(name, 3), but=but
+    )
     sets = [text.format(a=a, b=b) for text in SETS]
     rows = [replace(row, lora=as_planned(sets[i % 4])) for i, row in enumerate(rows)]
     return Case(spec, rows, files_of(*sets), pipeline, latents)

@@ -117,8 +117,10 @@ def _refuse_unread(path: Path) -> None:
 
 
 def _converted(pipeline: str, path: Path) -> Factors:
-    """All of a file, in diffusers' names."""
-    convert = getattr(getattr(diffusers, pipeline), "lora_state_dict")  # noqa: B009
+    """All of a file, in diffusers' names. Where the pipeline reads none but its transformer takes
+    some, those are the only names: the reader of another one leaves them as they are."""
+    known = getattr(diffusers, pipeline)
+    convert = getattr(known, "lora_state_dict", diffusers.CogVideoXPipeline.lora_state_dict)
     asked = {"return_lora_metadata": True, "use_safetensors": True, "local_files_only": True}
     scales = "return_alphas" in inspect.signature(convert).parameters
     try:

@@ -3,7 +3,7 @@
 A block takes 28Nd^2 FLOPs for N image tokens of width d (self and cross attention, feed-forward)
 and 4N^2d for attention, 4Td x the text's width for its T text tokens, 4NTd for attending to them;
 blocks of the second half 4Nd^2 more to join what one of the first half made. It is a model of
-diffusion proper.
+diffusion proper. diffusers' model takes no adapters, so that none are served.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
         solvers=("euler",),
-        columns=("guidance_scale", "guidance_rescale"),
+        columns=("guidance_scale", "guidance_rescale", "lora"),
     )
 
 
