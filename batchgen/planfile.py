@@ -78,6 +78,13 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     return _opened(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
+def own_parquet(path: Path) -> pq.ParquetFile:
+    """The same for one reader alone, to go through many rows: no two threads may read from one
+    open file at once. Its footer, which is long in a large plan, is not parsed again."""
+    metadata = open_parquet(path).metadata
+    return pq.ParquetFile(path, metadata=metadata, memory_map=True, page_checksum_verification=True)
+
+
 @lru_cache(maxsize=2)
 def _opened(path: Path, mtime_ns: int, size: int, inode: int) -> pq.ParquetFile:
     return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)

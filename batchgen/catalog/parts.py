@@ -26,13 +26,13 @@ from batchgen.catalog.totals import Totals
 from batchgen.ledger.upkeep.extent import EXTENT_KEY
 from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
-from batchgen.planfile import plan_schema, reading
+from batchgen.planfile import own_parquet, plan_schema, reading
 from batchgen.regular import digest_regular, open_regular
 from batchgen.request import FIELDS
 from batchgen.runfile import RunFile
 
 PART_ROWS = 65_536  # of the plan: part k always holds the same ones
-GROUP_ROWS = 16_384  # rows in memory at a time, for each of WORKERS
+GROUP_ROWS = 8_192  # rows in memory at a time, for each of WORKERS
 WORKERS = 2  # parts that are made at once
 _REPEATED = (
     *(n for n, field in FIELDS.items() if field.kind == "text" and n not in ("row_id", "row_key")),
@@ -94,7 +94,7 @@ class PartMaker:
         names = zip(tags, self._layouts.to_pylist(), strict=True)
         self._journals = {f"{tag} {layout}": place for place, (tag, layout) in enumerate(names)}
         with reading(run.plan):
-            self._planned = pq.read_metadata(run.plan)
+            self._planned = own_parquet(run.plan).metadata
             groups = range(self._planned.num_row_groups)
             sizes = [self._planned.row_group(group).num_rows for group in groups]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

@@ -15,7 +15,7 @@ from batchgen.ledger.kept_scan import index_quickly
 from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex
 from batchgen.ledger.upkeep.pieces import numbers_of
 from batchgen.paths import RunPaths
-from batchgen.planfile import open_parquet, reading
+from batchgen.planfile import own_parquet, reading
 
 _STRETCH = 1_000_000  # lines or rows at a time
 
@@ -139,7 +139,7 @@ def _counting(
 def read_plan_rows(plan: Path) -> PlanRows:
     """Keys and aliases of the plan; RunStateError if the file is missing or not a plan."""
     with reading(plan):
-        return _plan_rows(open_parquet(plan))
+        return _plan_rows(own_parquet(plan))
 
 
 def _plan_rows(file: pq.ParquetFile) -> PlanRows:

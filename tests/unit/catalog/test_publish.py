@@ -30,10 +30,12 @@ from batchgen.catalog.source import are_together
 from batchgen.catalog.turns import Overtaken, turn_of
 from batchgen.durable import write_json
 from batchgen.errors import RunStateError
+from batchgen.ledger import winners as winners_module
 from batchgen.ledger.events import End
 from batchgen.ledger.upkeep import losses
-from batchgen.ledger.winners import Winners
+from batchgen.ledger.winners import Winners, read_plan_rows
 from batchgen.paths import RunPaths
+from batchgen.planfile import open_parquet, own_parquet
 from batchgen.processes import ProcessId
 from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile, read_run
@@ -161,6 +163,7 @@ import sys
 from pathlib import Path
 from batchgen.catalog import collect as catalog
 from batchgen.paths import RunPaths
+from batchgen.planfile import open_parquet, own_parquet
 from batchgen.catalog import parts
 parts.GROUP_ROWS = parts.PART_ROWS = 2
 print(catalog.collect(RunPaths(Path(sys.argv[1]))).ok)
@@ -238,6 +241,22 @@ def test_many_collects_at_once_leave_one_whole_catalog(parts: RunFolder) -> None
     hidden = [p.name for p in parts.run.catalog_rows.parent.iterdir() if p.name[0] == "."]
     assert hidden == [".turns"]
     assert len(list((parts.run.catalog_rows.parent / ".turns").iterdir())) == 1
+
+
+def test_whoever_reads_a_plan_has_a_file_of_its_own(
+    parts: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that read from one abort the process, now and then."""
+    shared, opened = open_parquet(parts.run.plan), []
+
+    def own(path: Path) -> pq.ParquetFile:
+        opened.append(own_parquet(path))
+        return opened[-1]
+
+    monkeypatch.setattr(winners_module, "own_parquet", own)
+    assert len(read_plan_rows(parts.run.plan).key) == len(read_plan_rows(parts.run.plan).key) == 6
+    one, other = opened
+    assert one is not other and shared not in opened
 
 
 def test_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
