@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,9 @@ _SIGNALS = (
 
 def pytest_configure() -> None:
     """Signals as a terminal has them, for the tests and whatever they start: a shell that starts
-    the suite in the background, `nohup` and some CI runners ignore or block some."""
+    the suite in the background, `nohup` and some CI runners ignore or block some. And no width:
+    xdist tells its processes that of its own terminal."""
+    os.environ.pop("COLUMNS", None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for number in _SIGNALS:
         if signal.getsignal(number) is signal.SIG_IGN:
