@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from toy_engine import Keeper, ListSource, draw, request, spy_on, system
 from toy_wan_images import PICTURES, SHAPE, SMALL, ImageTwin, digests, save
@@ -78,3 +81,22 @@ def test_a_stopped_row_goes_on_with_its_image(spec: ModelSpec) -> None:
     spy_on(engine, then)
     then.report = engine.render(ListSource([row], first.states), then)
     assert (then.frames[row.row_id] == whole.frames[row.row_id]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
+@pytest.mark.parametrize("family", sorted(SMALL))
+def test_a_wide_model_equals_the_pipeline(family: str, one_thread: None, tmp_path: Path) -> None:
+    """Width 512 and 512 tokens: products of other kernels than those of the small model."""
+    small = SMALL[family]()
+    seen = {"added_kv_proj_dim": 512} if family == "wan_i2v" else {}
+    size = {"num_layers": 1, "num_attention_heads": 8, "attention_head_dim": 64}
+    transformer = replace(small.dims.transformer, **size, **seen)
+    wide = save(replace(small, dims=replace(small.dims, transformer=transformer)), tmp_path)
+    side = 512 if family == "wan22_ti2v" else 256
+    shape = {"width": side, "height": side, "num_frames": 5}
+    some = [request(i, num_steps=2, image=digests()[i], **shape) for i in range(2)]
+    drawn, twin = draw(load(wide), some), ImageTwin(wide)
+    latents = {row.row_id: twin.latents(row) for row in some}
+    drawn.assert_as_pipeline(latents, {row.row_id: twin.frames(row) for row in some})
+    drawn.assert_packed()
