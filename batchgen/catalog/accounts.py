@@ -99,7 +99,7 @@ def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) 
     """One row for each attempt, in schema `RUNS`; `spent` must hold the lines that count for a
     row."""
     won = np.zeros(len(found.index.row_index), bool)
-    won[found.line[found.line >= 0]] = True
+    won[found.line[~found.plan.alias & (found.line >= 0)]] = True
     spent.add_rest(won)
     won &= found.index.status == STATUS_CODES["ok"]
     intents: dict[int, Intent | None] = {}

@@ -22,8 +22,8 @@ import errno
 import json
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,7 +97,8 @@ def _collect(run: RunPaths) -> CatalogSummary:
     began = time.perf_counter()
     source = RunSource.of(run)  # taken before the journals, which may go on growing
     header = source.header
-    _check_plan(run, source)
+    with _of_one_plan(run, source):
+        check_plan(run, header)
     found = winners(run)
     refuse_losses(run, found)
     drafts = Drafts(run.catalog_rows)
@@ -105,9 +106,10 @@ def _collect(run: RunPaths) -> CatalogSummary:
         drafts.make(run)
         sweep(run)
         metadata, judged = _metadata(header, source.extent), judged_by(run, header)
-        maker = PartMaker(run, header, found, metadata, judged, (drafts.parts, drafts.kept))
-        spent = Spent(found.index)
-        parts = _make_parts(maker, spent, len(found.status))
+        spent, folders = Spent(found.index), (drafts.parts, drafts.kept)
+        with _of_one_plan(run, source):
+            maker = PartMaker(run, header, found, metadata, judged, folders)
+            parts = _make_parts(maker, spent, len(found.status))
         accounts = _parquet_bytes(attempt_table(run, found, spent, header))
         totals = _joined(parts)
         totals.timers.add_loads(load_seconds(found.index))
@@ -154,7 +156,8 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     for _ in range(TRIES):
         with suppress(_Outdated):
             source = RunSource.of(run)
-            _check_plan(run, source)
+            with _of_one_plan(run, source):
+                check_plan(run, source.header)
             found = winners(run)
             plan_id, layouts = source.header.plan_id, layouts_of(run, found.index)
             judged = judged_by(run, source.header)
@@ -168,10 +171,11 @@ def snapshot_table(run: RunPaths) -> pa.Table:
     raise RunStateError(f"{run.root}: the plan changes all the time; look later")
 
 
-def _check_plan(run: RunPaths, source: RunSource) -> None:
-    """RunStateError if the plan is damaged; _Outdated if it has been replaced."""
+@contextmanager
+def _of_one_plan(run: RunPaths, source: RunSource) -> Iterator[None]:
+    """_Outdated in place of a RunStateError, if the plan has been replaced."""
     try:
-        check_plan(run, source.header)
+        yield
     except RunStateError as error:
         if source.is_current(run):
             raise

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import numpy as np
 import batchgen
 from batchgen.catalog.accounts import Seconds
 from batchgen.catalog.totals import Totals
+from batchgen.ledger.kept_scan import UNREADABLE
 from batchgen.ledger.winners import Winners
 
 FORMAT = 1  # raise it when what is kept changes, or how a line becomes a row of the catalog
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +91,7 @@ class KeptPart:
                 lines = RowLines(**{field.name: kept[field.name] for field in fields(RowLines)})
                 seconds = Seconds(**{field.name: kept[field.name] for field in fields(Seconds)})
                 return cls(**head, lines=lines, seconds=seconds)
-        except _UNREADABLE:
+        except UNREADABLE:
             return None
 
     def among(self, journals: dict[str, int]) -> RowLines:

@@ -36,7 +36,9 @@ from batchgen.records import RankSeconds
 FORMAT = 2  # raise it when what is kept changes
 LEAST_LINES = 1000  # a journal of fewer is read as quickly
 TAIL = 200  # bytes of a journal's end: a part of its last line, with its check sum
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
+# What reading such a file raises where it is damaged (RuntimeError: a bit says it is encrypted).
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
+UNREADABLE = (*_DAMAGE, EOFError, RuntimeError, zipfile.BadZipFile)
 _NUMBERS = ("starts", "signalled", "tried_s", "whole_bytes", "first_start_t", "last_t")
 
 
@@ -99,7 +101,7 @@ def _load(run: RunPaths, journal: FencedJournal) -> Scanned | None:
             if head["format"] != FORMAT or head["stamp"] != _stamp(journal.path):
                 return None
             return _facts(journal, head), Lines(**{name: kept[name] for name in LINE_COLUMNS})
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 

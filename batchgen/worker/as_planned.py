@@ -84,8 +84,10 @@ def _whole_when_planned(root: RunPaths, config: JobConfig) -> Iterator[None]:
     try:
         yield
     except WeightsError as error:
-        folder = config.model.weights_folder
-        if folder is None or not folder.is_dir() or isinstance(error.__cause__, OSError):
+        folder, files = config.model.weights_folder, config.model.files.values()
+        if folder is None or isinstance(error.__cause__, OSError):
+            raise
+        if not all(home.is_dir() for home in (folder, *(Path(file).parent for file in files))):
             raise
         raise KeysChanged(
             f"model.weights changed since this run was planned: {error}; {_what_to_do(root)}"

@@ -120,7 +120,7 @@ def _told(found: Winners) -> np.ndarray:
         lines = lines[key[lines] == found.plan.key[row[lines]]]
         void = np.flatnonzero((row < rows) & (status == STATUS_CODES["void"]))
         told[row[lines]] = told[row[void]] = True
-    every: np.ndarray = told[found.plan.original]
+    every: np.ndarray = told | told[found.plan.original]  # a replan makes aliases of rows
     return every
 
 

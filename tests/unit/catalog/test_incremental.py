@@ -222,3 +222,41 @@ def test_only_parts_with_a_change_are_written(tmp_path: Path, small: list[str]) 
     whole = [path.read_bytes() for path in sorted(folder.run.catalog_rows.iterdir())]
     collect(folder.run)
     assert [path.read_bytes() for path in sorted(folder.run.catalog_rows.iterdir())] == whole
+
+
+def test_what_is_kept_and_says_that_it_is_encrypted_is_not_believed(tmp_path: Path) -> None:
+    """As one changed bit may."""
+    folder = make_run_folder(tmp_path / "run", 2)
+    collect(folder.run)
+    kept = folder.run.kept_rows(parts.part_name(0))
+    data = bytearray(kept.read_bytes())
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    kept.write_bytes(data)
+    assert collect(folder.run).pending == 2
+
+
+def test_a_link_to_parts_that_are_as_they_were_is_replaced_by_a_folder(tmp_path: Path) -> None:
+    folder = make_run_folder(tmp_path / "run", 2)
+    collect(folder.run)
+    rows = folder.run.catalog_rows
+    rows.symlink_to(shutil.move(rows, tmp_path / "elsewhere"))
+    collect(folder.run)
+    assert not rows.is_symlink() and len(current_catalog(folder.run)) == 2
+
+
+def test_a_row_that_a_replan_makes_an_alias_is_neither_lost_nor_counted_twice(
+    tmp_path: Path,
+) -> None:
+    """An earlier row has its key now and is still to be rendered."""
+    folder = make_run_folder(tmp_path / "run", 3)
+    with folder.journal(folder.submit()) as journal:
+        folder.render(journal, 1)
+        folder.render(journal, 2)
+    collect(folder.run)
+    table = pq.read_table(folder.run.plan)
+    columns = table.to_pydict()
+    columns["row_key"][0], columns["alias_of"][2] = columns["row_key"][2], columns["row_id"][0]
+    folder.install_plan(pa.table(columns, schema=table.schema))
+    assert (found := collect(folder.run)).ok == 1 and found.pending == 2
+    spent = pq.read_table(folder.run.catalog_runs).to_pylist()[0]
+    assert (spent["rows_ok"], spent["useful_s"], spent["retried_s"]) == (1, 1.1, 1.1)

@@ -123,6 +123,23 @@ def test_a_replan_in_between_is_not_mixed_with_what_was_rendered_under_the_old_p
     assert set(catalog.snapshot(run_folder.run.root)["num_steps"]) == {10}
 
 
+def test_a_replan_while_parts_are_made_starts_it_again(
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages of another plan are where the old one's were: that is no damage."""
+    run_folder, real = make_run_folder(2), parts_module.PartMaker._plan_rows
+    left = [lambda: change_plan(run_folder)]
+
+    def late(maker: parts_module.PartMaker, begin: int, end: int) -> pa.Table:
+        if left:
+            left.pop()()
+        return real(maker, begin, end)
+
+    monkeypatch.setattr(parts_module.PartMaker, "_plan_rows", late)
+    assert collect(run_folder.run).pending == 2
+    assert set(pd.read_parquet(run_folder.run.catalog_rows)["plan_id"]) == {"plan-9"}
+
+
 def test_the_header_is_the_one_of_the_plan_while_a_replan_is_installed(
     make_run_folder: Callable[..., RunFolder],
 ) -> None:

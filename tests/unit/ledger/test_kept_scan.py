@@ -113,7 +113,7 @@ def test_a_journal_that_has_changed_is_read(folder: RunFolder, read: list[str], 
     assert_same(found, index_commits(folder.run))
 
 
-@pytest.mark.parametrize("damage", ["gone", "empty", "torn", "other", "format"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "torn", "other", "sealed", "format"])
 def test_what_is_kept_and_damaged_is_not_believed(
     folder: RunFolder, read: list[str], damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +127,10 @@ def test_what_is_kept_and_damaged_is_not_believed(
     else:
         middle = data.index(b"row_index.npy") + 250
         torn = data[:middle] + bytes(reversed(data[middle : middle + 8])) + data[middle + 8 :]
-        path.write_bytes({"empty": b"", "torn": data[:-200], "other": torn}[damage])
+        flags = data.index(b"PK\x01\x02") + 8  # says that it is encrypted
+        sealed = data[:flags] + bytes([data[flags] | 1]) + data[flags + 1 :]
+        others = {"empty": b"", "torn": data[:-200], "other": torn, "sealed": sealed}
+        path.write_bytes(others[damage])
     read.clear()
     found = index_quickly(folder.run)
     assert journal(folder).name in read

@@ -246,12 +246,22 @@ def test_what_cannot_be_loaded_any_more_has_changed(
         pass
 
 
-def test_a_machine_without_the_folder_may_be_the_one_to_blame(job: Path) -> None:
+@pytest.mark.parametrize(
+    ("away", "told"), [("w", "there is no such folder"), ("own", "wan.safetensors: is missing")]
+)
+def test_a_machine_without_the_folder_may_be_the_one_to_blame(
+    job: Path, away: str, told: str
+) -> None:
     """It is not mounted there, say: others go on."""
+    if away == "own":
+        file = job.parent / away / "wan.safetensors"
+        file.parent.mkdir()
+        shutil.move(job.parent / "w" / TRANSFORMER, file)
+        job.write_text(job.read_text().replace("/w}", f"/w, files: {{transformer: {file}}}}}"))
     run, _, config = planned(job)
-    (job.parent / "w").rename(job.parent / "gone")
+    (job.parent / away).rename(job.parent / "gone")
     with (
-        pytest.raises(WeightsError, match="there is no such folder"),
+        pytest.raises(WeightsError, match=told),
         as_planned(run, read_run(run), config, lambda: None),
     ):
         pass
