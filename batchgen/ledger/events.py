@@ -189,8 +189,7 @@ def encode_line(event: Event, spent: RankSeconds | None = None) -> bytes:
 
 def _said(value: Any) -> Any:
     """`to_plain` without fields that are null, 0 or empty by default: a commit has dozens, and what
-    is absent is read as that. Half of a journal, and of the time that it takes to read, is so
-    spared."""
+    is absent is read as that. It spares up to half of a journal, and of the time to read it."""
     if not dataclasses.is_dataclass(value):
         return to_plain(value)
     fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
