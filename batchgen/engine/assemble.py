@@ -34,7 +34,7 @@ from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.pictures import PictureBook
-from batchgen.engine.prompts import PromptBook, Together
+from batchgen.engine.prompts import EncodedText, PromptBook, Together, Work
 from batchgen.engine.recall import TEXT_BYTES, Recall
 from batchgen.engine.replica import Replica
 from batchgen.engine.team import Team
@@ -240,8 +240,12 @@ def _together(residency: Residency, abreast: Abreast) -> Together | None:
     encoders = residency.of("encode")
     if not any(part.name in encoders for part in residency.plan.streaming):
         return None
-    there = attempt(lambda: residency.ensure(*encoders))
-    return None if isinstance(there, Failed) else abreast.run
+
+    def run(works: Sequence[Work]) -> Sequence[EncodedText | Failed]:
+        there = attempt(lambda: residency.ensure(*encoders))
+        return [there] * len(works) if isinstance(there, Failed) else abreast.run(works)
+
+    return run
 
 
 def _self_test(

@@ -95,8 +95,9 @@ def test_shares_of_rows_add_up_to_the_busy_time(one_thread: None, overlap: bool)
     assert all(s.queue >= 0 and s.write == 0 for s in stages)
 
 
-def test_one_component_at_a_time_moves_each_once_per_window(one_thread: None) -> None:
-    engine = load(memory={"mode": "model"}, batch={"window": 4})
+@pytest.mark.parametrize("mode", ["model", "stream"])
+def test_one_component_at_a_time_moves_each_once_per_window(one_thread: None, mode: str) -> None:
+    engine = load(memory={"mode": mode}, batch={"window": 4})
     keeper, report = render(engine, [request(i) for i in range(10)])
     assert len(keeper.frames) == 10
     assert report.windows == 3
