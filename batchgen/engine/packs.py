@@ -154,6 +154,9 @@ class Packer:
 
     def forget(self) -> None:
         """There is more room: what did not fit is tried again."""
+        for bucket in self._fitting:  # found where there was less room
+            self._limits.pop(bucket, None)
+            self._sweeps.pop(bucket, None)
         self._fitting.clear()
 
     def _tested(self, bucket: Bucket, limit: int) -> int:
@@ -198,6 +201,8 @@ class DecodeSizes:
 
     def forget(self) -> None:
         """There is more room: what did not fit is tried again."""
+        for bucket in self._limits:
+            self._sweeps.pop(bucket, None)
         self._limits.clear()
 
     def _limit(self, bucket: Bucket) -> int:

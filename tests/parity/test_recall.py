@@ -340,3 +340,8 @@ def test_tables_stand_in_for_weights_that_are_not_on_the_device(
     assert peak == whole - sum(sizes) + max(sizes)
     counted = draw(engine("model", determinism="throughput"), rows)
     assert counted.report.streamed_gib * 1024**3 == (2 + len(files)) * sum(sizes)
+    residency, module = made.replica.residency, next(iter(away))
+    inside = residency.gauge.inside
+    with pytest.raises(ValueError, match="bad row"), residency.brought(module):
+        raise ValueError("bad row")
+    assert residency.is_away(module) and residency.gauge.inside == inside

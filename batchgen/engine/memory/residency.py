@@ -113,15 +113,15 @@ class Residency:
             return
         tensors = tensors_of(module)
         homes, size = [(tensor, tensor.data) for tensor in tensors], sum(t.nbytes for t in tensors)
+        self.gauge.add(size)
         try:
             for tensor in tensors:
                 tensor.data = source_of(tensor).to(self.device, tensor.dtype)
-            self.gauge.add(size)
             self.gauge.streamed += size
             yield
-            self.gauge.add(-size)
         finally:
             _send_home(homes)
+            self.gauge.add(-size)
 
     def _stays(self, name: str) -> bool:
         return self.plan.places[name] == "resident"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchgen.engine.packs import Packer, even_chunks
+from batchgen.engine.packs import DecodeSizes, Packer, even_chunks
 from batchgen.numerics.edges import is_edge, make_batch_invariant
 from batchgen.request import Bucket
 
@@ -96,6 +96,26 @@ def test_out_of_memory_halves_the_limit() -> None:
     assert sizing.size(SMALL) == 50
     sizing.shrink(SMALL, 1)
     assert sizing.size(SMALL) == 1
+
+
+def test_with_more_room_packs_are_whole_again_also_where_an_attempt_before_had_less() -> None:
+    sizing, whole = packer(), packer().size(SMALL)
+    sizing.allow(SMALL, 2)
+    assert sizing.size(SMALL) == 2 < whole
+    sizing.forget()
+    assert sizing.size(SMALL) == whole
+    for searching in packer(CUDA), DecodeSizes(lambda bucket: 8):
+        searching.allow(SMALL, 1)
+        assert settled_size(searching) == 1
+        searching.forget()
+        assert settled_size(searching) > 1
+
+
+def settled_size(sizing: Packer | DecodeSizes) -> int:
+    """Where more items are always cheaper."""
+    for _ in range(6):
+        sizing.observe(SMALL, sizing.size(SMALL), 0.010)
+    return sizing.size(SMALL)
 
 
 @pytest.mark.parametrize("count", range(1, 20))
