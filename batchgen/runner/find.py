@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from batchgen.errors import RunStateError, closest, reason_of
@@ -13,7 +14,8 @@ from batchgen.paths import RUNS, RunPaths, at_home
 LATEST = "latest"
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{6}$")
 _SHOWN = 10
-_LOOKED_AT, _NEAR = 50, 3  # folders beside one without runs; those of them that are named
+# Of folders beside one without runs: how many are looked at, entries of each, how many are named.
+_LOOKED_AT, _ENTRIES, _NEAR = 50, 500, 3
 
 
 def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
@@ -35,7 +37,7 @@ def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
         folder, named = direct.parent, direct.name
     runs = runs_in(folder)
     if not runs:
-        beside = [str(folder.parent / other.name) for other in _beside(folder) if runs_in(other)]
+        beside = [str(folder.parent / other.name) for other in _beside(folder) if _has_run(other)]
         there = f" There are runs in {', '.join(beside[:_NEAR])}." if beside else ""
         example = beside[0] if beside else "FOLDER"
         raise RunStateError(
@@ -62,6 +64,14 @@ def _beside(folder: Path) -> list[Path]:
         others = sorted(path for path in folder.absolute().parent.iterdir() if path.is_dir())
         return [path for path in others if not path.name.startswith(".")][:_LOOKED_AT]
     return []
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether one of its first entries is a run."""
+    with suppress(OSError):  # another user's, say
+        listed = islice(folder.iterdir(), _ENTRIES)
+        return any(not path.name.startswith(".") and _is_run(path) for path in listed)
+    return False
 
 
 def runs_in(root: Path) -> dict[str, Path]:

@@ -14,6 +14,7 @@ import pytest
 from cli_calls import NULL, make_job_folder
 from rich.console import Console
 from rich.progress import Progress, TextColumn
+from rights import linux, without_rights
 from run_folder import make_run_folder
 
 import batchgen
@@ -75,6 +76,13 @@ def test_a_run_is_found_behind_a_path_and_else_it_says_where_it_looked(tmp_path:
     there = tmp_path / "elsewhere"
     with pytest.raises(RunStateError, match=f"There are runs in {there}. .*: --root {there}, or"):
         find_run("latest", tmp_path / "empty")
+
+
+@linux
+def test_a_folder_that_one_may_not_read_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "another").mkdir(mode=0)
+    with pytest.raises(RunStateError, match=r"there is no run in .*/outputs"):
+        without_rights(lambda: find_run("latest", tmp_path / "outputs"))
 
 
 def test_time_of_ranks_is_said_in_units_that_fit() -> None:
