@@ -45,9 +45,9 @@ class Source:
 
     @classmethod
     def of(cls, run: RunPaths) -> Source:
-        """The run as it is now; collects it first if its ledger has grown since the last time.
-        RunStateError and StorageError as `collect` raises them."""
-        if not parts_of(run.catalog_rows) or Extent.of(run).exceeds(collected(run)):
+        """The run as it is now; collects it first if its ledger has grown since the last time, or
+        if an older version did. RunStateError and StorageError as `collect` raises them."""
+        if not _has_columns(run) or Extent.of(run).exceeds(collected(run)):
             collect(run)
         with reading(run.catalog_runs, "catalog of attempts"):
             attempts = pq.read_table(run.catalog_runs)
@@ -63,6 +63,13 @@ class Source:
         for table in pieces(parts_of(self.run.catalog_rows), PIECE_ROWS, COLUMNS):
             yield _measured(table)
             tell("report", len(table), self.header.rows)
+
+
+def _has_columns(run: RunPaths) -> bool:
+    """Whether there is a catalog with all that a page is made of."""
+    parts = parts_of(run.catalog_rows)
+    with reading(run.catalog_rows, "catalog"):
+        return bool(parts) and {*COLUMNS}.issubset(pq.read_schema(parts[0]).names)
 
 
 def _measured(rows: pa.Table) -> pa.Table:

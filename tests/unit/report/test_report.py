@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from report_run import HOSTILE, make_large_run
 from run_folder import RunFolder
@@ -94,6 +95,15 @@ def test_a_run_that_goes_on_is_reported_as_far_as_it_is(make_run_folder: MakeRun
     assert data_of(folder.run)["counts"]["ok"] == 2
     assert first["money"]["unit"] == "CPU-hours"
     assert first["sheet"]["status"] == ["ok", "pending", "pending"]
+
+
+def test_a_catalog_of_an_older_version_is_made_anew_for_it(make_run_folder: MakeRun) -> None:
+    run = make_run_folder(rows=1).run
+    write_report(run)
+    part = run.catalog_rows / "part-00000.parquet"
+    pq.write_table(pq.read_table(part).drop_columns(["memory_rung"]), part)
+    write_report(run)
+    assert "memory_rung" in pq.read_schema(part).names
 
 
 def test_a_plan_without_any_submission_has_a_report(make_run_folder: MakeRun) -> None:
