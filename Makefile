@@ -7,7 +7,7 @@ CLUSTER := slurm/devcluster/devcluster.sh
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo demo-slurm test test-quick lint test-slow test-durability test-gpu gpu-check test-slurm test-chaos clean
+.PHONY: demo demo-slurm test test-quick lint test-slow test-durability test-parity test-gpu gpu-check test-slurm test-chaos clean
 
 demo: $(INSTALLED)
 	$(BIN)/batchgen run jobs/demo.yaml
@@ -39,10 +39,14 @@ lint: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m "slow and not slurm and not gpu"
 
-DURABILITY := tests/e2e tests/unit/ledger \
-	$(patsubst %,tests/parity/test_%.py,resume_row two_experts packing caches)
 test-durability: $(INSTALLED)
-	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" $(DURABILITY)
+	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" tests/e2e tests/unit/ledger
+
+# Further cases of pixels that must be equal; without those for which a compiler works for minutes.
+test-parity: $(INSTALLED)
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not slurm and not gpu" \
+		tests/parity tests/unit/families tests/unit/engine tests/tiny \
+		--ignore tests/parity/test_compile.py
 
 # On a machine with CUDA, and nowhere else.
 test-gpu: $(INSTALLED)

@@ -11,6 +11,9 @@ import pytest
 def first_quick(values: Iterable[Any], count: int) -> list[Any]:
     """`values` for `pytest.mark.parametrize`; those behind the first `count` are marked slow."""
     return [
-        pytest.param(value, marks=[pytest.mark.slow] * (number >= count))
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)),
+            marks=[pytest.mark.slow] * (number >= count),
+        )
         for number, value in enumerate(values)
     ]

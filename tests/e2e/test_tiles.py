@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from cli_calls import rows_of
 
-FRAMES = ("output.format=npy", "row_defaults.width=96", "row_defaults.height=160")
+FRAMES = (
+    "output.format=npy",
+    *(f"row_defaults.{name}" for name in ("width=64", "height=160", "num_frames=5", "num_steps=2")),
+)
 TILED = ("system.vae.tiled=true", "system.vae.stride=64")
 
 
+@pytest.mark.slow
 def test_tiles_are_in_the_key_and_show_no_seam(new_job_folder) -> None:
     work = new_job_folder(2)
     whole, tiled = work.run_here(*FRAMES), work.run_here(*FRAMES, *TILED)

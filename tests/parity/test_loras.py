@@ -41,7 +41,7 @@ ILLUSTRATED = ("wan22_ti2v", "wan_i2v")
 # with zeros for the image's; here none of a text's keys is among them.
 EVERY = {"wan_i2v": 5}
 NAMES = ["wan", "flux", *ILLUSTRATED, *sorted({*TOYS} - {*UNSERVED}), *sorted(VIDEOS)]
-LATER = [name for name in VIDEOS if name != VIDEO_TOYS[name].family]  # further ones of a family
+BRIEFLY = ("wan", "flux", "sd3", "qwen_image", "ltx", "hunyuan_video")  # others are slow tests
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def of_a_toy(toy: Any, twin: Any, folder: Path) -> tuple[Any, ...]:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(n, marks=[pytest.mark.slow] * (n in LATER)) for n in NAMES],
+    params=[pytest.param(n, marks=[pytest.mark.slow] * (n not in BRIEFLY)) for n in NAMES],
 )
 def case(
     request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory

@@ -68,6 +68,8 @@ def load(spec: ModelSpec) -> Callable[..., Engine]:
     return lambda **changes: Engine.load(spec, system(**changes), "cpu")
 
 
+# diffusers', wherever the pipeline first draws
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 BRIEFLY = (("resident", 2), ("model", 4))  # a row on this side and on that
 
 
@@ -76,7 +78,6 @@ def assert_equal(drawn: Keeper, twin: Keeper) -> None:
     drawn.assert_as_pipeline(twin.latents, twin.frames)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers'
 def test_packs_of_mixed_steps_and_guidances_equal_the_pipeline(
     load: Callable[..., Engine], twin: Keeper
 ) -> None:

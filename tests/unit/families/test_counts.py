@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from meta_models import flops, on_meta, packaged
+from quick_cases import first_quick
 
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
@@ -51,7 +52,9 @@ def test_weights_are_those_of_the_published_model(name: str) -> None:
     assert counted["transformer"] / 1e9 == pytest.approx(BILLIONS[name], rel=0.001)
 
 
-@pytest.mark.parametrize(("name", "bucket"), [("flux.1-dev", LARGE), ("flux.1-schnell", SMALL)])
+@pytest.mark.parametrize(
+    ("name", "bucket"), first_quick([("flux.1-dev", LARGE), ("flux.1-schnell", SMALL)], 1)
+)
 def test_flops_of_flux(name: str, bucket: Bucket) -> None:
     model = packaged(name)
     dims, dtype = flux.dims(model), torch.bfloat16
