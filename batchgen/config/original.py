@@ -50,8 +50,9 @@ def original_files(key: str, file: Path) -> list[Path]:
     of. `key`: the entry, for messages. Raises WeightsError."""
     refuse_dead_link(file)
     refuse_pickled([file])
-    if file.is_dir():
-        raise WeightsError(f"{file}: is a folder ({key}); legal: a .safetensors file, or its index")
+    if file.is_dir() or not file.exists():
+        what = "is a folder" if file.is_dir() else "is missing"
+        raise WeightsError(f"{file}: {what} ({key}); legal: a .safetensors file, or its index")
     if file.name.endswith(_INDEX):
         return shards(present(file))
     if file.suffix != ".safetensors":

@@ -232,7 +232,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         spoilt(lambda t: t.update({"head.head.weight": t["head.head.weight"].to(torch.int8)})),
         r"f\.safetensors: head\.head\.weight is stored as I8: not served; legal: a",
     ),
-    "gone": (Path.unlink, r"f\.safetensors: is missing"),
+    "gone": (Path.unlink, r"f\.safetensors: is missing \(model\.files\.transformer\); legal"),
     "cut off": (
         lambda f: f.write_bytes(f.read_bytes()[:1000]),
         r"f\.safetensors: cannot be read as safetensors",
