@@ -50,7 +50,8 @@ def _shown_by_notebook() -> Callable[..., Any] | None:
     has."""
     python = sys.modules.get("IPython")
     shell = python.get_ipython() if python is not None else None
-    if python is None or type(shell).__name__ != "ZMQInteractiveShell":
+    kinds = [kind.__name__ for kind in type(shell).__mro__]  # some notebooks have one of their own
+    if python is None or "ZMQInteractiveShell" not in kinds:
         return None
     display: Callable[..., Any] = python.display.display
     return display

@@ -164,13 +164,17 @@ class ZMQInteractiveShell:
     """By its name a notebook's kernel is known."""
 
 
+class Shell(ZMQInteractiveShell):
+    """Colab's."""
+
+
 def test_a_notebook_has_a_line_for_each_kind_of_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, cell = make_run_folder(tmp_path / "demo-1", 2), Cell()
     monkeypatch.setattr(Lines.__init__, "__defaults__", (-1.0,))
     batchgen.collect(folder.run.root)
-    python = SimpleNamespace(get_ipython=ZMQInteractiveShell, display=cell)
+    python = SimpleNamespace(get_ipython=Shell, display=cell)
     monkeypatch.setitem(sys.modules, "IPython", python)
     assert cell.lines == []
     batchgen.collect(folder.run.root)
