@@ -33,9 +33,11 @@ class Abreast:
 
     def run(self, works: Sequence[Callable[[], T]]) -> list[T | Failed]:
         """What each piece of work comes to, as `isolation.attempt` of it."""
-        turns = [_Turns(work, self._device) for work in works]
-        going = turns
+        turns: list[_Turns[T]] = []
         try:
+            for work in works:
+                turns.append(_Turns(work, self._device))
+            going = turns
             while going:
                 for self._running in going:
                     self._running.go_on()

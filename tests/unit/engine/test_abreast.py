@@ -61,3 +61,18 @@ def test_what_ends_the_replica_ends_all_of_them() -> None:
         )
     assert threading.active_count() == before
     assert layers.abreast.run([lambda: layers.work("c", 1)]) == ["c"]
+
+
+def test_a_thread_that_cannot_begin_leaves_none_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, before, begin = Layers(), threading.active_count(), threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if threading.active_count() > before + 1:
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="new thread"):
+        layers.abreast.run([lambda: layers.work("a", 1)] * 3)
+    assert threading.active_count() == before
+    assert layers.ran == []
