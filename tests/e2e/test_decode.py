@@ -194,6 +194,7 @@ def test_a_decoding_run_keeps_its_settings(drawn: Drawn) -> None:
     assert rows_of(run).set_index("row_id").attempt["row-1"].startswith("s2")
 
 
+@pytest.mark.slow
 def test_a_killed_decoding_goes_on(drawn: Drawn) -> None:
     """kill -9 when a clip is in its place, before its line is written."""
     killed = drawn.work.call(

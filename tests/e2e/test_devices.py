@@ -12,6 +12,7 @@ GPU = ("slurm.executor=local", "slurm.gpus_per_node=1", "slurm.device.name=h100"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
+@pytest.mark.slow
 def test_rows_are_not_rendered_on_the_cpu_in_silence(new_job_folder) -> None:
     work = new_job_folder(2)
     done = work.run(*GPU)

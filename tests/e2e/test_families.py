@@ -56,6 +56,7 @@ def test_two_experts_with_one_on_the_device(two_expert_folder: Path, tmp_path: P
     assert attempts.component_moves.tolist() == [4]
 
 
+@pytest.mark.slow
 def test_streamed_blocks_change_no_pixel(one_thread: None, tmp_path: Path) -> None:
     """Asked for in three ways; the catalog says how it was, and how much was copied."""
     small = ("row_defaults.num_steps=3", "row_defaults.num_frames=5")

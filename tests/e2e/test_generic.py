@@ -61,6 +61,7 @@ def test_images_of_a_pipeline_without_a_family(one_thread: None, tmp_path: Path,
     assert planned.json["forecast"]["basis"].startswith("measured: 3 rows")
 
 
+@pytest.mark.slow
 def test_clips_are_mp4_and_a_killed_run_goes_on_with_what_is_left(
     one_thread: None, tmp_path: Path
 ) -> None:

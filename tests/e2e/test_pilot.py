@@ -22,10 +22,8 @@ STEPS = "row_defaults.num_steps=8"
 CALIBRATE = (STEPS, "row_defaults.cache_ratio=0.5", "system.cache.calibrate=true")
 COUNT, DRAWN = 10, 5  # rows, and those of the pilot
 POINTS = (
-    "pilot.before_tables",
-    pytest.param("pilot.after_tables", marks=pytest.mark.slow),
-    pytest.param("replan.before_plan", marks=pytest.mark.slow),
-    pytest.param("replan.after_plan", marks=pytest.mark.slow),
+    *("pilot.before_tables", "pilot.after_tables"),
+    *("replan.before_plan", "replan.after_plan"),
 )
 
 
@@ -113,6 +111,7 @@ def test_a_pilot_is_drawn_once_and_the_others_follow_its_fit(
 
 
 @pytest.mark.parametrize("point", POINTS)
+@pytest.mark.slow
 def test_whatever_is_killed_around_a_pilot_goes_on(job_folder: JobFolder, point: str) -> None:
     env = {"BATCHGEN_FAILPOINT": f"{point}:1:kill"}
     killed = job_folder.run(*CALIBRATE, env=env)
@@ -148,6 +147,7 @@ def test_an_interrupted_pilot_is_drawn_anew(
     assert {*rows_of(run).cache_refused} == {""} and {*rows_of(run).cache_strategy} == {"none"}
 
 
+@pytest.mark.slow
 def test_the_largest_ratio_that_is_good_enough_is_chosen(job_folder: JobFolder) -> None:
     rows = [
         {"row_id": f"row-{i:03d}", "prompt": f"a blue circle {i}", "seed": i} for i in range(COUNT)

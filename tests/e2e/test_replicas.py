@@ -41,6 +41,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[object, ...]]:
     return recorded(make_job_folder(tmp_path_factory.mktemp("alone"), ROWS).run().run)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_share_the_tokens_draw_what_one_draws(
     new_job_folder, alone: set[tuple[object, ...]]
 ) -> None:

@@ -49,6 +49,7 @@ def test_two_ranks_draw_what_one_draws(new_job_folder, tmp_path) -> None:
     assert pd.read_parquet(shared.run.catalog_runs).shape[0] == 2
 
 
+@pytest.mark.slow
 def test_submit_returns_before_the_rows_are_drawn(new_job_folder) -> None:
     """Also to a caller that reads its output to the end, as `$(batchgen submit ...)` does."""
     work = new_job_folder(2)

@@ -38,6 +38,7 @@ def start(job_folder: JobFolder, executor: str) -> tuple[warm.Process, RunPaths]
 
 
 @pytest.mark.parametrize("number", BOTH)
+@pytest.mark.slow
 def test_ranks_go_on_without_the_driver(
     number: signal.Signals, new_job_folder: NewJobFolder
 ) -> None:

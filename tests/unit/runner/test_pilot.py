@@ -54,6 +54,7 @@ def test_a_pilot_is_one_task_of_one_rank(login_node: LoginNode) -> None:
     assert intent.config["slurm"]["ranks_per_node"] == 2, "the others get what they ask for"
 
 
+@pytest.mark.slurm
 def test_the_steward_goes_on_with_what_the_pilot_found(login_node: LoginNode) -> None:
     assert login_node.submit(*CALIBRATE) == 0, login_node.err
     login_node.fake.work()
