@@ -202,6 +202,7 @@ def test_compiled_blocks_have_a_graph_for_each_set(
         assert max(far) <= 1e-5
 
 
+@pytest.mark.slow
 def test_two_experts_have_their_own(two_expert_folder: Path, tmp_path: Path) -> None:
     """A pair of files, one file for both, and one of them alone, as Wan2.2's distilled ones are:
     four or eight steps without guidance."""

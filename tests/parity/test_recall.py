@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick_cases import first_quick
 from toy_cogvideox import COGVIDEOX
 from toy_engine import Keeper, draw, request, small_spec, system
 from toy_hunyuan_video15 import HUNYUAN_VIDEO15
@@ -304,7 +305,7 @@ TOYS_AWAY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", TOYS_AWAY)
+@pytest.mark.parametrize("name", first_quick(TOYS_AWAY, 1))
 def test_tables_stand_in_for_weights_that_are_not_on_the_device(
     name: str, one_thread: None, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick_cases import first_quick
 from toy_engine import (
     Keeper,
     ListSource,
@@ -87,7 +88,9 @@ def test_packs_of_mixed_steps_and_guidances_equal_the_pipeline(
     assert (drawn.report.component_moves, drawn.report.expert_swaps) == (0, 0)
 
 
-@pytest.mark.parametrize("batch", [{"window": 4}, {"window": 5, "max_rows_in_flight": 2}, {}])
+@pytest.mark.parametrize(
+    "batch", first_quick([{"window": 5, "max_rows_in_flight": 2}, {"window": 4}, {}], 1)
+)
 def test_one_expert_at_a_time_is_swapped_once_a_window(
     load: Callable[..., Engine], twin: Keeper, batch: dict[str, Any]
 ) -> None:

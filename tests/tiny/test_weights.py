@@ -60,6 +60,7 @@ def test_all_weights_are_finite(pipeline: WanPipeline) -> None:
         assert all(torch.isfinite(p).all() for p in part.parameters())
 
 
+@pytest.mark.slow
 def test_latents_are_normalised_by_the_measured_statistics(pipeline: WanPipeline) -> None:
     clips, _ = data.sample_clips(32, torch.Generator().manual_seed(20), split="all")
     with torch.no_grad():
@@ -71,6 +72,7 @@ def test_latents_are_normalised_by_the_measured_statistics(pipeline: WanPipeline
     assert (latents.std((0, 2, 3, 4)) / std).sub(1).abs().max() < 0.25
 
 
+@pytest.mark.slow
 def test_autoencoder_on_unseen_clips_is_sharp_and_judged_right(pipeline: WanPipeline) -> None:
     clips, scenes = data.sample_clips(24, torch.Generator().manual_seed(21), split="all")
     output = torch.cat([reconstruct(pipeline.vae, part) for part in clips.split(8)])
@@ -91,6 +93,7 @@ def test_generated_clips_show_all_that_their_prompts_name(
     assert accuracy.everything >= least
 
 
+@pytest.mark.slow
 def test_the_empty_prompt_gives_a_plausible_clip(pipeline: WanPipeline) -> None:
     seen = [look(clip) for clip in generate(pipeline, [""] * 4, [1, 2, 3, 4], guidance=1.0)]
     assert sum(s.shape is not None and s.colour is not None for s in seen) >= 3
