@@ -13,7 +13,7 @@ from slurm.cluster import NODES, Cluster
 
 Make = Callable[..., JobFolder]
 ROWS = 6
-SLOWLY = ("row_defaults.num_steps=10", "system.batch.max_rows_in_flight=1")
+SLOWLY = ("row_defaults.num_steps=25", "system.batch.max_rows_in_flight=1")
 # A replica of four ranks, two on each of two nodes.
 OVER_TWO_NODES = (
     *SLOWLY,
