@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-class Heard:
+class Heard(ABC):
     """What was told of each kind of work."""
 
     def __init__(self, soon_s: float = SOON_S) -> None:
@@ -104,8 +105,9 @@ class Heard:
         notes += [f"{status.failed} failed"] if status.failed else []
         self._draw("render", status.ok + status.failed, status.rows, ", ".join(notes))
 
+    @abstractmethod
     def _draw(self, work: str, done: int, total: int, note: str) -> None:
-        raise NotImplementedError
+        """Show how far work is."""
 
 
 class Bars(Heard):

@@ -101,21 +101,12 @@ def assemble(
     recall.residency = residency
     ladder = Ladder(residency, recall, device, ascent, streams=compiled.may_stream)
     ladder.load()
-    transformers = [family.modules[expert] for expert in plan.experts]
-    moving = {part.name for part in residency.plan.streaming}
-    streams = not moving.isdisjoint(plan.experts)
-    compiled.lead(transformers, device.type, streams=streams, attention=attention)
-    if compiled.on and family_spec(model.family).capabilities(model).pairs:
-        keep_pairs_apart(family, partial(family_spec(model.family).branches, model))
+    _compile(compiled, model, family, residency, attention)
     encoding = partial(_encoding, ladder)
     equal = _self_test(family, residency, split, adapters.tests)
     packer = _packer(model, system, device, mesh, equal, few_shapes=compiled.on)
-    for bucket, items in ladder.allowed("denoise", alone=mesh is None):
-        packer.allow(bucket, items)
     decodes = DecodeSizes(partial(rows_decoded, layout.decode_pixels))
-    for bucket, rows in ladder.allowed("decode", alone=mesh is None):
-        decodes.allow(bucket, rows)
-    ladder.roomier += [packer.forget, decodes.forget]
+    _keep_to_room(ladder, packer, decodes, alone=mesh is None)
     return Replica(
         system=system,
         family=family,
@@ -145,6 +136,31 @@ def assemble(
         share=partial(share_computed, model),
         overlap=overlap,
     )
+
+
+def _compile(
+    compiled: Compiled,
+    model: ModelSpec,
+    family: FamilyModel,
+    residency: Residency,
+    attention: Attention,
+) -> None:
+    """Have the blocks compiled, if anything is."""
+    plan, spec = residency.plan, family_spec(model.family)
+    transformers = [family.modules[expert] for expert in plan.experts]
+    streams = any(part.name in plan.experts for part in plan.streaming)
+    compiled.lead(transformers, residency.device.type, streams=streams, attention=attention)
+    if compiled.on and spec.capabilities(model).pairs:
+        keep_pairs_apart(family, partial(spec.branches, model))
+
+
+def _keep_to_room(ladder: Ladder, packer: Packer, decodes: DecodeSizes, *, alone: bool) -> None:
+    """No pack is larger than what earlier attempts had room for, until there is more."""
+    for bucket, items in ladder.allowed("denoise", alone=alone):
+        packer.allow(bucket, items)
+    for bucket, rows in ladder.allowed("decode", alone=alone):
+        decodes.allow(bucket, rows)
+    ladder.roomier += [packer.forget, decodes.forget]
 
 
 def _settle_numerics(family: FamilyModel, plan: MemoryPlan, system: SystemConfig) -> None:
