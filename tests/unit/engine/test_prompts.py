@@ -73,9 +73,9 @@ def test_tokens_are_counted_before_the_cut(wan: FamilyModel) -> None:
     ids=["words", "cjk", "emoji", "one word"],
 )
 def test_a_prompt_of_100k_characters_is_quick(wan: FamilyModel, text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     tokens = wan.tokenize(text)
-    assert time.perf_counter() - begin < 3.0
+    assert time.process_time() - begin < 3.0
     assert tokens.truncated
     assert tokens.inputs[0].shape == (1, MAX_TOKENS)
 

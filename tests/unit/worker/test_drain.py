@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -148,28 +148,46 @@ def test_a_folder_that_cannot_be_looked_into_is_looked_into_again(
         assert drain() and drain.reason == "cancelled"
 
 
-def lingers(run: RunPaths, ends: float | None, *, signalled: bool = True) -> float:
-    """Seconds that a rank stays after it has ended, telling its watchdog."""
-    told: list[float] = []
-    with Drain(run, MINE) as drain:
-        if signalled:
-            os.kill(os.getpid(), signal.SIGUSR2)
-        begin = time.monotonic()
-        drain.linger(ends, 10.0, lambda: told.append(time.monotonic()))
-        stayed = time.monotonic() - begin
-    assert bool(told) == (stayed > 0.2)
-    return stayed
+@dataclass
+class Clock:
+    """Stands in for the module `time`: only sleeping makes it later."""
+
+    now: float = 1e9
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
 
 
 def test_a_rank_stays_after_a_signal_that_is_not_the_wall_limits(
     run: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LINGER_S", 0.6)
-    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.05)
-    far = time.time() + 3600
-    assert lingers(run, far) == pytest.approx(0.6, abs=0.3)
-    assert lingers(run, time.time() + 65) < 0.2  # the limit: 10 s + 60 s and more would be far
-    assert lingers(run, None) < 0.2
-    assert lingers(run, far, signalled=False) < 0.2
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    far = clock.now + 3600
+
+    def lingers(ends: float | None, *, signalled: bool = True) -> float:
+        """Seconds that a rank stays after it has ended, telling its watchdog."""
+        told: list[float] = []
+        with Drain(run, MINE) as drain:
+            if signalled:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            begin = clock.now
+            drain.linger(ends, 10.0, lambda: told.append(clock.now))
+            stayed = clock.now - begin
+        assert len(told) == stayed / module.LOOK_EVERY_S
+        return stayed
+
+    assert lingers(far) == module.LINGER_S
+    # Without the 10 s of its signal and the 60 s that are near, the limit is 6 s away.
+    assert lingers(clock.now + module.NEAR_LIMIT_S + 10 + 6) == 6
+    assert lingers(clock.now + module.NEAR_LIMIT_S + 10) == 0
+    assert lingers(None) == 0
+    assert lingers(far + 3600, signalled=False) == 0
     run.cancelled(2).touch()
-    assert lingers(run, far) < 0.2
+    assert lingers(far + 3600) == 0

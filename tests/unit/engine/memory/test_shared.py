@@ -82,10 +82,10 @@ def test_loading_is_as_fast_as_reading_the_files(heavy: ModelSpec) -> None:
 
     theirs_s, ours_s = (min(seconds(work) for _ in range(3)) for work in (plain, ours))
     print(f"load_file: {theirs_s:.2f} s, load_components: {ours_s:.2f} s")
-    assert ours_s < 1.5 * theirs_s + 1.0  # it checks files, makes modules and a tokenizer, too
+    assert ours_s < 1.5 * theirs_s + 0.3  # it checks files, makes modules and a tokenizer, too
 
 
 def seconds(work: object) -> float:
-    begin = time.perf_counter()
+    begin = time.process_time()
     work()  # type: ignore[operator]
-    return time.perf_counter() - begin
+    return time.process_time() - begin
