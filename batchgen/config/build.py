@@ -28,6 +28,7 @@ UNITS = {
 
 # Where a short name belongs when several tiers spell it alike: the first tier that has it.
 _TIERS = ("row_defaults", "system", "output", "slurm", "", "model")
+_SHORT_FOR_A_STRATEGY = "row_defaults.cache"  # no key of a job as it is recorded
 
 
 def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
@@ -141,7 +142,8 @@ def _dims_keys(where: str) -> Iterator[tuple[str, object]]:
 
 def home_of(name: str) -> str | None:
     """The dotted key whose last part is `name`, in the tier where users set it; None if nowhere."""
-    homes = [key for key, _ in leaf_keys() if key.rpartition(".")[2] == name]
+    keys = (*(key for key, _ in leaf_keys()), _SHORT_FOR_A_STRATEGY)
+    homes = [key for key in keys if key.rpartition(".")[2] == name]
     for tier in _TIERS:
         for key in homes:
             if key.partition(".")[0] == tier or (not tier and "." not in key):

@@ -73,6 +73,7 @@ def test_base_yaml_holds_every_key_with_the_default_of_the_schema() -> None:
         ("system.num_steps=3", "num_steps belongs to row_defaults"),
         ("row_defaults.solver=euler", "did you mean 'system.sampler.solver'"),
         ("prompt=hello", "prompt is a column of the manifest"),
+        ("cache=teacache", "cache belongs to row_defaults; did you mean 'row_defaults.cache'?"),
         ("nodes=2", "did you mean 'slurm.nodes'"),
         ("system.paralel.dp=1", "unknown key; did you mean 'system.parallel.dp'"),
         ("system.seed=1", "seed belongs to row_defaults"),
