@@ -17,6 +17,7 @@ from batchgen.ledger.intent import journal_files
 from batchgen.scheduler.commands import job_name
 
 Make = Callable[..., JobFolder]
+LONG_S = 2.0  # of a row: on a busy machine, too, a node is still at work when its turn has come
 
 
 def restarts(run: Campaign) -> set[int]:
@@ -29,7 +30,7 @@ def ends(run: Campaign) -> set[str]:
 
 def test_03_a_node_loses_its_power(cluster: Cluster, new_job_folder: Make) -> None:
     """Slurm finds it out (NODE_FAIL) and starts the shard again elsewhere."""
-    run = Campaign.submit(cluster, new_job_folder(rows(80)), *NULL)
+    run = Campaign.submit(cluster, new_job_folder(rows(80, LONG_S)), *NULL)
     cluster.node_kill(run.busy_node(commits=1))
     run.wait(240)
     run.audit("3")  # its ranks may have ended while its power was cut
@@ -37,7 +38,7 @@ def test_03_a_node_loses_its_power(cluster: Cluster, new_job_folder: Make) -> No
 
 
 def test_04_an_admin_sets_a_node_down(cluster: Cluster, new_job_folder: Make) -> None:
-    run = Campaign.submit(cluster, new_job_folder(rows(80)), *NULL)
+    run = Campaign.submit(cluster, new_job_folder(rows(80, LONG_S)), *NULL)
     node = run.busy_node()
     cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     run.wait(240)
@@ -47,7 +48,7 @@ def test_04_an_admin_sets_a_node_down(cluster: Cluster, new_job_folder: Make) ->
 
 def test_05_preemption(cluster: Cluster, new_job_folder: Make) -> None:
     """Rows in flight are saved within the grace time; Slurm's own requeue goes on with them."""
-    run = Campaign.submit(cluster, new_job_folder(rows(80)), *NULL)
+    run = Campaign.submit(cluster, new_job_folder(rows(80, LONG_S)), *NULL)
     run.until(lambda: len(run.rendering()) == 8)
     cluster.call(
         "sbatch", "--partition=high", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null",
@@ -109,7 +110,7 @@ def test_07_wall_time_signal_ignored(cluster: Cluster, new_job_folder: Make) -> 
 
 
 def test_10_external_requeue(cluster: Cluster, new_job_folder: Make) -> None:
-    run = Campaign.submit(cluster, new_job_folder(rows(60)), *NULL)
+    run = Campaign.submit(cluster, new_job_folder(rows(60, LONG_S)), *NULL)
     cluster.call("scontrol", "requeue", run.element(run.busy_node()))
     run.wait()
     catalog = run.audit("10")
