@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import gc
 import multiprocessing as mp
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -25,6 +29,7 @@ from batchgen.engine.parallel.mesh import Mesh, join, leave
 
 TIMEOUT = timedelta(seconds=60)
 Backend = Literal["gloo", "nccl"] | None
+PRELOADED = ["toy_split", "toy_team"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,11 @@ class Ranks:
         self, folder: Path, most: int, device: str = "cpu", backend: Backend = None
     ) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["toy_split"])
+        context.set_forkserver_preload(PRELOADED)
+        with pytest.MonkeyPatch.context() as patch:
+            # Before Python 3.13 the server is told our path and does not look there.
+            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+            forkserver.ensure_running()
         self.folder, self.device, self.backend = folder, device, backend
         self.meetings = 0
         self.ends: list[Connection] = []
