@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,9 +74,12 @@ def choose_engine(
     own = family_code(model.family) if family_spec(model.family).OWN_ENGINE else None
     if own is not None and not isinstance(own, DeviceEngine):
         return _light_engine(cast(FamilyEngine, own), system, host)
-    from batchgen.engine.decode import DECODE, Decoder
-    from batchgen.engine.devices import device as devices
-    from batchgen.engine.engine import Engine
+    with _unswept():
+        from batchgen.engine.decode import DECODE, Decoder
+        from batchgen.engine.devices import device as devices
+        from batchgen.engine.engine import Engine
+
+        family_code(model.family)
 
     if asked:
         devices.require_devices(asked, ranks)
@@ -112,6 +117,19 @@ def choose_engine(
         lambda moved, team, ascent: load(moved=moved, team=team, ascent=ascent),
         lambda moved, team: partial(load(moved=moved, team=team).follow, moved),
     )
+
+
+@contextmanager
+def _unswept() -> Iterator[None]:
+    """While torch and its packages are imported, no garbage is looked for: of a million objects all
+    stay, and to look through them again and again takes a third of the time."""
+    swept = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if swept:
+            gc.enable()
 
 
 def _light_engine(own: FamilyEngine, system: SystemConfig, host: str) -> EngineChoice:
