@@ -101,6 +101,7 @@ def leaf_keys(cls: type = JobConfig, where: str = "") -> Iterator[tuple[str, obj
             yield key, hint
 
 
+@cache
 def hint_of(key: str) -> object | None:
     """The type of a dotted key, also of an entry of a free mapping; None for what is no leaf."""
     for leaf, hint in leaf_keys():

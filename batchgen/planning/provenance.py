@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,18 @@ def describe(
 
 def package_versions() -> dict[str, str]:
     """Python and the packages that decide pixels and files; nothing is imported."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+@cache  # of the code that this process has imported
 def git_commit() -> str | None:
     """Commit of the checkout that the package runs from, `-dirty` with local changes; None
     outside of one."""
