@@ -6,6 +6,9 @@ INSTALLED := $(VENV)/.installed
 CLUSTER := slurm/devcluster/devcluster.sh
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
+# Bytecode is kept, also where the environment says otherwise, as images for containers like to:
+# hundreds of processes of the tests would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo demo-slurm test test-quick lint test-slow test-durability test-parity test-gpu gpu-check test-slurm test-chaos clean
 
@@ -40,7 +43,9 @@ test-slow: $(INSTALLED)
 	$(BIN)/pytest -m "slow and not slurm and not gpu"
 
 test-durability: $(INSTALLED)
-	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" tests/e2e tests/unit/ledger
+	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" tests/e2e tests/unit/ledger \
+		tests/unit/runner tests/unit/worker tests/unit/cli tests/unit/catalog/test_incremental.py \
+		tests/unit/planning/manifests
 
 # Further cases of pixels that must be equal; without those for which a compiler works for minutes.
 test-parity: $(INSTALLED)

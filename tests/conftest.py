@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from ranks import Ranks
@@ -30,6 +32,29 @@ def pytest_configure() -> None:
             signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.disable()  # until all is imported: it would look at a million objects again and again
+    _parse_yaml_once()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: nobody looks through it for garbage."""
+    gc.freeze()
+    gc.enable()
+
+
+def _parse_yaml_once() -> None:
+    """Of the files that Hydra composes a job of, most are the same in each test."""
+    parse, known = yaml.load, {}
+
+    def load(stream: str | IO[str], Loader: type) -> Any:
+        text = stream if isinstance(stream, str) else stream.read()
+        if Loader.__name__ != "OmegaConfLoader" or not isinstance(text, str):
+            return parse(text, Loader)
+        if text not in known:
+            known[text] = parse(text, Loader)
+        return known[text]
+
+    yaml.load = load
 
 
 @pytest.fixture(scope="session")

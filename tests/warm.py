@@ -226,8 +226,10 @@ def become(asked: dict[str, Any]) -> None:
 if __name__ == "__main__":
     if sys.argv[1].startswith("-"):
         sys.exit(main_of_stand_in(sys.argv[1:]))
+    gc.disable()  # what is imported is no garbage
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()
+    gc.enable()
     if (asked := serve(socket.socket(fileno=int(sys.argv[1])))) is not None:
         become(asked)
