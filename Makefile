@@ -38,7 +38,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 # Minutes long: kills at each step and at random, memory slopes, scale. CI runs the part that guards
-# durability.
+# durability, with further cases of commands, runners and workers.
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m "slow and not slurm and not gpu"
 

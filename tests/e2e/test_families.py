@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from cli_calls import make_job_folder, rows_of
 from PIL import Image
+from quick_cases import first_quick
 from toy_engine import request
 from toy_flux import FluxTwin, flux_spec, save_flux
 from toy_images import ImageTwin
@@ -114,7 +115,7 @@ def test_images_of_a_flux(one_thread: None, tmp_path: Path) -> None:
         assert np.array_equal(drawn, twin.frames(wanted)[0]), row.row_id
 
 
-@pytest.mark.parametrize("name", sorted(TOYS))
+@pytest.mark.parametrize("name", first_quick(sorted(TOYS), 2))
 def test_images_of_each_family(one_thread: None, tmp_path: Path, name: str) -> None:
     """From a checkpoint alone, whose dimensions are found; PNG files hold what the pipeline
     draws."""

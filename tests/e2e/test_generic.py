@@ -12,6 +12,7 @@ import pytest
 import torch
 from cli_calls import make_job_folder, recorded, rows_of
 from PIL import Image
+from quick_cases import first_quick
 from toy_engine import save_small
 from toy_generic import GENERIC_TOYS, PARAMS, SET_PARAMS, pipeline_of
 
@@ -31,7 +32,7 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("name", sorted(GENERIC_TOYS))
+@pytest.mark.parametrize("name", first_quick(sorted(GENERIC_TOYS), 1))
 def test_images_of_a_pipeline_without_a_family(one_thread: None, tmp_path: Path, name: str) -> None:
     folder = GENERIC_TOYS[name](tmp_path / "model")
     job_folder = make_job_folder(tmp_path, ROWS)

@@ -41,7 +41,7 @@ def slow(short: str, rung: str) -> Any:
 @pytest.mark.parametrize(
     ("short", "rung"),
     [
-        (points("move", 1, 2), "model"),  # while loading
+        slow(points("move", 1, 2), "model"),  # while loading
         slow(points("move", 1, 2, 3, 4), "stream"),  # and again for its first stage
         slow(points("encode", 1, 2), "model"),
         slow(points("encode", 1, 2, 3), "stream"),
@@ -49,7 +49,7 @@ def slow(short: str, rung: str) -> Any:
         slow(points("denoise", 1, 2), "smaller"),
         slow(points("denoise", *range(1, 9)), "model"),  # 8 items, 4, 2, 1: two tries each
         (points("denoise", *range(1, 10)), "stream"),
-        (points("decode", 1, 2), "model"),
+        slow(points("decode", 1, 2), "model"),
     ],
 )
 def test_every_rung_draws_the_same_rows(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from cli_calls import AT_ONCE, NULL, Done, JobFolder, make_job_folder, recorded, rows_of
 from PIL import Image
+from quick_cases import first_quick
 
 from batchgen import catalog
 from batchgen.errors import RunStateError
@@ -132,12 +133,15 @@ def test_members_are_inspected_and_exported(work: JobFolder, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("damage", "kind", "rows"),
-    [
-        ("data", "sha256", {"row-1"}),
-        ("header", "undecodable", {"row-1"}),
-        ("cut", "size", {"row-1"}),
-        ("gone", "missing", {"row-0", "row-1"}),
-    ],
+    first_quick(
+        [
+            ("data", "sha256", {"row-1"}),
+            ("gone", "missing", {"row-0", "row-1"}),
+            ("header", "undecodable", {"row-1"}),
+            ("cut", "size", {"row-1"}),
+        ],
+        2,
+    ),
 )
 def test_a_damaged_member_is_found_and_drawn_again(
     work: JobFolder, damage: str, kind: str, rows: set[str]

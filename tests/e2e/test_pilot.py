@@ -64,6 +64,7 @@ def words(done: Done) -> str:
     return " ".join(done.out.split())
 
 
+@pytest.mark.slow
 def test_a_pilot_is_drawn_once_and_the_others_follow_its_fit(
     job_folder: JobFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cli_calls import AT_ONCE, NULL, SLOW_ROWS, published, rows_of
+from quick_cases import first_quick
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -109,7 +110,7 @@ def test_rows_that_fail_do_not_stop_the_others(new_job_folder, poisoned_weights:
     assert "==> nan  NonFiniteOutput" in logs.out and "Traceback" in logs.out
 
 
-@pytest.mark.parametrize("action", ["raise", "enospc"])
+@pytest.mark.parametrize("action", first_quick(["enospc", "raise"], 1))
 def test_media_that_cannot_be_written_is_tried_again_and_then_fails_its_row(
     new_job_folder, action, fail_at
 ) -> None:

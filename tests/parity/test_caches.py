@@ -118,8 +118,8 @@ def test_packs_and_orders_change_neither_decisions_nor_pixels(
     drawn.assert_packed()
 
 
-def test_a_ratio_of_zero_is_no_cache(alone: tuple[str, Keeper], plain: Keeper) -> None:
-    name, _ = alone
+@pytest.mark.parametrize("name", first_quick(SAVING, 3))
+def test_a_ratio_of_zero_is_no_cache(name: str, plain: Keeper) -> None:
     zero = draw(engine(), [replace(row, cache_ratio=0.0) for row in rows(name)])
     assert_same(zero, plain)
     assert all(stats.steps_computed == stats.steps_total for stats in zero.stats.values())
@@ -140,10 +140,10 @@ def test_a_stopped_row_goes_on_with_what_its_cache_had_kept(
     assert {stats.cache_restarts for stats in second.stats.values()} == {0}
 
 
+@pytest.mark.parametrize("name", first_quick(SAVING, 3))
 def test_a_cache_that_is_too_large_to_save_begins_anew_and_the_row_says_so(
-    alone: tuple[str, Keeper], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    name, _ = alone
     monkeypatch.setattr(rowcache, "SAVED_BYTES", 0)
     only = rows(name)[0]
     states = stopped(Keeper(), [only], 5)

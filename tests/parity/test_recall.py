@@ -198,7 +198,7 @@ def test_a_text_is_kept_as_long_as_someone_has_its_memo() -> None:
     assert recall.bytes == 0
 
 
-@pytest.mark.parametrize("determinism", ["strict", "throughput"])
+@pytest.mark.parametrize("determinism", first_quick(["strict", "throughput"], 1))
 def test_rows_in_flight_are_those_without(small_folder: Path, determinism: str) -> None:
     """Rows of shared and own texts that join late; and nothing of texts stays behind them."""
     rows = [

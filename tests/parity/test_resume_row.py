@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from quick_cases import first_quick
 from toy_engine import Keeper, ListSource, request, spy_on, system, tiny_wan_spec
 
 from batchgen.engine.contract import Snapshot
@@ -166,7 +167,7 @@ class Killed(Keeper):
         super().finished(rendered)
 
 
-@pytest.mark.parametrize("ticks", [3, STEPS, STEPS + 1])
+@pytest.mark.parametrize("ticks", first_quick([3, STEPS, STEPS + 1], 1))
 def test_rows_that_wait_to_be_decoded_are_saved_before_and_then_only_decoded(
     load_by_parts: Callable[[], Engine], undisturbed: Keeper, tmp_path: Path, ticks: int
 ) -> None:

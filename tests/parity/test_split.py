@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from quick_cases import first_quick
 from ranks import Ranks
 from toy_split import (
     SPECS,
@@ -34,8 +35,15 @@ LAYOUTS = {
 }
 
 
-# Of those of two axes one is quick; four ranks along one axis do what two do.
-SLOW = {"cfg1-ring4-ulysses1", "cfg1-ring1-ulysses4", "cfg2-ring2-ulysses1", "cfg4-ring1-ulysses1"}
+# Of those of two axes one is quick, which does what `cfg` alone does; four ranks along one axis do
+# what two do.
+SLOW = {
+    "cfg2-ring1-ulysses1",
+    "cfg1-ring4-ulysses1",
+    "cfg1-ring1-ulysses4",
+    "cfg2-ring2-ulysses1",
+    "cfg4-ring1-ulysses1",
+}
 SLOW |= {"cfg1-ring2-ulysses2"}
 assert LAYOUTS.keys() >= SLOW
 
@@ -85,7 +93,8 @@ def test_a_rank_sends_what_the_formulas_say(layout: tuple[Degrees, list[list[See
 
 
 @pytest.mark.parametrize(
-    "name", ["cfg2-ring1-ulysses1", "cfg2-ring1-ulysses2", "cfg1-ring2-ulysses1"]
+    "name",
+    first_quick(["cfg2-ring1-ulysses2", "cfg2-ring1-ulysses1", "cfg1-ring2-ulysses1"], 1),
 )
 def test_what_ranks_keep_of_a_forward_stands_in_for_it(ranks: Ranks, name: str) -> None:
     """As on one rank: to the bit where a divided forward is."""
@@ -118,7 +127,7 @@ def test_divided_forwards_are_the_same_with_what_is_recalled(
 
 @pytest.mark.parametrize(
     "degrees",
-    [Degrees(cfg=2), Degrees(ring=2), Degrees(ulysses=2)],
+    first_quick([Degrees(ulysses=2), Degrees(ring=2), Degrees(cfg=2)], 1),
     ids=str,
 )
 def test_divided_forwards_are_the_same_with_adapters(ranks: Ranks, degrees: Degrees) -> None:

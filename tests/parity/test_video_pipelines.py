@@ -59,6 +59,7 @@ def case(
     return Case(spec, rows, VideoTwin(toy, spec).keep(rows))
 
 
+@pytest.mark.slow
 def test_rows_alone_equal_the_pipeline(case: Case) -> None:
     drawn = draw(case.engine(batch={"token_budget": 1, "max_rows_in_flight": 1}), case.rows)
     case.assert_equal(drawn)

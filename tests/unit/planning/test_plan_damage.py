@@ -88,20 +88,20 @@ def older(run: RunPaths) -> None:
 def test_a_rank_draws_the_very_same_requests_or_nothing(planned_run: PlannedRun) -> None:
     good, refused = drawn(planned_run), 0
     assert [request.row_index for request in good] == list(range(ROWS))
-    for bit in flips(planned_run.run.plan, 300):
+    for bit in flips(planned_run.run.plan, 100):
         try:
             assert drawn(planned_run) == good, bit
         except RunStateError as error:
             assert "plan.parquet" in str(error), bit
             refused += 1
-    assert refused > 100
+    assert refused > 33
     assert drawn(planned_run) == good
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_refuses_a_plan_with_a_flipped_bit(planned_run: PlannedRun, verb: str) -> None:
     before = sorted(planned_run.run.root.rglob("*"))
-    for _ in flips(planned_run.run.plan, 30):
+    for _ in flips(planned_run.run.plan, 10):
         with pytest.raises(RunStateError, match=r"plan\.parquet is not the plan of this run: its"):
             VERBS[verb](planned_run.run)
     assert sorted(planned_run.run.root.rglob("*")) == before
@@ -126,14 +126,14 @@ def test_a_plan_without_digest_gives_one_error_or_is_read(planned_run: PlannedRu
     older(planned_run.run)
     assert collect(planned_run.run).rows == ROWS
     refused = 0
-    for _ in flips(planned_run.run.plan, 60):
+    for _ in flips(planned_run.run.plan, 30):
         for verb in (collect, verify):
             try:
                 verb(planned_run.run)
             except RunStateError as error:
                 assert "plan.parquet" in str(error)
                 refused += 1
-    assert refused > 20
+    assert refused > 10
     assert not verify(planned_run.run).damage
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from cli_calls import write_manifest
+from quick_cases import first_quick
 
 from batchgen.cli.main import main
 from batchgen.config.compose import compose_job
@@ -79,7 +80,8 @@ def again(dump: dict[str, Any], folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("mode", "there"), [("default", ".hydra"), ("video_dir", "media/.hydra"), ("off", None)]
+    ("mode", "there"),
+    first_quick([("video_dir", "media/.hydra"), ("off", None), ("default", ".hydra")], 1),
 )
 def test_hydras_files_lie_where_they_are_wanted(
     mode: str, there: str | None, job: Path, capsys: pytest.CaptureFixture[str]

@@ -14,12 +14,14 @@ import pytest
 from cli_calls import make_job_folder
 from planned_run import plan_run
 
+from batchgen import worker
 from batchgen.cli.main import main
+from batchgen.errors import ConfigError
 from batchgen.ledger.events import Start
 from batchgen.ledger.intent import config_of, last_intent, profile_of, read_intent, sealed
 from batchgen.ledger.status import read_status
 from batchgen.paths import RunPaths
-from batchgen.records import Layout
+from batchgen.records import Layout, RankInfo
 
 NULL = ("model=null-engine", "slurm=inline")
 TOO_SMALL = "slurm.device.memory_gib=1e-9"
@@ -150,15 +152,19 @@ def test_a_task_of_an_older_submission_goes_on(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------- in the worker
-def test_a_rank_that_cannot_keep_to_the_layout_ends_before_it_takes_a_row(tmp_path: Path) -> None:
+def test_a_rank_that_cannot_keep_to_the_layout_ends_before_it_takes_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No accelerator is seen; the null model would take any device."""
-    planned = plan_run(tmp_path, [2], model="tiny-wan")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    planned = plan_run(tmp_path, [2], "slurm.executor=inline", model="tiny-wan")
     number = planned.begin([0])
     intent = read_intent(planned.run, number)
     assert intent is not None
     layout = Layout(memory="model", precision="bfloat16", attention="sdpa", device="h200")
     planned.run.intent(number).write_text(json.dumps(sealed(replace(intent, layout=layout))))
-    assert planned.work(number, env={"CUDA_VISIBLE_DEVICES": ""}) != 0
+    with pytest.raises(ConfigError, match="the layout was decided for h200"):
+        worker.work(planned.run, number, RankInfo(0, 1, 0, 0, 0, "node1"))
     assert not planned.of(Start, number)
     (attempt,) = read_status(planned.run).attempts
     assert attempt.ended == "ConfigError"

@@ -25,10 +25,13 @@ def away(login_node: LoginNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize(
     "argv",
     [
-        ("resume", "slurm=local"),
-        ("retry", "--rows", "row-002", "slurm=inline"),
-        ("cancel",),
-        ("verify", "--repair"),
+        pytest.param(argv, marks=[pytest.mark.slow] * (argv[0] not in ("resume", "cancel")))
+        for argv in (
+            ("resume", "slurm=local"),
+            ("retry", "--rows", "row-002", "slurm=inline"),
+            ("cancel",),
+            ("verify", "--repair"),
+        )
     ],
 )
 def test_the_run_can_be_taken_up(

@@ -331,6 +331,7 @@ def in_every_python(folder: Path, module: str, code: str) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 def test_a_node_where_torch_cannot_be_imported_is_blamed(tmp_path: Path) -> None:
     """Whatever a broken driver does to a rank comes before its first row, but not before its
     journal."""

@@ -103,7 +103,7 @@ def mend(run_folder: RunFolder, purge: bool = False) -> None:
 
 
 @pytest.mark.parametrize("collected", first_quick([False, True], 1))
-@pytest.mark.parametrize("damage", [gone, emptied, cut, folder_gone, all_gone])
+@pytest.mark.parametrize("damage", first_quick([gone, cut, emptied, folder_gone, all_gone], 3))
 @pytest.mark.parametrize("name", [FIRST, SECOND])
 def test_a_lost_emptied_or_shortened_journal_is_told_and_mended(
     run_folder: RunFolder, name: str, damage: Callable[[Path], None], collected: bool

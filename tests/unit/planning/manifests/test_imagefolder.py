@@ -64,7 +64,9 @@ def compared(row: dict[str, Any], image: Image.Image, split: str) -> tuple[Any, 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its open files
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-@pytest.mark.parametrize("splits", [(), ("train", "test"), ("my-train.1", "val")])
+@pytest.mark.parametrize(
+    "splits", [(), ("train", "test"), pytest.param(("my-train.1", "val"), marks=pytest.mark.slow)]
+)
 def test_rows_are_those_that_datasets_loads(
     kind: str, splits: Sequence[str], tmp_path: Path
 ) -> None:
