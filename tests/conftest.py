@@ -36,6 +36,11 @@ def pytest_configure() -> None:
     _parse_yaml_once()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those of the workers, which wait for minutes, are first: none is left alone with them."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/unit/worker/"))
+
+
 def pytest_collection_finish() -> None:
     """What is imported stays: nobody looks through it for garbage."""
     gc.freeze()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from batchgen.engine.loading.parts import parts
 JOB = Path(__file__).parents[1] / "jobs" / "demo.yaml"
 
 
+@cache
 def packaged(name: str) -> ModelSpec:
     return compose_job(JOB, [f"model={name}"]).config.model
 

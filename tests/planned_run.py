@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ import warm
 from cli_calls import write_manifest
 from waiting import wait_for
 
-from batchgen.config.compose import compose_job
+from batchgen.config.build import to_mapping
+from batchgen.config.compose import Composed, compose_job
 from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import Event, decode_line
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
@@ -121,7 +124,17 @@ def plan_run(
         for i, count in enumerate(steps)
     ]
     manifest = write_manifest(folder / "manifest.parquet", rows)
-    job = folder / "job.yaml"
-    job.write_text(JOB.format(model=model, manifest=manifest, root=folder / "outputs"))
-    composed = compose_job(job, overrides)
+    composed = _composed(model, *overrides)
+    output = replace(composed.config.output, root_dir=str(folder / "outputs"))
+    config = replace(composed.config, manifest=str(manifest), output=output)
+    composed = replace(composed, config=config, resolved=to_mapping(config))
     return PlannedRun(create_run(composed), composed.resolved)
+
+
+@cache
+def _composed(model: str, *overrides: str) -> Composed:
+    """A job that is the same for many runs but for its paths."""
+    with TemporaryDirectory() as folder:
+        job = Path(folder, "job.yaml")
+        job.write_text(JOB.format(model=model, manifest="rows.parquet", root="outputs"))
+        return compose_job(job, overrides)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def rows(bucket: Bucket, count: int, branches: int = 2) -> list[Work]:
     return [Work(bucket, count, 50 * count, 50 * branches * count)]
 
 
+@cache
 def job(*overrides: str, name: str = "wan21_14b_720p") -> JobConfig:
     return compose_job(JOBS / f"{name}.yaml", ["slurm=h200x8", *overrides]).config
 

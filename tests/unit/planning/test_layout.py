@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,17 @@ CLIP = Bucket(832, 480, 81)
 Make = Callable[..., JobConfig]
 
 
+@cache
+def composed(*overrides: str) -> JobConfig:
+    return compose_job(WAN, ["slurm=h200x8", *overrides]).config
+
+
 @pytest.fixture
 def job() -> Make:
     """A job of the 1.3B model on a GPU with so much memory."""
 
     def make(*overrides: str, gib: float = 139) -> JobConfig:
-        config = compose_job(WAN, ["slurm=h200x8", *overrides]).config
+        config = composed(*overrides)
         device = DeviceConfig(name="h200", memory_gib=gib, matmul_tflops=790)
         return replace(config, slurm=replace(config.slurm, device=device))
 

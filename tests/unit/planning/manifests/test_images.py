@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 
 from batchgen.config.compose import compose_job
+from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError, RunStateError
 from batchgen.paths import RunPaths
 from batchgen.pictures import MAX_PIXELS, NoPicture, decode, read_bytes, stored
@@ -42,14 +45,18 @@ def noise(mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
 PLAIN = noise()
 
 
+@cache
+def job_of(*overrides: str) -> JobConfig:
+    return compose_job(JOB, overrides).config
+
+
 def planned(folder: Path, columns: dict[str, Any], *overrides: str, model: str = MODEL) -> Any:
     """The requests of a manifest, planned into a run that keeps its images."""
     table = pa.table({"prompt": [f"p{i}" for i in range(len(next(iter(columns.values()))))]})
     for name, values in columns.items():
         table = table.append_column(name, values if isinstance(values, pa.Array) else [values])
     pq.write_table(table, folder / "rows.parquet")
-    manifest = f"manifest={folder / 'rows.parquet'}"
-    job = compose_job(JOB, [model, manifest, *overrides]).config
+    job = replace(job_of(model, *overrides), manifest=str(folder / "rows.parquet"))
     run = RunPaths(folder / "run")
     run.root.mkdir(exist_ok=True)
     return read_requests(make_plan(job, run.plan, keep=run).path)

@@ -3,6 +3,8 @@ them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.config.compose import compose_job
+from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.planning.plan import make_plan, read_keys, read_requests
 from batchgen.request import Request
@@ -25,13 +28,18 @@ COLUMNS = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
 REFUSED = ("tiny-wan", "hunyuan-dit-1.2", "hunyuan-video", "qwen-image", "z-image")
 
 
+@cache
+def job_of(*overrides: str) -> JobConfig:
+    return compose_job(JOB, overrides).config
+
+
 def planned(
     folder: Path, model: str, *overrides: str, **columns: list[str | None]
 ) -> list[Request]:
     table = pa.table({"prompt": ["p", "p", "p", "p"], "seed": [1] * 4, **columns})
     pq.write_table(table, folder / "rows.parquet")
-    options = [f"model={model}", f"manifest={folder / 'rows.parquet'}", *overrides]
-    job = compose_job(JOB, [*options, "model.weights=random"]).config
+    job = job_of(f"model={model}", *overrides, "model.weights=random")
+    job = replace(job, manifest=str(folder / "rows.parquet"))
     made = make_plan(job, folder / "plan.parquet")
     keys = [key.hex() if isinstance(key, bytes) else key for key in read_keys(made.path).tolist()]
     rows = read_requests(made.path)
