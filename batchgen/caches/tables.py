@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
@@ -174,12 +174,14 @@ class Tables:
         """The nearest entry that serves the first of these keys that any serves, of those whose
         content has `having`. One row has more than one key where its model goes by name and by
         digest."""
+        return next(self.serving(*keys, having=having), None)
+
+    def serving(self, *keys: Key, having: str = "") -> Iterator[Entry]:
+        """All of them, the nearest first."""
         entries = [entry for entry in self.entries if not having or having in entry.content]
         for key in keys:
             legal = [entry for entry in entries if entry.key.serves(key)]
-            if legal:
-                return max(legal, key=lambda entry: entry.key.given)  # the first of equals
-        return None
+            yield from sorted(legal, key=lambda entry: -entry.key.given)  # equals in their order
 
     def by_digest(self, digest: str) -> Entry:
         """ConfigError where no folder has it."""

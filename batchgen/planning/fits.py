@@ -76,17 +76,17 @@ class Fits:
         )
 
     def find(self, name: str, row: Row, drawing: Drawing, having: str = "") -> Entry | None:
-        """The coefficients for rows that are drawn so, of those whose content has `having`."""
+        """The nearest coefficients for rows that are drawn so, of those whose content has `having`;
+        of planned ones the nearest that such rows can follow."""
         count = round(strategy(name).expected(row, None))
         branches = int(family_spec(self._model.family).branches(self._model, drawing))
         keys = [
             row_key(drawing, name, model, count, branches, self._boundary) for model in self._models
         ]
-        found = (tables.find(*keys, having=having) for tables in self._tables)
-        entry = next(filter(None, found), None)
-        if entry is not None and name == planned.NAME and not self._fits(row, drawing, entry):
-            return None
-        return entry
+        found = (e for tables in self._tables for e in tables.serving(*keys, having=having))
+        if name == planned.NAME:
+            found = (entry for entry in found if self._fits(row, drawing, entry))
+        return next(found, None)
 
     def _fits(self, row: Row, drawing: Drawing, entry: Entry) -> bool:
         """Whether a planned row will follow the fit. Where its experts begin the fit knows better:
