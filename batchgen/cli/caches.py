@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 6  # combinations of settings
 _INSTEAD = {"planned": "the solver's own update"}
+_ADAPTED = (
+    "fits are looked up whatever LoRA files a row draws with; system.cache.audit_every says how "
+    "near such rows end"
+)
 _HOW = "system.cache.calibrate=true makes fits, where at least 4 different rows ask for one"
 
 
@@ -32,6 +36,8 @@ def cache_lines(plan: Plan) -> dict[str, str]:
             lines["caches"] += f"\n{len(rest)} more with {rows:,} rows"
         if _can_be_fitted(plan) and not plan.pilots:
             lines["caches"] += f"\n{_HOW}"
+        if plan.loras and any(forecast.fitted for forecast in plan.caches):
+            lines["caches"] += f"\n{_ADAPTED}"
     if audits := sum(bucket.audits for bucket in plan.buckets):
         more = sum(bucket.audit_evaluations for bucket in plan.buckets)
         lines["audits"] = f"{audits:,} rows drawn without their cache too: {more:,} forwards more"

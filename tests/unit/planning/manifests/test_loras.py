@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from toy_loras import as_planned, digest, factors, linears
 
+from batchgen.cli.caches import cache_lines
 from batchgen.config.compose import Composed, compose_job, recompose
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.loras import NoLora, parse, written
@@ -90,6 +91,26 @@ def test_digest_strength_and_order_are_in_the_key_and_no_lora_is_not(files: Path
     job = compose_job(JOB, [f"manifest={files / 'plain.parquet'}"]).config
     [old] = read_requests(make_plan(job, files / "old.parquet").path)
     assert old.row_key == keys[0]
+
+
+def test_a_plan_says_that_fits_of_caches_know_no_lora(files: Path) -> None:
+    """Where rows follow one; they follow the same with LoRA files and without."""
+
+    def told(loras: list[str | None], **cache: float) -> str:
+        rows = ["row_defaults.num_steps=20", *(f"row_defaults.{n}={v}" for n, v in cache.items())]
+        plan = planned(files, pa.array(loras, pa.string()), *rows)
+        assert len({row.cache_table for row in read_requests(plan.path)}) == 1
+        return cache_lines(plan).get("caches", "")
+
+    note = "fits are looked up whatever LoRA files a row draws with"
+    both = [None, "a.safetensors"]
+    assert note in told(both, cache_ratio=0.5)
+    for loras, cache in (
+        ([None, None], {"cache_ratio": 0.5}),
+        (both, {}),
+        (both, {"cache_ratio": 0.45}),  # nothing is fitted for that
+    ):
+        assert note not in told(loras, **cache)
 
 
 def test_the_job_gives_what_a_row_leaves_out(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
