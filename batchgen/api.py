@@ -190,8 +190,8 @@ def verify(
 ) -> VerifyReport:
     """Hold the catalog against the media, both ways; a repair sets damage aside first."""
     from batchgen.catalog import verify as checks
-    from batchgen.catalog.repair import set_records_aside
     from batchgen.errors import UsageError
+    from batchgen.ledger.upkeep.repair import set_records_aside
     from batchgen.runner.jobs import refuse_if_alive
 
     found = find_run(run, root)

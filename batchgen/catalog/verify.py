@@ -32,7 +32,6 @@ from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Kind
 from batchgen.catalog.inputs import damaged_inputs
 from batchgen.catalog.packs import member_damage, take_tails, unnamed_in
 from batchgen.catalog.parts import GROUP_ROWS
-from batchgen.catalog.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file
 from batchgen.errors import RunStateError
@@ -40,6 +39,7 @@ from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.upkeep.losses import find_losses, rows_gone
 from batchgen.ledger.upkeep.pieces import pieces
+from batchgen.ledger.upkeep.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.ledger.winners import Winners, winners
 from batchgen.media import formats
 from batchgen.media.publish import is_temporary

@@ -112,8 +112,8 @@ def _writable_run(args: argparse.Namespace) -> RunPaths:
 
 def _tell_quarantined(run: RunPaths) -> None:
     """Print the quarantined rows that a resume leaves out, and how to take them along."""
-    from batchgen.catalog.repair import first_quarantined
     from batchgen.ledger.status import read_status
+    from batchgen.ledger.upkeep.repair import first_quarantined
 
     if not read_status(run).quarantined:
         return

@@ -199,9 +199,9 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
 
 def _nothing_started(run: RunPaths) -> Result:
     """Print why there was nothing to render. Exit code 0 only if every row is ok."""
-    from batchgen.catalog.repair import first_quarantined
     from batchgen.cli.collect import SHOWN_FAILURES, go_on_lines
     from batchgen.ledger.status import read_status
+    from batchgen.ledger.upkeep.repair import first_quarantined
 
     status, data = read_status(run), {"run": str(run.root), "rows": 0}
     if status.ok == status.rows:

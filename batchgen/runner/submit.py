@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from batchgen.catalog.repair import quarantine_rows
 from batchgen.config.build import build
 from batchgen.config.schema import ONE_MACHINE, JobConfig, ParallelConfig, SlurmConfig
 from batchgen.errors import RunStateError
@@ -20,6 +19,7 @@ from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.kept_scan import index_quickly
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import refuse_losses
+from batchgen.ledger.upkeep.repair import quarantine_rows
 from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.notices import Notices, notices_of
 from batchgen.paths import RunPaths, as_typed

@@ -20,12 +20,12 @@ from batchgen.catalog import collect as collect_module
 from batchgen.catalog import parts
 from batchgen.catalog.collect import collect
 from batchgen.catalog.frames import current_catalog
-from batchgen.catalog.repair import void_rows
 from batchgen.catalog.source import COLLECT_KEY, PARTS_KEY, are_together
 from batchgen.durable import write_json
 from batchgen.ledger.events import End
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
+from batchgen.ledger.upkeep.repair import void_rows
 from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Audit, Metric
 from batchgen.runfile import read_run

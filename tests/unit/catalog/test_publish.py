@@ -25,7 +25,6 @@ from batchgen.catalog import collect as catalog_module
 from batchgen.catalog import parts as parts_module
 from batchgen.catalog import turns
 from batchgen.catalog.collect import collect
-from batchgen.catalog.repair import void_rows
 from batchgen.catalog.source import are_together
 from batchgen.catalog.turns import Overtaken, turn_of
 from batchgen.durable import write_json
@@ -33,6 +32,7 @@ from batchgen.errors import RunStateError
 from batchgen.ledger import winners as winners_module
 from batchgen.ledger.events import End
 from batchgen.ledger.upkeep import losses
+from batchgen.ledger.upkeep.repair import void_rows
 from batchgen.ledger.winners import Winners, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import open_parquet, own_parquet

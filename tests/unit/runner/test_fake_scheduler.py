@@ -22,8 +22,8 @@ from fake_slurm import BUSY, POLICY, TIMED_OUT, UNREACHABLE, FakeSlurm
 from login_node import JOB, TWO_SHARDS, LoginNode
 from waiting import wait_for
 
-from batchgen.catalog.repair import void_rows
 from batchgen.ledger.intent import submission_numbers
+from batchgen.ledger.upkeep.repair import void_rows
 from batchgen.paths import RunPaths
 from batchgen.runner import recover, steward
 from batchgen.runner.executors import slurm as executor

@@ -15,9 +15,9 @@ from login_node import JOB, TWO_SHARDS, LoginNode
 from planned_run import plan_run
 from waiting import wait_for
 
-from batchgen.catalog.repair import quarantine_rows
 from batchgen.cli.main import main
 from batchgen.ledger.blame.rows import Verdict
+from batchgen.ledger.upkeep.repair import quarantine_rows
 from batchgen.paths import RunPaths, as_typed
 from batchgen.scheduler.commands import job_name
 

@@ -16,7 +16,6 @@ from run_folder import RunFolder, die, fail
 
 from batchgen.catalog import table
 from batchgen.catalog.collect import collect
-from batchgen.catalog.repair import QUARANTINED, quarantine_rows
 from batchgen.errors import RunStateError
 from batchgen.ledger.blame.rows import Blame, Verdict, read_blame
 from batchgen.ledger.counts import read_counters
@@ -26,6 +25,7 @@ from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.status import read_status
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.upkeep.repair import QUARANTINED, quarantine_rows
 from batchgen.ledger.winners import missing_rows
 from batchgen.paths import parse_journal
 from batchgen.records import Attempt
@@ -451,7 +451,7 @@ def test_an_innocent_row_that_is_retried_after_its_ok_has_no_past(
     die(run_folder, run_folder.submit(), 0, host="n1")
     die(run_folder, run_folder.submit(), 0, host="n1", alone=True)
     run_folder.render(run_folder.journal(run_folder.submit()), 0)
-    from batchgen.catalog.repair import void_rows
+    from batchgen.ledger.upkeep.repair import void_rows
 
     void_rows(run_folder.run, [(0, "media/x.png", "damaged")])
     assert (suspects(run_folder), convicted(run_folder)) == ([], [])
