@@ -4,7 +4,7 @@ journals."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from batchgen.errors import ReplicaFailed
@@ -54,3 +54,11 @@ class InFlight:
         if left := LEFT.match(line):
             self.rows.discard(int(left[1]))
         return None
+
+    def take_in_all(self, rows: Sequence[int], is_start: Sequence[bool]) -> None:
+        """Take in many starts and commits, in their order, none of a row that is alone."""
+        last = dict(zip(rows, is_start, strict=True))
+        self.rows -= last.keys()
+        self.rows |= {row for row, started in last.items() if started}
+        if any(is_start):
+            self.alone = -1

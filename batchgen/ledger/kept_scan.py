@@ -33,7 +33,7 @@ from batchgen.ledger.scan import (
 from batchgen.paths import RunPaths
 from batchgen.records import RankSeconds
 
-FORMAT = 2  # raise it when what is kept changes
+FORMAT = 3  # raise it when what is kept changes
 LEAST_LINES = 1000  # a journal of fewer is read as quickly
 TAIL = 200  # bytes of a journal's end: a part of its last line, with its check sum
 # What reading such a file raises where it is damaged (RuntimeError: a bit says it is encrypted).

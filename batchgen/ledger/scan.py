@@ -1,6 +1,6 @@
 """One pass over all journals of a run: an index of every commit line, and facts about each journal.
 
-The index keeps some 46 bytes a line in arrays (row, status, key, journal, offset, length, check
+The index keeps some 34 bytes a line in arrays (row, status, key, journal, offset, length, check
 sum); the lines themselves are fetched later, for one part of the plan at a time. So a run of
 millions of rows is resumed and collected in little memory.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from batchgen.ledger.blocks import Block, Plain, blocks_of
 from batchgen.ledger.events import (
     START,
     AttemptHeader,
@@ -29,20 +30,19 @@ from batchgen.ledger.events import (
     Tried,
     decode_line,
     spent_of,
-    sum_of,
     time_of,
 )
 from batchgen.ledger.fold import InFlight
 from batchgen.ledger.intent import FencedJournal, fenced_journals
+from batchgen.ledger.keys import KEY_TYPE, key_number
 from batchgen.paths import RunPaths
 from batchgen.records import Climb, RankSeconds
 
 STATUS_CODES = {"pending": 0, "ok": 1, "failed": 2, "quarantined": 3, "void": 4}
 STATUS_NAMES = {code: name for name, code in STATUS_CODES.items()}
 _STATUS_BYTES = {name.encode(): code for name, code in STATUS_CODES.items()}
-# The first 64 bits of the hexadecimal row key are enough: only keys of one row are ever compared.
-KEY_TYPE = "S16"
-_KEY_BYTES = int(KEY_TYPE[1:])
+MOST_ROW = 2**31 - 1  # no plan has it: a line that names a higher one is of no row, either
+TOGETHER = 32  # plain lines that are taken in one by one where they are fewer: it is quicker
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class CommitIndex:
     """All commit and void lines in the order of attempts (later ones overrule earlier ones)."""
 
     journals: tuple[JournalFacts, ...]
-    row_index: np.ndarray  # int64
+    row_index: np.ndarray  # int32, at most MOST_ROW
     status: np.ndarray  # int8, STATUS_CODES
     key: np.ndarray  # KEY_TYPE
     journal: np.ndarray  # int32, place in `journals`
@@ -92,7 +92,7 @@ class CommitIndex:
 class Lines:
     """The commit and void lines of one journal, in their order."""
 
-    row_index: np.ndarray  # int64
+    row_index: np.ndarray  # int32, at most MOST_ROW
     status: np.ndarray  # int8, STATUS_CODES
     key: np.ndarray  # KEY_TYPE
     offset: np.ndarray  # int64, byte in the journal
@@ -104,9 +104,9 @@ class Lines:
 class _Columns:
     """Lines in arrays that grow in place, so that no line is ever there twice."""
 
-    row_index: array[int] = field(default_factory=lambda: array("q"))
+    row_index: array[int] = field(default_factory=lambda: array("i"))
     status: array[int] = field(default_factory=lambda: array("b"))
-    key: bytearray = field(default_factory=bytearray)
+    key: array[int] = field(default_factory=lambda: array("Q"))
     offset: array[int] = field(default_factory=lambda: array("q"))
     length: array[int] = field(default_factory=lambda: array("i"))
     crc: array[int] = field(default_factory=lambda: array("I"))
@@ -115,9 +115,9 @@ class _Columns:
         """Add a line; returns its row_index."""
         _, row, status, key = head.groups()
         row_index = int(row)
-        self.row_index.append(row_index)
+        self.row_index.append(min(row_index, MOST_ROW))
         self.status.append(_STATUS_BYTES[status])
-        self.key += key[:_KEY_BYTES].ljust(_KEY_BYTES, b"\0")
+        self.key.append(key_number(key))
         self.offset.append(offset)
         self.length.append(length)
         self.crc.append(crc)
@@ -126,12 +126,11 @@ class _Columns:
     def extend(self, lines: Lines) -> None:
         """Add all lines of a journal."""
         for name in LINE_COLUMNS:
-            data, grown = getattr(lines, name).tobytes(), getattr(self, name)
-            grown.extend(data) if name == "key" else grown.frombytes(data)
+            getattr(self, name).frombytes(getattr(lines, name).tobytes())
 
     def lines(self) -> Lines:
         return Lines(
-            row_index=np.frombuffer(self.row_index, np.int64),
+            row_index=np.frombuffer(self.row_index, np.int32),
             status=np.frombuffer(self.status, np.int8),
             key=np.frombuffer(self.key, KEY_TYPE),
             offset=np.frombuffer(self.offset, np.int64),
@@ -168,36 +167,121 @@ def index_commits(
 
 
 def scan_journal(journal: FencedJournal) -> Scanned:
-    """What a journal says, on both sides of its fence. Each microsecond counts."""
-    facts, columns = JournalFacts(journal), _Columns()
-    saved, take_in = facts.saved, facts.in_flight.take_in
-    offset, last = 0, b""
-    with journal.path.open("rb") as file:
-        for line in file:
-            size = len(line)
-            if not line.endswith(b"\n"):
-                facts.torn_bytes = size
-                break
-            crc = sum_of(line)
-            if crc is None:  # start lines too: a torn one may have run into a commit line
+    """What a journal says, on both sides of its fence."""
+    scan = _Scan(JournalFacts(journal))
+    for block in blocks_of(journal.path):
+        if isinstance(block, Block):
+            scan.take_in(block)
+        else:
+            scan.facts.torn_bytes = len(block)
+    return scan.found()
+
+
+class _Scan:
+    """Takes in a journal, block by block. Each microsecond a line counts: plain lines that stand
+    together are taken in together."""
+
+    def __init__(self, facts: JournalFacts) -> None:
+        self.facts, self._columns, self._last = facts, _Columns(), b""
+
+    def found(self) -> Scanned:
+        """What all blocks say."""
+        self.facts.last_t, self.facts.spent = time_of(self._last), spent_of(self._last)
+        return self.facts, self._columns.lines()
+
+    def take_in(self, block: Block) -> None:
+        """Take in the next block."""
+        lines = _PlainLines.of(block)
+        odd = np.ones(len(block.ends), bool)
+        odd[lines.starts.places] = odd[lines.commits.places] = False
+        whole, sums, begin = block.whole.tolist(), block.crc.tolist(), 0
+        for end in [*np.flatnonzero(odd).tolist(), len(odd)]:
+            if end - begin >= TOGETHER:
+                self._plain(block, lines.between(begin, end))
+                begin = end
+            for place in range(begin, min(end + 1, len(odd))):
+                offset = block.offset + int(block.begins[place])
+                if whole[place]:
+                    self._line(block.line(place), offset, sums[place])
+                else:  # start lines too: a torn one may have run into a commit line
+                    self.facts.bad_lines.append(offset)
+            begin = end + 1
+        self.facts.whole_bytes = block.offset + int(block.ends[-1])
+
+    def _plain(self, block: Block, lines: _PlainLines) -> None:
+        facts, starts, places = self.facts, lines.starts, lines.commits.places
+        begins, rows = block.begins[places], lines.commits.row_index
+        self._columns.extend(
+            Lines(
+                row_index=np.minimum(rows, MOST_ROW).astype(np.int32),
+                status=lines.status,
+                key=lines.key,
+                offset=block.offset + begins,
+                length=(block.ends[places] - begins).astype(np.int32),
+                crc=block.crc[places],
+            )
+        )
+        for row in rows.tolist() if facts.saved else ():
+            facts.saved.pop(row, None)
+        facts.in_flight.take_in_all(*lines.in_order())
+        if len(starts.places) and not facts.starts:
+            facts.first_start_t = time_of(block.line(int(starts.places[0])))
+        facts.starts += len(starts.places)
+        self._last = block.line(lines.last)
+
+    def _line(self, line: bytes, offset: int, crc: int) -> None:
+        facts = self.facts
+        self._last, found = line, facts.in_flight.take_in(line)
+        if found is None:
+            if not _note(facts, line):
                 facts.bad_lines.append(offset)
-            else:
-                last, found = line, take_in(line)
-                if found is None:
-                    if not _note(facts, line):
-                        facts.bad_lines.append(offset)
-                elif found.re is START:
-                    facts.starts += 1
-                    if facts.starts == 1:
-                        facts.first_start_t = time_of(line)
-                else:
-                    row = columns.append(found, offset, size, crc)
-                    if saved:
-                        saved.pop(row, None)
-            offset += size
-    facts.last_t, facts.spent = time_of(last), spent_of(last)
-    facts.whole_bytes = offset
-    return facts, columns.lines()
+        elif found.re is START:
+            facts.starts += 1
+            if facts.starts == 1:
+                facts.first_start_t = time_of(line)
+        else:
+            facts.saved.pop(self._columns.append(found, offset, len(line), crc), None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PlainLines:
+    """Plain lines of a block."""
+
+    starts: Plain
+    commits: Plain
+    status: np.ndarray  # int8, STATUS_CODES, of the commits
+    key: np.ndarray  # KEY_TYPE, of the commits
+
+    @classmethod
+    def of(cls, block: Block) -> _PlainLines:
+        """All of a block."""
+        found = [(STATUS_CODES[name], *block.commits(name.encode())) for name in ("ok", "failed")]
+        places = np.concatenate([plain.places for _, plain, _ in found])
+        order = np.argsort(places, kind="stable")
+        rows = np.concatenate([plain.row_index for _, plain, _ in found])
+        status = np.concatenate([np.full(len(keys), code, np.int8) for code, _, keys in found])
+        key = np.concatenate([keys for *_, keys in found])
+        return cls(block.starts(), Plain(places[order], rows[order]), status[order], key[order])
+
+    @property
+    def last(self) -> int:
+        """Place of the last one."""
+        return int(max([*self.starts.places[-1:], *self.commits.places[-1:]]))
+
+    def between(self, begin: int, end: int) -> _PlainLines:
+        """Those at the places from `begin` to `end`."""
+        starts, commits = (
+            slice(*np.searchsorted(plain.places, [begin, end]))
+            for plain in (self.starts, self.commits)
+        )
+        status, key = self.status[commits], self.key[commits]
+        return _PlainLines(self.starts.at(starts), self.commits.at(commits), status, key)
+
+    def in_order(self) -> tuple[list[int], list[bool]]:
+        """row_index of each line, and whether it is a start."""
+        order = np.argsort(np.concatenate([self.starts.places, self.commits.places]))
+        rows = np.concatenate([self.starts.row_index, self.commits.row_index])
+        return rows[order].tolist(), (order < len(self.starts.places)).tolist()
 
 
 def _note(facts: JournalFacts, line: bytes) -> bool:

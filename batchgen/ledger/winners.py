@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchgen.ledger.kept_scan import index_quickly
-from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, CommitIndex
+from batchgen.ledger.keys import DIGITS, HEX, KEY_TYPE, key_number, numbers_of_digits
+from batchgen.ledger.scan import STATUS_CODES, CommitIndex
 from batchgen.ledger.upkeep.pieces import numbers_of
 from batchgen.paths import RunPaths
 from batchgen.planfile import own_parquet, reading
@@ -25,12 +26,12 @@ class PlanRows:
     """What the ledger needs to know of every row of the plan, in the order of row_index."""
 
     key: np.ndarray  # KEY_TYPE (rows,)
-    original: np.ndarray  # int64 (rows,): row_index rendered for the row; itself unless an alias
+    original: np.ndarray  # int32 (rows,): row_index rendered for the row; itself unless an alias
 
     @property
     def alias(self) -> np.ndarray:
         """bool (rows,): another row is rendered for this one."""
-        flags: np.ndarray = self.original != np.arange(len(self.original))
+        flags: np.ndarray = self.original != np.arange(len(self.original), dtype=np.int32)
         return flags
 
     @property
@@ -47,7 +48,7 @@ class Winners:
     index: CommitIndex
     plan: PlanRows
     status: np.ndarray  # int8 (rows,), STATUS_CODES; pending where no commit counts
-    line: np.ndarray  # int64 (rows,), place in the index; -1 where pending
+    line: np.ndarray  # int32 (rows,), place in the index; -1 where pending
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +95,7 @@ def choose(index: CommitIndex, plan: PlanRows) -> Winners:
     """The rule of `winners`, applied to arrays: in stretches, so that what is only in between takes
     no memory."""
     rows = len(plan.key)
-    line = np.full(rows, -1, np.int64)
+    line = np.full(rows, -1, np.int32)
     voided = _voided(index, rows)
     for ok in (False, True):  # in order of attempts, so the last one stays
         for begin in range(0, len(index.row_index), _STRETCH):
@@ -145,7 +146,7 @@ def read_plan_rows(plan: Path) -> PlanRows:
 def _plan_rows(file: pq.ParquetFile) -> PlanRows:
     rows = file.metadata.num_rows
     key = np.zeros(rows, KEY_TYPE)
-    original = np.arange(rows)
+    original = np.arange(rows, dtype=np.int32)
     alias_rows: list[int] = []
     alias_of: list[str] = []
     first = 0
@@ -168,15 +169,18 @@ def _plan_rows(file: pq.ParquetFile) -> PlanRows:
 
 
 def read_keys(column: pa.Array) -> np.ndarray:
-    """A column of keys in KEY_TYPE. Those of one length, which all are that planning makes, are
+    """A column of keys in KEY_TYPE. Those that planning makes, hexadecimal and of one length, are
     taken from Arrow's memory as they lie there."""
-    size = np.dtype(KEY_TYPE).itemsize
-    heads = pc.utf8_slice_codeunits(column, 0, size).cast(pa.large_string())
+    heads = pc.utf8_slice_codeunits(column, 0, DIGITS).cast(pa.large_string())
     lengths = pc.min_max(pc.binary_length(heads)).as_py()
-    if heads.null_count or lengths != {"min": size, "max": size}:
-        return np.array(column.to_pylist(), dtype=KEY_TYPE)
-    _, _, data = heads.buffers()
-    return np.frombuffer(data, KEY_TYPE, count=len(heads), offset=heads.offset * size)
+    if not heads.null_count and lengths == {"min": DIGITS, "max": DIGITS}:
+        _, _, data = heads.buffers()
+        size = len(heads) * DIGITS
+        digits = HEX[np.frombuffer(data, np.uint8, size, heads.offset * DIGITS)]
+        if (digits < 16).all():
+            return numbers_of_digits(digits.reshape(-1, DIGITS))
+    keys = [(text or "").encode() for text in column.to_pylist()]
+    return np.array([key_number(key) for key in keys], KEY_TYPE)
 
 
 def _find_rows(file: pq.ParquetFile, row_ids: Sequence[str]) -> dict[str, int]:

@@ -30,10 +30,10 @@ from batchgen.ledger.intent import (
     last_intent,
     submission_numbers,
 )
-from batchgen.ledger.scan import KEY_TYPE, STATUS_CODES, index_commits
+from batchgen.ledger.scan import STATUS_CODES, index_commits
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.pieces import numbers_of, parts_of, pieces
-from batchgen.ledger.winners import Winners, choose
+from batchgen.ledger.winners import Winners, choose, read_keys
 from batchgen.paths import RunPaths, as_typed, parse_counters
 from batchgen.planfile import reading
 from batchgen.records import Attempt
@@ -88,10 +88,11 @@ def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
     if not run.catalog_rows.is_dir() or _repaired_since(run, collected(run).submission):
         return nobody
     with suppress(RunStateError):  # a catalog that cannot be read is no evidence
-        ok = _is_ok(catalog_column(run, "status"))
+        ok = np.concatenate([*map(_is_ok, _catalog(run, "status")), nobody.astype(bool)])
         if len(ok) != len(found.status) or not (gone := ok & ~_told(found)).any():
             return nobody
-        gone &= catalog_column(run, "row_key").to_numpy().astype(KEY_TYPE) == found.plan.key
+        keys = (read_keys(column.chunk(0)) for column in _catalog(run, "row_key"))
+        gone &= np.concatenate([*keys]) == found.plan.key
         if gone.any():  # unless a newer collect has published newer lines: read again
             gone &= ~_told(choose(index_commits(run), found.plan))
         return np.flatnonzero(gone)
@@ -173,10 +174,17 @@ def _first_part(run: RunPaths) -> Path:
 
 def catalog_column(run: RunPaths, name: str) -> pa.ChunkedArray:
     """A column of the catalog, of strings; RunStateError if it cannot be read."""
+    with reading(run.catalog_rows, "catalog"):
+        chunks = [chunk for column in _catalog(run, name) for chunk in column.chunks]
+        return pa.chunked_array(chunks, "string")
+
+
+def _catalog(run: RunPaths, name: str) -> Iterator[pa.ChunkedArray]:
+    """A column of the catalog in pieces of one chunk, as strings; errors as above."""
     parts = parts_of(run.catalog_rows)
     with reading(run.catalog_rows, "catalog"):
-        tables = [table[name].cast(pa.string()) for table in pieces(parts, GROUP_ROWS, [name])]
-        return pa.chunked_array([chunk for column in tables for chunk in column.chunks], "string")
+        for table in pieces(parts, GROUP_ROWS, [name]):
+            yield table[name].cast(pa.string())
 
 
 def highest_number(run: RunPaths) -> int:
