@@ -21,7 +21,15 @@ from batchgen.catalog.accounts import Seconds
 from batchgen.catalog.fidelity import COLUMNS
 from batchgen.catalog.kept_rows import KeptPart, RowLines
 from batchgen.catalog.source import COLLECT_KEY, PARTS_KEY
-from batchgen.catalog.table import catalog_rows, catalog_schema, join, layouts_of, mended_rows
+from batchgen.catalog.table import (
+    PlanPart,
+    catalog_rows,
+    catalog_schema,
+    join,
+    layouts_of,
+    mended_rows,
+    outcome_rows,
+)
 from batchgen.catalog.totals import Totals
 from batchgen.ledger.upkeep.extent import EXTENT_KEY
 from batchgen.ledger.winners import Winners
@@ -161,7 +169,7 @@ class PartMaker:
             data = opened.read()
             if hashlib.sha256(data).hexdigest() == kept.digest:
                 file = pq.ParquetFile(pa.BufferReader(data))
-                if file.schema_arrow.equals(self._schema):
+                if file.schema_arrow.equals(self._schema) and _is_grouped(file):
                     changed = ~kept.among(self._journals).equals(lines)
                     return _Published(kept, file, changed)
         return None
@@ -176,55 +184,47 @@ class PartMaker:
     ) -> tuple[Totals, Seconds]:
         totals, seconds = Totals(), Seconds(*np.zeros((2, len(own))))
         schema = self._schema.with_metadata(metadata)
-        old = None if known is None else known.file.read()
         with _part_writer(self._folder / part_name(number), schema) as writer:
             for begin in range(0, len(own), GROUP_ROWS):
                 group = slice(begin, min(begin + GROUP_ROWS, len(own)))
-                if known is None or old is None:
-                    table, took = self._fresh(first, group, np.ones(len(own), bool), own)
+                if known is None:
+                    table, took = self._fresh(first, group, own)
                 else:
-                    table, took = self._mended(first, group, own, known, old)
+                    table, took = self._mended(first, group, own, known)
                 seconds.busy[group], seconds.write[group] = took.busy, took.write
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
                 totals.add(table)
         return totals, seconds
 
-    def _fresh(
-        self, first: int, group: slice, wanted: np.ndarray, own: np.ndarray
-    ) -> tuple[pa.Table, Seconds]:
-        """Rows of a group from plan and journals, those that are `wanted` (bool, one for each row
-        of the part), and their seconds."""
-        plan = self._plan_rows(first + group.start, first + group.stop)
-        if not wanted[group].all():
-            plan = plan.filter(pa.array(wanted[group]))
-        part = join(plan, self._found)
+    def _fresh(self, first: int, group: slice, own: np.ndarray) -> tuple[pa.Table, Seconds]:
+        """Rows of a group from plan and journals, and their seconds."""
+        part = join(self._plan_rows(first + group.start, first + group.stop), self._found)
         table = catalog_rows(part, self._plan_id, self._layouts, self._judged)
-        theirs = own[group][wanted[group]]
-        place = part.place.fill_null(0).to_numpy()[theirs]
-        took, seconds = Seconds.of(part.commits), Seconds(*np.zeros((2, len(plan))))
-        seconds.busy[theirs], seconds.write[theirs] = took.busy[place], took.write[place]
-        return table, seconds
+        return table, _seconds_of(part, own[group])
 
     def _mended(
-        self, first: int, group: slice, own: np.ndarray, known: _Published, old: pa.Table
+        self, first: int, group: slice, own: np.ndarray, known: _Published
     ) -> tuple[pa.Table, Seconds]:
         """Rows of a group: as published, but for those that have changed."""
-        changed = known.changed[group]
-        table, seconds = old.slice(group.start, len(changed)), _at(known.kept.seconds, group)
+        changed, seconds = known.changed[group], _at(known.kept.seconds, group)
+        table = known.file.read_row_group(group.start // GROUP_ROWS)
         if changed.any():
-            new, took = self._fresh(first, group, known.changed, own)
-            table = mended_rows(table, changed, new, self._plan_columns)
+            plan = self._plan_rows(first + group.start, first + group.stop, ["row_index", "seed"])
+            part = join(plan.filter(pa.array(changed)), self._found)
+            new = outcome_rows(part, self._schema, self._plan_id, self._layouts, self._judged)
+            table = mended_rows(table, changed, new)
+            took = _seconds_of(part, own[group][changed])
             seconds.busy[changed], seconds.write[changed] = took.busy, took.write
         return table, seconds
 
-    def _plan_rows(self, begin: int, end: int) -> pa.Table:
-        """Rows of the plan, from the row groups that hold them."""
+    def _plan_rows(self, begin: int, end: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows of the plan, or columns of theirs, from the row groups that hold them."""
         groups = np.searchsorted(self._starts, [begin, end - 1], side="right") - 1
         with reading(self._run.plan):
             file = pq.ParquetFile(
                 self._run.plan, metadata=self._planned, page_checksum_verification=True
             )
-            table = file.read_row_groups(list(range(groups[0], groups[1] + 1)))
+            table = file.read_row_groups([*range(groups[0], groups[1] + 1)], columns)
             rows = table.slice(begin - int(self._starts[groups[0]]), end - begin)
             if len(rows) != end - begin:
                 raise ValueError(f"no rows {begin} to {end}")
@@ -267,6 +267,21 @@ def _totals_of(known: _Published) -> Totals:
     if known.kept.totals["audited"]:
         totals.audited.add(known.file.read(columns=COLUMNS))
     return totals
+
+
+def _is_grouped(file: pq.ParquetFile) -> bool:
+    """Whether each row group but the last has GROUP_ROWS."""
+    rows, last = file.metadata.num_rows, file.num_row_groups - 1
+    sizes = [file.metadata.row_group(group).num_rows for group in range(last)]
+    return rows <= GROUP_ROWS * (last + 1) and {*sizes} <= {GROUP_ROWS}
+
+
+def _seconds_of(part: PlanPart, own: np.ndarray) -> Seconds:
+    """Of each row of a part; 0 unless it is its `own` line that it is made from."""
+    place = part.place.fill_null(0).to_numpy()[own]
+    took, seconds = Seconds.of(part.commits), Seconds(*np.zeros((2, len(own))))
+    seconds.busy[own], seconds.write[own] = took.busy[place], took.write[place]
+    return seconds
 
 
 def _at(seconds: Seconds, places: np.ndarray | slice) -> Seconds:

@@ -90,27 +90,42 @@ def catalog_rows(
 ) -> pa.Table:
     """The catalog of a part of the plan, in the plan's order and in `catalog_schema`. `layouts` are
     those of the journals in the index, if the column is wanted."""
-    columns = [_request_column(part, field) for field in REQUEST]
-    columns += [_outcome_column(part, field, plan_id, layouts) for field in OUTCOME]
-    extra = [part.plan[field.name] for field, _ in _extra_columns(part.plan.schema)]
-    metrics = [metric_column(part.commits, name).take(part.place) for name in judged]
     schema = catalog_schema(part.plan.schema, judged)
-    return pa.table([*columns, *extra, *metrics], schema=schema)
+    said = outcome_rows(part, schema, plan_id, layouts, judged)
+    columns = {field.name: _planned_column(part.plan, field) for field in REQUEST}
+    columns |= {name: part.plan[field.name] for field, name in _extra_columns(part.plan.schema)}
+    columns |= dict(zip(said.column_names, said.columns, strict=True))
+    return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def mended_rows(old: pa.Table, is_new: np.ndarray, new: pa.Table, plan: pa.Schema) -> pa.Table:
-    """Rows of a published catalog of the same plan (schema `plan`), with `new` in the places where
-    `is_new` (bool, one a row): columns that come from the plan alone are as they were."""
-    planned = {field.name for field in REQUEST} - {"seed"}
-    planned |= {name for _, name in _extra_columns(plan)}
+def outcome_rows(
+    part: PlanPart,
+    schema: pa.Schema,
+    plan_id: str,
+    layouts: pa.Array | None = None,
+    judged: Sequence[str] = (),
+) -> pa.Table:
+    """The columns of `catalog_rows` (whose schema is given) that come not from the plan alone. Of
+    the part's plan only row_index and seed are looked at."""
+    used = commit_column(part.commits, "seed").take(part.place)  # where a judge had it drawn again
+    columns = [pc.coalesce(used, _planned_column(part.plan, schema.field("seed")))]
+    columns += [_outcome_column(part, field, plan_id, layouts) for field in OUTCOME]
+    columns += [metric_column(part.commits, name).take(part.place) for name in judged]
+    names = ["seed", *(field.name for field in OUTCOME), *schema.names[len(schema) - len(judged) :]]
+    return pa.table(columns, schema=pa.schema([schema.field(name) for name in names]))
+
+
+def mended_rows(old: pa.Table, is_new: np.ndarray, new: pa.Table) -> pa.Table:
+    """Rows of a published catalog with `new`, of `outcome_rows`, in the places where `is_new`
+    (bool, one a row): other columns are as they were."""
     mask = pa.array(is_new)
     columns = [
-        old[name]
-        if name in planned
-        else pc.replace_with_mask(old[name].combine_chunks(), mask, new[name].combine_chunks())
+        pc.replace_with_mask(old[name].combine_chunks(), mask, new[name].combine_chunks())
+        if name in new.column_names
+        else old[name]
         for name in old.column_names
     ]
-    return pa.table(columns, schema=new.schema)
+    return pa.table(columns, schema=old.schema)
 
 
 def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
@@ -121,14 +136,6 @@ def _extra_columns(plan: pa.Schema) -> list[tuple[pa.Field, str]]:
         (field, field.name if name in _TAKEN else name)
         for field, name in zip(carried, names, strict=True)
     ]
-
-
-def _request_column(part: PlanPart, field: pa.Field) -> pa.Array:
-    planned = _planned_column(part.plan, field)
-    if field.name != "seed":
-        return planned
-    used = commit_column(part.commits, "seed").take(part.place)  # where a judge had it drawn again
-    return pc.coalesce(used, planned)
 
 
 def _planned_column(plan: pa.Table, field: pa.Field) -> pa.Array:

@@ -172,17 +172,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(parts, "GROUP_ROWS", 2)
     made: list[str] = []
 
-    def spy(name: str) -> None:
-        real = getattr(parts.PartMaker, name)
+    def spy(owner: object, name: str) -> None:
+        real = getattr(owner, name)
 
         def spied(*given: object) -> object:
             made.append(name)
             return real(*given)
 
-        monkeypatch.setattr(parts.PartMaker, name, spied)
+        monkeypatch.setattr(owner, name, spied)
 
-    spy("_fresh")
-    spy("_mended")
+    spy(parts.PartMaker, "_fresh")
+    spy(parts.PartMaker, "_mended")
+    spy(parts, "outcome_rows")
     yield made
 
 
@@ -204,7 +205,7 @@ def test_it_leaves_what_a_collect_of_all_rows_does(
         for one, other in zip(collected(run), collected(copy), strict=True):
             assert one == other
         assert metadata(run) == metadata(copy)
-    assert kept and {*small} == {"_fresh", "_mended"}, "all three ways were taken"
+    assert kept and {*small} == {"_fresh", "_mended", "outcome_rows"}, "all three ways were taken"
 
 
 def test_only_parts_with_a_change_are_written(tmp_path: Path, small: list[str]) -> None:
@@ -219,7 +220,8 @@ def test_only_parts_with_a_change_are_written(tmp_path: Path, small: list[str]) 
         collect(folder.run)
     after = [path.stat().st_ino for path in sorted(folder.run.catalog_rows.iterdir())]
     assert [a == b for a, b in zip(after, before, strict=True)] == [False, False, True]
-    assert small.count("_fresh") == 1, "of the group with the row"
+    assert "_fresh" not in small
+    assert small.count("outcome_rows") == 1, "of the group with the row"
     whole = [path.read_bytes() for path in sorted(folder.run.catalog_rows.iterdir())]
     collect(folder.run)
     assert [path.read_bytes() for path in sorted(folder.run.catalog_rows.iterdir())] == whole
@@ -261,3 +263,21 @@ def test_a_row_that_a_replan_makes_an_alias_is_neither_lost_nor_counted_twice(
     assert (found := collect(folder.run)).ok == 1 and found.pending == 2
     spent = pq.read_table(folder.run.catalog_runs).to_pylist()[0]
     assert (spent["rows_ok"], spent["useful_s"], spent["retried_s"]) == (1, 1.1, 1.1)
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 3), (3, 2)])
+def test_a_part_of_other_row_groups_is_made_anew(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, before: int, now: int
+) -> None:
+    folder = make_run_folder(tmp_path / "run", ROWS)
+    with folder.journal(folder.submit()) as journal:
+        folder.render(journal, 0)
+        monkeypatch.setattr(parts, "GROUP_ROWS", before)
+        collect(folder.run)
+        folder.render(journal, 7)
+        monkeypatch.setattr(parts, "GROUP_ROWS", now)
+        small.clear()
+        collect(folder.run)
+    assert "_mended" not in small
+    status = current_catalog(folder.run)["status"].to_pylist()
+    assert [row for row, name in enumerate(status) if name == "ok"] == [0, 7]
