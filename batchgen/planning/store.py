@@ -16,7 +16,14 @@ import pyarrow.compute as pc
 from batchgen.caches.pilots import DRAWN, Choice, Judged, Pilot
 from batchgen.errors import RunStateError
 from batchgen.loras import LoraFile
-from batchgen.planfile import HEADER, PLAN_COLUMNS, open_parquet, plan_header, reading
+from batchgen.planfile import (
+    HEADER,
+    PLAN_COLUMNS,
+    open_parquet,
+    own_parquet,
+    plan_header,
+    reading,
+)
 from batchgen.planning.identity import KeyContext
 from batchgen.request import REQUEST_FIELDS, Bucket, Request
 
@@ -107,7 +114,6 @@ class Plan:
 class PlanCosts:
     """Predicted cost of every row, in row order."""
 
-    row_index: np.ndarray  # int64
     cost_s: np.ndarray  # float64
     is_alias: np.ndarray  # bool
 
@@ -206,14 +212,17 @@ def read_requests(path: Path, row_indices: Sequence[int] | None = None) -> list[
 
 
 def read_costs(path: Path) -> PlanCosts:
-    """Predicted seconds of all rows."""
+    """Predicted seconds of all rows. The plan is read piece by piece: it takes no memory beside
+    them."""
     with reading(path):
-        table = open_parquet(path).read(columns=["row_index", "cost_s", "alias_of"])
-        return PlanCosts(
-            row_index=table["row_index"].to_numpy(),
-            cost_s=table["cost_s"].to_numpy(),
-            is_alias=table["alias_of"].is_valid().to_numpy(),
-        )
+        file, first = own_parquet(path), 0
+        rows = file.metadata.num_rows
+        costs = PlanCosts(np.zeros(rows), np.zeros(rows, bool))
+        for batch in file.iter_batches(columns=["cost_s", "alias_of"]):
+            piece = slice(first, first := first + len(batch))
+            costs.cost_s[piece] = batch["cost_s"].to_numpy()
+            costs.is_alias[piece] = batch["alias_of"].is_valid().to_numpy(zero_copy_only=False)
+        return costs
 
 
 def read_keys(path: Path) -> np.ndarray:

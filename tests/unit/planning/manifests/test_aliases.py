@@ -1,13 +1,16 @@
-"""Aliases found in sorted runs are those that a dictionary finds."""
+"""Aliases found in sorted runs, and ids found twice, are those that a dictionary finds."""
 
 from __future__ import annotations
 
 import hashlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from batchgen.planning.manifests.rowids import Aliases
+from batchgen.planning.manifests import rowids
+from batchgen.planning.manifests.problems import Problems
+from batchgen.planning.manifests.rowids import Aliases, RowIds
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -23,6 +26,7 @@ def test_the_first_row_with_a_key_is_found(seed: int) -> None:
         assert aliases.unique == len(seen)
         first += len(digests)
     assert 0 < len(seen) < first
+    assert all(aliases._parts), "keys of all parts"
 
 
 def test_keys_that_share_a_half_are_told_apart() -> None:
@@ -30,3 +34,20 @@ def test_keys_that_share_a_half_are_told_apart() -> None:
     aliases = Aliases()
     assert aliases.originals(0, [key + bytes(16) for key in keys]).tolist() == [0, 1, 2, 3]
     assert aliases.originals(4, [keys[0] + bytes(16)]).tolist() == [0]
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_ids_found_twice(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the hashes of different ids are the `same`."""
+    if same:
+        monkeypatch.setattr(rowids, "hash", len, raising=False)
+    ids, problems = RowIds(), Problems()
+    for batch in (["a", "b"], [], ["c", "b", "d"], ["a", "e"]):
+        ids.add(pa.array(batch, pa.string()))
+    ids.report_duplicates(problems)
+    told = [(problem.row, problem.reason) for problem in problems.first]
+    assert told == [(3, "row 1 has it already"), (5, "row 0 has it already")]
+    assert problems.count == 2
+    none = Problems()
+    RowIds().report_duplicates(none)
+    assert none.count == 0
