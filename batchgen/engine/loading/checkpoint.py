@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import accelerate  # type: ignore[import-untyped]
 import torch
@@ -27,6 +27,7 @@ _SHOWN = 3  # names of tensors printed in one message
 _REASON = 300  # characters of a library's error
 
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 def check_part(home: Path, part: CheckpointPart, files: Iterable[Path]) -> None:
@@ -36,7 +37,7 @@ def check_part(home: Path, part: CheckpointPart, files: Iterable[Path]) -> None:
     if part.original:
         _check_original(home, part, tensors, model)
     else:
-        _check_tensors(home, _as_loaded(tensor_shapes(tensors), model), model)
+        _check_tensors(home, as_loaded(tensor_shapes(tensors), model), model)
 
 
 def part_config(home: Path, part: CheckpointPart) -> Mapping[str, Any]:
@@ -131,9 +132,7 @@ def tensor_shapes(files: Iterable[Path]) -> dict[str, tuple[Path, tuple[int, ...
     return shapes
 
 
-def _as_loaded(
-    found: dict[str, tuple[Path, tuple[int, ...]]], model: nn.Module
-) -> dict[str, tuple[Path, tuple[int, ...]]]:
+def as_loaded(found: dict[str, T], model: nn.Module) -> dict[str, T]:
     """By the names that transformers gives tensors when it loads them: models whose modules have
     moved since are published, and saved, with names of before."""
     if not isinstance(model, PreTrainedModel) or found.keys() <= model.state_dict().keys():
@@ -143,8 +142,8 @@ def _as_loaded(
     ]
     wanted = model.state_dict()
     return {
-        rename_source_key(name, renamings, [], model.base_model_prefix, wanted)[0]: where
-        for name, where in found.items()
+        rename_source_key(name, renamings, [], model.base_model_prefix, wanted)[0]: one
+        for name, one in found.items()
     }
 
 

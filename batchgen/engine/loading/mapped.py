@@ -15,34 +15,25 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from batchgen.engine.loading.checkpoint import meta_model, part_config
+from batchgen.engine.loading.checkpoint import as_loaded, meta_model, part_config
 from batchgen.engine.loading.original import as_diffusers
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.engine.loading.random_weights import places_of, replace_parameter, sensitive_names
 from batchgen.engine.memory.sources import left_in_file
-from batchgen.errors import WeightsError
 
 
 def mapped_module(
     home: Path, part: CheckpointPart, files: Sequence[Path], *, on_disk: bool
 ) -> nn.Module:
-    """The model of a folder, as its library would load it. `on_disk`: all stays in the files, and
-    what stands for it in the model cannot be computed with (`memory.sources`).
-
-    Raises WeightsError where tensors on disk have other names than in the model."""
+    """The model of a folder that `check_part` has found whole, as its library would load it.
+    `on_disk`: all stays in the files, and what stands for it in the model cannot be computed with
+    (`memory.sources`)."""
     module = outline(part.model_class, part_config(home, part), part.dtype)
     found = _tensors(files)
     if part.original:
         found = as_diffusers(found, module.state_dict().keys(), part, files[0])
-    unknown = [name for _, name in _wanted(module, found) if name not in found]
-    assert not (unknown and part.original), "what its files lack was found when they were checked"
-    if unknown and on_disk:
-        raise WeightsError(
-            f"{home}: has no tensor {unknown[0]}, its library renames another when it loads it, "
-            "and so this component cannot stay on disk"
-        )
-    if unknown:
-        return loaded_module(home, part)
+    else:
+        found = as_loaded(found, module)
     float32, places = sensitive_names(module, part.dtype), places_of(module)
     for empty, name in _wanted(module, found):
         dtype = torch.float32 if float32 & set(name.split(".")) else part.dtype
@@ -88,13 +79,3 @@ def _wanted(module: nn.Module, found: Mapping[str, Tensor]) -> list[tuple[Tensor
         (tensor, next((name for name in each if name in found), each[0]))
         for tensor, each in names.items()
     ]
-
-
-def loaded_module(home: Path, part: CheckpointPart) -> nn.Module:
-    """The model of a folder, as its library loads it."""
-    assert part.model_class is not None
-    # diffusers and transformers keep sensitive modules in float32 by themselves
-    module: nn.Module = part.model_class.from_pretrained(
-        home, dtype=part.dtype, local_files_only=True, use_safetensors=True, variant=part.variant
-    )
-    return module.eval().requires_grad_(False)
