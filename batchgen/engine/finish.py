@@ -62,6 +62,13 @@ class Decodes(Protocol):
     def ladder(self) -> Ladder: ...
 
 
+def decoded(family: FamilyModel, latents: Tensor, request: Request) -> Tensor:
+    """The frames of a row by itself, uint8 (frames, height, width, 3) on the device."""
+    if isinstance(family, DecodesRows):
+        return family.decode_row(latents, request)
+    return family.decode(latents, request.bucket)
+
+
 class Finisher:
     """Turns denoised rows into delivered ones, one at a time or, where that is faster and nobody
     asked for every bit, some of a bucket together."""
@@ -177,17 +184,12 @@ class Finisher:
         if self.packs is not None:
             frames = self.packs.decode_pack([row.state.latents for row in rows], bucket)
         else:
-            frames = [self._alone(row.state) for row in rows]
+            frames = [decoded(self.family, r.state.latents, r.state.request) for r in rows]
         if self._stream is not None:
             self._stream.synchronize()
             self.syncs += 1
         self.sizes.observe(bucket, len(rows), perf_counter() - begin)
         return frames
-
-    def _alone(self, state: RowState) -> Tensor:
-        if isinstance(self.family, DecodesRows):
-            return self.family.decode_row(state.latents, state.request)
-        return self.family.decode(state.latents, state.request.bucket)
 
     # ------------------------------------------------------------------------------------ deliver
     def _deliver(self, state: RowState, decoded: Tensor | Failed) -> None:
