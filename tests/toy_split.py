@@ -21,6 +21,7 @@ from toy_hunyuan_video import HUNYUAN_VIDEO
 from toy_hunyuan_video15 import HUNYUAN_VIDEO15
 from toy_loras import as_planned, files_of, save_lora
 from toy_ltx import LTX
+from toy_wan_images import SMALL
 from toys import TOYS
 
 from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
@@ -72,6 +73,7 @@ SPECS: dict[str, ModelSpec] = {
     "cogvideox": COGVIDEOX.spec(heads=4),
     "cogvideox-2b": COGVIDEOX_2B.spec(heads=4),
     "hunyuan-dit": TOYS["hunyuan_dit"].spec(heads=4),
+    **{name: spec() for name, spec in SMALL.items()},
 }
 # 48, 27, 3 and 35 tokens: the last end in a block of three queries.
 CLIPS = (
@@ -96,7 +98,25 @@ CASES = {
     "cogvideox": ((COGVIDEOX.bucket, 2),),
     "cogvideox-2b": ((COGVIDEOX_2B.bucket, 1),),
     "hunyuan-dit": IMAGES,
+    "wan_i2v": CLIPS[1:2],
+    "wan22_i2v": CLIPS[1:2],
+    "wan22_ti2v": ((Bucket(160, 96, 9), 3),),  # 45 tokens; items with and without an image
 }
+# Of each way to look at divided forwards those that quick tests have; slow ones have the others.
+QUICK: dict[str, tuple[str, ...]] = {
+    "divided": tuple(name for name in CASES if name not in SMALL),
+    "partly": (
+        *("wan", "flux-odd", "flux2_klein", "sd3", "qwen_image", "z_image"),
+        *("hunyuan-video-1.5", "cogvideox"),
+    ),
+    "recalled": ("wan", "wan22", "flux"),
+    "adapted": ("wan", "wan22", "flux"),
+}
+
+
+def further(way: str) -> tuple[str, ...]:
+    """The names that no quick test has."""
+    return tuple(name for name in CASES if name not in QUICK[way])
 
 
 @dataclass(frozen=True)
@@ -159,13 +179,13 @@ def split_of(mesh: Mesh, name: str, family: Any, op: AttentionOpName = "torch") 
             split.sequence.undo()
 
 
-def divided(mesh: Mesh) -> list[Seen]:
+def divided(mesh: Mesh, names: Sequence[str] = QUICK["divided"]) -> list[Seen]:
     """Of each case a pack of random items, for each expert of the family."""
     return [
         found
-        for name, cases in CASES.items()
+        for name in names
         if mesh.ring.size in family_spec(SPECS[name].family).capabilities(SPECS[name]).ring
-        for bucket, items in cases
+        for bucket, items in CASES[name]
         for found in divided_case(mesh, name, bucket, items)
     ]
 
@@ -195,29 +215,30 @@ def divided_case(
 
 
 # ------------------------------------------------------------------------------- blocks left out
+WHOLE = "all blocks"
 PARTS: dict[str, tuple[Blocks, Blocks]] = {  # what is kept, and what takes it
-    "all blocks": (STACK, NO_BLOCKS),
+    WHOLE: (STACK, NO_BLOCKS),
     "the first blocks": (Blocks(state=1), Blocks(start=1)),
     "the last blocks": (Blocks(since=1), Blocks(stop=1)),
     "attentions": (Blocks(attends=("self", "cross")), Blocks(reuses=("self", "cross"))),
 }
 
 
-def partly(mesh: Mesh) -> dict[tuple[str, str], float]:
+def parts_of(name: str) -> dict[str, tuple[Blocks, Blocks]]:
+    """Blocks of whose forwards parts may be left out: of each on its own, or of all at once."""
+    served = family_spec(SPECS[name].family).capabilities(SPECS[name]).cache_strategies
+    return {
+        what: parts for what, parts in PARTS.items() if what == WHOLE or "first_block" in served
+    }
+
+
+def partly(mesh: Mesh, names: Sequence[str] = QUICK["partly"]) -> dict[tuple[str, str], float]:
     """How far a divided pack of a family, of whose forward parts are kept and then left out at a
     step one later, is from each of its items on this rank alone. Of three items two have one home,
     then all."""
     found = {}
-    for name, bucket, parts in (
-        ("wan", CLIPS[3][0], PARTS),
-        ("flux-odd", IMAGES[1][0], PARTS),
-        ("flux2_klein", IMAGES[1][0], PARTS),
-        ("sd3", IMAGES[1][0], PARTS),
-        ("qwen_image", IMAGES[1][0], PARTS),
-        ("z_image", IMAGES[1][0], PARTS),
-        ("hunyuan-video-1.5", HUNYUAN_VIDEO15.bucket, PARTS),
-        ("cogvideox", COGVIDEOX.bucket, PARTS),
-    ):
+    for name in names:
+        bucket, parts = CASES[name][-1][0], parts_of(name)
         family = family_on(name)
         stacks = stack_blocks(family, SPECS[name].family, experts(name))
         now = [family.random_item(bucket, seed, "transformer") for seed in range(3)]
@@ -268,11 +289,11 @@ def three_branches(mesh: Mesh) -> list[bool]:
     ]
 
 
-def recalled(mesh: Mesh) -> list[float]:
+def recalled(mesh: Mesh, names: Sequence[str] = QUICK["recalled"]) -> list[float]:
     """How far packs, divided, are from those without what is recalled: of each item as that is
     computed, and after. What a rank has computed whole, it recalls divided."""
     apart = []
-    for name in ("wan", "wan22", "flux"):
+    for name in names:
         family, (bucket, _) = family_on(name), CASES[name][0]
         recall = recall_of(name, family)
         pack = [family.random_item(bucket, seed, experts(name)[0]) for seed in range(3)]
@@ -289,12 +310,16 @@ def recalled(mesh: Mesh) -> list[float]:
     return apart
 
 
-def adapted(mesh: Mesh) -> list[tuple[float, float]]:
+def takes_lora(name: str) -> bool:
+    return "lora" in family_spec(SPECS[name].family).capabilities(SPECS[name]).columns
+
+
+def adapted(mesh: Mesh, names: Sequence[str] = QUICK["adapted"]) -> list[tuple[float, float]]:
     """Of packs that are drawn with an adapter: how far, divided, they are from each item alone on
     this rank, and how far that is from one without."""
     found = []
     with TemporaryDirectory() as folder:
-        for name in ("wan", "wan22", "flux"):
+        for name in names:
             parts, (bucket, _) = components.__wrapped__(name), CASES[name][0]
             path = save_lora(Path(folder, f"{name}.safetensors"), parts["transformer"])
             text = ",".join(f"{e}:{path}" for e in experts(name))
