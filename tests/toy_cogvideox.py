@@ -66,7 +66,7 @@ def spec(weights: str = "random", *, heads: int = 2, kind: Kind = Kind()) -> Mod
                 layers_per_block=1,
                 norm_num_groups=4,
             ),
-            text_encoder=CogT5(**SMALL_T5, max_tokens=TEXT),
+            text_encoder=CogT5(**SMALL_T5),
             scheduler=CogScheduler(snr_shift_scale=3.0 if kind.solver == "ddim" else 1.0),
         ),
         request_defaults=video_defaults(BUCKET, solver=kind.solver),
@@ -110,16 +110,7 @@ def changes(number: int, solver: Solver = "sde") -> dict[str, Any]:
     }
 
 
-COGVIDEOX = VideoToy(
-    "cogvideox",
-    spec,
-    save,
-    pipeline,
-    arguments,
-    changes,
-    BUCKET,
-    (f"model.text_encoder.max_tokens={TEXT}",),
-)
+COGVIDEOX = VideoToy("cogvideox", spec, save, pipeline, arguments, changes, BUCKET)
 COGVIDEOX_2B = replace(
     COGVIDEOX,
     spec=partial(spec, kind=Kind(rotary=False, solver="ddim")),

@@ -8,7 +8,7 @@ proper, not of flow matching: it has solvers of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from batchgen.caches.blocks import Attention
@@ -108,7 +108,7 @@ class CogT5(T5Dims):
 
     vocab_size: int = 32128
     feed_forward_proj: str = "gated-gelu"
-    max_tokens: int = stored(226, None)
+    max_tokens: int = stored(0, None)  # 0: as many as the transformer has places for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +136,17 @@ class Dims:
     scheduler: CogScheduler = field(default_factory=CogScheduler)
 
     def __post_init__(self) -> None:
-        """ConfigError unless texts have the length that the model has places for, and for what
-        image-to-video models have."""
-        spec = self.transformer
+        """Texts have the length that the model has places for; ConfigError for another, and for
+        what image-to-video models have."""
+        spec, text = self.transformer, self.text_encoder
+        places = spec.max_text_seq_length
+        if text.max_tokens not in (0, places):
+            raise ConfigError(
+                f"model.text_encoder.max_tokens: {text.max_tokens}, but texts are as long as "
+                f"model.transformer.max_text_seq_length says: {places}"
+            )
+        object.__setattr__(self, "text_encoder", replace(text, max_tokens=places))
         for key, value, legal in (
-            ("text_encoder.max_tokens", self.text_encoder.max_tokens, spec.max_text_seq_length),
             (
                 "transformer.use_learned_positional_embeddings",
                 spec.use_learned_positional_embeddings,

@@ -69,6 +69,18 @@ def test_videos_are_found_with_their_dimensions(
     assert (model.family, model.media, model.dims) == (toy.family, "video", toy.spec().dims)
 
 
+def test_texts_of_another_length_than_the_model_has_places_for_are_refused(
+    one_thread: None, tmp_path: Path
+) -> None:
+    toy = VIDEO_TOYS["cogvideox"]
+    folder = toy.save(tmp_path / "model", toy.spec())
+    says = (
+        "max_tokens: 226, but texts are as long as model.transformer.max_text_seq_length says: 32"
+    )
+    with pytest.raises(ConfigError, match=says):
+        auto(folder, "model.text_encoder.max_tokens=226")
+
+
 def test_what_is_set_wins_and_what_was_found_is_stored(small_folder: Path) -> None:
     composed = compose_job(
         JOB,
