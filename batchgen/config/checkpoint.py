@@ -19,7 +19,7 @@ from batchgen.config.component import (
     variant_of,
     weight_map,
 )
-from batchgen.config.original import original_files, own_names, refuse_quantised
+from batchgen.config.original import check_original, original_files, refuse_quantised
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import WeightsError, closest
 from batchgen.families.components import FindsComponents, components_of
@@ -200,7 +200,7 @@ def _check_original(home: Path, part: Component, files: list[Path]) -> None:
     homes: dict[str, Path] = {}
     for file in found:
         kinds = _tensor_kinds(file)
-        refuse_quantised(file, {own: kinds[name] for own, name in own_names(kinds).items()})
+        check_original(file, kinds)
         if twice := homes.keys() & kinds:
             name = min(twice)
             raise WeightsError(f"{file}: tensor {name} is in {homes[name].name} too")

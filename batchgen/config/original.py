@@ -6,8 +6,10 @@ All else of the model comes from `model.weights`. What a name in such a file mea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from batchgen.config.component import (
     present,
@@ -80,6 +82,69 @@ _SCALES = {
 }  # fmt: skip
 
 
+# Of these, in a file of a transformer: one number that a weight in 8 bits is multiplied with; what
+# says no more than that; and what products in 8 bits would need, of which none is made here.
+_SCALES_OF_WEIGHTS = ("scale_weight", "weight_scale")
+_MARKS = ("scaled_fp8", "comfy_quant")
+_SCALES_OF_INPUTS = ("scale_input", "input_scale")
+_8_BITS = ("F8_E4M3", "F8_E5M2")
+_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+
+
+def scaled_weight(name: str) -> str | None:
+    """The weight that a tensor of this name is the scale of; None: it is no scale of a weight."""
+    module, _, leaf = name.rpartition(".")
+    return f"{module}.weight" if leaf in _SCALES_OF_WEIGHTS else None
+
+
+def is_beside(name: str) -> bool:
+    """Whether a tensor of this name says how others are stored, and is none of the model's."""
+    leaf = name.rpartition(".")[2]
+    return leaf in (*_SCALES_OF_WEIGHTS, *_MARKS, *_SCALES_OF_INPUTS)
+
+
+def check_original(file: Path, kinds: Mapping[str, str]) -> None:
+    """Raise WeightsError unless each tensor of a transformer's file holds its values as they are
+    meant, or is in 8 bits with one scale for all of it, as ComfyUI writes them
+    (https://github.com/comfyanonymous/ComfyUI/blob/master/QUANTIZATION.md). `kinds`: name -> type
+    in the file's header."""
+    own = own_names(kinds)
+    beside = {name: stored for name, stored in own.items() if is_beside(name)}
+    refuse_quantised(file, {name: kinds[own[name]] for name in own if name not in beside})
+    if beside:
+        _check_beside(file, beside, {name: kinds[stored] for name, stored in own.items()})
+
+
+def _check_beside(file: Path, beside: Mapping[str, str], kinds: Mapping[str, str]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as opened:
+        for name, stored in beside.items():
+            weight = scaled_weight(name)
+            if weight is not None and kinds.get(weight) not in _8_BITS:
+                raise _quantised(file, name, f"{weight} is {kinds.get(weight, 'not there')}")
+            shape = opened.get_slice(stored).get_shape()
+            if weight is not None and (shape not in ([], [1]) or kinds[name] == "U8"):
+                raise _quantised(file, name, f"it is {kinds[name]} of shape {shape}")
+            if name.endswith("comfy_quant") and (odd := _odd(opened.get_tensor(stored))):
+                raise _quantised(file, name, odd)
+
+
+def _odd(told: Any) -> str:
+    """What is unknown of a mark, the bytes of a JSON text; "": nothing."""
+    try:
+        content = json.loads(bytes(told))
+        said = {**content}
+    except (ValueError, TypeError):
+        return "it is no JSON"
+    said.pop("full_precision_matrix_mult", None)  # how products are made, not what weights are
+    return "" if said.pop("format", None) in _FORMATS and not said else f"it says {content}"
+
+
+def _quantised(file: Path, name: str, why: str) -> WeightsError:
+    return WeightsError(f"{file}: has {name}: {why}, which is not served; {_LEGAL}")
+
+
 def refuse_quantised(file: Path, kinds: Mapping[str, str]) -> None:
     """Raise WeightsError unless each tensor holds its values as they are meant: floating point, in
     8 bits too, without scales beside it. `kinds`: name -> type in the file's header."""
@@ -94,6 +159,6 @@ def refuse_quantised(file: Path, kinds: Mapping[str, str]) -> None:
 
 
 _LEGAL = (
-    "legal: a file in bfloat16, float16, float32 or float8 without scales (the transformer is kept "
-    "in 8 bits with system.memory.store_dtype=fp8)"
+    "legal: a file in bfloat16, float16, float32 or float8, in model.files also float8 with one "
+    "scale for each weight (the transformer is kept in 8 bits with system.memory.store_dtype=fp8)"
 )

@@ -16,10 +16,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from batchgen.engine.loading.checkpoint import as_loaded, meta_model, part_config
-from batchgen.engine.loading.original import as_diffusers
+from batchgen.engine.loading.original import as_diffusers, scales_of
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.engine.loading.random_weights import places_of, replace_parameter, sensitive_names
 from batchgen.engine.memory.sources import left_in_file
+from batchgen.errors import WeightsError
 
 
 def mapped_module(
@@ -29,15 +30,24 @@ def mapped_module(
     `on_disk`: all stays in the files, and what stands for it in the model cannot be computed with
     (`memory.sources`)."""
     module = outline(part.model_class, part_config(home, part), part.dtype)
-    found = _tensors(files)
+    found, scales = _tensors(files), dict[str, Tensor]()
     if part.original:
-        found = as_diffusers(found, module.state_dict().keys(), part, files[0])
+        names = module.state_dict().keys()
+        scales = scales_of(found, names, part, files[0])
+        found = as_diffusers(found, names, part, files[0])
     else:
         found = as_loaded(found, module)
+    if scales and on_disk:
+        raise WeightsError(
+            f"{files[0]}: its weights are multiplied with their scales when they are loaded and "
+            "cannot stay on disk; legal: system.memory.mode=stream"
+        )
     float32, places = sensitive_names(module, part.dtype), places_of(module)
     for empty, name in _wanted(module, found):
         dtype = torch.float32 if float32 & set(name.split(".")) else part.dtype
         source = found[name]
+        if name in scales:
+            source = source.float() * scales[name]
         dtype = dtype if source.is_floating_point() else source.dtype
         if isinstance(empty, nn.Parameter):
             new = left_in_file(source, dtype) if on_disk else nn.Parameter(source.to(dtype), False)

@@ -16,7 +16,7 @@ from diffusers.loaders import single_file_model, single_file_utils
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from batchgen.config.original import own_names
+from batchgen.config.original import is_beside, own_names, scaled_weight
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.errors import WeightsError
 
@@ -33,7 +33,7 @@ def as_diffusers(
     these names; a file that has them already is taken as it is.
 
     Tensors on the meta device give the shapes. WeightsError for what the converter cannot read."""
-    own = {name: tensors[stored] for name, stored in own_names(tensors).items()}
+    own = _own(tensors)
     if own.keys() <= set(wanted) or own.keys() >= set(wanted):
         return own
     left = dict(own)  # the converter takes out what it has read
@@ -49,6 +49,39 @@ def as_diffusers(
     for name in unread:  # so that whoever compares names finds it
         found[_NOT_RENAMED.get(name, name)] = left[name]
     return {_NOT_RENAMED.get(name, name): tensor for name, tensor in found.items()}
+
+
+def scales_of(
+    tensors: Mapping[str, Tensor], wanted: Collection[str], part: CheckpointPart, file: Path
+) -> dict[str, Tensor]:
+    """What weights in 8 bits are to be multiplied with, by the names of diffusers' model, float32:
+    of one number, or where the converter joins weights of a shape that spreads over the weight's.
+    For arguments and errors see `as_diffusers`."""
+    own, names = _own(tensors), own_names(tensors)
+    scales = {
+        weight: tensors[stored].float().reshape(())
+        for name, stored in names.items()
+        if (weight := scaled_weight(name)) in own
+    }
+    if not scales:
+        return {}
+    one = torch.ones(())
+    # as large as the weights, without memory: cut and renamed as those are
+    spread = {name: scales.get(name, one).expand(tensor.shape) for name, tensor in own.items()}
+    found = as_diffusers(spread, wanted, part, file)
+    small = {name: _narrow(scale) for name, scale in found.items()}
+    return {name: scale for name, scale in small.items() if not bool((scale == 1).all())}
+
+
+def _narrow(spread: Tensor) -> Tensor:
+    """One of each that lies in the same place."""
+    return spread[tuple(slice(None) if step else slice(1) for step in spread.stride())]
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The transformer's, by its own names."""
+    names = own_names(tensors)
+    return {name: tensors[stored] for name, stored in names.items() if not is_beside(name)}
 
 
 def looks_like(tensors: Mapping[str, Tensor]) -> str:

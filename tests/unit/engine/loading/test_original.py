@@ -15,9 +15,11 @@ import pytest
 import torch
 from diffusers.loaders import single_file_model
 from originals import as_published
+from quick_cases import first_quick
 from safetensors.torch import load_file, save_file
 from toy_engine import draw, request, small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
+from toy_loras import as_planned, files_of, save_lora
 from toy_wan_images import clip_spec
 from toys import TOYS
 from video_toys import VIDEO_TOYS
@@ -26,6 +28,7 @@ from batchgen.config.schema import ModelSpec
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.loading.checkpoint import build_module, check_part
+from batchgen.engine.loading.loras import LoraJudge
 from batchgen.engine.loading.mapped import mapped_module
 from batchgen.engine.loading.original import as_diffusers
 from batchgen.engine.loading.parts import CheckpointPart, parts
@@ -33,7 +36,9 @@ from batchgen.engine.loading.weights import check_weights, convert_weights, load
 from batchgen.engine.memory.fp8 import from_fp8, to_fp8
 from batchgen.errors import WeightsError
 from batchgen.families.family import family_names, family_spec
+from batchgen.loras import NO_LORAS
 from batchgen.planning.digests import checkpoint_digest
+from batchgen.request import NO_LORA, Loras
 
 Tensors = dict[str, torch.Tensor]
 SPECS: dict[str, Callable[[str], ModelSpec]] = {
@@ -102,6 +107,21 @@ def flux(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> ModelSpe
     return replace(spec, weights=str(save_flux(tmp_path_factory.mktemp("flux"), spec)))
 
 
+def test_rows_with_lora_are_those_of_the_folder(flux: ModelSpec, tmp_path: Path) -> None:
+    """Wherever the weights are; the file is judged by what the model is."""
+    file = tmp_path / "flux1-dev.safetensors"
+    taken_out(flux, file)
+    spec = replace(flux, files={"transformer": str(file)})
+    transformer = load_components(flux, torch.float32)["transformer"]
+    lora = save_lora(tmp_path / "lora.safetensors", transformer)
+    LoraJudge(spec)(lora, "")
+    adapted = {"lora": as_planned(str(lora)), "loras": files_of(str(lora))}
+    plain = rendered(flux, "resident", **adapted)
+    assert not np.array_equal(plain, rendered(flux, "resident"))
+    for mode in ("resident", "stream", "disk"):
+        assert np.array_equal(rendered(spec, mode, **adapted), plain), mode
+
+
 def taken_out(spec: ModelSpec, file: Path, part: str = "transformer", prefix: str = "") -> None:
     """Write what the folder's transformer has as its makers publish it."""
     assert spec.weights_folder is not None
@@ -110,11 +130,20 @@ def taken_out(spec: ModelSpec, file: Path, part: str = "transformer", prefix: st
     save_file(published(spec, tensors, prefix), file)
 
 
-def rendered(spec: ModelSpec, mode: str, **memory: Any) -> np.ndarray:
+def rendered(
+    spec: ModelSpec, mode: str, lora: Loras = NO_LORA, loras: Any = NO_LORAS, **memory: Any
+) -> np.ndarray:
     own = system(memory={"mode": mode, **memory})
-    engine = Engine.load(spec, own, "cpu", layout=lone_layout(spec, own, CPU))
+    engine = Engine.load(spec, own, "cpu", layout=lone_layout(spec, own, CPU), loras=loras)
     row = request(
-        0, width=32, num_frames=1, num_steps=2, solver="euler", sigma_shift=1.0, true_cfg_scale=3.0
+        0,
+        width=32,
+        num_frames=1,
+        num_steps=2,
+        solver="euler",
+        sigma_shift=1.0,
+        true_cfg_scale=3.0,
+        lora=lora,
     )
     kept = draw(engine, [row])
     assert not kept.errors
@@ -206,6 +235,19 @@ def of_a_smaller_wan(file: Path) -> None:
     save_file(published(spec, noise(spec)), file)
 
 
+QUERY = "blocks.0.self_attn.q"
+
+
+def mark(kind: str) -> torch.Tensor:
+    """What ComfyUI writes beside a weight."""
+    return torch.tensor([*json.dumps({"format": kind}).encode()], dtype=torch.uint8)
+
+
+def in_8_bits(tensors: Tensors) -> Tensors:
+    """Its first query's weight, without a scale."""
+    return {f"{QUERY}.weight": tensors[f"{QUERY}.weight"].to(torch.float8_e4m3fn)}
+
+
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "of another family": (
         of_flux,
@@ -224,9 +266,21 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         spoilt(lambda t: t.update({"blocks.1.extra.weight": torch.zeros(1)})),
         r"f\.safetensors: unexpected tensor blocks\.1\.extra\.weight",
     ),
-    "8 bits with scales": (
-        spoilt(lambda t: t.update({"blocks.0.self_attn.q.scale_weight": torch.ones(1)})),
-        r"f\.safetensors: has blocks\.0\.self_attn\.q\.scale_weight: its weights are quantised",
+    "a scale of what is not in 8 bits": (
+        spoilt(lambda t: t.update({f"{QUERY}.scale_weight": torch.ones(1)})),
+        rf"f\.safetensors: has {QUERY}\.scale_weight: {QUERY}\.weight is F32, which is not served",
+    ),
+    "scales of blocks": (
+        spoilt(lambda t: t.update(in_8_bits(t) | {f"{QUERY}.weight_scale": torch.ones(4, 1)})),
+        rf"has {QUERY}\.weight_scale: it is F32 of shape \[4, 1\], which is not served; legal",
+    ),
+    "another format": (
+        spoilt(lambda t: t.update(in_8_bits(t) | {f"{QUERY}.comfy_quant": mark("mxfp8")})),
+        rf"has {QUERY}\.comfy_quant: it says \{{'format': 'mxfp8'\}}, which is not served",
+    ),
+    "bits of another layout": (
+        spoilt(lambda t: t.update({f"{QUERY}.absmax": torch.ones(4)})),
+        rf"has {QUERY}\.absmax: its weights are quantised, with absmax beside them",
     ),
     "whole numbers": (
         spoilt(lambda t: t.update({"head.head.weight": t["head.head.weight"].to(torch.int8)})),
@@ -277,6 +331,64 @@ def test_weights_stored_in_8_bits_are_computed_as_they_are(
     assert np.array_equal(rendered(spec, "disk"), plain)
     if kind == torch.float8_e4m3fn:  # stored again as it was
         assert np.array_equal(rendered(spec, "resident", store_dtype="fp8"), plain)
+
+
+def scaled(tensors: Tensors, prefix: str, *, newer: bool) -> tuple[Tensors, Tensors]:
+    """With matrices in 8 bits and a scale beside each, as ComfyUI writes and wrote them; and what
+    they stand for."""
+    kind, stored, meant = torch.float8_e4m3fn, dict(tensors), dict(tensors)
+    if not newer:
+        stored[f"{prefix}scaled_fp8"] = torch.empty(2, dtype=kind)
+    for name in [n for n, one in tensors.items() if n.endswith(".weight") and one.ndim == 2]:
+        module = name.removesuffix(".weight")
+        scale = tensors[name].abs().max() / 448
+        stored[name] = (tensors[name] / scale).to(kind)
+        meant[name] = stored[name].float() * scale
+        beside = {"weight_scale": scale, "input_scale": torch.tensor(0.5)}
+        if newer:
+            beside["comfy_quant"] = mark("float8_e4m3fn")
+        else:
+            beside = {"scale_weight": scale.reshape(1), "scale_input": torch.ones(1)}
+        stored |= {f"{module}.{leaf}": one for leaf, one in beside.items()}
+    return stored, meant
+
+
+@pytest.mark.parametrize("name", first_quick(SPECS, 3))
+def test_weights_in_8_bits_are_multiplied_with_their_scales(tmp_path: Path, name: str) -> None:
+    """Where converters cut, join and swap weights, too."""
+    prefix, newer = (COMFY, True) if len(name) % 2 else ("", False)
+    spec = SPECS[name](str(tmp_path))
+    stored, meant = scaled(published(spec, noise(spec), prefix), prefix, newer=newer)
+    found = []
+    for tensors, file in (stored, tmp_path / "stored.safetensors"), (meant, tmp_path / "meant"):
+        file = file.with_suffix(".safetensors")
+        save_file(tensors, file)
+        part = transformer_of(replace(spec, files={"transformer": str(file)}))
+        check_part(tmp_path / "transformer", part, [file])
+        found.append(mapped_module(tmp_path / "transformer", part, [file], on_disk=False))
+    ours, theirs = (module.state_dict() for module in found)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(one, theirs[key]) for key, one in ours.items())
+    assert len(stored) > len(meant)
+
+
+def test_rows_of_a_file_with_scales_are_those_of_what_it_means(
+    flux: ModelSpec, tmp_path: Path
+) -> None:
+    taken_out(flux, tmp_path / "full.safetensors")
+    stored, meant = scaled(load_file(tmp_path / "full.safetensors"), "", newer=True)
+    made = {}
+    for name, tensors in ("stored", stored), ("meant", meant):
+        file = tmp_path / f"{name}.safetensors"
+        save_file(tensors, file)
+        made[name] = replace(flux, files={"transformer": str(file)})
+        check_weights(made[name])
+    plain = rendered(made["meant"], "resident")
+    for mode in ("resident", "stream"):
+        assert np.array_equal(rendered(made["stored"], mode), plain), mode
+    assert checkpoint_digest(made["stored"]).weights != checkpoint_digest(made["meant"]).weights
+    with pytest.raises(WeightsError, match=r"stored\.safetensors: .* cannot stay on disk; legal"):
+        rendered(made["stored"], "disk")
 
 
 def test_a_folder_may_hold_weights_in_8_bits(small_folder: Path, tmp_path: Path) -> None:
