@@ -21,6 +21,7 @@ from transformers import T5Config, T5EncoderModel
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.loading.random_weights import byte_tokenizer
 from batchgen.families.dims import stored_dims
+from batchgen.families.flow import FlowScheduler
 from batchgen.families.ltx.spec import Dims, LtxT5, LtxTransformer
 from batchgen.families.ltx.vae import LtxVae
 from batchgen.request import Bucket, Request
@@ -44,10 +45,22 @@ NOISY = replace(
     upsample_factor=(2,) * 3,
     timestep_conditioning=True,
 )
+# From 0.9.5 on: an encoder whose levels join cells by groups.
+NEWER = replace(
+    NOISY,
+    block_out_channels=(8, 16, 16, 32, 32),
+    down_block_types=("LTXVideo095DownBlock3D",) * 4,
+    layers_per_block=(1,) * 5,
+    spatio_temporal_scaling=(True,) * 4,
+    downsample_type=("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+    decoder_inject_noise=(False,) * 4,
+)
 
 
-def spec(weights: str = "random", *, heads: int = 2, vae: LtxVae = PLAIN) -> ModelSpec:
-    """Two blocks; clips of 64x32x9 have 64 tokens."""
+def spec(
+    weights: str = "random", *, heads: int = 2, vae: LtxVae = PLAIN, static: bool = False
+) -> ModelSpec:
+    """Two blocks; clips of 64x32x9 have 64 tokens. `static`: sigmas do not depend on the size."""
     return ModelSpec(
         name="small-ltx",
         family="ltx",
@@ -65,6 +78,11 @@ def spec(weights: str = "random", *, heads: int = 2, vae: LtxVae = PLAIN) -> Mod
             ),
             vae=vae,
             text_encoder=LtxT5(**SMALL_T5, max_tokens=32),
+            **(
+                {"scheduler": FlowScheduler(shift=1.0, use_dynamic_shifting=False)}
+                if static
+                else {}
+            ),
         ),
         request_defaults=video_defaults(BUCKET),
     )
@@ -73,7 +91,7 @@ def spec(weights: str = "random", *, heads: int = 2, vae: LtxVae = PLAIN) -> Mod
 def save(folder: Path, spec: ModelSpec) -> Path:
     torch.manual_seed(0)
     dims = spec.dims
-    vae = AutoencoderKLLTXVideo(**stored_dims(dims.vae))
+    vae = AutoencoderKLLTXVideo(**stored_dims(dims.vae), **dims.vae.random_extras())
     vae.latents_mean.normal_()
     vae.latents_std.uniform_(0.5, 2)
     for name, parameter in vae.named_parameters():
@@ -124,3 +142,4 @@ LTX = VideoToy(
     "ltx", spec, save, pipeline, arguments, changes, BUCKET, ("model.text_encoder.max_tokens=32",)
 )
 LTX_NOISY = replace(LTX, spec=partial(spec, vae=NOISY), changes=noisy_changes)
+LTX_NEWER = replace(LTX, spec=partial(spec, vae=NEWER, static=True), changes=noisy_changes)

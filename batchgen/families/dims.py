@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field, fields
+from dataclasses import asdict, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
-_STORED = "stored"
+_STORED, _LATER = "stored", "later"
 ABSENT = object()
 
 
@@ -28,6 +28,23 @@ def stored(default: Any, name: str | None) -> Any:
     """A dataclass field that config.json calls `name`: `a.b` is b inside of a. None: config.json
     does not have it, since no weight depends on it."""
     return field(default=default, metadata={_STORED: name})
+
+
+def later(default: Any) -> Any:
+    """A dataclass field that came after models were drawn with: at its default it is in no key of
+    random weights, as it was in none before."""
+    return field(default=default, metadata={_LATER: True})
+
+
+def in_key(dims: Any) -> dict[str, Any]:
+    """A model's dimensions as keys of random weights have them."""
+    found: dict[str, Any] = asdict(dims)
+    for part in fields(dims):
+        component = getattr(dims, part.name)
+        for spec in fields(component) if is_dataclass(component) else ():
+            if spec.metadata.get(_LATER) and getattr(component, spec.name) == spec.default:
+                del found[part.name][spec.name]
+    return found
 
 
 def stored_names(dims: type, component: str) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from batchgen.config.component import config_file, read_json
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.components import components_of
-from batchgen.families.dims import stored_dims
+from batchgen.families.dims import in_key, stored_dims
 from batchgen.planning.stamped import StampCache, key_of, stamp
 
 HashMode = Literal["sampled", "full"]
@@ -57,7 +57,7 @@ def checkpoint_digest(
         raise ConfigError(f"--hash-weights: {mode!r} is not one of sampled, full")
     folder = model.weights_folder
     if folder is None:
-        dimensions = asdict(model.dims).values()
+        dimensions = in_key(model.dims).values()
         drawn = _sha(json.dumps([model.family, *dimensions], sort_keys=True).encode())
         return CheckpointDigest(f"random:{drawn}", "random", {})
     cache = _DigestCache()

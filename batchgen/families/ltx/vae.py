@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from batchgen.errors import ConfigError
-from batchgen.families.dims import ComponentDims
+from batchgen.families.dims import ComponentDims, later
 
 _KERNEL = 27  # taps of a 3x3x3 convolution
 _TIME = 256  # channels of a sinusoidal embedding
 _DOWN = "LTXVideoDownBlock3D"
+_DOWN_095 = "LTXVideo095DownBlock3D"  # has a list of widths with one more; from 0.9.5 on
+# Cells that a layer between two levels of such blocks makes one of; that of `conv` has its own.
+_JOINED = {"spatial": 4, "temporal": 2, "spatiotemporal": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +38,29 @@ class LtxVae(ComponentDims):
     scaling_factor: float = 1.0
     encoder_causal: bool = True
     decoder_causal: bool = False
+    downsample_type: tuple[str, ...] = later(("conv",) * 4)
 
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent cell."""
-        return int(self.patch_size * 2 ** sum(self.spatio_temporal_scaling))
+        return int(self.patch_size * 2 ** sum(self.decoder_spatio_temporal_scaling))
 
     @property
     def temporal_factor(self) -> int:
         """Frames per latent frame after one."""
-        return int(self.patch_size_t * 2 ** sum(self.spatio_temporal_scaling))
+        return int(self.patch_size_t * 2 ** sum(self.decoder_spatio_temporal_scaling))
+
+    @property
+    def newer(self) -> bool:
+        """Whether its encoder is that of 0.9.5 and later."""
+        return _DOWN_095 in self.down_block_types
+
+    def random_extras(self) -> dict[str, int]:
+        """Which diffusers would take from the encoder's levels, that of 0.9.5 has one more."""
+        return {
+            "spatial_compression_ratio": self.spatial_factor,
+            "temporal_compression_ratio": self.temporal_factor,
+        }
 
     @property
     def last_channels(self) -> int:
@@ -54,11 +70,13 @@ class LtxVae(ComponentDims):
     def check(self) -> None:
         """ConfigError unless lists have the lengths that the levels need, and for an encoder that
         makes pixels of the decoder's otherwise."""
-        down, up = len(self.block_out_channels), len(self.decoder_block_out_channels)
+        down = len(self.block_out_channels) - self.newer
+        up = len(self.decoder_block_out_channels)
         for key, values, length in (
             ("down_block_types", self.down_block_types, down),
             ("layers_per_block", self.layers_per_block, down + 1),
             ("spatio_temporal_scaling", self.spatio_temporal_scaling, down),
+            *([("downsample_type", self.downsample_type, down)] if self.newer else []),
             ("decoder_layers_per_block", self.decoder_layers_per_block, up + 1),
             ("decoder_spatio_temporal_scaling", self.decoder_spatio_temporal_scaling, up),
             ("decoder_inject_noise", self.decoder_inject_noise, up + 1),
@@ -67,8 +85,15 @@ class LtxVae(ComponentDims):
         ):
             if len(values) != length:
                 raise ConfigError(f"model.vae.{key}: {list(values)} must have {length} entries")
-        if others := sorted(set(self.down_block_types) - {_DOWN}):
-            raise ConfigError(f"model.vae.down_block_types: {others[0]} is not served: {_DOWN}")
+        wanted = _DOWN_095 if self.newer else _DOWN
+        if others := sorted(set(self.down_block_types) - {wanted}):
+            raise ConfigError(
+                f"model.vae.down_block_types: {others[0]} is not served; legal: {_DOWN} alone, or "
+                f"{_DOWN_095} alone"
+            )
+        if odd := sorted(set(self.downsample_type) - {"conv", *_JOINED}):
+            legal = ", ".join(("conv", *_JOINED))
+            raise ConfigError(f"model.vae.downsample_type: {odd[0]} is not served; legal: {legal}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +166,32 @@ def vae_parameters(vae: LtxVae) -> int:
 def _encoder(vae: LtxVae) -> int:
     channels, pixels = vae.block_out_channels, 3 * vae.patch_size**2
     total = _KERNEL * (pixels * channels[0] + channels[-1] * (vae.latent_channels + 1))
+    total += _resnets(channels[-1], channels[-1], vae.layers_per_block[-1])
+    if vae.newer:
+        return total + _levels_of_095(vae)
     levels = pairwise((*channels, channels[-1]))
     for (own, after), layers, scales in zip(
         levels, vae.layers_per_block, vae.spatio_temporal_scaling, strict=False
     ):
         total += _resnets(own, own, layers) + _KERNEL * own * own * scales
         total += _resnets(own, after, 1) if own != after else 0
-    return total + _resnets(channels[-1], channels[-1], vae.layers_per_block[-1])
+    return total
+
+
+def _levels_of_095(vae: LtxVae) -> int:
+    """Weights of the encoder's levels: cells are joined by a convolution to fewer channels, that
+    of them all are those of the next level."""
+    total = 0
+    for (own, after), layers, scales, kind in zip(
+        pairwise(vae.block_out_channels),
+        vae.layers_per_block[:-1],
+        vae.spatio_temporal_scaling,
+        vae.downsample_type,
+        strict=True,
+    ):
+        joined = after // _JOINED[kind] if kind in _JOINED else own
+        total += _resnets(own, own, layers) + _KERNEL * own * joined * scales
+    return total
 
 
 def _decoder(vae: LtxVae) -> int:
