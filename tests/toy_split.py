@@ -36,6 +36,7 @@ from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide, part
 from batchgen.engine.recall import Recall
 from batchgen.families.family import Item, family_code, family_spec, latent_frames
+from batchgen.families.recalled import Recalled
 from batchgen.families.wan.model import Wan
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.request import Bucket, Request
@@ -160,10 +161,14 @@ def family_on(name: str, device: torch.device = CPU) -> Any:
 
 def recall_of(name: str, family: Any) -> Recall:
     """What is recalled of the family from now on."""
-    recall, spec = Recall(), family_spec(SPECS[name].family)
-    expert = next(part for part in spec.COMPONENTS if part.name == experts(name)[0])
-    recall.lead(family, experts(name), expert.recalled)
+    recall = Recall()
+    recall.lead(family, experts(name), _recalled(name))
     return recall
+
+
+def _recalled(name: str) -> tuple[Recalled, ...]:
+    parts = family_spec(SPECS[name].family).COMPONENTS
+    return next(part.recalled for part in parts if part.name == experts(name)[0])
 
 
 @contextmanager
@@ -306,7 +311,8 @@ def recalled(mesh: Mesh, names: Sequence[str] = QUICK["recalled"]) -> list[float
                 family.forward(pack[:1])
             packs = [plain, split.forward(pack), split.forward(pack)]
         apart += [float((a - b).abs().max()) for a, *more in zip(*packs, strict=True) for b in more]
-        assert any(memo.outputs for memo in memos)  # not of items that others draw
+        texts = any(one.sees == "text" for one in _recalled(name))
+        assert any(memo.outputs for memo in memos) == texts  # not of items that others draw
     return apart
 
 

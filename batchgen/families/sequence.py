@@ -7,6 +7,11 @@ all of them; the engine divides them (`engine/parallel/sequence.py`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from batchgen.config.schema import ModelSpec
+    from batchgen.request import Bucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,15 @@ class SequencePlan:
     crosses: tuple[Crosses, ...] = ()
     # Place in an item's condition of a text of any length: all of a divided forward have the same.
     text: int | None = None
+
+
+@runtime_checkable
+class AttendsApart(Protocol):
+    """A `spec.py` of a transformer with attentions over a part of the tokens that ranks divide,
+    beside those of its blocks over all of them."""
+
+    def apart(self, model: ModelSpec, bucket: Bucket) -> tuple[int, ...]:
+        """The tokens of each."""
 
 
 def sent_in_all_to_all(tokens: float, width: int, ulysses: int, ring: int = 1) -> float:

@@ -1,11 +1,12 @@
 """Seconds of a forward that several ranks share, from what it takes on one.
 
-With P ranks, N tokens of width d in a forward's item, e bytes an element, and B blocks:
+With P ranks, N tokens of width d in a forward's item, e bytes an element, B blocks and A attentions
+(one a block; of those over a part of the tokens the part counts):
 
-    forward  = (alone - launch) / P + launch + B x (all-to-all + what the ring does not hide)
+    forward  = (alone - launch) / P + launch + A x (all-to-all + what the ring does not hide)
     launch   = B x what starting a block's kernels takes: each rank starts all of them
-    all-to-all, bytes a rank sends in a block = 4 x (N/P) x d x (P-1)/P x e
-    ring, bytes a rank sends in a block       = 2 x N x d x (P-1)/P x e
+    all-to-all, bytes a rank sends in one = 4 x (N/P) x d x (P-1)/P x e
+    ring, bytes a rank sends in one       = 2 x N x d x (P-1)/P x e
 
 Ulysses changes queries, keys, values and the result from tokens to heads and back: four tensors, of
 each of which a rank keeps 1/P (Jacobs et al., DeepSpeed Ulysses, arXiv:2309.14509). Nothing hides
@@ -28,7 +29,12 @@ from dataclasses import dataclass
 
 from batchgen.config.schema import DeviceConfig, ModelSpec
 from batchgen.families.family import family_spec
-from batchgen.families.sequence import padded_heads, sent_around_ring, sent_in_all_to_all
+from batchgen.families.sequence import (
+    AttendsApart,
+    padded_heads,
+    sent_around_ring,
+    sent_in_all_to_all,
+)
 from batchgen.planning.cost import LAUNCH_S
 from batchgen.records import Precision
 from batchgen.request import Bucket
@@ -50,6 +56,11 @@ class Shape:
     blocks: int
     element: int  # bytes
     attention: float  # share of self-attention in the FLOPs
+    apart: float = 0.0  # attentions beside those of blocks, as many as would see all tokens
+
+    @property
+    def attentions(self) -> float:
+        return self.blocks + self.apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +84,12 @@ def shape_of(model: ModelSpec, bucket: Bucket, precision: Precision) -> Shape:
         family.width(model),
         family.layers(model),
     )
-    attention = blocks * 4.0 * tokens**2 * width  # FLOPs of QK^T and of its product with V
+    apart = family.apart(model, bucket) if isinstance(family, AttendsApart) else ()
+    pairs = blocks * tokens**2 + sum(seen**2 for seen in apart)
+    attention = 4.0 * pairs * width  # FLOPs of QK^T and of its product with V
     share = min(1.0, attention / family.forward_flops(model, bucket))
-    return Shape(tokens, width, family.heads(model), blocks, _BYTES[precision], share)
+    heads, more = family.heads(model), sum(apart) / tokens
+    return Shape(tokens, width, heads, blocks, _BYTES[precision], share, more)
 
 
 def wires_of(device: DeviceConfig, ranks_per_node: int) -> Wires:
@@ -120,11 +134,11 @@ class SharedForward:
         sent = element * sent_in_all_to_all(shape.tokens, width, self.ulysses, self.ring)
         to_heads = sent / (ALL_TO_ALL_SHARE * self.wires.rate(self.ulysses))
         if self.ring == 1:
-            return shape.blocks * to_heads
+            return shape.attentions * to_heads
         passed = element * sent_around_ring(shape.tokens, width, self.ring, self.ulysses)
         pass_s = passed / (self.ring - 1) / (PASS_SHARE * self.wires.rate(self._ranks))
-        attend_s = self.alone_s * shape.attention / shape.blocks / self._ranks / self.ring
-        return shape.blocks * (to_heads + (self.ring - 1) * max(0.0, pass_s - attend_s))
+        attend_s = self.alone_s * shape.attention / shape.attentions / self._ranks / self.ring
+        return shape.attentions * (to_heads + (self.ring - 1) * max(0.0, pass_s - attend_s))
 
 
 def streamed_seconds(compute: float, blocks: Sequence[float], rate: float, prefetch: int) -> float:

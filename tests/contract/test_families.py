@@ -44,7 +44,7 @@ from batchgen.families.family import (
     family_spec,
     share_computed,
 )
-from batchgen.families.sequence import Cut
+from batchgen.families.sequence import AttendsApart, Cut
 from batchgen.families.streaming import block_weights
 from batchgen.families.vision import SeesImages
 from batchgen.numerics.edges import is_edge, make_batch_invariant
@@ -229,6 +229,9 @@ def test_every_block_attends_over_all_tokens_through_an_op_of_ours(loaded: Loade
     layers, most = loaded.spec.layers(loaded.model), max(handed)
     assert handed.count(most) == sum(attends.reused for attends, _ in led) == layers
     assert most >= loaded.spec.tokens(loaded.model, loaded.bucket)
+    served = isinstance(loaded.spec, AttendsApart)
+    apart = loaded.spec.apart(loaded.model, loaded.bucket) if served else ()
+    assert sorted(tokens for tokens in handed if tokens != most) == sorted(apart)
 
 
 def test_a_processor_that_leads_nowhere_is_refused() -> None:

@@ -242,6 +242,11 @@ def tokens(model: ModelSpec, bucket: Bucket) -> int:
     return image_tokens(model, bucket) + text_tokens(model)
 
 
+def apart(model: ModelSpec, bucket: Bucket) -> tuple[int, ...]:
+    """Second attentions see the image alone (`AttendsApart`)."""
+    return (image_tokens(model, bucket),) * len(dims(model).transformer.dual_attention_layers)
+
+
 def forward_flops(model: ModelSpec, bucket: Bucket) -> float:
     """FLOPs of one item of one forward (module docstring)."""
     spec, text = dims(model).transformer, text_tokens(model)

@@ -15,14 +15,18 @@ from batchgen.config.compose import compose_job
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
+from batchgen.families.sequence import sent_around_ring, sent_in_all_to_all
 from batchgen.planning.candidates import Candidate, all_candidates, makespan
 from batchgen.planning.layout import Survey, resolve_layout, survey
 from batchgen.planning.plan import make_plan
 from batchgen.planning.timemodel import (
+    ALL_TO_ALL_SHARE,
+    PASS_SHARE,
     Shape,
     SharedForward,
     Wires,
     exchange_seconds,
+    shape_of,
     streamed_seconds,
 )
 from batchgen.planning.work import Work, planned_work, read_work
@@ -85,6 +89,22 @@ def test_padded_heads_cost_what_they_add() -> None:
     even = SharedForward(replace(SHAPE, heads=16), alone, 8, 1, free).seconds()
     assert launch < 0  # shared by two items
     assert (padded + launch) / (even + launch) == pytest.approx(1 + 0.7 / 3)
+
+
+def test_second_attentions_are_sent_too() -> None:
+    """Stable Diffusion 3.5 medium has 13 of them in its 24 blocks, over 4096 of 4429 tokens."""
+    model = compose_job(JOBS / "demo.yaml", ["model=sd3.5-medium"]).config.model
+    shape = shape_of(model, Bucket(1024, 1024, 1), "bfloat16")
+    assert (shape.blocks, shape.tokens) == (24, 4429)
+    free, slow = (replace(NODE, link=rate) for rate in (1e30, 1e9))
+    for ulysses, ring in (2, 1), (1, 2):
+        sent = sent_in_all_to_all(24 * 4429 + 13 * 4096, 1536, ulysses)
+        passed = sent_around_ring(24 * 4429 + 13 * 4096, 1536, ring)
+        waited, hidden = (
+            SharedForward(shape, 0.0, ulysses, ring, wires).seconds() for wires in (slow, free)
+        )
+        each = sent / ALL_TO_ALL_SHARE + passed / PASS_SHARE
+        assert waited - hidden == pytest.approx(2 * each / 1e9)
 
 
 @pytest.mark.parametrize(
