@@ -13,7 +13,7 @@ import torch.distributed as dist
 from toy_engine import Keeper, ListSource, small_spec, system, two_experts
 from toy_flux import flux_spec
 
-from batchgen.config.schema import ModelSpec
+from batchgen.config.schema import ModelSpec, VaeConfig
 from batchgen.engine.clock import Clock
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
@@ -166,6 +166,28 @@ def draw_short(mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]) 
     engine.render(ListSource(rows), keeper)
     assert not keeper.errors
     return keeper.frames, engine.replica.ladder.rung
+
+
+def draw_tiled(
+    mesh: Mesh, team: Any, kind: str, changes: dict[str, Any], rows: list[Any], tiles: VaeConfig
+) -> Any:
+    """Frames, stats and errors on the leader, in two renders; of each rank what it has loaded and
+    the bytes of pixels that it has sent."""
+    model = spec_of(kind)
+    layout = replace(lone_layout(model, system(), torch.device("cpu")), **changes)
+    leave()
+    engine = Engine.load(model, system(vae=tiles), "cpu", layout=layout, team=team)
+    keeper = Keeper()
+    if team.leads:
+        for some in (rows[:2], rows[2:]):
+            engine.render(ListSource(some), keeper)
+    else:
+        with suppress(Dismissed):
+            engine.follow()
+    split = engine.replica.split
+    assert split is not None
+    sent = split.mesh.wire.sent["all-to-all over tiles"]
+    return keeper.frames, keeper.errors, keeper.stats, sorted(engine.family.modules), sent
 
 
 def draw_audited(mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]) -> Any:

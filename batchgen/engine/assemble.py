@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from batchgen.caches.tables import Tables
+from batchgen.config.capability import served_by
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.abreast import Abreast
 from batchgen.engine.adapters import load_adapters
@@ -33,6 +34,7 @@ from batchgen.engine.memory.stream import Feed
 from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
+from batchgen.engine.parallel.tiles import DividedDecodes
 from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import EncodedText, PromptBook, Together, Work
 from batchgen.engine.recall import TEXT_BYTES, Recall
@@ -49,6 +51,7 @@ from batchgen.families.family import (
     latent_frames,
     share_computed,
 )
+from batchgen.families.tiling import TiledDecoder, tiling_of
 from batchgen.loras import NO_LORAS
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.pictures import Read
@@ -76,11 +79,14 @@ def assemble(
     stages: Sequence[Stage] = STAGES,
 ) -> Replica:
     """One rank of a replica, as the layout says, with the components of some stages; a follower has
-    those that denoise alone. `moved` is told of each component that is loaded."""
+    those that denoise, and with tiles to decode those that decode. `moved` is told of each
+    component that is loaded."""
     devices.prepare(device, system)
     ascent = replace(ascent, before=team.result(lambda: ascent.before))
     plan = plan_memory(model, layout.memory, layout.resident_blocks, layout.places)
-    stages = stages if team.leads else ("denoise",)
+    tiles = _divided_tiles(model, system, mesh, stages)
+    if not team.leads:
+        stages = ("denoise", "decode") if tiles else ("denoise",)
     own = {n: devices.DTYPES[c.dtype] for n, c in system.components.items() if c.dtype is not None}
     components = load_components(
         model, devices.DTYPES[layout.precision], moved, stages, own, plan.on_disk
@@ -131,11 +137,21 @@ def assemble(
         adapters=adapters,
         tables=tables,
         split=split,
+        divided=DividedDecodes(mesh, family, tiles) if mesh and tiles else None,
         layers=family_spec(model.family).layers(model),
         smallest=Bucket(*(family_spec(model.family).stride(model).pixels,) * 2, 1),
         share=partial(share_computed, model),
         overlap=overlap,
     )
+
+
+def _divided_tiles(
+    model: ModelSpec, system: SystemConfig, mesh: Mesh | None, stages: Sequence[Stage]
+) -> TiledDecoder | None:
+    """How rows are cut whose tiles the ranks of a replica divide; None: one decodes for all."""
+    if mesh is None or tiling_of(system.vae) is None or "decode" not in stages:
+        return None
+    return served_by(model).tiles
 
 
 def _compile(

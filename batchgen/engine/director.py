@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice, takewhile
 from time import perf_counter
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from batchgen.caches.blocks import PROBE, WHOLE, Blocks
 from batchgen.config.schema import Kernel
@@ -29,7 +31,7 @@ from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.lane import Lane
 from batchgen.engine.look import RowLook
 from batchgen.engine.meter import RowMeter
-from batchgen.engine.orders import Join, Orders, Pack, Slot
+from batchgen.engine.orders import Decode, Join, Orders, Pack, Slot
 from batchgen.engine.packs import Packer
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
@@ -65,7 +67,9 @@ class Director:
         self.sink = sink
         self.stop = stop
         self.postponed = postponed
-        self.denoised: deque[Denoised] = deque()  # waits for the window's end in mode `model`
+        # wait for the window's end in mode `model`, or for all ranks to decode them
+        self.denoised: deque[Denoised] = deque()
+        self.decoded: list[Tensor] = []  # what the last orders have decoded
         self.expert: str | None = None  # the one on the device, if it is an expert's turn
         self.exhausted = False
         self.stopping = False  # `stop` has said so
@@ -86,6 +90,9 @@ class Director:
         while not self._stops():
             self.lane.check()
             self._take_back()
+            if self.denoised and self.resident:  # who has been told to stop may not wait for all
+                yield from self._decode(self.denoised.popleft())
+                continue
             if self._wants_window():
                 yield from self._open_window()
             yield from self._admit()
@@ -109,6 +116,7 @@ class Director:
             self.uneven |= uneven([outcome.lost, *others])
         for request, meter, error in outcome.failed:
             self.lane.put(Broken(request, meter, error))
+        self.decoded = outcome.decoded
         self._leave(outcome.done)
 
     def _stops(self) -> bool:
@@ -168,10 +176,32 @@ class Director:
         while self.denoised:
             if not self.stopping and self._stops():
                 self._save()
+            if self._divides(self.denoised[0]):
+                yield from self._decode(self.denoised.popleft())
+                continue
             together = self.replica.decodes.size(self.denoised[0].bucket)
-            count = min(len(self.denoised), together)
+            alone = takewhile(lambda job: not self._divides(job), self.denoised)
+            count = len([*islice(alone, together)])
             self.lane.put(*(self.denoised.popleft() for _ in range(count)))
         self.lane.drain()
+
+    def _divides(self, job: Denoised) -> bool:
+        """Whether all ranks decode it."""
+        divided = self.replica.divided
+        return divided is not None and divided.takes(job.state.request)
+
+    def _decode(self, job: Denoised) -> Iterator[Orders]:
+        """By all ranks. What is not finite is left to the lane, which says so."""
+        state, meter = job.state, job.state.meter
+        self.flight.forwards.syncs += 1
+        if torch.isfinite(state.latents).all():
+            meter.stop_waiting()
+            begin = perf_counter()
+            yield Orders(decode=Decode(state.request, state.latents))
+            meter.decode += perf_counter() - begin
+            meter.waiting_since = perf_counter()
+            job = Denoised(state, self._event(), self.decoded.pop())
+        self.lane.put(job)
 
     def _take_back(self) -> None:
         """Rows that were decoded beside forwards, and found no room, wait for the window's end."""
@@ -310,17 +340,22 @@ class Director:
     def _leave(self, states: Sequence[RowState]) -> None:
         if not states:
             return
-        ready = None
-        if self.replica.device.type == "cuda":
-            ready = torch.cuda.Event()
-            ready.record()
+        ready = self._event()
         for state in states:
             state.meter.waiting_since = perf_counter()
         jobs = [Denoised(state, ready) for state in states]
-        if self.resident:
-            self.lane.put(*jobs)
-        else:
-            self.denoised.extend(jobs)
+        alone = [job for job in jobs if self.resident and not self._divides(job)]
+        self.denoised.extend(job for job in jobs if job not in alone)
+        if alone:
+            self.lane.put(*alone)
+
+    def _event(self) -> torch.cuda.Event | None:
+        """When all is done that the device has been told so far."""
+        if self.replica.device.type != "cuda":
+            return None
+        event = torch.cuda.Event()
+        event.record()
+        return event
 
 
 class Room:

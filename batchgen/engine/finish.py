@@ -16,24 +16,26 @@ from torch import Tensor
 
 from batchgen.engine.contract import Sink
 from batchgen.engine.devices.device import let_go, memory
-from batchgen.engine.flight import RowState
+from batchgen.engine.flight import RowState, decoded_row
 from batchgen.engine.isolation import Failed, attempt, is_short
 from batchgen.engine.ladder import Ladder
 from batchgen.engine.meter import RowMeter, Setting
 from batchgen.engine.packs import DecodeSizes
 from batchgen.errors import NonFiniteOutput
 from batchgen.failpoints import failpoint
-from batchgen.families.family import DecodesPacks, DecodesRows, FamilyModel
+from batchgen.families.family import DecodesPacks, FamilyModel
 from batchgen.records import Climb, Rendered, RowStats
 from batchgen.request import Bucket, Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Denoised:
-    """A row that has taken its last step; `ready` is when its latents are valid (CUDA)."""
+    """A row that has taken its last step; `ready` is when its latents are valid (CUDA), or its
+    `frames`, where it is decoded already."""
 
     state: RowState
     ready: torch.cuda.Event | None = None
+    frames: Tensor | None = None  # uint8 (frames, height, width, 3) on the device
 
     @property
     def bucket(self) -> Bucket:
@@ -62,13 +64,6 @@ class Decodes(Protocol):
     def ladder(self) -> Ladder: ...
 
 
-def decoded(family: FamilyModel, latents: Tensor, request: Request) -> Tensor:
-    """The frames of a row by itself, uint8 (frames, height, width, 3) on the device."""
-    if isinstance(family, DecodesRows):
-        return family.decode_row(latents, request)
-    return family.decode(latents, request.bucket)
-
-
 class Finisher:
     """Turns denoised rows into delivered ones, one at a time or, where that is faster and nobody
     asked for every bit, some of a bucket together."""
@@ -95,7 +90,9 @@ class Finisher:
         first = waiting[0]
         if isinstance(first, Broken) or self.packs is None or first.state.request.undecoded:
             return 1
-        mates = takewhile(lambda job: getattr(job, "bucket", None) == first.bucket, waiting)
+        if first.frames is not None:
+            return 1
+        mates = takewhile(lambda job: _to_decode(job) == first.bucket, waiting)
         return len([*islice(mates, self.sizes.size(first.bucket))])
 
     def __call__(self, jobs: Sequence[Denoised | Broken]) -> None:
@@ -127,12 +124,18 @@ class Finisher:
         for row in rows:
             if row.ready is not None and self._stream is not None:
                 self._stream.wait_event(row.ready)
-                row.state.latents.record_stream(self._stream)
+                (row.state.latents if row.frames is None else row.frames).record_stream(
+                    self._stream
+                )
 
     # ------------------------------------------------------------------------------------- decode
     def _decoded_or_failed(self, rows: Sequence[Denoised]) -> list[Tensor | Failed]:
-        """What each row comes to; one that makes a decode raise fails alone, since the others are
-        decoded again one by one, or by halves where memory is short."""
+        """What each row comes to, or has come to already. One that makes a decode raise fails
+        alone, since the others are decoded again one by one, or by halves where memory is short.
+        """
+        if (frames := rows[0].frames) is not None:
+            self.decode_s += rows[0].state.meter.decode
+            return [frames]
         found = attempt(lambda: self._decoded(rows))
         if is_short(found):
             let_go(self.device)
@@ -184,7 +187,8 @@ class Finisher:
         if self.packs is not None:
             frames = self.packs.decode_pack([row.state.latents for row in rows], bucket)
         else:
-            frames = [decoded(self.family, r.state.latents, r.state.request) for r in rows]
+            states = [row.state for row in rows]
+            frames = [decoded_row(self.family, s.latents, s.request) for s in states]
         if self._stream is not None:
             self._stream.synchronize()
             self.syncs += 1
@@ -224,6 +228,12 @@ class Finisher:
 
     def _stats(self, meter: RowMeter) -> RowStats:
         return meter.stats(self.setting, memory(self.device), self.ladder.rung or "")
+
+
+def _to_decode(job: Denoised | Broken) -> Bucket | None:
+    """The shape of a row that is still to be decoded."""
+    waits = isinstance(job, Denoised) and job.frames is None
+    return job.bucket if waits else None  # type: ignore[union-attr]
 
 
 def _refuse(state: RowState) -> NoReturn:

@@ -20,14 +20,15 @@ from batchgen.engine.clock import Clock
 from batchgen.engine.forwards import Drawn, Forwards, Work
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.meter import RowMeter
-from batchgen.engine.orders import Join, Orders, Pack, Slot
+from batchgen.engine.orders import Decode, Join, Orders, Pack, Slot
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.recall import Memo
 from batchgen.engine.replica import Replica
 from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
-from batchgen.families.family import Condition, DrawsFromImages, Item
+from batchgen.failpoints import failpoint
+from batchgen.families.family import Condition, DecodesRows, DrawsFromImages, FamilyModel, Item
 from batchgen.numerics.noise import SeededNoise
 from batchgen.numerics.solver import (
     History,
@@ -86,6 +87,7 @@ class Outcome:
     done: list[RowState] = field(default_factory=list)
     failed: list[tuple[Request, RowMeter, Exception]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of those that failed, in that order
+    decoded: list[Tensor] = field(default_factory=list)  # frames, on the leader
 
     def fail(self, number: int, request: Request, meter: RowMeter, error: Exception) -> None:
         self.failed.append((request, meter, error))
@@ -96,6 +98,13 @@ class Outcome:
         """What the ranks of a replica tell each other of it."""
         whys = (f"{type(error).__name__}: {error}" for _, _, error in self.failed)
         return tuple(zip(self.numbers, whys, strict=True))
+
+
+def decoded_row(family: FamilyModel, latents: Tensor, request: Request) -> Tensor:
+    """The frames of a row by itself, uint8 (frames, height, width, 3) on the device."""
+    if isinstance(family, DecodesRows):
+        return family.decode_row(latents, request)
+    return family.decode(latents, request.bucket)
 
 
 class Flight:
@@ -110,6 +119,7 @@ class Flight:
         self.waiting: dict[int, tuple[EncodedRow, RowMeter]] = {}  # encoded, not joined yet
         self.rows: dict[int, RowState] = {}  # in order of joining
         self.ticks = 0
+        self.decoding = False
 
     def apply(self, orders: Orders) -> Outcome:
         """Do what the orders say; rows that finished or failed leave."""
@@ -131,11 +141,19 @@ class Flight:
                 else:
                     self._tick(orders, outcome)
             self.clock.share({row.request.row_index: row.meter.busy for row in flying})
+        if orders.decode:
+            outcome.decoded.append(self._decode(orders.decode))
         return outcome
 
+    def leave_word(self) -> bool:
+        """A rank was out of memory in what all do together: see `Ladder.leave_word`."""
+        if self.decoding:
+            return self.replica.ladder.leave_word("decode")
+        return self.forwards.leave_word()
+
     def _use(self, components: tuple[str, ...]) -> None:
-        """No row's seconds: they are moved for a window, however many rows that has. A follower has
-        those that denoise alone, and they stay."""
+        """No row's seconds: they are moved for a window, however many rows that has. A follower
+        lacks some; those that it has stay where no other is to be used."""
         if here := [name for name in components if name in self.family.modules]:
             residency = self.replica.residency
             stage = residency.plan.stage(here[0])
@@ -152,6 +170,21 @@ class Flight:
             meter.note_texts(row)
             meter.waiting_since = perf_counter()
             self.waiting[number] = row, meter
+
+    def _decode(self, order: Decode) -> Tensor:
+        """Frames of a row, of which a follower has its own tiles alone."""
+        replica, divided = self.replica, self.replica.divided
+        assert divided is not None
+        self.decoding = True
+        with replica.team.together(lambda: f"decoding row {order.request.row_id}"):
+            failpoint(f"decode.{replica.team.rank}")
+            failpoint("memory.decode")
+            replica.residency.ensure(*replica.residency.of("decode"))
+            latents = order.latents.to(replica.device)
+            frames = decoded_row(divided.family, latents, order.request)
+            self.forwards.wait()
+        self.decoding = False
+        return frames
 
     # ------------------------------------------------------------------------------------ joining
     def _join(self, join: Join, outcome: Outcome) -> None:

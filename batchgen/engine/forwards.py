@@ -93,7 +93,7 @@ class Forwards:
         if self.last is None:
             return False
         each = -(-len(self.last.items) // self.packer.ranks)
-        return self.ladder.leave_word(str(self.last.items[0].request.bucket), each)
+        return self.ladder.leave_word("denoise", str(self.last.items[0].request.bucket), each)
 
     def _timed(self, work: Work) -> list[Drawn]:
         failpoint("memory.denoise")
@@ -104,7 +104,7 @@ class Forwards:
         watched = self.kernels.name(kind) != "" and work.blocks.whole  # to watch takes time
         measuring = watched and self.team.leads and self.packer.measuring(bucket, each)
         if measuring:
-            self._wait()
+            self.wait()
         begin = perf_counter()
         with self.attention.using(work.kernel):
             drawn = self.compiled.run(
@@ -114,7 +114,7 @@ class Forwards:
         self.count += 1
         self.items += len(work.items)
         if measuring:
-            self._wait()
+            self.wait()
             self.packer.observe(bucket, each, perf_counter() - begin)
         return drawn
 
@@ -152,7 +152,8 @@ class Forwards:
     def _expert(self, work: Work) -> str:
         return self.family.expert(work.items[0].request, work.items[0].timestep)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until the device has done what it was told."""
         self.syncs += 1
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -141,14 +141,15 @@ class Ladder:
             forget()
         return True
 
-    # ------------------------------------------------------------------- forwards of several ranks
-    def leave_word(self, bucket: str, items: int) -> bool:
-        """Those cannot be tried again, since other ranks wait in them: tell what the next attempt
-        starts with, after one of so many items. False if it could take no less."""
+    # ----------------------------------------------------------------------- work of several ranks
+    def leave_word(self, stage: Stage, bucket: str = "", items: int = 1) -> bool:
+        """It cannot be tried again, since other ranks wait in it: tell what the next attempt
+        starts with, after a forward of so many items or a decode. False if it could take no
+        less."""
         if items > 1:
-            self.reach(Climb("smaller", "denoise", bucket, items // 2))
+            self.reach(Climb("smaller", stage, bucket, items // 2))
         elif place := self.left:
-            self.reach(Climb(place, "denoise"))
+            self.reach(Climb(place, stage))
         else:
             return False
         return True

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from batchgen.caches.blocks import WHOLE, Blocks
 from batchgen.config.schema import Kernel
 from batchgen.engine.contract import Snapshot
@@ -32,6 +34,15 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Decode:
+    """A denoised row that all ranks decode together. They get the leader's latents, and keep none
+    of their own."""
+
+    request: Request
+    latents: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Orders:
     """To be done in the order of the fields; what is empty is not done."""
 
@@ -42,4 +53,5 @@ class Orders:
     probes: tuple[Pack, ...] = ()  # of rows that decide behind their first block
     packs: tuple[Pack, ...] = ()  # one forward each
     reuses: tuple[Slot, ...] = ()  # need none; packs and reuses hold every branch of a moving row
+    decode: Decode | None = None
     over: bool = False  # the render ends

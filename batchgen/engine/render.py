@@ -49,18 +49,19 @@ def render(
 
 @contextmanager
 def _out_of_memory(flight: Flight) -> Iterator[None]:
-    """A divided forward that has no room ends the attempt; the next one takes less, if it can."""
+    """What all ranks do, without room for it, ends the attempt; the next one takes less, if it
+    can."""
     try:
         yield
     except ReplicaFailed as error:
-        if error.out_of_memory and flight.forwards.leave_word():
+        if error.out_of_memory and flight.leave_word():
             raise ReplicaOutOfMemory(str(error)) from error
         raise
 
 
 def follow(replica: Replica, moved: Callable[[], object]) -> None:
     """Do what the leader of this replica does, render after render, but for what is its alone:
-    rows, texts, decoding. Ends by team.Dismissed, or ReplicaFailed."""
+    rows, texts, and decoding where it is not divided. Ends by team.Dismissed, or ReplicaFailed."""
     clock = Clock()
     while True:
         flight = Flight(replica, clock, moved)

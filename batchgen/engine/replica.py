@@ -23,6 +23,7 @@ from batchgen.engine.ladder import Ladder
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
+from batchgen.engine.parallel.tiles import DividedDecodes
 from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import EncodedRow, PromptBook
 from batchgen.engine.recall import Memo, Recall
@@ -52,6 +53,7 @@ class Replica:
     adapters: Adapters  # beside their weights
     tables: Tables  # coefficients of step caches
     split: Split | None  # of forwards over several ranks
+    divided: DividedDecodes | None  # and of decodes
     layers: int  # blocks of a forward
     smallest: Bucket
     share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one

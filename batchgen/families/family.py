@@ -367,8 +367,8 @@ class FamilyCode(Protocol):
         components: Mapping[str, Any],
         device: torch.device,
     ) -> FamilyModel:
-        """Make the family's model from its loaded components. A rank that follows has those of the
-        stage `denoise` alone: it neither encodes nor decodes."""
+        """Make the family's model from its loaded components. A rank that follows has those that
+        denoise, and may have those that decode: it does not encode."""
 
 
 def family_code(name: str) -> FamilyCode:

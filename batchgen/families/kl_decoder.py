@@ -5,11 +5,14 @@ itself. Here each layer is finished before the next one begins: a norm is told b
 variance of the whole map, and a convolution of a tile sees the cells next to it in that map. There
 is no seam, and nothing is computed twice. What a whole decode holds beside a map and the one that
 it becomes, the norm's and the activation's, is here of one tile alone.
+
+Several ranks have some of the tiles each. They tell each other what norms have found of each tile,
+and behind each layer the cells next to their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +25,14 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from batchgen.errors import ConfigError
+from batchgen.families.joining import Areas, bring_to_first, from_all, mend
 from batchgen.families.tiling import Tiling
 
 
 def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
     """`vae.decode(latents)`: (items, channels, height, width) in about -1..1; with `tiling` to
-    rounding, in less memory, one item after the other. ConfigError for an autoencoder with other
-    layers than those that are followed here."""
+    rounding, in less memory, one item after the other; of several ranks on the first.
+    ConfigError for an autoencoder with other layers than those that are followed here."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if tiling is None or tiling.count(latents.shape[-2:], factor) == 1:
         whole: Tensor = vae.decode(latents, return_dict=False)[0]
@@ -79,9 +83,17 @@ class Tile:
     seen_columns: slice
     border: tuple[int, int, int, int]  # missing cells left, right, above, below
 
+    def area(self, scale: int = 1) -> tuple[slice, slice]:
+        """Where its cells are in a map that is so many times as large."""
+        rows, columns = self.rows, self.columns
+        return (
+            slice(scale * rows.start, scale * rows.stop),
+            slice(scale * columns.start, scale * columns.stop),
+        )
+
     def own(self, of: Tensor, scale: int = 1) -> Tensor:
-        """Its cells in a map that is so many times as large."""
-        rows, columns = (slice(scale * s.start, scale * s.stop) for s in (self.rows, self.columns))
+        """Its cells there."""
+        rows, columns = self.area(scale)
         return of[..., rows, columns]
 
     def seen(self, of: Tensor) -> Tensor:
@@ -127,7 +139,9 @@ class Layers:
             for upsampler in block.upsamplers or ():
                 x = self._upsample(upsampler, x)
         norm = self._norm(decoder.conv_norm_out, x)
-        return self._convolved(decoder.conv_out, norm, decoder.conv_act, x)
+        pixels = self._convolved(decoder.conv_out, norm, decoder.conv_act, x)
+        bring_to_first(self.tiling.ranks, pixels, self._areas(pixels))
+        return pixels
 
     # ------------------------------------------------------- what differs between images and clips
     def plain(self, conv: Any) -> Any:
@@ -158,21 +172,23 @@ class Layers:
             seen = resnet.nonlinearity(norm(tile.seen(inner)))
             drawn = self.convolve(resnet.conv2, seen, tile)
             tile.own(out).copy_((added + drawn) / self.scale(resnet))
-        return out
+        return self._mended(out, self._areas(out))
 
     def _upsample(self, upsampler: Any, x: Tensor) -> Tensor:
         """Of the two cells that one beside a tile has become, it sees the nearer."""
         height, width = x.shape[-2:]
         out: Tensor | None = None
-        for tile in self._tiles(x):
+        own = self._tiles(x) or self._shares(x)[-1][:1]  # who has none has to know a shape
+        for tile in own:
             larger = tile.nearer(self.enlarge(upsampler, tile.seen(x)))
-            drawn = self.convolve(upsampler.conv, larger, tile)
+            made = self.convolve(upsampler.conv, larger, tile)
             if out is None:
-                out = x.new_empty(*drawn.shape[:-2], 2 * height, 2 * width)
-            tile.own(out, 2).copy_(drawn)
+                out = x.new_empty(*made.shape[:-2], 2 * height, 2 * width)
+            tile.own(out, 2).copy_(made)
         assert out is not None
+        drawn = self._areas(x, 2)
         self.factor //= 2
-        return out
+        return self._mended(out, drawn)
 
     def _convolved(self, conv: Any, norm: _Norm, activation: nn.Module, x: Tensor) -> Tensor:
         """A new map: the convolution of what has been normed and activated."""
@@ -180,17 +196,21 @@ class Layers:
         for tile in self._tiles(x):
             seen = activation(norm(tile.seen(x)))
             tile.own(out).copy_(self.convolve(conv, seen, tile))
-        return out
+        return self._mended(out, self._areas(out))
 
     def _norm(self, norm: nn.GroupNorm, x: Tensor) -> _Norm:
         """Means and variances of the tiles come to those of the map, in float32 at least."""
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        found = list[tuple[Tensor, ...]]()
+        found = [x.new_empty(0, 3, norm.num_groups, dtype=exact)]
         for tile in self._tiles(x):
             groups = tile.own(x).to(exact).reshape(norm.num_groups, -1)
-            count = torch.tensor(groups.shape[1], dtype=exact, device=x.device)
-            found.append((count, *torch.var_mean(groups, dim=1, correction=0)))
-        counts, variances, means = (torch.stack(each) for each in zip(*found, strict=True))
+            variance, mean = torch.var_mean(groups, dim=1, correction=0)
+            count = torch.full_like(mean, groups.shape[1])
+            found.append(torch.stack([count, variance, mean])[None])
+        tiles = [len(share) for share in self._shares(x)]
+        of_all = from_all(self.tiling.ranks, torch.cat(found), tiles)
+        counts, variances, means = (each.contiguous() for each in of_all.unbind(1))
+        counts = counts[:, 0].contiguous()
         shares = (counts / counts.sum())[:, None]
         mean = (shares * means).sum(0)
         variance = (shares * (variances + (means - mean) ** 2)).sum(0)
@@ -201,9 +221,27 @@ class Layers:
         like = (1, -1, *(1,) * (x.dim() - 2))
         return _Norm(factor.view(like), summand.view(like))
 
-    def _tiles(self, x: Tensor) -> Iterator[Tile]:
-        height, width = x.shape[-2:]
+    # --------------------------------------------------------------------------------------- tiles
+    def _tiles(self, x: Tensor) -> Sequence[Tile]:
+        """Those of this rank."""
+        return self._shares(x)[self.tiling.ranks.place]
+
+    def _shares(self, x: Tensor) -> list[Sequence[Tile]]:
+        """Those of each rank."""
+        height, width, tiles = *x.shape[-2:], list[Tile]()
         for rows, columns in self.tiling.tiles(height, width, self.factor):
             (r, above, below), (c, left, right) = rows.near(height), columns.near(width)
             border = (int(left), int(right), int(above), int(below))
-            yield Tile(rows.own, columns.own, r, c, border)
+            tiles.append(Tile(rows.own, columns.own, r, c, border))
+        return self.tiling.shares(tiles)
+
+    def _areas(self, x: Tensor, scale: int = 1) -> Areas:
+        """Cells of each rank's tiles, in a map that is so many times as large."""
+        return [[tile.area(scale) for tile in share] for share in self._shares(x)]
+
+    def _mended(self, x: Tensor, drawn: Areas) -> Tensor:
+        """With the cells next to this rank's own, of what each rank has drawn."""
+        if self.tiling.ranks.size > 1:
+            needed = [[(t.seen_rows, t.seen_columns) for t in share] for share in self._shares(x)]
+            mend(self.tiling.ranks, x, drawn, needed)
+        return x

@@ -12,14 +12,18 @@ by tile, before the next one begins; then there is nothing beside a tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from batchgen.config.schema import VaeConfig
 from batchgen.request import Bucket
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 _STRIDE = 416  # pixels: half the width of 480p
 _STRIDE_IN_LAYERS = 256  # smaller ones cost nothing there
 
@@ -84,6 +88,14 @@ class Span:
         """Those that the tile is there for."""
         return slice(self.begin + self.before, self.end - self.after)
 
+    def within(self, factor: int) -> slice:
+        """Pixels of these by their place in the tile; `factor`: pixels of a cell."""
+        return slice(self.before * factor, (self.cells - self.after) * factor)
+
+    def drawn(self, factor: int) -> slice:
+        """And by their place in the frame."""
+        return slice(self.own.start * factor, self.own.stop * factor)
+
     def near(self, cells: int) -> tuple[slice, bool, bool]:
         """Its own and one on each side, of an axis of so many; whether there is none in front, and
         none behind."""
@@ -92,20 +104,42 @@ class Span:
         return slice(own.start - (not first), own.stop + (not last)), first, last
 
 
+class Ranks(Protocol):
+    """Those that decode a row together, each some of its tiles."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def place(self) -> int:
+        """Of this one; all that is decoded comes to the first, 0."""
+
+    def exchange(self, pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """`pieces[n]` goes to rank n; comes back what each sent here, of the given shapes."""
+
+
+class OneRank:
+    """That has all tiles."""
+
+    size, place = 1, 0
+
+    def exchange(self, pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        return [*pieces]
+
+
 @dataclass(frozen=True, slots=True)
 class Tiling:
     """Pixels of a tile at most, and those of them that it is there for."""
 
     tile: int
     stride: int
+    ranks: Ranks = field(default=OneRank(), compare=False)
 
     def spans(self, cells: int, factor: int) -> list[Span]:
         """Tiles of one axis of so many cells, as few and as even as there can be; `factor`: pixels
         of a cell."""
         beside = (self.tile - self.stride) // (2 * factor)
-        count = -(-cells * factor // self.stride)
         found = []
-        for begin, end in pairwise(cells * n // count for n in range(count + 1)):
+        for begin, end in _parts(cells, -(-cells * factor // self.stride)):
             before, after = min(beside, begin), min(beside, cells - end)
             found.append(Span(begin - before, end + after, before, after))
         return found
@@ -114,11 +148,20 @@ class Tiling:
         """Tiles of axes of so many cells."""
         return math.prod(len(self.spans(each, factor)) for each in cells)
 
+    def tiles_of(self, bucket: Bucket, factor: int) -> int:
+        """Tiles of a row."""
+        return self.count((bucket.height // factor, bucket.width // factor), factor)
+
     def tiles(self, rows: int, columns: int, factor: int) -> Iterator[tuple[Span, Span]]:
         """(rows, columns) of each tile of so many cells."""
         for vertical in self.spans(rows, factor):
             for horizontal in self.spans(columns, factor):
                 yield vertical, horizontal
+
+    def shares(self, tiles: Sequence[T]) -> list[Sequence[T]]:
+        """Those of each rank, as even as they come out, in order; the first has no more than
+        others."""
+        return _shares(tiles, self.ranks.size)
 
     def largest(self, bucket: Bucket, factor: int) -> Bucket:
         """The shape of the largest tile of a row."""
@@ -128,13 +171,22 @@ class Tiling:
         )
         return replace(bucket, width=width, height=height)
 
-    def work(self, bucket: Bucket, factor: int) -> float:
-        """Pixels that the tiles of a row have together, of those that it has."""
-        height, width = (
-            factor * sum(span.cells for span in self.spans(pixels // factor, factor))
-            for pixels in (bucket.height, bucket.width)
-        )
-        return height * width / (bucket.height * bucket.width)
+    def work(self, bucket: Bucket, factor: int, ranks: int = 1) -> float:
+        """Pixels that the tiles of a row have together, of those that it has; over several ranks
+        those of the one that has most."""
+        cells = bucket.height // factor, bucket.width // factor
+        tiles = [*self.tiles(*cells, factor)]
+        most = max(sum(r.cells * c.cells for r, c in own) for own in _shares(tiles, ranks))
+        return most / math.prod(cells)
+
+
+def _parts(length: int, count: int) -> Iterator[tuple[int, int]]:
+    """An axis in so many parts, as even as they come out: where each begins and ends."""
+    return pairwise(length * n // count for n in range(count + 1))
+
+
+def _shares(tiles: Sequence[T], ranks: int) -> list[Sequence[T]]:
+    return [tiles[begin:end] for begin, end in _parts(len(tiles), ranks)]
 
 
 def tiling_of(vae: VaeConfig) -> Tiling | None:
@@ -145,7 +197,7 @@ def tiling_of(vae: VaeConfig) -> Tiling | None:
 
 
 class DecodesTiles(Protocol):
-    """A model that decodes tile by tile."""
+    """A model that decodes tile by tile, over the ranks of its `tiling`."""
 
     tiling: Tiling | None  # into which frames are cut when they are decoded
 

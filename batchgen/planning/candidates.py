@@ -18,7 +18,7 @@ from batchgen.families.streaming import (
     read_places,
     weighty,
 )
-from batchgen.planning.cost import BucketSeconds, cost_of, start_up_seconds
+from batchgen.planning.cost import BucketSeconds, cost_of, decodes_together, start_up_seconds
 from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.memory import (
     fits,
@@ -32,6 +32,7 @@ from batchgen.planning.memory import (
 from batchgen.planning.timemodel import (
     SharedForward,
     exchange_seconds,
+    joined_seconds,
     shape_of,
     streamed_seconds,
     wires_of,
@@ -184,10 +185,10 @@ class _Pricing:
         return [(self._row_s(part, degrees, items, copies), part.rows) for part in self.work]
 
     def _row_s(self, part: Work, degrees: Degrees, items: int, copies: _Copies) -> float:
-        """The leader encodes and decodes alone; the cfg ranks share the items that are there. Each
-        forward copies its blocks once, however many items it has, and so do the texts that are
-        encoded side by side."""
-        job, costs = self.job, self._seconds(part.bucket)
+        """The leader encodes alone, and decodes alone where no tiles are divided; the cfg ranks
+        share the items that are there. Each forward copies its blocks once, however many items it
+        has, and so do the texts that are encoded side by side."""
+        job, costs = self.job, self._seconds(part.bucket, degrees.replica)
         shape = shape_of(job.model, part.bucket, precision_of(job))
         wires = wires_of(job.slurm.device, job.slurm.ranks_per_node)
         together = max(1.0, part.branches * ceil(part.rows / degrees.dp))  # items of a tick
@@ -201,7 +202,8 @@ class _Pricing:
         texts = min(TEXTS_ABREAST, ceil(part.rows / degrees.dp))
         encode = self._streamed(texts * costs.encode, copies.encoders) / texts
         images = costs.images * part.illustrated / part.rows
-        return denoise / part.rows + encode + images + costs.decode
+        joined = joined_seconds(self._joined(part.bucket), degrees.replica, wires)
+        return denoise / part.rows + encode + images + costs.decode + joined
 
     def _streamed(self, compute: float, copies: Sequence[float]) -> float:
         """Seconds of a forward whose blocks come to it. A CPU copies before it computes."""
@@ -222,8 +224,13 @@ class _Pricing:
         tokens = items * family.tokens(model, self.demanding)
         return max(1, tokens // family.tokens(model, bucket))
 
-    def _seconds(self, bucket: Bucket) -> BucketSeconds:
-        return cost_of(self.job).bucket(bucket)
+    def _seconds(self, bucket: Bucket, ranks: int) -> BucketSeconds:
+        return cost_of(self.job, ranks=ranks).bucket(bucket)
+
+    def _joined(self, bucket: Bucket) -> int:
+        """Values of the frames that ranks decode together; 0: one decodes them all."""
+        pixels = bucket.width * bucket.height * bucket.num_frames
+        return 3 * pixels if decodes_together(self.job) else 0
 
     def _moves_s(self, degrees: Degrees, places: Places, copies: _Copies) -> float:
         """Components on their way to the device and away, window by window, without the blocks that

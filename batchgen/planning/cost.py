@@ -78,6 +78,7 @@ class CostModel:
     factors: FactorTable = UNMEASURED
     tiling: Tiling | None = None  # of decodes
     stages: tuple[Stage, ...] = STAGES  # that rows go through; the others cost nothing
+    ranks: int = 1  # that have some of a row's tiles each
 
     def bucket(self, bucket: Bucket) -> BucketSeconds:
         """Seconds of one forward, one text, one decode and one row's images in a bucket."""
@@ -87,7 +88,7 @@ class CostModel:
         forward = family.forward_flops(self.model, bucket) / (_TRANSFORMER_EFFICIENCY * peak)
         decode = family.decode_flops(self.model, bucket) / (_DECODER_EFFICIENCY * peak)
         if (tiles := served_by(self.model).tiles) and self.tiling:
-            decode *= self.tiling.work(bucket, tiles.factor)
+            decode *= self.tiling.work(bucket, tiles.factor, self.ranks)
         encode = family.encode_flops(self.model) / (_TRANSFORMER_EFFICIENCY * peak)
         images = 0.0
         if isinstance(family, SeesImages):
@@ -101,10 +102,18 @@ class CostModel:
         )
 
 
-def cost_of(job: JobConfig, factors: FactorTable = UNMEASURED) -> CostModel:
-    """Of the rows of a job."""
-    tiling = tiling_of(job.system.vae)
-    return CostModel(job.model, job.slurm.device, factors, tiling, stages_of(job))
+def cost_of(job: JobConfig, factors: FactorTable = UNMEASURED, ranks: int = 1) -> CostModel:
+    """Of the rows of a job, for a replica of so many ranks."""
+    tiling, ranks = tiling_of(job.system.vae), ranks if decodes_together(job) else 1
+    return CostModel(job.model, job.slurm.device, factors, tiling, stages_of(job), ranks)
+
+
+def decodes_together(job: JobConfig) -> bool:
+    """Whether the ranks of a replica divide the tiles of a row, if it has several."""
+    draws = job.decode is None and "decode" in stages_of(job)
+    return (
+        draws and tiling_of(job.system.vae) is not None and served_by(job.model).tiles is not None
+    )
 
 
 def start_up_seconds(job: JobConfig, measured: float | None = None) -> float:

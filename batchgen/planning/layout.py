@@ -10,13 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from batchgen.config.capability import bounds_of
+from batchgen.config.capability import bounds_of, served_by
 from batchgen.config.degrees import Degrees, RuledOut, degrees_of
 from batchgen.config.kernels import kernel_plan
 from batchgen.config.schema import ONE_MACHINE, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
+from batchgen.families.tiling import tiling_of
 from batchgen.planning.candidates import Candidate, adapter_bytes, all_candidates
+from batchgen.planning.cost import decodes_together
 from batchgen.planning.memory import (
     GIB,
     fits,
@@ -163,7 +165,7 @@ def _layout(
     )
     if not chosen.fits:
         return replace(layout, reason=_refusal(job, work, chosen))
-    return replace(layout, reason=_reason(job, chosen, shown))
+    return replace(layout, reason=_reason(job, work, chosen, shown))
 
 
 def _decoded_together(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> tuple[int, int]:
@@ -211,12 +213,14 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
     return f"one component at a time, {others}: {slower}"
 
 
-def _reason(job: JobConfig, chosen: Candidate, shown: Iterable[Candidate]) -> str:
+def _reason(
+    job: JobConfig, work: Sequence[Work], chosen: Candidate, shown: Iterable[Candidate]
+) -> str:
     inside = _inside(job, chosen)
     if chosen.degrees.replica == 1:
         return f"dp first: a replica fits one rank {inside}, and rows are independent"
     found = f"{_price(chosen)}{_against(chosen, shown)} {inside}"
-    return found + _heads(job, chosen)
+    return found + _heads(job, chosen) + _decodes(job, work, chosen)
 
 
 def _against(chosen: Candidate, shown: Iterable[Candidate]) -> str:
@@ -248,6 +252,19 @@ def _heads(job: JobConfig, chosen: Candidate) -> str:
     if heads % ulysses == 0:
         return ""
     return f"; {heads} heads are padded to {-(-heads // ulysses) * ulysses} for ulysses {ulysses}"
+
+
+def _decodes(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> str:
+    """Who decodes the rows, where they have tiles to divide."""
+    tiling, tiles = tiling_of(job.system.vae), served_by(job.model).tiles
+    if not decodes_together(job) or tiling is None or tiles is None:
+        return ""
+    ranks = chosen.degrees.replica
+    many = [tiling.tiles_of(part.bucket, tiles.factor) for part in work]
+    if max(many) == 1:
+        return "; the leader decodes, since all rows are of one tile"
+    most = f"{min(many)} to {max(many)}" if len({*many}) > 1 else str(many[0])
+    return f"; its {ranks} ranks share the {most} tiles of a decode, for which each has the decoder"
 
 
 def _refusal(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> str:

@@ -160,3 +160,10 @@ def exchange_seconds(shape: Shape, cfg: int, span: int, wires: Wires) -> float:
     """Of one step of one row: its velocities go to all ranks; `span`: ranks of the replica."""
     sent = (cfg - 1) / cfg * shape.tokens * _VELOCITY_BYTES
     return sent / (ALL_TO_ALL_SHARE * wires.rate(span))
+
+
+def joined_seconds(values: int, ranks: int, wires: Wires) -> float:
+    """Of the float32 values of a row's frames, of which `ranks` have decoded some each, until they
+    are where the row is written."""
+    sent = 4 * values * (ranks - 1) / ranks
+    return sent / (ALL_TO_ALL_SHARE * wires.rate(ranks)) if sent else 0.0

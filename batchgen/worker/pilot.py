@@ -229,10 +229,10 @@ def _judged(
 
 def _frames(replica: Any, row: Request, latents: Any) -> np.ndarray:
     """As the media will have them."""
-    from batchgen.engine.finish import decoded
+    from batchgen.engine.flight import decoded_row
 
     replica.residency.use(*replica.residency.plan.components("decode"))
-    pixels = decoded(replica.family, latents.to(replica.device), row)
+    pixels = decoded_row(replica.family, latents.to(replica.device), row)
     frames: np.ndarray = pixels.cpu().numpy()
     return frames if row.media_size is None else cut_to(frames, Bucket.parse(row.media_size))
 

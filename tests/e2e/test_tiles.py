@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cli_calls import rows_of
+from cli_calls import recorded, rows_of
+
+from batchgen.ledger.status import read_status
+from batchgen.paths import RunPaths
 
 FRAMES = (
     "output.format=npy",
@@ -27,3 +30,26 @@ def test_tiles_are_in_the_key_and_show_no_seam(new_job_folder) -> None:
         assert np.abs(frames[0] - frames[1]).max() <= 1
     said = work.here("plan", str(work.job), *FRAMES, *TILED).out
     assert "changes pixels" in said and "tile=208, stride=64" in " ".join(said.split())
+
+
+TWO = ("slurm.executor=local", "slurm.ranks_per_node=2", "system.parallel.ulysses=2")
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_in_a_decode_loses_no_row(new_job_folder) -> None:
+    """The one that follows, in the second row's; the frames are those of one rank."""
+    work = new_job_folder(3)
+    said = work.here("plan", str(work.job), *FRAMES, *TILED, *TWO).out
+    assert "its 2 ranks share the 3 tiles of a decode" in " ".join(said.split())
+    killed = work.run(
+        *FRAMES, *TILED, *TWO, "slurm.max_attempts=1",
+        env={"BATCHGEN_FAILPOINT": "decode.1:2:kill"},
+    )  # fmt: skip
+    assert killed.code == 1, killed.err
+    run = RunPaths(next(work.root.glob("job-*")))
+    (attempt,) = read_status(run).attempts
+    assert (attempt.ended, attempt.commits) == ("ReplicaFailed", 1)
+    assert "rank 1 of 2 on" in attempt.error and "decoding row row-00" in attempt.error
+    done = work.call("resume", str(run.root), "--json")
+    assert done.code == 0, done.err
+    assert recorded(run) == recorded(work.run(*FRAMES, *TILED).run)

@@ -8,8 +8,7 @@ among those that it sees, and there is no mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -30,15 +29,14 @@ from batchgen.families.tiling import Tiling
 
 def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
     """`vae.decode(latents)`: (1, 3, frames, height, width) in about -1..1; with `tiling` to
-    rounding, in less memory. ConfigError for an autoencoder with other layers than those that are
-    followed here."""
+    rounding, in less memory; of several ranks on the first.
+    ConfigError for an autoencoder with other layers than those that are followed here."""
     factor = vae.spatial_compression_ratio
     if tiling is None or tiling.count(latents.shape[-2:], factor) == 1:
         return _decoded(vae, latents)
     if not known(vae):
         raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
-    with _in_place_of(vae.decoder, tiling, factor):
-        return _decoded(vae, latents)
+    return _decoded(_with_tiles(vae, tiling, factor), latents)
 
 
 def known(vae: Any) -> bool:
@@ -70,18 +68,17 @@ def _decoded(vae: Any, latents: Tensor) -> Tensor:
     return video
 
 
-@contextmanager
-def _in_place_of(decoder: Any, tiling: Tiling, factor: int) -> Iterator[None]:
-    """diffusers' code for the pieces calls this in place of the decoder's own forward."""
+def _with_tiles(vae: Any, tiling: Tiling, factor: int) -> Any:
+    """The autoencoder with another way through its decoder, which diffusers' code for the pieces
+    calls. It has the weights of the one that is given, which others may be using."""
 
     def forward(x: Tensor) -> Tensor:
-        return _Clip(tiling, factor).piece(decoder, x)
+        return _Clip(tiling, factor).piece(vae.decoder, x)
 
+    tiled, decoder = copy(vae), copy(vae.decoder)
     decoder.forward = forward
-    try:
-        yield
-    finally:
-        del decoder.forward
+    tiled._modules = {**vae._modules, "decoder": decoder}
+    return tiled
 
 
 class _Clip(Layers):

@@ -16,13 +16,14 @@ from diffusers import AutoencoderKLHunyuanVideo15
 from torch import Tensor
 
 from batchgen.errors import ConfigError
-from batchgen.families.tiling import Span, Tiling
+from batchgen.families.joining import bring_to_first, drawn_areas
+from batchgen.families.tiling import Tiling
 
 
 def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
     """`vae.decode(latents)`: (1, 3, frames, height, width) in about -1..1; with `tiling` to
-    rounding, in less memory and more time. ConfigError for an autoencoder with other layers than
-    those that are followed here."""
+    rounding, in less memory and more time; of several ranks on the first.
+    ConfigError for an autoencoder with other layers than those that are followed here."""
     whole, factor = _whole_levels(vae), _pixels_of_a_cell(vae)
     scale = vae.spatial_compression_ratio // factor
     cells = [scale * each for each in latents.shape[-2:]]
@@ -62,13 +63,15 @@ def _tiled(decoder: Any, latents: Tensor, tiling: Tiling, whole: int, factor: in
         x = block(x)
     frames, height, width = x.shape[2:]
     video = x.new_empty(1, 3, frames, height * factor, width * factor)
-    for rows, columns in tiling.tiles(height, width, factor):
+    shares = tiling.shares([*tiling.tiles(height, width, factor)])
+    for rows, columns in shares[tiling.ranks.place]:
         tile = x[..., rows.begin : rows.end, columns.begin : columns.end]
         for block in decoder.up_blocks[whole:]:
             tile = block(tile)
         pixels = decoder.conv_out(decoder.conv_act(decoder.norm_out(tile)))
-        drawn = pixels[..., _within(rows, factor), _within(columns, factor)]
-        video[..., _own(rows, factor), _own(columns, factor)] = drawn
+        drawn = pixels[..., rows.within(factor), columns.within(factor)]
+        video[..., rows.drawn(factor), columns.drawn(factor)] = drawn
+    bring_to_first(tiling.ranks, video, drawn_areas(shares, factor))
     return video
 
 
@@ -93,13 +96,3 @@ def _attended(attention: Any, x: Tensor) -> Tensor:
     drawn = torch.cat(found, dim=2)[:, 0].transpose(1, 2).unflatten(2, (frames, rows, columns))
     projected: Tensor = attention.proj_out(drawn)
     return projected + x
-
-
-def _within(span: Span, factor: int) -> slice:
-    """Pixels of a tile that are kept, by their place in it."""
-    return slice(span.before * factor, (span.cells - span.after) * factor)
-
-
-def _own(span: Span, factor: int) -> slice:
-    """And by their place in the frame."""
-    return slice(span.own.start * factor, span.own.stop * factor)

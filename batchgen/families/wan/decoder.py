@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpBlock
 from torch import Tensor, nn
 
 from batchgen.errors import ConfigError
+from batchgen.families.joining import bring_to_first, drawn_areas
 from batchgen.families.tiling import Span, Tiling
 
 _FEW_CHANNELS = 48
@@ -41,8 +42,8 @@ def decode_fast(vae: Any, latents: Tensor) -> Tensor:
 
 
 def decode_tiled(vae: Any, latents: Tensor, tiling: Tiling) -> Tensor:
-    """`decode` to rounding, in less memory and more time. ConfigError for an autoencoder with other
-    layers than those that are followed here."""
+    """`decode` to rounding, in less memory and more time; of several ranks on the first.
+    ConfigError for an autoencoder with other layers than those that are followed here."""
     if not known(vae):
         raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
     return _Tiled(tiling, vae.spatial_compression_ratio).run(vae, latents)
@@ -187,8 +188,10 @@ class _Tiled(_Decoding):
         frames = 1 + 2 ** sum(vae.config.temperal_downsample) * (count - 1)
         shape = items, 3, frames, rows * self.factor, columns * self.factor
         video = latents.new_empty(shape)
-        for vertical, horizontal in self.tiling.tiles(rows, columns, self.factor):
+        shares = self.tiling.shares([*self.tiling.tiles(rows, columns, self.factor)])
+        for vertical, horizontal in shares[self.tiling.ranks.place]:
             self._put(video, vae.decoder, middles, vertical, horizontal)
+        bring_to_first(self.tiling.ranks, video, drawn_areas(shares, self.factor))
         return video.clamp_(-1.0, 1.0)
 
     def _put(
@@ -200,19 +203,9 @@ class _Tiled(_Decoding):
             seen = middle[..., rows.begin : rows.end, columns.begin : columns.end]
             x = tile._enlarged(decoder, seen.contiguous())
             frames = video[:, :, at : at + x.shape[2]]
-            drawn = x[..., _within(rows, factor), _within(columns, factor)]
-            frames[..., _drawn(rows, factor), _drawn(columns, factor)] = drawn
+            drawn = x[..., rows.within(factor), columns.within(factor)]
+            frames[..., rows.drawn(factor), columns.drawn(factor)] = drawn
             at += x.shape[2]
-
-
-def _within(span: Span, factor: int) -> slice:
-    """Pixels of a tile that are kept, by their place in it."""
-    return slice(span.before * factor, (span.cells - span.after) * factor)
-
-
-def _drawn(span: Span, factor: int) -> slice:
-    """And by their place in the frame."""
-    return slice((span.begin + span.before) * factor, (span.end - span.after) * factor)
 
 
 class _OneDnn(_Decoding):

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 from own_number import own_number
+from quick_cases import first_quick
 from ranks import Ranks
 from toy_engine import Keeper, ListSource, request, system
 from toy_team import (
     PATIENCE_S,
     draw,
     draw_short,
+    draw_tiled,
     fail_before_a_collective,
     in_a_team,
     meeting,
@@ -30,7 +32,9 @@ from toy_team import (
 from waiting import wait_for
 
 import batchgen.worker.meeting
+from batchgen.config.capability import served_by
 from batchgen.config.degrees import Degrees
+from batchgen.config.schema import VaeConfig
 from batchgen.engine.engine import Engine
 from batchgen.engine.orders import Orders, Pack
 from batchgen.engine.parallel.meet import interface_of
@@ -350,3 +354,39 @@ def test_a_leader_that_is_short_of_memory_where_it_works_alone_climbs_alone(
     assert frames.keys() == alone.frames.keys()
     for name, drawn in frames.items():
         assert (drawn == alone.frames[name]).all(), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    first_quick(
+        [{"ulysses": 2}, {"cfg": 2, "memory": "model"}, {"ulysses": 2, "memory": "stream"}], 1
+    ),
+    ids=str,
+)
+def test_ranks_that_share_the_tiles_of_a_decode_draw_what_one_draws(
+    ranks: Ranks, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Rows of three tiles, and one of a single one, which the leader decodes alone; one of them
+    comes to nothing finite."""
+    shape = {"width": 48, "height": 160, "num_frames": 5, "num_steps": 1}
+    rows = [request(i, **(shape if i else {})) for i in range(3)]
+    rows.append(request(3, **shape | {"num_steps": 2}, guidance_scale=3e38))
+    spec = spec_of("one expert")
+    cut = served_by(spec).tiles
+    assert cut is not None
+    tiles = cut.resolved(VaeConfig(tiled=True, stride=64))
+    found = ranks.run(
+        Degrees(cfg=2), in_a_team, tmp_path, draw_tiled, "one expert", changes, rows, tiles
+    )
+    (frames, errors, stats, _, _), (_, _, _, loaded, sent) = found
+    assert loaded == ["transformer", "vae"]
+    pixel = 3 * 4 * shape["num_frames"] * shape["width"]
+    assert sent == 2 * pixel * (160 - 48)  # two tiles of each of two rows
+    alone = Keeper()
+    engine = Engine.load(spec, system(vae=tiles), "cpu")
+    engine.render(ListSource(rows), alone)
+    assert frames.keys() == alone.frames.keys() == {"row-0", "row-1", "row-2"}
+    assert errors.keys() == alone.errors.keys() == {"row-3"}
+    for name, drawn in frames.items():
+        assert (drawn == alone.frames[name]).all(), name
+        assert stats[name].stages.decode > 0

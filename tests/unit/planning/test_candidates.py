@@ -17,6 +17,7 @@ from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.sequence import sent_around_ring, sent_in_all_to_all
 from batchgen.planning.candidates import Candidate, all_candidates, makespan
+from batchgen.planning.cost import cost_of
 from batchgen.planning.layout import Survey, resolve_layout, survey
 from batchgen.planning.plan import make_plan
 from batchgen.planning.timemodel import (
@@ -26,8 +27,10 @@ from batchgen.planning.timemodel import (
     SharedForward,
     Wires,
     exchange_seconds,
+    joined_seconds,
     shape_of,
     streamed_seconds,
+    wires_of,
 )
 from batchgen.planning.work import Work, planned_work, read_work
 from batchgen.records import Layout
@@ -61,6 +64,26 @@ def refusal(*overrides: str, name: str = "wan21_14b_720p") -> str:
 
 def taken(found: Survey) -> tuple[int, int, int, int]:
     return degrees(found.layout)
+
+
+def test_ranks_of_a_replica_share_tiles_and_the_price_knows_it() -> None:
+    """Of 8 tiles 2 ranks have 4 each, and half of the pixels come to the leader."""
+    tiled = job("system.vae.tiled=true", "system.parallel.ulysses=2")
+    alone, shared = (cost_of(tiled, ranks=n).bucket(HD).decode for n in (1, 2))
+    assert shared == pytest.approx(alone / 2)
+    work = [Work(HD, 8, 0, 0)]
+    one, two = (all_candidates(tiled, work, [Degrees(4, 1, n, 1)])[0] for n in (1, 2))
+    joined = joined_seconds(3 * 1280 * 720 * 81, 2, NODE)
+    assert 0.001 < joined < 0.01
+    wires = wires_of(tiled.slurm.device, 8)
+    joined = joined_seconds(3 * 1280 * 720 * 81, 2, wires)
+    assert one.last_row_s - two.last_row_s == pytest.approx(2 * (shared - joined))
+    assert "its 2 ranks share the 8 tiles of a decode" in resolve_layout(tiled, rows(HD, 8)).reason
+    small = resolve_layout(tiled, rows(Bucket(256, 256, 81), 8)).reason
+    assert "the leader decodes, since all rows are of one tile" in small
+    whole = job("system.parallel.ulysses=2")
+    assert cost_of(whole, ranks=2).bucket(HD) == cost_of(whole).bucket(HD)
+    assert "tile" not in resolve_layout(whole, rows(HD, 8)).reason
 
 
 # ----------------------------------------------------------------------------------- the formulas
