@@ -39,6 +39,7 @@ class TiledDecoder:
     maps: int = 0  # layer by layer: channels of a pixel in the two maps that are held
     at_once: int | None = None  # frames there that are decoded at a time; None: all
     size: int = 4  # bytes of a value
+    stride: int = 0  # pixels that a tile is there for, unless a job says so; 0: as usual
 
     @property
     def beside(self) -> int:
@@ -56,7 +57,7 @@ class TiledDecoder:
 
     def resolved(self, vae: VaeConfig) -> VaeConfig:
         """With the sizes that were left out."""
-        usual = _STRIDE if self.reach else _STRIDE_IN_LAYERS
+        usual = self.stride or (_STRIDE if self.reach else _STRIDE_IN_LAYERS)
         stride = vae.stride or (vae.tile - self.beside if vae.tile else usual)
         return replace(vae, tile=vae.tile or stride + self.beside, stride=stride)
 

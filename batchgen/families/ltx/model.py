@@ -24,9 +24,11 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.flow import dynamic_shift
 from batchgen.families.image_model import ImageModel
+from batchgen.families.ltx import decoder
 from batchgen.families.ltx import spec as light
 from batchgen.families.schedules import flow_schedule
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.numerics.edges import in_batches
 from batchgen.numerics.guidance import classifier_free, rescaled
 from batchgen.numerics.noise import SeededNoise, seeded_noise
@@ -50,7 +52,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> Ltx:
     """Make an LTX-Video from its loaded components."""
-    return Ltx(spec, components, device)
+    return tiled(Ltx(spec, components, device), system.vae)
 
 
 class Ltx(ImageModel):
@@ -165,7 +167,8 @@ class Ltx(ImageModel):
         if vae.config.timestep_conditioning:
             timestep, video = self._noised(video, request)
         with self._seeded(request.seed):
-            return to_frames(vae.decode(video.to(vae.dtype), timestep, return_dict=False)[0][0])
+            drawn = decoder.decode(vae, video.to(vae.dtype), timestep, self.tiling)
+            return to_frames(drawn[0])
 
     def _noised(self, video: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """The timestep that the decoder is told, and the latents with as much noise."""

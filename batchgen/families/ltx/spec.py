@@ -27,7 +27,7 @@ from batchgen.families.family import (
     Stride,
 )
 from batchgen.families.flow import FlowScheduler
-from batchgen.families.ltx.vae import LtxVae, vae_decode_flops, vae_parameters
+from batchgen.families.ltx.vae import LtxVae, vae_decode_flops, vae_parameters, vae_tiles
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
@@ -136,6 +136,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
+        tiles=vae_tiles(dims(model).vae, BYTES[model.dtype]),
         solvers=("euler",),
         sigma_shift=not dims(model).scheduler.use_dynamic_shifting,
         columns=(

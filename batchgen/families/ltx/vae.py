@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, later
+from batchgen.families.tiling import TiledDecoder
 
 _KERNEL = 27  # taps of a 3x3x3 convolution
 _TIME = 256  # channels of a sinusoidal embedding
@@ -156,6 +158,23 @@ def vae_decode_flops(vae: LtxVae, frames: int, height: int, width: int) -> float
             cells = float(frames * height * width)
         total += 2 * cells * level.resnets
     return total + 2 * cells * _KERNEL * vae.last_channels * 3 * vae.patch_size**2
+
+
+def vae_tiles(vae: LtxVae, size: int) -> TiledDecoder | None:
+    """Tiles begin before the last level: what changes its width and makes eight cells of one, then
+    its residual blocks and one more convolution. `size`: bytes a value. None where it adds noise,
+    which is of a whole frame."""
+    if vae.decoder_inject_noise[0]:
+        return None
+    last, grows = [*_levels(vae)][-1], 2 if vae.decoder_spatio_temporal_scaling[0] else 1
+    before = 2 * (last.inputs != last.channels) + (grows > 1)
+    return TiledDecoder(
+        factor=vae.patch_size * grows,
+        frames=vae.patch_size_t * grows,
+        reach=math.ceil(before + (2 * vae.decoder_layers_per_block[0] + 1) / grows),
+        channels=last.inputs * vae.upsample_factor[0],
+        size=size,
+    )
 
 
 def vae_parameters(vae: LtxVae) -> int:

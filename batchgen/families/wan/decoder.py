@@ -4,6 +4,9 @@ It goes frame by frame. Before each convolution diffusers clones the last frames
 them with the input of the next frame and pads what comes of it. Here both are written once into a
 padded buffer, which all convolutions of a shape share. So each gets the very tensor that it gets
 there, and every bit of the result is equal, on any device.
+
+That of Wan2.2's TI2V has wider layers, whose buffers would take more than there is without them.
+Its frames are decoded by diffusers, its tiles here, with a buffer for each convolution.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageUpBlock
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpBlock
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanResidualUpBlock,
+    WanUpBlock,
+    unpatchify,
+)
 from torch import Tensor, nn
 
 from batchgen.errors import ConfigError
@@ -23,19 +30,23 @@ from batchgen.families.joining import bring_to_first, drawn_areas
 from batchgen.families.tiling import Span, Tiling
 
 _FEW_CHANNELS = 48
-_BLOCKS = {AutoencoderKLWan: WanUpBlock, AutoencoderKLQwenImage: QwenImageUpBlock}
+_BLOCKS: dict[type, tuple[type, ...]] = {
+    AutoencoderKLWan: (WanUpBlock, WanResidualUpBlock),
+    AutoencoderKLQwenImage: (QwenImageUpBlock,),
+}
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:
     """`vae.decode(latents)`: (items, channels, frames, height, width) in -1..1."""
-    return _Decoding().run(vae, latents) if known(vae) else _by_diffusers(vae, latents)
+    followed = known(vae) and not _wide(vae)
+    return _Decoding().run(vae, latents) if followed else _by_diffusers(vae, latents)
 
 
 def decode_fast(vae: Any, latents: Tensor) -> Tensor:
     """`decode` to 2e-5 (each is 1e-5 off what float64 gives), by the kernels that are fastest for
     many small frames: on a CPU in float32 those of oneDNN, which PyTorch passes over for one item.
     """
-    served = latents.device.type == "cpu" and latents.dtype == torch.float32
+    served = latents.device.type == "cpu" and latents.dtype == torch.float32 and not _wide(vae)
     if served and torch.backends.mkldnn.is_available() and known(vae):
         return _OneDnn().run(vae, latents)
     return decode(vae, latents)
@@ -55,14 +66,23 @@ def known(vae: Any) -> bool:
     return (
         type(vae) in _BLOCKS
         and not (vae.training or vae.use_tiling or vae.use_slicing)
-        and vae.config.get("patch_size") is None
-        and all(type(block) is _BLOCKS[type(vae)] for block in vae.decoder.up_blocks)
+        and all(type(block) in _BLOCKS[type(vae)] for block in vae.decoder.up_blocks)
         # whoever has hung something into a module wants it to be called
         and not any(
             module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
             for module in vae.modules()
         )
     )
+
+
+def _wide(vae: Any) -> bool:
+    """Whether it is TI2V's kind."""
+    return bool(vae.config.get("is_residual"))
+
+
+def _patch(vae: Any) -> int:
+    """Pixels of a patch, in height and width, that the decoder draws."""
+    return vae.config.get("patch_size") or 1
 
 
 def _by_diffusers(vae: Any, latents: Tensor) -> Tensor:
@@ -73,7 +93,8 @@ def _by_diffusers(vae: Any, latents: Tensor) -> Tensor:
 class _Decoding:
     """One video, or several of one size, on the way through the decoder."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_buffers: bool = True) -> None:
+        self.keeps_buffers = keeps_buffers
         self.kept: dict[nn.Module, Tensor] = {}  # last frames, padded, that a convolution has seen
         self.doubles: set[nn.Module] = set()  # upsamplers that have seen the first frame
         self.buffers: dict[tuple[tuple[int, ...], ...], Tensor] = {}  # by kernel and shape
@@ -99,11 +120,19 @@ class _Decoding:
     def _enlarged(self, decoder: Any, x: Tensor) -> Tensor:
         """All that is behind the middle."""
         for block in decoder.up_blocks:
-            for resnet in block.resnets:
-                x = self._residual(resnet, x)
-            for upsampler in block.upsamplers or ():
-                x = self._upsample(upsampler, x)
+            x = self._stage(block, x)
         return self._conv(decoder.conv_out, self._activate(decoder.norm_out, x))
+
+    def _stage(self, block: Any, x: Tensor) -> Tensor:
+        adds = isinstance(block, WanResidualUpBlock)
+        upsamplers = (block.upsampler,) if adds else block.upsamplers or ()
+        shortcut, before, first = block.avg_shortcut if adds else None, x, False
+        for resnet in block.resnets:
+            x = self._residual(resnet, x)
+        for upsampler in filter(None, upsamplers):
+            first = upsampler not in self.doubles  # means nothing where there are no more frames
+            x = self._upsample(upsampler, x)
+        return x if shortcut is None else x.add_(shortcut(before, first_chunk=first))
 
     def _residual(self, resnet: Any, x: Tensor) -> Tensor:
         added = x
@@ -154,9 +183,11 @@ class _Decoding:
         top, left = (margin // 2 for margin in margins)
         shape = (*x.shape[:2], frames + before, height + 2 * top, width + 2 * left)
         place = conv.kernel_size, shape
-        if place not in self.buffers:
-            self.buffers[place] = self._zeros(x, shape)
-        buffer = self.buffers[place]
+        buffer = self.buffers.get(place)
+        if buffer is None:
+            buffer = self._zeros(x, shape)
+        if self.keeps_buffers:
+            self.buffers[place] = buffer
         buffer[:, :, before:, top : top + height, left : left + width].copy_(x)
         if conv in self.kept:
             buffer[:, :, :before].copy_(self.kept[conv])
@@ -190,18 +221,18 @@ class _Tiled(_Decoding):
         video = latents.new_empty(shape)
         shares = self.tiling.shares([*self.tiling.tiles(rows, columns, self.factor)])
         for vertical, horizontal in shares[self.tiling.ranks.place]:
-            self._put(video, vae.decoder, middles, vertical, horizontal)
+            self._put(video, vae, middles, vertical, horizontal)
         bring_to_first(self.tiling.ranks, video, drawn_areas(shares, self.factor))
         return video.clamp_(-1.0, 1.0)
 
     def _put(
-        self, video: Tensor, decoder: Any, middles: Sequence[Tensor], rows: Span, columns: Span
+        self, video: Tensor, vae: Any, middles: Sequence[Tensor], rows: Span, columns: Span
     ) -> None:
         """One tile into the video, without what is beside it."""
-        tile, at, factor = _Decoding(), 0, self.factor
+        tile, at, factor = _Decoding(keeps_buffers=not _wide(vae)), 0, self.factor
         for middle in middles:
             seen = middle[..., rows.begin : rows.end, columns.begin : columns.end]
-            x = tile._enlarged(decoder, seen.contiguous())
+            x = unpatchify(tile._enlarged(vae.decoder, seen.contiguous()), _patch(vae))
             frames = video[:, :, at : at + x.shape[2]]
             drawn = x[..., rows.within(factor), columns.within(factor)]
             frames[..., rows.drawn(factor), columns.drawn(factor)] = drawn

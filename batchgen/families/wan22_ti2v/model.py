@@ -18,6 +18,7 @@ from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.families.family import Condition, Item
 from batchgen.families.sequence import Cut
+from batchgen.families.tiling import tiled
 from batchgen.families.wan import spec as light
 from batchgen.families.wan.frames import as_frame, as_latents
 from batchgen.families.wan.model import SEQUENCE, Wan
@@ -33,7 +34,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> WanTI2V:
     """Make the model from its loaded components."""
-    return WanTI2V(spec, components, device)
+    return tiled(WanTI2V(spec, components, device), system.vae)
 
 
 class WanTI2V(Wan):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities
+from batchgen.families.tiling import TiledDecoder, reach_of
 from batchgen.families.wan import autoencoder
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.autoencoder import PatchedVae
@@ -69,6 +70,7 @@ NUMERICS_VERSION = 1
 PIPELINE = wan.PIPELINE
 MEDIA: Literal["video", "image"] = "video"
 OWN_ENGINE = False
+_STRIDE = 640  # pixels of a tile; of smaller ones most would be beside it
 COMPONENTS = (
     wan.TRANSFORMER,
     wan.TEXT_ENCODER,
@@ -88,7 +90,16 @@ class Dims(wan.Dims):
 
 def capabilities(model: ModelSpec) -> Capabilities:
     columns = ("guidance_scale", "image", "lora")
-    return replace(wan.capabilities(model), columns=columns, tiles=None)
+    vae = wan.dims(model).vae
+    assert isinstance(vae, PatchedVae)
+    tiles = TiledDecoder(
+        vae.spatial_factor,
+        vae.temporal_factor,
+        reach_of(len(vae.dim_mult), convolutions=2 * (vae.num_res_blocks + 1)),
+        vae.decoder_base_dim * vae.dim_mult[-1],
+        stride=_STRIDE,
+    )
+    return replace(wan.capabilities(model), columns=columns, tiles=tiles)
 
 
 def serves(index: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
+    AutoencoderKLLTXVideo,
     AutoencoderKLWan,
 )
 from quick_cases import first_quick
@@ -22,6 +23,7 @@ from torch import Tensor
 from batchgen.families import kl_decoder
 from batchgen.families.hunyuan_video import decoder as hunyuan
 from batchgen.families.hunyuan_video15 import decoder as hunyuan15
+from batchgen.families.ltx import decoder as ltx
 from batchgen.families.tiling import Tiling
 from batchgen.families.wan import decoder as wan
 
@@ -94,6 +96,28 @@ def hunyuan15_case() -> tuple[Decode, Any, Tensor, Tiling]:
     return hunyuan15.decode, vae, torch.randn(1, 4, 3, 12, 16), Tiling(16 + 56, 16)
 
 
+def ltx_case() -> tuple[Decode, Any, Tensor, Tiling]:
+    vae: Any = AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("LTXVideoDownBlock3D",) * 2,
+        layers_per_block=(1,) * 3,
+        spatio_temporal_scaling=(True,) * 2,
+        decoder_block_out_channels=(8, 16),
+        decoder_layers_per_block=(1,) * 3,
+        decoder_spatio_temporal_scaling=(True,) * 2,
+        decoder_inject_noise=(False,) * 3,
+        upsample_residual=(False,) * 2,
+        upsample_factor=(1,) * 2,
+        patch_size=2,
+    )
+
+    def decode(vae: Any, z: Tensor, tiling: Tiling) -> Tensor:
+        return ltx.decode(vae, z, None, tiling)
+
+    return decode, vae, torch.randn(1, 4, 2, 8, 12), Tiling(32 + 40, 32)
+
+
 CASES = [
     (wan_case, 2),
     (kl_case, 3),
@@ -103,6 +127,8 @@ CASES = [
     (kl_case, 17),
     (hunyuan_case, 4),
     (hunyuan15_case, 3),
+    (ltx_case, 2),
+    (ltx_case, 7),
 ]
 
 

@@ -10,18 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKLHunyuanVideo15, AutoencoderKLWan
+from diffusers import AutoencoderKLHunyuanVideo15, AutoencoderKLLTXVideo, AutoencoderKLWan
 from live_bytes import LiveBytes
 from quick_cases import first_quick
 from torch import Tensor
 from toy_engine import Keeper, ListSource, request, small_spec, system, tiny_wan_spec
+from toy_wan_images import ti2v_spec
 
 from batchgen.config.capability import served_by
 from batchgen.config.schema import ModelSpec, VaeConfig
 from batchgen.engine.engine import Engine
+from batchgen.families.dims import stored_dims
 from batchgen.families.family import family_spec
 from batchgen.families.hunyuan_video15 import decoder as hunyuan15
 from batchgen.families.hunyuan_video15.vae import Hunyuan15Vae, vae_decode_bytes, vae_tiles
+from batchgen.families.ltx import decoder as ltx
+from batchgen.families.ltx.vae import LtxVae
+from batchgen.families.ltx.vae import vae_tiles as ltx_tiles
 from batchgen.families.tiling import TiledDecoder, Tiling, reach_of
 from batchgen.families.wan import decoder
 from batchgen.request import Bucket
@@ -58,15 +63,18 @@ def test_tiles_cover_an_axis_once(cells: int, stride: int) -> None:
     assert max(span.cells for span in spans) <= stride + 10
 
 
-def test_a_cell_depends_on_no_more_cells_than_are_said(vae: Any) -> None:
+@pytest.mark.parametrize("patches", [False, True])
+def test_a_cell_depends_on_no_more_cells_than_are_said(vae: Any, patches: bool) -> None:
     """Another value in one cell where tiles begin changes pixels that far away, and none beyond."""
+    if patches:
+        vae = AutoencoderKLWan(**LATENTS, is_residual=True, patch_size=2, out_channels=12)
     x = torch.randn(1, 4, 1, 1, 40, generator=torch.Generator().manual_seed(2))
     other = x.clone()
     other[..., 20] += 1e3
     with torch.no_grad():
         a, b = (decoder._Decoding()._enlarged(vae.decoder, each) for each in (x, other))
     changed = torch.nonzero((a != b).any(dim=1).flatten(0, -2).any(0)).flatten() // 8
-    assert (20 - int(changed.min()), int(changed.max()) - 20) == (REACH, REACH)
+    assert max(20 - int(changed.min()), int(changed.max()) - 20) == REACH
     assert REACH == 9 and reach_of(4, convolutions=6) == 13
 
 
@@ -104,6 +112,89 @@ def test_tiles_take_less_memory(vae: Any) -> None:
     whole, tiled = peaks
     print(f"whole {whole / 2**20:.1f} MiB, tiled {tiled / 2**20:.1f} MiB")
     assert tiled < 0.75 * whole
+
+
+# ------------------------------------------------------------------------------------------ TI2V
+def test_tiles_of_patches_show_no_seam(one_thread: None) -> None:
+    """With as many cells as are said to be beside each; with few they do. They take less memory,
+    and no more than is forecast."""
+    torch.manual_seed(0)
+    spec, z = ti2v_spec(), torch.randn(1, 12, 2, 9, 60)
+    dims: Any = spec.dims
+    made: Any = AutoencoderKLWan(**stored_dims(dims.vae), **dims.vae.random_extras())
+    vae, tiles, peaks = made.eval(), served_by(spec).tiles, list[int]()
+    assert tiles is not None and (tiles.factor, tiles.reach) == (16, REACH)
+    tiling, bucket = Tiling(320 + tiles.beside, 320), Bucket(960, 144, 5)
+    found = list[Tensor]()
+    for each in (None, tiling, Tiling(320 + 4 * tiles.factor, 320)):
+        with torch.no_grad(), LiveBytes() as live:
+            video = decoder.decode_tiled(vae, z, each) if each else decoder.decode(vae, z)
+        found.append(video)
+        peaks.append(live.peak)
+    whole, tiled, seams = found
+    assert tiled.shape == whole.shape == (1, 3, 5, 144, 960)
+    assert float((tiled - whole).abs().max()) <= 1e-5 < float((seams - whole).abs().max())
+    forecast = tiles.kept_bytes(bucket)
+    forecast += family_spec("wan22_ti2v").decode_bytes(spec, tiling.largest(bucket, tiles.factor))
+    print([f"{each / 2**20:.1f} MiB" for each in (*peaks, forecast)])
+    assert peaks[1] < 0.85 * peaks[0] and peaks[1] <= forecast
+
+
+# ------------------------------------------------------------------------------------- LTX-Video
+LTX: dict[str, Any] = {
+    "latent_channels": 4,
+    "block_out_channels": (8, 8),
+    "down_block_types": ("LTXVideoDownBlock3D",) * 2,
+    "layers_per_block": (1,) * 3,
+    "spatio_temporal_scaling": (True,) * 2,
+    "decoder_block_out_channels": (8, 16),
+    "decoder_layers_per_block": (1,) * 3,
+    "decoder_spatio_temporal_scaling": (True,) * 2,
+    "decoder_inject_noise": (False,) * 3,
+    "upsample_residual": (False,) * 2,
+    "upsample_factor": (1,) * 2,
+    "patch_size": 2,
+}
+TIMED = LTX | {
+    "timestep_conditioning": True,
+    "decoder_block_out_channels": (32, 64),
+    "upsample_residual": (True,) * 2,
+    "upsample_factor": (2,) * 2,
+    "decoder_inject_noise": (False, True, False),
+}
+
+
+@pytest.mark.parametrize("sizes", first_quick([LTX, TIMED], 1), ids=["plain", "timed"])
+def test_tiles_of_ltx_video_show_no_seam(one_thread: None, sizes: dict[str, Any]) -> None:
+    """With as many cells as are said to be beside each; with one fewer they do. They take less
+    memory, and no more than is forecast."""
+    torch.manual_seed(0)
+    made: Any = AutoencoderKLLTXVideo(**sizes)
+    vae, dims = made.eval(), LtxVae(**sizes)
+    tiles, z, peaks = ltx_tiles(dims, 4), torch.randn(1, 4, 3, 12, 32), list[int]()
+    assert tiles is not None and tiles.factor == 4
+    tiling, bucket = Tiling(64 + tiles.beside, 64), Bucket(256, 96, 9)
+    time = torch.tensor([0.05]) if dims.timestep_conditioning else None
+    found = list[Tensor]()
+    for each in (None, tiling, Tiling(tiling.tile - 2 * tiles.factor, 64)):
+        torch.manual_seed(1)  # layers may draw noise
+        with torch.no_grad(), LiveBytes() as live:
+            found.append(ltx.decode(vae, z, time, each))
+        peaks.append(live.peak)
+    whole, tiled, seams = found
+    assert tiled.shape == whole.shape == (1, 3, 9, 96, 256)
+    assert float((tiled - whole).abs().max()) <= 1e-5 < float((seams - whole).abs().max())
+    pixels = [b.width * b.height * 9 for b in (bucket, tiling.largest(bucket, tiles.factor))]
+    forecast = tiles.kept_bytes(bucket) + pixels[1] * (6 * dims.last_channels + 12)
+    print([f"{each / 2**20:.1f} MiB" for each in (*peaks, forecast)])
+    assert peaks[1] < 0.8 * peaks[0] and peaks[1] <= forecast
+
+
+def test_noise_of_the_last_level_is_of_a_whole_frame() -> None:
+    noisy = TIMED | {"decoder_inject_noise": (True, False, False)}
+    assert ltx_tiles(LtxVae(**noisy), 4) is None
+    made: Any = AutoencoderKLLTXVideo(**noisy)
+    assert not ltx.known(made.eval())
 
 
 # ------------------------------------------------------------------------------ HunyuanVideo 1.5
