@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -106,14 +106,22 @@ class Tile:
         return larger[..., above : height - below, left : width - right]
 
 
+class Norm(Protocol):
+    """A norm over a whole map."""
+
+    def __call__(self, x: Tensor, tile: Tile) -> Tensor:
+        """Of the map the part that a tile sees, normed."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Norm:
-    """A group norm over a whole map, as a factor and a summand of each channel."""
+class GroupNorm:
+    """As a factor and a summand of each channel."""
 
     factor: Tensor
     summand: Tensor
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, tile: Tile) -> Tensor:
+        x = tile.seen(x)
         return torch.addcmul(self.summand, x.to(self.factor.dtype), self.factor).to(x.dtype)
 
 
@@ -138,7 +146,7 @@ class Layers:
                 x = self._residual(resnet, x)
             for upsampler in block.upsamplers or ():
                 x = self._upsample(upsampler, x)
-        norm = self._norm(decoder.conv_norm_out, x)
+        norm = self.norm(self.last_norm(decoder), x)
         pixels = self._convolved(decoder.conv_out, norm, decoder.conv_act, x)
         bring_to_first(self.tiling.ranks, pixels, self._areas(pixels))
         return pixels
@@ -160,16 +168,28 @@ class Layers:
         """Of what a residual block adds up."""
         return float(resnet.output_scale_factor)
 
+    def shortcut(self, resnet: Any) -> Any:
+        """Of a residual block that changes the width; None: of another one."""
+        return resnet.conv_shortcut
+
+    def last_norm(self, decoder: Any) -> Any:
+        """Before the last convolution."""
+        return decoder.conv_norm_out
+
+    def norm(self, norm: Any, x: Tensor) -> Norm:
+        """What a norm makes of a map."""
+        return self._group_norm(norm, x)
+
     # -------------------------------------------------------------------------------------- layers
     def _residual(self, resnet: Any, x: Tensor) -> Tensor:
         """In the place of its input, of which a tile alone is read once `inner` is there."""
-        inner = self._convolved(resnet.conv1, self._norm(resnet.norm1, x), resnet.nonlinearity, x)
-        norm, shortcut = self._norm(resnet.norm2, inner), resnet.conv_shortcut
+        inner = self._convolved(resnet.conv1, self.norm(resnet.norm1, x), resnet.nonlinearity, x)
+        norm, shortcut = self.norm(resnet.norm2, inner), self.shortcut(resnet)
         channels = self.plain(resnet.conv2).out_channels
         out = x.new_empty(inner.shape) if channels > x.shape[1] else x[:, :channels]
         for tile in self._tiles(x):
             added = tile.own(x) if shortcut is None else shortcut(tile.own(x))
-            seen = resnet.nonlinearity(norm(tile.seen(inner)))
+            seen = resnet.nonlinearity(norm(inner, tile))
             drawn = self.convolve(resnet.conv2, seen, tile)
             tile.own(out).copy_((added + drawn) / self.scale(resnet))
         return self._mended(out, self._areas(out))
@@ -190,15 +210,15 @@ class Layers:
         self.factor //= 2
         return self._mended(out, drawn)
 
-    def _convolved(self, conv: Any, norm: _Norm, activation: nn.Module, x: Tensor) -> Tensor:
+    def _convolved(self, conv: Any, norm: Norm, activation: nn.Module, x: Tensor) -> Tensor:
         """A new map: the convolution of what has been normed and activated."""
         out = x.new_empty(1, self.plain(conv).out_channels, *x.shape[2:])
         for tile in self._tiles(x):
-            seen = activation(norm(tile.seen(x)))
+            seen = activation(norm(x, tile))
             tile.own(out).copy_(self.convolve(conv, seen, tile))
         return self._mended(out, self._areas(out))
 
-    def _norm(self, norm: nn.GroupNorm, x: Tensor) -> _Norm:
+    def _group_norm(self, norm: nn.GroupNorm, x: Tensor) -> GroupNorm:
         """Means and variances of the tiles come to those of the map, in float32 at least."""
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         found = [x.new_empty(0, 3, norm.num_groups, dtype=exact)]
@@ -219,7 +239,7 @@ class Layers:
         factor = spread.repeat_interleave(each) * norm.weight.to(exact)
         summand = norm.bias.to(exact) - mean.repeat_interleave(each) * factor
         like = (1, -1, *(1,) * (x.dim() - 2))
-        return _Norm(factor.view(like), summand.view(like))
+        return GroupNorm(factor.view(like), summand.view(like))
 
     # --------------------------------------------------------------------------------------- tiles
     def _tiles(self, x: Tensor) -> Sequence[Tile]:

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from batchgen.caches.strategy import SignalKind
 from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.families.cogvideox import decoder
 from batchgen.families.cogvideox import spec as light
 from batchgen.families.cogvideox.attention import OneStreamAttention
 from batchgen.families.dims import stored_dims
 from batchgen.families.family import Condition, Item, Tokens, probe_request
 from batchgen.families.image_model import ImageModel
 from batchgen.families.sequence import Attends, Cut, SequencePlan
+from batchgen.families.tiling import tiled
 from batchgen.numerics.diffusion import ddim_steps, noise_levels, sde_steps
 from batchgen.numerics.edges import in_batches
 from batchgen.numerics.guidance import classifier_free
@@ -50,7 +52,7 @@ def build(
     spec: ModelSpec, system: SystemConfig, components: Mapping[str, Any], device: torch.device
 ) -> CogVideoX:
     """Make a CogVideoX from its loaded components."""
-    return CogVideoX(spec, components, device)
+    return tiled(CogVideoX(spec, components, device), system.vae)
 
 
 @lru_cache(maxsize=512)
@@ -171,7 +173,7 @@ class CogVideoX(ImageModel):
     def decode(self, latents: Tensor, bucket: Bucket) -> Tensor:
         video = latents[:, light.added_frames(self.spec, bucket) :].permute(0, 2, 1, 3, 4)
         video = 1 / self.vae.config.scaling_factor * video
-        return to_frames(self.vae.decode(video, return_dict=False)[0][0])
+        return to_frames(decoder.decode(self.vae, video, self.tiling)[0])
 
     # ------------------------------------------------------------------------------------ probes
     def random_item(self, bucket: Bucket, seed: int, expert: str) -> Item:

@@ -20,6 +20,7 @@ from batchgen.families.cogvideox.vae import (
     vae_decode_bytes,
     vae_decode_flops,
     vae_parameters,
+    vae_tiles,
 )
 from batchgen.families.dims import ComponentDims, stored
 from batchgen.families.encoders import T5Dims, t5_flops, t5_parameters
@@ -174,6 +175,7 @@ def capabilities(model: ModelSpec) -> Capabilities:
         ulysses=legal_ulysses(heads(model), MOST_RANKS),
         ring=RINGS,
         cache_strategies=(*OUTPUT_CACHES, *BLOCK_CACHES),
+        tiles=vae_tiles(dims(model).vae, BYTES[model.dtype]),
         solvers=("ddim", "sde"),
         sigma_shift=False,
         columns=("guidance_scale", "use_dynamic_cfg", "lora"),

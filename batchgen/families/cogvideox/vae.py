@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 from batchgen.errors import ConfigError
 from batchgen.families.dims import ComponentDims, stored
+from batchgen.families.tiling import TiledDecoder
 
 _KERNEL, _FLAT = 27, 9  # taps of a 3x3x3 convolution, and of one within a frame
 _AT_ONCE = 3  # latent frames that are decoded at a time: two, and the first with them
@@ -99,10 +101,30 @@ def vae_parameters(vae: CogVae) -> int:
     return total + _FLAT * sum(own**2 for own in channels[:-1])
 
 
+def vae_tiles(vae: CogVae, size: int) -> TiledDecoder:
+    """Layer by layer it keeps a piece's widest map at full resolution, what becomes of it, and the
+    last two frames that each convolution has seen; `size`: bytes a value."""
+    low, at_once = vae.block_out_channels[0], 1 + (_AT_ONCE - 1) * vae.temporal_factor
+    seen, cells = 2.0 * low, 1.0  # channels, of a pixel
+    for level in reversed([*_levels(vae)]):
+        cells /= 4 if level.grows else 1
+        each = level.inputs + (2 * vae.layers_per_block + 1) * level.channels
+        seen += 2 * cells * each
+    maps = _widest(vae) + low + math.ceil(seen / at_once)
+    return TiledDecoder(
+        vae.spatial_factor, vae.temporal_factor, maps=maps, at_once=at_once, size=size
+    )
+
+
+def _widest(vae: CogVae) -> int:
+    """Most channels of a map at full resolution."""
+    return vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
+
+
 def vae_decode_bytes(vae: CogVae, size: int, frames: int, height: int, width: int) -> int:
     """Peak bytes beside the weights for one row of so many latent frames, rows, columns, `size`
-    bytes a value: about 5 maps of a piece's second level at full resolution, and the video."""
+    bytes a value: about 10 maps of a piece's second level at full resolution, half of which is what
+    convolutions and norms keep of the piece before and of this one, and the video."""
     pixels, at_once = height * width * vae.spatial_factor**2, min(frames, _AT_ONCE)
-    widest = vae.block_out_channels[min(1, len(vae.block_out_channels) - 1)]
-    maps = 5 * size * (1 + (at_once - 1) * vae.temporal_factor) * pixels * widest
+    maps = 10 * size * (1 + (at_once - 1) * vae.temporal_factor) * pixels * _widest(vae)
     return maps + 3 * 4 * (1 + (frames - 1) * vae.temporal_factor) * pixels

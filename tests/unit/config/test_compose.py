@@ -194,7 +194,7 @@ def test_tiles_are_of_sizes_that_show_no_seam(job: Job) -> None:
     assert refusal(job(), "system.vae.tile=208") == (
         "system.vae.tile: 208: without system.vae.tiled=true there are no tiles; legal: null"
     )
-    said = refusal(job(model="cogvideox-2b"), tiled)
+    said = refusal(job(model="ltx-video-0.9.1"), tiled)
     assert said == "system.vae.tiled: true is not served yet; served: auto, false"
 
 

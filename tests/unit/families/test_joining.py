@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTXVideo,
@@ -21,6 +22,7 @@ from quick_cases import first_quick
 from torch import Tensor
 
 from batchgen.families import kl_decoder
+from batchgen.families.cogvideox import decoder as cogvideox
 from batchgen.families.hunyuan_video import decoder as hunyuan
 from batchgen.families.hunyuan_video15 import decoder as hunyuan15
 from batchgen.families.ltx import decoder as ltx
@@ -118,6 +120,18 @@ def ltx_case() -> tuple[Decode, Any, Tensor, Tiling]:
     return decode, vae, torch.randn(1, 4, 2, 8, 12), Tiling(32 + 40, 32)
 
 
+def cog_case() -> tuple[Decode, Any, Tensor, Tiling]:
+    vae: Any = AutoencoderKLCogVideoX(
+        latent_channels=4,
+        block_out_channels=(8, 16, 16),
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    return cogvideox.decode, vae, torch.randn(1, 4, 4, 7, 9), Tiling(16, 16)
+
+
 CASES = [
     (wan_case, 2),
     (kl_case, 3),
@@ -129,6 +143,8 @@ CASES = [
     (hunyuan15_case, 3),
     (ltx_case, 2),
     (ltx_case, 7),
+    (cog_case, 3),
+    (cog_case, 8),
 ]
 
 
