@@ -5,8 +5,9 @@ every pass): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `oo
 raises for want of device memory, `enospc` raises OSError ENOSPC, `stop` sends SIGSTOP, `sleep52`
 sleeps 52 s whatever signals come, `hog` takes memory until this process is killed. Beside the steps
 of a commit there are `row.<row_id>` and `host.<host>`, where a row begins; of rank N of a replica
-`meet.N`, `forward.N`, `collective.N` and `report.N` (orders are applied); and where device memory
-is asked for, `memory.move` (of a component), `memory.encode`, `memory.denoise` and `memory.decode`.
+`meet.N`, `forward.N`, `decode.N` (of what all decode), `collective.N` and `report.N` (orders are
+applied); and where device memory is asked for, `memory.move` (of a component), `memory.encode`,
+`memory.denoise` and `memory.decode`.
 Without the variable a point costs one dictionary look-up.
 """
 

@@ -36,20 +36,28 @@ TWO = ("slurm.executor=local", "slurm.ranks_per_node=2", "system.parallel.ulysse
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_in_a_decode_loses_no_row(new_job_folder) -> None:
-    """The one that follows, in the second row's; the frames are those of one rank."""
+@pytest.mark.parametrize(
+    ("ends", "said", "rung"),
+    [("kill", "ReplicaFailed", ""), ("oom", "ReplicaOutOfMemory", "model")],
+)
+def test_a_rank_that_ends_in_a_decode_loses_no_row(
+    new_job_folder, ends: str, said: str, rung: str
+) -> None:
+    """The one that follows, in the second row's: dead, or out of memory, so that the next attempt
+    has one component at a time on its devices. The frames are those of one rank."""
     work = new_job_folder(3)
-    said = work.here("plan", str(work.job), *FRAMES, *TILED, *TWO).out
-    assert "its 2 ranks share the 3 tiles of a decode" in " ".join(said.split())
-    killed = work.run(
+    plan = work.here("plan", str(work.job), *FRAMES, *TILED, *TWO).out
+    assert "its 2 ranks share the 3 tiles of a decode" in " ".join(plan.split())
+    ended = work.run(
         *FRAMES, *TILED, *TWO, "slurm.max_attempts=1",
-        env={"BATCHGEN_FAILPOINT": "decode.1:2:kill"},
+        env={"BATCHGEN_FAILPOINT": f"decode.1:2:{ends}"},
     )  # fmt: skip
-    assert killed.code == 1, killed.err
+    assert ended.code == 1, ended.err
     run = RunPaths(next(work.root.glob("job-*")))
     (attempt,) = read_status(run).attempts
-    assert (attempt.ended, attempt.commits) == ("ReplicaFailed", 1)
+    assert (attempt.ended, attempt.memory_rung) == (said, rung)
     assert "rank 1 of 2 on" in attempt.error and "decoding row row-00" in attempt.error
     done = work.call("resume", str(run.root), "--json")
     assert done.code == 0, done.err
     assert recorded(run) == recorded(work.run(*FRAMES, *TILED).run)
+    assert {*rows_of(run).memory_rung} <= {"", rung}
