@@ -88,9 +88,9 @@ class Finisher:
     def together(self, waiting: Sequence[Denoised | Broken]) -> int:
         """How many of the rows that wait are finished at once, from the first on."""
         first = waiting[0]
-        if isinstance(first, Broken) or self.packs is None or first.state.request.undecoded:
+        if isinstance(first, Broken) or self.packs is None:
             return 1
-        if first.frames is not None:
+        if first.state.request.undecoded or first.frames is not None:
             return 1
         mates = takewhile(lambda job: _to_decode(job) == first.bucket, waiting)
         return len([*islice(mates, self.sizes.size(first.bucket))])
@@ -232,8 +232,9 @@ class Finisher:
 
 def _to_decode(job: Denoised | Broken) -> Bucket | None:
     """The shape of a row that is still to be decoded."""
-    waits = isinstance(job, Denoised) and job.frames is None
-    return job.bucket if waits else None  # type: ignore[union-attr]
+    if isinstance(job, Broken) or job.frames is not None:
+        return None
+    return job.bucket
 
 
 def _refuse(state: RowState) -> NoReturn:
