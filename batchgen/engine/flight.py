@@ -23,7 +23,7 @@ from batchgen.engine.meter import RowMeter
 from batchgen.engine.orders import Decode, Join, Orders, Pack, Slot
 from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.recall import Memo
-from batchgen.engine.replica import Replica
+from batchgen.engine.replica import Joining, Replica
 from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import fits, unpack
 from batchgen.engine.team import Lost
@@ -133,6 +133,7 @@ class Flight:
             self.rows.pop(number, None)
         for join in orders.joins:
             self._join(join, outcome)
+        self._tabulate([join.number for join in orders.joins], outcome)
         if orders.probes or orders.packs or orders.reuses:
             flying = [*self.rows.values()]
             with self.clock.on("denoise"):
@@ -206,7 +207,6 @@ class Flight:
         request, device = row.request, self.replica.device
         self.replica.adapters.check(request.lora)
         whole = self.family.schedule(request)
-        tables = self.replica.tabulate(request, whole.timesteps.tolist(), len(row.conditions))
         branches = tuple(self._branch(condition) for condition in row.conditions)
         shared = tuple(tensor.to(device) for tensor in row.shared)
         meter.steps_total = len(whole) * len(branches)
@@ -215,7 +215,7 @@ class Flight:
         if join.snapshot is None or not fits(join.snapshot, latents):
             noise = noise_of(schedule, latents, request.seed)
             latents = latents.to(device)
-            own = History(), 0, cache, noise, shared, tables
+            own = History(), 0, cache, noise, shared
             return RowState(request, schedule, branches, latents, meter, *own)
         step = meter.restored = join.snapshot.step
         latents, history, kept = unpack(join.snapshot, device)
@@ -224,8 +224,31 @@ class Flight:
             cache.restore(step, kept)
             meter.cache_restarts = cache.restarts
         noise = noise_of(schedule, latents, request.seed, step)
-        own = history, step, cache, noise, shared, tables
+        own = history, step, cache, noise, shared
         return RowState(request, schedule, branches, latents, meter, *own)
+
+    def _tabulate(self, numbers: Sequence[int], outcome: Outcome) -> None:
+        """Make what stands in for weights that are not on the device, once for all rows that have
+        just joined."""
+        rows = {number: self.rows[number] for number in numbers if number in self.rows}
+        made = self.replica.tabulate(
+            [
+                Joining(
+                    row.request,
+                    row.latents,
+                    row.schedule.timesteps[row.step :].tolist(),
+                    [branch.condition for branch in row.branches],
+                )
+                for row in rows.values()
+            ]
+        )
+        if isinstance(made, Failed):
+            for number, row in rows.items():
+                outcome.fail(number, row.request, row.meter, made.error)
+                del self.rows[number]
+            return
+        for row, tables in zip(rows.values(), made, strict=True):
+            row.tables = tables
 
     def _branch(self, condition: Condition) -> Branch:
         here = tuple(tensor.to(self.replica.device) for tensor in condition)

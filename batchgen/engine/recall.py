@@ -4,8 +4,9 @@ Their output is computed of one item, as in a pipeline that draws nothing else, 
 timestep for all rows, or with a text for as long as a row in flight has it. A pack gets those of
 its items stacked. So these modules run once instead of once a tick, and no pack changes their bits.
 
-Of modules that see a timestep, whole tables are made when a row joins, if the weights are not on
-the device (`Recalled.like`): each then comes once for all timesteps of the row's schedule.
+Of modules whose weights are not on the device (`Recalled.like`) whole tables are made when rows
+join: each then comes once for all timesteps of their schedules. Those that see timestep, guidance
+and text at once are recalled there alone, since no two steps of a row are alike.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import wraps
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import torch
@@ -36,11 +37,14 @@ TIMESTEP_BYTES = 256 << 20  # 50 of a Qwen-Image take 221 MB
 
 # Of a module, computed in a batch of so many (`edges.in_batches`), with these adapters.
 Output = tuple[nn.Module, int, Loras]
+# Timestep and guidance of an item; the precision of its latents, to which a pipeline may round the
+# timestep; and its text, by the tensor of its states.
+Both: TypeAlias = tuple[float, float, torch.dtype, int]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Memo:
-    """What is kept of one timestep or one text: outputs, (1, ...)."""
+    """What is kept of one timestep, one text, or both: outputs, (1, ...)."""
 
     text: Tensor | None = None  # held, so that no other tensor can be taken for it
     outputs: dict[Output, Tensor] = field(default_factory=dict)
@@ -71,6 +75,16 @@ class Table:
     module: nn.Module
     plain: Callable[..., Tensor]
     like: nn.Module
+    sees: Sees
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A row whose tables are to be made: items with its timesteps and all else that they see, and
+    how many branches it has."""
+
+    items: Sequence[Item]
+    branches: int
 
 
 class Recall:
@@ -87,12 +101,15 @@ class Recall:
         self.residency: Residency | None = None  # of the weights; None: they are there
         self._tables: list[Table] = []
         self._held: WeakValueDictionary[float, Memo] = WeakValueDictionary()  # by rows, too
+        self._rows: WeakValueDictionary[Both, Memo] = WeakValueDictionary()  # by rows alone
+        self._last: Sequence[Memo] = ()  # of these, the last forward's
         self._watched: dict[nn.Module, list[Given]] | None = None
 
     @property
     def bytes(self) -> int:
         """Kept now."""
-        return sum(memo.bytes for memo in [*self._timesteps.values(), *self._texts.values()])
+        kept = [*self._timesteps.values(), *self._texts.values(), *self._rows.values()]
+        return sum(memo.bytes for memo in kept)
 
     @property
     def away(self) -> bool:
@@ -101,9 +118,14 @@ class Recall:
             self.residency.is_away(table.module) for table in self._tables
         )
 
+    @property
+    def sees_texts(self) -> bool:
+        """Whether tables are of a row's texts, too."""
+        return any(table.sees == "both" for table in self._tables)
+
     def clear(self) -> None:
         """Forget everything, as has to be when weights have changed. It is computed again."""
-        for memo in self._held.values():
+        for memo in [*self._held.values(), *self._rows.values()]:
             memo.clear()
         self._timesteps.clear()
         self._forget_texts()
@@ -112,6 +134,7 @@ class Recall:
         """Memory is short: forget all that is computed again where it is."""
         if not self.away:
             self._timesteps.clear()
+        self._last = ()
         self._forget_texts()
 
     def keep_no_texts(self) -> None:
@@ -134,34 +157,38 @@ class Recall:
         model.signal = lambda item, kind: self._of([item], lambda: signal(item, kind))
 
     def tabulate(
-        self, forward: Callable[[Item], object], item: Item, timesteps: Sequence[float], batch: int
-    ) -> tuple[Memo, ...]:
-        """Make the tables of a row, and keep them as long as it holds what is returned. `forward`:
-        of an item like its own, which runs no blocks; `batch`: branches of the row."""
+        self, forward: Callable[[Item], object], rows: Sequence[Joined]
+    ) -> list[tuple[Memo, ...]]:
+        """Make the tables of rows that join, with one set of adapters, and keep those of each as
+        long as it holds what is returned. `forward`: of one of their items, which runs no blocks.
+        """
         if not self.on:
-            return ()
+            return [()] * len(rows)
         self.timestep_bytes = TABLE_BYTES
-        memos, what = {t: self._timestep(t) for t in timesteps}, (batch, item.request.lora)
-        new = [t for t, memo in memos.items() if what not in memo.tables]
+        memos = [[self._memo(item) for item in row.items] for row in rows]
+        new = dict[tuple[int, int], Item]()  # by memo and branches
+        for row, own in zip(rows, memos, strict=True):
+            for item, memo in zip(row.items, own, strict=True):
+                if (row.branches, item.request.lora) not in memo.tables:
+                    new.setdefault((id(memo), row.branches), item)
         if new:
-            self._make_tables(forward, item, new)
-        for memo in memos.values():
-            memo.tables.add(what)
-        return tuple(memos.values())
+            self._make_tables(forward, [*new.values()])
+        for row, own in zip(rows, memos, strict=True):
+            for memo in own:
+                memo.tables.add((row.branches, row.items[0].request.lora))
+        return [tuple(own) for own in memos]
 
-    def _make_tables(
-        self, forward: Callable[[Item], object], item: Item, timesteps: Sequence[float]
-    ) -> None:
+    def _make_tables(self, forward: Callable[[Item], object], items: Sequence[Item]) -> None:
         self._watched = {table.like: [] for table in self._tables}
         try:
-            for timestep in timesteps:
-                forward(replace(item, timestep=timestep))
+            for item in items:
+                forward(item)
             watched = self._watched
         finally:
             self._watched = None
-        self._loras = item.request.lora
+        self._loras = items[0].request.lora
         for table in self._tables:
-            self._outputs(table.module, table.plain, "timestep", watched[table.like])
+            self._outputs(table.module, table.plain, table.sees, watched[table.like])
 
     def weights(self, family: FamilyModel, experts: Iterable[str]) -> dict[nn.Module, str]:
         """The modules that tables can stand in for, with their components."""
@@ -197,10 +224,25 @@ class Recall:
         texts = [self._texts.get(id(item.condition[0])) for item in items]
         if self.text_bytes and any(texts):
             self._items["text"] = texts
+        if self.sees_texts and self.away:
+            self._items["both"] = self._last = [self._row(item) for item in items]
         try:
             yield
         finally:
             self._items = {}
+
+    def _memo(self, item: Item) -> Memo:
+        """Where the tables of an item's step are."""
+        return self._row(item) if self.sees_texts else self._timestep(item.timestep)
+
+    def _row(self, item: Item) -> Memo:
+        """It is forgotten when no row holds it any more, but for the last forward's."""
+        states, request = item.condition[0], item.request
+        what = item.timestep, request.guidance_scale, item.latents.dtype, id(states)
+        memo = self._rows.get(what)
+        if memo is None:
+            memo = self._rows[what] = Memo(states)
+        return memo
 
     def _timestep(self, timestep: float) -> Memo:
         kept = self._timesteps
@@ -226,7 +268,7 @@ class Recall:
                 if fnmatchcase(name, one.modules):
                     if one.like:
                         like = transformer.get_submodule(one.like)
-                        self._tables.append(Table(module, module.forward, like))
+                        self._tables.append(Table(module, module.forward, like, one.sees))
                     led = self._led_padded if one.padded else self._led
                     module.forward = led(module, one)
 
@@ -235,6 +277,7 @@ class Recall:
         timestep = kwargs.get("timestep")
         if timestep is not None and timestep.ndim > 1:
             self._items.pop("timestep", None)
+            self._items.pop("both", None)
 
     def _led(self, module: nn.Module, one: Recalled) -> Callable[..., Tensor]:
         plain: Callable[..., Tensor] = module.forward

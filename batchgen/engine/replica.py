@@ -26,10 +26,20 @@ from batchgen.engine.parallel.split import Split
 from batchgen.engine.parallel.tiles import DividedDecodes
 from batchgen.engine.pictures import PictureBook
 from batchgen.engine.prompts import EncodedRow, PromptBook
-from batchgen.engine.recall import Memo, Recall
+from batchgen.engine.recall import Joined, Memo, Recall
 from batchgen.engine.team import Team
-from batchgen.families.family import FamilyModel, Item
+from batchgen.families.family import Condition, FamilyModel, Item
 from batchgen.request import Bucket, Request
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joining:
+    """What the tables of a row are made from."""
+
+    request: Request
+    latents: Tensor  # before its next step
+    timesteps: Sequence[float]  # that are left
+    conditions: Sequence[Condition]  # of its branches, on the device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,28 +92,46 @@ class Replica:
         with self.split.whole() if self.split else nullcontext(), first:
             return self.family.signal(item, kind)
 
-    def tabulate(
-        self, request: Request, timesteps: Sequence[float], branches: int
-    ) -> tuple[Memo, ...]:
-        """Make the tables of a row that joins, where they stand in for weights; it has to hold
-        them. Where there is no room, its forwards make them as they need them."""
-        if not self.recall.away:
-            return ()
-        made = attempt(lambda: self._tabulate(request, timesteps, branches))
-        if not isinstance(made, Failed):
-            return made
-        if not is_short(made):
-            raise made.error
-        return ()
+    def tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...]] | Failed:
+        """Make the tables of rows that join together, where they stand in for weights; each has to
+        hold its own. Where there is no room, their forwards make them as they need them."""
+        if not rows or not self.recall.away:
+            return [()] * len(rows)
+        made = attempt(lambda: self._tabulate(rows))
+        return [()] * len(rows) if is_short(made) else made
 
-    def _tabulate(
-        self, request: Request, timesteps: Sequence[float], branches: int
-    ) -> tuple[Memo, ...]:
-        expert, size = self.family.expert(request, timesteps[0]), self.smallest
+    def _tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...]]:
+        request, size = rows[0].request, self.smallest
+        expert = self.family.expert(request, rows[0].timesteps[0])
         self.residency.ensure(expert)
-        row = replace(request, width=size.width, height=size.height, num_frames=size.num_frames)
-        item = replace(self.family.random_item(size, 0, expert), request=row)
+        like = self.family.random_item(size, 0, expert)
+        joined = [Joined(self._items(row, like), len(row.conditions)) for row in rows]
+        found: dict[int, tuple[Memo, ...]] = {}
         whole = self.split.whole() if self.split else nullcontext()
         with whole, self.stacks.told(NO_BLOCKS):
-            forward = lambda one: self.family.forward([one])  # noqa: E731
-            return self.recall.tabulate(forward, item, timesteps, branches)
+            for loras in dict.fromkeys(row.request.lora for row in rows):
+                these = [at for at, row in enumerate(rows) if row.request.lora == loras]
+                forward = lambda one: self.family.forward([one])  # noqa: E731
+                made = self.recall.tabulate(forward, [joined[at] for at in these])
+                found |= zip(these, made, strict=True)
+        return [found[at] for at in range(len(rows))]
+
+    def _items(self, row: Joining, like: Item) -> list[Item]:
+        """Of the steps that are left, as small as they can be."""
+        size = self.smallest
+        request = replace(
+            row.request, width=size.width, height=size.height, num_frames=size.num_frames
+        )
+        conditions = row.conditions if self.recall.sees_texts else [like.condition]
+        now, later = (like.latents.to(d) for d in (row.latents.dtype, self.family.state_dtype))
+        return [
+            replace(
+                like,
+                request=request,
+                timestep=timestep,
+                condition=condition,
+                latents=later if step else now,
+            )
+            for condition in conditions
+            for step, timestep in enumerate(row.timesteps)
+        ]

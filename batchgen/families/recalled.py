@@ -1,25 +1,27 @@
-"""Which modules of a transformer see a timestep, or a text, and nothing else."""
+"""Which modules of a transformer see a timestep, or a text, or both, and nothing else."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Sees = Literal["timestep", "text"]
-# Of tables that stand in for weights: 230 timesteps of a Qwen-Image, four schedules of 50 and more.
+Sees = Literal["timestep", "text", "both"]  # both: timestep, guidance and text at once
+# Of tables by timestep that stand in for weights: 230 timesteps of a Qwen-Image, four schedules of
+# 50 and more.
 TABLE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """Modules whose output follows from an item's timestep alone, or from its text alone: computed
-    once and recalled after (`engine/recall.py`). A forward gives each one input with all its items,
-    undivided over ranks."""
+    """Modules whose output follows from an item's timestep alone, from its text alone, or from
+    these with its guidance: computed once and recalled after (`engine/recall.py`). A forward gives
+    each one input with all its items, undivided over ranks."""
 
     modules: str  # a name with `*` for the numbers of blocks
     sees: Sees
-    # Of modules in blocks, one outside that is given the same. Where their component is not
-    # resident they wait on the host: tables stand in for them, made from what that one is given.
+    # Of modules in blocks, one outside that is given the same and is recalled as they are. Where
+    # their component is not resident they wait on the host: tables stand in for them, made from
+    # what that one is given.
     like: str = ""
     # They are given texts padded to the longest of their pack, a mask or None, and what else there
     # is of each token, all (items, tokens, ...).

@@ -77,11 +77,16 @@ def presets() -> dict[str, list[ModelSpec]]:
 
 def renewed(text: str) -> str:
     """The text with today's table; ConfigError if it has no place for one."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ConfigError(f"there is no table: it stands between the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return placed(text, BEGIN, END, table())
+
+
+def placed(text: str, begin: str, end: str, table: str) -> str:
+    """The text with a table between these lines; ConfigError if they are not there."""
+    before, begun, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise ConfigError(f"there is no table: it stands between the lines {begin} and {end}")
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def _cells(name: str, served: Sequence[Capabilities]) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from batchgen.planning.memory import (
     on_cpu,
     precision_of,
     residencies,
+    row_tables,
     weights_of,
 )
 from batchgen.planning.timemodel import (
@@ -115,6 +116,7 @@ class _Copies:
 
     expert: tuple[float, ...] = ()
     encoders: tuple[float, ...] = ()
+    tables: float = 0.0  # for what tables of rows that join together are made of
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        kept, sequence = self._kept(degrees, items), degrees.sequence
+        kept, sequence = self._kept(degrees, items, memory), degrees.sequence
         shares = {"sequence": sequence, "items": items, "kept": kept}
         beside = adapter_bytes(job, self.work)
         need = need_of(job, self.demanding, memory, beside=beside, **shares)
@@ -158,6 +160,9 @@ class _Pricing:
         """Seconds of each block that is copied for a forward; 0 if it stays."""
         weights, found = weights_of(self.job), _Copies()
         for part in weighty(self.job.model):
+            if places[part.name] != "resident" and weights.row_tables(part):
+                away = sum(weights.away(part)) / self._rate(places[part.name])
+                found = replace(found, tables=away)
             if places[part.name] in STREAMING and part.blocks:
                 streamed = weights.streamed(part)
                 blocks = streamed.streamed(stay if part.stacks else 0)
@@ -168,14 +173,21 @@ class _Pricing:
                     found = replace(found, encoders=found.encoders + copies)
         return found
 
-    def _kept(self, degrees: Degrees, items: int) -> int:
+    def _kept(self, degrees: Degrees, items: int, memory: MemoryMode) -> int:
         """Bytes that the rows in flight keep, of the shape that keeps most."""
         model = replace(self.job.model, dtype=precision_of(self.job))
+        each = row_tables(self.job, memory)  # every rank has them whole
         return max(
             in_flight(self.job, part.branches, degrees, self._packed(part.bucket, items))
             * reserve_bytes(model, part.bucket, part.caches, degrees.sequence)
+            + ceil(self._in_flight(part, items) * part.branches * part.longest) * each
             for part in self.work
         )
+
+    def _in_flight(self, part: Work, items: int) -> int:
+        """Rows of a shape at a time, which join together."""
+        most = self.job.system.batch.max_rows_in_flight
+        return ceil(self._packed(part.bucket, items) / part.branches) if most == "auto" else most
 
     def _rows(
         self, degrees: Degrees, items: int, copies: _Copies | None = None
@@ -202,8 +214,10 @@ class _Pricing:
         texts = min(TEXTS_ABREAST, ceil(part.rows / degrees.dp))
         encode = self._streamed(texts * costs.encode, copies.encoders) / texts
         images = costs.images * part.illustrated / part.rows
-        joined = joined_seconds(self._joined(part.bucket), degrees.replica, wires)
-        return denoise / part.rows + encode + images + costs.decode + joined
+        tiles = joined_seconds(self._joined(part.bucket), degrees.replica, wires)
+        joining = min(self._in_flight(part, items), ceil(part.rows / degrees.dp))
+        denoise = denoise / part.rows + copies.tables / joining
+        return denoise + encode + images + costs.decode + tiles
 
     def _streamed(self, compute: float, copies: Sequence[float]) -> float:
         """Seconds of a forward whose blocks come to it. A CPU copies before it computes."""
@@ -234,11 +248,12 @@ class _Pricing:
 
     def _moves_s(self, degrees: Degrees, places: Places, copies: _Copies) -> float:
         """Components on their way to the device and away, window by window, without the blocks that
-        stream; and what tables are made of, for each shape."""
+        stream; and what tables of timesteps are made of, for each shape."""
         weights = weights_of(self.job)
         moving = [p for p in weighty(self.job.model) if places[p.name] != "resident"]
         each = [weights.held(p, "model") / self._rate(places[p.name]) for p in moving]
-        tables = sum(sum(weights.away(p)) / self._rate(places[p.name]) for p in moving)
+        shared = [p for p in moving if not weights.row_tables(p)]
+        tables = sum(sum(weights.away(p)) / self._rate(places[p.name]) for p in shared)
         experts = sum(bool(part.stacks) for part in moving)
         streamed = experts * sum(copies.expert) + sum(copies.encoders)
         asked = self.job.system.batch.window

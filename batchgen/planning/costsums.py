@@ -25,6 +25,7 @@ class CostSums:
         self._seconds: dict[Bucket, BucketSeconds] = {}
         self._sums: dict[Bucket, np.ndarray] = defaultdict(lambda: np.zeros(7))  # see `add`
         self._caches: dict[Bucket, set[str]] = defaultdict(set)  # strategies of its rows
+        self._most: dict[Bucket, int] = defaultdict(int)  # steps of a row
 
     def add(
         self,
@@ -53,6 +54,9 @@ class CostSums:
         sums = [np.bincount(inverse, weights=part * rendered) for part in parts]
         for bucket, more in zip(buckets, np.stack(sums, 1), strict=True):
             self._sums[bucket] += more
+        for at, bucket in enumerate(buckets):
+            most = int((steps * rendered)[inverse == at].max())
+            self._most[bucket] = max(self._most[bucket], most)
         if cached is not None:
             for at, name in cached.strategies(np.where(rendered, inverse, -1)):
                 self._caches[buckets[at]].add(name)
@@ -95,6 +99,7 @@ class CostSums:
             audit_evaluations=int(again),
             caches=tuple(sorted(self._caches[bucket])),
             illustrated=int(given),
+            most_steps=self._most[bucket],
         )
 
 

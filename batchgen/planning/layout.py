@@ -202,14 +202,14 @@ def _held(job: JobConfig, chosen: Candidate) -> str:
     """What stays on the device, and what that costs."""
     if chosen.memory == "resident":
         return "all components stay"
+    slower = f"{chosen.slower:.2f} x the time of a row with all resident"
     if chosen.memory == "model":
-        return "one component at a time"
+        return "one component at a time" + (f": {slower}" if chosen.slower >= 1.005 else "")
     blocks, stay = family_spec(job.model.family).layers(job.model), chosen.resident_blocks
     come = "come from disk" if chosen.memory == "disk" else "stream"
     others = f"of a transformer's {blocks} blocks {stay} stay and the others {come}"
     if stay == blocks:
         others = f"the encoder's blocks {come}"
-    slower = f"{chosen.slower:.2f} x the time of a row with all resident"
     return f"one component at a time, {others}: {slower}"
 
 

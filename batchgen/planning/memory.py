@@ -207,10 +207,24 @@ def weights_of(job: JobConfig) -> Weights:
     return Weights(job.model, precision_of(job), job.system)
 
 
+def row_tables(job: JobConfig, memory: MemoryMode) -> int:
+    """Bytes that a row in flight keeps for each of its evaluations, in place of weights that are
+    not on the device (`Weights.row_tables`)."""
+    weights = weights_of(job)
+    places = places_of(job.model, memory, _asked(job))
+    parts = [part for part in weights.of("denoise") if places[part.name] != "resident"]
+    return max(map(weights.row_tables, parts), default=0)
+
+
+def _asked(job: JobConfig) -> dict[str, MemoryMode]:
+    """Places of components that a job names."""
+    return {name: c.memory for name, c in job.system.components.items() if c.memory is not None}
+
+
 def _own_places(job: JobConfig, weights: Weights, memory: MemoryMode) -> Places:
     """Of the components that live otherwise than `memory`: as the job asks, and encoders whose
     blocks need not stream, since they fit."""
-    asked = {name: c.memory for name, c in job.system.components.items() if c.memory is not None}
+    asked = _asked(job)
     encoders, places = weights.of("encode"), places_of(job.model, memory, asked)
     streams = {p.name for p in encoders if places[p.name] == "stream" and p.name not in asked}
     if _fills(job) and sum(map(weights.whole, encoders)) <= room_bytes(job):

@@ -58,6 +58,7 @@ class BucketForecast:
     audit_evaluations: int = 0  # of these drawings; not in `evaluations`
     caches: tuple[str, ...] = ()  # strategies of these rows, by name
     illustrated: int = 0  # rows that are given images, for which seconds are counted
+    most_steps: int = 0  # of the solver, of any row; 0 in a plan that is older than this
 
     @property
     def cost_s(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -35,6 +36,12 @@ class Work:
     caches: tuple[str, ...] = ()  # strategies of rows, by name
     adapted: int = 0  # numbers in all LoRA files of the plan, which are there from set-up
     illustrated: int = 0  # rows that are given images
+    most_steps: int = 0  # of the solver, of any row; 0: they are alike
+
+    @property
+    def longest(self) -> int:
+        """Steps of the row that has most."""
+        return self.most_steps or ceil(self.steps / self.rows)
 
     @property
     def branches(self) -> float:
@@ -52,7 +59,16 @@ def _planned(b: BucketForecast, adapted: int) -> Work:
     steps = b.steps or b.evaluations
     again = round(b.audit_evaluations * steps / max(1, b.evaluations))
     evaluations = b.evaluations + b.audit_evaluations
-    return Work(b.bucket, b.rows, steps + again, evaluations, b.caches, adapted, b.illustrated)
+    return Work(
+        b.bucket,
+        b.rows,
+        steps + again,
+        evaluations,
+        b.caches,
+        adapted,
+        b.illustrated,
+        b.most_steps,
+    )
 
 
 def _values(loras: Mapping[str, LoraFile]) -> int:
@@ -84,6 +100,7 @@ class _Sums:
 
     parts: np.ndarray  # rows, steps, evaluations, rows with images
     caches: set[str]
+    most_steps: int = 0
 
 
 def _add(found: dict[str, _Sums], part: pa.RecordBatch, model: ModelSpec, audit_every: int) -> None:
@@ -108,6 +125,7 @@ def _add(found: dict[str, _Sums], part: pa.RecordBatch, model: ModelSpec, audit_
     for at, name in enumerate(names.tolist()):
         mine = found.setdefault(name, _Sums(np.zeros(4), set()))
         mine.parts += sums[:, inverse == at].sum(1)
+        mine.most_steps = max(mine.most_steps, int(column("num_steps")[inverse == at].max()))
         mine.caches |= {*np.unique(caches[inverse == at].astype(str)).tolist()}
 
 
@@ -115,7 +133,7 @@ def _work(bucket: Bucket, sums: _Sums, adapted: int) -> Work:
     """`adapted`: values of the adapters that rows may have."""
     rows, steps, evaluations, given = (round(float(part)) for part in sums.parts)
     caches = tuple(sorted(sums.caches - {NONE}))
-    return Work(bucket, rows, steps, evaluations, caches, adapted, given)
+    return Work(bucket, rows, steps, evaluations, caches, adapted, given, sums.most_steps)
 
 
 def _audits(cached: np.ndarray, keys: np.ndarray, every: int) -> np.ndarray:

@@ -52,10 +52,13 @@ COMPONENTS = (
         dims="transformer",
         stacks=("transformer_blocks", "single_transformer_blocks"),
         flows=("encoder_hidden_states", "hidden_states"),
-        # blocks modulate by timestep, guidance and pooled text at once
-        recalled=(
+        recalled=(  # blocks modulate by timestep, guidance and pooled text: 27 % of the weights
             Recalled("time_text_embed.timestep_embedder", "timestep"),
             Recalled("time_text_embed.text_embedder", "text"),
+            Recalled("transformer_blocks.*.norm1.linear", "both", like="norm_out.linear"),
+            Recalled("transformer_blocks.*.norm1_context.linear", "both", like="norm_out.linear"),
+            Recalled("single_transformer_blocks.*.norm.linear", "both", like="norm_out.linear"),
+            Recalled("norm_out.linear", "both"),
         ),
     ),
     Component(

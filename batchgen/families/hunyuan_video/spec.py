@@ -43,6 +43,7 @@ from batchgen.families.hunyuan_video.vae import (
     vae_tiles,
 )
 from batchgen.families.parts import FLOW_SCHEDULER, encoder, tokenizer
+from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.request import MAX_FRAMES, MAX_SIDE, Bucket, ModelDefaults
 
@@ -60,6 +61,12 @@ COMPONENTS = (
         stacks=("transformer_blocks", "single_transformer_blocks"),
         flows=("hidden_states", "encoder_hidden_states"),
         drawn=0,
+        recalled=(  # blocks modulate by timestep, guidance and pooled text: 27 % of the weights
+            Recalled("transformer_blocks.*.norm1.linear", "both", like="norm_out.linear"),
+            Recalled("transformer_blocks.*.norm1_context.linear", "both", like="norm_out.linear"),
+            Recalled("single_transformer_blocks.*.norm.linear", "both", like="norm_out.linear"),
+            Recalled("norm_out.linear", "both"),
+        ),
     ),
     encoder("text_encoder", "LlamaModel", "llama", "layers"),
     encoder("text_encoder_2", "CLIPTextModel", "clip_text_model"),

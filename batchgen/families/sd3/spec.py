@@ -62,9 +62,12 @@ COMPONENTS = (
         dims="transformer",
         stacks=("transformer_blocks",),
         flows=("encoder_hidden_states", "hidden_states"),
-        recalled=(
+        recalled=(  # blocks modulate by timestep and pooled text: a third of the weights
             Recalled("time_text_embed.timestep_embedder", "timestep"),
             Recalled("time_text_embed.text_embedder", "text"),
+            Recalled("transformer_blocks.*.norm1.linear", "both", like="norm_out.linear"),
+            Recalled("transformer_blocks.*.norm1_context.linear", "both", like="norm_out.linear"),
+            Recalled("norm_out.linear", "both"),
         ),
     ),
     encoder("text_encoder", "CLIPTextModelWithProjection", "clip_text_model"),

@@ -22,6 +22,7 @@ from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.lockstep import Lockstep
+from batchgen.engine.memory.stream import tensors_of
 from batchgen.errors import OutOfMemory
 from batchgen.records import Climb
 from batchgen.request import Request
@@ -109,6 +110,12 @@ def weights(engine: Engine, *parts: str) -> int:
     return sum(t.nbytes for p in parts for t in (*modules[p].parameters(), *modules[p].buffers()))
 
 
+def alone(engine: Engine, expert: str) -> int:
+    """Bytes of a transformer on the device, where tables stand in for some of its weights."""
+    away = engine.replica.recall.weights(engine.family, [expert])
+    return weights(engine, expert) - sum(t.nbytes for m in away for t in tensors_of(m))
+
+
 def forget_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Failpoints count from here."""
     monkeypatch.setattr(failpoints, "_passes", Counter())
@@ -167,7 +174,7 @@ def test_components_leave_for_the_forward_of_one_item(
     """With two experts, rows of both may be in flight: each forward finds its own."""
     engine = load(specs[name], climbs := [], overlap=overlap)
     experts = engine.replica.residency.plan.experts
-    device = SmallDevice(engine, weights(engine, experts[0]) + 1000, {"denoise": 900})
+    device = SmallDevice(engine, alone(engine, experts[0]) + 1000, {"denoise": 900})
     drawn = render(engine, rows(name))
     assert_same(drawn, plain[name])
     halved = [Climb("smaller", "denoise", climbs[0].bucket, n) for n in (4, 2, 1)]
@@ -201,7 +208,7 @@ def test_blocks_stream_for_the_forward_of_one_item(
 ) -> None:
     engine = load(specs[name], climbs := [], memory={"prefetch": 0})
     experts = engine.replica.residency.plan.experts
-    SmallDevice(engine, weights(engine, experts[0]) - 1000, {"denoise": 900})
+    SmallDevice(engine, alone(engine, experts[0]) - 1000, {"denoise": 900})
     drawn = render(engine, rows(name))
     assert_same(drawn, plain[name])
     assert [climb.rung for climb in climbs][-3:] == ["smaller", "model", "stream"]

@@ -342,10 +342,13 @@ def test_rows_of_a_plan_are_summed_by_shape(
     plan = make_plan(job_over(write_rows(columns)), tmp_path / "plan.parquet")
     model = tiny_job.model
     clips, image = Bucket(64, 64, 9), Bucket(64, 64, 1)
-    whole = {Work(clips, 3, 18, 30), Work(image, 1, 5, 10)}
+    whole = {
+        Work(clips, 3, 18, 30, most_steps=8),
+        Work(image, 1, 5, 10, most_steps=5),
+    }
     assert set(planned_work(plan)) == whole
     assert set(read_work(plan.path, np.arange(4), model)) == whole
-    assert read_work(plan.path, np.array([1, 3]), model) == [Work(clips, 2, 14, 22)]
+    assert read_work(plan.path, np.array([1, 3]), model) == [Work(clips, 2, 14, 22, most_steps=8)]
     assert read_work(plan.path, np.array([], int), model) == []
     assert planned_work(plan)[0].branches == pytest.approx(30 / 18)
 

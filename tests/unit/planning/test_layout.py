@@ -6,18 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from batchgen.config.compose import compose_job
-from batchgen.config.schema import DeviceConfig, JobConfig
+from batchgen.config.schema import CompileConfig, DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.components import component_bytes
 from batchgen.families.family import family_spec
 from batchgen.planning.cost import start_up_seconds
-from batchgen.planning.layout import choose_layout, resolve_layout
-from batchgen.planning.memory import GIB, most_demanding, need_of, weights_of
+from batchgen.planning.layout import choose_layout, resolve_layout, survey
+from batchgen.planning.memory import GIB, most_demanding, need_of, row_tables, weights_of
 from batchgen.planning.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
@@ -172,6 +171,44 @@ def test_weights_with_tables_in_their_place_wait_on_the_host(
     assert sum(streamed.blocks) + streamed.rest == weights.held(part, "model")
 
 
+@pytest.mark.parametrize(
+    ("model", "gib", "row_mb"),
+    [("flux.1-dev", 6.01, 2.1), ("sd3.5-large", 4.98, 2.2), ("hunyuan-video", 6.33, 2.21)],
+)
+def test_rows_keep_tables_of_their_texts(job: Make, model: str, gib: float, row_mb: float) -> None:
+    """In place of weights: as many numbers for each evaluation as these have rows."""
+    config = job(f"model={model}", "model.weights=random")
+    weights = weights_of(config)
+    [part] = weights.of("denoise")
+    away = weights.away(part)
+    assert sum(away) / GIB == pytest.approx(gib, abs=0.01)
+    assert weights.row_tables(part) / 1e6 == pytest.approx(row_mb, rel=0.01)
+    whole = weights.whole(part)
+    assert weights.held(part, "resident") == whole
+    assert weights.held(part, "model") == whole - sum(away) + max(away)
+    assert row_tables(config, "resident") == 0
+    assert row_tables(config, "model") == row_tables(config, "stream") == weights.row_tables(part)
+    compiled = replace(config.system, compile=CompileConfig(mode="default"))
+    assert row_tables(replace(config, system=compiled), "model") == 0
+
+
+def test_tables_of_texts_are_counted_with_the_rows_and_priced_with_their_joining(job: Make) -> None:
+    """Of the row with most steps; the weights come once for rows that join together."""
+    mode = "system.memory.mode=model"
+    flux = job("model=flux.1-dev", mode, "system.batch.max_rows_in_flight=4")
+    images = Work(Bucket(1024, 1024, 1), 64, 64 * 28, 64 * 28)
+    mixed = replace(images, most_steps=50)
+    found = [survey(flux, [work]).chosen for work in (images, mixed)]
+    each = row_tables(flux, "model")
+    assert found[1].kept_bytes - found[0].kept_bytes == 4 * (50 - 28) * each
+    together, alone = (
+        survey(job("model=flux.1-dev", mode, f"system.batch.max_rows_in_flight={rows}"), [images])
+        for rows in (4, 1)
+    )
+    assert 1 < together.chosen.slower < alone.chosen.slower
+    assert f"{alone.chosen.slower:.2f} x the time of a row" in alone.layout.reason
+
+
 def test_the_shape_that_needs_the_most_memory_decides(job: Make) -> None:
     config, small = job(gib=15.5), Bucket(208, 128, 9)
     assert most_demanding(config, [small, CLIP, small]) == CLIP
@@ -203,31 +240,3 @@ def test_on_a_cpu_ranks_that_dp_leaves_share_rows_as_it_pays(
         ROOT / "jobs" / "flux1_dev_1024.yaml", [*two, "system.parallel.dp=1"]
     ).config
     assert degrees(choose_layout(config, [images])) == shared
-
-
-def test_the_table_of_the_readme_is_what_is_planned() -> None:
-    """Each mode, then the same with fp8."""
-    jobs = {
-        "FLUX.1": "flux1_dev_1024",
-        "Wan2.1 1.3B": "wan21_1_3b_480p",
-        "Wan2.1 14B": "wan21_14b_720p",
-        "Wan2.2 A14B": "wan22_a14b_720p",
-    }
-    lines = (WAN.parents[1] / "README.md").read_text().splitlines()
-    for name, job in jobs.items():
-        (line,) = (line for line in lines if line.startswith(f"| {name}, "))
-        title, *gib = [cell.strip() for cell in line.strip("|").split("|")]
-        size = [int(side) for side in title.split(", ")[1].split("x")]
-        bucket = Bucket(size[0], size[1], size[2] if len(size) > 2 else 1)
-        config = compose_job(WAN.with_name(f"{job}.yaml"), ["slurm=h200x8"]).config
-        found = [
-            need_of(with_memory(config, mode, store), bucket, mode).peak_bytes / 1024**3
-            for store in ("same", "fp8")
-            for mode in ("resident", "model", "stream")
-        ]
-        assert [f"{each:.1f}" for each in found] == gib, name
-
-
-def with_memory(config: JobConfig, mode: Any, store_dtype: Any) -> JobConfig:
-    memory = replace(config.system.memory, mode=mode, store_dtype=store_dtype)
-    return replace(config, system=replace(config.system, memory=memory))
