@@ -24,6 +24,7 @@ from batchgen.caches.blocks import WHOLE, Attention, Blocks
 from batchgen.engine.memory.stream import Feed
 from batchgen.families.family import Component, FamilyModel, Item, family_spec
 from batchgen.families.sequence import SequencePlan
+from batchgen.numerics.around import surrounded
 
 _PLACE = "_place_among_attentions"  # attribute of an attention that `Stacks` leads
 Flow = tuple[Tensor, ...]  # what goes from block to block, each (items, tokens, width)
@@ -267,7 +268,7 @@ class BlockStack(nn.ModuleList):
         for number, block in zip(self.span, self[:], strict=True):
             flow = passage.at(number, flow)
             if passage.blocks.runs(number):
-                run = block if compiled is None else compiled[number]
+                run = surrounded(block, block if compiled is None else compiled[number])
                 with self._there(number):
                     found = run(**values | dict(zip(self.flows, flow, strict=True)))
                 flow = found if isinstance(found, tuple) else (found,)

@@ -103,7 +103,7 @@ def test_rows_that_join_leave_and_rest_make_no_new_shapes(small_folder: Path) ->
         "ltx",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in sorted({*TOYS, *VIDEO_TOYS} - {"ltx", "hunyuan_dit", "qwen_image"})
+            for name in sorted({*TOYS, *VIDEO_TOYS} - {"ltx", "qwen_image"})
         ),
     ],
 )
@@ -121,6 +121,7 @@ def test_families_compile_whole_blocks_of_the_same_operations(name: str) -> None
     compiling = draw(engine, rows)
     assert farthest(compiling, drawn(spec, rows, determinism="throughput")) == 0
     kinds = len(family_spec(spec.family).COMPONENTS[0].stacks)
+    kinds += name == "hunyuan_dit"  # blocks that are handed something, and others
     most = 2 * (kinds + 1)  # CogVideoX gives its first block parts of a tensor
     assert kinds <= compiling.report.compiles <= most
     assert compiling.report.recompiles == 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, wraps
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from batchgen.families.hunyuan_dit.attention import ImageAttention
 from batchgen.families.image_model import StillModel
 from batchgen.families.sequence import Attends, Crosses, Cut, SequencePlan
 from batchgen.families.tiling import tiled
+from batchgen.numerics.around import Run, surround
 from batchgen.numerics.diffusion import ddpm_steps
 from batchgen.numerics.edges import in_batches, split_by_items
 from batchgen.numerics.guidance import classifier_free, rescaled
@@ -205,25 +206,23 @@ def _join(blocks: Sequence[nn.Module]) -> None:
     made: list[Tensor] = []
     for number, block in enumerate(blocks):
         if number < len(blocks) // 2 - 1:
-            block.forward = _giving(block.forward, made)
+            surround(block, partial(_giving, made=made))
         elif number > len(blocks) // 2:
-            block.forward = _taking(block.forward, made)
+            surround(block, partial(_taking, made=made))
 
 
-def _giving(inner: Any, made: list[Tensor]) -> Any:
-    @wraps(inner)
+def _giving(run: Run, made: list[Tensor]) -> Run:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        found: Tensor = inner(*args, **kwargs)
+        found: Tensor = run(*args, **kwargs)
         made.append(found)
         return found
 
     return forward
 
 
-def _taking(inner: Any, made: list[Tensor]) -> Any:
-    @wraps(inner)
+def _taking(run: Run, made: list[Tensor]) -> Run:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        found: Tensor = inner(*args, **kwargs | {"skip": made.pop()})
+        found: Tensor = run(*args, **kwargs | {"skip": made.pop()})
         return found
 
     return forward

@@ -177,10 +177,8 @@ def dims(model: ModelSpec) -> Dims:
 
 def capabilities(model: ModelSpec) -> Capabilities:
     """Blocks of its second half need what those of the first have made, so that all are left out or
-    none. Its solver draws noise at every step, which no planned gap can cross. Nor do its blocks
-    compile as one: each has its place among those it hands on to."""
+    none. Its solver draws noise at every step, which no planned gap can cross."""
     return Capabilities(
-        compile_modes=("off",),
         tiles=kl_tiles(dims(model).vae, BYTES[model.dtype]),
         cfg=(1, 2),
         attention=DISPATCHED,
