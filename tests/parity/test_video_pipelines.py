@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,17 @@ from video_toys import VIDEO_TOYS
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
 from batchgen.engine.lockstep import Lockstep
+from batchgen.families.family import family_spec
 from batchgen.numerics.solver import History, step
 from batchgen.request import Request
 
 COMPARED = tuple(toy.family for toy in VIDEO_TOYS.values())  # families
 
 ROWS = 5
+MANY = {  # width, height and frames of clips that are as many tokens as small real ones have
+    "cogvideox": (256, 256, 13),
+    "hunyuan_video15": (64, 64, 9),
+}
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,28 @@ def test_a_wide_model_equals_the_pipeline_in_packs(
     spec = toy.spec(str(folder), heads=32)
     rows = [toy.row(number) for number in range(ROWS)]
     together = draw(Engine.load(spec, system(batch={"token_budget": 8000}), "cpu"), rows)
+    together.assert_packed()
+    twin = VideoTwin(toy, spec).keep(rows)
+    together.assert_as_pipeline(twin.latents, twin.frames)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANY)
+def test_a_wide_model_equals_the_pipeline_at_many_tokens(
+    name: str, one_thread: None, tmp_path: Path
+) -> None:
+    """Width 512 and a thousand tokens of video, where the self-test is made, too."""
+    toy = VIDEO_TOYS[name]
+    spec = toy.spec(str(toy.save(tmp_path, toy.spec(heads=32))), heads=32)
+    width, height, frames = MANY[name]
+    size = {"width": width, "height": height, "num_frames": frames}
+    rows = [replace(toy.row(number), num_steps=2, **size) for number in range(2)]
+    light = family_spec(spec.family)
+    video = light.tokens(spec, rows[0].bucket) - light.max_tokens(spec)
+    assert video >= 1000
+    engine = Engine.load(spec, system(batch={"token_budget": 20_000}), "cpu")
+    together = draw(engine, rows)
+    assert len(together.latents) == len(rows)
     together.assert_packed()
     twin = VideoTwin(toy, spec).keep(rows)
     together.assert_as_pipeline(twin.latents, twin.frames)
