@@ -54,5 +54,7 @@ class Blocks:
 
 WHOLE = Blocks()
 STACK = Blocks(since=0)  # all, and what they add is kept
-PROBE = Blocks(stop=1, state=1, since=0)  # the first alone
+# The first alone; where the others have added something before, that is added in their place, so
+# that the forward comes to a velocity for those that the probe finds need no more.
+PROBE = Blocks(stop=1, state=1, since=0)
 NO_BLOCKS = Blocks(stop=0)  # none: what they have added before is added in their place

@@ -159,7 +159,8 @@ class BlockCache(BranchCache, Protocol):
 
 
 class ProbeCache(BlockCache, Protocol):
-    """A branch that decides behind the first block, by what that has added."""
+    """A branch that decides behind the first block, by what that has added. Its `blocks` are those
+    of a computed step behind the probe; at others the probe's forward has added `predict`."""
 
     def against(self) -> Tensor | None:
         """What the first block added at the last computed step; None before there was one."""

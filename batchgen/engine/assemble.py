@@ -22,6 +22,7 @@ from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.compiled import Compiled, keep_pairs_apart
 from batchgen.engine.contract import Ascent, KeptTexts
 from batchgen.engine.devices import device as devices
+from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.engine.devices.selftest import pack_equals_solo
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.ladder import Ladder
@@ -132,6 +133,7 @@ def assemble(
         team=team,
         stacks=stacks,
         attention=attention,
+        kernels=KernelWatch(device),
         compiled=compiled,
         recall=recall,
         adapters=adapters,

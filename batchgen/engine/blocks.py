@@ -78,7 +78,7 @@ class Passage:
         self.own = own
         self._entered: Tensor | None = None
         self._state: Tensor | None = None
-        self._added: Tensor | None = None
+        self._added: tuple[Tensor, Tensor] | None = None  # behind and in front of the blocks
         self._attended: dict[Attention, list[Tensor]] = {kind: [] for kind in blocks.attends}
 
     @property
@@ -97,21 +97,26 @@ class Passage:
             self._entered = flow[self._place(flow)]
         if block == blocks.stop:
             flow = self.end(flow)
-            if added := [kept.added for kept in self.given if kept.added is not None]:
-                if self.own and len(flow) == 1:
-                    added = [_filled(one, flow[0].shape[1]) for one in added]
-                whole = torch.cat(added).to(flow[-1].dtype)
+            if any(kept.added is not None for kept in self.given):
                 parts, at = [*flow], self._place(flow)
-                parts[at] = _plus(parts[at], whole)
+                parts[at] = _plus(parts[at], self._again(flow))
                 flow = tuple(parts)
         return flow
+
+    def _again(self, flow: Flow) -> Tensor:
+        """What blocks have added before, of all items; of one without a past nothing."""
+        added = [kept.added for kept in self.given]
+        if self.own and len(flow) == 1:
+            added = [one if one is None else _filled(one, flow[0].shape[1]) for one in added]
+        zeros = torch.zeros_like(next(one for one in added if one is not None))
+        return torch.cat([zeros if one is None else one for one in added]).to(flow[-1].dtype)
 
     def end(self, flow: Flow) -> Flow:
         """Behind the last block that runs."""
         if self._entered is not None:
             drawn = flow[self._place(flow)]
             drawn = drawn[:, -self._entered.shape[1] :]  # behind others, where streams are one
-            self._added, self._entered = drawn - self._entered, None
+            self._added, self._entered = (drawn, self._entered), None
         return flow
 
     def _place(self, flow: Flow) -> int:
@@ -156,7 +161,7 @@ class Passage:
         return [
             Kept(
                 state=self._of(self._state, item, items),
-                added=self._of(self._added, item, items),
+                added=self._change(item, items),
                 attention={
                     kind: cast(Tensor, self._of(whole, item, items))
                     for kind, whole in attended.items()
@@ -169,10 +174,20 @@ class Passage:
         """What is an item's own of (items, ..., tokens, width)."""
         if pack is None:
             return None
+        own = self._part(pack, item)
+        return pack if items == 1 and own.shape == pack.shape else own.clone()
+
+    def _change(self, item: int, items: int) -> Tensor | None:
+        """What blocks have added to an item's own tokens."""
+        if self._added is None:
+            return None
+        behind, front = (self._part(pack, item) for pack in self._added)
+        return behind - front
+
+    def _part(self, pack: Tensor, item: int) -> Tensor:
+        """A view of what is an item's own."""
         own = min(pack.shape[-2], self.own[item]) if self.own else pack.shape[-2]
-        if items == 1 and own == pack.shape[-2]:
-            return pack
-        return pack[item : item + 1, ..., :own, :].clone()
+        return pack[item : item + 1, ..., :own, :]
 
 
 class Stacks:

@@ -287,8 +287,8 @@ class Flight:
 
     def _reused(self, slot: Slot) -> Tensor | Failed:
         """What the branch's cache has in place of a velocity."""
-        row, cache = self.rows[slot[0]], self._cache(slot[0]).branches[slot[1]]
-        return attempt(lambda: cache.predict(row.step, row.latents.float()))
+        row, cache = self.rows[slot[0]], self._cache(slot[0])
+        return attempt(lambda: cache.reused(row.step, slot[1], row.latents.float()))
 
     def _probe(self, packs: Sequence[Pack], outcome: Outcome) -> None:
         """Run the first block of some branches, and see how far each has moved."""
@@ -307,7 +307,9 @@ class Flight:
             for at, ((number, branch), result) in enumerate(zip(pack.slots, drawn, strict=True)):
                 self._charge((number, branch), pack, seconds)
                 self.rows[number].meter.ahead += each
-                self._cache(number).probes[branch] = Probe(kept[at], changes[at])
+                velocity = None if isinstance(result, Failed) else result.velocity
+                probe = Probe(kept[at], changes[at], velocity)
+                self._cache(number).probes[branch] = probe
                 if isinstance(result, Failed):
                     lost[number] = result
         for number, failed in lost.items():
@@ -324,7 +326,9 @@ class Flight:
         """Let the row's cache keep of it what it wants."""
         row = self.rows[slot[0]]
         if row.cache is not None:
-            velocity = drawn.velocity.clone()  # a view would keep its whole pack
+            velocity = drawn.velocity
+            if row.cache.output:
+                velocity = velocity.clone()  # a view would keep its whole pack
             row.cache.note(row.step, slot[1], row.latents.float(), velocity, drawn.kept)
 
     def _run(self, pack: Pack) -> tuple[Sequence[Drawn | Failed], float]:

@@ -14,7 +14,6 @@ from torch import Tensor
 from batchgen.caches.blocks import WHOLE, Blocks
 from batchgen.config.schema import Kernel
 from batchgen.engine.blocks import NOTHING, Kept
-from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.engine.isolation import Failed, is_short
 from batchgen.engine.replica import Replica
 from batchgen.failpoints import failpoint
@@ -56,8 +55,8 @@ class Forwards:
         self.packer, self.device = replica.packer, replica.device
         self.attention, self.compiled = replica.attention, replica.compiled
         self.residency, self.ladder = replica.residency, replica.ladder
+        self.kernels = replica.kernels
         self.last: Work | None = None  # of a divided forward
-        self.kernels = KernelWatch(replica.device)
         self.count = 0
         self.items = 0
         self.syncs = 0

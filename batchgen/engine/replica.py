@@ -18,6 +18,7 @@ from batchgen.engine.attention.choice import Attention
 from batchgen.engine.blocks import Stacks
 from batchgen.engine.compiled import Compiled
 from batchgen.engine.contract import unheard
+from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.engine.isolation import Failed, attempt, is_short
 from batchgen.engine.ladder import Ladder
 from batchgen.engine.memory.residency import Residency
@@ -58,6 +59,7 @@ class Replica:
     team: Team
     stacks: Stacks  # its experts' blocks
     attention: Attention  # its kernels
+    kernels: KernelWatch  # what ran, watched once for all renders: that takes as long as a forward
     compiled: Compiled  # and those blocks as torch compiles them
     recall: Recall  # of their modules that see a timestep or a text alone
     adapters: Adapters  # beside their weights

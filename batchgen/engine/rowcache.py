@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from batchgen.caches.blocks import WHOLE, Blocks
+from batchgen.caches.blocks import PROBE, WHOLE, Blocks
 from batchgen.caches.strategy import (
     BlockCache,
     BranchCache,
@@ -38,6 +38,7 @@ class Probe:
 
     kept: Kept = NOTHING  # on the ranks that drew it
     change: float = math.inf  # see `caches.strategy.Look`
+    velocity: Tensor | None = None  # of that block and what the others had added before
 
 
 class RowCache:
@@ -91,8 +92,10 @@ class RowCache:
         )
 
     def _blocks(self, step: int, branch: int, computed: bool) -> Blocks | None:
+        if not computed and (self.output or self.probes):
+            return None
         if self.output:
-            return WHOLE if computed else None
+            return WHOLE
         return cast(BlockCache, self.branches[branch]).blocks(step, computed)
 
     def given(self, step: int, branch: int, latents: Tensor, blocks: Blocks) -> Kept:
@@ -100,11 +103,20 @@ class RowCache:
         probe, cache = self.probes.get(branch, Probe()).kept, self.branches[branch]
         if blocks.reuses:
             return Kept(attention=cache.predict(step, latents))
-        if blocks.empty:
-            return Kept(state=probe.state, added=cache.predict(step, latents))
         if blocks.start > 0:
             return Kept(state=cache.predict(step, latents) if probe.state is None else probe.state)
+        if blocks.empty or (blocks == PROBE and self.against(branch) is not None):
+            return Kept(added=cache.predict(step, latents))
         return NOTHING
+
+    def reused(self, step: int, branch: int, latents: Tensor) -> Tensor:
+        """The velocity of a branch that takes no forward, or none behind its probe."""
+        if branch in self.probes:
+            velocity = self.probes[branch].velocity
+            assert velocity is not None
+            return velocity
+        found: Tensor = self.branches[branch].predict(step, latents)
+        return found
 
     def note(self, step: int, branch: int, latents: Tensor, velocity: Tensor, kept: Kept) -> None:
         """The step was computed, as far as it was: let the branch keep of it what it reuses."""

@@ -30,8 +30,7 @@ FACTS = Facts(
     cooldown=1,
     params={"threshold": Range(0, 10)},
 )
-REST = Blocks(start=1, since=1)  # behind the probe
-NO_REST = Blocks(start=1, stop=1)
+REST = Blocks(start=1, since=1)  # behind the probe, if it does not do
 
 
 def computed(row: Row, table: Mapping[str, Any] | None) -> tuple[int, ...] | None:
@@ -59,7 +58,7 @@ class Probed(Residual):
         return self._row.must(look.step) or not look.change < self._threshold
 
     def blocks(self, step: int, computed: bool) -> Blocks:
-        return REST if computed else NO_REST
+        return REST
 
     def against(self) -> Tensor | None:
         return self._tensors.get("first")

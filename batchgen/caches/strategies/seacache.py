@@ -62,26 +62,35 @@ class Filtered(Summing):
 
 def wiener(grid: Tensor, share: float, noise: float) -> Tensor:
     """(1, frames, rows, columns, width) with the noise filtered out, where the grid is
-    share x picture + noise x noise."""
-    import torch
+    share x picture + noise x noise.
 
-    axes = (1, 2, 3)
-    spectrum = torch.fft.fftn(grid.float(), dim=axes)
-    gain = _gain(tuple(grid.shape[1:4]), share, noise, grid.device)
-    return torch.fft.ifftn(spectrum * gain, dim=axes).real
+    What a filter does whose gains are products of those along each axis is done axis by axis. Grids
+    are short: a product with a small matrix takes an eighth of the time of transforms there and
+    back on the embedded model's, a quarter on 21 x 30 x 52.
+    """
+    counts = tuple(grid.shape[1:4])
+    filtered = grid.float()
+    for axis, along in enumerate(_filters(counts, share, noise, grid.device), start=1):
+        if counts[axis - 1] > 1:
+            filtered = (along @ filtered.flatten(axis + 1)).view(grid.shape)
+    return filtered
 
 
 @lru_cache(maxsize=128)
-def _gain(counts: tuple[int, ...], share: float, noise: float, device: Any) -> Tensor:
-    """Of each frequency: the product of those along each axis, and of mean 1, so that steps
-    compare. Rows of one schedule have the same ones."""
+def _filters(
+    counts: tuple[int, ...], share: float, noise: float, device: Any
+) -> tuple[Tensor, ...]:
+    """The filter along each axis, (count, count). Rows of one schedule have the same ones."""
+    power = VIDEO_POWER if counts[0] > 1 else IMAGE_POWER
+    return tuple(_circulant(count, share, noise, power).float().to(device) for count in counts)
+
+
+def _circulant(count: int, share: float, noise: float, power: float) -> Tensor:
+    """What the gains of frequencies do to values on a circle; of mean 1, so that steps compare."""
     import torch
 
-    power = VIDEO_POWER if counts[0] > 1 else IMAGE_POWER
-    gain = torch.ones((), device=device)
-    for axis, count in enumerate(counts):
-        frequency = torch.fft.fftfreq(count, device=device).abs()
-        picture = 1 / (frequency**power + _TINY)
-        along = share * picture / (share**2 * picture + noise**2 + _TINY)
-        gain = gain * along.view([count if axis == other else 1 for other in range(4)])
-    return (gain / gain.mean())[None]
+    frequency = torch.fft.fftfreq(count, dtype=torch.float64).abs()
+    picture = 1 / (frequency**power + _TINY)
+    gain = share * picture / (share**2 * picture + noise**2 + _TINY)
+    places = torch.arange(count)
+    return torch.fft.ifft(gain / gain.mean()).real[(places[:, None] - places) % count]

@@ -13,8 +13,8 @@ from toy_engine import small_spec, system, two_experts
 from toy_flux import flux_spec
 from toys import TOYS
 
-from batchgen.caches.blocks import NO_BLOCKS, STACK, WHOLE, Attention, Blocks
-from batchgen.engine.blocks import BlockStack, Kept, Stacks, stack_blocks
+from batchgen.caches.blocks import NO_BLOCKS, PROBE, STACK, WHOLE, Attention, Blocks
+from batchgen.engine.blocks import NOTHING, BlockStack, Kept, Stacks, stack_blocks
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.families.family import Item, family_code, family_spec
@@ -161,7 +161,16 @@ def test_a_forward_that_stops_behind_its_first_block_goes_on(subject: Subject) -
     rest, tail = subject.run(Blocks(start=1, since=1), probed)
     assert equal(rest, velocities)
     given = [replace(one, added=end.added) for one, end in zip(probed, tail, strict=True)]
-    assert close(subject.run(Blocks(start=1, stop=1), given)[0], velocities)
+    apart, _ = subject.run(Blocks(start=1, stop=1), given)
+    assert close(apart, velocities)
+    before = [Kept(added=end.added) for end in tail]  # a probe comes to the same by itself
+    guessed, again = subject.run(PROBE, before)
+    assert equal(guessed, apart)
+    new = subject.run(PROBE, [NOTHING, *before[1:]])  # beside one without a past
+    alone, _ = subject.run(PROBE)  # of nobody who has a past
+    assert equal(new[0], [alone[0], *apart[1:]]) and not torch.equal(alone[0], apart[0])
+    for kept in (again, new[1]):
+        assert equal([one.added for one in kept], [one.added for one in probed])
 
 
 @torch.no_grad()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from batchgen.caches.blocks import NO_BLOCKS, PROBE, Blocks
 from batchgen.caches.strategy import Row, names, strategy
-from batchgen.engine.blocks import NOTHING
-from batchgen.engine.rowcache import RowCache
+from batchgen.engine.blocks import NOTHING, Kept
+from batchgen.engine.rowcache import Probe, RowCache
 from batchgen.engine.snapshot import pack, unpack
 from batchgen.numerics.solver import History
 
@@ -29,3 +30,39 @@ def test_velocities_of_half_precision_predict_the_same_after_a_stop(name: str) -
     before, after = (cache.branches[0].predict(4, latents[3]) for cache in (first, second))
     assert before.dtype == after.dtype
     assert torch.equal(before, after)
+
+
+class Probed:
+    """A look at a step whose probe came to a change."""
+
+    step, latents = 4, torch.zeros(1, 2)
+
+    def __init__(self, change: float) -> None:
+        self.change = change
+
+    def signal(self, kind: str) -> torch.Tensor:
+        raise AssertionError(kind)
+
+
+def test_a_branch_whose_probe_has_not_moved_takes_no_further_forward() -> None:
+    """What its probe came to is its velocity; a forward behind it is for the other branch alone."""
+    cache, latents = RowCache(strategy("first_block"), ROW, 2), torch.zeros(1, 2)
+    added = [Kept(added=torch.full((1, 3, 2), float(n))) for n in range(4)]
+    velocities = [torch.full((1, 2), float(n)) for n in range(2)]
+    assert [cache.given(4, branch, latents, PROBE) for branch in (0, 1)] == [NOTHING, NOTHING]
+    for branch in (0, 1):
+        cache.probes[branch] = Probe(added[branch], 0.0, velocities[branch])
+        cache.note(4, branch, latents, velocities[branch], added[2 + branch])
+        assert cache.given(4, branch, latents, PROBE).added is added[2 + branch].added
+    changes = (1.0, 0.0)
+    plan = cache.plan(4, lambda branch: Probed(changes[branch]))
+    assert plan == (Blocks(start=1, since=1), None)
+    assert cache.reused(4, 1, latents) is velocities[1]
+
+
+def test_a_branch_without_blocks_takes_what_they_added_before() -> None:
+    cache, latents = RowCache(strategy("seacache"), ROW, 1), torch.zeros(1, 2)
+    added = torch.ones(1, 3, 2)
+    cache.note(4, 0, latents, latents, Kept(added=added))
+    given = cache.given(5, 0, latents, NO_BLOCKS)
+    assert given.added is added and given.state is None

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from toy_engine import draw, request, small_spec, system
 
+from batchgen.engine.devices import kernels
 from batchgen.engine.devices.kernels import KernelWatch
+from batchgen.engine.engine import Engine
 from batchgen.request import Bucket
 
 HERE, THERE = Bucket(32, 32, 5), Bucket(64, 64, 5)
@@ -53,3 +56,13 @@ def test_a_forward_that_fails_is_no_evidence() -> None:
     with torch.no_grad():
         watch.run(HERE, attend)
     assert watch.name(HERE) == "sdpa-cpu-flash"
+
+
+def test_an_engine_watches_once_for_all_its_renders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To watch takes as long as a small forward."""
+    watches, seeing = list[int](), kernels._Seeing
+    monkeypatch.setattr(kernels, "_Seeing", lambda: (watches.append(1), seeing())[1])
+    engine = Engine.load(small_spec("random"), system(), "cpu")
+    drawn = [draw(engine, [request(0, num_steps=2)]) for _ in range(2)]
+    assert [one.stats["row-0"].attention_kernel for one in drawn] == ["sdpa-cpu-flash"] * 2
+    assert watches == [1]
