@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +13,7 @@ from batchgen.config.stages import stages_of
 from batchgen.families.family import Component, Stage, family_spec
 from batchgen.families.streaming import (
     STREAMING,
+    TEXTS_ABREAST,
     Places,
     StreamBytes,
     Weights,
@@ -23,6 +26,7 @@ from batchgen.records import MemoryMode, Precision
 from batchgen.request import Bucket
 
 GIB = 1024**3
+_WORKSPACES = "CUBLAS_WORKSPACE_CONFIG"
 _USABLE = 0.92  # of device memory: the rest is fragmentation and the driver's own
 
 
@@ -34,6 +38,14 @@ class Need:
     resident_blocks: int = 0  # of a transformer, in mode `stream`
     places: str = ""  # as in `Layout`
     host_bytes: int = 0  # of weights that wait in host memory, beside a device
+
+
+def workspace_bytes(config: str | None) -> int:
+    """Of the workspace that cuBLAS has for a thread and a stream. `config`: buffers as pairs
+    `:KiB:number`, as the environment may have them; without any it is torch's own, that from
+    Hopper on, which is the largest: 32 MiB, before that 8.1 (torch's CublasHandlePool.cpp)."""
+    buffers = re.findall(r":(\d+):(\d+)", config or "")
+    return sum(1024 * int(size) * int(count) for size, count in buffers) or 32 << 20
 
 
 def on_cpu(job: JobConfig) -> bool:
@@ -135,9 +147,10 @@ def need_of(
     own = _own_places(job, weights, memory)
     places = places_of(model, memory, own)
     streams, count = [p for p in weights.of("denoise") if places[p.name] in STREAMING], 0
+    passed = stages_of(job)
+    beside += 0 if on_cpu(job) or "encode" not in passed else _workspaces(weights, places)
     if streams:
         count = _staying(job, weights.streamed(streams[0]), work + beside)
-    passed = stages_of(job)
     held = _Held(weights, places, count, passed)
     if on_cpu(job):  # all in one memory, but for what is on disk
         held = replace(held, moved=("disk",))
@@ -147,6 +160,14 @@ def need_of(
     extra = {"encode": 0, "denoise": work, "decode": decode}
     peak = always + beside + max(held.stage(stage) + extra[stage] for stage in passed)
     return Need(peak, count, told(own), waiting)
+
+
+def _workspaces(weights: Weights, places: Places) -> int:
+    """Of the threads on which texts go through an encoder that streams: each has one for its
+    products, which torch keeps for the threads to come."""
+    if not any(p.blocks and places[p.name] in STREAMING for p in weights.of("encode")):
+        return 0
+    return TEXTS_ABREAST * workspace_bytes(os.environ.get(_WORKSPACES))
 
 
 def _decode_bytes(job: JobConfig, model: ModelSpec, bucket: Bucket) -> int:
