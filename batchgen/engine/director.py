@@ -354,7 +354,7 @@ class Director:
         if self.replica.device.type != "cuda":
             return None
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.replica.device))
         return event
 
 

@@ -19,6 +19,19 @@ def test_the_card_has_a_name_and_an_identity(cuda: str) -> None:
     assert devices.device_of_rank(len(cards)) == "cuda:0", "more ranks than cards share them"
 
 
+def test_the_card_of_a_rank_is_current(cuda: str) -> None:
+    """The last one: others are not it by themselves."""
+    before, last = torch.cuda.current_device(), torch.cuda.device_count() - 1
+    try:
+        devices.pick_device(f"cuda:{last}")
+        assert torch.cuda.current_device() == last
+        ready = torch.cuda.Event()
+        ready.record()
+        assert ready.device == torch.device("cuda", last)
+    finally:
+        torch.cuda.set_device(before)
+
+
 def test_a_model_runs_in_its_own_precision(cuda: str) -> None:
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         assert devices.run_dtype(small_spec("random", dtype=name), torch.device(cuda)) == dtype

@@ -23,12 +23,15 @@ DTYPES: dict[Precision, torch.dtype] = {
 
 def pick_device(name: str) -> torch.device:
     """`auto` is the current CUDA device if there is one, else the CPU; raises ConfigError for a
-    CUDA device that is not there."""
+    CUDA device that is not there. One with a number is this thread's current one from now on: that
+    is where events, pinned memory and groups of ranks belong, which name no device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device: {name!r} was asked for, but torch sees no CUDA device")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

@@ -9,7 +9,12 @@ import torch
 from toy_engine import small_spec, system
 
 from batchgen.engine.choose import choose_engine
-from batchgen.engine.devices.device import device_of_rank, refuse_less, require_devices
+from batchgen.engine.devices.device import (
+    device_of_rank,
+    pick_device,
+    refuse_less,
+    require_devices,
+)
 from batchgen.engine.engine import Engine
 from batchgen.errors import ConfigError
 from batchgen.records import Layout
@@ -32,6 +37,16 @@ def test_each_rank_has_a_device_of_its_own(
     require_devices(ASKED, ranks)
     names = [device_of_rank(rank) for rank in range(ranks)]
     assert names == [f"cuda:{rank if seen > 1 else 0}" for rank in range(ranks)]
+
+
+def test_the_device_of_a_rank_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For events, pinned memory and groups of ranks, which name none."""
+    current = list[torch.device]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name in ("cuda:3", "cuda", "cpu"):
+        assert pick_device(name) == torch.device(name)
+    assert current == [torch.device("cuda:3")]
 
 
 @pytest.mark.parametrize(
