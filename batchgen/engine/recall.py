@@ -225,7 +225,7 @@ class Recall:
         if self.text_bytes and any(texts):
             self._items["text"] = texts
         if self.sees_texts and self.away:
-            self._items["both"] = self._last = [self._row(item) for item in items]
+            self._items["both"] = self._last = [self.row(item) for item in items]
         try:
             yield
         finally:
@@ -233,10 +233,11 @@ class Recall:
 
     def _memo(self, item: Item) -> Memo:
         """Where the tables of an item's step are."""
-        return self._row(item) if self.sees_texts else self._timestep(item.timestep)
+        return self.row(item) if self.sees_texts else self._timestep(item.timestep)
 
-    def _row(self, item: Item) -> Memo:
-        """It is forgotten when no row holds it any more, but for the last forward's."""
+    def row(self, item: Item) -> Memo:
+        """The memo of a step of a row's branch. It is forgotten when nobody holds it any more, but
+        for the last forward's."""
         states, request = item.condition[0], item.request
         what = item.timestep, request.guidance_scale, item.latents.dtype, id(states)
         memo = self._rows.get(what)

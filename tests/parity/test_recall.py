@@ -14,7 +14,6 @@ import torch
 from quick_cases import first_quick
 from toy_cogvideox import COGVIDEOX
 from toy_engine import Keeper, draw, request, small_spec, system
-from toy_hunyuan_video import HUNYUAN_VIDEO
 from toy_hunyuan_video15 import HUNYUAN_VIDEO15
 from toy_loras import as_planned, files_of, save_lora
 from toy_ltx import LTX
@@ -41,7 +40,6 @@ BUCKETS = {
     "z_image": Bucket(64, 64, 1),
     "ltx": LTX.bucket,
     "cogvideox": COGVIDEOX.bucket,
-    "hunyuan-video": HUNYUAN_VIDEO.bucket,
     "hunyuan-video-1.5": HUNYUAN_VIDEO15.bucket,
     "wan_i2v": Bucket(64, 64, 5),
     "wan22_i2v": Bucket(64, 64, 5),

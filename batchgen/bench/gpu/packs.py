@@ -13,6 +13,7 @@ from batchgen.bench.gpu.subjects import engine, flux, qwen, still
 from batchgen.config.schema import MemoryConfig, ModelSpec
 from batchgen.engine.engine import Engine
 from batchgen.engine.packs import GAIN
+from batchgen.engine.replica import Joining
 
 SIZES = {512: (1, 2, 4, 8, 16), 1024: (1, 2, 4, 8)}
 
@@ -79,6 +80,8 @@ def _streamed(kit: Kit, subject: Subject) -> Iterator[Figure]:
             what = f"{subject.name} {side}x{side} streamed / resident, packs of {size}"
             goal = 1.1 if size > 1 and side == 1024 else float("inf")
             yield at_most(what, there[size] / here[size], "x", goal, subject.note)
+    if moving.replica.recall.sees_texts:
+        yield from _tables(kit, moving, subject, sizes)
 
 
 def choose(each: dict[int, float]) -> int:
@@ -95,6 +98,7 @@ def choose(each: dict[int, float]) -> int:
 def _each(kit: Kit, made: Engine, side: int, sizes: tuple[int, ...], how: str) -> dict[int, float]:
     bucket = still(kit, side)
     items = [made.family.random_item(bucket, seed, "transformer") for seed in range(max(sizes))]
+    tables = [made.replica.recall.row(item) for item in items]  # held, as rows in flight do
     with torch.no_grad():
         taken = kit.seconds(
             {
@@ -102,4 +106,24 @@ def _each(kit: Kit, made: Engine, side: int, sizes: tuple[int, ...], how: str) -
                 for size in sizes
             }
         )
+    del tables
     return {size: taken[f"{how} {side} {size}"] / size for size in sizes}
+
+
+def _tables(kit: Kit, made: Engine, subject: Subject, sizes: tuple[int, ...]) -> Iterator[Figure]:
+    """What rows that join together wait for, where tables stand in for weights."""
+    bucket, steps = still(kit, 1024), 2 if kit.tiny else 28
+    away = made.replica.recall.weights(made.family, ["transformer"])
+    size = sum(tensor.nbytes for module in away for tensor in module.parameters())
+    for count in sizes:
+        items = [made.family.random_item(bucket, n, "transformer") for n in range(count)]
+        rows = [
+            Joining(one.request, one.latents, [900.0 - n for n in range(steps)], [one.condition])
+            for one in items
+        ]
+        with torch.no_grad():
+            name = f"tables of {count}"
+            seconds = kit.seconds({name: lambda rows=rows: made.replica.tabulate(rows)})[name]  # type: ignore[misc]
+        what = f"{subject.name} tables of {count} rows, {steps} steps"
+        yield Figure(what, 1000 * seconds / count, "ms a row", note=subject.note)
+        yield Figure(f"{what}: weights", size / seconds / 1e9, "GB/s from the host")
