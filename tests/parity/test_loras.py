@@ -36,7 +36,12 @@ VIDEOS = [name for name in VIDEO_TOYS if VIDEO_TOYS[name].family not in UNSERVED
 # of an adapter has as many as its rank) differs in the last bit; the weights' own does not.
 TURNED = {"flux2_klein": "x_embedder", "ltx": "proj_in", "ltx with a noisy decoder": "proj_in"}
 # of text and image, where every second row has one; and of an image that CLIP sees too
-ILLUSTRATED = ("wan22_ti2v", "wan_i2v")
+ILLUSTRATED = ("wan22_i2v", "wan22_ti2v", "wan_i2v")
+# Of two experts each has its own, or one has one alone.
+SETS_OF_TWO = (
+    *("", "transformer:{a}@0.7,transformer_2:{b}"),
+    *("transformer_2:{b}@-0.5,transformer_2:{a}", "transformer:{b}"),
+)
 # Where a file has factors of one of the two modules of an image, and of a text's, diffusers draws
 # with zeros for the image's; here none of a text's keys is among them.
 EVERY = {"wan_i2v": 5}
@@ -124,7 +129,8 @@ def case(
     b = save_lora(
         folder / "b.safetensors", pipeline.transformer, seed=2, every=EVERY.get(name, 3), but=but
     )
-    sets = [text.format(a=a, b=b) for text in SETS]
+    texts = SETS_OF_TWO if name == "wan22_i2v" else SETS
+    sets = [text.format(a=a, b=b) for text in texts]
     rows = [replace(row, lora=as_planned(sets[i % 4])) for i, row in enumerate(rows)]
     return Case(spec, rows, files_of(*sets), pipeline, latents)
 
