@@ -19,8 +19,13 @@ from batchgen.config.component import (
     variant_of,
     weight_map,
 )
-from batchgen.config.original import check_original, original_files, refuse_quantised
-from batchgen.config.schema import ModelSpec
+from batchgen.config.original import (
+    check_original,
+    original_files,
+    refuse_quantised,
+    scaled_weight,
+)
+from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.errors import WeightsError, closest
 from batchgen.families.components import FindsComponents, components_of
 from batchgen.families.dims import ABSENT, stored_fields, stored_value
@@ -47,6 +52,23 @@ def check_checkpoint(model: ModelSpec) -> dict[str, list[Path]]:
     except OSError as error:
         place = error.filename or folder
         raise WeightsError(f"{place}: cannot be read: {error.strerror} (model.weights)") from error
+
+
+def check_disk(model: ModelSpec, system: SystemConfig) -> None:
+    """Raise WeightsError for a file that is to stay on disk and has scales: weights are multiplied
+    with them when they are loaded, once and not for each forward."""
+    for part, file in model.files.items():
+        own = system.components.get(part)
+        if (own.memory if own and own.memory else system.memory.mode) != "disk":
+            continue
+        for each in original_files(f"model.files.{part}", Path(file)):
+            scales = [name for name in _tensor_kinds(each) if scaled_weight(name)]
+            if scales:
+                raise WeightsError(
+                    f"{each}: has {scales[0]}, with which weights are multiplied when they are "
+                    f"loaded, so that {part} cannot stay on disk; legal: "
+                    f"system.components.{part}.memory=stream, model, resident"
+                )
 
 
 def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, list[Path]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from batchgen.config.build import build
+from batchgen.config.checkpoint import check_disk
 from batchgen.config.compose import Composed, compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, RunStateError, naming
@@ -113,6 +114,7 @@ def check_tensors(config: JobConfig) -> None:
         from batchgen.engine.loading.weights import check_weights  # imports torch, so only here
 
         check_weights(config.model)
+        check_disk(config.model, config.system)
 
 
 def inputs_of(config: JobConfig) -> dict[str, str | None]:

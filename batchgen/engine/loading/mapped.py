@@ -20,7 +20,6 @@ from batchgen.engine.loading.original import as_diffusers, scales_of
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.engine.loading.random_weights import places_of, replace_parameter, sensitive_names
 from batchgen.engine.memory.sources import left_in_file
-from batchgen.errors import WeightsError
 
 
 def mapped_module(
@@ -37,11 +36,7 @@ def mapped_module(
         found = as_diffusers(found, names, part, files[0])
     else:
         found = as_loaded(found, module)
-    if scales and on_disk:
-        raise WeightsError(
-            f"{files[0]}: its weights are multiplied with their scales when they are loaded and "
-            "cannot stay on disk; legal: system.memory.mode=stream"
-        )
+    assert not (scales and on_disk), "refused when the run was made (config/checkpoint.py)"
     float32, places = sensitive_names(module, part.dtype), places_of(module)
     for empty, name in _wanted(module, found):
         dtype = torch.float32 if float32 & set(name.split(".")) else part.dtype

@@ -24,7 +24,8 @@ from toy_wan_images import clip_spec
 from toys import TOYS
 from video_toys import VIDEO_TOYS
 
-from batchgen.config.schema import ModelSpec
+from batchgen.config.checkpoint import check_disk
+from batchgen.config.schema import ComponentConfig, ModelSpec
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.loading.checkpoint import build_module, check_part
@@ -107,7 +108,8 @@ def flux(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> ModelSpe
     return replace(spec, weights=str(save_flux(tmp_path_factory.mktemp("flux"), spec)))
 
 
-def test_rows_with_lora_are_those_of_the_folder(flux: ModelSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", first_quick(("resident", "stream", "disk"), 1))
+def test_rows_with_lora_are_those_of_the_folder(flux: ModelSpec, tmp_path: Path, mode: str) -> None:
     """Wherever the weights are; the file is judged by what the model is."""
     file = tmp_path / "flux1-dev.safetensors"
     taken_out(flux, file)
@@ -117,9 +119,8 @@ def test_rows_with_lora_are_those_of_the_folder(flux: ModelSpec, tmp_path: Path)
     LoraJudge(spec)(lora, "")
     adapted = {"lora": as_planned(str(lora)), "loras": files_of(str(lora))}
     plain = rendered(flux, "resident", **adapted)
+    assert np.array_equal(rendered(spec, mode, **adapted), plain)
     assert not np.array_equal(plain, rendered(flux, "resident"))
-    for mode in ("resident", "stream", "disk"):
-        assert np.array_equal(rendered(spec, mode, **adapted), plain), mode
 
 
 def taken_out(spec: ModelSpec, file: Path, part: str = "transformer", prefix: str = "") -> None:
@@ -387,8 +388,17 @@ def test_rows_of_a_file_with_scales_are_those_of_what_it_means(
     for mode in ("resident", "stream"):
         assert np.array_equal(rendered(made["stored"], mode), plain), mode
     assert checkpoint_digest(made["stored"]).weights != checkpoint_digest(made["meant"]).weights
-    with pytest.raises(WeightsError, match=r"stored\.safetensors: .* cannot stay on disk; legal"):
-        rendered(made["stored"], "disk")
+    check_disk(made["meant"], system(memory={"mode": "disk"}))
+    for asked in (
+        {"memory": {"mode": "disk"}},
+        {"components": {"transformer": ComponentConfig(memory="disk")}},
+    ):
+        with pytest.raises(
+            WeightsError, match=r"stored\.safetensors: has .*_scale, .* on disk; legal"
+        ):
+            check_disk(made["stored"], system(**asked))
+    elsewhere = {"transformer": ComponentConfig(memory="stream")}
+    check_disk(made["stored"], system(memory={"mode": "disk"}, components=elsewhere))
 
 
 def test_a_folder_may_hold_weights_in_8_bits(small_folder: Path, tmp_path: Path) -> None:
