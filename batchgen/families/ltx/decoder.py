@@ -41,8 +41,8 @@ def known(vae: Any) -> bool:
         for module in (vae.decoder, vae.decoder.mid_block, *vae.decoder.up_blocks)
     )
     plain = type(vae) is AutoencoderKLLTXVideo and not hooked
-    plain = plain and not vae.config.decoder_inject_noise[0]
-    return plain and not (vae.training or vae.use_tiling or vae.use_slicing)
+    cuts = vae.use_tiling or vae.use_slicing or vae.use_framewise_decoding
+    return plain and not (vae.training or cuts or vae.config.decoder_inject_noise[0])
 
 
 def _pixels_of_a_cell(vae: Any) -> int:
