@@ -29,7 +29,6 @@ from batchgen.engine.parallel.mesh import Mesh, join, leave
 
 TIMEOUT = timedelta(seconds=60)
 Backend = Literal["gloo", "nccl"] | None
-PRELOADED = ["toy_split", "toy_team"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Ranks:
         self, folder: Path, most: int, device: str = "cpu", backend: Backend = None
     ) -> None:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+        context.set_forkserver_preload(["rank_imports"])
         with pytest.MonkeyPatch.context() as patch:
             # Before Python 3.13 the server is told our path and does not look there.
             patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
