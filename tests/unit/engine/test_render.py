@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter, sleep
+from time import process_time, sleep
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,7 @@ def test_moves_of_components_are_no_rows_and_no_busy_seconds(
 
     for name, module in sys.modules.items():
         if name.startswith("batchgen.engine.") and hasattr(module, "perf_counter"):
-            monkeypatch.setattr(module, "perf_counter", lambda: perf_counter() + late_s)
+            monkeypatch.setattr(module, "perf_counter", lambda: process_time() + late_s)
 
     engine.replica.residency.use = slow  # type: ignore[method-assign]
     clock = Clock()
