@@ -155,16 +155,14 @@ class Passage:
 
     def kept(self, items: int) -> list[Kept]:
         """Of each item, in tensors of its own: a view would hold its whole pack."""
-        attended = {
-            kind: torch.stack(parts, dim=1) for kind, parts in self._attended.items() if parts
-        }
         return [
             Kept(
                 state=self._of(self._state, item, items),
                 added=self._change(item, items),
                 attention={
-                    kind: cast(Tensor, self._of(whole, item, items))
-                    for kind, whole in attended.items()
+                    kind: torch.stack([self._part(one, item) for one in parts], dim=1)
+                    for kind, parts in self._attended.items()
+                    if parts
                 },
             )
             for item in range(items)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from batchgen.caches.strategy import SignalKind
 from batchgen.engine.memory.residency import Residency
 from batchgen.families.family import FamilyModel, Item
 from batchgen.families.recalled import TABLE_BYTES, Recalled, Sees
@@ -49,14 +50,18 @@ class Memo:
     text: Tensor | None = None  # held, so that no other tensor can be taken for it
     outputs: dict[Output, Tensor] = field(default_factory=dict)
     tables: set[tuple[int, Loras]] = field(default_factory=set)  # batches with all that is away
+    # of a timestep what step caches look at, by kind, expert, branches of the row, and adapters
+    signals: dict[tuple[SignalKind, str, int, Loras], Tensor] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
-        return sum(output.nbytes for output in self.outputs.values())
+        kept = {id(one): one.nbytes for one in (*self.outputs.values(), *self.signals.values())}
+        return sum(kept.values())
 
     def clear(self) -> None:
         self.outputs.clear()
         self.tables.clear()
+        self.signals.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +159,7 @@ class Recall:
         model: Any = family
         forward, signal = model.forward, model.signal
         model.forward = lambda items: self._of(items, lambda: forward(items))
-        model.signal = lambda item, kind: self._of([item], lambda: signal(item, kind))
+        model.signal = lambda item, kind: self._signal(family, signal, item, kind)
 
     def tabulate(
         self, forward: Callable[[Item], object], rows: Sequence[Joined]
@@ -217,9 +222,29 @@ class Recall:
         with self._recalling(items):
             return run()
 
+    def _signal(
+        self,
+        family: FamilyModel,
+        signal: Callable[[Item, SignalKind], Tensor],
+        item: Item,
+        kind: SignalKind,
+    ) -> Tensor:
+        """The family's. Where no text is in them, all but `embedded` follow from the timestep, and
+        their last bits from how many branches its pipeline draws at once."""
+        compute = lambda: self._of([item], lambda: signal(item, kind))  # noqa: E731
+        if not self.on or kind == "embedded" or not family.signals_alike:
+            found: Tensor = compute()
+            return found
+        request = item.request
+        expert, branches = family.expert(request, item.timestep), len(family.texts(request))
+        kept, what = self._timestep(item.timestep).signals, (kind, expert, branches, request.lora)
+        if what not in kept:
+            kept[what] = compute()
+        return kept[what]
+
     @contextmanager
     def _recalling(self, items: Sequence[Item]) -> Iterator[None]:
-        self._loras = items[0].request.lora
+        self._loras, before = items[0].request.lora, self._items
         self._items = {"timestep": [self._timestep(item.timestep) for item in items]}
         texts = [self._texts.get(id(item.condition[0])) for item in items]
         if self.text_bytes and any(texts):
@@ -229,7 +254,7 @@ class Recall:
         try:
             yield
         finally:
-            self._items = {}
+            self._items = before  # a signal may ask for another one
 
     def _memo(self, item: Item) -> Memo:
         """Where the tables of an item's step are."""

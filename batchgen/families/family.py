@@ -288,7 +288,7 @@ class FamilyModel(Protocol):
     max_tokens: int  # most tokens of one text
     state_dtype: torch.dtype  # of latents between two steps
     sequence: SequencePlan  # of its transformers
-    signals_alike: bool  # whether all branches of a row have the same `signal`s
+    signals_alike: bool  # all branches of a row have the same `signal`s, which see no text
 
     def texts(self, request: Request) -> tuple[Text, ...]:
         """The texts to encode, one for each guidance branch, the prompt first."""

@@ -137,6 +137,27 @@ def test_signals_are_those_that_are_computed(subject: Subject) -> None:
 
 
 @torch.no_grad()
+def test_signals_without_a_text_in_them_are_computed_once_a_timestep(subject: Subject) -> None:
+    """Whatever the latents; cleared, again."""
+    transformer, ran = subject.family.modules[subject.experts[0]], list[str]()
+    item, other = subject.items[:2]
+    hooks = [
+        module.register_forward_hook(lambda module, *_: ran.append(type(module).__name__))
+        for module in transformer.modules()
+    ]
+    for kind in CHEAP[:2]:
+        first = subject.family.signal(item, kind)
+        ran.clear()
+        again = subject.family.signal(replace(item, latents=other.latents), kind)
+        assert torch.equal(again, first)
+        assert (not ran) == subject.family.signals_alike
+        subject.recall.clear()
+        assert torch.equal(subject.family.signal(item, kind), first) and ran
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
 def test_of_a_text_only_what_there_is_room_for_is_kept(one_thread: None) -> None:
     subject = Subject("wan")
     recall = subject.recall

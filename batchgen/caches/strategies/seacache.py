@@ -76,7 +76,7 @@ def wiener(grid: Tensor, share: float, noise: float) -> Tensor:
     return filtered
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=512)  # of ten schedules
 def _filters(
     counts: tuple[int, ...], share: float, noise: float, device: Any
 ) -> tuple[Tensor, ...]:

@@ -154,19 +154,21 @@ class Wan:
         """In the transformer's order of operations."""
         expert = self.expert(item.request, item.timestep)
         transformer: Any = self.modules[expert]
-        embedder, block = transformer.condition_embedder, transformer.blocks[0]
+        if kind == "embedded":
+            patches = transformer.patch_embedding(self.inputs(item).to(self.dtypes[expert]))
+            tokens = patches.movedim(1, -1)  # a grid, (1, frames, rows, columns, width)
+            modulation = self.modulation(item, self.signal(item, "projected"))
+            shift, scale = modulation.unbind(1)[:2]
+            normed: Tensor = transformer.blocks[0].norm1(tokens.float())
+            return (normed * (1 + scale) + shift).type_as(tokens)
+        embedder = transformer.condition_embedder
         times = embedder.timesteps_proj(torch.tensor([item.timestep], device=self.device))
         dtype = next(embedder.time_embedder.parameters()).dtype
         embedded = embedder.time_embedder(times.to(dtype)).to(self.dtypes[expert])
         if kind == "timestep":
             return embedded
-        projected = embedder.time_proj(embedder.act_fn(embedded))
-        if kind == "projected":
-            return projected
-        patches = transformer.patch_embedding(self.inputs(item).to(self.dtypes[expert]))
-        tokens = patches.movedim(1, -1)  # a grid, (1, frames, rows, columns, width)
-        shift, scale = self.modulation(item, projected).unbind(1)[:2]
-        return (block.norm1(tokens.float()) * (1 + scale) + shift).type_as(tokens)
+        projected: Tensor = embedder.time_proj(embedder.act_fn(embedded))
+        return projected
 
     def modulation(self, item: Item, projected: Tensor) -> Tensor:
         """What the first block shifts and scales its tokens by, (1, 6, frames, rows, columns,
