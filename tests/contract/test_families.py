@@ -419,7 +419,7 @@ def test_signals_are_what_goes_into_the_first_block(loaded: Loaded) -> None:
             of = [loaded.family.signal(one, kind) for one in (item, item, other)]
             assert of[0].shape[0] == 1 and torch.equal(of[0], of[1])
             assert not torch.equal(of[0], of[2])
-            twin = replace(item, condition=other.condition)
+            twin = replace(item, condition=other.condition, latents=other.latents)
             alike = torch.equal(of[0], loaded.family.signal(twin, kind))
             assert alike == loaded.family.signals_alike, kind
 
