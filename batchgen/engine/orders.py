@@ -5,13 +5,15 @@ Rows are named by their number in the render, in the order they were taken."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from batchgen.caches.blocks import WHOLE, Blocks
 from batchgen.config.schema import Kernel
 from batchgen.engine.contract import Snapshot
 from batchgen.request import Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Slot = tuple[int, int]  # number of the row, its branch
 
