@@ -12,7 +12,7 @@ from batchgen.bench import bench_named, bench_names
 from batchgen.cli.main import main
 
 LONG = {"cache", "gpu"}  # a minute, even so; their own tests look at what they write
-SLOW = {*LONG, "budget", "counts", "forecast", "rate"}  # seconds
+SLOW = {*LONG, "budget", "counts", "decode", "forecast", "rate"}  # seconds
 
 
 def test_the_folder_is_the_registry() -> None:
