@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tiny_models import save_two_experts
-from toy_engine import request, save_small, small_spec, system, tiny_wan_spec, two_experts
+from toy_engine import draw, request, save_small, small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
 from toy_loras import as_planned, files_of, save_lora
 from toy_wan_images import PICTURES, SHAPE, SMALL, digests
@@ -18,7 +20,10 @@ from video_toys import VIDEO_TOYS
 
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec
+from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
+from batchgen.engine.parallel.mesh import leave
+from batchgen.engine.team import Dismissed
 from batchgen.families.family import Capabilities, family_names, family_spec
 from batchgen.request import Request
 
@@ -89,8 +94,11 @@ def _flux(folder: Path) -> Made:
     return spec, lambda i: _mixed(i, sigma_shift=1.0, true_cfg_scale=1.0 + 2 * (i % 2), **IMAGE)
 
 
-def _toy(toy: Any) -> Callable[[Path], Made]:
-    return lambda folder: (toy.spec(str(toy.save(folder, toy.spec()))), toy.row)
+def _toy(toy: Any, **changes: Any) -> Callable[[Path], Made]:
+    def made(folder: Path) -> Made:
+        return toy.spec(str(toy.save(folder, toy.spec(**changes))), **changes), toy.row
+
+    return made
 
 
 def _illustrated(name: str) -> Callable[[Path], Made]:
@@ -130,5 +138,29 @@ SMALL_FAMILIES: dict[str, Callable[[Path], Made]] = {
     "flux": _flux,
     **{name: _illustrated(name) for name in SMALL},
     **{name: _toy(toy) for name, toy in TOYS.items()},
+    # Feed-forwards are 8/3 as wide, and a SiLU has other bits in what is left of 32 numbers.
+    "z_image": _toy(TOYS["z_image"], heads=6),
     **{toy.family: _toy(toy) for toy in VIDEO_TOYS.values()},
 }
+
+
+def draw_in_a_team(
+    mesh: Any,
+    team: Any,
+    spec: ModelSpec,
+    files: Mapping[str, Path],
+    changes: Mapping[str, Any],
+    rows: list[Request],
+) -> Any:
+    """Frames, evaluations and errors of rows on the leader; `changes` are the layout's."""
+    layout = replace(lone_layout(spec, system(), torch.device("cpu")), **changes)
+    leave()  # the engine's ranks meet by themselves
+    read = PICTURES.__getitem__
+    engine = Engine.load(spec, system(), "cpu", layout=layout, team=team, images=read, loras=files)
+    if not team.leads:
+        with suppress(Dismissed):
+            engine.follow()
+        return None
+    keeper = draw(engine, rows)
+    computed = {name: stats.steps_computed for name, stats in keeper.stats.items()}
+    return keeper.frames, computed, {name: str(e) for name, e in keeper.errors.items()}
