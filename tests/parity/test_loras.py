@@ -34,7 +34,9 @@ UNSERVED = ("hunyuan_dit",)  # its transformer takes no adapters in diffusers
 VIDEOS = [name for name in VIDEO_TOYS if VIDEO_TOYS[name].family not in UNSERVED]
 # Pipelines hand latents to these as a view that is turned, and a product with few outputs (a factor
 # of an adapter has as many as its rank) differs in the last bit; the weights' own does not.
-TURNED = {"flux2_klein": "x_embedder", "ltx": "proj_in", "ltx with a noisy decoder": "proj_in"}
+TURNED = {"flux2_klein": "x_embedder"} | dict.fromkeys(
+    (name for name, toy in VIDEO_TOYS.items() if toy.family == "ltx"), "proj_in"
+)
 # of text and image, where every second row has one; and of an image that CLIP sees too
 ILLUSTRATED = ("wan22_i2v", "wan22_ti2v", "wan_i2v")
 # Of two experts each has its own, or one has one alone.

@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 
 from batchgen.config.checkpoint import check_dimensions
+from batchgen.config.compose import compose_job
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError, WeightsError
+from batchgen.families.dims import in_key
 from batchgen.planning import digests
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import key_context
+
+DEMO = Path(__file__).parents[3] / "jobs" / "demo.yaml"
 
 
 @pytest.fixture
@@ -252,3 +256,12 @@ def test_a_spec_that_disagrees_with_its_checkpoint_is_refused_with_both_values(
     (folder(model) / "vae" / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="is not JSON"):
         check_dimensions(model)
+
+
+def test_a_dimension_that_came_later_changes_no_key_at_its_default() -> None:
+    """Of random weights, which are told by their dimensions."""
+    model = compose_job(DEMO, ["model=ltx-video"]).config.model
+    assert "downsample_type" not in in_key(model.dims)["vae"]
+    assert {"patch_size", "layers_per_block"} <= in_key(model.dims)["vae"].keys()
+    newer = compose_job(DEMO, ["model=ltx-video-0.9.5"]).config.model
+    assert in_key(newer.dims)["vae"]["downsample_type"][0] == "spatial"
