@@ -17,7 +17,7 @@ from batchgen.caches.strategy import NONE
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Scales, family_spec
 from batchgen.loras import LoraFile
-from batchgen.planfile import open_parquet, reading
+from batchgen.planfile import own_parquet, reading
 from batchgen.planning.store import BucketForecast, Plan, read_loras
 from batchgen.request import FIELDS, MODEL_FIELDS, Bucket
 
@@ -82,7 +82,7 @@ def read_work(plan: Path, rows: np.ndarray, model: ModelSpec, audit_every: int =
     wanted = [*_COLUMNS, *(["row_key"] if audit_every else [])]
     left = np.sort(rows)
     with reading(plan):
-        file, first = open_parquet(plan), 0
+        file, first = own_parquet(plan), 0
         there = [name for name in wanted if name in file.schema_arrow.names]
         for batch in file.iter_batches(columns=there):
             begin, end = np.searchsorted(left, [first, first + len(batch)])
