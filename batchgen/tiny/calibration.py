@@ -1,7 +1,8 @@
 """Fits the planned cache of the embedded model: ``python -m batchgen.tiny.calibration``.
 
-Writes the shipped tables of all ``settings``, from rows that no measurement may use
-(``calibration_rows``).
+Renews the shipped tables of all ``settings``, or of those of some guidances, from rows that no
+measurement may use (``calibration_rows``). A table whose steps come out the same stays as it is,
+and with it the keys of its rows: delete the file to make all anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml  # type: ignore[import-untyped]
 
-from batchgen.caches.tables import SHIPPED, Entry, dump
+from batchgen.caches.tables import SHIPPED, Entry, dump, read
 from batchgen.config.build import build
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.durable import write_bytes_atomic
@@ -97,19 +98,34 @@ def _with(row: Request, setting: Setting, guidance: float) -> Request:
     )
 
 
+def as_shipped(entry: Entry) -> Entry:
+    """With a key that leaves out what the model does not have, and the size: which ones a shipped
+    fit serves is known where it is looked up (``planning.fits``)."""
+    key = replace(entry.key, use_dynamic_cfg=None, guidance_rescale=None, pixels_range=None)
+    return replace(entry, key=key)
+
+
+def _renewed(old: Entry | None, new: Entry) -> Entry:
+    return old if old and old.content["steps"] == new.content["steps"] else new
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=SHIPPED / f"planned.{MODEL}.json")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--guidance", type=float, nargs="+", choices=GUIDANCES, help="these alone")
+    args = parser.parse_args()
     engine = Engine.load(preset(), SystemConfig(), "cpu")
-    entries: list[Entry] = []
+    entries = {entry.key: entry for entry in (read(args.out) if args.out.exists() else ())}
     for setting in settings():
+        if args.guidance and setting.guidance not in args.guidance:
+            continue
         begin = time.perf_counter()
-        made = calibrate(engine.replica, setting.rows(), RATIOS[setting.steps], model=MODEL).entries
-        entries += made
+        found = calibrate(engine.replica, setting.rows(), RATIOS[setting.steps], model=MODEL)
+        made = [as_shipped(entry) for entry in found.entries]
+        entries |= {new.key: _renewed(entries.get(new.key), new) for new in made}
         near = ", ".join(f"{e.key.computed}: {e.content['latents_db']} dB" for e in made)
         print(f"{setting}: {near}, {time.perf_counter() - begin:.0f} s", flush=True)
-        write_bytes_atomic(out, dump(entries))
+        write_bytes_atomic(args.out, dump(entries.values()))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,14 @@ def test_calibration_rows_are_told_from_others() -> None:
     assert [row.seed for row in rows] == [made.FIRST_SEED + i for i in range(made.MIXED_ROWS)]
 
 
+def test_shipped_keys_leave_out_what_does_not_tell_rows_apart() -> None:
+    """So that a fit serves the sizes that planning knows, and is found again when it is renewed."""
+    row = replace(made.calibration_rows()[0], guidance_scale=1.0)
+    key = replace(row_key(row, "planned", made.MODEL, 25), bucket=None, pixels=None, num_steps=50)
+    fresh = Entry(key=replace(key, pixels_range=(4096.0, 4096.0)), content={})
+    assert made.as_shipped(fresh).key in {entry.key for entry in shipped().entries}
+
+
 def play(engine: Engine, requests: list[Request], thin: Schedule | None = None) -> list[Tensor]:
     """Denoise the rows through a schedule, else through their own."""
     rows = Lockstep(engine.replica, requests, guided=False)
