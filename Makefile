@@ -47,10 +47,11 @@ test-durability: $(INSTALLED)
 		tests/unit/runner tests/unit/worker tests/unit/cli tests/unit/catalog/test_incremental.py \
 		tests/unit/planning/manifests
 
-# Further cases of pixels that must be equal; without those for which a compiler works for minutes.
+# Further cases of pixels that must be equal, without those for which a compiler works for minutes;
+# and that all benches run, that of a GPU too.
 test-parity: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not slurm and not gpu" \
-		tests/parity tests/unit/families tests/unit/engine tests/tiny \
+		tests/parity tests/unit/families tests/unit/engine tests/tiny tests/contract \
 		--ignore tests/parity/test_compile.py
 
 # On a machine with CUDA, and nowhere else.
