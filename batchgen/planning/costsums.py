@@ -54,9 +54,10 @@ class CostSums:
         sums = [np.bincount(inverse, weights=part * rendered) for part in parts]
         for bucket, more in zip(buckets, np.stack(sums, 1), strict=True):
             self._sums[bucket] += more
-        for at, bucket in enumerate(buckets):
-            most = int((steps * rendered)[inverse == at].max())
-            self._most[bucket] = max(self._most[bucket], most)
+        most = np.zeros(len(buckets))
+        np.maximum.at(most, inverse, steps * rendered)
+        for bucket, longest in zip(buckets, most.tolist(), strict=True):
+            self._most[bucket] = max(self._most[bucket], int(longest))
         if cached is not None:
             for at, name in cached.strategies(np.where(rendered, inverse, -1)):
                 self._caches[buckets[at]].add(name)
