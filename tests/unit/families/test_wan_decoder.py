@@ -60,7 +60,8 @@ def test_every_bit_is_that_of_diffusers(
 
 @pytest.mark.parametrize("shape", SHAPES[:2])
 @pytest.mark.parametrize(
-    "changes", [{}, {"dim_mult": [1, 2, 2], "temperal_downsample": [True, False]}]
+    "changes",
+    [{"scale_factor_spatial": 16}, {"dim_mult": [1, 2, 2], "temperal_downsample": [True, False]}],
 )
 def test_every_bit_of_a_tile_is_that_of_diffusers(
     one_thread: None, shape: tuple[int, ...], changes: dict[str, Any]
