@@ -28,7 +28,7 @@ UNITS = {
 
 # Where a short name belongs when several tiers spell it alike: the first tier that has it.
 _TIERS = ("row_defaults", "system", "output", "slurm", "", "model")
-_SHORT_FOR_A_STRATEGY = "row_defaults.cache"  # no key of a job as it is recorded
+_SHORTS = {"cache": "row_defaults.cache"}  # are read, and recorded as other keys
 
 
 def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
@@ -143,8 +143,7 @@ def _dims_keys(where: str) -> Iterator[tuple[str, object]]:
 
 def home_of(name: str) -> str | None:
     """The dotted key whose last part is `name`, in the tier where users set it; None if nowhere."""
-    keys = (*(key for key, _ in leaf_keys()), _SHORT_FOR_A_STRATEGY)
-    homes = [key for key in keys if key.rpartition(".")[2] == name]
+    homes = [key for key, _ in leaf_keys() if key.rpartition(".")[2] == name]
     for tier in _TIERS:
         for key in homes:
             if key.partition(".")[0] == tier or (not tier and "." not in key):
@@ -157,7 +156,7 @@ def unknown_key_message(key: str) -> str:
     parent, _, name = key.rpartition(".")
     if name in MANIFEST and name not in ROW_DEFAULTS:
         return f"{key}: unknown key; {name} is a column of the manifest and has no job-wide value"
-    home = home_of(name)
+    home = home_of(name) or _SHORTS.get(name)
     if home is not None and home != key:
         tier, given = home.partition(".")[0], key.partition(".")[0]
         where = "" if tier == given else f"{name} belongs to {_tier_name(home)}; "

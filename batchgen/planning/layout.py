@@ -31,6 +31,7 @@ from batchgen.planning.memory import (
 from batchgen.planning.store import Plan
 from batchgen.planning.work import Work, planned_work
 from batchgen.records import DECODE_PIXELS, Layout, rows_decoded
+from batchgen.request import Bucket
 
 # Prices closer than this are a tie: between ways to split the same replica over ulysses and ring,
 # where the model errs most, and between all others. `plan --layouts` says so.
@@ -273,14 +274,23 @@ def _refusal(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> str:
     return f"a replica does not fit {ranks} {_inside(job, chosen)}: {_way_on(job, work)}"
 
 
+def _fits_somehow(job: JobConfig, bucket: Bucket, beside: int) -> bool:
+    """In one of the modes that the job allows, on one rank."""
+    needs = ((mode, need_of(job, bucket, mode, beside=beside)) for mode in residencies(job))
+    return any(fits(job, mode, need) for mode, need in needs)
+
+
 def _way_on(job: JobConfig, work: Sequence[Work]) -> str:
     ways = []
     bucket = most_demanding(job, [part.bucket for part in work])
     memory, beside = replace(job.system.memory, mode="auto"), adapter_bytes(job, work)
     free = replace(job, system=replace(job.system, memory=memory))
-    needs = {mode: need_of(free, bucket, mode, beside=beside) for mode in residencies(free)}
-    if any(fits(free, mode, need) for mode, need in needs.items()):
+    if _fits_somehow(free, bucket, beside):
         ways.append("set system.memory.mode=auto")
+    if (tiles := served_by(job.model).tiles) and tiling_of(job.system.vae) is None:
+        vae = tiles.resolved(replace(free.system.vae, tiled=True))
+        if _fits_somehow(replace(free, system=replace(free.system, vae=vae)), bucket, beside):
+            ways.append("decode in tiles (system.vae.tiled=true), which changes pixels by rounding")
     if job.system.memory.vram_limit is not None:
         ways.append("raise system.memory.vram_limit")
     if on_cpu(job) and job.slurm.executor in ONE_MACHINE:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from batchgen.config.capability import with_tiles
 from batchgen.config.schema import (
     DeviceConfig,
     JobConfig,
@@ -19,6 +20,7 @@ from batchgen.config.schema import (
     ModelSpec,
     SlurmConfig,
     SystemConfig,
+    VaeConfig,
 )
 from batchgen.families.table import placed, presets
 from batchgen.planning.memory import GIB, need_of
@@ -30,7 +32,8 @@ BEGIN, END = (
     "<!-- memory end -->",
 )
 MODES: tuple[MemoryMode, ...] = ("resident", "model", "stream")
-STORED: tuple[Literal["same", "fp8"], ...] = ("same", "fp8")
+Stored = Literal["same", "fp8"]
+STORED: tuple[Stored, ...] = ("same", "fp8")
 MODELS = {  # what it is called there, and in which size
     "flux.1-dev": ("FLUX.1", Bucket(1024, 1024, 1)),
     "wan2.1-t2v-1.3b": ("Wan2.1 1.3B", Bucket(832, 480, 81)),
@@ -47,7 +50,8 @@ MODELS = {  # what it is called there, and in which size
 def table() -> str:
     """One line a model, in Markdown: GiB on a device, weights and activations of one row."""
     stored = ["" if store == "same" else f" {store}" for store in STORED]
-    lines = [["model, size", *(f"`{mode}`{store}" for store in stored for mode in MODES)]]
+    heads = (f"`{mode}`{store}" for store in stored for mode in MODES)
+    lines = [["model, size", *heads, "`stream` fp8, tiles"]]
     lines.append(["---"] * len(lines[0]))
     models = {model.name: model for found in presets().values() for model in found}
     for name, (title, bucket) in MODELS.items():
@@ -59,11 +63,14 @@ def table() -> str:
 def _needs(model: ModelSpec, bucket: Bucket) -> Iterator[str]:
     device = DeviceConfig(name="gpu", memory_gib=1024)  # any that computes in 16 bits
     job = JobConfig(name="", manifest="", model=model, slurm=SlurmConfig(device=device))
-    for store in STORED:
-        for mode in MODES:
-            system = SystemConfig(memory=MemoryConfig(mode=mode, store_dtype=store))
-            need = need_of(replace(job, system=system), bucket, mode)
-            yield f"{need.peak_bytes / GIB:.1f}"
+    ways: list[tuple[Stored, MemoryMode, bool]]
+    ways = [(store, mode, False) for store in STORED for mode in MODES]
+    for store, mode, tiled in [*ways, ("fp8", "stream", True)]:
+        system = SystemConfig(
+            memory=MemoryConfig(mode=mode, store_dtype=store), vae=VaeConfig(tiled=tiled)
+        )
+        need = need_of(with_tiles(replace(job, system=system)), bucket, mode)
+        yield f"{need.peak_bytes / GIB:.1f}"
 
 
 def renewed(text: str) -> str:

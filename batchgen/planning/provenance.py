@@ -65,16 +65,23 @@ def _version(package: str) -> str:
         return "absent"
 
 
-@cache  # of the code that this process has imported
 def git_commit() -> str | None:
     """Commit of the checkout that the package runs from, `-dirty` with local changes; None
-    outside of one."""
-    folder = Path(__file__).parents[2]
-    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
-    if commit is None:
+    outside of one, or where git does not answer."""
+    try:
+        return _commit()
+    except LookupError:
         return None
+
+
+@cache  # of the code that this process has imported; no answer is asked for again
+def _commit() -> str:
+    folder = Path(__file__).parents[2]
     look = ["git", "--no-optional-locks", "-C", str(folder)]  # writes nothing into the checkout
-    changed = _output([*look, "status", "--porcelain", "-uno"])
+    commit = _output([*look, "rev-parse", "HEAD"])
+    changed = None if commit is None else _output([*look, "status", "--porcelain", "-uno"])
+    if commit is None or changed is None:
+        raise LookupError("git does not say")
     return f"{commit}-dirty" if changed else commit
 
 

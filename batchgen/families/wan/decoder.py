@@ -96,6 +96,7 @@ class _Decoding:
 
     def __init__(self, *, keeps_buffers: bool = True) -> None:
         self.keeps_buffers = keeps_buffers
+        self.ends = False  # no frame is behind this one
         self.kept: dict[nn.Module, Tensor] = {}  # last frames, padded, that a convolution has seen
         self.doubles: set[nn.Module] = set()  # upsamplers that have seen the first frame
         self.buffers: dict[tuple[tuple[int, ...], ...], Tensor] = {}  # by kernel and shape
@@ -103,8 +104,11 @@ class _Decoding:
     @torch.no_grad()
     def run(self, vae: Any, latents: Tensor) -> Tensor:
         """From latents to pixels."""
-        frames = self._conv(vae.post_quant_conv, latents).split(1, dim=2)
-        return torch.cat([self._frame(vae.decoder, x) for x in frames], dim=2).clamp_(-1.0, 1.0)
+        frames, drawn = self._conv(vae.post_quant_conv, latents).split(1, dim=2), []
+        for at, x in enumerate(frames, 1):
+            self.ends = at == len(frames)
+            drawn.append(self._frame(vae.decoder, x))
+        return torch.cat(drawn, dim=2).clamp_(-1.0, 1.0)
 
     def _frame(self, decoder: Any, x: Tensor) -> Tensor:
         """A latent frame to one frame of pixels if it is the first, else to several."""
@@ -194,7 +198,8 @@ class _Decoding:
             buffer[:, :, :before].copy_(self.kept[conv])
         else:
             buffer[:, :, :before].zero_()
-        self.kept[conv] = buffer[:, :, frames:].clone()
+        if not self.ends:
+            self.kept[conv] = buffer[:, :, frames:].clone()
         return buffer
 
     def _zeros(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -231,7 +236,8 @@ class _Tiled(_Decoding):
     ) -> None:
         """One tile into the video, without what is beside it."""
         tile, at, factor = _Decoding(keeps_buffers=False), 0, self.factor
-        for middle in middles:
+        for number, middle in enumerate(middles, 1):
+            tile.ends = number == len(middles)
             seen = middle[..., rows.begin : rows.end, columns.begin : columns.end]
             x = unpatchify(tile._enlarged(vae.decoder, seen.contiguous()), _patch(vae))
             frames = video[:, :, at : at + x.shape[2]]

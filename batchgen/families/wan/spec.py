@@ -323,10 +323,12 @@ def forward_bytes(model: ModelSpec, bucket: Bucket) -> int:
 
 
 def decode_bytes(model: ModelSpec, bucket: Bucket) -> int:
-    """About 6 maps of the widest full-resolution stage for the four frames that are made at a time,
-    and the video."""
-    size = _BYTES[model.dtype]
+    """Maps of the widest full-resolution stage in float32, and the video. For each of the four
+    frames that are made at a time 16: what a convolution is given, what comes of it, and what all
+    of them keep of the frames before; for a frame that nothing follows 11. (Counted live on a CPU.)
+    """
     at_once = min(bucket.num_frames, dims(model).vae.temporal_factor)
-    decode = 6 * size * at_once * bucket.width * bucket.height * dims(model).vae.base_dim
+    maps = 16 if bucket.num_frames > 1 else 11
+    decode = maps * 4 * at_once * bucket.width * bucket.height * dims(model).vae.base_dim
     video = 3 * 4 * bucket.width * bucket.height * bucket.num_frames
     return decode + video

@@ -206,6 +206,11 @@ def _check_lists(job: JobConfig) -> None:
     for name in job.carry_columns:
         if name in REQUEST_COLUMNS:
             raise ConfigError(f"carry_columns: {name!r} is a request column and is kept anyway")
+        kept = name.removeprefix("carry.")
+        if kept != name and kept in job.carry_columns:
+            raise ConfigError(
+                f"carry_columns: {kept!r} and {name!r} may be one column of the catalog; rename one"
+            )
     doubled = [name for name in job.carry_columns if job.carry_columns.count(name) > 1]
     if doubled:
         raise ConfigError(f"carry_columns: {doubled[0]!r} appears twice")

@@ -43,16 +43,24 @@ class RowIds:
         """Note every row whose id an earlier row has; `place` names that one."""
         ordered = np.concatenate([*self._hashes, np.zeros(0, np.int64)])
         ordered.sort()
-        doubled = ordered[1:][ordered[1:] == ordered[:-1]]  # few, or the manifest is a wrong one
+        doubled = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not len(doubled):
             return
-        rows = np.flatnonzero(np.concatenate([np.isin(part, doubled) for part in self._hashes]))
+        found = [_are_in(part, doubled) for part in self._hashes]
+        rows = np.flatnonzero(np.concatenate(found))
         first: dict[str, int] = {}
         repeated = [row for row in rows.tolist() if first.setdefault(self.of(row), row) != row]
         for row in repeated[: problems.keep]:
             name = self.of(row)
             problems.add(np.array([row]), "row_id", [name], f"{place(first[name])} has it already")
         problems.count += len(repeated[problems.keep :])
+
+
+def _are_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """As np.isin, which would sort the second again for each part of the first."""
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    found: np.ndarray = ordered[at] == values
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

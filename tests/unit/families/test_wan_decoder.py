@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan
+from live_bytes import LiveBytes
 from torch import Tensor, nn
 
+from batchgen.families.family import family_spec
+from batchgen.families.table import presets
 from batchgen.families.tiling import Tiling
 from batchgen.families.wan import decoder
+from batchgen.request import Bucket
+
+FORECAST = [("wan", AutoencoderKLWan, 1), ("wan", AutoencoderKLWan, 9)]
+FORECAST += [("qwen_image", AutoencoderKLQwenImage, 1)]
 
 SHAPES = [
     (1, 4, 1, 4, 4),  # an image
@@ -38,6 +46,21 @@ def latents(*shape: int) -> Tensor:
 def by_diffusers(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
     with torch.no_grad():
         return vae.decode(z, return_dict=False)[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("family", "made", "frames"), FORECAST)
+def test_memory_is_as_forecast(family: str, made: type, frames: int) -> None:
+    """In the published proportions."""
+    model = presets()[family][0]
+    dims: Any = model.dims
+    small = replace(dims, vae=replace(dims.vae, base_dim=16))
+    vae = made(base_dim=16, z_dim=16).eval()
+    with torch.no_grad(), LiveBytes() as live:
+        decoder.decode(vae, latents(1, 16, 1 + (frames - 1) // 4, 16, 12))
+    forecast = family_spec(family).decode_bytes(
+        replace(model, dims=small, dtype="float32"), Bucket(96, 128, frames)
+    )
+    assert 0.85 * forecast < live.peak < 1.05 * forecast
 
 
 @pytest.mark.parametrize("shape", SHAPES)

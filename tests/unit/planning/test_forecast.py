@@ -279,22 +279,25 @@ def test_a_model_that_does_not_fit_is_said_aloud(
 
 
 def test_residency_follows_the_room(tiny_job: JobConfig) -> None:
-    job = compose_job(ROOT / "jobs" / "wan21_1_3b_480p.yaml").config
+    path = ROOT / "jobs" / "wan21_1_3b_480p.yaml"
+    job, tiled = (compose_job(path, more).config for more in ([], ["system.vae.tiled=true"]))
     rows = [Work(Bucket(832, 480, 81), rows=100, steps=5000, evaluations=10000)]
 
-    def on(gib: float) -> Layout:
+    def on(gib: float, job: JobConfig = job) -> Layout:
         device = replace(H200, memory_gib=gib)
         return choose_layout(replace(job, slurm=replace(job.slurm, device=device)), rows)
 
     assert (on(139).memory, on(139).precision) == ("resident", "bfloat16")
     assert on(16).memory == "model"
     assert on(16).fits and on(16).vram_gib < on(139).vram_gib
-    assert on(8).fits and on(8).memory == "stream"
-    assert "the encoder's blocks stream" in on(8).reason
+    assert not on(8).fits  # a decode takes more
+    small = on(8, tiled)
+    assert small.fits and small.memory == "stream"
+    assert "the encoder's blocks stream" in small.reason
     assert not on(2).fits
     cpu = choose_layout(job, rows)  # all components are there, in twice the bytes
     assert (cpu.memory, cpu.precision, cpu.fits) == ("resident", "float32", False)
-    assert cpu.vram_gib > 1.9 * on(139).vram_gib
+    assert cpu.vram_gib > 1.5 * on(139).vram_gib  # the decoder is in float32 everywhere
 
 
 def test_disk_and_files_follow_the_format(

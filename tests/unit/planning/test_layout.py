@@ -123,7 +123,8 @@ def test_as_many_blocks_stay_as_a_limit_leaves_room_for(job: Make) -> None:
 @pytest.mark.parametrize(
     ("overrides", "gib", "words"),
     [
-        ((), 2, ("2.92 GiB of 2 GiB on h200", "one component at a time", "slurm=...")),
+        ((), 2, (" GiB of 2 GiB on h200", "one component at a time", "slurm=...")),
+        ((), 8, (" GiB of 8 GiB on h200", "decode in tiles (system.vae.tiled=true)", "slurm=...")),
         (("system.memory.mode=resident",), 16, ("as system.memory.mode asks", "mode=auto")),
         (("system.memory.mode=model",), 8, ("as system.memory.mode asks", "slurm=...")),
         (("system.memory.vram_limit=2",), 139, ("vram_limit=2", "raise system.memory.vram_limit")),
@@ -140,14 +141,16 @@ def test_what_does_not_fit_is_refused_with_the_way_on(
 
 def test_large_models_stream_in_small_memory(job: Make) -> None:
     """Weights on the device are those of two blocks and what is no block, of the encoder, too."""
-    for model, bucket, gib, branches in (
-        ("flux.1-dev", Bucket(1024, 1024, 1), 12, 1),
-        ("flux.1-dev", Bucket(512, 512, 1), 3, 1),
-        ("wan2.1-t2v-14b", Bucket(832, 480, 81), 9, 2),
-        ("wan2.1-t2v-14b", Bucket(832, 480, 17), 4, 2),
+    tiles = "system.vae.tiled=true"
+    for bucket, gib, branches, asked in (
+        (Bucket(1024, 1024, 1), 12, 1, ["model=flux.1-dev"]),
+        (Bucket(512, 512, 1), 3, 1, ["model=flux.1-dev"]),
+        (Bucket(832, 480, 81), 12, 2, ["model=wan2.1-t2v-14b"]),
+        (Bucket(832, 480, 81), 9, 2, ["model=wan2.1-t2v-14b", tiles]),
+        (Bucket(832, 480, 17), 6, 2, ["model=wan2.1-t2v-14b", tiles]),
     ):
         rows = Work(bucket, 8, 8 * 28, 8 * 28 * branches)
-        layout = resolve_layout(job(f"model={model}", gib=gib), [rows])
+        layout = resolve_layout(job(*asked, gib=gib), [rows])
         assert layout.memory == "stream" and layout.fits and layout.vram_gib < 0.92 * gib
         assert layout.slower >= 1
 
@@ -210,11 +213,11 @@ def test_tables_of_texts_are_counted_with_the_rows_and_priced_with_their_joining
 
 
 def test_the_shape_that_needs_the_most_memory_decides(job: Make) -> None:
-    config, small = job(gib=15.5), Bucket(208, 128, 9)
+    config, small = job(gib=20), Bucket(208, 128, 9)
     assert most_demanding(config, [small, CLIP, small]) == CLIP
     with pytest.raises(ConfigError):
-        resolve_layout(job("system.memory.mode=resident", gib=15.5), [work(small), work(CLIP)])
-    assert resolve_layout(job("system.memory.mode=resident", gib=15.5), [work(small)]).fits
+        resolve_layout(job("system.memory.mode=resident", gib=20), [work(small), work(CLIP)])
+    assert resolve_layout(job("system.memory.mode=resident", gib=20), [work(small)]).fits
 
 
 @pytest.mark.parametrize("mode", ["auto", "resident", "model"])

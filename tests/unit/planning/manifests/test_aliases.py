@@ -36,6 +36,15 @@ def test_keys_that_share_a_half_are_told_apart() -> None:
     assert aliases.originals(4, [keys[0] + bytes(16)]).tolist() == [0]
 
 
+def test_all_ids_twice_in_many_small_pieces() -> None:
+    ids, problems = RowIds(), Problems()
+    for first in (*range(0, 90, 3), *range(0, 90, 3)):
+        ids.add(pa.array([f"row-{first + i}" for i in range(3)]))
+    ids.add(pa.array(["alone"]))
+    ids.report_duplicates(problems)
+    assert problems.count == 90
+
+
 @pytest.mark.parametrize("same", [False, True])
 def test_ids_found_twice(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the hashes of different ids are the `same`."""

@@ -307,3 +307,12 @@ def test_check_lists_more_than_planning_does_and_judges_sizes_only_with_a_job(
     assert full.problems.count == 83
     assert len(full.problems.first) == 5
     assert np.all([problem.row <= 2 for problem in full.problems.first])
+
+
+def test_carried_columns_of_one_name_in_the_catalog_are_refused(
+    tmp_path: Path, job_over: JobOver
+) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "status": ["x"], "carry.status": ["y"]}), path)
+    with pytest.raises(ConfigError, match=r"'status' and 'carry\.status' may be one column"):
+        check_manifest(path, job_over(path, carry_columns=["status", "carry.status"]))
