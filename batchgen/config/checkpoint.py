@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,14 +62,23 @@ def check_disk(model: ModelSpec, system: SystemConfig) -> None:
         own = system.components.get(part)
         if (own.memory if own and own.memory else system.memory.mode) != "disk":
             continue
-        for each in original_files(f"model.files.{part}", Path(file)):
-            scales = [name for name in _tensor_kinds(each) if scaled_weight(name)]
-            if scales:
-                raise WeightsError(
-                    f"{each}: has {scales[0]}, with which weights are multiplied when they are "
-                    f"loaded, so that {part} cannot stay on disk; legal: "
-                    f"system.components.{part}.memory=stream, model, resident"
-                )
+        if found := scale_of(part, file):
+            each, scale = found
+            raise WeightsError(
+                f"{each}: has {scale}, with which weights are multiplied when they are loaded, so "
+                f"that {part} cannot stay on disk; legal: "
+                f"system.components.{part}.memory=stream, model, resident"
+            )
+
+
+@cache
+def scale_of(part: str, file: str) -> tuple[Path, str] | None:
+    """The first tensor of `model.files.<part>` that is a scale of weights, and where it is."""
+    for each in original_files(f"model.files.{part}", Path(file)):
+        for name in _tensor_kinds(each):
+            if scaled_weight(name):
+                return each, name
+    return None
 
 
 def _checked(model: ModelSpec, folder: Path, family: FamilySpec) -> dict[str, list[Path]]:

@@ -39,7 +39,6 @@ from batchgen.engine.snapshot import pack
 from batchgen.engine.team import Lost, uneven
 from batchgen.errors import RowError
 from batchgen.families.family import Stage
-from batchgen.numerics.solver import History
 from batchgen.request import Bucket, Loras, Request
 
 AUTO_WINDOW = {True: 8, False: 64}  # small where all are resident: replicas share
@@ -127,10 +126,8 @@ class Director:
         """Before anything slow: whoever stops a render may not wait for its end."""
         for state in [*self.flight.rows.values(), *(job.state for job in self.denoised)]:
             if state.step > 0:
-                # both are of use to further steps alone
-                history = History() if state.done else state.history
-                kept = {} if state.done or state.cache is None else state.cache.saved()
-                snapshot = pack(state.step, state.latents, history, kept, state.meter.busy)
+                kept = {} if state.cache is None else state.cache.saved()
+                snapshot = pack(state.step, state.latents, state.history, kept, state.meter.busy)
                 self.sink.saved(state.request, snapshot)
                 self.saved += 1
 
@@ -191,7 +188,9 @@ class Director:
         return divided is not None and divided.takes(job.state.request)
 
     def _decode(self, job: Denoised) -> Iterator[Orders]:
-        """By all ranks. What is not finite is left to the lane, which says so."""
+        """By all ranks, and nothing beside it: memory is counted for one decode. What is not finite
+        is left to the lane, which says so."""
+        self.lane.drain()
         state, meter = job.state, job.state.meter
         self.flight.forwards.syncs += 1
         if torch.isfinite(state.latents).all():

@@ -74,6 +74,11 @@ class RowState:
     def done(self) -> bool:
         return self.step == len(self.schedule)
 
+    def let_go(self) -> None:
+        """Of all that further steps alone would need: a row may wait long for its decode, and many
+        with it."""
+        self.branches, self.tables, self.cache, self.history = (), (), None, History()
+
     def item(self, branch: int) -> Item:
         """Its next evaluation."""
         condition = self.branches[branch].condition
@@ -123,7 +128,7 @@ class Flight:
 
     def apply(self, orders: Orders) -> Outcome:
         """Do what the orders say; rows that finished or failed leave."""
-        outcome = Outcome()
+        outcome, self.decoding = Outcome(), orders.decode is not None
         if orders.use:
             self._use(orders.use)
         if orders.encode:
@@ -176,7 +181,6 @@ class Flight:
         """Frames of a row, of which a follower has its own tiles alone."""
         replica, divided = self.replica, self.replica.divided
         assert divided is not None
-        self.decoding = True
         with replica.team.together(lambda: f"decoding row {order.request.row_id}"):
             failpoint(f"decode.{replica.team.rank}")
             failpoint("memory.decode")
@@ -184,7 +188,6 @@ class Flight:
             latents = order.latents.to(replica.device)
             frames = decoded_row(divided.family, latents, order.request)
             self.forwards.wait()
-        self.decoding = False
         return frames
 
     # ------------------------------------------------------------------------------------ joining
@@ -197,6 +200,7 @@ class Flight:
         if isinstance(state, Failed):
             outcome.fail(join.number, row.request, meter, state.error)
         elif state.done:
+            state.let_go()
             outcome.done.append(state)
         else:
             self.rows[join.number] = state
@@ -368,6 +372,7 @@ class Flight:
         if isinstance(moved, Failed):
             outcome.fail(number, row.request, row.meter, moved.error)
         elif row.done:
+            row.let_go()
             outcome.done.append(row)
         else:
             return

@@ -19,7 +19,7 @@ from batchgen.engine.blocks import Stacks
 from batchgen.engine.compiled import Compiled
 from batchgen.engine.contract import unheard
 from batchgen.engine.devices.kernels import KernelWatch
-from batchgen.engine.isolation import Failed, attempt, is_short
+from batchgen.engine.isolation import Failed, is_short
 from batchgen.engine.ladder import Ladder
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import DecodeSizes, Packer
@@ -99,7 +99,7 @@ class Replica:
         hold its own. Where there is no room, their forwards make them as they need them."""
         if not rows or not self.recall.away:
             return [()] * len(rows)
-        made = attempt(lambda: self._tabulate(rows))
+        made = self.ladder.retry(lambda: self._tabulate(rows))
         return [()] * len(rows) if is_short(made) else made
 
     def _tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...]]:

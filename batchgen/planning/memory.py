@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from batchgen.config.capability import served_by
+from batchgen.config.checkpoint import scale_of
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.config.stages import stages_of
 from batchgen.families.family import Component, Stage, family_spec
@@ -79,6 +80,8 @@ def _disk_helps(job: JobConfig) -> bool:
     slurm, model = job.slurm, job.model
     rounded = job.system.memory.store_dtype == "fp8"
     if not slurm.mem_gb or on_cpu(job) or model.weights_folder is None or rounded:
+        return False
+    if any(scale_of(part, file) for part, file in model.files.items()):
         return False
     held = slurm.ranks_per_node * weights_of(job).total
     return "disk" in served_by(model).memory_modes and held > 1e9 * slurm.mem_gb

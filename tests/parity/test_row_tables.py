@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from batchgen.config.schema import ModelSpec
 from batchgen.engine.blocks import named
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
+from batchgen.engine.finish import Denoised, Finisher
 from batchgen.engine.memory.stream import tensors_of
 from batchgen.engine.recall import Recall
 from batchgen.families.components import components_of
@@ -164,3 +165,20 @@ def test_what_fails_as_tables_are_made_fails_the_rows_that_join(
     found = draw(drawn.engine("model", batch={"max_rows_in_flight": 1}), rows)
     assert [str(error) for error in found.errors.values()] == ["not these"]
     assert [*found.errors] == ["row-0"] and [*found.frames] == ["row-1"]
+
+
+def test_rows_that_wait_for_their_decode_hold_no_tables(
+    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mode `model` those of a whole window do."""
+    engine = Drawn("flux", "float32", tmp_path).engine("model", batch={"max_rows_in_flight": 1})
+    held, decode = list[int](), Finisher._decoded
+
+    def look(finisher: Finisher, rows: Sequence[Denoised]) -> list[torch.Tensor]:
+        gc.collect()
+        held.append(len(engine.replica.recall._rows))
+        return decode(finisher, rows)
+
+    monkeypatch.setattr(Finisher, "_decoded", look)
+    found = draw(engine, [flux_row(number) for number in range(3)])
+    assert not found.errors and held and max(held) <= 1  # that of the last forward

@@ -206,13 +206,15 @@ def _join(blocks: Sequence[nn.Module]) -> None:
     made: list[Tensor] = []
     for number, block in enumerate(blocks):
         if number < len(blocks) // 2 - 1:
-            surround(block, partial(_giving, made=made))
+            surround(block, partial(_giving, made=made, begins=number == 0))
         elif number > len(blocks) // 2:
             surround(block, partial(_taking, made=made))
 
 
-def _giving(run: Run, made: list[Tensor]) -> Run:
+def _giving(run: Run, made: list[Tensor], begins: bool) -> Run:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
+        if begins:  # what a forward has left that failed
+            made.clear()
         found: Tensor = run(*args, **kwargs)
         made.append(found)
         return found

@@ -25,7 +25,13 @@ from toys import TOYS
 from video_toys import VIDEO_TOYS
 
 from batchgen.config.checkpoint import check_disk
-from batchgen.config.schema import ComponentConfig, ModelSpec
+from batchgen.config.schema import (
+    ComponentConfig,
+    DeviceConfig,
+    JobConfig,
+    ModelSpec,
+    SlurmConfig,
+)
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.loading.checkpoint import build_module, check_part
@@ -39,6 +45,7 @@ from batchgen.errors import WeightsError
 from batchgen.families.family import family_names, family_spec
 from batchgen.loras import NO_LORAS
 from batchgen.planning.digests import checkpoint_digest
+from batchgen.planning.memory import residencies
 from batchgen.request import NO_LORA, Loras
 
 Tensors = dict[str, torch.Tensor]
@@ -399,6 +406,12 @@ def test_rows_of_a_file_with_scales_are_those_of_what_it_means(
             check_disk(made["stored"], system(**asked))
     elsewhere = {"transformer": ComponentConfig(memory="stream")}
     check_disk(made["stored"], system(memory={"mode": "disk"}, components=elsewhere))
+    where = SlurmConfig(mem_gb=1e-9, device=DeviceConfig(name="gpu", memory_gib=8))
+    chosen = {
+        name: residencies(JobConfig(name="", manifest="", model=model, slurm=where))
+        for name, model in made.items()
+    }
+    assert "disk" in chosen["meant"] and "disk" not in chosen["stored"]  # of a node that is full
 
 
 def test_a_folder_may_hold_weights_in_8_bits(small_folder: Path, tmp_path: Path) -> None:
