@@ -90,7 +90,7 @@ class Director:
             self.lane.check()
             self._take_back()
             if self.denoised and self.resident:  # who has been told to stop may not wait for all
-                yield from self._decode(self.denoised.popleft())
+                yield from self._decode()
                 continue
             if self._wants_window():
                 yield from self._open_window()
@@ -122,9 +122,17 @@ class Director:
         self.stopping = self.stopping or self.stop()
         return self.stopping
 
+    def save_denoised(self) -> None:
+        """Those that wait for their decode, when the ranks cannot go on together: the leader has
+        all of them."""
+        self._save_rows([job.state for job in self.denoised])
+
     def _save(self) -> None:
         """Before anything slow: whoever stops a render may not wait for its end."""
-        for state in [*self.flight.rows.values(), *(job.state for job in self.denoised)]:
+        self._save_rows([*self.flight.rows.values(), *(job.state for job in self.denoised)])
+
+    def _save_rows(self, rows: Sequence[RowState]) -> None:
+        for state in rows:
             if state.step > 0:
                 kept = {} if state.cache is None else state.cache.saved()
                 snapshot = pack(state.step, state.latents, state.history, kept, state.meter.busy)
@@ -174,7 +182,7 @@ class Director:
             if not self.stopping and self._stops():
                 self._save()
             if self._divides(self.denoised[0]):
-                yield from self._decode(self.denoised.popleft())
+                yield from self._decode()
                 continue
             together = self.replica.decodes.size(self.denoised[0].bucket)
             alone = takewhile(lambda job: not self._divides(job), self.denoised)
@@ -187,10 +195,11 @@ class Director:
         divided = self.replica.divided
         return divided is not None and divided.takes(job.state.request)
 
-    def _decode(self, job: Denoised) -> Iterator[Orders]:
-        """By all ranks, and nothing beside it: memory is counted for one decode. What is not finite
-        is left to the lane, which says so."""
+    def _decode(self) -> Iterator[Orders]:
+        """The first that waits, by all ranks, and nothing beside it: memory is counted for one
+        decode. What is not finite is left to the lane, which says so."""
         self.lane.drain()
+        job = self.denoised[0]
         state, meter = job.state, job.state.meter
         self.flight.forwards.syncs += 1
         if torch.isfinite(state.latents).all():
@@ -200,6 +209,7 @@ class Director:
             meter.decode += perf_counter() - begin
             meter.waiting_since = perf_counter()
             job = Denoised(state, self._event(), self.decoded.pop())
+        self.denoised.popleft()
         self.lane.put(job)
 
     def _take_back(self) -> None:

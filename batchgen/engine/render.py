@@ -3,6 +3,7 @@ them, and that of the ranks that follow it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -13,11 +14,14 @@ from batchgen.engine.devices.device import GIB, memory
 from batchgen.engine.director import Director
 from batchgen.engine.finish import Broken, Denoised, Finisher
 from batchgen.engine.flight import Flight
+from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.lane import Lane
 from batchgen.engine.meter import Setting
 from batchgen.engine.replica import Replica
 from batchgen.errors import ReplicaFailed, ReplicaOutOfMemory
 from batchgen.records import RankSeconds
+
+log = logging.getLogger(__name__)
 
 
 def render(
@@ -39,7 +43,7 @@ def render(
     )
     director = Director(replica, flight, lane, source, sink, stop, finisher.postponed)
     replica.ladder.settled = lane.drain
-    with lane, _out_of_memory(flight):
+    with lane, _broken_off(director):
         script = director.script()
         while not (orders := replica.team.share(next(script))).over:
             outcome = flight.apply(orders)
@@ -48,13 +52,16 @@ def render(
 
 
 @contextmanager
-def _out_of_memory(flight: Flight) -> Iterator[None]:
-    """What all ranks do, without room for it, ends the attempt; the next one takes less, if it
-    can."""
+def _broken_off(director: Director) -> Iterator[None]:
+    """A rank that fails in what all do ends the attempt: rows with all their steps behind them are
+    saved, and after a lack of memory the next attempt takes less, if it can."""
     try:
         yield
     except ReplicaFailed as error:
-        if error.out_of_memory and flight.leave_word():
+        saved = attempt(director.save_denoised)  # of a device that may be gone
+        if isinstance(saved, Failed):
+            log.warning("rows that were denoised are not saved: %s", saved.error)
+        if error.out_of_memory and director.flight.leave_word():
             raise ReplicaOutOfMemory(str(error)) from error
         raise
 
