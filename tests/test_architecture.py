@@ -47,7 +47,7 @@ INSIDE = {
         {"attention", "compiled"},
         {"forwards", "replica", "caching"},
         {"flight"},
-        {"finish", "look"},
+        {"finish", "look", "room"},
         {"director", "assemble"},
         {"render", "lockstep"},
         {"engine"},

@@ -17,7 +17,6 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from functools import partial
 from itertools import islice, takewhile
 from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,19 +29,15 @@ from batchgen.engine.flight import Flight, Outcome, RowState
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.lane import Lane
 from batchgen.engine.look import RowLook
-from batchgen.engine.meter import RowMeter
 from batchgen.engine.orders import Decode, Join, Orders, Pack, Slot
-from batchgen.engine.packs import Packer
-from batchgen.engine.prompts import EncodedRow
 from batchgen.engine.replica import Replica
+from batchgen.engine.room import Room
 from batchgen.engine.snapshot import pack
 from batchgen.engine.team import Lost, uneven
 from batchgen.errors import RowError
 from batchgen.families.family import Stage
-from batchgen.request import Bucket, Loras, Request
 
 AUTO_WINDOW = {True: 8, False: 64}  # small where all are resident: replicas share
-AUTO_ROWS = 16  # most rows in flight: what a stopped worker loses
 
 
 class Director:
@@ -365,42 +360,3 @@ class Director:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.replica.device))
         return event
-
-
-class Room:
-    """How many rows share a tick: by count where it is given, else while one tick of all is about
-    one forward. One row always has room."""
-
-    def __init__(self, packer: Packer, most: int | Literal["auto"]) -> None:
-        self.packer = packer
-        self.most = most
-        self.rows = 0
-        self.tokens = 0
-        self.kinds: set[tuple[Bucket, Loras]] = set()
-
-    def takes(self, bucket: Bucket, branches: int) -> bool:
-        """Whether there is room for one more row."""
-        if self.rows == 0:
-            return True
-        if self.most != "auto":
-            return self.rows < self.most
-        tokens = self.packer.tokens(bucket) * branches
-        return self.rows < AUTO_ROWS and tokens <= self.packer.tick_tokens - self.tokens
-
-    def add(self, request: Request, branches: int) -> None:
-        """The row has joined."""
-        self.rows += 1
-        self.tokens += self.packer.tokens(request.bucket) * branches
-        self.kinds.add(_kind(request))
-
-    def next(self, waiting: Mapping[int, tuple[EncodedRow, RowMeter]]) -> int:
-        """The number of the row to join next."""
-        for number, (row, _) in waiting.items():
-            if row.error is not None or _kind(row.request) in self.kinds:
-                return number
-        return next(iter(waiting))
-
-
-def _kind(request: Request) -> tuple[Bucket, Loras]:
-    """Only rows of one kind share forwards."""
-    return request.bucket, request.lora
