@@ -246,13 +246,12 @@ class Flight:
                 for row in rows.values()
             ]
         )
-        if isinstance(made, Failed):
-            for number, row in rows.items():
-                outcome.fail(number, row.request, row.meter, made.error)
+        for (number, row), tables in zip(rows.items(), made, strict=True):
+            if isinstance(tables, Failed):
+                outcome.fail(number, row.request, row.meter, tables.error)
                 del self.rows[number]
-            return
-        for row, tables in zip(rows.values(), made, strict=True):
-            row.tables = tables
+            else:
+                row.tables = tables
 
     def _branch(self, condition: Condition) -> Branch:
         here = tuple(tensor.to(self.replica.device) for tensor in condition)

@@ -94,13 +94,18 @@ class Replica:
         with self.split.whole() if self.split else nullcontext(), first:
             return self.family.signal(item, kind)
 
-    def tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...]] | Failed:
+    def tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...] | Failed]:
         """Make the tables of rows that join together, where they stand in for weights; each has to
-        hold its own. Where there is no room, their forwards make them as they need them."""
+        hold its own. Where there is no room, their forwards make them as they need them; what
+        fails for all is tried for each alone."""
         if not rows or not self.recall.away:
             return [()] * len(rows)
         made = self.ladder.retry(lambda: self._tabulate(rows))
-        return [()] * len(rows) if is_short(made) else made
+        if not isinstance(made, Failed):
+            return [*made]
+        if is_short(made):
+            return [()] * len(rows)
+        return [made] if len(rows) == 1 else [self.tabulate([row])[0] for row in rows]
 
     def _tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...]]:
         request, size = rows[0].request, self.smallest

@@ -149,11 +149,13 @@ def test_where_there_is_no_room_for_tables_forwards_make_what_they_need(
     assert found.report.streamed_gib * 1024**3 >= 3 * sum(drawn.sizes(engine))
 
 
-def test_what_fails_as_tables_are_made_fails_the_rows_that_join(
-    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("together", [1, 2])
+def test_what_fails_as_tables_are_made_fails_the_row_that_it_is_of(
+    together: int, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of two that join together each is tried again alone."""
     drawn = Drawn("flux", "float32", tmp_path)
-    plain, make = Recall._make_tables, [True, False]
+    plain, make = Recall._make_tables, [True, *[False] * together]
 
     def once(self: Recall, *given: Any) -> None:
         if make.pop():
@@ -162,7 +164,7 @@ def test_what_fails_as_tables_are_made_fails_the_rows_that_join(
 
     monkeypatch.setattr(Recall, "_make_tables", once)
     rows = [flux_row(number) for number in range(2)]
-    found = draw(drawn.engine("model", batch={"max_rows_in_flight": 1}), rows)
+    found = draw(drawn.engine("model", batch={"max_rows_in_flight": together}), rows)
     assert [str(error) for error in found.errors.values()] == ["not these"]
     assert [*found.errors] == ["row-0"] and [*found.frames] == ["row-1"]
 
