@@ -24,7 +24,7 @@ from diffusers.models.unets.unet_2d_blocks import UpDecoderBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from batchgen.errors import ConfigError
+from batchgen.families.followed import check_known, is_as_made
 from batchgen.families.joining import Areas, bring_to_first, from_all, mend
 from batchgen.families.tiling import Tiling
 
@@ -37,27 +37,21 @@ def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
     if tiling is None or tiling.count(latents.shape[-2:], factor) == 1:
         whole: Tensor = vae.decode(latents, return_dict=False)[0]
         return whole
-    if not known(vae):
-        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    check_known(known(vae))
     return torch.cat([Layers(tiling, factor).run(vae, one) for one in latents.split(1)])
 
 
 def known(vae: Any) -> bool:
     """Whether it is of the layers and the settings that are followed here. All that is private to
-    diffusers and torch is looked at here alone."""
+    diffusers is looked at here alone."""
     decoder = vae.decoder
     return (
         type(vae) in (AutoencoderKL, AutoencoderKLFlux2)
-        and not (vae.training or vae.use_tiling or vae.use_slicing)
+        and is_as_made(vae, decoder.up_blocks.modules())
         and type(decoder.conv_norm_out) is nn.GroupNorm
         and all(type(block) is UpDecoderBlock2D for block in decoder.up_blocks)
         and all(_is_plain(r) for block in decoder.up_blocks for r in block.resnets)
         and all(_enlarges(u) for block in decoder.up_blocks for u in block.upsamplers or ())
-        # whoever has hung something into a module wants it to be called
-        and not any(
-            module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-            for module in decoder.up_blocks.modules()
-        )
     )
 
 

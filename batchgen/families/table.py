@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
@@ -128,8 +128,10 @@ def _yes(there: bool) -> str:
     return "yes" if there else _NO
 
 
-def main(files: Sequence[str]) -> None:
-    """Print the table, or renew it in the files."""
+def print_or_renew(
+    files: Sequence[str], table: Callable[[], str], renewed: Callable[[str], str]
+) -> None:
+    """What is done when the module of a table is run: it is printed, or renewed in files."""
     if not files:
         print(table())
     for file in map(Path, files):
@@ -137,4 +139,4 @@ def main(files: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_or_renew(sys.argv[1:], table, renewed)

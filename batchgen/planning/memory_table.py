@@ -7,9 +7,8 @@ between the lines that begin and end it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from batchgen.config.capability import with_tiles
@@ -22,7 +21,7 @@ from batchgen.config.schema import (
     SystemConfig,
     VaeConfig,
 )
-from batchgen.families.table import placed, presets
+from batchgen.families.table import placed, presets, print_or_renew
 from batchgen.planning.memory import GIB, need_of
 from batchgen.records import MemoryMode
 from batchgen.request import Bucket
@@ -78,13 +77,5 @@ def renewed(text: str) -> str:
     return placed(text, BEGIN, END, table())
 
 
-def main(files: Sequence[str]) -> None:
-    """Print the table, or renew it in the files."""
-    if not files:
-        print(table())
-    for file in map(Path, files):
-        file.write_text(renewed(file.read_text(encoding="utf-8")), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_or_renew(sys.argv[1:], table, renewed)

@@ -21,7 +21,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
 from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import Tensor, nn
 
-from batchgen.errors import ConfigError
+from batchgen.families.followed import check_known, is_as_made
 from batchgen.families.kl_decoder import GroupNorm, Layers, Norm, Tile
 from batchgen.families.tiling import Tiling
 
@@ -34,8 +34,7 @@ def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
     if tiling is None or tiling.count(latents.shape[-2:], factor) == 1:
         video: Tensor = vae.decode(latents, return_dict=False)[0]
         return video
-    if not known(vae):
-        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    check_known(known(vae))
     return _Clip(tiling, factor).clip(vae, latents)
 
 
@@ -44,17 +43,13 @@ def known(vae: Any) -> bool:
     decoder = vae.decoder
     return (
         type(vae) is AutoencoderKLCogVideoX
-        and not (vae.training or vae.use_tiling or vae.use_slicing)
+        and is_as_made(vae, decoder.modules())
         and all(type(block) is CogVideoXUpBlock3D for block in decoder.up_blocks)
         and all(_is_plain(r) for block in decoder.up_blocks for r in block.resnets)
         and all(
             type(u) is CogVideoXUpsample3D for b in decoder.up_blocks for u in b.upsamplers or ()
         )
         and decoder.conv_out.pad_mode == "first"
-        and not any(
-            module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-            for module in decoder.modules()
-        )
     )
 
 

@@ -22,7 +22,7 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuan_video import (
 )
 from torch import Tensor
 
-from batchgen.errors import ConfigError
+from batchgen.families.followed import check_known, is_as_made
 from batchgen.families.kl_decoder import Layers, Tile
 from batchgen.families.tiling import Tiling
 
@@ -34,8 +34,7 @@ def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
     factor = vae.spatial_compression_ratio
     if tiling is None or tiling.count(latents.shape[-2:], factor) == 1:
         return _decoded(vae, latents)
-    if not known(vae):
-        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    check_known(known(vae))
     return _decoded(_with_tiles(vae, tiling, factor), latents)
 
 
@@ -45,15 +44,11 @@ def known(vae: Any) -> bool:
     blocks = decoder.up_blocks
     return (
         type(vae) is AutoencoderKLHunyuanVideo
-        and not (vae.training or vae.use_tiling or vae.use_slicing)
+        and is_as_made(vae, decoder.modules())
         and all(type(attention) is Attention for attention in middle.attentions if attention)
         and all(type(block) is HunyuanVideoUpBlock3D for block in blocks)
         and all(type(r) is HunyuanVideoResnetBlockCausal3D for b in blocks for r in b.resnets)
         and all(_enlarges(u) for block in blocks for u in block.upsamplers or ())
-        and not any(
-            module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-            for module in decoder.modules()
-        )
     )
 
 

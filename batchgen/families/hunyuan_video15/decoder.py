@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLHunyuanVideo15
 from torch import Tensor
 
-from batchgen.errors import ConfigError
+from batchgen.families.followed import check_known, is_as_made
 from batchgen.families.joining import bring_to_first, drawn_areas
 from batchgen.families.tiling import Tiling
 
@@ -30,19 +30,14 @@ def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
     if tiling is None or tiling.count(cells, factor) == 1:
         video: Tensor = vae.decode(latents, return_dict=False)[0]
         return video
-    if not known(vae):
-        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    check_known(known(vae))
     return _tiled(vae.decoder, latents, tiling, whole, factor)
 
 
 def known(vae: Any) -> bool:
     """As `kl_decoder.known`; its layers are called as they are, but for the attention."""
-    hooked = any(
-        module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-        for module in vae.decoder.mid_block.modules()
-    )
-    plain = type(vae) is AutoencoderKLHunyuanVideo15 and not hooked
-    return plain and not (vae.training or vae.use_tiling or vae.use_slicing)
+    made = type(vae) is AutoencoderKLHunyuanVideo15
+    return made and is_as_made(vae, vae.decoder.mid_block.modules())
 
 
 def _whole_levels(vae: Any) -> int:

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
-from batchgen.errors import ConfigError
+from batchgen.families.followed import check_known, is_as_made
 from batchgen.families.joining import bring_to_first, drawn_areas
 from batchgen.families.tiling import Tiling
 
@@ -28,21 +28,16 @@ def decode(vae: Any, latents: Tensor, timestep: Tensor | None, tiling: Tiling | 
     if tiling is None or tiling.count(cells, factor) == 1:
         video: Tensor = vae.decode(latents, timestep, return_dict=False)[0]
         return video
-    if not known(vae):
-        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    check_known(known(vae))
     return _tiled(vae.decoder, latents, timestep, tiling, factor)
 
 
 def known(vae: Any) -> bool:
     """As `kl_decoder.known`; its blocks are called as they are. Noise that the last level adds is
     of a whole frame."""
-    hooked = any(
-        module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-        for module in (vae.decoder, vae.decoder.mid_block, *vae.decoder.up_blocks)
-    )
-    plain = type(vae) is AutoencoderKLLTXVideo and not hooked
-    cuts = vae.use_tiling or vae.use_slicing or vae.use_framewise_decoding
-    return plain and not (vae.training or cuts or vae.config.decoder_inject_noise[0])
+    modules = (vae.decoder, vae.decoder.mid_block, *vae.decoder.up_blocks)
+    plain = type(vae) is AutoencoderKLLTXVideo and is_as_made(vae, modules)
+    return plain and not (vae.use_framewise_decoding or vae.config.decoder_inject_noise[0])
 
 
 def _pixels_of_a_cell(vae: Any) -> int:

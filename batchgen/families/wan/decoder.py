@@ -26,7 +26,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor, nn
 
-from batchgen.errors import ConfigError
+from batchgen.families.followed import check_known, is_as_made
 from batchgen.families.joining import bring_to_first, drawn_areas
 from batchgen.families.tiling import Span, Tiling
 
@@ -56,23 +56,17 @@ def decode_fast(vae: Any, latents: Tensor) -> Tensor:
 def decode_tiled(vae: Any, latents: Tensor, tiling: Tiling) -> Tensor:
     """`decode` to rounding, in less memory and more time; of several ranks on the first.
     ConfigError for an autoencoder with other layers than those that are followed here."""
-    if not known(vae):
-        raise ConfigError("system.vae.tiled: this autoencoder has layers that are not known here")
+    check_known(known(vae))
     return _Tiled(tiling, vae.spatial_compression_ratio).run(vae, latents)
 
 
 def known(vae: Any) -> bool:
     """Whether it is of the layers and the settings that are followed here. All that is private to
-    diffusers and torch is looked at here alone."""
+    diffusers is looked at here alone."""
     return (
         type(vae) in _BLOCKS
-        and not (vae.training or vae.use_tiling or vae.use_slicing)
+        and is_as_made(vae, vae.modules())
         and all(type(block) in _BLOCKS[type(vae)] for block in vae.decoder.up_blocks)
-        # whoever has hung something into a module wants it to be called
-        and not any(
-            module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-            for module in vae.modules()
-        )
     )
 
 
