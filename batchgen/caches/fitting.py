@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-10  # relative to each feature's own power
 REACH = 12  # steps of the longest gap, where there are enough computed ones
-BETA = 0.5  # weight of errors before correction
-HEAVIER = 1.0  # the same, for rows of one branch a second choice: denser where trajectories turn
+BETAS = (0.5,)  # weights of errors before correction; of more, the fit that ends nearest is kept
 _ROUNDS = 6  # of weighing rows by their errors
-CEILING = 72.0  # dB; an end that is nearer is worth little more
 _TINY, _FLOOR = 1e-14, 1e-7  # mean squares: of rounding, and below which no error is seen
 
 
@@ -121,6 +119,12 @@ def weights(errors: Array) -> Array:
 
 
 # ---------------------------------------------------------------------------------------- schedule
+def schedules(course: Course, errors: LocalErrors, count: int) -> list[tuple[int, ...]]:
+    """Candidates of `count` computed steps, one for each of BETAS that gives another."""
+    found = (search(course, errors, count, beta) for beta in BETAS)
+    return list(dict.fromkeys(steps for steps in found if steps))
+
+
 def search(course: Course, errors: LocalErrors, count: int, beta: float) -> tuple[int, ...]:
     """The steps of least total error; rows weigh less the worse they are. Empty if no gaps of the
     reach connect so few."""
@@ -186,10 +190,3 @@ def decibels(squares: Array, peak: float = 8.0, floor: float = 60.0) -> Sequence
 
     capped: list[float] = (-10 * np.log10(squares / peak**2 + 10 ** (-floor / 10))).tolist()
     return capped
-
-
-def worth(squares: Array) -> float:
-    """Of rows that end so far off, in dB: of all, and of the worst quarter, half each."""
-    near = sorted(decibels(squares, floor=CEILING))
-    worst = near[: max(1, len(near) // 4)]
-    return (sum(near) / len(near) + sum(worst) / len(worst)) / 2

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchgen.caches.rehearsal import most_schedules
+from batchgen.caches.fitting import BETAS
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import computed_count
 
@@ -61,8 +61,7 @@ class Pilot:
         if self.strategy != planned.NAME:
             return -(-self.drawn // self.layers) if self.strategy == "first_block" else 0
         counts = {computed_count(self.num_steps, ratio) for ratio in self.ratios}
-        tries = most_schedules(self.branches)
-        return len(self.rows) * self.branches * tries * sum(counts)
+        return len(self.rows) * self.branches * len(BETAS) * sum(counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,13 @@ from torch import Tensor
 from batchgen.caches.fitting import (
     REACH,
     Course,
+    LocalErrors,
     decibels,
     local_errors,
+    schedules,
     solve,
     weights,
-    worth,
 )
-from batchgen.caches.rehearsal import schedules
 from batchgen.caches.strategy import computed_count
 from batchgen.caches.tables import RANGES, SCALES, Entry, Key, row_key
 from batchgen.engine.lockstep import Lockstep
@@ -70,6 +70,11 @@ class Fit:
     latents: tuple[Tensor, ...]  # of every row at the end, on the host
     evaluations: int = 0  # with those of the schedules that were not better
 
+    @property
+    def worth(self) -> float:
+        """Mean over the rows in dB."""
+        return float(np.mean(decibels(self.errors)))
+
 
 def calibrate(
     replica: Replica,
@@ -98,9 +103,8 @@ def calibrate(
         grams = np.stack([row.gram for row in recorded[:fitted]])
         reach = max([REACH, *(3 * course.steps // count for count in counts)])
         errors = local_errors(course, grams, reach)
-        branches = len(rows.rows[0].conditions)
-        ways = [schedules(course, errors, grams, count, DEPTH, branches) for count in counts]
-        fits = [best(rows, recorded, fitted, some, moved) for some in ways if some]
+        found = [best(rows, recorded, fitted, course, errors, count, moved) for count in counts]
+        fits = [fit for fit in found if fit is not None]
         whole = _ends(rows, [row.states[-1] for row in recorded])
         told = [judge(whole[fitted:], _ends(rows, fit.latents)[fitted:]) for fit in fits]
     key, spent = key_of(requests, model, sized), sum(fit.evaluations for fit in fits)
@@ -189,13 +193,18 @@ def best(
     rows: Lockstep,
     recorded: Sequence[Recorded],
     fitted: int,
-    ways: Sequence[tuple[int, ...]],
+    course: Course,
+    errors: LocalErrors,
+    count: int,
     moved: Callable[[], object],
-) -> Fit:
-    """Of these schedules the one whose rows end nearest."""
+) -> Fit | None:
+    """The candidate of `count` steps that ends nearest; None if so few cannot be connected."""
+    ways = schedules(course, errors, count)
     found = [close_loop(rows, recorded, fitted, steps, moved) for steps in ways]
+    if not found:
+        return None
     spent = len(rows) * len(rows.rows[0].conditions) * sum(len(fit.steps) for fit in found)
-    return replace(max(found, key=lambda fit: worth(fit.errors)), evaluations=spent)
+    return replace(max(found, key=lambda fit: fit.worth), evaluations=spent)
 
 
 def close_loop(

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from batchgen.caches.fitting import (
-    BETA,
+    BETAS,
     Course,
     _cheapest,
     _sensitivity,
     decibels,
     local_errors,
+    schedules,
     search,
     solve,
     weights,
-    worth,
 )
 
 STEPS, ROWS, SIZE = 9, 3, 40
@@ -58,8 +58,9 @@ def test_the_cheapest_path_is_the_cheapest_of_all(count: int) -> None:
 def test_steps_that_nothing_connects_are_none() -> None:
     course = Course(STEPS, 1)
     errors = local_errors(course, grams(course), reach=2)
-    assert search(course, errors, 3, BETA) == ()
-    found = search(course, errors, 5, BETA)
+    assert search(course, errors, 3, BETAS[0]) == ()
+    assert schedules(course, errors, 3) == []
+    found = search(course, errors, 5, BETAS[0])
     assert max(np.diff([*found, STEPS])) <= 2
 
 
@@ -69,8 +70,8 @@ def test_what_must_be_computed_is_in_every_schedule(branches: int, starts: tuple
     course = Course(STEPS, branches, starts, (*starts, 7))
     errors = local_errors(course, grams(course))
     for count in range(len(course.must), STEPS + 1):
-        steps = search(course, errors, count, BETA)
-        assert len(steps) == count and set(course.must) <= set(steps)
+        for steps in schedules(course, errors, count):
+            assert len(steps) == count and set(course.must) <= set(steps)
 
 
 def test_nothing_before_an_experts_first_step_counts_there() -> None:
@@ -111,9 +112,3 @@ def test_an_error_at_the_start_moves_the_end_more() -> None:
 def test_decibels_are_capped_softly() -> None:
     near, far = decibels(np.array([0.0, 64e-3]))
     assert np.isclose(near, 60) and np.isclose(far, 30, atol=0.01)
-
-
-def test_the_worst_quarter_of_the_rows_counts_as_much_as_all() -> None:
-    squares = np.array([64e-3] + [64e-5] * 3)
-    assert np.isclose(worth(squares), (30 + (30 + 3 * 50) / 4) / 2, atol=0.02)
-    assert np.isclose(worth(np.zeros(4)), 72)
