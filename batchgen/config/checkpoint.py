@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -71,7 +70,6 @@ def check_disk(model: ModelSpec, system: SystemConfig) -> None:
             )
 
 
-@cache
 def scale_of(part: str, file: str) -> tuple[Path, str] | None:
     """The first tensor of `model.files.<part>` that is a scale of weights, and where it is."""
     for each in original_files(f"model.files.{part}", Path(file)):

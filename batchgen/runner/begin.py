@@ -66,8 +66,11 @@ def going_on(run: RunPaths, settings: Settings, words: Sequence[str]) -> Iterato
     """Checks weights and notes the launch (`words`) before a run goes on under `settings`; in the
     end removes the draft of a new plan that was not installed."""
     try:
+        config = build(JobConfig, settings.resolved)
         if settings.replan is not None:
-            check_tensors(build(JobConfig, settings.resolved))
+            check_tensors(config)
+        else:  # the same files, which may be asked to lie elsewhere
+            check_disk(config.model, config.system)
         note_launch(run, settings.resolved, words)
         yield
     finally:

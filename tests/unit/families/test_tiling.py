@@ -67,6 +67,7 @@ def test_tiles_cover_an_axis_once(cells: int, stride: int) -> None:
 def test_a_cell_depends_on_no_more_cells_than_are_said(vae: Any, patches: bool) -> None:
     """Another value in one cell where tiles begin changes pixels that far away, and none beyond."""
     if patches:
+        torch.manual_seed(0)
         vae = AutoencoderKLWan(**LATENTS, is_residual=True, patch_size=2, out_channels=12)
     x = torch.randn(1, 4, 1, 1, 40, generator=torch.Generator().manual_seed(2))
     other = x.clone()
@@ -74,7 +75,9 @@ def test_a_cell_depends_on_no_more_cells_than_are_said(vae: Any, patches: bool) 
     with torch.no_grad():
         a, b = (decoder._Decoding()._enlarged(vae.decoder, each) for each in (x, other))
     changed = torch.nonzero((a != b).any(dim=1).flatten(0, -2).any(0)).flatten() // 8
-    assert max(20 - int(changed.min()), int(changed.max()) - 20) == REACH
+    sides = 20 - int(changed.min()), int(changed.max()) - 20
+    # what a shortcut of patches adds may cancel on one side
+    assert max(sides) == REACH if patches else sides == (REACH, REACH)
     assert REACH == 9 and reach_of(4, convolutions=6) == 13
 
 

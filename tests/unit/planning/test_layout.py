@@ -123,8 +123,12 @@ def test_as_many_blocks_stay_as_a_limit_leaves_room_for(job: Make) -> None:
 @pytest.mark.parametrize(
     ("overrides", "gib", "words"),
     [
-        ((), 2, (" GiB of 2 GiB on h200", "one component at a time", "slurm=...")),
-        ((), 8, (" GiB of 8 GiB on h200", "decode in tiles (system.vae.tiled=true)", "slurm=...")),
+        ((), 2, ("(10.35 GiB of 2 GiB on h200", "one component at a time", "slurm=...")),
+        (
+            (),
+            8,
+            ("(10.35 GiB of 8 GiB on h200", "decode in tiles (system.vae.tiled=true)", "slurm=..."),
+        ),
         (("system.memory.mode=resident",), 16, ("as system.memory.mode asks", "mode=auto")),
         (("system.memory.mode=model",), 8, ("as system.memory.mode asks", "slurm=...")),
         (("system.memory.vram_limit=2",), 139, ("vram_limit=2", "raise system.memory.vram_limit")),

@@ -24,6 +24,7 @@ from toy_wan_images import clip_spec
 from toys import TOYS
 from video_toys import VIDEO_TOYS
 
+from batchgen.config.build import to_mapping
 from batchgen.config.checkpoint import check_disk
 from batchgen.config.schema import (
     ComponentConfig,
@@ -44,9 +45,12 @@ from batchgen.engine.memory.fp8 import from_fp8, to_fp8
 from batchgen.errors import WeightsError
 from batchgen.families.family import family_names, family_spec
 from batchgen.loras import NO_LORAS
+from batchgen.paths import RunPaths
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.memory import residencies
 from batchgen.request import NO_LORA, Loras
+from batchgen.runner.begin import going_on
+from batchgen.runner.submit import Settings
 
 Tensors = dict[str, torch.Tensor]
 SPECS: dict[str, Callable[[str], ModelSpec]] = {
@@ -406,6 +410,11 @@ def test_rows_of_a_file_with_scales_are_those_of_what_it_means(
             check_disk(made["stored"], system(**asked))
     elsewhere = {"transformer": ComponentConfig(memory="stream")}
     check_disk(made["stored"], system(memory={"mode": "disk"}, components=elsewhere))
+    on_disk = system(memory={"mode": "disk"})
+    job = JobConfig(name="job", manifest="m", model=made["stored"], system=on_disk)
+    goes_on = going_on(RunPaths(tmp_path), Settings(to_mapping(job), []), [])
+    with pytest.raises(WeightsError, match="on disk; legal"), goes_on:
+        raise AssertionError("the run goes on")
     where = SlurmConfig(mem_gb=1e-9, device=DeviceConfig(name="gpu", memory_gib=8))
     chosen = {
         name: residencies(JobConfig(name="", manifest="", model=model, slurm=where))
