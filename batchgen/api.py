@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from batchgen.catalog.collect import CatalogSummary
     from batchgen.catalog.verify import VerifyReport
     from batchgen.ledger.status import RunStatus
-    from batchgen.planning.forecast import Forecast
+    from batchgen.planning.pricing.forecast import Forecast
     from batchgen.planning.store import Plan
     from batchgen.runner.submit import Submission
 
@@ -55,9 +55,9 @@ class Started(Tabled):
 def plan(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> Planned:
     """Check a job and its manifest, and forecast what a run of it takes. Renders nothing.
     ConfigError too if that is above `system.max_gpu_hours`."""
-    from batchgen.config.compose import compose_job
-    from batchgen.planning.forecast import refuse_over_budget
-    from batchgen.planning.layout import refuse_misfit
+    from batchgen.config.composing.compose import compose_job
+    from batchgen.planning.pricing.forecast import refuse_over_budget
+    from batchgen.planning.pricing.layout import refuse_misfit
     from batchgen.runner.foresee import foreseen
 
     composed = compose_job(at_home(job), list(overrides))

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.loading.checkpoint import build_module
 from batchgen.engine.loading.parts import parts

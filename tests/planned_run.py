@@ -20,7 +20,7 @@ from cli_calls import write_manifest
 from waiting import wait_for
 
 from batchgen.config.build import to_mapping
-from batchgen.config.compose import Composed, compose_job
+from batchgen.config.composing.compose import Composed, compose_job
 from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import Event, decode_line
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.config.schema import DeviceConfig
-from batchgen.planning.timemodel import Shape
+from batchgen.planning.pricing.timemodel import Shape
 from batchgen.request import Bucket
 
 

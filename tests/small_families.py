@@ -23,7 +23,7 @@ from batchgen.config.schema import ModelSpec
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.parallel.mesh import leave
-from batchgen.engine.team import Dismissed
+from batchgen.engine.ranks.team import Dismissed
 from batchgen.families.family import Capabilities, family_names, family_spec
 from batchgen.request import Request
 

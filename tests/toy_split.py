@@ -28,13 +28,13 @@ from batchgen.caches.blocks import NO_BLOCKS, STACK, Blocks
 from batchgen.config.schema import ModelSpec, ParallelConfig, RadialConfig
 from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
-from batchgen.engine.blocks import NOTHING, named, stack_blocks
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.loading.weights import load_components
 from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide, part
-from batchgen.engine.recall import Recall
+from batchgen.engine.reuse.blocks import NOTHING, named, stack_blocks
+from batchgen.engine.reuse.recall import Recall
 from batchgen.families.family import Item, family_code, family_spec, latent_frames
 from batchgen.families.recalled import Recalled
 from batchgen.families.wan.model import Wan

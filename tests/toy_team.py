@@ -18,12 +18,12 @@ from batchgen.engine.clock import Clock
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.parallel.mesh import Mesh, leave
-from batchgen.engine.team import Dismissed
+from batchgen.engine.ranks.team import Dismissed
 from batchgen.errors import ReplicaFailed
 from batchgen.records import RankInfo
 from batchgen.worker.audit import Twins
-from batchgen.worker.meeting import Meeting, following, leading
-from batchgen.worker.place import RankPlace
+from batchgen.worker.meetings.meeting import Meeting, following, leading
+from batchgen.worker.meetings.place import RankPlace
 
 PATIENCE_S = 20.0
 

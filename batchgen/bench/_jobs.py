@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.families.null.model import SLOW
 from batchgen.paths import RunPaths
 from batchgen.runner.create import create_run

@@ -119,7 +119,7 @@ def _one_rank(job: Job, prompts: int) -> tuple[list[Figure], Calls]:
     import pandas as pd
 
     from batchgen.bench._jobs import run_through
-    from batchgen.engine.room import AUTO_ROWS
+    from batchgen.engine.rows.room import AUTO_ROWS
 
     with _counting() as calls:
         run, _ = run_through(job)
@@ -165,7 +165,7 @@ def _two_ranks(job: Job) -> list[Figure]:
 
 def _loads(run: RunPaths) -> int:
     """As the journals of all attempts say."""
-    from batchgen.ledger.scan import index_commits
+    from batchgen.ledger.reading.scan import index_commits
 
     phases = (phase.name for facts in index_commits(run).journals for phase in facts.phases)
     return sum(name == "load" for name in phases)

@@ -32,11 +32,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchgen.catalog.columns import COUNTERS, LAYOUT, LAYOUT_PREFIX, RUNS, default_of
-from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.counts import Counters, read_counters
 from batchgen.ledger.intent import Intent, read_intent
-from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts
-from batchgen.ledger.winners import Winners
+from batchgen.ledger.reading.commits import commit_column, parse_commits
+from batchgen.ledger.reading.scan import STATUS_CODES, CommitIndex, JournalFacts
+from batchgen.ledger.reading.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.records import RankSeconds
 from batchgen.runfile import RunFile

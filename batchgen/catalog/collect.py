@@ -42,12 +42,12 @@ from batchgen.durable import sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.fidelity import Fidelity, write_fidelity
-from batchgen.ledger.kept_scan import keep
+from batchgen.ledger.reading.kept_scan import keep
+from batchgen.ledger.reading.winners import Winners, winners
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.leftovers import sweep
 from batchgen.ledger.upkeep.losses import collected, may_come_s, refuse_losses
 from batchgen.ledger.upkeep.pieces import pieces
-from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
 from batchgen.progress import tell

@@ -11,7 +11,7 @@ from dataclasses import fields
 
 import pyarrow as pa
 
-from batchgen.ledger.commits import STAGES, STATS, TEXT, columns
+from batchgen.ledger.reading.commits import STAGES, STATS, TEXT, columns
 from batchgen.planfile import PLAN_COLUMNS, stored_type
 from batchgen.records import EngineCounters, Layout
 from batchgen.request import FIELDS

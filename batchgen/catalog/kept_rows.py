@@ -19,8 +19,8 @@ import numpy as np
 import batchgen
 from batchgen.catalog.accounts import Seconds
 from batchgen.catalog.totals import Totals
-from batchgen.ledger.kept_scan import UNREADABLE
-from batchgen.ledger.winners import Winners
+from batchgen.ledger.reading.kept_scan import UNREADABLE
+from batchgen.ledger.reading.winners import Winners
 
 FORMAT = 1  # raise it when what is kept changes, or how a line becomes a row of the catalog
 

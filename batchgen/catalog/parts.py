@@ -31,8 +31,8 @@ from batchgen.catalog.table import (
     outcome_rows,
 )
 from batchgen.catalog.totals import Totals
+from batchgen.ledger.reading.winners import Winners
 from batchgen.ledger.upkeep.extent import EXTENT_KEY
-from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.planfile import own_parquet, plan_schema, reading
 from batchgen.regular import digest_regular, open_regular

@@ -19,10 +19,10 @@ from batchgen.catalog.columns import (
     default_of,
 )
 from batchgen.config.judges import columns_of
-from batchgen.ledger.commits import commit_column, metric_column, parse_commits
 from batchgen.ledger.intent import intents, read_intent, submission_numbers
-from batchgen.ledger.scan import CommitIndex
-from batchgen.ledger.winners import Winners
+from batchgen.ledger.reading.commits import commit_column, metric_column, parse_commits
+from batchgen.ledger.reading.scan import CommitIndex
+from batchgen.ledger.reading.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.request import FIELDS
 from batchgen.runfile import RunFile

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from batchgen.catalog.fidelity import AuditedRows
 from batchgen.catalog.timers import Timers
-from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.reading.scan import STATUS_CODES
 
 
 @dataclass(slots=True)

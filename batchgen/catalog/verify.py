@@ -35,12 +35,12 @@ from batchgen.catalog.parts import GROUP_ROWS
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file
 from batchgen.errors import RunStateError
-from batchgen.ledger.scan import index_commits
+from batchgen.ledger.reading.scan import index_commits
+from batchgen.ledger.reading.winners import Winners, winners
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.upkeep.losses import find_losses, rows_gone
 from batchgen.ledger.upkeep.pieces import pieces
 from batchgen.ledger.upkeep.repair import claimed_media, delete_files, set_aside, void_rows
-from batchgen.ledger.winners import Winners, winners
 from batchgen.media import formats
 from batchgen.media.publish import is_temporary
 from batchgen.media.stored import IN, MediaPlace, file_of

@@ -84,7 +84,7 @@ def _note_in(file: Path) -> Note:
 
 
 def _write_row(note: Note, file: Path, manifest: Path) -> None:
-    from batchgen.planning.manifests.build import write_rows
+    from batchgen.planning.manifests.building.build import write_rows
 
     row = note.row()
     if images := [f"{name}: {row[name]}" for name in ("image", "last_image") if row.get(name)]:

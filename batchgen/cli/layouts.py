@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from batchgen.config.degrees import Degrees, RuledOut
     from batchgen.config.schema import JobConfig
-    from batchgen.planning.candidates import Candidate
-    from batchgen.planning.layout import Survey
+    from batchgen.planning.pricing.candidates import Candidate
+    from batchgen.planning.pricing.layout import Survey
 
 SHOWN = 16
 WIDTH = 80  # that the table takes at most
@@ -67,7 +67,7 @@ def _table(job: JobConfig, survey: Survey) -> Table:
 
 def _best_first(job: JobConfig, survey: Survey) -> list[Candidate]:
     """What fits, of the same degrees one: the chosen, or what is worth more."""
-    from batchgen.planning.layout import worth
+    from batchgen.planning.pricing.layout import worth
 
     found: dict[Degrees, Candidate] = {}
     for candidate in sorted(survey.candidates, key=lambda each: -worth(job, each)):
@@ -78,7 +78,7 @@ def _best_first(job: JobConfig, survey: Survey) -> list[Candidate]:
 
 def _cells(candidate: Candidate, survey: Survey) -> tuple[str, ...]:
     """What does not fit has no price."""
-    from batchgen.planning.layout import per_hour
+    from batchgen.planning.pricing.layout import per_hour
 
     degrees, price = candidate.degrees, ("does not fit", "")
     if candidate.fits:

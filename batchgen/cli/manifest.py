@@ -96,7 +96,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 def handle_build(args: argparse.Namespace) -> Result:
     """Write the manifest and print what is in it."""
-    from batchgen.planning.manifests.build import build_manifest
+    from batchgen.planning.manifests.building.build import build_manifest
 
     sweeps: dict[str, str] = {}
     for text in args.sweeps:
@@ -130,8 +130,8 @@ def handle_check(args: argparse.Namespace) -> Result:
 
     job = None
     if args.job is not None:
-        from batchgen.config.compose import compose_job
-        from batchgen.config.overrides import verbatim
+        from batchgen.config.composing.compose import compose_job
+        from batchgen.config.composing.overrides import verbatim
 
         manifest = verbatim("manifest", str(args.manifest.absolute()))
         job = compose_job(args.job, [*args.overrides, manifest]).config

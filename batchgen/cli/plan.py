@@ -29,10 +29,10 @@ from batchgen.words import duration, rank_time_within
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from batchgen.config.compose import Composed
+    from batchgen.config.composing.compose import Composed
     from batchgen.config.schema import JobConfig
-    from batchgen.planning.forecast import Forecast
     from batchgen.planning.plan import Plan
+    from batchgen.planning.pricing.forecast import Forecast
     from batchgen.runfile import RunFile
 
 EPILOG = """\
@@ -81,8 +81,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_plan(args: argparse.Namespace) -> Result:
     """Print the plan. Exit code 2 if the job cannot be planned, does not fit or is over the
     budget."""
-    from batchgen.config.compose import compose_job
-    from batchgen.planning.forecast import refuse_over_budget
+    from batchgen.config.composing.compose import compose_job
+    from batchgen.planning.pricing.forecast import refuse_over_budget
     from batchgen.runner.create import header_of
     from batchgen.runner.foresee import foreseen
 
@@ -126,8 +126,8 @@ def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextMana
 def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
     """ConfigError if the rows do not fit; the layouts are shown all the same."""
     from batchgen.cli.layouts import print_layouts
-    from batchgen.planning.layout import refuse_misfit, survey
-    from batchgen.planning.work import planned_work
+    from batchgen.planning.pricing.layout import refuse_misfit, survey
+    from batchgen.planning.pricing.work import planned_work
 
     if layouts:
         print_layouts(config, survey(config, planned_work(plan)))
@@ -136,8 +136,8 @@ def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
 
 def _layouts(config: JobConfig, plan: Plan) -> dict[str, object]:
     from batchgen.cli.layouts import layouts_data
-    from batchgen.planning.layout import survey
-    from batchgen.planning.work import planned_work
+    from batchgen.planning.pricing.layout import survey
+    from batchgen.planning.pricing.work import planned_work
 
     return {"layouts": layouts_data(survey(config, planned_work(plan)))}
 
@@ -195,8 +195,8 @@ def _buckets(plan: Plan, narrow: bool) -> Table:
 
 
 def _lora_line(config: JobConfig, plan: Plan) -> dict[str, str]:
-    from batchgen.planning.candidates import adapter_bytes
-    from batchgen.planning.work import planned_work
+    from batchgen.planning.pricing.candidates import adapter_bytes
+    from batchgen.planning.pricing.work import planned_work
 
     if not plan.loras:
         return {}
@@ -246,7 +246,7 @@ def _family_note(config: JobConfig) -> dict[str, str]:
 
 def _memory(config: JobConfig, predicted: Forecast) -> str:
     """What it takes, where components live, and which of its settings change pixels."""
-    from batchgen.planning.memory import changes_pixels
+    from batchgen.planning.pricing.memory import changes_pixels
 
     places = predicted.layout.places
     lossy = changes_pixels(config)
@@ -260,7 +260,7 @@ def _memory(config: JobConfig, predicted: Forecast) -> str:
 def _data(
     composed: Composed, plan: Plan, predicted: Forecast, kept: Path | None
 ) -> dict[str, object]:
-    from batchgen.planning.memory import changes_pixels
+    from batchgen.planning.pricing.memory import changes_pixels
 
     return {
         "job": composed.config.name,

@@ -91,8 +91,8 @@ _UNCACHED = (
 
 def _preview(args: argparse.Namespace) -> list[str]:
     """Overrides that make a preview of the job; writes its manifest."""
-    from batchgen.config.compose import compose_job
-    from batchgen.config.overrides import verbatim
+    from batchgen.config.composing.compose import compose_job
+    from batchgen.config.composing.overrides import verbatim
     from batchgen.planning.preview import preview_manifest
     from batchgen.runner.begin import inputs_of
 
@@ -165,7 +165,7 @@ def handle_submit(args: argparse.Namespace) -> Result:
 
 
 def _show(args: argparse.Namespace) -> Result:
-    from batchgen.config.compose import compose_job
+    from batchgen.config.composing.compose import compose_job
     from batchgen.runner.dryrun import dry_run
 
     shown = dry_run(compose_job(args.job, args.overrides))

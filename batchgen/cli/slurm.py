@@ -138,7 +138,7 @@ def handle_check(args: argparse.Namespace) -> Result:
 
 def _profile(name: str, overrides: list[str]) -> SlurmConfig:
     """The profile as a job would get it; ConfigError if it does not exist or has a wrong key."""
-    from batchgen.config.compose import compose_job
+    from batchgen.config.composing.compose import compose_job
     from batchgen.runner.executors import check_profile
 
     wrong = [word for word in overrides if not word.startswith("slurm.")]

@@ -7,10 +7,10 @@ from dataclasses import fields, replace
 from importlib.util import find_spec
 
 from batchgen.config.caching import cache_rules
+from batchgen.config.checkpoints.original import check_files
 from batchgen.config.compiler import missing_compiler
 from batchgen.config.degrees import CFG, Bounds, degrees_of, product_of
 from batchgen.config.kernels import KERNELS, kernel_plan, legal_here
-from batchgen.config.original import check_files
 from batchgen.config.schema import (
     BatchConfig,
     CacheConfig,

@@ -9,7 +9,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 
-from batchgen.config.yamlfile import read_yaml
+from batchgen.config.composing.yamlfile import read_yaml
 from batchgen.errors import ConfigError
 
 CONF = Path(__file__).parent / "conf"

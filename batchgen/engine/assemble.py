@@ -15,15 +15,17 @@ from torch import nn
 from batchgen.caches.tables import Tables
 from batchgen.config.capability import served_by
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
-from batchgen.engine.abreast import Abreast
 from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
-from batchgen.engine.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.compiled import Compiled, keep_pairs_apart
 from batchgen.engine.contract import Ascent, KeptTexts
 from batchgen.engine.devices import device as devices
 from batchgen.engine.devices.kernels import KernelWatch
 from batchgen.engine.devices.selftest import pack_equals_solo
+from batchgen.engine.encoding.abreast import Abreast
+from batchgen.engine.encoding.pictures import PictureBook
+from batchgen.engine.encoding.prompts import EncodedText, PromptBook, Together, Work
+from batchgen.engine.encoding.texts import TextStore
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.ladder import Ladder
 from batchgen.engine.loading.weights import load_components
@@ -36,12 +38,10 @@ from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.split import Split, divide
 from batchgen.engine.parallel.tiles import DividedDecodes
-from batchgen.engine.pictures import PictureBook
-from batchgen.engine.prompts import EncodedText, PromptBook, Together, Work
-from batchgen.engine.recall import TEXT_BYTES, Recall
+from batchgen.engine.ranks.team import Team
 from batchgen.engine.replica import Replica
-from batchgen.engine.team import Team
-from batchgen.engine.texts import TextStore
+from batchgen.engine.reuse.blocks import Stacks, blocks_of, layers_of, stack_blocks
+from batchgen.engine.reuse.recall import TEXT_BYTES, Recall
 from batchgen.families.family import (
     STAGES,
     Component,

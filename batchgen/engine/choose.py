@@ -13,7 +13,7 @@ from typing import Protocol, cast, runtime_checkable
 from batchgen.caches.tables import Tables
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.contract import Ascent, KeptTexts, Renderer
-from batchgen.engine.team import Team
+from batchgen.engine.ranks.team import Team
 from batchgen.errors import ConfigError
 from batchgen.families.family import STAGES, Stage, family_code, family_spec
 from batchgen.loras import NO_LORAS

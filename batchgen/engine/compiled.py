@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 from batchgen.config.compiler import missing_compiler
 from batchgen.config.schema import CompileConfig
 from batchgen.engine.attention.choice import Attention
-from batchgen.engine.blocks import BlockStack
+from batchgen.engine.reuse.blocks import BlockStack
 from batchgen.errors import ConfigError
 from batchgen.families.family import FamilyModel
 from batchgen.request import Request

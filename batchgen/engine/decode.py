@@ -15,19 +15,19 @@ from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Ascent, EngineReport, Sink, Source, never, unheard
 from batchgen.engine.devices import device as devices
-from batchgen.engine.finish import Broken, Denoised, Finisher
-from batchgen.engine.flight import RowState
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.ladder import Ladder
-from batchgen.engine.lane import Lane
 from batchgen.engine.loading.weights import load_components, outlined
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.plan import MemoryPlan, plan_memory
 from batchgen.engine.memory.residency import Residency
-from batchgen.engine.meter import RowMeter, Setting
 from batchgen.engine.packs import DecodeSizes
-from batchgen.engine.recall import Recall
-from batchgen.engine.snapshot import LATENTS
+from batchgen.engine.reuse.recall import Recall
+from batchgen.engine.rows.finish import Broken, Denoised, Finisher
+from batchgen.engine.rows.flight import RowState
+from batchgen.engine.rows.lane import Lane
+from batchgen.engine.rows.meter import RowMeter, Setting
+from batchgen.engine.rows.snapshot import LATENTS
 from batchgen.families.family import Component, FamilyModel, Stage, family_code
 from batchgen.numerics.solver import Schedule
 from batchgen.records import Layout, rows_decoded

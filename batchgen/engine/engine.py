@@ -14,11 +14,11 @@ from batchgen.engine.assemble import assemble
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Ascent, EngineReport, KeptTexts, Sink, Source, never, unheard
 from batchgen.engine.devices import device as devices
-from batchgen.engine.meter import Setting
 from batchgen.engine.parallel.meet import meet
-from batchgen.engine.render import follow, render
+from batchgen.engine.ranks.team import Alone, Team
 from batchgen.engine.replica import Replica
-from batchgen.engine.team import Alone, Team
+from batchgen.engine.rows.meter import Setting
+from batchgen.engine.rows.render import follow, render
 from batchgen.families.family import STAGES, Stage
 from batchgen.loras import NO_LORAS
 from batchgen.pictures import Read, no_images

@@ -22,7 +22,7 @@ from batchgen.engine.contract import Ascent, unheard
 from batchgen.engine.devices.device import let_go
 from batchgen.engine.isolation import Failed, attempt, is_short
 from batchgen.engine.memory.residency import Residency
-from batchgen.engine.recall import Recall
+from batchgen.engine.reuse.recall import Recall
 from batchgen.errors import OutOfMemory
 from batchgen.families.family import Stage
 from batchgen.records import RUNGS, Climb, Rung

@@ -15,20 +15,20 @@ from batchgen.caches.tables import Tables
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.adapters import Adapters
 from batchgen.engine.attention.choice import Attention
-from batchgen.engine.blocks import Stacks
 from batchgen.engine.compiled import Compiled
 from batchgen.engine.contract import unheard
 from batchgen.engine.devices.kernels import KernelWatch
+from batchgen.engine.encoding.pictures import PictureBook
+from batchgen.engine.encoding.prompts import EncodedRow, PromptBook
 from batchgen.engine.isolation import Failed, is_short
 from batchgen.engine.ladder import Ladder
 from batchgen.engine.memory.residency import Residency
 from batchgen.engine.packs import DecodeSizes, Packer
 from batchgen.engine.parallel.split import Split
 from batchgen.engine.parallel.tiles import DividedDecodes
-from batchgen.engine.pictures import PictureBook
-from batchgen.engine.prompts import EncodedRow, PromptBook
-from batchgen.engine.recall import Joined, Memo, Recall
-from batchgen.engine.team import Team
+from batchgen.engine.ranks.team import Team
+from batchgen.engine.reuse.blocks import Stacks
+from batchgen.engine.reuse.recall import Joined, Memo, Recall
 from batchgen.families.family import Condition, FamilyModel, Item
 from batchgen.request import Bucket, Request
 

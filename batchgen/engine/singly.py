@@ -15,7 +15,7 @@ import numpy as np
 
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport, Sink, Snapshot, Source
-from batchgen.engine.lane import Lane
+from batchgen.engine.rows.lane import Lane
 from batchgen.records import Rendered, RowStats
 from batchgen.request import Request
 

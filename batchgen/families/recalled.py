@@ -14,8 +14,8 @@ TABLE_BYTES = 1 << 30
 @dataclass(frozen=True, slots=True)
 class Recalled:
     """Modules whose output follows from an item's timestep alone, from its text alone, or from
-    these with its guidance: computed once and recalled after (`engine/recall.py`). A forward gives
-    each one input with all its items, undivided over ranks."""
+    these with its guidance: computed once and recalled after (`engine/reuse/recall.py`). A forward
+    gives each one input with all its items, undivided over ranks."""
 
     modules: str  # a name with `*` for the numbers of blocks
     sees: Sees

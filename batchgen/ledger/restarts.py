@@ -11,9 +11,9 @@ from batchgen.durable import make_folder, write_json
 from batchgen.errors import StorageError
 from batchgen.ledger.climbs import steepest
 from batchgen.ledger.events import CLIMBED, DEVICE, END, HEAD, SIGNALLED, Climbed, from_plain
-from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import Fence, fences, journal_files, sealed
 from batchgen.ledger.journal import durable_length, whole_lines
+from batchgen.ledger.reading.fold import InFlight, is_death
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Climb
 

@@ -24,7 +24,6 @@ from batchgen.ledger.events import (
     is_whole,
     time_of,
 )
-from batchgen.ledger.fold import InFlight, is_death
 from batchgen.ledger.intent import (
     FencedJournal,
     Intent,
@@ -37,6 +36,7 @@ from batchgen.ledger.intent import (
     suspects_of,
 )
 from batchgen.ledger.journal import RECENT, raw_lines, whole_lines
+from batchgen.ledger.reading.fold import InFlight, is_death
 from batchgen.paths import RunPaths
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt, Climb, Layout

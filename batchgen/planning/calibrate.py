@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
 from batchgen.families.tiling import Tiling
 from batchgen.paths import RunPaths
-from batchgen.planning.cost import UNMEASURED, CostModel, Factors, FactorTable
+from batchgen.planning.pricing.cost import UNMEASURED, CostModel, Factors, FactorTable
 from batchgen.records import is_streamed, ranks_named
 from batchgen.request import LATENTS, Bucket
 

@@ -21,10 +21,10 @@ from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, RunStateError
 from batchgen.families.family import family_spec
 from batchgen.planfile import PLAN_COLUMNS, open_parquet, plan_schema, reading
-from batchgen.planning.cost import cost_of
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import KeyContext, context_of, row_keys
 from batchgen.planning.manifests.defaults import CLIP_FORMAT, SINGLE_FRAME_FORMATS, STILL_FORMAT
+from batchgen.planning.pricing.cost import cost_of
 from batchgen.planning.store import (
     ROW_GROUP,
     WRITER_OPTIONS,

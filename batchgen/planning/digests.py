@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from batchgen.config.checkpoint import INDEX, check_checkpoint, loaded_files
-from batchgen.config.component import config_file, read_json
+from batchgen.config.checkpoints.checkpoint import INDEX, check_checkpoint, loaded_files
+from batchgen.config.checkpoints.component import config_file, read_json
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.components import components_of

@@ -22,7 +22,7 @@ from batchgen.config.schema import (
     VaeConfig,
 )
 from batchgen.families.table import placed, presets, print_or_renew
-from batchgen.planning.memory import GIB, need_of
+from batchgen.planning.pricing.memory import GIB, need_of
 from batchgen.records import MemoryMode
 from batchgen.request import Bucket
 

@@ -21,13 +21,13 @@ from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.family import Scales, family_spec
 from batchgen.planning.caching import Alike, CachedRows, CacheSums, Earlier
-from batchgen.planning.cost import CostModel
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.defaults import Defaults
 from batchgen.planning.manifests.images import Intake
 from batchgen.planning.manifests.manifest import Manifest
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows, resolve_rows
+from batchgen.planning.pricing.cost import CostModel
 from batchgen.request import Bucket
 
 _LOOKED_AT = 64  # rows of each combination in a batch

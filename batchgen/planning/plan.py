@@ -22,8 +22,6 @@ from batchgen.caches.pilots import Pilot
 from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
 from batchgen.planning.caching import NO_RUN, CacheSums, Earlier, wants_pilots
-from batchgen.planning.cost import UNMEASURED, FactorTable, cost_of
-from batchgen.planning.costsums import CostSums
 from batchgen.planning.digests import checkpoint_digest
 from batchgen.planning.identity import (
     KeyContext,
@@ -43,6 +41,8 @@ from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rowids import Aliases, RowIds
 from batchgen.planning.manifests.rows import ResolvedRows, resolve_rows
 from batchgen.planning.pilots import find_pilots
+from batchgen.planning.pricing.cost import UNMEASURED, FactorTable, cost_of
+from batchgen.planning.pricing.costsums import CostSums
 from batchgen.planning.store import (
     CARRY,
     ROW_GROUP,

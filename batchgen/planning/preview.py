@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from batchgen.config.schema import JobConfig
 from batchgen.durable import write_bytes_atomic
 from batchgen.errors import ConfigError
-from batchgen.planning.manifests.build import files_from
+from batchgen.planning.manifests.building.build import files_from
 from batchgen.planning.manifests.manifest import open_manifest
 from batchgen.planning.plan import make_plan
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from batchgen.config.build import build
-from batchgen.config.checkpoint import check_disk
-from batchgen.config.compose import Composed, compose_job
+from batchgen.config.checkpoints.checkpoint import check_disk
+from batchgen.config.composing.compose import Composed, compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, RunStateError, naming
-from batchgen.ledger.winners import missing_rows
+from batchgen.ledger.reading.winners import missing_rows
 from batchgen.paths import RunPaths, as_typed
 from batchgen.runner.create import create_run, note_launch
 from batchgen.runner.executors import executor_for

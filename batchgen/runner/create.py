@@ -12,15 +12,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from batchgen.config.compose import Composed, write_hydra
+from batchgen.config.composing.compose import Composed, write_hydra
 from batchgen.config.schema import JobConfig
 from batchgen.durable import write_bytes_atomic, write_json
 from batchgen.errors import ConfigError, RunStateError, obstacle, plain_reason
 from batchgen.ledger.intent import intents, submission_numbers
 from batchgen.ledger.upkeep.leftovers import sweep_drafts
 from batchgen.paths import RunPaths
-from batchgen.planning.layout import refuse_misfit
 from batchgen.planning.plan import Plan, make_plan
+from batchgen.planning.pricing.layout import refuse_misfit
 from batchgen.planning.provenance import describe, package_versions
 from batchgen.regular import digest_regular
 from batchgen.runfile import RunFile

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from batchgen.catalog.frames import current_catalog
-from batchgen.config.compose import Composed, recompose
-from batchgen.config.overrides import hydra_overrides, key_of, verbatim
+from batchgen.config.composing.compose import Composed, recompose
+from batchgen.config.composing.overrides import hydra_overrides, key_of, verbatim
 from batchgen.errors import ConfigError, RunStateError, naming
 from batchgen.media.stored import MediaPlace
 from batchgen.paths import RunPaths, as_typed

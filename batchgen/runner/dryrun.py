@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from batchgen.config.compose import Composed
+from batchgen.config.composing.compose import Composed
 from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
-from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import make_plan, read_costs
+from batchgen.planning.pricing.layout import resolve_layout
+from batchgen.planning.pricing.work import read_work
 from batchgen.planning.store import piloting
-from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runner.executors import check_profile
 from batchgen.runner.loras import judge_of

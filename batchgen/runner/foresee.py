@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchgen.config.compose import Composed
+from batchgen.config.composing.compose import Composed
 from batchgen.planning.calibrate import calibrate
-from batchgen.planning.cost import UNMEASURED
-from batchgen.planning.forecast import Forecast, forecast
 from batchgen.planning.plan import make_plan, read_costs
+from batchgen.planning.pricing.cost import UNMEASURED
+from batchgen.planning.pricing.forecast import Forecast, forecast
 from batchgen.planning.store import Plan
 from batchgen.runner.create import check_place
 from batchgen.runner.executors import check_profile

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from batchgen.config.compose import recompose
+from batchgen.config.composing.compose import recompose
 from batchgen.errors import ManifestError
 from batchgen.paths import RunPaths
 from batchgen.planning.identity import KeyContext

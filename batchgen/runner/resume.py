@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from batchgen.config.compose import Composed, recompose, stored_settings
+from batchgen.config.composing.compose import Composed, recompose, stored_settings
 from batchgen.config.schema import JobConfig
 from batchgen.durable import sync_folder, write_json
 from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.budget import budget_spent
 from batchgen.ledger.intent import refuse_lost_intent
-from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.reading.scan import STATUS_CODES
+from batchgen.ledger.reading.winners import winners
 from batchgen.ledger.status import read_status
 from batchgen.ledger.upkeep.leftovers import sweep
-from batchgen.ledger.winners import winners
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, is_next_plan
 from batchgen.planning.identity import KeyContext, key_context

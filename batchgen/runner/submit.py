@@ -16,22 +16,22 @@ from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.intent import refuse_lost_intent
-from batchgen.ledger.kept_scan import index_quickly
+from batchgen.ledger.reading.kept_scan import index_quickly
+from batchgen.ledger.reading.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.upkeep.repair import quarantine_rows
-from batchgen.ledger.winners import Winners, choose, missing_of, read_plan_rows
 from batchgen.notices import Notices, notices_of
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan
 from batchgen.planning.calibrate import measured_start_up
-from batchgen.planning.cost import start_up_seconds
-from batchgen.planning.forecast import most_shard_seconds
-from batchgen.planning.layout import resolve_layout
 from batchgen.planning.plan import read_costs
-from batchgen.planning.shards import cut_shards
+from batchgen.planning.pricing.cost import start_up_seconds
+from batchgen.planning.pricing.forecast import most_shard_seconds
+from batchgen.planning.pricing.layout import resolve_layout
+from batchgen.planning.pricing.shards import cut_shards
+from batchgen.planning.pricing.work import read_work
 from batchgen.planning.store import piloting, read_pilots, read_sets
-from batchgen.planning.work import read_work
 from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration

@@ -17,7 +17,7 @@ from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 from batchgen.scheduler.rank import rank_from_environment
 from batchgen.worker import work
-from batchgen.worker.address import announce
+from batchgen.worker.meetings.address import announce
 
 START_AGAIN = 200
 _NOBODYS = (KeysChanged, RunStateError, StorageError)  # errors for which the node is not to blame

@@ -14,8 +14,8 @@ from pathlib import Path
 from batchgen.caches.tables import SHIPPED, Entry, Key, dump
 from batchgen.config.schema import SystemConfig
 from batchgen.durable import write_bytes_atomic
-from batchgen.engine.calibrate_blocks import calibrate_blocks
 from batchgen.engine.engine import Engine
+from batchgen.engine.fitting.calibrate_blocks import calibrate_blocks
 from batchgen.tiny.calibration import MODEL, calibration_rows, preset
 
 ANY = 50  # steps of the rows that speak for all numbers of steps

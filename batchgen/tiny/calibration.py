@@ -21,8 +21,8 @@ from batchgen.caches.tables import SHIPPED, Entry, dump, read
 from batchgen.config.build import build
 from batchgen.config.schema import ModelSpec, SystemConfig
 from batchgen.durable import write_bytes_atomic
-from batchgen.engine.calibrate import calibrate
 from batchgen.engine.engine import Engine
+from batchgen.engine.fitting.calibrate import calibrate
 from batchgen.request import Request, Solver
 from batchgen.tiny import data
 

@@ -10,8 +10,8 @@ from batchgen.errors import RunStateError
 from batchgen.ledger.intent import config_of, read_intent
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankInfo
-from batchgen.worker.address import announce
-from batchgen.worker.place import place_of
+from batchgen.worker.meetings.address import announce
+from batchgen.worker.meetings.place import place_of
 from batchgen.worker.post import Post
 from batchgen.worker.watchdog import Watchdog
 

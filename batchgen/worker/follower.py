@@ -7,7 +7,7 @@ import logging
 from batchgen.runfile import read_run
 from batchgen.worker.as_planned import as_planned
 from batchgen.worker.drain import Drain
-from batchgen.worker.meeting import following
+from batchgen.worker.meetings.meeting import following
 from batchgen.worker.post import Post
 from batchgen.worker.watchdog import Watchdog
 

@@ -133,7 +133,7 @@ class PilotRenderer:
 
     def _encodable(self, rows: Sequence[Request]) -> list[Request]:
         """Those whose texts can be encoded; the others fail where all rows are drawn."""
-        from batchgen.engine.lockstep import encoded
+        from batchgen.engine.fitting.lockstep import encoded
 
         return [row.request for row in encoded(self.engine.replica, rows) if row.error is None]
 
@@ -145,7 +145,7 @@ Fitted = tuple[Sequence[Entry], dict[int, Drawn]]  # rows that were not drawn wh
 def _fit_planned(
     engine: Any, pilot: Pilot, rows: Sequence[Request], model: str, step: Callable[[], object]
 ) -> Fitted:
-    from batchgen.engine.calibrate import calibrate
+    from batchgen.engine.fitting.calibrate import calibrate
 
     audited = max(0, pilot.audited - (len(pilot.rows) - len(rows)))
     ends = rows[len(rows) - audited :]
@@ -166,7 +166,7 @@ def _fit_planned(
 def _fit_measured(
     engine: Any, pilot: Pilot, rows: Sequence[Request], model: str, step: Callable[[], object]
 ) -> Fitted:
-    from batchgen.engine.calibrate_blocks import calibrate_blocks
+    from batchgen.engine.fitting.calibrate_blocks import calibrate_blocks
 
     begin = perf_counter()
     first = rows[0]
@@ -185,7 +185,7 @@ def _fit_measured(
 
 def _fitted(pilot: Pilot, rows: Sequence[Request], made: Any, seconds: float) -> Fitted:
     """What a `Calibration` that took so long leaves."""
-    from batchgen.engine.snapshot import pack
+    from batchgen.engine.rows.snapshot import pack
     from batchgen.numerics.solver import History
 
     fits = (seconds - made.recorded_s) / len(rows)
@@ -229,7 +229,7 @@ def _judged(
 
 def _frames(replica: Any, row: Request, latents: Any) -> np.ndarray:
     """As the media will have them."""
-    from batchgen.engine.flight import decoded_row
+    from batchgen.engine.rows.flight import decoded_row
 
     replica.residency.use(*replica.residency.plan.components("decode"))
     pixels = decoded_row(replica.family, latents.to(replica.device), row)

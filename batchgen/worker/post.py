@@ -15,8 +15,8 @@ from batchgen.pictures import stored
 from batchgen.planning.store import read_loras
 from batchgen.records import Attempt, Layout, RankInfo
 from batchgen.runfile import read_run
-from batchgen.worker.meeting import Meeting
-from batchgen.worker.place import RankPlace
+from batchgen.worker.meetings.meeting import Meeting
+from batchgen.worker.meetings.place import RankPlace
 from batchgen.worker.texts import TextFolder
 
 PATIENCE = 0.8  # of the watchdog's: whoever misses another rank can still say so

@@ -22,7 +22,14 @@ from typing import Protocol
 
 from batchgen.errors import BatchgenError
 from batchgen.failpoints import failpoint
-from batchgen.worker.address import Address, Unreachable, connect, listen, publish, wait_for
+from batchgen.worker.meetings.address import (
+    Address,
+    Unreachable,
+    connect,
+    listen,
+    publish,
+    wait_for,
+)
 
 TOKEN_S = 30.0  # patience with a stray connection
 ALONE = "alone"  # what a replica says that wants a suspect

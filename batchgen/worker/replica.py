@@ -16,7 +16,7 @@ from batchgen.durable import make_folder
 from batchgen.engine.choose import EngineChoice
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import Ascent, Renderer, Source
-from batchgen.engine.team import Team
+from batchgen.engine.ranks.team import Team
 from batchgen.errors import StorageError
 from batchgen.ledger.budget import Budget
 from batchgen.ledger.climbs import climbs_before
@@ -39,7 +39,7 @@ from batchgen.worker.drain import Drain
 from batchgen.worker.ending import Ending, last_line
 from batchgen.worker.judging import Judges
 from batchgen.worker.latents import DrawnRows
-from batchgen.worker.meeting import leading
+from batchgen.worker.meetings.meeting import leading
 from batchgen.worker.pilot import PilotRenderer
 from batchgen.worker.post import Post
 from batchgen.worker.sink import RowPolicy, RowSink

@@ -18,11 +18,10 @@ from video_toys import VIDEO_TOYS
 
 from batchgen.caches.blocks import Blocks
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.abreast import Abreast
-from batchgen.engine.blocks import layers_of
 from batchgen.engine.decode import Decoder
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.devices.selftest import pack_equals_solo
+from batchgen.engine.encoding.abreast import Abreast
 from batchgen.engine.loading.checkpoint import meta_model
 from batchgen.engine.loading.parts import parts
 from batchgen.engine.loading.weights import load_components
@@ -32,6 +31,7 @@ from batchgen.engine.memory.plan import plan_memory
 from batchgen.engine.memory.stream import Feed
 from batchgen.engine.parallel.dispatch import attend_through
 from batchgen.engine.parallel.sequence import named
+from batchgen.engine.reuse.blocks import layers_of
 from batchgen.errors import ConfigError
 from batchgen.families.components import component_bytes
 from batchgen.families.family import (

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.userfiles import CONF
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_names, family_spec

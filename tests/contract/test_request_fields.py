@@ -19,7 +19,7 @@ from batchgen import request as table
 from batchgen.catalog.columns import REQUEST
 from batchgen.config.build import home_of, leaf_keys, unknown_key_message
 from batchgen.config.capability import served_by
-from batchgen.config.compose import CONF, compose_job
+from batchgen.config.composing.compose import CONF, compose_job
 from batchgen.planfile import PLAN_COLUMNS
 from batchgen.planning.identity import KeyContext, row_key
 from batchgen.planning.plan import make_plan, read_keys, read_requests

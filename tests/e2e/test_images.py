@@ -13,9 +13,9 @@ from batchgen.config.build import build
 from batchgen.config.schema import JobConfig
 from batchgen.paths import RunPaths
 from batchgen.planning.calibrate import calibrate
-from batchgen.planning.cost import cost_of
+from batchgen.planning.pricing.cost import cost_of
+from batchgen.planning.pricing.work import planned_work, read_work
 from batchgen.planning.store import read_costs, read_plan
-from batchgen.planning.work import planned_work, read_work
 from batchgen.request import Bucket
 from batchgen.runfile import read_run
 

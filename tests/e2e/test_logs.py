@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from quick_cases import first_quick
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt

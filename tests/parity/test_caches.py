@@ -17,9 +17,9 @@ from toys import TOYS
 
 from batchgen.caches.strategy import names, strategy
 from batchgen.config.schema import SamplerConfig
-from batchgen.engine import rowcache
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine
+from batchgen.engine.reuse import rowcache
 from batchgen.families.family import BLOCK_CACHES
 from batchgen.request import Request
 

@@ -21,11 +21,11 @@ from video_toys import VIDEO_TOYS
 from batchgen.config.schema import CompileConfig, ModelSpec
 from batchgen.engine import assemble, compiled
 from batchgen.engine.attention.choice import Attention
-from batchgen.engine.blocks import stack_blocks
 from batchgen.engine.compiled import Compiled, graphs
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.packs import powers_of_two
+from batchgen.engine.reuse.blocks import stack_blocks
 from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
 from batchgen.request import Bucket

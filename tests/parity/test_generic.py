@@ -14,10 +14,10 @@ from toy_engine import Keeper, ListSource, request, save_small, system
 from toy_generic import GENERIC_TOYS, PARAMS, SET_PARAMS, pipeline_of
 
 from batchgen import failpoints
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.choose import choose_engine
-from batchgen.engine.team import Alone
+from batchgen.engine.ranks.team import Alone
 from batchgen.errors import OutOfMemory, WrongSize
 from batchgen.request import Request
 

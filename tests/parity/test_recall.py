@@ -20,11 +20,11 @@ from toy_ltx import LTX
 from toy_qwen_image import QWEN_IMAGE
 from toy_split import SPECS, experts, family_on, recall_of
 
-from batchgen.engine.blocks import named
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.memory.stream import tensors_of
-from batchgen.engine.recall import Joined, Memo, Recall
+from batchgen.engine.reuse.blocks import named
+from batchgen.engine.reuse.recall import Joined, Memo, Recall
 from batchgen.families.family import Item, family_names, family_spec
 from batchgen.families.recalled import Recalled
 from batchgen.numerics.edges import in_batches, make_batch_invariant

@@ -14,7 +14,7 @@ from toy_engine import Keeper, ListSource, request, spy_on, system, tiny_wan_spe
 
 from batchgen.engine.contract import Snapshot
 from batchgen.engine.engine import Engine
-from batchgen.engine.lane import DEPTH
+from batchgen.engine.rows.lane import DEPTH
 from batchgen.paths import RunPaths
 from batchgen.records import Rendered
 from batchgen.request import Request

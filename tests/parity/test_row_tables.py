@@ -18,12 +18,12 @@ from toy_loras import as_planned, files_of, save_lora
 from toy_sd3 import SD3
 
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.blocks import named
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
-from batchgen.engine.finish import Denoised, Finisher
 from batchgen.engine.memory.stream import tensors_of
-from batchgen.engine.recall import Recall
+from batchgen.engine.reuse.blocks import named
+from batchgen.engine.reuse.recall import Recall
+from batchgen.engine.rows.finish import Denoised, Finisher
 from batchgen.families.components import components_of
 from batchgen.records import MemoryMode, Precision
 from batchgen.request import Request

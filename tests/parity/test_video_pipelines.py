@@ -15,7 +15,7 @@ from video_toys import VIDEO_TOYS
 
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
-from batchgen.engine.lockstep import Lockstep
+from batchgen.engine.fitting.lockstep import Lockstep
 from batchgen.families.family import family_spec
 from batchgen.numerics.solver import History, step
 from batchgen.request import Request

@@ -13,7 +13,7 @@ from slurm.cluster import Cluster
 
 from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.intent import read_intent
-from batchgen.ledger.scan import index_commits
+from batchgen.ledger.reading.scan import index_commits
 from batchgen.scheduler.commands import job_name
 
 Make = Callable[..., JobFolder]

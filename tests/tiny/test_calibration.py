@@ -14,7 +14,7 @@ from batchgen.caches.strategy import Row, computed_count
 from batchgen.caches.tables import Entry, row_key, shipped
 from batchgen.config.schema import SystemConfig
 from batchgen.engine.engine import Engine
-from batchgen.engine.lockstep import Lockstep
+from batchgen.engine.fitting.lockstep import Lockstep
 from batchgen.numerics.solver import History, Schedule, leap, leaps, step
 from batchgen.request import Request
 from batchgen.tiny import calibration as made

@@ -17,8 +17,8 @@ import numpy as np
 from batchgen.bench.rate.serial import draw_serially, load_pipeline, max_tokens
 from batchgen.config.schema import BatchConfig, SystemConfig
 from batchgen.engine.contract import Snapshot
+from batchgen.engine.encoding.prompts import PromptBook
 from batchgen.engine.engine import Engine
-from batchgen.engine.prompts import PromptBook
 from batchgen.media.formats import mp4
 from batchgen.records import Rendered, RowStats
 from batchgen.request import Request

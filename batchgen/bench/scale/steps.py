@@ -36,7 +36,7 @@ def plan(folder: Path) -> Callable[[], object]:
 
 def submit(folder: Path) -> Callable[[], object]:
     """Cut the shard and record the submission; ranks, which would draw for days, are not begun."""
-    from batchgen.config.compose import compose_job
+    from batchgen.config.composing.compose import compose_job
     from batchgen.runner import submit as submissions
 
     composed = compose_job(_job(folder).path)
@@ -52,7 +52,7 @@ def submit(folder: Path) -> Callable[[], object]:
 def cut(folder: Path) -> Callable[[], object]:
     """Cut the planned rows into shards for a large cluster."""
     from batchgen.planning.plan import read_costs
-    from batchgen.planning.shards import cut_shards
+    from batchgen.planning.pricing.shards import cut_shards
 
     run = _run(folder)
     return lambda: cut_shards(
@@ -76,9 +76,9 @@ def status(folder: Path) -> Callable[[], object]:
 
 def scan(folder: Path) -> Callable[[], object]:
     """What a resume reads to find the rows that are left."""
-    from batchgen.ledger.kept_scan import index_quickly
+    from batchgen.ledger.reading.kept_scan import index_quickly
+    from batchgen.ledger.reading.winners import choose, missing_of, read_plan_rows
     from batchgen.ledger.upkeep.losses import refuse_losses
-    from batchgen.ledger.winners import choose, missing_of, read_plan_rows
     from batchgen.planfile import check_plan
     from batchgen.runfile import read_run
 

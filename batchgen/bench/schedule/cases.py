@@ -10,7 +10,7 @@ import numpy as np
 
 from batchgen.bench.schedule.costs import make_costs
 from batchgen.bench.schedule.simulate import Cluster, Simulated, simulate
-from batchgen.planning.shards import GOOD_MULTIPLE, cut_shards
+from batchgen.planning.pricing.shards import GOOD_MULTIPLE, cut_shards
 
 OURS = "batchgen"
 EQUAL_COST = "equal cost"

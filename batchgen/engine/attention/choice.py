@@ -16,9 +16,9 @@ from batchgen.config.kernels import DISPATCHED, KERNELS, kernel_plan, legal_here
 from batchgen.config.schema import Kernel, SystemConfig
 from batchgen.engine.attention.ops import flex, sparge
 from batchgen.engine.attention.radial import radial_mask
-from batchgen.engine.blocks import named
 from batchgen.engine.devices.kernels import called
 from batchgen.engine.parallel.dispatch import choose_through
+from batchgen.engine.reuse.blocks import named
 from batchgen.errors import ConfigError
 from batchgen.families.family import FamilyModel, Item
 from batchgen.records import Layout

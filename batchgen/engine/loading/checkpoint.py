@@ -18,7 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 
-from batchgen.config.component import read_config
+from batchgen.config.checkpoints.component import read_config
 from batchgen.engine.loading.original import as_diffusers, looks_like
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.errors import WeightsError, closest

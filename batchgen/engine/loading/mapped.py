@@ -36,7 +36,7 @@ def mapped_module(
         found = as_diffusers(found, names, part, files[0])
     else:
         found = as_loaded(found, module)
-    assert not (scales and on_disk), "refused when the run was made (config/checkpoint.py)"
+    assert not (scales and on_disk), "refused when the run was made: check_disk"
     float32, places = sensitive_names(module, part.dtype), places_of(module)
     for empty, name in _wanted(module, found):
         dtype = torch.float32 if float32 & set(name.split(".")) else part.dtype

@@ -16,7 +16,7 @@ from diffusers.loaders import single_file_model, single_file_utils
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from batchgen.config.original import is_beside, own_names, scaled_weight
+from batchgen.config.checkpoints.original import is_beside, own_names, scaled_weight
 from batchgen.engine.loading.parts import CheckpointPart
 from batchgen.errors import WeightsError
 

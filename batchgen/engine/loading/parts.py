@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from batchgen.config.component import variant_of
+from batchgen.config.checkpoints.component import variant_of
 from batchgen.config.schema import ModelSpec
 from batchgen.families.dims import stored_dims
 from batchgen.families.family import STAGES, Component, Stage, family_spec

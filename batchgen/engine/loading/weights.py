@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from batchgen.config.checkpoint import check_checkpoint
-from batchgen.config.component import PICKLED
+from batchgen.config.checkpoints.checkpoint import check_checkpoint
+from batchgen.config.checkpoints.component import PICKLED
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.contract import unheard
 from batchgen.engine.loading.checkpoint import (

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from batchgen.config.degrees import Degrees
 from batchgen.engine.parallel.mesh import Mesh, join
-from batchgen.engine.team import Team
+from batchgen.engine.ranks.team import Team
 
 _SIOCGIFADDR = 0x8915  # of netdevice(7): the address of an interface
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batchgen.engine.blocks import BlockStack, named
 from batchgen.engine.parallel.attention import AttentionOp
 from batchgen.engine.parallel.cross import cross_attend
 from batchgen.engine.parallel.dispatch import attend_through, cross_through
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.shares import Joint, Share, shares
+from batchgen.engine.reuse.blocks import BlockStack, named
 from batchgen.errors import ConfigError
 from batchgen.families.sequence import Cut, SequencePlan
 

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from batchgen.caches.blocks import NO_BLOCKS, Blocks
 from batchgen.config.schema import SystemConfig
-from batchgen.engine.blocks import NOTHING, Kept, Stacks
 from batchgen.engine.contract import SelfTest
 from batchgen.engine.devices.selftest import split_equals_whole
 from batchgen.engine.parallel.attention import AttentionOp, attention_op
 from batchgen.engine.parallel.mesh import Mesh
 from batchgen.engine.parallel.sequence import SplitSequence
 from batchgen.engine.parallel.shares import SAME_KERNEL_ROWS
+from batchgen.engine.reuse.blocks import NOTHING, Kept, Stacks
 from batchgen.errors import DividedForwardFailed
 from batchgen.families.family import FamilyModel, Item
 from batchgen.request import Bucket

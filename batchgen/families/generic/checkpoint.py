@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from batchgen.config.component import component_files, read_json
+from batchgen.config.checkpoints.component import component_files, read_json
 from batchgen.errors import WeightsError
 from batchgen.families.family import Component
 

@@ -127,7 +127,7 @@ class QwenImage(StillModel):
         return list(velocity.split(1))
 
     def own_tokens(self, item: Item) -> int:
-        """See `batchgen.engine.blocks.FillsUp`."""
+        """See `batchgen.engine.reuse.blocks.FillsUp`."""
         return light.image_tokens(self.spec, item.request.bucket) + item.condition[0].shape[1]
 
     def _times(self, items: Sequence[Item]) -> Tensor:

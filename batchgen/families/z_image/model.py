@@ -104,7 +104,7 @@ class ZImage(StillModel):
         return [-one.squeeze(1)[None].float() for one in found]
 
     def own_tokens(self, item: Item) -> int:
-        """See `batchgen.engine.blocks.FillsUp`."""
+        """See `batchgen.engine.reuse.blocks.FillsUp`."""
         return light.joint_tokens(self.spec, item.request.bucket, len(item.condition[0]))
 
     def _image(self, item: Item) -> Tensor:

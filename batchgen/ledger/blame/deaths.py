@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from batchgen.ledger.counts import read_counters
-from batchgen.ledger.fold import is_death
 from batchgen.ledger.intent import FenceTimes, fence_times
-from batchgen.ledger.scan import CommitIndex, JournalFacts
+from batchgen.ledger.reading.fold import is_death
+from batchgen.ledger.reading.scan import CommitIndex, JournalFacts
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 

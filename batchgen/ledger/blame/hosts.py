@@ -36,10 +36,10 @@ from batchgen.errors import (
     StorageError,
 )
 from batchgen.ledger.blame.deaths import Death, host_of
-from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.events import End, time_of
-from batchgen.ledger.scan import STATUS_CODES, CommitIndex, JournalFacts, fetch_lines
-from batchgen.ledger.winners import Winners
+from batchgen.ledger.reading.commits import commit_column, parse_commits
+from batchgen.ledger.reading.scan import STATUS_CODES, CommitIndex, JournalFacts, fetch_lines
+from batchgen.ledger.reading.winners import Winners
 from batchgen.records import Attempt
 
 BAD_AFTER = 3  # rows

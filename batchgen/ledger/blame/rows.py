@@ -25,9 +25,9 @@ from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.ledger.blame.deaths import Death, find_deaths, host_of, place_of
 from batchgen.ledger.blame.hosts import bad_hosts, rows_at_fault
 from batchgen.ledger.intent import profile_of, read_intent
-from batchgen.ledger.scan import STATUS_CODES, CommitIndex, index_commits
+from batchgen.ledger.reading.scan import STATUS_CODES, CommitIndex, index_commits
+from batchgen.ledger.reading.winners import Winners, winners
 from batchgen.ledger.status import live_attempts
-from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 

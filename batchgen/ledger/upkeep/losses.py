@@ -30,10 +30,10 @@ from batchgen.ledger.intent import (
     last_intent,
     submission_numbers,
 )
-from batchgen.ledger.scan import STATUS_CODES, index_commits
+from batchgen.ledger.reading.scan import STATUS_CODES, index_commits
+from batchgen.ledger.reading.winners import Winners, choose, read_keys
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.pieces import numbers_of, parts_of, pieces
-from batchgen.ledger.winners import Winners, choose, read_keys
 from batchgen.paths import RunPaths, as_typed, parse_counters
 from batchgen.planfile import reading
 from batchgen.records import Attempt

@@ -17,14 +17,14 @@ import numpy as np
 from batchgen.durable import remove
 from batchgen.errors import RunStateError, StorageError
 from batchgen.ledger.blame.rows import Verdict
-from batchgen.ledger.commits import commit_column, parse_commits
 from batchgen.ledger.events import AttemptHeader, End, Void
 from batchgen.ledger.intent import damaged_records, last_intent
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.scan import STATUS_CODES
+from batchgen.ledger.reading.commits import commit_column, parse_commits
+from batchgen.ledger.reading.scan import STATUS_CODES
+from batchgen.ledger.reading.winners import Winners, winners
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import catalog_column
-from batchgen.ledger.winners import Winners, winners
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading
 from batchgen.records import Attempt, Commit

@@ -15,6 +15,7 @@ from batchgen.config.judges import in_key
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.family import Stride, family_spec
+from batchgen.planning.manifests.building.template import DEFAULT, Template
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
 from batchgen.planning.manifests.geometry import (
     NamedSizes,
@@ -24,7 +25,6 @@ from batchgen.planning.manifests.geometry import (
     off_grid,
     snap,
 )
-from batchgen.planning.manifests.template import DEFAULT, Template
 from batchgen.request import (
     MAX_FRAMES,
     MAX_SIDE,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from batchgen.planning.manifests.building.template import Template
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rows import ResolvedRows
-from batchgen.planning.manifests.template import Template
 
 
 class MediaNames:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from batchgen.errors import ManifestError, closest
+from batchgen.planning.manifests.building.from_csv import read_csv
+from batchgen.planning.manifests.building.from_json import read_json_lines
+from batchgen.planning.manifests.building.from_metadata import metadata_of, read_metadata
+from batchgen.planning.manifests.building.from_pictures import holds_pictures, read_pictures
+from batchgen.planning.manifests.building.from_text import read_text
+from batchgen.planning.manifests.building.textfile import check_utf8
 from batchgen.planning.manifests.cells import SourceFile
 from batchgen.planning.manifests.columns import REQUEST_COLUMNS
-from batchgen.planning.manifests.from_csv import read_csv
-from batchgen.planning.manifests.from_json import read_json_lines
-from batchgen.planning.manifests.from_metadata import metadata_of, read_metadata
-from batchgen.planning.manifests.from_pictures import holds_pictures, read_pictures
-from batchgen.planning.manifests.from_text import read_text
 from batchgen.planning.manifests.manifest import check_columns, open_manifest
-from batchgen.planning.manifests.textfile import check_utf8
 
 _READERS: dict[str, Callable[[Path], SourceFile]] = {
     ".txt": read_text,

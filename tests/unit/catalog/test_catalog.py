@@ -30,8 +30,8 @@ from batchgen.catalog.timers import HEADER
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
+from batchgen.ledger.reading.winners import Winners
 from batchgen.ledger.restarts import fence_restart
-from batchgen.ledger.winners import Winners
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankSeconds
 

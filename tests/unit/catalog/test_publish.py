@@ -29,11 +29,11 @@ from batchgen.catalog.source import are_together
 from batchgen.catalog.turns import Overtaken, turn_of
 from batchgen.durable import write_json
 from batchgen.errors import RunStateError
-from batchgen.ledger import winners as winners_module
 from batchgen.ledger.events import End
+from batchgen.ledger.reading import winners as winners_module
+from batchgen.ledger.reading.winners import Winners, read_plan_rows
 from batchgen.ledger.upkeep import losses
 from batchgen.ledger.upkeep.repair import void_rows
-from batchgen.ledger.winners import Winners, read_plan_rows
 from batchgen.paths import RunPaths
 from batchgen.planfile import open_parquet, own_parquet
 from batchgen.processes import ProcessId

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.config.checkpoint import check_dimensions
-from batchgen.config.compose import CONF, compose_job
+from batchgen.config.checkpoints.checkpoint import check_dimensions
+from batchgen.config.composing.compose import CONF, compose_job
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError
 from batchgen.families.components import component_bytes

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from batchgen.config.aliases import resolve_aliases
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.aliases import resolve_aliases
+from batchgen.config.composing.compose import compose_job
 from batchgen.errors import ConfigError
 
 JOB = Path(__file__).parents[3] / "jobs" / "demo.yaml"

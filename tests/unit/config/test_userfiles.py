@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.config.compose import CONF, compose_job
-from batchgen.config.yamlfile import read_yaml
+from batchgen.config.composing.compose import CONF, compose_job
+from batchgen.config.composing.yamlfile import read_yaml
 from batchgen.errors import ConfigError
 
 HEAD = "defaults: [base, {model: tiny-wan}, _self_]\nmanifest: rows.parquet\n"

@@ -20,8 +20,8 @@ from batchgen.config.schema import ModelSpec
 from batchgen.engine.contract import Ascent
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
+from batchgen.engine.fitting.lockstep import Lockstep
 from batchgen.engine.isolation import Failed, attempt
-from batchgen.engine.lockstep import Lockstep
 from batchgen.engine.memory.stream import tensors_of
 from batchgen.errors import OutOfMemory
 from batchgen.records import Climb

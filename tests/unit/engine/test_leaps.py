@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from batchgen.engine.snapshot import pack, unpack
+from batchgen.engine.rows.snapshot import pack, unpack
 from batchgen.numerics.solver import (
     SOLVERS,
     History,

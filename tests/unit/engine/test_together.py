@@ -6,7 +6,7 @@ import torch
 from cache_walk import Seen, row, smooth
 
 from batchgen.caches.strategy import strategy
-from batchgen.engine.rowcache import RowCache
+from batchgen.engine.reuse.rowcache import RowCache
 
 
 def test_the_first_branch_decides_for_its_row() -> None:

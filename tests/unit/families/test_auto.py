@@ -12,8 +12,8 @@ from toy_engine import small_spec, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
 from video_toys import VIDEO_TOYS
 
-from batchgen.config.checkpoint import check_dimensions
-from batchgen.config.compose import compose_job, recompose
+from batchgen.config.checkpoints.checkpoint import check_dimensions
+from batchgen.config.composing.compose import compose_job, recompose
 from batchgen.config.schema import ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.family import family_names, family_spec

@@ -14,7 +14,7 @@ import pytest
 from toy_engine import request
 from toy_generic import SET_PARAMS, save_pixart
 
-from batchgen.config.compose import compose_job, recompose
+from batchgen.config.composing.compose import compose_job, recompose
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.components import component_bytes

@@ -9,8 +9,8 @@ from run_folder import RunFolder
 
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger.climbs import climbs_before, steepest
+from batchgen.ledger.reading.scan import index_commits
 from batchgen.ledger.restarts import fence_restart
-from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
 from batchgen.records import Attempt, Climb
 

@@ -10,8 +10,8 @@ from run_folder import RunFolder
 from batchgen.catalog.verify import verify
 from batchgen.ledger.events import START
 from batchgen.ledger.intent import read_fence
+from batchgen.ledger.reading.scan import index_commits
 from batchgen.ledger.restarts import fence_restart
-from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
 from batchgen.records import Attempt
 

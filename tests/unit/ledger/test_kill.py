@@ -12,8 +12,8 @@ from waiting import process_state, wait_for
 
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import verify
+from batchgen.ledger.reading.winners import missing_rows
 from batchgen.ledger.status import read_status
-from batchgen.ledger.winners import missing_rows
 
 POINTS = [
     "media.before_write",

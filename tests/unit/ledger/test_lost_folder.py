@@ -23,7 +23,7 @@ from batchgen.ledger.events import End
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Commit
-from batchgen.worker.address import announce
+from batchgen.worker.meetings.address import announce
 
 
 def moved(root: Path) -> RunPaths:

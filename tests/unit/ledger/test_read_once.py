@@ -10,11 +10,11 @@ import pytest
 from cli_calls import make_job_folder
 from run_folder import RunFolder
 
-from batchgen.ledger import scan, winners
 from batchgen.ledger.intent import read_intent
-from batchgen.ledger.scan import index_commits
+from batchgen.ledger.reading import scan, winners
+from batchgen.ledger.reading.scan import index_commits
+from batchgen.ledger.reading.winners import choose, read_plan_rows
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
-from batchgen.ledger.winners import choose, read_plan_rows
 
 
 def test_what_was_committed_since_it_was_read_counts(

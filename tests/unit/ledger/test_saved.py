@@ -19,8 +19,8 @@ from batchgen.errors import RunStateError
 from batchgen.ledger import journal as journal_module
 from batchgen.ledger.events import END, HEAD, LEFT, START, End, Saved, Start, Tried, encode_line
 from batchgen.ledger.intent import read_intent
+from batchgen.ledger.reading.scan import index_commits
 from batchgen.ledger.restarts import fence_restart
-from batchgen.ledger.scan import index_commits
 from batchgen.ledger.status import read_status
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission, read_shard
 from batchgen.paths import FAN_OUT_ENTRIES, RunPaths, parse_journal

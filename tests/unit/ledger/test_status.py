@@ -26,7 +26,7 @@ from batchgen.ledger.blame.deaths import find_deaths
 from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import AttemptHeader, End, to_plain
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.scan import CommitIndex, index_commits
+from batchgen.ledger.reading.scan import CommitIndex, index_commits
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt

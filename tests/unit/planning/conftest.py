@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.config.build import build, to_mapping
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig
 
 ROOT = Path(__file__).parents[3]

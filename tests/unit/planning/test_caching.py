@@ -16,7 +16,7 @@ from batchgen.caches.settings import Settings
 from batchgen.caches.strategy import names
 from batchgen.caches.tables import Entry, Key, Tables, store, user_folder
 from batchgen.config.capability import served_by
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.families.family import BLOCK_CACHES, OUTPUT_CACHES
@@ -25,7 +25,7 @@ from batchgen.planning.fits import Drawing, Fits
 from batchgen.planning.identity import check_keys
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import Plan, make_plan, read_plan, read_requests
-from batchgen.planning.work import planned_work, read_work
+from batchgen.planning.pricing.work import planned_work, read_work
 from batchgen.request import REQUEST_FIELDS, Request
 
 CACHE_FIELDS = [f.name for f in REQUEST_FIELDS if f.name.startswith("cache_")]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from batchgen.config.checkpoint import check_dimensions
-from batchgen.config.compose import compose_job
+from batchgen.config.checkpoints.checkpoint import check_dimensions
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig, ModelSpec
 from batchgen.errors import ConfigError, WeightsError
 from batchgen.families.dims import in_key

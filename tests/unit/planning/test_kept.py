@@ -15,9 +15,9 @@ from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
 from batchgen.engine.engine import Engine
 from batchgen.families.family import family_spec
-from batchgen.planning.candidates import all_candidates
 from batchgen.planning.kept import LATENT_BYTES, in_flight, kept_bytes
-from batchgen.planning.work import Work
+from batchgen.planning.pricing.candidates import all_candidates
+from batchgen.planning.pricing.work import Work
 from batchgen.request import Bucket, Request
 
 STEPS = 8

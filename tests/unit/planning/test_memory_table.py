@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.config.compose import compose_job
-from batchgen.planning.memory import need_of
+from batchgen.config.composing.compose import compose_job
 from batchgen.planning.memory_table import BEGIN, END, renewed, table
+from batchgen.planning.pricing.memory import need_of
 from batchgen.request import Bucket
 
 ROOT = Path(__file__).parents[3]

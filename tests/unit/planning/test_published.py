@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 from published import HELD, REPORTED, Run, Table
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import ModelSpec
-from batchgen.planning.cost import CostModel
-from batchgen.planning.timemodel import Shape, SharedForward, exchange_seconds, shape_of, wires_of
+from batchgen.planning.pricing.cost import CostModel
+from batchgen.planning.pricing.timemodel import (
+    Shape,
+    SharedForward,
+    exchange_seconds,
+    shape_of,
+    wires_of,
+)
 
 DEMO = Path(__file__).parents[3] / "jobs" / "demo.yaml"
 NODE = 8  # GPUs

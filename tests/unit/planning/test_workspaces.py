@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batchgen.config.compose import compose_job
-from batchgen.planning.memory import need_of, workspace_bytes
+from batchgen.config.composing.compose import compose_job
+from batchgen.planning.pricing.memory import need_of, workspace_bytes
 from batchgen.request import Bucket
 
 JOB = Path(__file__).parents[3] / "jobs" / "flux1_dev_1024.yaml"

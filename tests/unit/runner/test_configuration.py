@@ -14,7 +14,7 @@ from cli_calls import write_manifest
 from quick_cases import first_quick
 
 from batchgen.cli.main import main
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.paths import RunPaths
 from batchgen.planning.plan import make_plan
 from batchgen.runfile import read_run

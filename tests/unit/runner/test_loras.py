@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from toy_loras import save_lora
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.planning.plan import make_plan
 from batchgen.runner.submit import cut
 

@@ -8,7 +8,7 @@ import pytest
 from cli_calls import rows_of, write_manifest
 
 from batchgen.cli.main import main
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.paths import RunPaths
 from batchgen.runner.create import create_run
 from batchgen.runner.manifest_news import manifest_news

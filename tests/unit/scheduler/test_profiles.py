@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from batchgen.cli.main import main
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths

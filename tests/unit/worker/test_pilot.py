@@ -12,10 +12,10 @@ from toy_engine import Keeper, ListSource, request, small_spec, system
 
 from batchgen.caches.pilots import PSNR, Pilot
 from batchgen.caches.tables import read
-from batchgen.engine.calibrate import calibrate
 from batchgen.engine.clock import Clock
 from batchgen.engine.contract import EngineReport
 from batchgen.engine.engine import Engine
+from batchgen.engine.fitting.calibrate import calibrate
 from batchgen.errors import ConfigError
 from batchgen.request import Request
 from batchgen.worker.pilot import PilotRenderer

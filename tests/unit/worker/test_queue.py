@@ -19,8 +19,8 @@ from waiting import wait_for
 
 from batchgen.engine.contract import never
 from batchgen.errors import StorageError
-from batchgen.worker import address as module
-from batchgen.worker.address import announce
+from batchgen.worker.meetings import address as module
+from batchgen.worker.meetings.address import announce
 from batchgen.worker.queue import QueueLost, TicketClient, Tickets, TicketServer
 
 
@@ -231,7 +231,7 @@ def test_a_missing_address_file_is_given_up(tmp_path: Path) -> None:
 def test_a_server_that_dies_before_it_serves_is_not_waited_for(tmp_path: Path) -> None:
     code = (
         "import signal, sys; from pathlib import Path\n"
-        "from batchgen.worker.address import announce\n"
+        "from batchgen.worker.meetings.address import announce\n"
         "announce(Path(sys.argv[1])); signal.pause()"
     )
     address = tmp_path / "queue.json"

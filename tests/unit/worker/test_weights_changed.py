@@ -15,12 +15,12 @@ from originals import as_published
 from safetensors.torch import load_file, save_file
 
 from batchgen.cli.main import main
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import KeysChanged, WeightsError
 from batchgen.ledger.blame.rows import read_blame
+from batchgen.ledger.reading.winners import missing_rows
 from batchgen.ledger.status import RunStatus, read_status
-from batchgen.ledger.winners import missing_rows
 from batchgen.paths import RunPaths
 from batchgen.planning import digests
 from batchgen.runfile import read_run

@@ -25,7 +25,7 @@ from toys import TOYS
 from video_toys import VIDEO_TOYS
 
 from batchgen.config.build import to_mapping
-from batchgen.config.checkpoint import check_disk
+from batchgen.config.checkpoints.checkpoint import check_disk
 from batchgen.config.schema import (
     ComponentConfig,
     DeviceConfig,
@@ -47,7 +47,7 @@ from batchgen.families.family import family_names, family_spec
 from batchgen.loras import NO_LORAS
 from batchgen.paths import RunPaths
 from batchgen.planning.digests import checkpoint_digest
-from batchgen.planning.memory import residencies
+from batchgen.planning.pricing.memory import residencies
 from batchgen.request import NO_LORA, Loras
 from batchgen.runner.begin import going_on
 from batchgen.runner.submit import Settings

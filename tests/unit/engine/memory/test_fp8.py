@@ -9,15 +9,15 @@ import pytest
 import torch
 from toy_engine import Keeper, draw, request, small_spec, system, tiny_wan_spec
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import ModelSpec
-from batchgen.engine.blocks import blocks_of
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.memory.fp8 import FP8, from_fp8, to_fp8
+from batchgen.engine.reuse.blocks import blocks_of
 from batchgen.errors import ConfigError
 from batchgen.planning.identity import key_context
-from batchgen.planning.memory import need_of
+from batchgen.planning.pricing.memory import need_of
 from batchgen.request import Bucket
 
 JOBS = Path(__file__).parents[4] / "jobs"

@@ -16,14 +16,14 @@ from toy_caches import knobs
 from toy_engine import Keeper, draw, request, small_spec, system, tiny_wan_spec, two_experts
 from toy_flux import flux_spec, save_flux
 
-from batchgen.config.aliases import LOW_MEM_LEVELS
+from batchgen.config.composing.aliases import LOW_MEM_LEVELS
 from batchgen.config.schema import ComponentConfig, ModelSpec
-from batchgen.engine.blocks import blocks_of
 from batchgen.engine.devices.device import lone_layout
+from batchgen.engine.encoding.prompts import apart
 from batchgen.engine.engine import Engine
 from batchgen.engine.memory.gauge import Gauge
 from batchgen.engine.memory.stream import Feed, HostBlock, tensors_of
-from batchgen.engine.prompts import apart
+from batchgen.engine.reuse.blocks import blocks_of
 from batchgen.families.streaming import TEXTS_ABREAST, staying
 from batchgen.request import Request
 

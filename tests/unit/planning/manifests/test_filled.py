@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.errors import ManifestError
-from batchgen.planning.manifests.build import build_manifest
+from batchgen.planning.manifests.building.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 
 

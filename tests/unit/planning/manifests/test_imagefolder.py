@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from batchgen.errors import ManifestError
-from batchgen.planning.manifests.build import build_manifest
+from batchgen.planning.manifests.building.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 
 Rows = Sequence[dict[str, Any]]

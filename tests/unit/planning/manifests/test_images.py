@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError, RunStateError
 from batchgen.paths import RunPaths
 from batchgen.pictures import MAX_PIXELS, NoPicture, decode, read_bytes, stored
 from batchgen.planning.manifests import images
-from batchgen.planning.manifests.build import build_manifest
+from batchgen.planning.manifests.building.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_requests
 

@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from toy_loras import as_planned, digest, factors, linears
 
 from batchgen.cli.caches import cache_lines
-from batchgen.config.compose import Composed, compose_job, recompose
+from batchgen.config.composing.compose import Composed, compose_job, recompose
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.loras import NoLora, parse, written
-from batchgen.planning.layout import choose_layout, resolve_layout
-from batchgen.planning.manifests.build import build_manifest
+from batchgen.planning.manifests.building.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_plan, read_requests
+from batchgen.planning.pricing.layout import choose_layout, resolve_layout
+from batchgen.planning.pricing.work import planned_work, read_work
 from batchgen.planning.store import Plan, read_loras
-from batchgen.planning.work import planned_work, read_work
 from batchgen.request import Request
 from batchgen.runner.loras import judge_of
 

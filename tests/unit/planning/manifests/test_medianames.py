@@ -7,7 +7,7 @@ import pytest
 from cli_calls import JobFolder, make_job_folder, rows_of
 
 from batchgen.errors import ConfigError
-from batchgen.planning.manifests.template import LONGEST, LONGEST_SLUG, Template, slug
+from batchgen.planning.manifests.building.template import LONGEST, LONGEST_SLUG, Template, slug
 
 NULL = ("model=null-engine", "row_defaults.num_steps=1", "row_defaults.num_frames=1")
 ROWS = [

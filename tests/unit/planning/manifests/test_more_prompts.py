@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchgen.config.compose import compose_job
+from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.planning.plan import make_plan, read_keys, read_requests

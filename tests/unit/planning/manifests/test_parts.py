@@ -17,7 +17,7 @@ from batchgen.cli.main import main
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ManifestError
 from batchgen.planning.identity import row_key
-from batchgen.planning.manifests.build import build_manifest
+from batchgen.planning.manifests.building.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.manifests.manifest import open_manifest
 from batchgen.planning.plan import make_plan, read_plan, read_requests
