@@ -12,8 +12,8 @@ EPILOG = """\
 examples:
   batchgen run jobs/demo.yaml output.format=latents     draw; nothing is decoded
   batchgen decode latest                                mp4 or png, as the model's own
-  batchgen decode latest output.format=gif slurm=h100x8
-  batchgen decode latest --submit                       start it and return at once
+  batchgen decode RUN output.format=gif slurm=h100x8    (`latest` is then the run above)
+  batchgen decode RUN --submit                          start it and return at once
 
 It is a run of its own: `status`, `resume`, `report` ... take its folder. Nothing that was decided
 when the rows were drawn can be changed; their files are those of a run that draws and decodes

@@ -141,8 +141,8 @@ def need_of(
     beside: int = 0,
 ) -> Need:
     """Weights, activations, what rows in flight keep (`kept` bytes), and adapters (`beside`), which
-    count as if they never left. `sequence` ranks share the tokens; the leader decodes alone, so
-    many rows together."""
+    count as if they never left. `sequence` ranks share the tokens; `decoded` rows are decoded
+    together."""
     model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
     family = family_spec(model.family)
     work = items * -(-family.forward_bytes(model, bucket) // sequence) + kept
