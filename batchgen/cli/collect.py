@@ -13,7 +13,9 @@ from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.errors import UsageError
-from batchgen.ledger.status import read_status
+from batchgen.ledger.budget import budget_spent
+from batchgen.ledger.intent import last_intent
+from batchgen.ledger.status import live_attempts, read_status
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
@@ -128,12 +130,24 @@ def summary_result(run: RunPaths, summary: CatalogSummary) -> Result:
 
 def go_on_lines(run: RunPaths, left: bool, quarantined: Sequence[str]) -> list[str]:
     """The commands that render the rows that are not ok: a resume for rows that are `left` or
-    failed, another for the `quarantined` (their first row ids)."""
-    lines = [f"go on    batchgen resume {as_typed(run.root)}"] if left else []
+    failed, another for the `quarantined` (their first row ids). While ranks are at work, how to
+    follow them instead: a resume would be refused."""
+    if left and live_attempts(run):
+        return [f"at work  batchgen status {as_typed(run.root)} --watch"]
+    lines = [f"go on    batchgen resume {as_typed(run.root)}{_with_budget(run)}"] if left else []
     if quarantined:
         rows = shlex.quote(",".join(quarantined))
         lines.append(f"again    batchgen retry {as_typed(run.root)} --rows {rows}")
     return lines
+
+
+def _with_budget(run: RunPaths) -> str:
+    """What a resume needs beside the run, if its budget is spent."""
+    from batchgen.runner.decide import limit_of
+
+    intent = last_intent(run)
+    spent = intent is not None and budget_spent(run, limit_of(intent))
+    return " --max-gpu-hours X  (of a higher X: the budget is spent)" if spent else ""
 
 
 def _first_rows(run: RunPaths, status: str) -> list[dict[str, str]]:

@@ -54,6 +54,6 @@ def handle(args: argparse.Namespace) -> Result:
     run = find_run(args)
     done = export(run, args.to, args.destination, args.part_mib)
     kept = f", {done.kept} of them complete before" if done.kept else ""
-    print(f"{done.rows:,} rows in {done.parts:,} parts, {done.bytes / 2**20:,.2f} MiB{kept}")
+    print(f"{done.rows:,} rows in {done.parts:,} part(s), {done.bytes / 2**20:,.2f} MiB{kept}")
     print(f"{args.to}  {args.destination}")
     return Result(OK, {"run": str(run.root), "destination": args.destination, **asdict(done)})

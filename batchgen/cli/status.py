@@ -156,7 +156,10 @@ def _all_lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list
     if status.state == "finished":
         lines += _catalog_lines(run, view)
     if status.state == "submitted":
-        lines.append("waits for its next ranks" if shown else "no rank has started yet")
+        waits = (
+            "waits for its next ranks" if status.left else "all rows are done; the catalog follows"
+        )
+        lines.append(waits if shown else "no rank has started yet")
     elif status.left and not status.alive:
         lines.append(f"go on with  batchgen resume {as_typed(run.root)}")
     return lines
@@ -266,6 +269,8 @@ def _failures(run: RunPaths) -> Result:
         print(f"==> {_attempt_line(attempt).strip()}  {attempt.error}")
         if log := _printed_by(run, attempt.attempt, attempt.devices):
             print("\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:]))
+    if not (len(failed) or ended):
+        print("no row has failed and no attempt has died")
     tags = [attempt.attempt.tag for attempt in ended]
     return Result(OK, {"run": str(run.root), "failed": list(failed.row_id), "attempts": tags})
 

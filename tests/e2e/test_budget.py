@@ -21,6 +21,9 @@ def test_a_run_goes_on_with_a_higher_budget(
         "device hours are spent of system.max_gpu_hours=1e-07; go on with a higher" in caplog.text
     )
     name = str(done.run.root)
+    assert f"go on    batchgen resume {done.run.root.name} --max-gpu-hours X" in done.out
+    nothing = work.here("logs", name, "--failed")
+    assert nothing.code == 0 and "no row has failed and no attempt has died" in nothing.out
     refused = work.here("resume", name)
     assert refused.code == 2 and "go on with a higher one" in refused.err
     status = read_status(done.run)

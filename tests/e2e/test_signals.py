@@ -40,9 +40,12 @@ def start(job_folder: JobFolder, executor: str) -> tuple[warm.Process, RunPaths]
 @pytest.mark.parametrize("number", BOTH)
 @pytest.mark.slow
 def test_ranks_go_on_without_the_driver(
-    number: signal.Signals, new_job_folder: NewJobFolder
+    number: signal.Signals, new_job_folder: NewJobFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process, run = start(new_job_folder(8), "local")
+    assert main(["collect", str(run.root)]) == 1
+    said = capsys.readouterr().out  # a resume would be refused
+    assert "at work  batchgen status" in said and "go on" not in said
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
