@@ -22,13 +22,32 @@ def test_it_is_of_today(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.count(BEGIN) == text.count(END) == 1
 
 
-def test_it_has_what_a_job_is_planned_with() -> None:
-    """That of the job on a GPU, as users compose it, in every mode."""
-    overrides = ["slurm=h200x8", "system.memory.store_dtype=fp8"]
-    job = compose_job(ROOT / "jobs" / "flux1_dev_1024.yaml", overrides).config
-    (line,) = (line for line in table().splitlines() if line.startswith("| FLUX.1, 1024x1024 |"))
-    found = [
-        f"{need_of(job, Bucket(1024, 1024, 1), mode).peak_bytes / 1024**3:.1f}"
-        for mode in ("resident", "model")
-    ]
-    assert line.split(" | ")[4:6] == found
+JOBS = {
+    "FLUX.1": "flux1_dev_1024",
+    "Wan2.1 1.3B": "wan21_1_3b_480p",
+    "Wan2.1 14B": "wan21_14b_720p",
+    "Wan2.2 A14B": "wan22_a14b_720p",
+    "Qwen-Image": "qwen_image_1328",
+    "CogVideoX 5b": "cogvideox_5b_480p",
+}
+WAYS = [
+    (store, mode, "false") for store in ("same", "fp8") for mode in ("resident", "model", "stream")
+]
+WAYS.append(("fp8", "stream", "true"))
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_it_has_what_a_job_is_planned_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, as users compose it: each mode, then the same with fp8, then by tiles."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    (line,) = (line for line in table().splitlines() if line.startswith(f"| {name}, "))
+    title, *told = [cell.strip() for cell in line.strip("|").split("|")]
+    width, height, frames = [*map(int, title.split(", ")[1].split("x")), 1][:3]
+    found = []
+    for store, mode, tiled in WAYS:
+        overrides = [f"system.memory.mode={mode}", f"system.memory.store_dtype={store}"]
+        overrides += [f"system.vae.tiled={tiled}", "slurm=h200x8"]
+        job = compose_job(ROOT / "jobs" / f"{JOBS[name]}.yaml", overrides).config
+        need = need_of(job, Bucket(width, height, frames), job.system.memory.mode)  # type: ignore[arg-type]
+        found.append(f"{need.peak_bytes / 1024**3:.1f}")
+    assert told == found
