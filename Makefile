@@ -45,7 +45,7 @@ test-slow: $(INSTALLED)
 test-durability: $(INSTALLED)
 	$(BIN)/pytest -n 2 -m "slow and not slurm and not gpu" tests/e2e tests/unit/ledger \
 		tests/unit/runner tests/unit/worker tests/unit/cli tests/unit/catalog/test_incremental.py \
-		tests/unit/planning/manifests
+		tests/unit/planning/manifests tests/unit/planning/test_plan_damage.py
 
 # Further cases of pixels that must be equal, without those for which a compiler works for minutes;
 # and that all benches run, that of a GPU too.

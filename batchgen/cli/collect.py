@@ -14,7 +14,7 @@ from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.errors import UsageError
 from batchgen.ledger.budget import budget_spent
-from batchgen.ledger.intent import last_intent
+from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import live_attempts, read_status
 from batchgen.paths import as_typed
 
@@ -145,8 +145,8 @@ def _with_budget(run: RunPaths) -> str:
     """What a resume needs beside the run, if its budget is spent."""
     from batchgen.runner.decide import limit_of
 
-    intent = last_intent(run)
-    spent = intent is not None and budget_spent(run, limit_of(intent))
+    render = last_render(run)  # a repair has no limit of its own
+    spent = render is not None and budget_spent(run, limit_of(render))
     return " --max-gpu-hours X  (of a higher X: the budget is spent)" if spent else ""
 
 

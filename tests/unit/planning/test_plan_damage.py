@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from planned_run import PlannedRun, plan_run
+from quick_cases import first_quick
 
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import verify
@@ -85,23 +86,27 @@ def older(run: RunPaths) -> None:
     write_json(run.run_json, plain)
 
 
-def test_a_rank_draws_the_very_same_requests_or_nothing(planned_run: PlannedRun) -> None:
+@pytest.mark.parametrize("bits", first_quick([100, 300], 1))
+def test_a_rank_draws_the_very_same_requests_or_nothing(planned_run: PlannedRun, bits: int) -> None:
     good, refused = drawn(planned_run), 0
     assert [request.row_index for request in good] == list(range(ROWS))
-    for bit in flips(planned_run.run.plan, 100):
+    for bit in flips(planned_run.run.plan, bits):
         try:
             assert drawn(planned_run) == good, bit
         except RunStateError as error:
             assert "plan.parquet" in str(error), bit
             refused += 1
-    assert refused > 33
+    assert refused > bits // 3
     assert drawn(planned_run) == good
 
 
+@pytest.mark.parametrize("bits", first_quick([10, 30], 1))
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_refuses_a_plan_with_a_flipped_bit(planned_run: PlannedRun, verb: str) -> None:
+def test_every_verb_refuses_a_plan_with_a_flipped_bit(
+    planned_run: PlannedRun, verb: str, bits: int
+) -> None:
     before = sorted(planned_run.run.root.rglob("*"))
-    for _ in flips(planned_run.run.plan, 10):
+    for _ in flips(planned_run.run.plan, bits):
         with pytest.raises(RunStateError, match=r"plan\.parquet is not the plan of this run: its"):
             VERBS[verb](planned_run.run)
     assert sorted(planned_run.run.root.rglob("*")) == before
@@ -122,18 +127,21 @@ def test_another_runs_plan_is_refused(
         drawn(planned_run)
 
 
-def test_a_plan_without_digest_gives_one_error_or_is_read(planned_run: PlannedRun) -> None:
+@pytest.mark.parametrize("bits", first_quick([30, 60], 1))
+def test_a_plan_without_digest_gives_one_error_or_is_read(
+    planned_run: PlannedRun, bits: int
+) -> None:
     older(planned_run.run)
     assert collect(planned_run.run).rows == ROWS
     refused = 0
-    for _ in flips(planned_run.run.plan, 30):
+    for _ in flips(planned_run.run.plan, bits):
         for verb in (collect, verify):
             try:
                 verb(planned_run.run)
             except RunStateError as error:
                 assert "plan.parquet" in str(error)
                 refused += 1
-    assert refused > 10
+    assert refused > bits // 3
     assert not verify(planned_run.run).damage
 
 
