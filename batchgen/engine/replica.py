@@ -129,7 +129,7 @@ class Replica:
         request = replace(
             row.request, width=size.width, height=size.height, num_frames=size.num_frames
         )
-        conditions = row.conditions if self.recall.sees_texts else [like.condition]
+        conditions = row.conditions if self.recall.sees_combined else [like.condition]
         now, later = (like.latents.to(d) for d in (row.latents.dtype, self.family.state_dtype))
         return [
             replace(

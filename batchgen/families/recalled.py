@@ -1,11 +1,11 @@
-"""Which modules of a transformer see a timestep, or a text, or both, and nothing else."""
+"""Which modules of a transformer see a timestep, a text, or both and a guidance, and no more."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Sees = Literal["timestep", "text", "both"]  # both: timestep, guidance and text at once
+Sees = Literal["timestep", "text", "combined"]  # combined: timestep, guidance and text at once
 # Of tables by timestep that stand in for weights: 230 timesteps of a Qwen-Image, four schedules of
 # 50 and more.
 TABLE_BYTES = 1 << 30

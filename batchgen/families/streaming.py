@@ -120,13 +120,13 @@ class Weights:
         """All of a component but what is away, and the tables in its place; of those that rows
         keep themselves what it takes to make them: one module at a time."""
         away = self.away(part)
-        beside = max(away, default=0) if _by_text(part) else min(sum(away), TABLE_BYTES)
+        beside = max(away, default=0) if _combined(part) else min(sum(away), TABLE_BYTES)
         return self.whole(part) - sum(away) + beside
 
     def row_tables(self, part: Component) -> int:
         """Bytes of the tables of one evaluation, which a row keeps for each of its own as long as
         it is in flight: a number for each row of what is away, whose columns are the width."""
-        if not _by_text(part):
+        if not _combined(part):
             return 0
         return sum(self.away(part)) // family_spec(self.model.family).width(self.model)
 
@@ -154,9 +154,9 @@ class Weights:
         return 4 if part.float32 else BYTES[self.precision]
 
 
-def _by_text(part: Component) -> bool:
-    """Whether tables in place of weights are of timestep, guidance and text at once."""
-    return any(one.like and one.sees == "both" for one in part.recalled)
+def _combined(part: Component) -> bool:
+    """Whether tables in place of weights are of timestep, guidance and text combined."""
+    return any(one.like and one.sees == "combined" for one in part.recalled)
 
 
 def block_weights(model: ModelSpec, part: Component) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ class Subject:
         """Make the weights of what is recalled useless; what they were."""
         transformer, before = self.family.modules[self.experts[0]], []
         for one in recalled_of(self.name):
-            if one.sees == "both":
+            if one.sees == "combined":
                 continue  # no two steps of a row are alike
             for module in named(transformer, one.modules):
                 for parameter in module.parameters():
@@ -268,7 +268,7 @@ def test_every_family_names_modules_that_there_are() -> None:
         name
         for name in family_names()
         for part in family_spec(name).COMPONENTS
-        if any(one.sees != "both" for one in part.recalled)  # those are tables of rows: below
+        if any(one.sees != "combined" for one in part.recalled)  # of these there are tables: below
     }
     assert {SPECS[name].family for name in BUCKETS} == recalls - TOKEN_TIMES
     for name in BUCKETS:

@@ -1,4 +1,4 @@
-"""Tables of what sees timestep, guidance and text at once, in place of weights on the host."""
+"""Tables of what sees timestep, guidance and text combined, in place of weights on the host."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_rows_have_the_bits_of_weights_that_stay(
         assert_alike(draw(engine, rows), plain)
         engine.replica.recall.free()
         gc.collect()
-        assert not engine.replica.recall._rows  # nothing of rows stays behind them
+        assert not engine.replica.recall._combined  # nothing of rows stays behind them
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_rows_that_wait_for_their_decode_hold_no_tables(
 
     def look(finisher: Finisher, rows: Sequence[Denoised]) -> list[torch.Tensor]:
         gc.collect()
-        held.append(len(engine.replica.recall._rows))
+        held.append(len(engine.replica.recall._combined))
         return decode(finisher, rows)
 
     monkeypatch.setattr(Finisher, "_decoded", look)

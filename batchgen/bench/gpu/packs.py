@@ -80,7 +80,7 @@ def _streamed(kit: Kit, subject: Subject) -> Iterator[Figure]:
             what = f"{subject.name} {side}x{side} streamed / resident, packs of {size}"
             goal = 1.1 if size > 1 and side == 1024 else float("inf")
             yield at_most(what, there[size] / here[size], "x", goal, subject.note)
-    if moving.replica.recall.sees_texts:
+    if moving.replica.recall.sees_combined:
         yield from _tables(kit, moving, subject, sizes)
 
 
@@ -98,7 +98,7 @@ def choose(each: dict[int, float]) -> int:
 def _each(kit: Kit, made: Engine, side: int, sizes: tuple[int, ...], how: str) -> dict[int, float]:
     bucket = still(kit, side)
     items = [made.family.random_item(bucket, seed, "transformer") for seed in range(max(sizes))]
-    tables = [made.replica.recall.row(item) for item in items]  # held, as rows in flight do
+    tables = [made.replica.recall.combined(item) for item in items]  # held, as rows in flight do
     with torch.no_grad():
         taken = kit.seconds(
             {

@@ -6,7 +6,7 @@ its items stacked. So these modules run once instead of once a tick, and no pack
 
 Of modules whose weights are not on the device (`Recalled.like`) whole tables are made when rows
 join: each then comes once for all timesteps of their schedules. Those that see timestep, guidance
-and text at once are recalled there alone, since no two steps of a row are alike.
+and text combined are recalled there alone, since no two steps of a row are alike.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ TIMESTEP_BYTES = 256 << 20  # 50 of a Qwen-Image take 221 MB
 
 # Of a module, computed in a batch of so many (`edges.in_batches`), with these adapters.
 Output = tuple[nn.Module, int, Loras]
-# Timestep and guidance of an item; the precision of its latents, to which a pipeline may round the
-# timestep; and its text, by the tensor of its states.
-Both: TypeAlias = tuple[float, float, torch.dtype, int]
+# What is combined: timestep and guidance of an item; the precision of its latents, to which a
+# pipeline may round the timestep; and its text, by the tensor of its states.
+Combined: TypeAlias = tuple[float, float, torch.dtype, int]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Memo:
-    """What is kept of one timestep, one text, or both: outputs, (1, ...)."""
+    """What is kept of one timestep, one text, or what is combined: outputs, (1, ...)."""
 
     text: Tensor | None = None  # held, so that no other tensor can be taken for it
     outputs: dict[Output, Tensor] = field(default_factory=dict)
@@ -106,14 +106,14 @@ class Recall:
         self.residency: Residency | None = None  # of the weights; None: they are there
         self._tables: list[Table] = []
         self._held: WeakValueDictionary[float, Memo] = WeakValueDictionary()  # by rows, too
-        self._rows: WeakValueDictionary[Both, Memo] = WeakValueDictionary()  # by rows alone
+        self._combined: WeakValueDictionary[Combined, Memo] = WeakValueDictionary()  # by rows alone
         self._last: Sequence[Memo] = ()  # of these, the last forward's
         self._watched: dict[nn.Module, list[Given]] | None = None
 
     @property
     def bytes(self) -> int:
         """Kept now."""
-        kept = [*self._timesteps.values(), *self._texts.values(), *self._rows.values()]
+        kept = [*self._timesteps.values(), *self._texts.values(), *self._combined.values()]
         return sum(memo.bytes for memo in kept)
 
     @property
@@ -124,13 +124,13 @@ class Recall:
         )
 
     @property
-    def sees_texts(self) -> bool:
-        """Whether tables are of a row's texts, too."""
-        return any(table.sees == "both" for table in self._tables)
+    def sees_combined(self) -> bool:
+        """Whether tables are of what is combined."""
+        return any(table.sees == "combined" for table in self._tables)
 
     def clear(self) -> None:
         """Forget everything, as has to be when weights have changed. It is computed again."""
-        for memo in [*self._held.values(), *self._rows.values()]:
+        for memo in [*self._held.values(), *self._combined.values()]:
             memo.clear()
         self._timesteps.clear()
         self._forget_texts()
@@ -249,8 +249,8 @@ class Recall:
         texts = [self._texts.get(id(item.condition[0])) for item in items]
         if self.text_bytes and any(texts):
             self._items["text"] = texts
-        if self.sees_texts and self.away:
-            self._items["both"] = self._last = [self.row(item) for item in items]
+        if self.sees_combined and self.away:
+            self._items["combined"] = self._last = [self.combined(item) for item in items]
         try:
             yield
         finally:
@@ -258,16 +258,16 @@ class Recall:
 
     def _memo(self, item: Item) -> Memo:
         """Where the tables of an item's step are."""
-        return self.row(item) if self.sees_texts else self._timestep(item.timestep)
+        return self.combined(item) if self.sees_combined else self._timestep(item.timestep)
 
-    def row(self, item: Item) -> Memo:
+    def combined(self, item: Item) -> Memo:
         """The memo of a step of a row's branch. It is forgotten when nobody holds it any more, but
         for the last forward's."""
         states, request = item.condition[0], item.request
         what = item.timestep, request.guidance_scale, item.latents.dtype, id(states)
-        memo = self._rows.get(what)
+        memo = self._combined.get(what)
         if memo is None:
-            memo = self._rows[what] = Memo(states)
+            memo = self._combined[what] = Memo(states)
         return memo
 
     def _timestep(self, timestep: float) -> Memo:
@@ -303,7 +303,7 @@ class Recall:
         timestep = kwargs.get("timestep")
         if timestep is not None and timestep.ndim > 1:
             self._items.pop("timestep", None)
-            self._items.pop("both", None)
+            self._items.pop("combined", None)
 
     def _led(self, module: nn.Module, one: Recalled) -> Callable[..., Tensor]:
         plain: Callable[..., Tensor] = module.forward

@@ -62,10 +62,12 @@ COMPONENTS = (
         flows=("hidden_states", "encoder_hidden_states"),
         drawn=0,
         recalled=(  # blocks modulate by timestep, guidance and pooled text: 27 % of the weights
-            Recalled("transformer_blocks.*.norm1.linear", "both", like="norm_out.linear"),
-            Recalled("transformer_blocks.*.norm1_context.linear", "both", like="norm_out.linear"),
-            Recalled("single_transformer_blocks.*.norm.linear", "both", like="norm_out.linear"),
-            Recalled("norm_out.linear", "both"),
+            Recalled("transformer_blocks.*.norm1.linear", "combined", like="norm_out.linear"),
+            Recalled(
+                "transformer_blocks.*.norm1_context.linear", "combined", like="norm_out.linear"
+            ),
+            Recalled("single_transformer_blocks.*.norm.linear", "combined", like="norm_out.linear"),
+            Recalled("norm_out.linear", "combined"),
         ),
     ),
     encoder("text_encoder", "LlamaModel", "llama", "layers"),

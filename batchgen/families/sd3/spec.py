@@ -65,9 +65,11 @@ COMPONENTS = (
         recalled=(  # blocks modulate by timestep and pooled text: a third of the weights
             Recalled("time_text_embed.timestep_embedder", "timestep"),
             Recalled("time_text_embed.text_embedder", "text"),
-            Recalled("transformer_blocks.*.norm1.linear", "both", like="norm_out.linear"),
-            Recalled("transformer_blocks.*.norm1_context.linear", "both", like="norm_out.linear"),
-            Recalled("norm_out.linear", "both"),
+            Recalled("transformer_blocks.*.norm1.linear", "combined", like="norm_out.linear"),
+            Recalled(
+                "transformer_blocks.*.norm1_context.linear", "combined", like="norm_out.linear"
+            ),
+            Recalled("norm_out.linear", "combined"),
         ),
     ),
     encoder("text_encoder", "CLIPTextModelWithProjection", "clip_text_model"),
