@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from batchgen.request import ROW_DEFAULTS, ModelDefaults, Solver
 
@@ -28,6 +28,8 @@ class Modules:
 
 
 DType = Literal["bfloat16", "float16", "float32"]
+StoreDType = Literal["same", "fp8"]  # what blocks are kept in
+STORE_DTYPES: tuple[StoreDType, ...] = get_args(StoreDType)
 
 
 # ---------------------------------------------------------------------------- model: static tier
@@ -74,7 +76,7 @@ class ParallelConfig:
 class MemoryConfig:
     mode: Literal["auto", "resident", "model", "stream", "disk"] = "auto"
     vram_limit: float | None = None  # GiB
-    store_dtype: Literal["same", "fp8"] = "same"
+    store_dtype: StoreDType = "same"
     prefetch: int = 1
     pin: bool = True
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runti
 
 from batchgen.caches.blocks import Attention, Blocks
 from batchgen.caches.strategy import SignalKind
-from batchgen.config.schema import ModelSpec, SystemConfig
+from batchgen.config.schema import STORE_DTYPES, ModelSpec, SystemConfig
 from batchgen.errors import ConfigError, closest
 from batchgen.families.recalled import Recalled
 from batchgen.families.sequence import SequencePlan
@@ -50,7 +50,7 @@ class Capabilities:
     ulysses: tuple[int, ...] = (1,)
     ring: tuple[int, ...] = (1,)
     memory_modes: tuple[str, ...] = ("auto", "resident", "model", "stream", "disk")
-    store_dtypes: tuple[str, ...] = ("same", "fp8")
+    store_dtypes: tuple[str, ...] = STORE_DTYPES
     attention: tuple[str, ...] = ("auto", "sdpa")
     compile_modes: tuple[str, ...] = COMPILE_MODES
     tiles: TiledDecoder | None = None  # how its decoder goes tile by tile; None: it does not

@@ -9,15 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 from batchgen.config.capability import with_tiles
 from batchgen.config.schema import (
+    STORE_DTYPES,
     DeviceConfig,
     JobConfig,
     MemoryConfig,
     ModelSpec,
     SlurmConfig,
+    StoreDType,
     SystemConfig,
     VaeConfig,
 )
@@ -31,8 +32,6 @@ BEGIN, END = (
     "<!-- memory end -->",
 )
 MODES: tuple[MemoryMode, ...] = ("resident", "model", "stream")
-Stored = Literal["same", "fp8"]
-STORED: tuple[Stored, ...] = ("same", "fp8")
 MODELS = {  # what it is called there, and in which size
     "flux.1-dev": ("FLUX.1", Bucket(1024, 1024, 1)),
     "wan2.1-t2v-1.3b": ("Wan2.1 1.3B", Bucket(832, 480, 81)),
@@ -48,7 +47,7 @@ MODELS = {  # what it is called there, and in which size
 
 def table() -> str:
     """One line a model, in Markdown: GiB on a device, weights and activations of one row."""
-    stored = ["" if store == "same" else f" {store}" for store in STORED]
+    stored = ["" if store == "same" else f" {store}" for store in STORE_DTYPES]
     heads = (f"`{mode}`{store}" for store in stored for mode in MODES)
     lines = [["model, size", *heads, "`stream` fp8, tiles"]]
     lines.append(["---"] * len(lines[0]))
@@ -62,8 +61,8 @@ def table() -> str:
 def _needs(model: ModelSpec, bucket: Bucket) -> Iterator[str]:
     device = DeviceConfig(name="gpu", memory_gib=1024)  # any that computes in 16 bits
     job = JobConfig(name="", manifest="", model=model, slurm=SlurmConfig(device=device))
-    ways: list[tuple[Stored, MemoryMode, bool]]
-    ways = [(store, mode, False) for store in STORED for mode in MODES]
+    ways: list[tuple[StoreDType, MemoryMode, bool]]
+    ways = [(store, mode, False) for store in STORE_DTYPES for mode in MODES]
     for store, mode, tiled in [*ways, ("fp8", "stream", True)]:
         system = SystemConfig(
             memory=MemoryConfig(mode=mode, store_dtype=store), vae=VaeConfig(tiled=tiled)

@@ -9,7 +9,7 @@ chosen steps once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -259,9 +259,14 @@ class _Flown:
 def _coefs(grams: np.ndarray, rows: np.ndarray, depth: int) -> LeapCoefs:
     """Least squares over the rows; the last of each row's tensors is the target."""
     gram = np.tensordot(rows / len(rows), grams, 1)
-    found = [float(f"{value:.{DIGITS}g}") for value in solve(gram[:-1, :-1], gram[:-1, -1])]
+    found = rounded(solve(gram[:-1, :-1], gram[:-1, -1]))
     ages = np.array(found[depth:]).reshape(depth, -1)
     return tuple(found[:depth]), tuple(tuple(age) for age in ages.tolist())
+
+
+def rounded(values: Iterable[Any]) -> list[float]:
+    """As tables have them."""
+    return [float(f"{float(value):.{DIGITS}g}") for value in values]
 
 
 def _entry(key: Key, course: Course, fit: Fit, rows: int, more: Mapping[str, Any]) -> Entry:

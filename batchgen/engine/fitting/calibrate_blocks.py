@@ -24,7 +24,7 @@ from batchgen.caches.settings import Given, resolve
 from batchgen.caches.strategies import first_block, seacache, teacache
 from batchgen.caches.strategy import Row, SignalKind, computed_count
 from batchgen.caches.tables import Entry, Key
-from batchgen.engine.fitting.calibrate import Calibration
+from batchgen.engine.fitting.calibrate import Calibration, rounded
 from batchgen.engine.fitting.lockstep import Lockstep
 from batchgen.engine.replica import Replica
 from batchgen.families.family import Item
@@ -33,7 +33,6 @@ from batchgen.request import Request
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 DEGREE = 4  # of the polynomial, as published
-DIGITS = 9
 HALVINGS = 40  # of the interval in which a threshold lies
 HIGHEST = 100.0  # threshold
 PROBED = 1024  # tokens, or fewer than twice as many, of which the first block's changes are taken
@@ -195,7 +194,7 @@ def _note(branch: Recorded, look: _Look, watch: _Watch, added: Tensor, velocity:
 def _ratios(rows: Sequence[Sequence[Recorded]]) -> list[list[float]]:
     """Of each branch, the mean of the rows."""
     branches = zip(*rows, strict=True)
-    return [_rounded(np.mean([row.ratios for row in branch], axis=0)) for branch in branches]
+    return [rounded(np.mean([row.ratios for row in branch], axis=0)) for branch in branches]
 
 
 def _seacache(facts: Row, branches: Sequence[Recorded]) -> dict[str, Any]:
@@ -208,7 +207,7 @@ def _teacache(facts: Row, branches: Sequence[Recorded], signal: SignalKind) -> d
     x = np.concatenate([branch.embedded for branch in branches])
     y = np.concatenate([branch.output for branch in branches])
     degree = min(DEGREE, len(np.unique(x)) - 1)
-    content: dict[str, Any] = {"polynomial": _rounded(np.polyfit(x, y, degree)), "signal": signal}
+    content: dict[str, Any] = {"polynomial": rounded(np.polyfit(x, y, degree)), "signal": signal}
     found = _summed(facts, branches, "embedded", teacache.branch, content)
     return content | {"steps": facts.steps, "thresholds": found}
 
@@ -258,8 +257,4 @@ def _thresholds(steps: int, count: Callable[[float], float]) -> list[list[float]
             enough = count(middle) <= most
             low, high = (low, middle) if enough else (middle, high)
         found.append(high)
-    return [list(pair) for pair in zip(RATIOS, _rounded(accumulate(found, max)), strict=True)]
-
-
-def _rounded(values: Any) -> list[float]:
-    return [float(f"{float(value):.{DIGITS}g}") for value in values]
+    return [list(pair) for pair in zip(RATIOS, rounded(accumulate(found, max)), strict=True)]

@@ -19,13 +19,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from batchgen.ledger.reading.keys import HEX, numbers_of_digits
 
 BLOCK_BYTES = 1 << 18  # as much as a CPU keeps near itself
-DIGITS = 18  # most of a row_index in a plain line
+ROW_DIGITS = 18  # most of a row_index in a plain line
 KEY_DIGITS = 64  # of a whole row key
 _CRC, _CLOSE = b',"crc":"', b'"}\n'
 _TAIL = len(_CRC) + 8 + len(_CLOSE)
 _START = b'{"kind":"start","row_index":', b',"alone":false,'
 _COMMIT = b'{"kind":"commit","row_index":', b',"status":"%b","row_key":"'
-_HEAD = len(b"".join(_COMMIT)) + DIGITS + KEY_DIGITS + 20  # most bytes that are looked at
+_HEAD = len(b"".join(_COMMIT)) + ROW_DIGITS + KEY_DIGITS + 20  # most bytes that are looked at
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,9 @@ class Block:
         of the line that comes next."""
         places = np.flatnonzero(self.whole & _equal(self._heads, 0, before))
         heads = self._heads[places]
-        digits = heads[:, len(before) : len(before) + DIGITS + 1] - ord("0")  # others wrap around
+        digits = heads[:, len(before) : len(before) + ROW_DIGITS + 1] - ord(
+            "0"
+        )  # others wrap around
         counts = (digits > 9).argmax(1)  # 0 also where there are too many
         numbers, fits = np.zeros(len(places), np.int64), np.zeros(len(places), bool)
         for count in np.unique(counts[counts > 0]).tolist():

@@ -174,9 +174,8 @@ def _first_part(run: RunPaths) -> Path:
 
 def catalog_column(run: RunPaths, name: str) -> pa.ChunkedArray:
     """A column of the catalog, of strings; RunStateError if it cannot be read."""
-    with reading(run.catalog_rows, "catalog"):
-        chunks = [chunk for column in _catalog(run, name) for chunk in column.chunks]
-        return pa.chunked_array(chunks, "string")
+    chunks = [chunk for column in _catalog(run, name) for chunk in column.chunks]
+    return pa.chunked_array(chunks, "string")
 
 
 def _catalog(run: RunPaths, name: str) -> Iterator[pa.ChunkedArray]:
