@@ -114,7 +114,7 @@ class Flux:
         is used, as in the pipeline: padding is attended to."""
         clip_ids, t5_ids = tokens.inputs
         states = self.t5_states(t5_ids)
-        # a tensor of this text's own: what is recalled of a text goes by it (`reuse/recall.py`)
+        # A tensor of this text's own: by it `engine/reuse/recall.py` knows what it keeps of a text.
         return states.view_as(states), self.clip_states(clip_ids)
 
     def _t5(self, ids: Tensor) -> Tensor:
