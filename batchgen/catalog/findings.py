@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,8 @@ Kind = Literal[
 ]  # fmt: skip
 WASTE: tuple[Kind, ...] = ("orphan", "temporary")
 HARMLESS: tuple[Kind, ...] = (*WASTE, "stale", "unchecked")
+MOST = 1000  # findings of a kind that are kept
+_REPEATED: tuple[Kind, ...] = ("stale", "catalog")  # a new collect mends them all at once
 _COLUMNS = ["row_id", "status", "media_path", "media_sha256"]
 
 
@@ -34,6 +37,23 @@ class Finding:
     detail: str
     row_index: int = -1  # -1: about no single row
     row_id: str = ""
+
+
+class Findings:
+    """What was found: all are counted, and the first MOST of each kind kept; with `every`, as a
+    repair needs them, all that it deals with one by one."""
+
+    def __init__(self, *, every: bool = False) -> None:
+        self._every = every
+        self.kept: list[Finding] = []
+        self.counts = Counter[str]()
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.counts[finding.kind] += 1
+            needed = self._every and finding.kind not in _REPEATED
+            if needed or self.counts[finding.kind] <= MOST:
+                self.kept.append(finding)
 
 
 class Collected:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from batchgen.catalog.findings import Finding, Kind
+from batchgen.catalog.named import Named
 from batchgen.media import formats
 from batchgen.media.pack import END
 from batchgen.media.stored import IN, MediaPlace
@@ -50,16 +51,12 @@ def _frames_in(data: bytes, extension: str) -> int:
         return len(formats.by_extension(extension).read(Path(draft.name)))
 
 
-def unnamed_in(run: RunPaths, tar: str, named: Iterable[MediaPlace]) -> Iterator[Finding]:
-    """Members of a tar (relative to the run) that no row names, and bytes behind the last one;
-    `named`: those that rows do."""
-    known = {stored.path: stored for stored in named}
+def unnamed_in(run: RunPaths, tar: str, named: Named) -> Iterator[Finding]:
+    """Members of a tar (relative to the run) that no row names, and bytes behind the last one."""
     members, end, tail = _walk(run.root / tar)
-    for name in members:
-        if f"{tar}{IN}{name}" not in known:
-            yield Finding("orphan", f"{tar}{IN}{name}", "no row names it; it stays in its tar")
-    behind = max((stored.offset + stored.size for stored in known.values()), default=0)
-    if tail and end >= behind:
+    for path in named.missing(f"{tar}{IN}{name}" for name in members):
+        yield Finding("orphan", path, "no row names it; it stays in its tar")
+    if tail and end >= named.ends[tar]:
         yield Finding("temporary", f"{tar}{IN}", f"{tail} bytes behind its last whole member")
 
 

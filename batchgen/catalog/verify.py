@@ -15,27 +15,34 @@ rows, so that these are left to render. Losses are recorded with the submission 
 accepted. Damaged media and orphans are moved to `orphans/`, and the catalog is collected again. A
 purge deletes orphans instead, but none that a journal line or the catalog gives to a row that is
 not ok now, and none at all if the ledger has lost lines.
+
+Rows are read in groups, and media folder by folder. Between them only numbers are kept: what the
+ledger knows of each row, and 8 bytes for each path (`named`). So memory goes with what is damaged.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from batchgen.catalog.collect import collect
-from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Kind
+from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Findings, Kind
 from batchgen.catalog.inputs import damaged_inputs
+from batchgen.catalog.named import Named, are_in, media_among, number_media, numbers_of
 from batchgen.catalog.packs import member_damage, take_tails, unnamed_in
 from batchgen.catalog.parts import GROUP_ROWS
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file
 from batchgen.errors import RunStateError
-from batchgen.ledger.reading.scan import index_commits
+from batchgen.ledger.reading.scan import STATUS_CODES, index_commits
 from batchgen.ledger.reading.winners import Winners, winners
 from batchgen.ledger.status import live_attempts
 from batchgen.ledger.upkeep.losses import find_losses, rows_gone
@@ -57,19 +64,20 @@ _STAYS: tuple[Kind, ...] = (
     "unchecked",
     "input",
 )  # kinds of findings that a repair leaves
-_KEPT = {".hydra"}  # `output.hydra_dump_mode: video_dir` puts the configuration here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyReport(Tabled):
     """What was checked and found. A repair moves the findings that it dealt with from `findings` to
-    `mended`, and all counts are those after it."""
+    `mended`, and all counts are those after it. Of a check alone `findings` has the first thousand
+    of each kind, and `counts` says how many there are."""
 
     rows: int  # of the manifest
     ok: int  # rows with a published result, aliases included
     files: int  # media of these rows
     bytes: int
     findings: tuple[Finding, ...]
+    counts: dict[str, int]  # of findings, by kind
     live: int  # attempts at work: their files are not judged
     mended: tuple[Finding, ...] = ()
     voided: int = 0  # rows taken back, left to render
@@ -81,6 +89,11 @@ class VerifyReport(Tabled):
     def damage(self) -> tuple[Finding, ...]:
         """Findings about what is published."""
         return tuple(finding for finding in self.findings if finding.kind not in HARMLESS)
+
+    @property
+    def damaged(self) -> int:
+        """Number of these findings, also of those that are not in `findings`."""
+        return sum(count for kind, count in self.counts.items() if kind not in HARMLESS)
 
     @property
     def is_sound(self) -> bool:
@@ -110,17 +123,25 @@ class _Published:
 
 
 @dataclass(slots=True)
-class _Ledger:
-    """What the journals say, gathered over the whole plan."""
+class _Seen:
+    """What the journals say that there is, summed over the whole plan."""
 
-    ok: int = 0
-    media: list[_Published] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    ok: int
+    named: Named
+    files: int = 0
+    bytes: int = 0
 
-    @property
-    def size(self) -> int:
-        """Bytes of all published media."""
-        return sum(item.bytes for item in self.media)
+    @classmethod
+    def none_of(cls, found: Winners) -> _Seen:
+        """Before the first row is read."""
+        is_ok = found.status == STATUS_CODES["ok"]
+        own = int((is_ok & ~found.plan.alias).sum())
+        return cls(int(is_ok[found.plan.original].sum()), Named(own))
+
+    def add(self, media: Sequence[_Published]) -> None:
+        self.named.add([item.stored for item in media])
+        self.files += len(media)
+        self.bytes += sum(item.bytes for item in media)
 
 
 def verify(
@@ -141,53 +162,71 @@ def verify(
     if repair and live:
         at = ", ".join(f"{a.attempt.tag} on {a.host}" for a in live[:3])
         raise RunStateError(f"{run.root}: repair must wait until nothing is at work ({at})")
-    listed = list(_media_files(run.media))  # before the journals: newer files have no line there
+    listed = number_media(run)  # before the journals: newer files have no line there
     losses = [Finding("lost", loss.path, loss.detail) for loss in find_losses(run)]
     found = winners(run, index_commits(run))
-    ledger = _read_ledger(run, found, frozenset(rows_gone(run, found).tolist()))
-    ledger.findings[:0] = losses
-    ledger.findings += _bad_lines(run, found)
-    ledger.findings += _check_media(run, ledger.media)
+    findings = Findings(every=repair)
+    findings.add(losses)
+    seen = _check_rows(run, found, findings)
+    findings.add(_shared(run, found, seen.named.repeated))
+    findings.add(_bad_lines(run, found))
     busy = {status.attempt.tag for status in live}
-    ledger.findings += _unnamed(run, listed, [item.stored for item in ledger.media], busy)
-    ledger.findings += _without_journal(run, ledger.findings)
-    ledger.findings += _unchecked(run, header)
-    ledger.findings += damaged_inputs(run)
+    findings.add(_unnamed(run, listed, seen.named, busy, {loss.path for loss in losses}))
+    findings.add(_unchecked(run, header))
+    findings.add(damaged_inputs(run))
     report = VerifyReport(
         rows=len(found.status),
-        ok=ledger.ok,
-        files=len(ledger.media),
-        bytes=ledger.size,
-        findings=tuple(ledger.findings),
+        ok=seen.ok,
+        files=seen.files,
+        bytes=seen.bytes,
+        findings=tuple(findings.kept),
+        counts=dict(findings.counts),
         live=len(live),
     )
     return _repair(run, report, purge) if repair else report
 
 
-def _read_ledger(run: RunPaths, found: Winners, gone: Collection[int] = ()) -> _Ledger:
-    """Stream the plan: media of every ok row, and how the collected catalog differs."""
-    ledger = _Ledger()
-    owners: dict[str, _Published] = {}
-    collected = Collected(run, gone)
-    ledger.findings += collected.first
+def _published(run: RunPaths, found: Winners) -> Iterator[tuple[pa.Table, list[_Published]]]:
+    """Stream the plan: rows as a catalog would have them, and the media of those that are ok."""
+    columns = ["row_index", "row_id", "media_path", "media_sha256", "media_bytes"]
+    columns += ["media_offset", "media_frames", "status", "alias_of"]
     for plan in pieces([run.plan], GROUP_ROWS):
         table = catalog_rows(join(plan, found), "")
-        ledger.findings += collected.compare(table)
-        columns = ["row_index", "row_id", "media_path", "media_sha256", "media_bytes"]
-        columns += ["media_offset", "media_frames", "status"]
-        values = [table[name].to_pylist() for name in columns]
-        for *media, status, alias in zip(*values, table["alias_of"].to_pylist(), strict=True):
-            ledger.ok += status == "ok"
-            if status != "ok" or alias:
-                continue
-            item = _Published(*media)
+        rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+        yield (
+            table,
+            [_Published(*media) for *media, status, alias in rows if status == "ok" and not alias],
+        )
+
+
+def _check_rows(run: RunPaths, found: Winners, findings: Findings) -> _Seen:
+    """Check the collected catalog and the media of every row, a group of rows at a time."""
+    seen = _Seen.none_of(found)
+    collected = Collected(run, frozenset(rows_gone(run, found).tolist()))
+    findings.add(collected.first)
+    folder = run.media.resolve()
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for table, media in _published(run, found):
+            findings.add(collected.compare(table))
+            seen.add(media)
+            for finding in pool.map(lambda item: _check_file(run, folder, item), media):
+                findings.add([finding] if finding else [])
+                tell("verify", 1, seen.named.most)
+    findings.add(collected.rest())
+    seen.named.settle()
+    return seen
+
+
+def _shared(run: RunPaths, found: Winners, numbers: np.ndarray) -> Iterator[Finding]:
+    """Rows that name the same file; `numbers` are those of paths that may be shared."""
+    owners: dict[str, _Published] = {}
+    for _, media in _published(run, found) if len(numbers) else ():
+        perhaps = are_in(numbers, numbers_of(item.path for item in media))
+        for item in compress(media, perhaps):
             other = owners.setdefault(item.path, item)
             if other is not item:
                 detail = f"rows {other.row_id} and {item.row_id} name the same file"
-                ledger.findings += [_finding("duplicate", each, detail) for each in (other, item)]
-            ledger.media.append(item)
-    ledger.findings += collected.rest()
-    return ledger
+                yield from (_finding("duplicate", each, detail) for each in (other, item))
 
 
 def _bad_lines(run: RunPaths, found: Winners) -> Iterator[Finding]:
@@ -197,21 +236,11 @@ def _bad_lines(run: RunPaths, found: Winners) -> Iterator[Finding]:
             yield Finding("journal", path, f"the line at byte {offset} is damaged")
 
 
-def _check_media(run: RunPaths, media: list[_Published]) -> list[Finding]:
-    """Check place, size, content and decoding of every published file, on one thread for each
-    CPU."""
-    findings: list[Finding] = []
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for finding in pool.map(lambda item: _check_file(run, item), media):
-            if finding is not None:
-                findings.append(finding)
-            tell("verify", 1, len(media))
-    return findings
-
-
-def _check_file(run: RunPaths, item: _Published) -> Finding | None:
+def _check_file(run: RunPaths, folder: Path, item: _Published) -> Finding | None:
+    """Check place, size, content and decoding of a published file; `folder` is that of media, as it
+    is without links."""
     path = run.root / item.stored.file
-    if not path.resolve().is_relative_to(run.media.resolve()):
+    if not path.resolve().is_relative_to(folder):
         return _finding("outside", item, "is not inside the run's media folder")
     if not path.exists():
         return _finding("missing", item, "does not exist")
@@ -238,51 +267,41 @@ def _finding(kind: Kind, item: _Published, detail: str) -> Finding:
     return Finding(kind, item.path, detail, item.row_index, item.row_id)
 
 
-def _media_files(folder: Path) -> Iterator[Path]:
-    """Media files and folders (format `frames`) below `media/`, temporary ones included."""
-    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if entry.name in _KEPT:
-            continue
-        if entry.is_dir() and not entry.is_symlink() and not entry.suffix:
-            yield from _media_files(entry)
-        else:
-            yield entry
-
-
 def _unnamed(
-    run: RunPaths, listed: list[Path], media: list[MediaPlace], busy: set[str]
+    run: RunPaths, listed: np.ndarray, named: Named, busy: set[str], lost: set[str]
 ) -> Iterator[Finding]:
-    named = defaultdict[str, list[MediaPlace]](list)  # by the file that they are in
-    for stored in media:
-        named[stored.file].append(stored)
-    for path in listed:
-        relative = path.relative_to(run.root).as_posix()
-        tag = _TAG.fullmatch(path.name)
-        if tag is not None and tag[1] in busy:
+    """What is in the media folder and no row names, and journals that it shows to be lost beside
+    those that are known to be. `listed` are numbers of the paths to look at."""
+    first: dict[str, str] = {}  # of each attempt: its first orphan
+    for path in media_among(run, named.strangers(listed)):
+        tag = _tag_of(path)
+        if tag in busy:
             continue
-        if relative in named:
-            if named[relative][0].is_member:
-                yield from unnamed_in(run, relative, named[relative])
-        elif is_temporary(path.name):
-            yield Finding("temporary", relative, "left behind by a crash before its rename")
+        if path in named.ends:
+            found = [*unnamed_in(run, path, named)]
+        elif is_temporary(Path(path).name):
+            found = [Finding("temporary", path, "left behind by a crash before its rename")]
         else:
-            yield Finding("orphan", relative, "no row names it")
+            found = [Finding("orphan", path, "no row names it")]
+        if tag and (orphan := next((f for f in found if f.kind == "orphan"), None)):
+            first.setdefault(tag, orphan.path)
+        yield from found
+    yield from _without_journal(run, first, lost)
 
 
-def _without_journal(run: RunPaths, findings: list[Finding]) -> list[Finding]:
-    """Lost journals that no other finding reports: an attempt has a journal before it has media."""
-    known = {finding.path for finding in findings if finding.kind == "lost"}
-    lost: dict[str, Finding] = {}
-    for finding in findings:
-        tag = _TAG.fullmatch(Path(finding.path).name)
-        if finding.kind == "orphan" and tag is not None:
-            journal = run.journal(Attempt(*map(int, re.findall(r"\d+", tag[1]))))
-            path = journal.relative_to(run.root).as_posix()
-            if path not in known and not journal.exists():
-                lost.setdefault(
-                    path, Finding("lost", path, f"is gone; {finding.path} is of its attempt")
-                )
-    return [*lost.values()]
+def _tag_of(path: str) -> str:
+    """The attempt that a path of media tells; empty if none."""
+    tag = _TAG.fullmatch(Path(path).name)
+    return tag[1] if tag else ""
+
+
+def _without_journal(run: RunPaths, orphans: dict[str, str], known: set[str]) -> Iterator[Finding]:
+    """Lost journals: an attempt has a journal before it has media."""
+    for tag, orphan in orphans.items():
+        journal = run.journal(Attempt(*map(int, re.findall(r"\d+", tag))))
+        path = journal.relative_to(run.root).as_posix()
+        if path not in known and not journal.exists():
+            yield Finding("lost", path, f"is gone; {orphan} is of its attempt")
 
 
 def _unchecked(run: RunPaths, header: RunFile) -> list[Finding]:
@@ -297,29 +316,30 @@ def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
     mended = tuple(f for f in report.findings if f.kind not in _STAYS)
     rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog", "lost")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
-    waste = [run.root / f.path for f in mended if f.kind in WASTE and IN not in f.path]
+    waste = [f.path for f in mended if f.kind in WASTE and IN not in f.path]
     lost = any(f.kind == "lost" for f in mended)
     submission = void_rows(run, damaged) if damaged or waste or lost else 0
     found = winners(run, index_commits(run))
-    after = _read_ledger(run, found)
-    named = {
-        run.root / item.stored.file for item in after.media
-    }  # looked up again: more may be published
-    waste = [path for path in waste if path not in named]
+    after = _Seen.none_of(found)
+    for _, media in _published(run, found):
+        after.add(media)
+    after.named.settle()
+    unnamed = [run.root / path for path in after.named.missing(waste)]  # by now there may be more
     deleted = 0
     if purge and not any(f.kind in ("lost", "journal") for f in report.findings):
         claimed = {run.root / file_of(path) for path in claimed_media(run, found)}
-        deleted = delete_files([path for path in waste if path not in claimed])
+        deleted = delete_files([path for path in unnamed if path not in claimed])
     files = [path for f in rows.values() if _is_ours(run, path := run.root / f.path)]
-    moved = set_aside(run, [*waste, *files]) + take_tails(run, mended)
+    moved = set_aside(run, [*unnamed, *files]) + take_tails(run, mended)
     if run.catalog_rows.exists() or run.catalog_rows.is_symlink():
         collect(run)
     return replace(
         report,
         ok=after.ok,
-        files=len(after.media),
-        bytes=after.size,
+        files=after.files,
+        bytes=after.bytes,
         findings=tuple(f for f in report.findings if f.kind in _STAYS),
+        counts={kind: count for kind, count in report.counts.items() if kind in _STAYS},
         mended=mended,
         voided=len(rows),
         moved=moved,

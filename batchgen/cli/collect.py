@@ -85,10 +85,11 @@ def handle_verify(args: argparse.Namespace) -> Result:
     for finding in found[:SHOWN_FINDINGS]:
         row = f" (row {finding.row_id})" if finding.row_id else ""
         print(f"{finding.kind:11} {finding.path}{row}: {finding.detail}")
-    if (more := len(found) - SHOWN_FINDINGS) > 0:
+    every = sum(report.counts.values()) + len(report.mended)
+    if (more := every - min(len(found), SHOWN_FINDINGS)) > 0:
         print(f"... and {more} more")
     size = f"{report.bytes / 2**20:,.2f} MiB"
-    verdict = "all whole" if report.is_sound else f"{len(report.damage)} damaged"
+    verdict = "all whole" if report.is_sound else f"{report.damaged} damaged"
     print(f"{report.files} media files ({size}) of {report.ok} ok rows: {verdict}")
     if report.mended:
         done = f"{report.moved} files moved to {run.orphans}" if report.moved else "no file moved"

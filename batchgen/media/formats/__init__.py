@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -41,9 +42,10 @@ class MediaFormat(Protocol):
         torn or of another kind. It may be anybody's: no more of it is read than a note."""
 
 
-def names() -> list[str]:
+@cache  # a look at the folder takes longer than to decode a small picture
+def names() -> tuple[str, ...]:
     """Legal values of `output.format` (apart from `auto`), sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 def get(name: str) -> MediaFormat:
@@ -58,8 +60,7 @@ def get(name: str) -> MediaFormat:
 
 def by_extension(extension: str) -> MediaFormat:
     """The format whose files end in `extension` (with the dot); ValueError if there is none."""
-    for name in names():
-        module = get(name)
+    for module in map(get, names()):
         if extension == module.EXTENSION:
             return module
     raise ValueError(f"no media format has the extension {extension!r}")

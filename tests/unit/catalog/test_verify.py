@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from run_folder import RunFolder, render
 
+from batchgen.catalog import findings
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import VerifyReport, verify
 from batchgen.errors import RunStateError
@@ -118,6 +119,22 @@ def test_damage_is_found_repaired_and_rendered_again(
     journal_end = verify(finished.run)
     assert journal_end.is_sound
     assert journal_end.findings == ()
+
+
+def test_of_many_findings_the_first_are_told_and_all_are_counted_and_mended(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "MOST", 1)
+    for row in range(3):
+        media_of(finished, row).unlink()
+    (finished.run.media / "note.txt").write_text("mine")
+    (finished.run.media / "other.txt").write_text("mine")
+    report = verify(finished.run)
+    assert kinds(report) == ["missing", "orphan"]
+    assert (report.counts, report.damaged) == ({"missing": 3, "orphan": 2}, 3)
+    repaired = verify(finished.run, repair=True)
+    assert (repaired.voided, repaired.moved, repaired.damaged) == (3, 2, 0)
+    assert verify(finished.run).counts == {}
 
 
 def test_a_damaged_original_takes_its_aliases_along(finished: RunFolder) -> None:
