@@ -55,6 +55,7 @@ class Layout:
     attention: str  # kernel, as far as it is known before anything runs
     device: str  # of the profile that it was decided for; `cpu` is none with memory of its own
     decode_pixels: int = 0  # of rows that are decoded together, all frames; 0: one by one
+    kept_gib: float = 0.0  # of all rows in flight, between two steps; 0: as many as ticks take
     vram_gib: float = 0.0  # predicted peak of one rank with one item per forward
     fits: bool = True
     speed: float = 1.0  # predicted, of a replica against one rank of it with all resident

@@ -119,7 +119,7 @@ def _one_rank(job: Job, prompts: int) -> tuple[list[Figure], Calls]:
     import pandas as pd
 
     from batchgen.bench._jobs import run_through
-    from batchgen.engine.rows.room import AUTO_ROWS
+    from batchgen.families.kept import AUTO_ROWS
 
     with _counting() as calls:
         run, _ = run_through(job)

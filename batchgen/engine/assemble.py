@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +52,8 @@ from batchgen.families.family import (
     latent_frames,
     share_computed,
 )
+from batchgen.families.kept import RowBytes
+from batchgen.families.streaming import Weights
 from batchgen.families.tiling import TiledDecoder, tiling_of
 from batchgen.loras import NO_LORAS
 from batchgen.numerics.edges import make_batch_invariant
@@ -143,8 +145,21 @@ def assemble(
         layers=family_spec(model.family).layers(model),
         smallest=Bucket(*(family_spec(model.family).stride(model).pixels,) * 2, 1),
         share=partial(share_computed, model),
+        row_bytes=_row_bytes(model, system, layout, plan),
+        most_kept=round(layout.kept_gib * devices.GIB),
         overlap=overlap,
     )
+
+
+def _row_bytes(
+    model: ModelSpec, system: SystemConfig, layout: Layout, plan: MemoryPlan
+) -> Callable[[Bucket, int, int, tuple[str, ...]], int]:
+    """What a row keeps, as it was planned: behind a rung of the ladder more weights have left the
+    device than tables come."""
+    precision = layout.precision
+    tables = Weights(model, precision, system).tables(plan.places)
+    sequence = layout.ulysses * layout.ring
+    return cache(RowBytes(replace(model, dtype=precision), tables, layout.cfg, sequence).of)
 
 
 def _divided_tiles(

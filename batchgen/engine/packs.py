@@ -23,11 +23,10 @@ import torch
 
 from batchgen.engine.contract import SelfTest
 from batchgen.engine.isolation import Failed, attempt
+from batchgen.families.kept import forward_tokens
 from batchgen.records import MOST_DECODED, Determinism
 from batchgen.request import Bucket
 
-CPU_TOKENS = 1024
-ACCELERATOR_TOKENS = 65_536  # where the sweep ends at the latest
 GAIN = 0.95  # an item must get this much cheaper for the pack to double
 SAMPLES = 2  # forwards measured per size: the first one of a shape may compile or tune
 # Kernels differ for products of few rows and agree from 16 on: a probe has more items than three,
@@ -82,8 +81,7 @@ class Packer:
         self.tokens = tokens
         self.strict = determinism == "strict"
         self.sweeps = token_budget == "auto" and device.type != "cpu"
-        auto = CPU_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS
-        self.token_budget = auto if token_budget == "auto" else token_budget
+        self.token_budget = forward_tokens(token_budget, on_cpu=device.type == "cpu")
         self.self_test: SelfTest = "not needed"
         self._equal = equal
         self._limits: dict[Bucket, int] = {}

@@ -69,6 +69,9 @@ class Replica:
     layers: int  # blocks of a forward
     smallest: Bucket
     share: Callable[[Bucket, Blocks], float]  # what such a forward computes of a whole one
+    # what a row keeps by shape, branches, steps and step caches, and all rows at most; 0: any
+    row_bytes: Callable[[Bucket, int, int, tuple[str, ...]], int]
+    most_kept: int
     overlap: bool  # decode and deliver on a background thread
 
     def encoded(

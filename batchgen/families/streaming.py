@@ -130,6 +130,11 @@ class Weights:
             return 0
         return sum(self.away(part)) // family_spec(self.model.family).width(self.model)
 
+    def tables(self, places: Places) -> int:
+        """The same of all that works in a row's steps, where components are in these places."""
+        parts = [part for part in self.of("denoise") if places[part.name] != "resident"]
+        return max(map(self.row_tables, parts), default=0)
+
     def away(self, part: Component) -> tuple[int, ...]:
         """Bytes of each block that wait on the host, with tables in their place: of its modulation,
         all that is not kept in 8 bits."""

@@ -17,16 +17,25 @@ from toy_hunyuan_video import HUNYUAN_VIDEO
 from toy_loras import as_planned, files_of, save_lora
 from toy_sd3 import SD3
 
-from batchgen.config.schema import ModelSpec
+from batchgen.config.composing.compose import compose_job
+from batchgen.config.degrees import Degrees
+from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
 from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.memory.stream import tensors_of
 from batchgen.engine.reuse.blocks import named
 from batchgen.engine.reuse.recall import Recall
 from batchgen.engine.rows.finish import Denoised, Finisher
+from batchgen.engine.rows.flight import Flight
 from batchgen.families.components import components_of
+from batchgen.planning.pricing.candidates import all_candidates
+from batchgen.planning.pricing.layout import choose_layout
+from batchgen.planning.pricing.memory import GIB
+from batchgen.planning.pricing.work import Work
 from batchgen.records import MemoryMode, Precision
 from batchgen.request import Request
+
+ROOT = Path(__file__).parents[2]
 
 
 def flux_row(number: int) -> Request:
@@ -184,3 +193,44 @@ def test_rows_that_wait_for_their_decode_hold_no_tables(
     monkeypatch.setattr(Finisher, "_decoded", look)
     found = draw(engine, [flux_row(number) for number in range(3)])
     assert not found.errors and held and max(held) <= 1  # that of the last forward
+
+
+def small_gpu(drawn: Drawn, rows: Sequence[Request], room: float = 0.0) -> tuple[JobConfig, Work]:
+    """These rows on a GPU in mode `model`, which may take so many bytes; 0: plenty."""
+    demo = compose_job(ROOT / "jobs" / "demo.yaml").config
+    device = DeviceConfig(name="h200", memory_gib=139, matmul_tflops=790)
+    own = system(memory={"mode": "model", "vram_limit": room / GIB or None})
+    slurm = replace(demo.slurm, device=device, nodes=1, ranks_per_node=1)
+    branches = [1 + (row.true_cfg_scale > 1) for row in rows]
+    steps = sum(row.num_steps for row in rows)
+    evaluations = sum(row.num_steps * n for row, n in zip(rows, branches, strict=True))
+    work = Work(rows[0].bucket, len(rows), steps, evaluations)
+    return replace(demo, model=drawn.spec, system=own, slurm=slurm), work
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_rows_in_flight_hold_no_more_tables_than_were_planned(
+    more: int, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that has room for one row, and for two `more`, where a tick has it for all."""
+    drawn = Drawn("flux", "float32", tmp_path)
+    asks = {"num_steps": 8, "true_cfg_scale": 3.0}
+    rows = [replace(drawn.row(n), prompt=f"sky {n}", **asks) for n in range(6)]
+    job, work = small_gpu(drawn, rows)
+    one = all_candidates(job, [work], [Degrees(1, 1, 1, 1)])[0]
+    job, _ = small_gpu(drawn, rows, one.peak_bytes + more * one.kept_bytes + 1)
+    tight = choose_layout(job, [work])
+    assert tight.fits
+    plain, held = draw(drawn.engine("model"), rows), list[tuple[int, int]]()
+    tick, drawn.layout = Flight._tick, tight
+
+    def look(flight: Flight, *given: Any) -> None:
+        gc.collect()
+        tables = {id(memo): memo.bytes for row in flight.rows.values() for memo in row.tables}
+        held.append((len(flight.rows), sum(tables.values())))
+        tick(flight, *given)
+
+    monkeypatch.setattr(Flight, "_tick", look)
+    assert_alike(draw(drawn.engine("model"), rows), plain)
+    assert max(held)[1] <= tight.kept_gib * GIB <= (more + 1) * one.kept_bytes + 1
+    assert max(held)[0] == more + 1  # as many rows as there is room for

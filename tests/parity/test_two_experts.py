@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from quick_cases import first_quick
 from toy_engine import (
     Keeper,
@@ -22,6 +24,7 @@ from toy_engine import (
 )
 
 from batchgen.config.schema import ModelSpec, SamplerConfig
+from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.request import Request
 
@@ -112,6 +115,18 @@ def test_one_expert_at_a_time_is_swapped_once_a_window(
     assert drawn.report.component_moves == 4 * windows  # text encoder, experts, autoencoder
     changes = sum(a != b for a, b in pairwise(turns))
     assert changes == 2 * windows - 1
+
+
+def test_rows_that_wait_for_an_expert_keep_no_more_than_there_is_room_for(
+    spec: ModelSpec, twin: Keeper
+) -> None:
+    """Where it is for one row alone, each is drawn to its end before the next joins."""
+    own = system(memory={"mode": "model"})
+    layout = replace(lone_layout(spec, own, torch.device("cpu")), kept_gib=2.0**-30)
+    drawn = draw(Engine.load(spec, own, "cpu", layout=layout), rows())
+    assert_equal(drawn, twin)
+    assert max(stats.batch_size_mean for stats in drawn.stats.values()) <= 2
+    assert drawn.report.expert_swaps > drawn.report.windows == 1
 
 
 @pytest.mark.parametrize(

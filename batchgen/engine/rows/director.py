@@ -13,7 +13,7 @@ decoder: its script of orders is what the ranks do, and it reads the flight to s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, takewhile
 from time import perf_counter
@@ -66,6 +66,7 @@ class Director:
         self.decoded: list[Tensor] = []  # what the last orders have decoded
         self.expert: str | None = None  # the one on the device, if it is an expert's turn
         self.exhausted = False
+        self.full = False  # rows in flight keep as much as they may
         self.stopping = False  # `stop` has said so
         self.uneven: dict[int, str] = {}  # rows that some ranks have lost and others not, and why
         self.taken = 0  # rows so far
@@ -227,15 +228,16 @@ class Director:
     # ----------------------------------------------------------------------------------- joining
     def _admit(self) -> Iterator[Orders]:
         """Let waiting rows join while there is room, mates of a row in flight first."""
-        left = dict(self.flight.waiting)
+        left, self.full = dict(self.flight.waiting), False
         if not left:
             return
-        room, drop, joins = self._room(self._moving().values()), list[int](), list[Join]()
+        room, drop, joins = self._room(self._moving()), list[int](), list[Join]()
         while left:
             number = room.next(left)
             row, meter = left[number]
             branches = len(self.replica.family.texts(row.request))
-            if not room.takes(row.request.bucket, branches):
+            if not room.takes(row.request, branches):
+                self.full = not room.tick.rows
                 break
             del left[number]
             self.sink.started(row.request)
@@ -251,18 +253,20 @@ class Director:
         if drop or joins:
             yield Orders(drop=tuple(drop), joins=tuple(joins))
 
-    def _room(self, rows: Iterable[RowState]) -> Room:
-        room = Room(self.replica.packer, self.replica.system.batch.max_rows_in_flight)
-        for row in rows:
-            room.add(row.request, len(row.branches))
+    def _room(self, moving: Mapping[int, RowState]) -> Room:
+        """Beside the rows in flight, of which these move."""
+        room = Room(self.replica)
+        for number, row in self.flight.rows.items():
+            joined = room.add if number in moving else room.rest
+            joined(row.request, len(row.branches))
         return room
 
     # --------------------------------------------------------------------------------------- tick
     def _tick(self) -> Iterator[Orders]:
         """One step of the rows whose turn it is. When nobody needs the expert on the device any
-        more, and nobody is left to join, the other takes its place."""
+        more, and nobody is left to join or can, the other takes its place."""
         moving = self._moving()
-        if not moving and not self.flight.waiting:
+        if not moving and (self.full or not self.flight.waiting):
             needed = {self._expert(row) for row in self.flight.rows.values()}
             first = next(name for name in self.replica.residency.plan.experts if name in needed)
             self.swaps += self.expert is not None
@@ -316,11 +320,11 @@ class Director:
         """The rows that the next tick moves, in order of joining: those whose expert is on the
         device, as many as may share a tick."""
         moving: dict[int, RowState] = {}
-        room = self._room(())
+        room = Room(self.replica)
         for number, row in self.flight.rows.items():
             request, branches = row.request, len(row.branches)
             drawable = self.resident or self._expert(row) == self.expert
-            if drawable and room.takes(request.bucket, branches):
+            if drawable and room.takes(request, branches):
                 room.add(request, branches)
                 moving[number] = row
         return moving

@@ -10,6 +10,7 @@ from math import ceil
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
 from batchgen.families.family import BYTES, family_spec
+from batchgen.families.kept import AUTO_ROWS, RowBytes, TickRoom, forward_tokens
 from batchgen.families.streaming import (
     STREAMING,
     TEXTS_ABREAST,
@@ -18,7 +19,6 @@ from batchgen.families.streaming import (
     read_places,
     weighty,
 )
-from batchgen.planning.kept import in_flight, reserve_bytes
 from batchgen.planning.pricing.cost import (
     BucketSeconds,
     cost_of,
@@ -47,7 +47,6 @@ from batchgen.planning.pricing.work import Work
 from batchgen.records import MemoryMode
 from batchgen.request import Bucket
 
-_MOST_TOKENS = 65_536  # of a forward, where the engine ends its search for the size of packs
 _WINDOW = 64  # rows that pass from one component to the next together, one component at a time
 _ROUNDS = 64  # rows of a replica; of more the tail counts for nothing
 
@@ -61,7 +60,8 @@ class Candidate:
     resident_blocks: int  # of a transformer, that do not stream in mode `stream`
     places: str  # as in `Layout`
     items: int  # of the most demanding shape in one forward of a rank
-    kept_bytes: int  # of rows in flight between two steps
+    kept_bytes: int  # of the rows in flight of such forwards, between two steps
+    most_kept: int  # of as many rows as an engine may ever have in flight
     peak_bytes: int  # of the rank that takes most, the leader of a replica
     fits: bool
     samples_per_hour: float  # of a device
@@ -77,11 +77,13 @@ def all_candidates(
     most memory, fewest items first."""
     demanding = most_demanding(job, [part.bucket for part in work])
     pricing = _Pricing(job, work, demanding)
+    asked = job.system.batch.max_rows_in_flight
+    most = max(part.most_branches for part in work) * (AUTO_ROWS if asked == "auto" else asked)
     candidates = [
         pricing.candidate(each, memory, items)
         for each in degrees
         for memory in residencies(job)
-        for items in _items(job, demanding)
+        for items in _items(job, demanding, most)
     ]
     if job.system.memory.mode != "auto":
         return candidates
@@ -103,13 +105,13 @@ def _streams(job: JobConfig, candidate: Candidate) -> bool:
     return any(not part.stacks or candidate.resident_blocks < layers for part in streaming)
 
 
-def _items(job: JobConfig, demanding: Bucket) -> Iterator[int]:
-    """Items of a forward that are worth a price: powers of two up to the most tokens."""
-    budget = job.system.batch.token_budget
-    most = _MOST_TOKENS if budget == "auto" else budget
+def _items(job: JobConfig, demanding: Bucket, most: int) -> Iterator[int]:
+    """Items of a forward that are worth a price: powers of two up to its most tokens, and up to the
+    `most` items that rows in flight have."""
+    budget = forward_tokens(job.system.batch.token_budget, on_cpu=False)
     tokens, items = family_spec(job.model.family).tokens(job.model, demanding), 1
     yield items
-    while not on_cpu(job) and 2 * items * tokens <= most:
+    while not on_cpu(job) and 2 * items * tokens <= budget and items < most:
         items *= 2
         yield items
 
@@ -134,7 +136,7 @@ class _Pricing:
 
     def candidate(self, degrees: Degrees, memory: MemoryMode, items: int) -> Candidate:
         job = self.job
-        kept, sequence = self._kept(degrees, items, memory), degrees.sequence
+        kept, sequence = self._kept(degrees, memory, items), degrees.sequence
         shares = {"sequence": sequence, "items": items, "kept": kept}
         beside = adapter_bytes(job, self.work)
         need = need_of(job, self.demanding, memory, beside=beside, **shares)
@@ -153,6 +155,7 @@ class _Pricing:
             places=need.places,
             items=items,
             kept_bytes=kept,
+            most_kept=self._kept(degrees, memory),
             peak_bytes=need.peak_bytes,
             fits=fits(job, memory, need),
             samples_per_hour=3600 * rows / (last * self._devices(degrees, rows)),
@@ -178,21 +181,37 @@ class _Pricing:
                     found = replace(found, encoders=found.encoders + copies)
         return found
 
-    def _kept(self, degrees: Degrees, items: int, memory: MemoryMode) -> int:
-        """Bytes that the rows in flight keep, of the shape that keeps most."""
+    def _kept(self, degrees: Degrees, memory: MemoryMode, items: int | None = None) -> int:
+        """Bytes that the rows in flight keep, of the shape that keeps most. `items`: of the most
+        demanding shape in a forward; None: as many as an engine may ever take."""
         model = replace(self.job.model, dtype=precision_of(self.job))
-        each = row_tables(self.job, memory)  # every rank has them whole
+        each = RowBytes(model, row_tables(self.job, memory), degrees.cfg, degrees.sequence)
+        turns = 0 if items or memory == "resident" else self._taking_turns()
         return max(
-            in_flight(self.job, part.branches, degrees, self._packed(part.bucket, items))
-            * reserve_bytes(model, part.bucket, part.caches, degrees.sequence)
-            + ceil(self._in_flight(part, items) * part.branches * part.longest) * each
+            max(turns, self._in_flight(part, degrees, items))
+            * each.of(part.bucket, part.most_branches, part.longest, part.caches)
             for part in self.work
         )
 
-    def _in_flight(self, part: Work, items: int) -> int:
+    def _in_flight(self, part: Work, degrees: Degrees, items: int | None = None) -> int:
         """Rows of a shape at a time, which join together."""
-        most = self.job.system.batch.max_rows_in_flight
-        return ceil(self._packed(part.bucket, items) / part.branches) if most == "auto" else most
+        family, batch = family_spec(self.job.model.family), self.job.system.batch
+        if items is None:
+            tokens = forward_tokens(batch.token_budget, on_cpu=on_cpu(self.job))
+        else:
+            tokens = items * family.tokens(self.job.model, self.demanding)
+        row = part.branches * family.tokens(self.job.model, part.bucket)
+        return TickRoom(batch.max_rows_in_flight, tokens * degrees.cfg).alike(row)
+
+    def _taking_turns(self) -> int:
+        """Rows that are in flight as long as each of two experts draws them: a window."""
+        experts = [part for part in weighty(self.job.model) if part.stacks]
+        return self._window if len(experts) > 1 else 0
+
+    @property
+    def _window(self) -> int:
+        asked = self.job.system.batch.window
+        return _WINDOW if asked == "auto" else asked
 
     def _rows(
         self, degrees: Degrees, items: int, copies: _Copies | None = None
@@ -208,7 +227,8 @@ class _Pricing:
         job, costs = self.job, self._seconds(part.bucket, degrees.replica)
         shape = shape_of(job.model, part.bucket, precision_of(job))
         wires = wires_of(job.slurm.device, job.slurm.ranks_per_node)
-        together = max(1.0, part.branches * ceil(part.rows / degrees.dp))  # items of a tick
+        joining = min(self._in_flight(part, degrees, items), ceil(part.rows / degrees.dp))
+        together = max(1.0, part.branches * joining)  # items of a tick
         lanes = min(float(degrees.cfg), together)
         packed = max(1, int(min(self._packed(part.bucket, items), together / lanes)))
         shared = SharedForward(shape, costs.forward, degrees.ulysses, degrees.ring, wires)
@@ -220,7 +240,6 @@ class _Pricing:
         encode = self._streamed(texts * costs.encode, copies.encoders) / texts
         images = costs.images * part.illustrated / part.rows
         tiles = joined_seconds(self._joined(part.bucket), degrees.replica, wires)
-        joining = min(self._in_flight(part, items), ceil(part.rows / degrees.dp))
         denoise = denoise / part.rows + copies.tables / joining
         return denoise + encode + images + costs.decode + tiles
 
@@ -261,10 +280,8 @@ class _Pricing:
         tables = sum(sum(weights.away(p)) / self._rate(places[p.name]) for p in shared)
         experts = sum(bool(part.stacks) for part in moving)
         streamed = experts * sum(copies.expert) + sum(copies.encoders)
-        asked = self.job.system.batch.window
-        window = _WINDOW if asked == "auto" else asked
         rows = sum(part.rows for part in self.work)
-        windows = ceil(rows / degrees.dp / window)
+        windows = ceil(rows / degrees.dp / self._window)
         return windows * (sum(each) - streamed) + len(self.work) * tables
 
     def _devices(self, degrees: Degrees, rows: int) -> int:

@@ -21,7 +21,9 @@ from batchgen.planning.pricing.candidates import Candidate, adapter_bytes, all_c
 from batchgen.planning.pricing.cost import decodes_together
 from batchgen.planning.pricing.memory import (
     GIB,
+    Need,
     fits,
+    most_bytes,
     most_demanding,
     need_of,
     on_cpu,
@@ -143,8 +145,8 @@ def _layout(
     job: JobConfig, work: Sequence[Work], chosen: Candidate, shown: Iterable[Candidate]
 ) -> Layout:
     degrees = chosen.degrees
-    decode_pixels, peak = _decoded_together(job, work, chosen)
-    chosen = replace(chosen, peak_bytes=peak)
+    decode_pixels = _decoded_together(job, work, chosen)
+    chosen = _filled(job, work, chosen, decode_pixels)
     layout = Layout(
         nodes=job.slurm.nodes,
         ranks_per_node=job.slurm.ranks_per_node,
@@ -159,6 +161,7 @@ def _layout(
         attention=str(kernel_plan(job.system)),
         device=job.slurm.device.name,
         decode_pixels=decode_pixels,
+        kept_gib=chosen.kept_bytes / GIB,
         vram_gib=chosen.peak_bytes / GIB,
         fits=chosen.fits,
         speed=chosen.speed,
@@ -169,26 +172,45 @@ def _layout(
     return replace(layout, reason=_reason(job, work, chosen, shown))
 
 
-def _decoded_together(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> tuple[int, int]:
-    """Pixels of the rows that are decoded together, all that there is room for, and the peak in
-    bytes. Strict decodes one by one."""
+def _decoded_together(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> int:
+    """Pixels of the rows that are decoded together, all that there is room for. Strict decodes one
+    by one."""
     if job.system.determinism == "strict" or not chosen.fits:
-        return 0, chosen.peak_bytes
-    demanding, pixels = most_demanding(job, [part.bucket for part in work]), DECODE_PIXELS
+        return 0
+    pixels = DECODE_PIXELS
     while True:
-        need = need_of(
-            job,
-            demanding,
-            chosen.memory,
-            sequence=chosen.degrees.sequence,
-            items=chosen.items,
-            kept=chosen.kept_bytes,
-            decoded=rows_decoded(pixels, demanding),
-            beside=adapter_bytes(job, work),
-        )
+        need = _need(job, work, chosen, pixels, chosen.kept_bytes)
         if need.peak_bytes <= chosen.peak_bytes or fits(job, chosen.memory, need):
-            return pixels, need.peak_bytes
+            return pixels
         pixels //= 2
+
+
+def _filled(job: JobConfig, work: Sequence[Work], chosen: Candidate, pixels: int) -> Candidate:
+    """With what rows in flight may keep where there is room for more of them than it was priced
+    with."""
+    kept = chosen.kept_bytes
+    if chosen.fits:
+        over = _need(job, work, chosen, pixels, chosen.most_kept).peak_bytes
+        over -= int(most_bytes(job, chosen.memory))
+        kept = max(kept, chosen.most_kept - max(0, over))
+    peak = _need(job, work, chosen, pixels, kept).peak_bytes
+    return replace(chosen, kept_bytes=kept, peak_bytes=peak)
+
+
+def _need(job: JobConfig, work: Sequence[Work], chosen: Candidate, pixels: int, kept: int) -> Need:
+    """Of a candidate that decodes so many pixels together, and whose rows keep so many bytes."""
+    demanding = most_demanding(job, [part.bucket for part in work])
+    return need_of(
+        job,
+        demanding,
+        chosen.memory,
+        sequence=chosen.degrees.sequence,
+        items=chosen.items,
+        kept=kept,
+        decoded=rows_decoded(pixels, demanding),
+        beside=adapter_bytes(job, work),
+        stay=chosen.resident_blocks,
+    )
 
 
 def _inside(job: JobConfig, chosen: Candidate) -> str:

@@ -117,16 +117,22 @@ def room_bytes(job: JobConfig) -> float:
     return GIB * (min(usable, limit) if limit else usable)
 
 
+def most_bytes(job: JobConfig, memory: MemoryMode) -> float:
+    """What a rank may take in a mode. On a CPU a limit says how many blocks stay, and no more:
+    those that stream are in the same memory."""
+    if memory in STREAMING and on_cpu(job):
+        return GIB * _USABLE * job.slurm.device.memory_gib
+    return room_bytes(job)
+
+
 def fits(job: JobConfig, memory: MemoryMode, need: Need) -> bool:
     """Whether there is room for that, on the device and for what the ranks of a node keep in its
-    memory. On a CPU a limit says how many blocks stay, and no more:
-    those that stream are in the same memory."""
+    memory."""
     slurm = job.slurm
-    if memory in STREAMING and on_cpu(job):
-        return need.peak_bytes <= GIB * _USABLE * slurm.device.memory_gib
-    if slurm.mem_gb and slurm.ranks_per_node * need.host_bytes > 1e9 * slurm.mem_gb:
+    waiting = 0 if memory in STREAMING and on_cpu(job) else need.host_bytes
+    if slurm.mem_gb and slurm.ranks_per_node * waiting > 1e9 * slurm.mem_gb:
         return False
-    return need.peak_bytes <= room_bytes(job)
+    return need.peak_bytes <= most_bytes(job, memory)
 
 
 def need_of(
@@ -139,10 +145,11 @@ def need_of(
     kept: int = 0,
     decoded: int = 1,
     beside: int = 0,
+    stay: int | None = None,
 ) -> Need:
     """Weights, activations, what rows in flight keep (`kept` bytes), and adapters (`beside`), which
     count as if they never left. `sequence` ranks share the tokens; `decoded` rows are decoded
-    together."""
+    together. Of blocks that stream so many `stay`; None: all that there is room for."""
     model, weights = replace(job.model, dtype=precision_of(job)), weights_of(job)
     family = family_spec(model.family)
     work = items * -(-family.forward_bytes(model, bucket) // sequence) + kept
@@ -153,7 +160,8 @@ def need_of(
     passed = stages_of(job)
     beside += 0 if on_cpu(job) or "encode" not in passed else _workspaces(weights, places)
     if streams:
-        count = _staying(job, weights.streamed(streams[0]), work + beside)
+        blocks = weights.streamed(streams[0])
+        count = _staying(job, blocks, work + beside) if stay is None else stay
     held = _Held(weights, places, count, passed)
     if on_cpu(job):  # all in one memory, but for what is on disk
         held = replace(held, moved=("disk",))
@@ -234,10 +242,7 @@ def weights_of(job: JobConfig) -> Weights:
 def row_tables(job: JobConfig, memory: MemoryMode) -> int:
     """Bytes that a row in flight keeps for each of its evaluations, in place of weights that are
     not on the device (`Weights.row_tables`)."""
-    weights = weights_of(job)
-    places = places_of(job.model, memory, _asked(job))
-    parts = [part for part in weights.of("denoise") if places[part.name] != "resident"]
-    return max(map(weights.row_tables, parts), default=0)
+    return weights_of(job).tables(places_of(job.model, memory, _asked(job)))
 
 
 def _asked(job: JobConfig) -> dict[str, MemoryMode]:

@@ -48,6 +48,11 @@ class Work:
         """Mean forwards of a step."""
         return self.evaluations / self.steps if self.steps else 1.0  # rows that are only decoded
 
+    @property
+    def most_branches(self) -> int:
+        """Of the row that has most: no family has more than two."""
+        return 1 + (self.branches > 1)
+
 
 def planned_work(plan: Plan) -> list[Work]:
     """All rows of a plan."""

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from batchgen.caches.strategy import strategy
 from batchgen.config.composing.compose import compose_job
+from batchgen.config.degrees import Degrees
 from batchgen.config.schema import CompileConfig, DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
 from batchgen.families.components import component_bytes
 from batchgen.families.family import family_spec
+from batchgen.families.kept import kept_bytes
+from batchgen.planning.pricing.candidates import all_candidates
 from batchgen.planning.pricing.cost import start_up_seconds
 from batchgen.planning.pricing.layout import choose_layout, resolve_layout, survey
 from batchgen.planning.pricing.memory import GIB, most_demanding, need_of, row_tables, weights_of
@@ -247,3 +251,31 @@ def test_on_a_cpu_ranks_that_dp_leaves_share_rows_as_it_pays(
         ROOT / "jobs" / "flux1_dev_1024.yaml", [*two, "system.parallel.dp=1"]
     ).config
     assert degrees(choose_layout(config, [images])) == shared
+
+
+def test_a_layout_has_room_for_what_its_caches_keep(tiny_job: JobConfig) -> None:
+    """Of a strategy that keeps much the peak is higher by what it keeps."""
+    bucket, rows = Bucket(64, 64, 9), 4
+    batch = replace(tiny_job.system.batch, max_rows_in_flight=rows)
+    job = replace(tiny_job, system=replace(tiny_job.system, batch=batch))
+    plain = Work(bucket, 10, 100, 200)
+    peaks = [
+        all_candidates(job, [replace(plain, caches=caches)], [Degrees(1, 1, 1, 1)])[0].peak_bytes
+        for caches in ((), ("uniform",), ("pab", "uniform"))
+    ]
+    pab = kept_bytes(replace(job.model, dtype="float32"), bucket, strategy("pab").FACTS.keeps)
+    assert peaks[2] - peaks[0] == rows * 2 * pab and peaks[0] < peaks[1] < peaks[2]
+
+
+def test_rows_may_keep_what_there_is_room_for_up_to_all_that_ticks_take(job: Make) -> None:
+    """And no less than the forwards were priced with."""
+    asks = "model=flux.1-dev", "model.weights=random", "system.memory.mode=model"
+    images = Work(Bucket(1024, 1024, 1), 64, 64 * 28, 64 * 28, ("pab",))
+    plenty, some = (survey(job(*asks, gib=gib), [images]) for gib in (139, 36))
+    for found in plenty, some:
+        kept, chosen = found.layout.kept_gib * GIB, found.chosen
+        assert chosen.kept_bytes <= kept <= chosen.most_kept
+        assert found.layout.vram_gib * GIB - chosen.peak_bytes <= kept - chosen.kept_bytes
+    assert plenty.layout.kept_gib * GIB == plenty.chosen.most_kept == 7 * plenty.chosen.kept_bytes
+    assert some.chosen.kept_bytes < some.layout.kept_gib * GIB < some.chosen.most_kept
+    assert 36 * 0.92 - 0.01 < some.layout.vram_gib <= 36 * 0.92

@@ -11,13 +11,9 @@ from toy_engine import Keeper, draw, request, system, tiny_wan_spec
 
 from batchgen.caches.strategy import Keeps, names, strategy
 from batchgen.caches.tables import row_key, shipped
-from batchgen.config.degrees import Degrees
-from batchgen.config.schema import JobConfig
 from batchgen.engine.engine import Engine
 from batchgen.families.family import family_spec
-from batchgen.planning.kept import LATENT_BYTES, in_flight, kept_bytes
-from batchgen.planning.pricing.candidates import all_candidates
-from batchgen.planning.pricing.work import Work
+from batchgen.families.kept import LATENT_BYTES, RowBytes, TickRoom, kept_bytes, reserve_bytes
 from batchgen.request import Bucket, Request
 
 STEPS = 8
@@ -65,25 +61,28 @@ def test_ranks_that_share_tokens_share_what_flows_and_no_latents() -> None:
     assert alone - kept_bytes(half, bucket, both) == tokens * 192 * 2
 
 
-def test_rows_that_are_in_flight_are_counted_by_branches(tiny_job: JobConfig) -> None:
-    def count(rows: int | Literal["auto"], cfg: int, items: int) -> int:
-        batch = replace(tiny_job.system.batch, max_rows_in_flight=rows)
-        job = replace(tiny_job, system=replace(tiny_job.system, batch=batch))
-        return in_flight(job, 2.0, Degrees(1, cfg, 1, 1), items)
+@pytest.mark.parametrize(
+    ("most", "tokens", "rows"), [("auto", 7, 1), ("auto", 60, 6), ("auto", 999, 16), (4, 7, 4)]
+)
+def test_rows_share_a_tick_by_their_tokens_or_as_many_as_the_job_says(
+    most: int | Literal["auto"], tokens: int, rows: int
+) -> None:
+    assert TickRoom(most, tokens).alike(10) == rows
 
-    assert [count("auto", 1, 1), count("auto", 2, 1), count("auto", 1, 6)] == [2, 1, 6]
-    assert [count(4, 1, 1), count(4, 2, 1)] == [8, 4]
+
+def test_rows_keep_no_more_together_than_there_is_room_for() -> None:
+    """One has it in any case; those that wait for their expert count, too."""
+    room = TickRoom("auto", 100, kept=5)
+    assert room.takes(10, 9)
+    room.rest(4)
+    assert not room.takes(10, 2) and room.takes(10, 1)
+    room.add(10, 1)
+    assert not room.takes(10, 1) and room.takes(10, 0)
 
 
-def test_a_layout_has_room_for_what_its_caches_keep(tiny_job: JobConfig) -> None:
-    """Of a strategy that keeps much the peak is higher by what it keeps."""
-    bucket, rows = Bucket(64, 64, 9), 4
-    batch = replace(tiny_job.system.batch, max_rows_in_flight=rows)
-    job = replace(tiny_job, system=replace(tiny_job.system, batch=batch))
-    plain = Work(bucket, 10, 100, 200)
-    peaks = [
-        all_candidates(job, [replace(plain, caches=caches)], [Degrees(1, 1, 1, 1)])[0].peak_bytes
-        for caches in ((), ("uniform",), ("pab", "uniform"))
-    ]
-    pab = kept_bytes(SPEC, bucket, strategy("pab").FACTS.keeps)
-    assert peaks[2] - peaks[0] == rows * 2 * pab and peaks[0] < peaks[1] < peaks[2]
+def test_ranks_share_the_branches_of_a_row_and_each_has_all_its_tables() -> None:
+    bucket = Bucket(64, 64, 9)
+    state = reserve_bytes(SPEC, bucket, ("pab",))
+    bytes_of = [RowBytes(SPEC, 100, cfg).of(bucket, 2, 5, ("pab",)) for cfg in (1, 2)]
+    assert bytes_of == [2 * state + 1000, state + 1000]
+    assert RowBytes(SPEC, 100, 2).of(bucket, 1, 5, ("pab",)) == state + 500
