@@ -165,12 +165,14 @@ class RowStats:
 @dataclass(frozen=True, slots=True)
 class RankSeconds:
     """Seconds that the rendering thread of a rank has spent since it began. One of them runs at any
-    moment; decoding and writing run behind, but for decodes that all ranks of a replica share."""
+    moment; decoding and writing run behind, but for decodes that all ranks of a replica share. A
+    rank that follows spends as its leader does, which alone writes it down."""
 
     load: float = 0.0  # until it could render
     move: float = 0.0  # moving components to the device and back
     encode: float = 0.0
     denoise: float = 0.0
+    shared_decode: float = 0.0  # decoding with the other ranks of the replica
     idle: float = 0.0  # waiting for rows, the writer, other ranks or a decode, before further work
     tail: float = 0.0  # waiting after the last work (or since it could render)
     open: float = 0.0  # part of encode and denoise: on rows without a closing line

@@ -171,23 +171,24 @@ def draw_short(mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]) 
 def draw_tiled(
     mesh: Mesh, team: Any, kind: str, changes: dict[str, Any], rows: list[Any], tiles: VaeConfig
 ) -> Any:
-    """Frames, stats and errors on the leader, in two renders; of each rank what it has loaded and
-    the bytes of pixels that it has sent."""
+    """Frames, stats and errors on the leader, in two renders; of each rank what it has loaded, the
+    bytes of pixels that it has sent, and its seconds."""
     model = spec_of(kind)
     layout = replace(lone_layout(model, system(), torch.device("cpu")), **changes)
     leave()
     engine = Engine.load(model, system(vae=tiles), "cpu", layout=layout, team=team)
-    keeper = Keeper()
+    keeper, clock = Keeper(), Clock()
     if team.leads:
         for some in (rows[:2], rows[2:]):
-            engine.render(ListSource(some), keeper)
+            engine.render(ListSource(some), keeper, clock=clock)
     else:
         with suppress(Dismissed):
-            engine.follow()
+            engine.follow(clock=clock)
     split = engine.replica.split
     assert split is not None
     sent = split.mesh.wire.sent["all-to-all over tiles"]
-    return keeper.frames, keeper.errors, keeper.stats, sorted(engine.family.modules), sent
+    here = sorted(engine.family.modules), sent, clock.read()
+    return keeper.frames, keeper.errors, keeper.stats, *here
 
 
 def draw_audited(mesh: Mesh, team: Any, changes: dict[str, Any], rows: list[Any]) -> Any:

@@ -109,7 +109,7 @@ def run_through(job: Job) -> tuple[RunPaths, Took]:
     publish(run)
     end = perf_counter()
     rank = pd.read_parquet(run.catalog_runs).iloc[0]
-    drawing = float(rank.busy_s + rank.idle_s + rank.tail_s)
+    drawing = float(rank.busy_s + rank.shared_decode_s + rank.idle_s + rank.tail_s)
     return run, Took(planned - begin, drawn - planned, end - drawn, drawing)
 
 

@@ -1,11 +1,12 @@
 """runs.parquet: where the device time of each attempt went, in seconds.
 
-wall = load + compile + warmup + other + move + busy + idle + tail
+wall = load + compile + warmup + other + move + busy + shared decode + idle + tail
 load     until the attempt could render, or until it ended if it never could
 other    further phases that the attempt wrote down, whatever their names
 move     moving components to the device and back (one at a time in mode `model`)
 busy     the rendering thread encoded or denoised; decoding and writing run behind it and have
          columns of their own; busy = useful + retried + saved + lost
+shared decode  all ranks of a replica decoded a row together, each some of its tiles
 idle     waiting: for rows, for the writer, or for other ranks (until they join the shard's queue,
          or while one of them renders a suspect)
 tail     idle time after the last work; all idle time of a rank that had no row
@@ -44,8 +45,11 @@ from batchgen.runfile import RunFile
 _CHUNK = 50_000
 _BUSY = ("stages.encode", "stages.denoise", "audit.busy")
 _PHASES = ("load_s", "compile_s", "warmup_s", "other_s")
-_CLOCK = ("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "idle_s", "tail_s", "lost_s")
-WALL_PARTS = (*_PHASES, "move_s", "busy_s", "idle_s", "tail_s")
+_CLOCK = (
+    *("load_s", "move_s", "busy_s", "encode_s", "denoise_s", "shared_decode_s"),
+    *("idle_s", "tail_s", "lost_s"),
+)
+WALL_PARTS = (*_PHASES, "move_s", "busy_s", "shared_decode_s", "idle_s", "tail_s")
 BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
 
 

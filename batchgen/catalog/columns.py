@@ -106,7 +106,7 @@ RUNS = pa.schema(
         *columns(pa.int32(), "devices"),
         *columns(pa.float64(), "started ended wall_s load_s compile_s warmup_s other_s move_s"),
         *columns(pa.float64(), "busy_s idle_s useful_s retried_s fenced_s saved_s lost_s tail_s"),
-        *columns(pa.float64(), "encode_s denoise_s write_s"),
+        *columns(pa.float64(), "encode_s denoise_s shared_decode_s write_s"),
         *columns(pa.int64(), "rows_ok rows_failed rows_wasted rows_saved rows_lost"),
         *(
             pa.field(c.name, _COUNTED[type(c.default)], nullable=c.default is None)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from batchgen.records import RankSeconds
 
-Account = Literal["load", "move", "encode", "denoise"]
+Account = Literal["load", "move", "encode", "denoise", "shared_decode"]
 _BUSY = ("encode", "denoise")
 _WAITS = "tail"  # as long as no work has followed; then it was `idle`
 

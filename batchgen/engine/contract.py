@@ -90,7 +90,8 @@ class EngineReport(EngineCounters):
     denoise_s: float = 0.0
     deliver_s: float = 0.0  # inside the sink's finished and failed
     move_s: float = 0.0  # components on their way to the device and from it
-    idle_s: float = 0.0  # the calling thread did none of encode, denoise, move
+    shared_decode_s: float = 0.0  # decoding with other ranks, on the calling thread
+    idle_s: float = 0.0  # the calling thread did none of these
     self_test: str = "not needed"
     split_test: str = "not needed"
     pack_sizes: tuple[tuple[str, int], ...] = ()  # (bucket, items per forward) as found

@@ -123,7 +123,7 @@ class Engine:
                 clock=clock or Clock(),
             )
 
-    def follow(self, moved: Callable[[], object] = unheard) -> None:
+    def follow(self, moved: Callable[[], object] = unheard, clock: Clock | None = None) -> None:
         """Draw with the leader of the team, in all its renders, until it dismisses this rank."""
         with torch.no_grad():
-            follow(self.replica, moved)
+            follow(self.replica, moved, clock or Clock())

@@ -153,6 +153,7 @@ class End(EngineCounters):
     lost_s: float = 0.0  # part of busy: spent on rows that have no closing line from this attempt
     encode_s: float = 0.0
     denoise_s: float = 0.0
+    shared_decode_s: float = 0.0
     error: str = ""
     t: float = field(default_factory=time.time)
 

@@ -25,6 +25,7 @@ _MEANINGS = {
     "other_s": "other phases before rendering",
     "move_s": "moving components between host and device",
     "useful_s": "encoding and denoising of rows that are in the catalog",
+    "shared_decode_s": "decoding by all ranks of a replica together",
     "retried_s": "tries that failed, and rows rendered twice or too late",
     "saved_s": "rows saved in flight, to go on in another attempt",
     "lost_s": "rows in flight when their process ended",
@@ -177,7 +178,7 @@ def ranks(attempts: pa.Table) -> Ranks:
         ended=columns["exit_reason"],
         rows=columns["rows_ok"],
         load=tuple(np.sum(ahead, 0).tolist()) if total else (),
-        busy=columns["busy_s"],
+        busy=tuple(map(sum, zip(columns["busy_s"], columns["shared_decode_s"], strict=True))),
         idle=columns["idle_s"],
         tail=columns["tail_s"],
     )

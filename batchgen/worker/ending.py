@@ -42,6 +42,7 @@ class Ending:
             lost_s=spent.open,
             encode_s=spent.encode,
             denoise_s=spent.denoise,
+            shared_decode_s=spent.shared_decode,
             **asdict(add_counters(self.reports)),
         )
 

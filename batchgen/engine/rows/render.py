@@ -66,10 +66,9 @@ def _broken_off(director: Director) -> Iterator[None]:
         raise
 
 
-def follow(replica: Replica, moved: Callable[[], object]) -> None:
+def follow(replica: Replica, moved: Callable[[], object], clock: Clock) -> None:
     """Do what the leader of this replica does, render after render, but for what is its alone:
     rows, texts, and decoding where it is not divided. Ends by team.Dismissed, or ReplicaFailed."""
-    clock = Clock()
     while True:
         flight = Flight(replica, clock, moved)
         while not (orders := replica.team.share(None)).over:
@@ -109,6 +108,7 @@ def _report(
         decode_s=finisher.decode_s,
         deliver_s=finisher.deliver_s,
         move_s=now.move - spent.move,
+        shared_decode_s=now.shared_decode - spent.shared_decode,
         idle_s=now.waiting - spent.waiting,
         ticks=flight.ticks,
         forwards=flight.forwards.count,

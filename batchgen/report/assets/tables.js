@@ -51,7 +51,7 @@ function themes() {
 }
 
 // ----------------------------------------------------------------------------------- money
-const TINTS = { useful_s: "--ok", load_s: "--hue-4", compile_s: "--hue-4", warmup_s: "--hue-4", other_s: "--hue-4", move_s: "--hue-2", retried_s: "--hue-3", saved_s: "--hue-1", lost_s: "--bad", idle_s: "--idle", tail_s: "--tail" };
+const TINTS = { useful_s: "--ok", load_s: "--hue-4", compile_s: "--hue-4", warmup_s: "--hue-4", other_s: "--hue-4", move_s: "--hue-2", shared_decode_s: "--hue-2", retried_s: "--hue-3", saved_s: "--hue-1", lost_s: "--bad", idle_s: "--idle", tail_s: "--tail" };
 const tint = (name) => `var(${TINTS[name] || "--idle"})`;
 
 function money() {

@@ -378,7 +378,7 @@ def test_ranks_that_share_the_tiles_of_a_decode_draw_what_one_draws(
     found = ranks.run(
         Degrees(cfg=2), in_a_team, tmp_path, draw_tiled, "one expert", changes, rows, tiles
     )
-    (frames, errors, stats, _, _), (_, _, _, loaded, sent) = found
+    (frames, errors, stats, _, _, spent), (_, _, _, loaded, sent, helped) = found
     assert loaded == ["transformer", "vae"]
     pixel = 3 * 4 * shape["num_frames"] * shape["width"]
     assert sent == 2 * pixel * (160 - 48)  # two tiles of each of two rows
@@ -390,3 +390,8 @@ def test_ranks_that_share_the_tiles_of_a_decode_draw_what_one_draws(
     for name, drawn in frames.items():
         assert (drawn == alone.frames[name]).all(), name
         assert stats[name].stages.decode > 0
+    shared = sum(stats[f"row-{n}"].stages.decode for n in (1, 2))
+    assert 0 < spent.shared_decode <= shared
+    assert helped.shared_decode > shared / 2  # and no waiting: both have tiles all the while
+    rows_busy = sum(each.stages.encode + each.stages.denoise for each in stats.values())
+    assert spent.busy == pytest.approx(rows_busy, rel=0.05, abs=0.02)
