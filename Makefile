@@ -51,7 +51,7 @@ test-durability: $(INSTALLED)
 # and that all benches run, that of a GPU too.
 test-parity: $(INSTALLED)
 	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not slurm and not gpu" \
-		tests/parity tests/unit/families tests/unit/engine tests/tiny tests/contract \
+		tests/parity tests/unit/families tests/unit/engine tests/unit/numerics tests/tiny tests/contract \
 		--ignore tests/parity/test_compile.py
 
 # On a machine with CUDA, and nowhere else.

@@ -16,10 +16,10 @@ Ulysses over U ranks inside a ring of R works on N/R tokens, the ring on the d/U
 left to a rank (Fang and Zhao, USP, arXiv:2405.07719).
 
 Three figures are fitted to published times of Wan on 2 to 16 GPUs, against which
-`tests/unit/planning/test_published.py` holds the formulas: how much of a link's nominal rate is
-left to an all-to-all, with the copies around it and the wait for the slowest rank, and to a pass
-between two neighbours; and how much longer attention takes chunk by chunk, with smaller kernels and
-sums in float32.
+`tests/unit/planning/pricing/test_published.py` holds the formulas: how much of a link's nominal
+rate is left to an all-to-all, with the copies around it and the wait for the slowest rank, and to a
+pass between two neighbours; and how much longer attention takes chunk by chunk, with smaller
+kernels and sums in float32.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from batchgen.planning.pricing.timemodel import (
     wires_of,
 )
 
-DEMO = Path(__file__).parents[3] / "jobs" / "demo.yaml"
+DEMO = Path(__file__).parents[4] / "jobs" / "demo.yaml"
 NODE = 8  # GPUs
 HELD_TO = 0.15
 

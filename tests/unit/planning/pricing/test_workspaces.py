@@ -10,7 +10,7 @@ from batchgen.config.composing.compose import compose_job
 from batchgen.planning.pricing.memory import need_of, workspace_bytes
 from batchgen.request import Bucket
 
-JOB = Path(__file__).parents[3] / "jobs" / "flux1_dev_1024.yaml"
+JOB = Path(__file__).parents[4] / "jobs" / "flux1_dev_1024.yaml"
 MIB = 1 << 20
 
 
