@@ -181,8 +181,10 @@ class Flight:
         """Frames of a row, of which a follower has its own tiles alone."""
         replica, divided = self.replica, self.replica.divided
         assert divided is not None
-        said = lambda: f"decoding row {order.request.row_id}"  # noqa: E731
-        with self.clock.on("shared_decode"), replica.team.together(said):
+        with (
+            self.clock.on("shared_decode"),
+            replica.team.together(lambda: f"decoding row {order.request.row_id}"),
+        ):
             failpoint(f"decode.{replica.team.rank}")
             failpoint("memory.decode")
             replica.residency.ensure(*replica.residency.of("decode"))
