@@ -33,11 +33,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from batchgen.catalog.checking.findings import HARMLESS, WASTE, Collected, Finding, Findings, Kind
+from batchgen.catalog.checking.inputs import damaged_inputs
+from batchgen.catalog.checking.named import Named, are_in, media_among, number_media, numbers_of
+from batchgen.catalog.checking.packs import member_damage, take_tails, unnamed_in
 from batchgen.catalog.collect import collect
-from batchgen.catalog.findings import HARMLESS, WASTE, Collected, Finding, Findings, Kind
-from batchgen.catalog.inputs import damaged_inputs
-from batchgen.catalog.named import Named, are_in, media_among, number_media, numbers_of
-from batchgen.catalog.packs import member_damage, take_tails, unnamed_in
 from batchgen.catalog.parts import GROUP_ROWS
 from batchgen.catalog.table import catalog_rows, join
 from batchgen.durable import digest_file

@@ -67,7 +67,7 @@ def handle_collect(args: argparse.Namespace) -> Result:
 
 def handle_verify(args: argparse.Namespace) -> Result:
     """Exit code 0 if nothing published is damaged and, after a repair, no row is left."""
-    from batchgen.catalog.findings import HARMLESS
+    from batchgen.catalog.checking.findings import HARMLESS
     from batchgen.catalog.verify import verify
     from batchgen.ledger.upkeep.repair import set_records_aside
     from batchgen.runner.jobs import refuse_if_alive

@@ -181,15 +181,12 @@ class Flight:
         """Frames of a row, of which a follower has its own tiles alone."""
         replica, divided = self.replica, self.replica.divided
         assert divided is not None
-        with (
-            self.clock.on("shared_decode"),
-            replica.team.together(lambda: f"decoding row {order.request.row_id}"),
-        ):
+        row_id, clock, team = order.request.row_id, self.clock, replica.team
+        with clock.on("shared_decode"), team.together(lambda: f"decoding row {row_id}"):
             failpoint(f"decode.{replica.team.rank}")
             failpoint("memory.decode")
             replica.residency.ensure(*replica.residency.of("decode"))
-            latents = order.latents.to(replica.device)
-            frames = decoded_row(divided.family, latents, order.request)
+            frames = decoded_row(divided.family, order.latents.to(replica.device), order.request)
             self.forwards.wait()
         return frames
 

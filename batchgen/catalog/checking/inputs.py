@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pyarrow.compute as pc
 
-from batchgen.catalog.findings import Finding
+from batchgen.catalog.checking.findings import Finding
 from batchgen.ledger.upkeep.pieces import pieces
 from batchgen.paths import RunPaths
 from batchgen.planfile import plan_schema

@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from batchgen.catalog.findings import Finding, Kind
-from batchgen.catalog.named import Named
+from batchgen.catalog.checking.findings import Finding, Kind
+from batchgen.catalog.checking.named import Named
 from batchgen.media import formats
 from batchgen.media.pack import END
 from batchgen.media.stored import IN, MediaPlace
