@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from run_folder import RunFolder, render
 
-from batchgen.catalog import findings
+from batchgen.catalog.checking import findings
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import VerifyReport, verify
 from batchgen.errors import RunStateError
