@@ -63,7 +63,7 @@ class Director:
         self.postponed = postponed
         # wait for the window's end in mode `model`, or for all ranks to decode them
         self.denoised: deque[Denoised] = deque()
-        self.decoded: list[Tensor] = []  # what the last orders have decoded
+        self.decoded: Tensor | None = None  # what the last orders have decoded
         self.expert: str | None = None  # the one on the device, if it is an expert's turn
         self.exhausted = False
         self.full = False  # rows in flight keep as much as they may
@@ -111,7 +111,7 @@ class Director:
             self.uneven |= uneven([outcome.lost, *others])
         for request, meter, error in outcome.failed:
             self.lane.put(Broken(request, meter, error))
-        self.decoded = outcome.decoded
+        self.decoded, outcome.decoded = outcome.decoded, None  # held once: they go to the lane
         self._leave(outcome.done)
 
     def _stops(self) -> bool:
@@ -204,7 +204,8 @@ class Director:
             yield Orders(decode=Decode(state.request, state.latents))
             meter.decode += perf_counter() - begin
             meter.waiting_since = perf_counter()
-            job = Denoised(state, self._event(), self.decoded.pop())
+            frames, self.decoded = self.decoded, None
+            job = Denoised(state, self._event(), frames)
         self.denoised.popleft()
         self.lane.put(job)
 

@@ -85,14 +85,14 @@ class RowState:
         return Item(self.request, self.latents, self.timestep, condition, self.shared)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Outcome:
     """Rows that left as orders were applied."""
 
     done: list[RowState] = field(default_factory=list)
     failed: list[tuple[Request, RowMeter, Exception]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of those that failed, in that order
-    decoded: list[Tensor] = field(default_factory=list)  # frames, on the leader
+    decoded: Tensor | None = None  # frames; of a follower its own tiles alone
 
     def fail(self, number: int, request: Request, meter: RowMeter, error: Exception) -> None:
         self.failed.append((request, meter, error))
@@ -148,7 +148,7 @@ class Flight:
                     self._tick(orders, outcome)
             self.clock.share({row.request.row_index: row.meter.busy for row in flying})
         if orders.decode:
-            outcome.decoded.append(self._decode(orders.decode))
+            outcome.decoded = self._decode(orders.decode)
         return outcome
 
     def leave_word(self) -> bool:
@@ -178,7 +178,7 @@ class Flight:
             self.waiting[number] = row, meter
 
     def _decode(self, order: Decode) -> Tensor:
-        """Frames of a row, of which a follower has its own tiles alone."""
+        """Frames of a row."""
         replica, divided = self.replica, self.replica.divided
         assert divided is not None
         row_id, clock, team = order.request.row_id, self.clock, replica.team
