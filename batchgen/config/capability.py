@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 
@@ -19,10 +19,12 @@ from batchgen.config.schema import (
     MemoryConfig,
     ModelSpec,
     ParallelConfig,
+    VaeConfig,
 )
 from batchgen.config.stages import check_stages
 from batchgen.errors import ConfigError, closest
-from batchgen.families.family import Capabilities, family_spec
+from batchgen.families.family import Capabilities, Stage, family_spec
+from batchgen.families.tiling import TiledDecoder, Tiling, tiling_of
 from batchgen.request import ROW_DEFAULTS, Field
 
 _COMPILE = CompileConfig()
@@ -61,6 +63,17 @@ def check_served(config: JobConfig) -> None:
 def served_by(model: ModelSpec) -> Capabilities:
     """What the model's family can do with it."""
     return family_spec(model.family).capabilities(model)
+
+
+def shared_tiles(
+    model: ModelSpec, vae: VaeConfig, stages: Sequence[Stage]
+) -> tuple[Tiling, TiledDecoder] | None:
+    """What a frame is cut into where the ranks of a replica, which draws rows to their end, share
+    the tiles of a decode; None: its leader decodes alone."""
+    tiling, tiles = tiling_of(vae), served_by(model).tiles
+    if tiling is None or tiles is None or not {"denoise", "decode"}.issubset(stages):
+        return None
+    return tiling, tiles
 
 
 def bounds_of(config: JobConfig) -> Bounds:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from batchgen.caches.tables import Tables
-from batchgen.config.capability import served_by
+from batchgen.config.capability import shared_tiles
 from batchgen.config.schema import MemoryConfig, ModelSpec, SystemConfig
 from batchgen.engine.adapters import load_adapters
 from batchgen.engine.attention.choice import Attention
@@ -54,7 +54,6 @@ from batchgen.families.family import (
 )
 from batchgen.families.kept import RowBytes
 from batchgen.families.streaming import Weights
-from batchgen.families.tiling import TiledDecoder, tiling_of
 from batchgen.loras import NO_LORAS
 from batchgen.numerics.edges import make_batch_invariant
 from batchgen.pictures import Read
@@ -87,9 +86,9 @@ def assemble(
     devices.prepare(device, system)
     ascent = replace(ascent, before=team.result(lambda: ascent.before))
     plan = plan_memory(model, layout.memory, layout.resident_blocks, layout.places)
-    tiles = _divided_tiles(model, system, mesh, stages)
+    shared = shared_tiles(model, system.vae, stages) if mesh is not None else None
     if not team.leads:
-        stages = ("denoise", "decode") if tiles else ("denoise",)
+        stages = ("denoise", "decode") if shared else ("denoise",)
     own = {n: devices.DTYPES[c.dtype] for n, c in system.components.items() if c.dtype is not None}
     components = load_components(
         model, devices.DTYPES[layout.precision], moved, stages, own, plan.on_disk
@@ -141,7 +140,7 @@ def assemble(
         adapters=adapters,
         tables=tables,
         split=split,
-        divided=DividedDecodes(mesh, family, tiles) if mesh and tiles else None,
+        divided=DividedDecodes(mesh, family, shared[1]) if mesh and shared else None,
         layers=family_spec(model.family).layers(model),
         smallest=Bucket(*(family_spec(model.family).stride(model).pixels,) * 2, 1),
         share=partial(share_computed, model),
@@ -160,15 +159,6 @@ def _row_bytes(
     tables = Weights(model, precision, system).tables(plan.places)
     sequence = layout.ulysses * layout.ring
     return cache(RowBytes(replace(model, dtype=precision), tables, layout.cfg, sequence).of)
-
-
-def _divided_tiles(
-    model: ModelSpec, system: SystemConfig, mesh: Mesh | None, stages: Sequence[Stage]
-) -> TiledDecoder | None:
-    """How rows are cut whose tiles the ranks of a replica divide; None: one decodes for all."""
-    if mesh is None or tiling_of(system.vae) is None or "decode" not in stages:
-        return None
-    return served_by(model).tiles
 
 
 def _compile(

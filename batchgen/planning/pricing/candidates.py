@@ -22,8 +22,8 @@ from batchgen.families.streaming import (
 from batchgen.planning.pricing.cost import (
     BucketSeconds,
     cost_of,
-    decodes_together,
     start_up_seconds,
+    tiles_of_ranks,
 )
 from batchgen.planning.pricing.memory import (
     fits,
@@ -268,7 +268,7 @@ class _Pricing:
     def _joined(self, bucket: Bucket) -> int:
         """Values of the frames that ranks decode together; 0: one decodes them all."""
         pixels = bucket.width * bucket.height * bucket.num_frames
-        return 3 * pixels if decodes_together(self.job) else 0
+        return 3 * pixels if tiles_of_ranks(self.job) else 0
 
     def _moves_s(self, degrees: Degrees, places: Places, copies: _Copies) -> float:
         """Components on their way to the device and away, window by window, without the blocks that

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from batchgen.config.capability import served_by
+from batchgen.config.capability import served_by, shared_tiles
 from batchgen.config.schema import DeviceConfig, JobConfig, ModelSpec
 from batchgen.config.stages import stages_of
 from batchgen.families.components import component_bytes
 from batchgen.families.family import STAGES, Stage, family_spec
-from batchgen.families.tiling import Tiling, tiling_of
+from batchgen.families.tiling import TiledDecoder, Tiling, tiling_of
 from batchgen.families.vision import SeesImages
 from batchgen.request import Bucket
 
@@ -104,16 +104,13 @@ class CostModel:
 
 def cost_of(job: JobConfig, factors: FactorTable = UNMEASURED, ranks: int = 1) -> CostModel:
     """Of the rows of a job, for a replica of so many ranks."""
-    tiling, ranks = tiling_of(job.system.vae), ranks if decodes_together(job) else 1
+    tiling, ranks = tiling_of(job.system.vae), ranks if tiles_of_ranks(job) else 1
     return CostModel(job.model, job.slurm.device, factors, tiling, stages_of(job), ranks)
 
 
-def decodes_together(job: JobConfig) -> bool:
-    """Whether the ranks of a replica divide the tiles of a row, if it has several."""
-    draws = job.decode is None and "decode" in stages_of(job)
-    return (
-        draws and tiling_of(job.system.vae) is not None and served_by(job.model).tiles is not None
-    )
+def tiles_of_ranks(job: JobConfig) -> tuple[Tiling, TiledDecoder] | None:
+    """See `shared_tiles`."""
+    return shared_tiles(job.model, job.system.vae, stages_of(job))
 
 
 def start_up_seconds(job: JobConfig, measured: float | None = None) -> float:

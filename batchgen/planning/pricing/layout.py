@@ -18,7 +18,7 @@ from batchgen.errors import ConfigError
 from batchgen.families.family import family_spec
 from batchgen.families.tiling import tiling_of
 from batchgen.planning.pricing.candidates import Candidate, adapter_bytes, all_candidates
-from batchgen.planning.pricing.cost import decodes_together
+from batchgen.planning.pricing.cost import tiles_of_ranks
 from batchgen.planning.pricing.memory import (
     GIB,
     Need,
@@ -279,10 +279,10 @@ def _heads(job: JobConfig, chosen: Candidate) -> str:
 
 def _decodes(job: JobConfig, work: Sequence[Work], chosen: Candidate) -> str:
     """Who decodes the rows, where they have tiles to divide."""
-    tiling, tiles = tiling_of(job.system.vae), served_by(job.model).tiles
-    if not decodes_together(job) or tiling is None or tiles is None:
+    shared, ranks = tiles_of_ranks(job), chosen.degrees.replica
+    if shared is None:
         return ""
-    ranks = chosen.degrees.replica
+    tiling, tiles = shared
     many = [tiling.tiles_of(part.bucket, tiles.factor) for part in work]
     if max(many) == 1:
         return "; the leader decodes, since all rows are of one tile"
