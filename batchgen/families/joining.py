@@ -36,16 +36,12 @@ def drawn_areas(shares: Sequence[Sequence[tuple[Span, Span]]], factor: int) -> A
 def bring_to_first(ranks: Ranks, x: Tensor, drawn: Areas) -> None:
     """Fill in on the first rank what the others have drawn of a map (..., rows, columns); a tile of
     each at a time, so that little is held twice."""
-    if ranks.size == 1:
-        return
     for tiles in zip_longest(*drawn):
         _pass(ranks, x, [_Passed(n, 0, tile) for n, tile in enumerate(tiles) if n and tile])
 
 
 def mend(ranks: Ranks, x: Tensor, drawn: Areas, needed: Areas) -> None:
     """Fill in on each rank what it needs of a map (..., rows, columns) and others have drawn."""
-    if ranks.size == 1:
-        return
     passed = [
         _Passed(sender, receiver, area)
         for receiver, asks in enumerate(needed)
@@ -59,8 +55,6 @@ def mend(ranks: Ranks, x: Tensor, drawn: Areas, needed: Areas) -> None:
 def from_all(ranks: Ranks, own: Tensor, counts: Sequence[int]) -> Tensor:
     """What every rank has found of each of its tiles, (tiles, ...), in the order of the ranks;
     `counts`: the tiles of each."""
-    if ranks.size == 1:
-        return own
     shapes = [(count, *own.shape[1:]) for count in counts]
     return torch.cat(ranks.exchange([own] * ranks.size, shapes))
 

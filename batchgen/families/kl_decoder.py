@@ -186,7 +186,7 @@ class Layers:
             seen = resnet.nonlinearity(norm(inner, tile))
             drawn = self.convolve(resnet.conv2, seen, tile)
             tile.own(out).copy_((added + drawn) / self.scale(resnet))
-        return self._mended(out, self._areas(out))
+        return self._mended(out)
 
     def _upsample(self, upsampler: Any, x: Tensor) -> Tensor:
         """Of the two cells that one beside a tile has become, it sees the nearer."""
@@ -200,9 +200,8 @@ class Layers:
                 out = x.new_empty(*made.shape[:-2], 2 * height, 2 * width)
             tile.own(out, 2).copy_(made)
         assert out is not None
-        drawn = self._areas(x, 2)
         self.factor //= 2
-        return self._mended(out, drawn)
+        return self._mended(out, 2)
 
     def _convolved(self, conv: Any, norm: Norm, activation: nn.Module, x: Tensor) -> Tensor:
         """A new map: the convolution of what has been normed and activated."""
@@ -210,7 +209,7 @@ class Layers:
         for tile in self._tiles(x):
             seen = activation(norm(x, tile))
             tile.own(out).copy_(self.convolve(conv, seen, tile))
-        return self._mended(out, self._areas(out))
+        return self._mended(out)
 
     def _group_norm(self, norm: nn.GroupNorm, x: Tensor) -> GroupNorm:
         """Means and variances of the tiles come to those of the map, in float32 at least."""
@@ -240,22 +239,23 @@ class Layers:
         """Those of this rank."""
         return self._shares(x)[self.tiling.ranks.place]
 
-    def _shares(self, x: Tensor) -> list[Sequence[Tile]]:
-        """Those of each rank."""
-        height, width, tiles = *x.shape[-2:], list[Tile]()
-        for rows, columns in self.tiling.tiles(height, width, self.factor):
+    def _shares(self, x: Tensor, scale: int = 1) -> list[Sequence[Tile]]:
+        """Those of each rank, in the map of which `x` is so many times an enlargement."""
+        height, width = (size // scale for size in x.shape[-2:])
+        tiles = list[Tile]()
+        for rows, columns in self.tiling.tiles(height, width, scale * self.factor):
             (r, above, below), (c, left, right) = rows.near(height), columns.near(width)
             border = (int(left), int(right), int(above), int(below))
             tiles.append(Tile(rows.own, columns.own, r, c, border))
         return self.tiling.shares(tiles)
 
     def _areas(self, x: Tensor, scale: int = 1) -> Areas:
-        """Cells of each rank's tiles, in a map that is so many times as large."""
-        return [[tile.area(scale) for tile in share] for share in self._shares(x)]
+        """Cells of `x` that each rank has drawn, by its tiles of that map."""
+        return [[tile.area(scale) for tile in share] for share in self._shares(x, scale)]
 
-    def _mended(self, x: Tensor, drawn: Areas) -> Tensor:
-        """With the cells next to this rank's own, of what each rank has drawn."""
-        if self.tiling.ranks.size > 1:
+    def _mended(self, x: Tensor, scale: int = 1) -> Tensor:
+        """With the cells next to this rank's own, of what each rank has drawn (`_areas`)."""
+        if self.tiling.ranks.size > 1:  # else nobody has to know what each needs
             needed = [[(t.seen_rows, t.seen_columns) for t in share] for share in self._shares(x)]
-            mend(self.tiling.ranks, x, drawn, needed)
+            mend(self.tiling.ranks, x, self._areas(x, scale), needed)
         return x
