@@ -6,14 +6,14 @@ together has the bits of what one rank draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from batchgen.families.tiling import Ranks, Span
+from batchgen.families.tiling import Ranks, Span, Tiling
 
 Area = tuple[slice, slice]  # rows and columns of a map
 Areas = Sequence[Sequence[Area]]  # of each rank
@@ -28,9 +28,26 @@ class _Passed:
     area: Area
 
 
-def drawn_areas(shares: Sequence[Sequence[tuple[Span, Span]]], factor: int) -> Areas:
-    """What the ranks have drawn of a frame; `factor`: pixels of a cell."""
-    return [[(rows.drawn(factor), columns.drawn(factor)) for rows, columns in s] for s in shares]
+def draw_by_tiles(
+    tiling: Tiling, video: Tensor, factor: int, draw: Callable[[Span, Span], Iterable[Tensor]]
+) -> Tensor:
+    """The video (..., frames, height, width), filled tile by tile, and whole on the first rank.
+    `draw`: what a tile of such rows and columns of cells comes to, frames after frames, with what
+    is beside it; `factor`: pixels of a cell."""
+    height, width = (pixels // factor for pixels in video.shape[-2:])
+    shares = tiling.shares([*tiling.tiles(height, width, factor)])
+    for rows, columns in shares[tiling.ranks.place]:
+        at = 0
+        for pixels in draw(rows, columns):
+            frames = video[
+                ..., at : at + pixels.shape[-3], rows.drawn(factor), columns.drawn(factor)
+            ]
+            frames.copy_(pixels[..., rows.within(factor), columns.within(factor)])
+            at += pixels.shape[-3]
+            del pixels  # before the next are made
+    areas = [[(rows.drawn(factor), columns.drawn(factor)) for rows, columns in s] for s in shares]
+    bring_to_first(tiling.ranks, video, areas)
+    return video
 
 
 def bring_to_first(ranks: Ranks, x: Tensor, drawn: Areas) -> None:

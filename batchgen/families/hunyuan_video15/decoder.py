@@ -8,6 +8,7 @@ of cells; here each frame is asked by itself among those that it sees, and there
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from diffusers import AutoencoderKLHunyuanVideo15
 from torch import Tensor
 
 from batchgen.families.followed import check_known, is_as_made
-from batchgen.families.joining import bring_to_first, drawn_areas
-from batchgen.families.tiling import Tiling
+from batchgen.families.joining import draw_by_tiles
+from batchgen.families.tiling import Span, Tiling
 
 
 def decode(vae: Any, latents: Tensor, tiling: Tiling | None) -> Tensor:
@@ -58,16 +59,14 @@ def _tiled(decoder: Any, latents: Tensor, tiling: Tiling, whole: int, factor: in
         x = block(x)
     frames, height, width = x.shape[2:]
     video = x.new_empty(1, 3, frames, height * factor, width * factor)
-    shares = tiling.shares([*tiling.tiles(height, width, factor)])
-    for rows, columns in shares[tiling.ranks.place]:
+
+    def draw(rows: Span, columns: Span) -> Iterator[Tensor]:
         tile = x[..., rows.begin : rows.end, columns.begin : columns.end]
         for block in decoder.up_blocks[whole:]:
             tile = block(tile)
-        pixels = decoder.conv_out(decoder.conv_act(decoder.norm_out(tile)))
-        drawn = pixels[..., rows.within(factor), columns.within(factor)]
-        video[..., rows.drawn(factor), columns.drawn(factor)] = drawn
-    bring_to_first(tiling.ranks, video, drawn_areas(shares, factor))
-    return video
+        yield decoder.conv_out(decoder.conv_act(decoder.norm_out(tile)))
+
+    return draw_by_tiles(tiling, video, factor, draw)
 
 
 def _middle(middle: Any, x: Tensor) -> Tensor:

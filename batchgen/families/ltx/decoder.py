@@ -7,6 +7,7 @@ many more cells beside a tile.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from batchgen.families.followed import check_known, is_as_made
-from batchgen.families.joining import bring_to_first, drawn_areas
-from batchgen.families.tiling import Tiling
+from batchgen.families.joining import draw_by_tiles
+from batchgen.families.tiling import Span, Tiling
 
 
 def decode(vae: Any, latents: Tensor, timestep: Tensor | None, tiling: Tiling | None) -> Tensor:
@@ -29,7 +30,7 @@ def decode(vae: Any, latents: Tensor, timestep: Tensor | None, tiling: Tiling | 
         video: Tensor = vae.decode(latents, timestep, return_dict=False)[0]
         return video
     check_known(known(vae))
-    return _tiled(vae.decoder, latents, timestep, tiling, factor)
+    return _tiled(vae, latents, timestep, tiling, factor)
 
 
 def known(vae: Any) -> bool:
@@ -48,27 +49,23 @@ def _pixels_of_a_cell(vae: Any) -> int:
 
 @torch.no_grad()
 def _tiled(
-    decoder: Any, latents: Tensor, timestep: Tensor | None, tiling: Tiling, factor: int
+    vae: Any, latents: Tensor, timestep: Tensor | None, tiling: Tiling, factor: int
 ) -> Tensor:
+    decoder, scales = vae.decoder, vae.config.decoder_spatio_temporal_scaling[0]
     if timestep is not None and decoder.timestep_scale_multiplier is not None:
         timestep = timestep * decoder.timestep_scale_multiplier
     x = decoder.mid_block(decoder.conv_in(latents), timestep)
     for block in decoder.up_blocks[:-1]:
         x = block(x, timestep)
-    video: Tensor | None = None
-    height, width = x.shape[-2:]
-    shares = tiling.shares([*tiling.tiles(height, width, factor)])
-    # a rank without a tile has to know how many frames there are
-    for rows, columns in shares[tiling.ranks.place] or shares[-1][:1]:
+    frames, height, width = x.shape[2:]
+    frames = (2 * frames - 1 if scales else frames) * decoder.patch_size_t
+    video = x.new_empty(len(x), 3, frames, height * factor, width * factor)
+
+    def draw(rows: Span, columns: Span) -> Iterator[Tensor]:
         tile = x[..., rows.begin : rows.end, columns.begin : columns.end]
-        pixels = _pixels(decoder, decoder.up_blocks[-1](tile, timestep), timestep)
-        if video is None:
-            video = x.new_empty(*pixels.shape[:3], height * factor, width * factor)
-        drawn = pixels[..., rows.within(factor), columns.within(factor)]
-        video[..., rows.drawn(factor), columns.drawn(factor)] = drawn
-    assert video is not None
-    bring_to_first(tiling.ranks, video, drawn_areas(shares, factor))
-    return video
+        yield _pixels(decoder, decoder.up_blocks[-1](tile, timestep), timestep)
+
+    return draw_by_tiles(tiling, video, factor, draw)
 
 
 def _pixels(decoder: Any, x: Tensor, timestep: Tensor | None) -> Tensor:

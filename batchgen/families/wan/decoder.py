@@ -12,7 +12,7 @@ whole frames are decoded by diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from batchgen.families.followed import check_known, is_as_made
-from batchgen.families.joining import bring_to_first, drawn_areas
+from batchgen.families.joining import draw_by_tiles
 from batchgen.families.tiling import Span, Tiling
 
 _FEW_CHANNELS = 48
@@ -219,25 +219,15 @@ class _Tiled(_Decoding):
         frames = 1 + 2 ** sum(vae.config.temperal_downsample) * (count - 1)
         shape = items, 3, frames, rows * self.factor, columns * self.factor
         video = latents.new_empty(shape)
-        shares = self.tiling.shares([*self.tiling.tiles(rows, columns, self.factor)])
-        for vertical, horizontal in shares[self.tiling.ranks.place]:
-            self._put(video, vae, middles, vertical, horizontal)
-        bring_to_first(self.tiling.ranks, video, drawn_areas(shares, self.factor))
-        return video.clamp_(-1.0, 1.0)
 
-    def _put(
-        self, video: Tensor, vae: Any, middles: Sequence[Tensor], rows: Span, columns: Span
-    ) -> None:
-        """One tile into the video, without what is beside it."""
-        tile, at, factor = _Decoding(keeps_buffers=False), 0, self.factor
-        for number, middle in enumerate(middles, 1):
-            tile.ends = number == len(middles)
-            seen = middle[..., rows.begin : rows.end, columns.begin : columns.end]
-            x = unpatchify(tile._enlarged(vae.decoder, seen.contiguous()), _patch(vae))
-            frames = video[:, :, at : at + x.shape[2]]
-            drawn = x[..., rows.within(factor), columns.within(factor)]
-            frames[..., rows.drawn(factor), columns.drawn(factor)] = drawn
-            at += x.shape[2]
+        def draw(rows: Span, columns: Span) -> Iterator[Tensor]:
+            tile = _Decoding(keeps_buffers=False)
+            for number, middle in enumerate(middles, 1):
+                tile.ends = number == len(middles)
+                seen = middle[..., rows.begin : rows.end, columns.begin : columns.end]
+                yield unpatchify(tile._enlarged(vae.decoder, seen.contiguous()), _patch(vae))
+
+        return draw_by_tiles(self.tiling, video, self.factor, draw).clamp_(-1.0, 1.0)
 
 
 class _OneDnn(_Decoding):
