@@ -28,17 +28,17 @@ from batchgen.engine.parallel.split import Split
 from batchgen.engine.parallel.tiles import DividedDecodes
 from batchgen.engine.ranks.team import Team
 from batchgen.engine.reuse.blocks import Stacks
-from batchgen.engine.reuse.recall import Joined, Memo, Recall
+from batchgen.engine.reuse.recall import Ahead, Memo, Recall
 from batchgen.families.family import Condition, FamilyModel, Item
 from batchgen.request import Bucket, Request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Joining:
+class RowAhead:
     """What the tables of a row are made from."""
 
     request: Request
-    latents: Tensor  # before its next step
+    dtype: torch.dtype  # of its latents, before its next step
     timesteps: Sequence[float]  # that are left
     conditions: Sequence[Condition]  # of its branches, on the device
 
@@ -97,7 +97,7 @@ class Replica:
         with self.split.whole() if self.split else nullcontext(), first:
             return self.family.signal(item, kind)
 
-    def tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...] | Failed]:
+    def tabulate(self, rows: Sequence[RowAhead]) -> list[tuple[Memo, ...] | Failed]:
         """Make the tables of rows that join together, where they stand in for weights; each has to
         hold its own. Where there is no room, their forwards make them as they need them; what
         fails for all is tried for each alone."""
@@ -110,30 +110,30 @@ class Replica:
             return [()] * len(rows)
         return [made] if len(rows) == 1 else [self.tabulate([row])[0] for row in rows]
 
-    def _tabulate(self, rows: Sequence[Joining]) -> list[tuple[Memo, ...]]:
+    def _tabulate(self, rows: Sequence[RowAhead]) -> list[tuple[Memo, ...]]:
         request, size = rows[0].request, self.smallest
         expert = self.family.expert(request, rows[0].timesteps[0])
         self.residency.ensure(expert)
         like = self.family.random_item(size, 0, expert)
-        joined = [Joined(self._items(row, like), len(row.conditions)) for row in rows]
+        ahead = [Ahead(self._items(row, like), len(row.conditions)) for row in rows]
         found: dict[int, tuple[Memo, ...]] = {}
         whole = self.split.whole() if self.split else nullcontext()
         with whole, self.stacks.told(NO_BLOCKS):
             for loras in dict.fromkeys(row.request.lora for row in rows):
                 these = [at for at, row in enumerate(rows) if row.request.lora == loras]
                 forward = lambda one: self.family.forward([one])  # noqa: E731
-                made = self.recall.tabulate(forward, [joined[at] for at in these])
+                made = self.recall.tabulate(forward, [ahead[at] for at in these])
                 found |= zip(these, made, strict=True)
         return [found[at] for at in range(len(rows))]
 
-    def _items(self, row: Joining, like: Item) -> list[Item]:
+    def _items(self, row: RowAhead, like: Item) -> list[Item]:
         """Of the steps that are left, as small as they can be."""
         size = self.smallest
         request = replace(
             row.request, width=size.width, height=size.height, num_frames=size.num_frames
         )
         conditions = row.conditions if self.recall.sees_combined else [like.condition]
-        now, later = (like.latents.to(d) for d in (row.latents.dtype, self.family.state_dtype))
+        now, later = (like.latents.to(d) for d in (row.dtype, self.family.state_dtype))
         return [
             replace(
                 like,

@@ -25,7 +25,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from batchgen.families.followed import check_known, is_as_made
-from batchgen.families.joining import Areas, bring_to_first, from_all, mend
+from batchgen.families.pieces import Areas, bring_to_first, from_all, mend
 from batchgen.families.tiling import Tiling
 
 

@@ -24,7 +24,7 @@ from batchgen.engine.devices.device import lone_layout
 from batchgen.engine.engine import Engine
 from batchgen.engine.memory.stream import tensors_of
 from batchgen.engine.reuse.blocks import named
-from batchgen.engine.reuse.recall import Joined, Memo, Recall
+from batchgen.engine.reuse.recall import Ahead, Memo, Recall
 from batchgen.families.family import Item, family_names, family_spec
 from batchgen.families.recalled import Recalled
 from batchgen.numerics.edges import in_batches, make_batch_invariant
@@ -200,7 +200,7 @@ def test_tables_of_rows_in_flight_are_kept_however_many_there_are(one_thread: No
         subject.family.forward([one])
 
     def tabulate(*timesteps: float) -> tuple[Memo, ...]:
-        row = Joined([replace(item, timestep=timestep) for timestep in timesteps], 1)
+        row = Ahead([replace(item, timestep=timestep) for timestep in timesteps], 1)
         [found] = recall.tabulate(forward, [row])
         return found
 

@@ -13,7 +13,7 @@ from batchgen.bench.gpu.subjects import engine, flux, qwen, still
 from batchgen.config.schema import MemoryConfig, ModelSpec
 from batchgen.engine.engine import Engine
 from batchgen.engine.packs import GAIN
-from batchgen.engine.replica import Joining
+from batchgen.engine.replica import RowAhead
 
 SIZES = {512: (1, 2, 4, 8, 16), 1024: (1, 2, 4, 8)}
 
@@ -118,7 +118,9 @@ def _tables(kit: Kit, made: Engine, subject: Subject, sizes: tuple[int, ...]) ->
     for count in sizes:
         items = [made.family.random_item(bucket, n, "transformer") for n in range(count)]
         rows = [
-            Joining(one.request, one.latents, [900.0 - n for n in range(steps)], [one.condition])
+            RowAhead(
+                one.request, one.latents.dtype, [900.0 - n for n in range(steps)], [one.condition]
+            )
             for one in items
         ]
         with torch.no_grad():

@@ -84,7 +84,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Ahead:
     """A row whose tables are to be made: items with its timesteps and all else that they see, and
     how many branches it has."""
 
@@ -162,7 +162,7 @@ class Recall:
         model.signal = lambda item, kind: self._signal(family, signal, item, kind)
 
     def tabulate(
-        self, forward: Callable[[Item], object], rows: Sequence[Joined]
+        self, forward: Callable[[Item], object], rows: Sequence[Ahead]
     ) -> list[tuple[Memo, ...]]:
         """Make the tables of rows that join, with one set of adapters, and keep those of each as
         long as it holds what is returned. `forward`: of one of their items, which runs no blocks.

@@ -19,7 +19,7 @@ from batchgen.engine.encoding.prompts import EncodedRow
 from batchgen.engine.isolation import Failed, attempt
 from batchgen.engine.ranks.orders import Decode, Join, Orders, Pack, Slot
 from batchgen.engine.ranks.team import Lost
-from batchgen.engine.replica import Joining, Replica
+from batchgen.engine.replica import Replica, RowAhead
 from batchgen.engine.reuse.blocks import NOTHING, Kept
 from batchgen.engine.reuse.recall import Memo
 from batchgen.engine.reuse.rowcache import Probe, RowCache
@@ -237,9 +237,9 @@ class Flight:
         rows = {number: self.rows[number] for number in numbers if number in self.rows}
         made = self.replica.tabulate(
             [
-                Joining(
+                RowAhead(
                     row.request,
-                    row.latents,
+                    row.latents.dtype,
                     row.schedule.timesteps[row.step :].tolist(),
                     [branch.condition for branch in row.branches],
                 )

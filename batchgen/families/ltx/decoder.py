@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from batchgen.families.followed import check_known, is_as_made
-from batchgen.families.joining import draw_by_tiles
+from batchgen.families.pieces import draw_by_tiles
 from batchgen.families.tiling import Span, Tiling
 
 

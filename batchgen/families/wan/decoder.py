@@ -27,7 +27,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import Tensor, nn
 
 from batchgen.families.followed import check_known, is_as_made
-from batchgen.families.joining import draw_by_tiles
+from batchgen.families.pieces import draw_by_tiles
 from batchgen.families.tiling import Span, Tiling
 
 _FEW_CHANNELS = 48

@@ -38,7 +38,7 @@ from batchgen.planning.pricing.memory import (
 from batchgen.planning.pricing.timemodel import (
     SharedForward,
     exchange_seconds,
-    joined_seconds,
+    pieces_seconds,
     shape_of,
     streamed_seconds,
     wires_of,
@@ -239,7 +239,7 @@ class _Pricing:
         texts = min(TEXTS_ABREAST, ceil(part.rows / degrees.dp))
         encode = self._streamed(texts * costs.encode, copies.encoders) / texts
         images = costs.images * part.illustrated / part.rows
-        tiles = joined_seconds(self._joined(part.bucket), degrees.replica, wires)
+        tiles = pieces_seconds(self._passed(part.bucket), degrees.replica, wires)
         denoise = denoise / part.rows + copies.tables / joining
         return denoise + encode + images + costs.decode + tiles
 
@@ -265,7 +265,7 @@ class _Pricing:
     def _seconds(self, bucket: Bucket, ranks: int) -> BucketSeconds:
         return cost_of(self.job, ranks=ranks).bucket(bucket)
 
-    def _joined(self, bucket: Bucket) -> int:
+    def _passed(self, bucket: Bucket) -> int:
         """Values of the frames that ranks decode together; 0: one decodes them all."""
         pixels = bucket.width * bucket.height * bucket.num_frames
         return 3 * pixels if tiles_of_ranks(self.job) else 0

@@ -162,7 +162,7 @@ def exchange_seconds(shape: Shape, cfg: int, span: int, wires: Wires) -> float:
     return sent / (ALL_TO_ALL_SHARE * wires.rate(span))
 
 
-def joined_seconds(values: int, ranks: int, wires: Wires) -> float:
+def pieces_seconds(values: int, ranks: int, wires: Wires) -> float:
     """Of the float32 values of a row's frames, of which `ranks` have decoded some each, until they
     are where the row is written."""
     sent = 4 * values * (ranks - 1) / ranks

@@ -27,7 +27,7 @@ from batchgen.planning.pricing.timemodel import (
     SharedForward,
     Wires,
     exchange_seconds,
-    joined_seconds,
+    pieces_seconds,
     shape_of,
     streamed_seconds,
     wires_of,
@@ -73,10 +73,10 @@ def test_ranks_of_a_replica_share_tiles_and_the_price_knows_it() -> None:
     assert shared == pytest.approx(alone / 2)
     work = [Work(HD, 8, 0, 0)]
     one, two = (all_candidates(tiled, work, [Degrees(4, 1, n, 1)])[0] for n in (1, 2))
-    joined = joined_seconds(3 * 1280 * 720 * 81, 2, NODE)
+    joined = pieces_seconds(3 * 1280 * 720 * 81, 2, NODE)
     assert 0.001 < joined < 0.01
     wires = wires_of(tiled.slurm.device, 8)
-    joined = joined_seconds(3 * 1280 * 720 * 81, 2, wires)
+    joined = pieces_seconds(3 * 1280 * 720 * 81, 2, wires)
     assert one.last_row_s - two.last_row_s == pytest.approx(2 * (shared - joined))
     assert "its 2 ranks share the 8 tiles of a decode" in resolve_layout(tiled, rows(HD, 8)).reason
     small = resolve_layout(tiled, rows(Bucket(256, 256, 81), 8)).reason
