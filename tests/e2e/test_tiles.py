@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from cli_calls import recorded, rows_of
 
@@ -62,4 +63,6 @@ def test_a_rank_that_ends_in_a_decode_loses_no_row(
     assert recorded(run) == recorded(work.run(*FRAMES, *TILED).run)
     catalog = rows_of(run)
     assert {*catalog.memory_rung} <= {"", rung}
+    spent = pd.read_parquet(run.catalog_runs)
+    assert (spent.shared_decode_s > 0).all()
     assert sorted(catalog.steps_restored > 0) == [False, True, True]  # had all steps behind them

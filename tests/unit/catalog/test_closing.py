@@ -36,7 +36,7 @@ from batchgen.paths import RunPaths, parse_journal
 from batchgen.records import Attempt, Commit, RowStats, StageSeconds
 
 SMALL = ("row_defaults.width=32", "row_defaults.height=32", "row_defaults.num_frames=1")
-STEPS, STEP_S, LOAD_S, IDLE_S = 20, 0.06, 0.6, 0.4
+STEPS, STEP_S, LOAD_S, IDLE_S, DECODE_S = 20, 0.06, 0.6, 0.4, 0.3
 EXACT_S = 1e-5
 SLACK_S = 0.25  # promised are 1 % and 2 s; here hardly anything goes on beside what is measured
 
@@ -72,6 +72,8 @@ class Rank:
             if not done:
                 self.end(row, fate, seconds, at)
                 return
+            with self.clock.on("shared_decode"):  # with other ranks
+                self.hands.passed += DECODE_S
             self.commit(row, seconds)
         self.last_line("done")
 
@@ -106,6 +108,7 @@ class Rank:
         spent = self.clock.read()
         seconds = {"idle_s": spent.idle, "tail_s": spent.tail, "denoise_s": spent.denoise}
         seconds |= {"busy_s": spent.busy, "load_s": spent.load, "lost_s": spent.open}
+        seconds["shared_decode_s"] = spent.shared_decode
         self.journal.end(End(reason=reason, t=self.hands.time(), **seconds))
 
 
@@ -181,6 +184,7 @@ def test_a_run_with_kills_and_a_drain_closes(make_run_folder: Callable[..., RunF
         assert runs[column].tolist() == [exactly(n * STEP_S) for n in numbers], column
     assert runs["load_s"].tolist() == [exactly(LOAD_S)] * 4
     assert runs["idle_s"].tolist() == [exactly(n * IDLE_S) for n in (2, 2, 2, 1)]
+    assert runs["shared_decode_s"].tolist() == [exactly(DECODE_S)] * 4
     assert runs["tail_s"].tolist() == [exactly(0.0)] * 4
     assert catalog.waste(run_folder.run.root)["total"] == pytest.approx(runs["lost_s"].sum())
 
