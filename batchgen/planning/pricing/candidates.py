@@ -9,6 +9,7 @@ from math import ceil
 
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import JobConfig
+from batchgen.config.stages import stages_of
 from batchgen.families.family import BYTES, family_spec
 from batchgen.families.kept import AUTO_ROWS, RowBytes, TickRoom, forward_tokens
 from batchgen.families.streaming import (
@@ -184,6 +185,8 @@ class _Pricing:
     def _kept(self, degrees: Degrees, memory: MemoryMode, items: int | None = None) -> int:
         """Bytes that the rows in flight keep, of the shape that keeps most. `items`: of the most
         demanding shape in a forward; None: as many as an engine may ever take."""
+        if "denoise" not in stages_of(self.job):
+            return 0
         model = replace(self.job.model, dtype=precision_of(self.job))
         each = RowBytes(model, row_tables(self.job, memory), degrees.cfg, degrees.sequence)
         turns = 0 if items or memory == "resident" else self._taking_turns()

@@ -75,7 +75,9 @@ def test_stages_that_are_left_out_take_no_memory_and_no_time(job: Make) -> None:
     assert peaks[1] <= peaks[0] - autoencoder
     assert peaks[2] == autoencoder + family_spec("wan").decode_bytes(whole.model, CLIP)
     rows = [Work(CLIP, 100, 0, 0)]
-    assert degrees(choose_layout(decoding, rows)) == (8, 1, 1, 1)
+    found = survey(decoding, rows)
+    assert degrees(found.layout) == (8, 1, 1, 1)
+    assert found.chosen.most_kept == 0  # no row is between two steps
     starts = [start_up_seconds(one) for one in (whole, drawing, decoding)]
     assert starts[0] > starts[1] > starts[2]
 
