@@ -52,7 +52,7 @@ class StampCache:
 
 def key_of(file: Path, kind: str) -> str:
     """What a file as it stands is known by; raises OSError where there is none."""
-    return f"{file.resolve()} {' '.join(map(str, stamp(file)))} {kind}"
+    return f"{os.path.realpath(file)} {' '.join(map(str, stamp(file)))} {kind}"
 
 
 def stamp(file: Path) -> tuple[int, int, int, int]:

@@ -85,18 +85,38 @@ def check_factors(factors: Factors, transformer: nn.Module) -> None:
         near = closest(_module(strange[0]), modules)
         raise NoLora(f"holds {_listed(strange)}: the model has no such module{near}")
     for key, tensor in factors.tensors.items():
-        weight = getattr(modules[_module(key)], "weight", None)
-        if weight is None or weight.ndim < 2:
-            raise NoLora(f"holds {key}: {_module(key)} is not a Linear or a convolution")
-        axis = 1 if key.endswith(_FACTORS[0]) else 0
-        if tensor.shape[axis] != weight.shape[axis]:
-            raise NoLora(
-                f"holds {key} of shape {list(tensor.shape)}, but {_module(key)}.weight has "
-                f"{list(weight.shape)}"
-            )
+        _check_factor(key, tensor, modules[_module(key)])
     alone = [key for key in factors.tensors if not _twins(key) <= factors.tensors.keys()]
     if alone:
         raise NoLora(f"holds {_listed(alone)} without the other factor")
+    for key, down in factors.tensors.items():
+        if key.endswith(_FACTORS[0]):
+            _check_rank(key, down, factors.tensors[_module(key) + _FACTORS[1]])
+
+
+def _check_factor(key: str, tensor: Tensor, module: nn.Module) -> None:
+    """NoLora unless the tensor can stand beside the module's weight."""
+    weight: Any = getattr(module, "weight", None)
+    if weight is None or weight.ndim < 2:
+        raise NoLora(f"holds {key}: {_module(key)} is not a Linear or a convolution")
+    if not tensor.is_floating_point():
+        raise NoLora(f"holds {key} in {str(tensor.dtype)[6:]}; legal: floating point")
+    axis = 1 if key.endswith(_FACTORS[0]) else 0
+    dims = 1 if key.endswith(_FACTORS[2]) else weight.ndim
+    if tensor.ndim != dims or tensor.shape[axis] != weight.shape[axis]:
+        raise NoLora(
+            f"holds {key} of shape {list(tensor.shape)}, but {_module(key)}.weight has "
+            f"{list(weight.shape)}"
+        )
+
+
+def _check_rank(key: str, down: Tensor, up: Tensor) -> None:
+    """NoLora unless both factors of a module have one rank."""
+    if down.shape[0] != up.shape[1] or not down.shape[0]:
+        raise NoLora(
+            f"holds {key} of shape {list(down.shape)}, but the other factor has {list(up.shape)}; "
+            "legal: one rank, 1 or more"
+        )
 
 
 # ------------------------------------------------------------------------------------------- files

@@ -181,19 +181,21 @@ def test_every_row_with_an_illegal_image_is_listed(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(coded(PLAIN))
     (tmp_path / "cut.png").write_bytes(REFUSED["cut"][0])
     (tmp_path / "folder").mkdir()
-    names = ["good.png", "gone.png", "cut.png", "folder", "https://x.org/a.png", None]
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    names = ["good.png", "gone.png", "cut.png", "folder", "https://x.org/a.png", None, "loop.png"]
     with pytest.raises(ManifestError) as caught:
         planned(tmp_path, {"image": names})
     said = str(caught.value)
-    assert "5 illegal values" in said
+    assert "6 illegal values" in said
     assert f"row 1, image = 'gone.png': {tmp_path / 'gone.png'} there is no such file" in said
     assert f"row 2, image = 'cut.png': {tmp_path / 'cut.png'} is cut off or damaged" in said
     assert "row 3, image = 'folder'" in said and "is not a regular file" in said
     assert "row 4" in said and "images are not fetched" in said
     assert "row 5, image = null: the model draws from it" in said
+    assert "row 6, image = 'loop.png'" in said and "symbolic links" in said
     assert not (tmp_path / "run" / "plan.parquet").exists()
     report = check_manifest(tmp_path / "rows.parquet")  # without a job nobody needs one
-    assert report.problems.count == 4
+    assert report.problems.count == 5
 
 
 def test_rules_of_images(tmp_path: Path) -> None:

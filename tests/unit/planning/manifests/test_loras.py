@@ -223,6 +223,25 @@ NOTHING = "transformer.blocks.0.attn1.to_x.lora_A.weight"
             "holds blocks.0.attn1.to_q.lora_A.weight of shape [4, 7], but",
         ),
         (
+            {"transformer.blocks.0.attn1.to_q.lora_A.weight": (4,)},
+            "holds blocks.0.attn1.to_q.lora_A.weight of shape [4], but",
+        ),
+        (
+            {
+                "transformer.blocks.0.attn1.to_q.lora_A.weight": (5, 192),
+                "transformer.blocks.0.attn1.to_q.lora_B.weight": (192, 4),
+            },
+            "holds blocks.0.attn1.to_q.lora_A.weight of shape [5, 192], but the other factor has "
+            "[192, 4]; legal: one rank, 1 or more",
+        ),
+        (
+            {
+                "transformer.blocks.0.attn1.to_q.lora_A.weight": (0, 192),
+                "transformer.blocks.0.attn1.to_q.lora_B.weight": (192, 0),
+            },
+            "of shape [0, 192], but the other factor has [192, 0]; legal: one rank, 1 or more",
+        ),
+        (
             {"transformer.blocks.1.attn1.to_q.lora_B.weight": (192, 4)},
             "holds blocks.1.attn1.to_q.lora_B.weight without the other factor",
         ),
@@ -246,6 +265,13 @@ def test_keys_that_match_nothing_are_named(
     message = refusal(files, ["odd.safetensors@0.5", None])
     assert f"row 0, lora = 'odd.safetensors@0.5': {files}/odd.safetensors: " in message
     assert answer in message
+
+
+def test_factors_are_numbers_with_a_point(files: Path) -> None:
+    """Integers are of a quantisation whose scales nobody would apply."""
+    whole = {name: t.to(torch.int8) for name, t in _tensors(files / "a.safetensors").items()}
+    save_file(whole, files / "q.safetensors")
+    assert "lora_A.weight in int8; legal: floating point" in refusal(files, ["q.safetensors"])
 
 
 def test_names_of_wan_s_own_code_are_read_and_what_would_be_lost_is_refused(files: Path) -> None:
