@@ -51,7 +51,11 @@ def detect(model: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     typed: Any = build(spec.Dims, dims, "model")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     stored = read_json(scheduler) if scheduler.is_file() else {}
-    defaults = _merged(asdict(spec.defaults(typed, stored)), given.get("request_defaults") or {})
+    try:
+        own = asdict(spec.defaults(typed, stored))
+    except ValueError as error:
+        raise WeightsError(f"{scheduler}: {error}") from error
+    defaults = _merged(own, given.get("request_defaults") or {})
     named = given["name"] if given.get("name") not in (None, AUTO, GENERIC) else folder.name
     media = generic.media(typed) if name == GENERIC else spec.MEDIA
     last = {"name": named, "family": name, "request_defaults": defaults}

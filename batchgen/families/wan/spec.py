@@ -32,7 +32,8 @@ from batchgen.families.sequence import MOST_RANKS, RINGS, legal_ulysses
 from batchgen.families.tiling import TiledDecoder, reach_of
 from batchgen.families.wan import autoencoder
 from batchgen.families.wan.autoencoder import WanVae
-from batchgen.request import Bucket, ModelDefaults, Solver
+from batchgen.families.wan.scheduler import shift_of, solver_of
+from batchgen.request import Bucket, ModelDefaults
 
 NUMERICS_VERSION = 2  # 2: no guidance at scales below 1, as in the pipeline
 PIPELINE = "WanPipeline"
@@ -82,11 +83,6 @@ SCHEDULER = Component(
 )
 COMPONENTS = (TRANSFORMER, TEXT_ENCODER, VAE, SCHEDULER, TOKENIZER)
 
-_SOLVERS: dict[str, Solver] = {
-    "UniPCMultistepScheduler": "unipc",
-    "FlowMatchEulerDiscreteScheduler": "euler",
-    "DPMSolverMultistepScheduler": "dpm++",
-}
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -181,16 +177,6 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
         solver=solver_of(scheduler),
         sigma_shift=shift_of(scheduler, 3.0),
     )
-
-
-def solver_of(scheduler: Mapping[str, Any]) -> Solver:
-    """The solver that a scheduler_config.json names."""
-    return _SOLVERS.get(str(scheduler.get("_class_name")), "unipc")
-
-
-def shift_of(scheduler: Mapping[str, Any], otherwise: float) -> float:
-    """The flow shift of a scheduler_config.json."""
-    return float(scheduler.get("flow_shift") or scheduler.get("shift") or otherwise)
 
 
 def branches(model: ModelSpec, row: Scales) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities
 from batchgen.families.wan import spec as wan
+from batchgen.families.wan.scheduler import shift_of, solver_of
 from batchgen.families.wan.spec import (
     attention_flops,
     block_parameters,
@@ -107,8 +108,8 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
         num_steps=40,
         guidance_scale=4.0,
         guidance_scale_2=3.0,
-        solver=wan.solver_of(scheduler),
-        sigma_shift=wan.shift_of(scheduler, 12.0),
+        solver=solver_of(scheduler),
+        sigma_shift=shift_of(scheduler, 12.0),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from batchgen.config.schema import ModelSpec
 from batchgen.families.family import Capabilities
 from batchgen.families.wan import spec as wan
+from batchgen.families.wan.scheduler import shift_of, solver_of
 from batchgen.families.wan22 import spec as wan22
 from batchgen.families.wan22.spec import (
     attention_flops,
@@ -102,8 +103,8 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
         num_steps=40,
         guidance_scale=3.5,
         guidance_scale_2=3.5,
-        solver=wan.solver_of(scheduler),
-        sigma_shift=wan.shift_of(scheduler, 5.0),
+        solver=solver_of(scheduler),
+        sigma_shift=shift_of(scheduler, 5.0),
     )
 
 

@@ -16,6 +16,7 @@ from batchgen.families.tiling import TiledDecoder, reach_of
 from batchgen.families.wan import autoencoder
 from batchgen.families.wan import spec as wan
 from batchgen.families.wan.autoencoder import PatchedVae
+from batchgen.families.wan.scheduler import shift_of, solver_of
 from batchgen.families.wan.spec import (
     attention_flops,
     block_parameters,
@@ -121,8 +122,8 @@ def defaults(dims: Dims, scheduler: Mapping[str, Any]) -> ModelDefaults:
         fps=24,
         num_steps=50,
         guidance_scale=5.0,
-        solver=wan.solver_of(scheduler),
-        sigma_shift=wan.shift_of(scheduler, 5.0),
+        solver=solver_of(scheduler),
+        sigma_shift=shift_of(scheduler, 5.0),
     )
 
 

@@ -43,6 +43,29 @@ def test_a_wan_is_found_with_its_dimensions(small_folder: Path) -> None:
     assert tiny.dims == tiny_wan_spec().dims
 
 
+@pytest.mark.parametrize(
+    ("changes", "answer"),
+    [
+        ({"_class_name": "LCMScheduler"}, "_class_name is 'LCMScheduler'; legal: UniPCMultistep"),
+        ({"solver_order": 3}, "solver_order is 3; legal: 2"),
+        ({"solver_type": "bh1"}, "solver_type is 'bh1'; legal: 'bh2'"),
+        ({"use_beta_sigmas": True}, "use_beta_sigmas is True; legal: False"),
+        ({"flow_shift": "large"}, "flow_shift is 'large'; legal: a number above 0"),
+        ({"flow_shift": 0}, "flow_shift is 0; legal: a number above 0"),
+    ],
+)
+def test_a_scheduler_that_would_draw_something_else_is_refused(
+    small_folder: Path, tmp_path: Path, changes: dict[str, object], answer: str
+) -> None:
+    """Else its rows would silently be those of another scheduler."""
+    shutil.copytree(small_folder, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(WeightsError) as caught:
+        auto(tmp_path / "model", "model.text_encoder.max_tokens=16")
+    assert f"{file}: {answer}" in str(caught.value)
+
+
 def test_two_experts_are_found_with_their_boundary(two_expert_folder: Path) -> None:
     model = auto(two_expert_folder, "model.text_encoder.max_tokens=32")
     assert model.family == "wan22"
