@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
+from packaged_jobs import job_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.initialization import no_init_weights
 
-from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import ModelSpec
 from batchgen.engine.loading.checkpoint import build_module
 from batchgen.engine.loading.parts import parts
 
-JOB = Path(__file__).parents[1] / "jobs" / "demo.yaml"
 
-
-@cache
 def packaged(name: str) -> ModelSpec:
-    return compose_job(JOB, [f"model={name}"]).config.model
+    return job_of(f"model={name}").model
 
 
 def on_meta(model: ModelSpec, name: str) -> Any:

@@ -9,7 +9,8 @@ import pytest
 
 
 def first_quick(values: Iterable[Any], count: int) -> list[Any]:
-    """`values` for `pytest.mark.parametrize`; those behind the first `count` are marked slow."""
+    """`values` for `pytest.mark.parametrize`; those behind the first `count` are marked slow.
+    A tuple has the values of several arguments."""
     return [
         pytest.param(
             *(value if isinstance(value, tuple) else (value,)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_models import save_two_experts
 from toy_engine import draw, request, save_small, small_spec, system, tiny_wan_spec, two_experts
@@ -64,6 +65,18 @@ def small(name: str, folder: Path) -> Small:
     served = "lora" in family_spec(name).capabilities(spec).columns
     texts = _loras(spec, folder) if served else ()
     return Small(spec, row, files_of(*texts), ("", *map(as_planned, texts)))
+
+
+def fixture_of(names: Iterable[Any]) -> Any:
+    """The fixture `family`: of each name its small model, `Small`, for the tests of a module."""
+
+    @pytest.fixture(scope="module", params=names, name="family")
+    def family(
+        request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
+    ) -> Small:
+        return small(request.param, tmp_path_factory.mktemp(request.param))
+
+    return family
 
 
 def _loras(spec: ModelSpec, folder: Path) -> tuple[str, ...]:

@@ -298,3 +298,19 @@ class Twin:
     def frames(self, row: Request) -> np.ndarray:
         """uint8 (frames, height, width, 3)"""
         return np.stack([np.asarray(image) for image in self(row, "pil")[0]])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint, rows, and what the pipeline drew of them."""
+
+    spec: ModelSpec
+    rows: list[Request]
+    twin: Keeper
+
+    def engine(self, **changes: object) -> Engine:
+        return Engine.load(self.spec, system(**changes), "cpu")
+
+    def assert_equal(self, drawn: Keeper) -> None:
+        theirs = {name: self.twin.latents[name] for name in drawn.latents}
+        drawn.assert_as_pipeline(theirs, self.twin.frames)

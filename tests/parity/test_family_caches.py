@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_families import FAMILIES, Small, alike, small
+from small_families import FAMILIES, Small, alike, fixture_of
 from toy_caches import knobs
 from toy_engine import Keeper, ListSource, draw, spy_on
 
@@ -32,11 +32,7 @@ FAR = '{"threshold":9.0}'  # that no change of a small model reaches
 pytestmark = pytest.mark.slow  # of Wan, FLUX.1 and texts of any length others are quick
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(
-    request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
-) -> Small:
-    return small(request.param, tmp_path_factory.mktemp(request.param))
+family = fixture_of(FAMILIES)
 
 
 def rows(family: Small) -> list[Request]:

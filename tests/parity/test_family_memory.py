@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from quick_cases import first_quick
-from small_families import FAMILIES, SMALL_FAMILIES, Small, small
+from small_families import FAMILIES, SMALL_FAMILIES, Small, fixture_of
 from toy_engine import Keeper, draw
 
 MEMORY: dict[str, dict[str, Any]] = {
@@ -25,11 +25,7 @@ def test_every_family_has_a_small_model() -> None:
     assert set(SMALL_FAMILIES) == set(FAMILIES)
 
 
-@pytest.fixture(scope="module", params=first_quick(sorted(FAMILIES, key=QUICK.__ne__), 1))
-def family(
-    request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
-) -> Small:
-    return small(request.param, tmp_path_factory.mktemp(request.param))
+family = fixture_of(first_quick(sorted(FAMILIES, key=QUICK.__ne__), 1))
 
 
 def rows(family: Small) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ranks import Ranks
-from small_families import FAMILIES, Small, alike, draw_in_a_team, small
+from small_families import FAMILIES, Small, alike, draw_in_a_team, fixture_of
 from toy_caches import knobs
 from toy_engine import draw
 from toy_split import kernels_keep_bits
@@ -26,11 +26,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(
-    request: pytest.FixtureRequest, one_thread: None, tmp_path_factory: pytest.TempPathFactory
-) -> Small:
-    return small(request.param, tmp_path_factory.mktemp(request.param))
+family = fixture_of(FAMILIES)
 
 
 def rows(family: Small) -> list[Request]:

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from quick_cases import first_quick
-from toy_engine import Keeper, ListSource, draw, spy_on, system
+from toy_engine import Case, Keeper, ListSource, draw, spy_on, system
 from toy_images import ImageTwin
 from toys import TOYS
 
-from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
-from batchgen.request import Request
 
 COMPARED = tuple(TOYS)  # families
 
 ROWS = 7
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint, rows, and what the pipeline drew of them."""
-
-    spec: ModelSpec
-    rows: list[Request]
-    twin: Keeper
-
-    def engine(self, **changes: object) -> Engine:
-        return Engine.load(self.spec, system(**changes), "cpu")
-
-    def assert_equal(self, drawn: Keeper) -> None:
-        theirs = {name: self.twin.latents[name] for name in drawn.latents}
-        drawn.assert_as_pipeline(theirs, self.twin.frames)
 
 
 @pytest.fixture(scope="module", params=sorted(TOYS))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from _pytest.mark import ParameterSet
-from toy_engine import Keeper, ListSource, draw, spy_on, system
+from toy_engine import Case, Keeper, ListSource, draw, spy_on, system
 from toy_videos import VideoTwin
 from video_toys import VIDEO_TOYS
 
-from batchgen.config.schema import ModelSpec
 from batchgen.engine.engine import Engine
 from batchgen.engine.fitting.lockstep import Lockstep
 from batchgen.families.family import family_spec
 from batchgen.numerics.solver import History, step
-from batchgen.request import Request
 
 COMPARED = tuple(toy.family for toy in VIDEO_TOYS.values())  # families
 
@@ -27,22 +25,6 @@ MANY = {  # width, height and frames of clips that are as many tokens as small r
     "cogvideox": (256, 256, 13),
     "hunyuan_video15": (64, 64, 9),
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint, rows, and what the pipeline drew of them."""
-
-    spec: ModelSpec
-    rows: list[Request]
-    twin: Keeper
-
-    def engine(self, **changes: object) -> Engine:
-        return Engine.load(self.spec, system(**changes), "cpu")
-
-    def assert_equal(self, drawn: Keeper) -> None:
-        theirs = {name: self.twin.latents[name] for name in drawn.latents}
-        drawn.assert_as_pipeline(theirs, self.twin.frames)
 
 
 def one_of_each() -> list[ParameterSet]:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import zlib
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from packaged_jobs import job_of
 from PIL import Image
 
-from batchgen.config.composing.compose import compose_job
-from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError, RunStateError
 from batchgen.paths import RunPaths
 from batchgen.pictures import MAX_PIXELS, NoPicture, decode, read_bytes, stored
@@ -26,7 +24,6 @@ from batchgen.planning.manifests.building.build import build_manifest
 from batchgen.planning.manifests.check import check_manifest
 from batchgen.planning.plan import make_plan, read_requests
 
-JOB = Path(__file__).parents[4] / "jobs" / "demo.yaml"
 MODEL = "model=wan2.2-i2v-a14b"
 
 
@@ -43,11 +40,6 @@ def noise(mode: str = "RGB", size: tuple[int, int] = (6, 4)) -> Image.Image:
 
 
 PLAIN = noise()
-
-
-@cache
-def job_of(*overrides: str) -> JobConfig:
-    return compose_job(JOB, overrides).config
 
 
 def planned(folder: Path, columns: dict[str, Any], *overrides: str, model: str = MODEL) -> Any:

@@ -4,20 +4,17 @@ them."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from packaged_jobs import job_of
 
-from batchgen.config.composing.compose import compose_job
-from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.planning.plan import make_plan, read_keys, read_requests
 from batchgen.request import Request
 
-JOB = Path(__file__).parents[4] / "jobs" / "demo.yaml"
 SERVED = {
     "flux.1-dev": ("prompt_2", "negative_prompt_2"),
     "flux.1-schnell": ("prompt_2", "negative_prompt_2"),
@@ -26,11 +23,6 @@ SERVED = {
 COLUMNS = ("prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
 # HunyuanVideo's pipeline takes a prompt_2 and reads it nowhere
 REFUSED = ("tiny-wan", "hunyuan-dit-1.2", "hunyuan-video", "qwen-image", "z-image")
-
-
-@cache
-def job_of(*overrides: str) -> JobConfig:
-    return compose_job(JOB, overrides).config
 
 
 def planned(

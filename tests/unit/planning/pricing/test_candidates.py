@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaged_jobs import job_of
 
-from batchgen.config.composing.compose import compose_job
 from batchgen.config.degrees import Degrees
 from batchgen.config.schema import DeviceConfig, JobConfig
 from batchgen.errors import ConfigError
@@ -36,7 +35,6 @@ from batchgen.planning.pricing.work import Work, planned_work, read_work
 from batchgen.records import Layout
 from batchgen.request import Bucket
 
-JOBS = Path(__file__).parents[4] / "jobs"
 HD, SD = Bucket(1280, 720, 81), Bucket(832, 480, 81)
 SHAPE = Shape(tokens=32_760, width=1536, heads=12, blocks=30, element=2, attention=0.7)
 NODE = Wires(link=400e9, nic=50e9, ranks_per_node=8)
@@ -47,9 +45,8 @@ def rows(bucket: Bucket, count: int, branches: int = 2) -> list[Work]:
     return [Work(bucket, count, 50 * count, 50 * branches * count)]
 
 
-@cache
 def job(*overrides: str, name: str = "wan21_14b_720p") -> JobConfig:
-    return compose_job(JOBS / f"{name}.yaml", ["slurm=h200x8", *overrides]).config
+    return job_of("slurm=h200x8", *overrides, name=name)
 
 
 def degrees(layout: Layout) -> tuple[int, int, int, int]:
@@ -116,7 +113,7 @@ def test_padded_heads_cost_what_they_add() -> None:
 
 def test_second_attentions_are_sent_too() -> None:
     """Stable Diffusion 3.5 medium has 13 of them in its 24 blocks, over 4096 of 4429 tokens."""
-    model = compose_job(JOBS / "demo.yaml", ["model=sd3.5-medium"]).config.model
+    model = job_of("model=sd3.5-medium").model
     shape = shape_of(model, Bucket(1024, 1024, 1), "bfloat16")
     assert (shape.blocks, shape.tokens) == (24, 4429)
     free, slow = (replace(NODE, link=rate) for rate in (1e30, 1e9))

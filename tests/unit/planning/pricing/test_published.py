@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import pytest
+from packaged_jobs import job_of
 from published import HELD, REPORTED, Run, Table
 
-from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import ModelSpec
 from batchgen.planning.pricing.cost import CostModel
 from batchgen.planning.pricing.timemodel import (
@@ -19,14 +16,12 @@ from batchgen.planning.pricing.timemodel import (
     wires_of,
 )
 
-DEMO = Path(__file__).parents[4] / "jobs" / "demo.yaml"
 NODE = 8  # GPUs
 HELD_TO = 0.15
 
 
-@cache
 def model_of(name: str) -> ModelSpec:
-    return compose_job(DEMO, [f"model={name}"]).config.model
+    return job_of(f"model={name}").model
 
 
 def shape_and_rest(table: Table) -> tuple[Shape, float]:
