@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,18 +115,24 @@ def make_plan(
     caches = CacheSums(job, context.weights, earlier)
     rows = _Rows(manifest, defaults, KeyHasher(context), CostSums(costs), caches, intake)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
-    schema = plan_schema([(name, manifest.column_type(name)) for name in job.carry_columns])
+    header = partial(rows.plan, out, job.manifest, context, files, pilots)
     try:
-        with pq.ParquetWriter(draft, schema, **WRITER_OPTIONS) as writer:
-            for table in regrouped(rows.tables(schema)):
-                writer.write_table(table, row_group_size=ROW_GROUP)
-            plan = rows.plan(out, job.manifest, context, files)
-            plan = replace(plan, pilots=tuple(map(rows.as_drawn, pilots)))
-            writer.add_key_value_metadata(header_metadata(plan))
+        plan = _write(rows, draft, job.carry_columns, header)
         check(plan)
         publish_plan(draft, out)
     finally:
         draft.unlink(missing_ok=True)
+    return plan
+
+
+def _write(rows: _Rows, draft: Path, carried: Sequence[str], header: Callable[[], Plan]) -> Plan:
+    """All rows, and the header, which is known once they are through."""
+    schema = plan_schema([(name, rows.manifest.column_type(name)) for name in carried])
+    with pq.ParquetWriter(draft, schema, **WRITER_OPTIONS) as writer:
+        for table in regrouped(rows.tables(schema)):
+            writer.write_table(table, row_group_size=ROW_GROUP)
+        plan = header()
+        writer.add_key_value_metadata(header_metadata(plan))
     return plan
 
 
@@ -160,7 +167,12 @@ class _Rows:
         return self._plan_hash.hexdigest()
 
     def plan(
-        self, out: Path, manifest: str, context: KeyContext, checkpoint: dict[str, str]
+        self,
+        out: Path,
+        manifest: str,
+        context: KeyContext,
+        checkpoint: dict[str, str],
+        pilots: Sequence[Pilot],
     ) -> Plan:
         """What the header says, once all rows are through; `manifest` is the path in the job."""
         forecasts = self.costs.forecasts()
@@ -180,9 +192,10 @@ class _Rows:
             cache_tables=tuple(sorted(self.caches.tables)),
             choices=self.caches.found_ratios(),
             loras=dict(self.intake.loras.found),
+            pilots=tuple(map(self._as_drawn, pilots)),
         )
 
-    def as_drawn(self, pilot: Pilot) -> Pilot:
+    def _as_drawn(self, pilot: Pilot) -> Pilot:
         """The pilot, of rows that are drawn: one may be an alias of a row without a cache."""
         return replace(pilot, rows=tuple(dict.fromkeys(self._drawn_as[row] for row in pilot.rows)))
 

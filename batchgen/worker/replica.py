@@ -139,11 +139,7 @@ def _draw_shard(
             load_s,
         )  # fmt: skip
         if post.pilot:
-            context = KeyContext.from_json(run_file.key_context)
-            out = root.pilot_tables(post.attempt.submission)
-            renderer = PilotRenderer(
-                renderer, read_pilots(root.plan), context.weights, out, context.boundary
-            )
+            renderer = _fitting(post, run_file, renderer)
         sink = RowSink(root, journal, policy, states, admission, judges, notices, pack)
         every = config.system.cache.audit_every
         Shift(renderer, source, sink, crew.stop, crew.moved, ending, every).draw_all()
@@ -163,6 +159,14 @@ def _admission(post: Post, states: States, notices: Notices) -> Admission:
         speed=post.layout.speed if post.layout else 1.0,
         budget=Budget(post.root, limit, on_reached=tell),
     )
+
+
+def _fitting(post: Post, run_file: RunFile, renderer: Renderer) -> Renderer:
+    """Fits strategies to the plan's pilots as the renderer draws them."""
+    context = KeyContext.from_json(run_file.key_context)
+    out = post.root.pilot_tables(post.attempt.submission)
+    pilots = read_pilots(post.root.plan)
+    return PilotRenderer(renderer, pilots, context.weights, out, context.boundary)
 
 
 def _packing(post: Post) -> AbstractContextManager[TarPack | None]:
