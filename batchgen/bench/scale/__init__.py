@@ -12,15 +12,15 @@ from pathlib import Path
 
 from batchgen.bench._figures import Figure, add_common, at_most, publish, whole
 
-SUMMARY = "seconds and memory of plan, submit, status, collect, resume and report, by rows"
+SUMMARY = "seconds and memory of plan, submit, status, collect, resume, report and verify, by rows"
 DESCRIPTION = """\
 Make manifests of each number of rows and take a run of the null engine through all that the runner
 does, each step in a process of its own: its seconds, and how much its memory grew at the peak. Rows
 are not drawn: their journals are written as ranks would leave them, in journals of 50,000 rows, of
 which 99 % are there at the first collect and all at the second: the new ones are spread over all
-parts, as those of rows that end in the order of their cost are. At the third nothing is new. From
-the two largest sizes follow the slopes, and from them what ten times and a hundred times as many
-rows would take.
+parts, as those of rows that end in the order of their cost are. At the third nothing is new. Up to
+a million rows have a small file each, which `verify` reads. From the two largest sizes follow the
+slopes, and from them what a hundred million rows would take.
 """
 EPILOG = """\
 examples:
@@ -40,6 +40,7 @@ NAMES = {
     "collect_again": "collect, 1 % new",
     "collect_same": "collect, nothing new",
     "report": "report",
+    "verify": "verify",
 }
 
 
@@ -97,11 +98,14 @@ def run(args: argparse.Namespace) -> dict[str, object]:
 def _through(folder: Path, rows: int, *, apart: bool) -> list[Took]:
     """All steps of a run of so many rows; `apart`: in processes of their own."""
     from batchgen.bench._jobs import null_job
+    from batchgen.bench.scale.fill import MEDIA_ROWS
     from batchgen.bench.scale.steps import STEPS, take
 
     null_job(folder, rows)
     found = []
     for step in STEPS:
+        if step == "verify" and rows > MEDIA_ROWS:
+            continue
         print(f"{rows:,} rows: {step}", file=sys.stderr, flush=True)
         taken = _process(step, folder) if apart else take(step, folder)
         if step not in FILLED:
@@ -136,11 +140,14 @@ def _figures(took: Took) -> Iterator[Figure]:
 
 
 def _slopes(found: Sequence[Took]) -> Iterator[Figure]:
-    """Of the two largest sizes."""
-    less, more = sorted({took.rows for took in found})[-2:]
+    """Of the two largest sizes that a step was done at."""
     for step, name in NAMES.items():
-        a, b = (next(t for t in found if (t.step, t.rows) == (step, n)) for n in (less, more))
-        cpu, room = (b.cpu - a.cpu) / (more - less), (b.grown_mib - a.grown_mib) / (more - less)
+        sizes = sorted((took for took in found if took.step == step), key=lambda took: took.rows)
+        if len(sizes) < 2:
+            continue
+        a, b = sizes[-2:]
+        more = b.rows - a.rows
+        cpu, room = (b.cpu - a.cpu) / more, (b.grown_mib - a.grown_mib) / more
         far = f"10^8 rows: {1e8 * cpu / 60:,.0f} min, {1e8 * max(0, room) / 1024:,.1f} GiB"
         note = f"{room * 2**20:,.0f} bytes; {far}"
         yield Figure(f"{name}: a row more, CPU", 1e6 * cpu, "us", note=note)

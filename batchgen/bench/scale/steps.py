@@ -114,6 +114,17 @@ def report(folder: Path) -> Callable[[], object]:
     return lambda: write_report(_run(folder))
 
 
+def verify(folder: Path) -> Callable[[], object]:
+    """Look at every file, and at the catalog."""
+    from batchgen.catalog import verify as checks
+
+    def work() -> None:
+        report = checks.verify(_run(folder))
+        assert report.is_sound and report.files == report.rows, report.counts
+
+    return work
+
+
 # in this order; a step behind `collect` sees what it wrote
 STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "plan": plan,
@@ -128,6 +139,7 @@ STEPS: dict[str, Callable[[Path], Callable[[], object]]] = {
     "collect_again": collect,
     "collect_same": collect,
     "report": report,
+    "verify": verify,
 }
 
 
