@@ -120,7 +120,7 @@ def mended_rows(old: pa.Table, is_new: np.ndarray, new: pa.Table) -> pa.Table:
     (bool, one a row): other columns are as they were."""
     mask = pa.array(is_new)
     columns = [
-        pc.replace_with_mask(old[name].combine_chunks(), mask, new[name].combine_chunks())
+        pc.replace_with_mask(_in_one(old[name]), mask, _in_one(new[name]))
         if name in new.column_names
         else old[name]
         for name in old.column_names
@@ -143,12 +143,12 @@ def _planned_column(plan: pa.Table, field: pa.Field) -> pa.Array:
     default = default_of(field.type) if known in (None, MISSING) else known
     used = field.name.removeprefix(REQUESTED)
     if used != field.name:
-        default = plan[used].combine_chunks().cast(field.type)
+        default = _in_one(plan[used]).cast(field.type)
         if field.name not in plan.column_names:
             return default
     if field.name not in plan.column_names:
         return _constant(default, plan.num_rows, field.type)
-    column = plan[field.name].combine_chunks().cast(field.type)
+    column = _in_one(plan[field.name]).cast(field.type)
     return column if field.nullable else column.fill_null(default)
 
 
@@ -173,6 +173,11 @@ def _outcome_column(
         column = pc.if_else(part.alias, 0.0, column)
     default = "pending" if field.name == "status" else default_of(field.type)
     return column if field.nullable else column.fill_null(default)
+
+
+def _in_one(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; `combine_chunks` copies even the only one."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _constant(value: object, rows: int, kind: pa.DataType) -> pa.Array:
