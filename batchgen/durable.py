@@ -28,10 +28,10 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        error.filename, error.filename2 = str(path), None  # name the target, not the temporary file
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+        # It names the target, not the temporary file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)
 
 

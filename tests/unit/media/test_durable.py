@@ -167,3 +167,8 @@ def test_json_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyP
         write_json(path, {"a": float("nan")})
     assert path.read_text() == '{\n "a": "ü"\n}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_json(tmp_path / "folder", {})
+    assert str(caught.value) == f"[Errno 21] Is a directory: '{tmp_path / 'folder'}'"
+    assert {p.name for p in tmp_path.iterdir()} == {"a.json", "folder"}
