@@ -114,14 +114,15 @@ def measure(run: RunPaths) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_many_rows_are_scanned_and_collected_quickly_in_flat_memory(tmp_path: Path) -> None:
-    """Processor seconds, since the machine may be busy; 1.1 kB of journal a row."""
+def test_many_rows_are_scanned_and_collected_in_linear_time_and_flat_memory(tmp_path: Path) -> None:
+    """Processor seconds, since the machine may be busy; 1.1 kB of journal a row. How many seconds:
+    `batchgen bench scale`."""
     began = time.monotonic()
     small, large = (measure(make_run(tmp_path / str(n), n, 16)) for n in (140_000, 400_000))
     print(f"140k {small} 400k {large} in {time.monotonic() - began:.0f} s")
     assert (large["ok"], large["left"]) == (400_000, 0)
-    assert large["scan"] < 4.0, "1M rows in 10 s"
-    assert large["collect"] < 8.0, "100k rows/s on two processors"
+    for step in ("scan", "collect"):
+        assert large[step] < 1.6 * small[step] * 400 / 140, step
     assert large["mib"] - small["mib"] < 200, "260k rows more are 290 MB of journals"
 
 
