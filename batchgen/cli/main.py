@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
             "--json", action="store_true", help="print one JSON object as the last line"
         )
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verb.set_defaults(leaf=verb)
     return top
 
 
@@ -136,12 +137,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     words = [word for word in left_over if "=" in word or word.startswith("~")]
     words = [word for word in words if not word.startswith("-")]
     if {"-m", "--multirun"} & {*left_over}:
-        top.error(NO_MULTIRUN)
+        args.leaf.error(NO_MULTIRUN)
     if len(words) < len(left_over) or (words and taker is None):
-        top.error(f"unrecognized arguments: {' '.join(left_over)}")
+        args.leaf.error(f"unrecognized arguments: {' '.join(left_over)}{_meant(args, left_over)}")
     if words and taker is not None:
         setattr(args, taker, [*getattr(args, taker), *words])
     return args
+
+
+def _meant(args: argparse.Namespace, left_over: Sequence[str]) -> str:
+    """A hint at the verb's option nearest to the first that it does not have."""
+    wrong = next((word.partition("=")[0] for word in left_over if word.startswith("--")), "")
+    return closest(wrong, [name for name in args.leaf._option_string_actions if name[1] == "-"])
 
 
 def _help_to_a_verb(top: argparse.ArgumentParser, argv: Sequence[str]) -> None:

@@ -77,6 +77,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def handle_init(args: argparse.Namespace) -> Result:
     from batchgen.config.userfiles import packaged
     from batchgen.durable import write_bytes_atomic
+    from batchgen.scheduler.commands import refuse_absent
     from batchgen.scheduler.setup.info import read_cluster
     from batchgen.scheduler.setup.profiles import choose, profile_text
 
@@ -87,6 +88,7 @@ def handle_init(args: argparse.Namespace) -> Result:
     file: Path = args.folder / f"{args.name}.yaml"
     if file.exists() and not args.force:
         raise UsageError(f"{file} is there already; --force replaces it")
+    refuse_absent()
     info = read_cluster()
     choice = choose(info, args.partition)
     with naming({"--folder": file.parent}):
@@ -118,6 +120,7 @@ def _print_choice(choice: Choice) -> None:
 
 # -------------------------------------------------------------------------------------------- check
 def handle_check(args: argparse.Namespace) -> Result:
+    from batchgen.scheduler.commands import refuse_absent
     from batchgen.scheduler.setup.check import check
     from batchgen.scheduler.setup.findings import measured_device
 
@@ -125,6 +128,7 @@ def handle_check(args: argparse.Namespace) -> Result:
     file = FOLDER / f"{args.profile}.yaml"
     if args.write and not file.is_file():
         raise UsageError(f"--write: there is no {file} below the current folder")
+    refuse_absent(f"see its scripts: `batchgen submit JOB slurm={args.profile} --dry-run`")
     with naming({"--root": args.root}):
         checked = check(slurm, at_home(args.root), nodes=args.nodes, wait_s=60 * args.wait)
     _print_findings(checked.findings)

@@ -28,7 +28,8 @@ UNITS = {
 
 # Where a short name belongs when several tiers spell it alike: the first tier that has it.
 _TIERS = ("row_defaults", "system", "output", "slurm", "", "model")
-_SHORTS = {"cache": "row_defaults.cache"}  # are read, and recorded as other keys
+# are read, and recorded as other keys
+_SHORTS = {"cache": "row_defaults.cache", "low_mem_level": "system.memory.low_mem_level"}
 
 
 def build(cls: type[T], mapping: Mapping[str, object], where: str = "") -> T:
@@ -165,7 +166,8 @@ def unknown_key_message(key: str) -> str:
     if not siblings:
         return f"{key}: unknown key{closest(key, [k for k, _ in leaf_keys()])}"
     listed = ", ".join(siblings)
-    near = closest(name, siblings)
+    full = f"{parent}." if parent else ""  # a hint is typed as it stands
+    near = closest(name, siblings).replace("'", f"'{full}", 1)
     if not near and not parent:  # a column of the manifest, written as if it were a key
         near = closest(name, ROW_DEFAULTS).replace("'", "'row_defaults.", 1)
     return f"{key}: unknown key{near}; legal keys {_under(parent)}: {listed}"

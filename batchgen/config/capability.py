@@ -51,8 +51,10 @@ def check_served(config: JobConfig) -> None:
     settings = _settings(config, served)
     for key, value, legal in (("model.media", config.model.media, media), *settings):
         if value not in legal:
-            listed = ", ".join(_shown(v) for v in legal)
-            raise ConfigError(f"{key}: {_shown(value)} is not served yet; served: {listed}")
+            listed, model = ", ".join(_shown(v) for v in legal), config.model.name
+            raise ConfigError(
+                f"{key}: {_shown(value)} is not served by {model} yet; served: {listed}"
+            )
     _check_kernels(config, served)
     _check_compile(config)
     _check_tiles(config, served)

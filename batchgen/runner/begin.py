@@ -22,7 +22,7 @@ from batchgen.runner.create import create_run, note_launch
 from batchgen.runner.executors import executor_for
 from batchgen.runner.recover import free_the_steward, give_a_steward
 from batchgen.runner.submit import Settings
-from batchgen.scheduler.commands import NoScheduler, max_array_size
+from batchgen.scheduler.commands import NoScheduler, refuse_absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def ready_settings(composed: Composed, verb: str) -> Settings:
     settings = Settings(composed.resolved, list(composed.overrides))
     executor_for(composed.config.slurm)
     if settings.executor == "slurm":
-        max_array_size()  # raises if Slurm does not answer, before anything is made
+        refuse_absent("render here with slurm=local")  # before anything is made
     if verb == "submit":
         refuse_inline(settings, "submit")
     return settings

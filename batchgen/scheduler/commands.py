@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from batchgen.anchor import Place
-from batchgen.errors import BatchgenError
+from batchgen.errors import BatchgenError, UsageError
 from batchgen.ledger.intent import Intent, own_render, profile_of, read_intent
 from batchgen.paths import RunPaths
 
@@ -35,6 +35,7 @@ _TITLES = re.compile(r"JOBID\|JOBID\|ARRAY_JOB_ID\|NAME\|STATE\|NODELIST\|REASON
 _HELD_BY_SLURM = ("launch failed", "requeued held", "requeued in held", "jobheldadmin")
 # idle~ is powered off and usable; idle* does not answer and idle$ is reserved for maintenance.
 _USABLE = re.compile(r"(idle|mix|alloc|comp|plnd)[~#+-]?")
+_NO_CONTROLLER = ("Unable to contact slurm controller", "establish a configuration source")
 # Environment variables by which a user's settings could hide jobs of the run.
 _WISHES = ("SQUEUE_", "SCANCEL_", "SINFO_")
 
@@ -45,6 +46,10 @@ class SchedulerError(BatchgenError):
 
 class NoScheduler(SchedulerError):
     """Slurm's commands are not on this machine (or in this container), so waiting is useless."""
+
+
+class NoController(SchedulerError):
+    """Slurm's commands are on this machine, but they find no controller that answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +128,23 @@ def others(tasks: Sequence[QueuedTask]) -> list[QueuedTask]:
 def is_there() -> bool:
     """Whether Slurm's commands are on this machine."""
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
+
+
+def refuse_absent(instead: str = "") -> None:
+    """UsageError if Slurm's commands are not on this machine, SchedulerError if Slurm does not
+    answer them; says what to do, and what may be done `instead`."""
+    other = f", or {instead}" if instead else ""
+    if not is_there():
+        raise UsageError(
+            "Slurm's commands (sbatch, squeue) are not on this machine; go on at a login node of "
+            f"the cluster{other}"
+        )
+    try:
+        max_array_size()
+    except NoController as error:
+        raise NoController(
+            f"{error}; go on where `scontrol ping` says that it is up{other}"
+        ) from error
 
 
 def queue(names: Sequence[str]) -> list[QueuedTask]:
@@ -254,5 +276,8 @@ def ask(*command: str, patience_s: float | None = None) -> str:
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         said = "; ".join(line.removeprefix(f"{name}: ") for line in lines)
+        if any(words in said for words in _NO_CONTROLLER):
+            last = lines[-1].removeprefix(f"{name}: ").removeprefix("fatal: ")
+            raise NoController(f"{name}: no controller of Slurm answers this machine ({last})")
         raise SchedulerError(f"{name}: {said or f'exit status {done.returncode}'}")
     return done.stdout

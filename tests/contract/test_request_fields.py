@@ -222,7 +222,7 @@ def test_a_new_line_is_a_column_of_manifest_plan_key_and_catalog(tmp_path: Path)
         "model.request_defaults.motion: -1.0 is out of range; legal: >= 0 and <= 10",
         "motion belongs to row_defaults; did you mean 'row_defaults.motion'?",
         "the job locks this column",
-        "row_defaults.prompt_9: x is not served yet; served: null",
+        "row_defaults.prompt_9: x is not served by null-engine yet; served: null",
         "row 1, motion = 11.0: legal: >= 0 and <= 10",
     ):
         assert answer in done.stderr

@@ -62,6 +62,7 @@ class Defaults:
     geometry: Policy
     locked: tuple[str, ...]
     unserved: tuple[str, ...]
+    model: str = ""  # its name
     needed: tuple[str, ...] = ()  # columns that are null in no row
     images: Mapping[str, str] = field(default_factory=dict)  # of all rows, by column
     loras: str | None = None  # of all rows
@@ -95,6 +96,7 @@ def job_defaults(job: JobConfig) -> Defaults:
         geometry=job.output.geometry,
         locked=job.locked,
         unserved=unserved_columns(served_by(job.model)),
+        model=job.model.name,
         needed=served_by(job.model).needs,
         images=_images(job),
         loras=rows.lora,

@@ -245,9 +245,8 @@ class _Batch:
     def _check_unserved(self) -> None:
         for name in self.defaults.unserved:
             if name in self.columns:
-                self._report(
-                    self.columns[name].is_valid(), name, "is not served yet; leave it null"
-                )
+                reason = f"is not served by {self.defaults.model} yet; leave it null"
+                self._report(self.columns[name].is_valid(), name, reason)
 
     def _check_ranges(self) -> None:
         for name, bounds in REQUEST_RANGES.items():

@@ -42,6 +42,9 @@ JOB = str(Path(__file__).parents[3] / "jobs" / "demo.yaml")
         (["plan", JOB, "--max-gpu-hours", "2h"], "'2h' is not a number of hours"),
         (["manifest", "build", "prompts.txt"], r"required: OUT\n"),
         (["status", JOB], "demo.yaml is a job, not a run; its latest run: 'latest'"),
+        (["plan", JOB, "--layout-all", "a=b"], r"^usage: batchgen plan .*--layouts'"),
+        (["slurm", "check", "x", "--nodez=1"], r"^usage: batchgen slurm check .*'--nodes'"),
+        (["status", "latest", "twice"], r"^usage: batchgen status .* arguments: twice\n$"),
         (["inspect", "nowhere.png"], "is not there; FILE is a file of a run's media/"),
         (["run"], r"required: JOB\n"),
         (["bench"], "cache +speed and error"),
@@ -55,7 +58,7 @@ def test_hints_hint_at_the_right_thing(
         assert main(argv) == 2
     except SystemExit as ended:
         assert ended.code == 2
-    assert re.search(said, "".join(capsys.readouterr()))
+    assert re.search(said, "".join(capsys.readouterr()), re.DOTALL)
 
 
 def test_a_run_is_found_behind_a_path_and_else_it_says_where_it_looked(tmp_path: Path) -> None:

@@ -129,6 +129,33 @@ def test_an_array_limit_that_is_not_told_is_an_error(fake: FakeSlurm, do: str, s
         scheduler.max_array_size()
 
 
+NO_SOURCE = (
+    "error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+    "scontrol: error: fetch_config: DNS SRV lookup failed\n"
+    "scontrol: fatal: Could not establish a configuration source"
+)
+
+
+@pytest.mark.parametrize("say", [UNREACHABLE, NO_SOURCE])
+def test_a_machine_without_a_controller_is_told_in_one_line_what_to_do(
+    login_node: LoginNode, say: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(login_node.job_folder.folder)
+    Path("slurm").mkdir()
+    Path("slurm/there.yaml").write_text("executor: slurm\n")
+    login_node.fake.steer("scontrol", "fail", say)
+    begun = (("submit", str(login_node.job_folder.job), *JOB), ("slurm", "init", "mine"))
+    for argv in (*begun, ("slurm", "check", "there")):
+        assert login_node.call(*argv) == 1
+        assert re.fullmatch(
+            r"batchgen \w+: scontrol: no controller of Slurm answers this machine "
+            r"\((slurm_load|Could not)[^;]*\); go on where `scontrol ping` says that it is up.*\n",
+            login_node.err,
+        )
+        assert login_node.out == ""
+    assert login_node.fake.calls("sbatch") == 0
+
+
 def test_cancel_ends_just_the_jobs_of_its_names(two_jobs: FakeSlurm) -> None:
     scheduler.cancel(["mine"], pending_only=True)
     assert [job["state"] for job in two_jobs.jobs()] == ["RUNNING", "CANCELLED", "PENDING"]

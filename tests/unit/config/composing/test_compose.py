@@ -67,13 +67,15 @@ def test_base_yaml_holds_every_key_with_the_default_of_the_schema() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("row_defaults.num_step=3", "did you mean 'num_steps'"),
-        ("output.fromat=gif", "output.fromat: unknown key (did you mean 'format'?)"),
+        ("row_defaults.num_step=3", "did you mean 'row_defaults.num_steps'"),
+        ("output.fromat=gif", "output.fromat: unknown key (did you mean 'output.format'?)"),
         ("num_steps=3", "belongs to row_defaults; did you mean 'row_defaults.num_steps'"),
         ("system.num_steps=3", "num_steps belongs to row_defaults"),
         ("row_defaults.solver=euler", "did you mean 'system.sampler.solver'"),
         ("prompt=hello", "prompt is a column of the manifest"),
         ("cache=teacache", "cache belongs to row_defaults; did you mean 'row_defaults.cache'?"),
+        ("low_mem_level=1", "did you mean 'system.memory.low_mem_level'?"),
+        ("slurm.node=2", "did you mean 'slurm.nodes'?"),
         ("nodes=2", "did you mean 'slurm.nodes'"),
         ("system.paralel.dp=1", "unknown key; did you mean 'system.parallel.dp'"),
         ("system.seed=1", "seed belongs to row_defaults"),
@@ -102,7 +104,7 @@ def test_a_wrong_override_is_refused_with_what_was_meant(
 
 
 def test_a_wrong_key_in_the_file_is_refused_like_one_on_the_command_line(job: Job) -> None:
-    assert "did you mean 'format'" in refusal(job("output: {fromat: gif}\n"))
+    assert "did you mean 'output.format'" in refusal(job("output: {fromat: gif}\n"))
     assert "'row_defaults.num_steps'" in refusal(job("num_steps: 3\n"))
     assert "'system.sampler.solver'" in refusal(job("row_defaults: {solver: euler}\n"))
 
@@ -134,7 +136,7 @@ def test_kernels_that_cannot_run_are_refused_with_those_that_can(
         (["compile=default", "parallel.ulysses=2"], "ulysses and ring auto or 1"),
         (["compile=reduce-overhead", "memory.mode=stream"], "those that stream move"),
         (["compile=default", "attention=radial"], "radial attention differs from block to block"),
-        (["compile=default", "compile.components=[vae]"], "vae is not served yet"),
+        (["compile=default", "compile.components=[vae]"], "vae is not served by tiny-wan yet"),
     ],
 )
 def test_what_compiled_blocks_do_not_go_with_is_refused(
@@ -173,7 +175,7 @@ def test_kernels_are_asked_of_the_device_that_the_profile_promises(job: Job) -> 
 def test_a_legal_setting_that_is_not_served_is_refused_never_ignored(
     job: Job, override: str, served: str
 ) -> None:
-    assert refusal(job(), override).endswith(f"is not served yet; served: {served}")
+    assert refusal(job(), override).endswith(f"is not served by tiny-wan yet; served: {served}")
 
 
 def test_tiles_are_of_sizes_that_show_no_seam(job: Job) -> None:
@@ -195,7 +197,7 @@ def test_tiles_are_of_sizes_that_show_no_seam(job: Job) -> None:
         "system.vae.tile: 208: without system.vae.tiled=true there are no tiles; legal: null"
     )
     said = refusal(job(model="ltx-video-0.9.1"), tiled)
-    assert said == "system.vae.tiled: true is not served yet; served: auto, false"
+    assert said == "system.vae.tiled: true is not served by ltx-video-0.9.1 yet; served: auto, false"
 
 
 def test_tiles_of_a_layer_have_nothing_beside_them(job: Job) -> None:
@@ -230,7 +232,7 @@ def test_a_ulysses_degree_divides_the_heads(job: Job) -> None:
 @pytest.mark.parametrize("degree", ["cfg", "ring"])
 def test_degrees_that_a_model_has_not_are_refused_with_those_it_has(job: Job, degree: str) -> None:
     said = refusal(job(), "model=null-engine", f"system.parallel.{degree}=2")
-    assert said == f"system.parallel.{degree}: 2 is not served yet; served: auto, 1"
+    assert said == f"system.parallel.{degree}: 2 is not served by null-engine yet; served: auto, 1"
 
 
 def test_aliases_are_resolved_and_only_the_canonical_key_is_recorded(job: Job) -> None:

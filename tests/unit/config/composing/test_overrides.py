@@ -139,7 +139,7 @@ def test_a_minus_goes_back_to_the_default(job: Path) -> None:
         ("num_steps", "write key=value"),
         ("=3", "write key=value"),
         ("system.parallel.up_limit=0", "up_limit: 0 is not an integer >= 1"),
-        ("model.media=image", "model.media: image is not served yet; served: video"),
+        ("model.media=image", "model.media: image is not served by tiny-wan yet; served: video"),
     ],
 )
 def test_what_is_no_value_is_answered_with_what_works(

@@ -320,7 +320,7 @@ def test_of_two_experts_somebody_says_which(files: Path) -> None:
 
 def test_a_model_without_them_refuses_the_column(files: Path) -> None:
     message = refusal(files, ["a.safetensors"], "model=null-engine")
-    assert "row 0, lora = 'a.safetensors': is not served yet" in message
+    assert "row 0, lora = 'a.safetensors': is not served by null-engine yet" in message
 
 
 def test_a_manifest_is_checked_and_built_with_them(files: Path, tmp_path: Path) -> None:

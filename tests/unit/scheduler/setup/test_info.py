@@ -197,7 +197,14 @@ def test_init_without_slurm(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert main(["slurm", "init", "mine"]) == 1
-    assert "is Slurm installed here?" in capsys.readouterr().err
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm/there.yaml").write_text("executor: slurm\n")
+    for verb in ("init", "mine"), ("check", "there"):
+        assert main(["slurm", *verb]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.startswith(
+            "batchgen slurm: Slurm's commands (sbatch, squeue) are not on this machine; go on at a "
+            "login node of the cluster"
+        )
     assert main(["slurm", "init", "no/slash"]) == 2
-    assert not (tmp_path / "slurm").exists()
+    assert [file.name for file in (tmp_path / "slurm").iterdir()] == ["there.yaml"]
