@@ -16,6 +16,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def counted(number: int, name: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number:,} {name}" + "s" * (number != 1)
+
+
 def rank_time(hours: float, device: str) -> str:
     """Time of ranks with a device of that name: in hours where there are some."""
     if hours < LEAST_HOURS:

@@ -24,7 +24,7 @@ from batchgen.cli.verbs import (
     refuse_special,
 )
 from batchgen.errors import ConfigError, naming
-from batchgen.words import duration, rank_time_within
+from batchgen.words import counted, duration, rank_time_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from batchgen.config.schema import JobConfig
     from batchgen.planning.plan import Plan
     from batchgen.planning.pricing.forecast import Forecast
+    from batchgen.records import Layout
     from batchgen.runfile import RunFile
 
 EPILOG = """\
@@ -216,8 +217,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         "job": f"{config.name}, model {config.model.name}, executor {config.slurm.executor}",
         "rows": f"{plan.rows:,} in {plan.manifest}: {plan.unique_rows:,} to render, "
         f"{plan.aliases:,} aliases of equal rows",
-        "shards": f"{predicted.shards} over {layout.nodes} node(s) of "
-        f"{layout.ranks_per_node} rank(s)",
+        "shards": _shards(predicted.shards, layout),
         "layout": f"dp {layout.dp} x cfg {layout.cfg} x ulysses {layout.ulysses} x ring "
         f"{layout.ring}, memory {layout.memory}, {layout.precision}, attention {layout.attention}; "
         f"{layout.reason}",
@@ -234,6 +234,15 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
     for name, text in lines.items():
         table.add_row(name, escape(text))
     return table
+
+
+def _shards(shards: int, layout: Layout) -> str:
+    """Where shards are rendered, how many of them at once, and which nodes get none."""
+    ranks, at_once = counted(layout.ranks_per_node, "rank"), min(shards, layout.groups)
+    place = f"{counted(layout.nodes_together, 'node')} of {ranks}"
+    said = f"{shards:,}, {at_once} at once, each on {place}" if shards > 1 else f"1, on {place}"
+    idle = layout.nodes - at_once * layout.nodes_together
+    return said + f"; {idle} of {layout.nodes} nodes without work" * (idle > 0)
 
 
 def _family_note(config: JobConfig) -> dict[str, str]:

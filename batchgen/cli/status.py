@@ -21,7 +21,7 @@ from batchgen.paths import RunPaths, as_typed
 from batchgen.records import Attempt, Layout
 from batchgen.scheduler.commands import slurm_intent
 from batchgen.scheduler.queue import QueueView, look, queue_lines, with_queue
-from batchgen.words import duration, rank_time
+from batchgen.words import counted, duration, rank_time
 
 WATCH_S = 1.0
 INDENT = 10  # of what does not fit in a line
@@ -171,7 +171,7 @@ def _cost(status: RunStatus) -> str:
 
 
 def _layout(layout: Layout) -> str:
-    where = f"{layout.nodes} node(s) of {layout.ranks_per_node} rank(s)"
+    where = f"{counted(layout.nodes, 'node')} of {counted(layout.ranks_per_node, 'rank')}"
     return f"{layout} on {where}; {layout.reason}"
 
 

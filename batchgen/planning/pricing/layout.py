@@ -34,6 +34,7 @@ from batchgen.planning.pricing.work import Work, planned_work
 from batchgen.planning.store import Plan
 from batchgen.records import DECODE_PIXELS, Layout, rows_decoded
 from batchgen.request import Bucket
+from batchgen.words import duration
 
 # Prices closer than this are a tie: between ways to split the same replica over ulysses and ring,
 # where the model errs most, and between all others. `plan --layouts` says so.
@@ -259,7 +260,7 @@ def _against(chosen: Candidate, shown: Iterable[Candidate]) -> str:
 def _price(candidate: Candidate) -> str:
     return (
         f"{per_hour(candidate)} samples a device-hour and the last row after "
-        f"{candidate.last_row_s:,.0f} s"
+        f"{duration(candidate.last_row_s)}"
     )
 
 

@@ -22,6 +22,7 @@ from batchgen.scheduler.commands import SchedulerError
 from batchgen.scheduler.options import check_folder
 from batchgen.scheduler.setup.findings import CheckLine, NodeClock, judge
 from batchgen.scheduler.setup.probe import Environment, NodeReport, RankReport
+from batchgen.words import duration
 
 TIME_LIMIT_MIN = 10
 _POLL_S = 0.25
@@ -122,7 +123,7 @@ class _Probe:
                     said = state
                     self.say(state or "the job has ended")
                 if state.startswith("waits") and time.monotonic() > deadline:
-                    raise SchedulerError(f"the probe did not start in {seconds:.0f} s: it {state}")
+                    raise SchedulerError(f"the probe did not start in {duration(seconds)}: it {state}")
             time.sleep(_POLL_S)
 
     def _state(self) -> str:

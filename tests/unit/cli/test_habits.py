@@ -96,6 +96,29 @@ def test_time_of_ranks_is_said_in_units_that_fit() -> None:
     assert rank_time_within(0.09, 0.08, 0.11, "h200") == "5.4 min of GPUs (4.8 min to 6.6 min)"
 
 
+def test_a_plan_says_where_shards_go_and_times_in_one_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The time of the last row is in the reason and in the table of layouts."""
+    job, model = make_job_folder(tmp_path, 4), ("model=wan2.1-t2v-14b", "slurm.executor=slurm")
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.chdir(Path(JOB).parents[1])
+    size = [f"row_defaults.{each}" for each in ("width=1280", "height=720", "num_frames=81")]
+    said = {}
+    for more in ((), ("slurm.nodes=2",), ("slurm.nodes=2", "system.parallel.objective=latency")):
+        asked = ["slurm=h200x8", *model, *size, "row_defaults.num_steps=50", *more, "--layouts"]
+        assert main(["plan", str(job.job), *asked]) == 0
+        out = capsys.readouterr().out
+        (last,) = re.findall(r"resident +1 +\S+ +(\S+ \w+) +\S+ +chosen", out)
+        assert f"the last row after {last}, against" in out
+        said[len(more)] = re.findall("shards +(.*?) *\n", out)[0]
+    assert said == {
+        0: "1, on 1 node of 8 ranks",
+        1: "1, on 1 node of 8 ranks; 1 of 2 nodes without work",
+        2: "2, 2 at once, each on 1 node of 8 ranks",
+    }
+
+
 def test_a_plan_fits_a_narrow_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

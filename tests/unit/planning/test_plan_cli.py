@@ -48,7 +48,7 @@ def test_plan_loads_no_torch_and_prints_what_a_user_needs() -> None:
     for word in (
         "64x64x17",
         "16 to render",
-        "1 over 1 node(s)",
+        "1, on 1 node of 1 rank",
         "dp first",
         "s of CPUs (",
         "basis",

@@ -66,7 +66,7 @@ def test_what_a_submission_decided_stands_in_its_intent_status_and_catalog(
     assert intent is not None and config_of(run, intent).model.name == "null-engine"
     assert profile_of(run, intent).executor == "inline"
     shown = work("status")
-    assert "layout    dp1 resident fp32 on 1 node(s) of 1 rank(s)" in shown["text"]
+    assert "layout    dp1 resident fp32 on 1 node of 1 rank" in shown["text"]
     assert shown["layout"] == planned
     attempt = pd.read_parquet(run.catalog_runs).iloc[0]
     assert (attempt["layout"], attempt["layout_dp"]) == ("dp1 resident fp32", 1)

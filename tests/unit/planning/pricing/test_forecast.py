@@ -190,7 +190,7 @@ def test_start_up_and_what_runs_behind_are_calibrated_from_attempts(
     plan = make_plan(job, tmp_path / "plan.parquet", factors=found.factors)
     predicted = forecast(job, plan, read_costs(plan.path), found)
     assert 3600 * predicted.gpu_hours == pytest.approx(plan.cost_s_total * found.held + 7 + 12)
-    assert predicted.basis.endswith("demo-1; start-up 7 s")
+    assert predicted.basis.endswith("demo-1; start-up 7.0 s")
     given = replace(job, slurm=replace(job.slurm, start_up_s=30.0))  # the profile knows better
     predicted = forecast(given, plan, read_costs(plan.path), found)
     assert 3600 * predicted.gpu_hours == pytest.approx(plan.cost_s_total * found.held + 30 + 12)
