@@ -259,6 +259,7 @@ def device_block(device: DeviceConfig) -> str:
     return (
         f"device:\n  name: {name}\n  memory_gib: {device.memory_gib:g}\n"
         f"  matmul_tflops: {device.matmul_tflops:g}\n  h2d_gbs: {device.h2d_gbs:g}\n"
+        f"  disk_gbs: {device.disk_gbs:g}\n"
         f"  link_gbs: {device.link_gbs:g}\n  nic_gbs: {device.nic_gbs:g}\n"
     )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from batchgen.cli.main import main
 from batchgen.config.composing.compose import compose_job
-from batchgen.config.schema import SlurmConfig
+from batchgen.config.schema import DeviceConfig, SlurmConfig
 from batchgen.errors import ConfigError
 from batchgen.paths import RunPaths
 from batchgen.runner.executors import check_profile
@@ -17,6 +19,7 @@ from batchgen.runner.executors.slurm import array_count, steward_batch, task_bat
 from batchgen.scheduler.batch import after
 from batchgen.scheduler.options import check_folder
 from batchgen.scheduler.setup.check import probe_batch
+from batchgen.scheduler.setup.findings import with_device
 
 ROOT = Path(__file__).parents[3]
 PROFILES = sorted(path.stem for path in (ROOT / "slurm").glob("*.yaml"))
@@ -46,6 +49,16 @@ def test_a_replica_over_two_nodes_is_one_element_of_two_nodes(tmp_path: Path) ->
     slurm = profile("devcluster", "slurm.ranks_per_node=2")
     (batch,) = task_batches(RunPaths(tmp_path), 1, 3, slurm, 1000, together=2)
     assert "--nodes=2\n" in batch.script() and "--ntasks-per-node=2\n" in batch.script()
+
+
+def test_h100x8_shows_every_key_and_what_is_measured_keeps_the_others() -> None:
+    """Of a profile with figures of its own, `slurm check --write` loses none."""
+    shown = yaml.safe_load((ROOT / "slurm/h100x8.yaml").read_text())
+    assert shown.keys() == {field.name for field in fields(SlurmConfig)}
+    assert shown["device"].keys() == {field.name for field in fields(DeviceConfig)}
+    own = DeviceConfig(**{name: n + 3.5 for n, name in enumerate(shown["device"])} | {"name": "x"})
+    written = yaml.safe_load(with_device("device: {name: y}\nnodes: 2\n", own))
+    assert written == {"device": asdict(own), "nodes": 2}
 
 
 def test_h100x8_is_a_whole_node() -> None:
