@@ -282,7 +282,10 @@ JUDGES_OF_REFERENCE = ("reference_psnr", "reference_ssim")
         ('{call: "{m}:sharp", retries: 2}', "retries: 2 with policy 'record'; legal: 0"),
         ('{call: "{m}:sharp", policy: skip}', "'skip' is not one of 'record', 'fail', 'retry'"),
         ('{call: "{m}:sharp"},{call: "{m}:sharp"}', "two columns are called 'sharp'"),
-        ('{cal: "{m}:sharp"}', "output.judges[0].cal: unknown key (did you mean 'output.judges[0].call'?)"),
+        (
+            '{cal: "{m}:sharp"}',
+            "output.judges[0].cal: unknown key (did you mean 'output.judges[0].call'?)",
+        ),
         (
             '{call: "batchgen.judges:reference_psnr", params: {run: outputs/none}}',
             "/outputs/none is not a folder; it takes the path of a run's",

@@ -123,7 +123,9 @@ class _Probe:
                     said = state
                     self.say(state or "the job has ended")
                 if state.startswith("waits") and time.monotonic() > deadline:
-                    raise SchedulerError(f"the probe did not start in {duration(seconds)}: it {state}")
+                    raise SchedulerError(
+                        f"the probe did not start in {duration(seconds)}: it {state}"
+                    )
             time.sleep(_POLL_S)
 
     def _state(self) -> str:

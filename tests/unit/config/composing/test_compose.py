@@ -197,7 +197,9 @@ def test_tiles_are_of_sizes_that_show_no_seam(job: Job) -> None:
         "system.vae.tile: 208: without system.vae.tiled=true there are no tiles; legal: null"
     )
     said = refusal(job(model="ltx-video-0.9.1"), tiled)
-    assert said == "system.vae.tiled: true is not served by ltx-video-0.9.1 yet; served: auto, false"
+    assert (
+        said == "system.vae.tiled: true is not served by ltx-video-0.9.1 yet; served: auto, false"
+    )
 
 
 def test_tiles_of_a_layer_have_nothing_beside_them(job: Job) -> None:
