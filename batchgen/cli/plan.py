@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchgen.bars import progress_bars
-from batchgen.cli.caches import cache_lines, evaluations
+from batchgen.cli.plans.caches import cache_lines, evaluations
 from batchgen.cli.result import OK, Result
 from batchgen.cli.verbs import (
     Verbs,
@@ -126,7 +126,7 @@ def _naming(composed: Composed, args: argparse.Namespace) -> AbstractContextMana
 
 def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
     """ConfigError if the rows do not fit; the layouts are shown all the same."""
-    from batchgen.cli.layouts import print_layouts
+    from batchgen.cli.plans.layouts import print_layouts
     from batchgen.planning.pricing.layout import refuse_misfit, survey
     from batchgen.planning.pricing.work import planned_work
 
@@ -136,7 +136,7 @@ def _check(config: JobConfig, layouts: bool, plan: Plan) -> None:
 
 
 def _layouts(config: JobConfig, plan: Plan) -> dict[str, object]:
-    from batchgen.cli.layouts import layouts_data
+    from batchgen.cli.plans.layouts import layouts_data
     from batchgen.planning.pricing.layout import survey
     from batchgen.planning.pricing.work import planned_work
 

@@ -117,7 +117,7 @@ def drive_to_end(run: RunPaths, settings: Settings, rows: np.ndarray | None = No
 
 def tell_choices(run: RunPaths) -> None:
     """Print the ratios that `min_psnr_db` found."""
-    from batchgen.cli.caches import choice_lines
+    from batchgen.cli.plans.caches import choice_lines
     from batchgen.planning.plan import read_plan
 
     for line in choice_lines(read_plan(run.plan)):

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from toy_loras import as_planned, digest, factors, linears
 
-from batchgen.cli.caches import cache_lines
+from batchgen.cli.plans.caches import cache_lines
 from batchgen.config.composing.compose import Composed, compose_job, recompose
 from batchgen.errors import ConfigError, ManifestError
 from batchgen.loras import NoLora, parse, written

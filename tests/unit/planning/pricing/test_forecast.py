@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchgen.caches.audit import has_twin
-from batchgen.cli.caches import cache_lines
+from batchgen.cli.plans.caches import cache_lines
 from batchgen.config.build import to_mapping
 from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import DeviceConfig, JobConfig
