@@ -9,6 +9,8 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+from batchgen.paths import RunPaths
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "batchgen"
 MAP = PACKAGE / "README.md"
@@ -90,3 +92,12 @@ def test_the_map_names_every_room_and_what_is_in_it() -> None:
         ]
     assert not wrong
     assert rooms == {name for name in there if not name.startswith("__")}
+
+
+def test_the_readme_of_runs_names_all_that_a_run_folder_may_hold() -> None:
+    run, text = RunPaths(Path("/run")), (ROOT / "outputs" / "README.md").read_text()
+    own = [name for name, value in vars(RunPaths).items() if isinstance(value, property)]
+    parts = {getattr(run, name).relative_to(run.root).parts[0] for name in own}
+    assert len(parts) > 15
+    hidden = {"run.next.json"}  # while a replan is installed
+    assert [part for part in sorted(parts - hidden) if part not in text] == []
