@@ -15,7 +15,7 @@ from batchgen.cli.verbs import (
     add_verb,
     overrides_of,
 )
-from batchgen.errors import RunStateError, closest
+from batchgen.errors import RunStateError, UsageError, closest
 from batchgen.paths import as_typed
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def handle_retry(args: argparse.Namespace) -> Result:
     from batchgen.runner.resume import prepare_resume
 
     run = _writable_run(args)
+    if args.rows is not None and not args.rows.strip(", "):
+        raise UsageError(f"--rows: {args.rows!r} names no row; without it: all that failed")
     rows = _named_rows(run, args.rows.split(",")) if args.rows else missing_rows(run).failed
     settings = prepare_resume(run, args.overrides, rerender_changed=False)
     return _go_on(args, run, settings, rows)

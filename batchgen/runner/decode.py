@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -75,6 +76,11 @@ def _composed(source: RunPaths, header: RunFile, overrides: Sequence[str]) -> Co
 
 def _drawn(source: RunPaths, header: RunFile) -> list[str]:
     """Of each row of the run's plan where its latents are; empty for rows that are not ok."""
+    if of := header.config.get("decode"):
+        raise RunStateError(
+            f"{source.root}: has no latents: it decodes those of {of}; `batchgen decode "
+            f"{as_typed(Path(of))}` does so again"
+        )
     if header.config["output"]["format"] != LATENTS:
         raise RunStateError(
             f"{source.root}: has no latents: its output.format is "

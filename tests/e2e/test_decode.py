@@ -120,6 +120,9 @@ def test_a_run_without_latents_is_refused(drawn: Drawn) -> None:
     done = drawn.work.here("decode", str(drawn.direct.root))
     assert done.code == 2
     assert "has no latents: its output.format is auto" in done.err
+    done = drawn.work.here("decode", str(drawn.decode().root))
+    source = drawn.latents.root
+    assert done.code == 2 and f"it decodes those of {source}; `batchgen decode" in done.err
 
 
 @pytest.mark.parametrize(

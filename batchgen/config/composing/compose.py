@@ -333,7 +333,10 @@ def _literal(value: Any) -> Any:
 
 
 def _jobs_nearby(job: Path) -> str:
+    """A hint at the job that may be meant, of those beside it and in `jobs/` there."""
     folder = job.parent
-    names = [str(path) for path in sorted(folder.glob("*.yaml"))] if folder.is_dir() else []
-    near = closest(str(job), names)
+    found = [*sorted(folder.glob("[!.]*.yaml")), *sorted((folder / "jobs").glob("[!.]*.yaml"))]
+    names = [str(path) for path in found]
+    same = [str(path) for path in found if path.stem == job.stem]
+    near = closest(str(job), names) or "".join(f" (did you mean {name!r}?)" for name in same[:1])
     return near or (f"; {folder} has {', '.join(names)}" if names else "")

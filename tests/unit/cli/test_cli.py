@@ -165,6 +165,30 @@ def test_a_run_that_cannot_be_written_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*")} == before
 
 
+def test_no_row_is_named_by_nothing(
+    job_folder: JobFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is what a shell makes of a variable that is not set."""
+    assert main(["run", str(job_folder.job), *NULL]) == 0
+    run = the_run(job_folder)
+    for rows in ("", " ,"):
+        assert main(["retry", str(run.root), "--rows", rows]) == 2
+        assert f"--rows: {rows!r} names no row" in capsys.readouterr().err
+
+
+def test_a_job_is_found_by_its_name_and_no_hidden_file_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".hooks.yaml").touch()
+    assert main(["plan", "demo"]) == 2
+    assert "yaml" not in capsys.readouterr().err
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "demo.yaml").touch()
+    assert main(["plan", "demo"]) == 2
+    assert "did you mean 'jobs/demo.yaml'?" in capsys.readouterr().err
+
+
 def test_rows_at_stake_make_it_1(job_folder: JobFolder, capsys: pytest.CaptureFixture[str]) -> None:
     with files_at_most(20_000):  # room for the plan, not for the catalog's parts
         code = main(["run", str(job_folder.job), *NULL, "carry_columns=[]", "tag=small"])
