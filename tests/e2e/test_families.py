@@ -164,9 +164,18 @@ def test_videos_of_each_family(one_thread: None, tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("row_defaults.guidance_scale_2=3", "row_defaults.guidance_scale_2: 3.0 is not served yet"),
-        ("system.sampler.solver=unipc", "system.sampler.solver: unipc is not served yet; served:"),
-        ("system.sampler.sigma_shift=3", "system.sampler.sigma_shift: 3.0 is not served yet"),
+        (
+            "row_defaults.guidance_scale_2=3",
+            "row_defaults.guidance_scale_2: 3.0 is not served by flux.1-dev yet",
+        ),
+        (
+            "system.sampler.solver=unipc",
+            "system.sampler.solver: unipc is not served by flux.1-dev yet; served:",
+        ),
+        (
+            "system.sampler.sigma_shift=3",
+            "system.sampler.sigma_shift: 3.0 is not served by flux.1-dev yet",
+        ),
         ("row_defaults.num_frames=5", "legal: 1 (the model draws images)"),
         ("row_defaults.width=40", "legal: multiples of 16"),
     ],

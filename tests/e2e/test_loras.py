@@ -66,7 +66,10 @@ def test_the_command_line_names_what_is_wrong(folder: JobFolder) -> None:
     for given, answer in (
         ("row_defaults.lora=styles/ink.safetensors@strong", "'strong' is no strength"),
         ("row_defaults.lora=styles/none.safetensors", "none.safetensors: there is no such file"),
-        ("model=null-engine", "row 1, lora = 'styles/ink.safetensors@0.3': is not served yet"),
+        (
+            "model=null-engine",
+            "row 1, lora = 'styles/ink.safetensors@0.3': is not served by null-engine yet",
+        ),
     ):
         done = folder.run_here(given)
         assert done.code == 2 and answer in done.err, done.err

@@ -185,5 +185,7 @@ def test_what_nobody_serves_is_refused_with_what_is(
 @pytest.mark.parametrize("column", ["negative_prompt", "guidance_scale", "true_cfg_scale"])
 def test_what_a_distilled_klein_does_not_read_is_refused(column: str) -> None:
     value = "blur" if column == "negative_prompt" else "2.0"
-    with pytest.raises(ConfigError, match=rf"row_defaults\.{column}: {value} is not served yet"):
+    with pytest.raises(
+        ConfigError, match=rf"row_defaults\.{column}: {value} is not served by flux.2-klein-4b yet"
+    ):
         compose_job(JOB, ["model=flux.2-klein-4b", f"row_defaults.{column}={value}"])

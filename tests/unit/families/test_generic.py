@@ -153,14 +153,29 @@ def test_a_stored_job_goes_on_as_it_is(folder: Path) -> None:
         ("model.params.latents=1", "takes no latents from a job"),
         ("model.params.clean_caption=1", "1 is no bool, as the call of PixArtSigmaPipeline"),
         ("model.params.max_sequence_length=1.5", "1.5 is no int, as the call"),
-        ("row_defaults.true_cfg_scale=2", r"row_defaults\.true_cfg_scale: 2\.0 is not served yet"),
+        (
+            "row_defaults.true_cfg_scale=2",
+            r"row_defaults\.true_cfg_scale: 2\.0 is not served by pixart0 yet",
+        ),
         ("row_defaults.cache_ratio=0.5", "cache"),
-        ("system.parallel.cfg=2", r"system\.parallel\.cfg: 2 is not served yet; served: auto, 1"),
-        ("system.memory.mode=stream", r"system\.memory\.mode: stream is not served yet"),
-        ("system.compile.mode=default", r"system\.compile\.mode: default is not served yet"),
-        ("system.batch.window=4", r"system\.batch\.window: 4 is not served yet; served: auto"),
-        ("system.sampler.solver=euler", r"solver: euler is not served yet; served: null, own"),
-        ("model.prompt_overflow=error", "prompt_overflow: error is not served yet"),
+        (
+            "system.parallel.cfg=2",
+            r"system\.parallel\.cfg: 2 is not served by pixart0 yet; served: auto, 1",
+        ),
+        ("system.memory.mode=stream", r"system\.memory\.mode: stream is not served by pixart0 yet"),
+        (
+            "system.compile.mode=default",
+            r"system\.compile\.mode: default is not served by pixart0 yet",
+        ),
+        (
+            "system.batch.window=4",
+            r"system\.batch\.window: 4 is not served by pixart0 yet; served: auto",
+        ),
+        (
+            "system.sampler.solver=euler",
+            r"solver: euler is not served by pixart0 yet; served: null, own",
+        ),
+        ("model.prompt_overflow=error", "prompt_overflow: error is not served by pixart0 yet"),
         ("system.components.vae.dtype=float32", "has no such component; legal: none"),
     ],
 )
@@ -177,7 +192,7 @@ def test_a_call_without_a_negative_prompt_refuses_one(folder: Path, tmp_path: Pa
     }
     stored = json.loads((other / "model_index.json").read_text())
     (other / "model_index.json").write_text(json.dumps(stored | sprint))
-    with pytest.raises(ConfigError, match="negative_prompt: blur is not served yet"):
+    with pytest.raises(ConfigError, match="negative_prompt: blur is not served by model yet"):
         job(other, "row_defaults.negative_prompt=blur")
 
 

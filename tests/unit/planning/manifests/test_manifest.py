@@ -160,9 +160,9 @@ def test_all_legal_types_give_the_same_requests(
         ("cache_strategy", "teecache", "is not one of none, "),
         ("cache_ratio", 1.5, "legal: >= 0 and <= 1"),
         ("cache_warmup", 5, "there is no cache without a cache_strategy"),
-        ("image", "a.png", "not served yet"),
+        ("image", "a.png", "not served by tiny-wan yet"),
         ("lora", "style", "style: there is no such file"),
-        ("guidance_scale_2", 3.0, "not served yet"),
+        ("guidance_scale_2", 3.0, "not served by tiny-wan yet"),
     ],
 )
 def test_an_illegal_value_is_refused_with_row_column_value_and_rule(
