@@ -28,7 +28,7 @@ UNITS = {
 
 # Where a short name belongs when several tiers spell it alike: the first tier that has it.
 _TIERS = ("row_defaults", "system", "output", "slurm", "", "model")
-# are read, and recorded as other keys
+# Read under these names, and recorded under other ones.
 _SHORTS = {"cache": "row_defaults.cache", "low_mem_level": "system.memory.low_mem_level"}
 
 
