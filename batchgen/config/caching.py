@@ -73,6 +73,12 @@ def cache_rules(job: JobConfig) -> CacheRules:
         ignore=cache.on_refused == "ignore",
         solver=job.system.sampler.solver or job.model.request_defaults.solver,
     )
+    if rows.cache_ratio and cache.min_psnr_db is not None:
+        raise ConfigError(
+            f"row_defaults.cache_ratio: {rows.cache_ratio:g}: system.cache.min_psnr_db="
+            f"{cache.min_psnr_db:g} chooses the ratio of rows that give none; set one of them to "
+            "null (row_defaults.cache=planned asks for a cache)"
+        )
     try:
         rules.decide(Given(), rows.num_steps or job.model.request_defaults.num_steps)
     except IllegalSetting as error:

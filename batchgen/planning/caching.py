@@ -29,9 +29,10 @@ _SETTINGS = tuple(PREFIX + name for name in NAMES)
 _DRAWING = tuple(field.name for field in fields(Drawing))
 _MOST_KEPT = 10_000  # combinations
 _MOST_TOLD = 1000
+_FLOOR = "system.cache.min_psnr_db"
 _FLOOR_REASON = (
-    "system.cache.min_psnr_db chooses the ratio of planned alone; give these rows a cache_ratio, "
-    "or leave it null"
+    f"{_FLOOR} chooses the ratio of planned alone; give these rows a cache_ratio, or set "
+    f"{_FLOOR}=null"
 )
 
 Told = tuple[str, float, int, float]  # strategy, ratio, steps, guidance: what `plan` tells of
@@ -110,6 +111,7 @@ class CacheSums:
         self._drawn = np.array(earlier.drawn, np.int64)
         self._known: dict[tuple[Any, ...], Alike] = {}
         self._audit_every = job.system.cache.audit_every
+        self._asked = False  # whether any row asks for a cache
         self.choices: dict[Drawing, Choice] = {}
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
@@ -122,6 +124,7 @@ class CacheSums:
         use, or for which it lacks coefficients that it needs, go to `problems`."""
         if "cache_strategy" not in rows.columns.schema.names:
             return None
+        self._asked = True
         names = (*_SETTINGS, *_DRAWING, "cache_refused")
         columns = [rows.column(name) for name in names]
         columns.append(rows.column(RATIO_GIVEN))
@@ -216,6 +219,15 @@ class CacheSums:
         if self._fitted_already:
             return f"{lacking}, and this run's pilot is over: start a new run"
         return f"{lacking}; system.cache.calibrate=true lets a pilot measure them"
+
+    def check_floor(self) -> None:
+        """After all rows: ConfigError where `min_psnr_db` had no ratio to choose, since no row asks
+        for a cache."""
+        if self._floor is not None and not self._asked:
+            raise ConfigError(
+                f"{_FLOOR}: {self._floor:g}: no row asks for a cache whose ratio it could choose; "
+                "row_defaults.cache=planned asks for all"
+            )
 
     def audits(self, found: CachedRows | None, digests: Sequence[bytes]) -> np.ndarray:
         """Of each row of a batch, by its key: whether it is drawn without its cache too (bool)."""

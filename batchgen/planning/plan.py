@@ -118,6 +118,7 @@ def make_plan(
     header = partial(rows.plan, out, job.manifest, context, files, pilots)
     try:
         plan = _write(rows, draft, job.carry_columns, header)
+        caches.check_floor()
         check(plan)
         publish_plan(draft, out)
     finally:

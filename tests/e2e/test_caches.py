@@ -57,7 +57,7 @@ def test_a_plan_says_what_caches_save_and_who_does_without(
     plan = ("plan", str(job_folder.job), STEPS)
     told = " ".join(job_folder.here(*plan).out.split())  # lines are broken anywhere
     assert "38 of 48 expected, caches save 21%" in told
-    assert "uniform 0.5, 6 steps, guidance 3: 1 rows, 50% computed" in told
+    assert "uniform 0.5, 6 steps, guidance 3: 1 row, 50% computed" in told
     told = " ".join(job_folder.here(*plan, *CLOSED).out.split())
     assert "are drawn without: 2 for uniform, 1 for taylorseer" in told
     assert "caches save" not in told

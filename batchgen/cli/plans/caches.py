@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from batchgen.words import duration
+from batchgen.words import counted, duration
 
 if TYPE_CHECKING:
     from batchgen.caches.pilots import Choice, Pilot
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 6  # combinations of settings
 _INSTEAD = {"planned": "the solver's own update"}
+_THRESHOLD = "a threshold of their own, or the published one"
 _ADAPTED = (
     "fits are looked up whatever LoRA files a row draws with; system.cache.audit_every says how "
     "near such rows end"
@@ -33,14 +34,16 @@ def cache_lines(plan: Plan) -> dict[str, str]:
         lines["caches"] = "\n".join(map(_line, plan.caches[:_SHOWN]))
         if rest := plan.caches[_SHOWN:]:
             rows = sum(forecast.rows for forecast in rest)
-            lines["caches"] += f"\n{len(rest)} more with {rows:,} rows"
+            lines["caches"] += f"\n{len(rest)} more with {counted(rows, 'row')}"
         if _can_be_fitted(plan) and not plan.pilots:
             lines["caches"] += f"\n{_HOW}"
         if plan.loras and any(forecast.fitted for forecast in plan.caches):
             lines["caches"] += f"\n{_ADAPTED}"
     if audits := sum(bucket.audits for bucket in plan.buckets):
         more = sum(bucket.audit_evaluations for bucket in plan.buckets)
-        lines["audits"] = f"{audits:,} rows drawn without their cache too: {more:,} forwards more"
+        lines["audits"] = (
+            f"{counted(audits, 'row')} drawn without their cache too: {more:,} forwards more"
+        )
     if plan.pilots:
         lines["pilot"] = "\n".join(map(_pilot, plan.pilots))
     if plan.choices:
@@ -94,7 +97,7 @@ def _line(forecast: CacheForecast) -> str:
 
     exact = forecast.ratio == 0 or strategy(forecast.strategy).FACTS.data_free
     share = f"{'' if exact else 'about '}{forecast.share:.0%} computed"
-    return f"{forecast}: {forecast.rows:,} rows, {share}{_fit(forecast)}"
+    return f"{forecast}: {counted(forecast.rows, 'row')}, {share}{_fit(forecast)}"
 
 
 def _fit(forecast: CacheForecast) -> str:
@@ -106,11 +109,11 @@ def _fit(forecast: CacheForecast) -> str:
     if not without:
         return ", with a fit"
     some = f"{forecast.fitted:,} with a fit, {without:,} without" if forecast.fitted else "no fit"
-    return f", {some}: {_INSTEAD.get(forecast.strategy, 'a threshold by the published one')}"
+    return f", {some}: {_INSTEAD.get(forecast.strategy, _THRESHOLD)}"
 
 
 def _can_be_fitted(plan: Plan) -> bool:
-    """Whether rows do without a fit that a pilot may make."""
+    """Whether rows that save something do without a fit that a pilot may make."""
     from batchgen.caches.pilots import FITTED
 
-    return any(c.ratio > 0 and c.fitted < c.rows and c.strategy in FITTED for c in plan.caches)
+    return any(c.share < 1 and c.fitted < c.rows and c.strategy in FITTED for c in plan.caches)

@@ -15,6 +15,7 @@ from batchgen.caches import tables
 from batchgen.caches.settings import Settings
 from batchgen.caches.strategy import names
 from batchgen.caches.tables import Entry, Key, Tables, store, user_folder
+from batchgen.cli.plans.caches import cache_lines
 from batchgen.config.capability import served_by
 from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig
@@ -171,6 +172,19 @@ def test_every_strategy_is_priced_from_nothing_to_everything(
         assert expected[0] == 2 * count
         assert expected == sorted(expected, reverse=True)
         assert expected[-1] > 0
+
+
+def test_a_plan_offers_fits_to_rows_that_save_something(plan_of: Callable[..., Plan]) -> None:
+    """Rows of one step compute it, fit or none; a threshold of one's own is no published one."""
+    short = cache_lines(plan_of({"num_steps": [1, 1]}, row_defaults__cache_strategy="planned"))
+    assert "2 rows, 100% computed, no fit" in short["caches"]
+    assert "calibrate" not in short["caches"]
+    told = cache_lines(plan_of({"num_steps": [18]}, row_defaults__cache_strategy="planned"))
+    assert "1 row, 50% computed, no fit" in told["caches"] and "calibrate" in told["caches"]
+    own = {"cache_strategy": ["easycache"], "cache_params": ['{"threshold": 0.1}']}
+    assert cache_lines(plan_of(own))["caches"].endswith(
+        "no fit: a threshold of their own, or the published one"
+    )
 
 
 # ---------------------------------------------------------------------------------------- refusals

@@ -241,7 +241,7 @@ def test_no_ratio_is_good_enough(plan_of: Callable[..., Plan]) -> None:
     rows = read_requests(plan.path)
     assert {(row.cache_strategy, row.cache_refused) for row in rows} == {("none", "planned")}
     assert plan.choices[0].ratio == 0 and plan.cache_refused == {"planned": MANY}
-    bare = read_requests(plan_of({"cache_ratio": None}, **FLOOR).path)
+    bare = read_requests(plan_of({"cache_ratio": None}, row_defaults__num_steps=11).path)
     assert [row.row_key for row in rows] == [row.row_key for row in bare]
 
 
@@ -254,6 +254,19 @@ def test_a_pilot_that_judges_draws_further_rows(plan_of: Callable[..., Plan]) ->
     with pytest.raises(ManifestError, match="min_psnr_db chooses the ratio of planned alone"):
         plan_of(uniform, **FLOOR)
     assert plan_of({"cache_strategy": ["uniform"] * MANY}, **FLOOR).pilots == ()
+
+
+def test_a_floor_that_has_no_ratio_to_choose_is_refused(plan_of: Callable[..., Plan]) -> None:
+    """It would be no floor at all; one that is given with it would go unused."""
+    nobody = {"cache_ratio": None, "cache_strategy": [None, "off"] * (MANY // 2)}
+    told = r"^system\.cache\.min_psnr_db: 30: no row .*; row_defaults\.cache=planned asks for all"
+    with pytest.raises(ConfigError, match=told):
+        plan_of(nobody, **FLOOR)
+    everyone = {"cache_strategy": ["planned"] * MANY, "cache_ratio": None}
+    with pytest.raises(ConfigError, match=r"^row_defaults\.cache_ratio: 0\.4: .*min_psnr_db=30 ch"):
+        plan_of(everyone, **FLOOR, row_defaults__cache_ratio=0.4)
+    ignoring = {"system__cache__enabled": False, "system__cache__on_refused": "ignore"}
+    assert plan_of(everyone, **FLOOR, **ignoring).cache_refused == {"planned": MANY}
 
 
 def test_a_choice_is_by_p5() -> None:
