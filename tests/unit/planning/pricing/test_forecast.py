@@ -26,6 +26,7 @@ from batchgen.planning.pricing.work import Work
 from batchgen.records import Layout
 from batchgen.request import Bucket
 from batchgen.runner.submit import cut
+from batchgen.words import counted
 
 ROOT = Path(__file__).parents[4]
 H200 = DeviceConfig(name="h200", memory_gib=139, matmul_tflops=790)
