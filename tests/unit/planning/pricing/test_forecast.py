@@ -350,6 +350,7 @@ def test_rows_that_are_audited_cost_a_second_drawing_without_the_cache(
     assert (plain.audits, priced.audits) == (0, sum(chosen))
     assert priced.audit_evaluations == 40 * sum(chosen)
     assert (priced.evaluations, priced.steps) == (plain.evaluations, plain.steps)  # the rows' own
-    said = f"{counted(sum(chosen), 'row')} drawn without their cache too: {40 * sum(chosen)} forwards more"
+    rows, forwards = counted(sum(chosen), "row"), 40 * sum(chosen)
+    said = f"{rows} drawn without their cache too: {forwards} forwards more"
     assert cache_lines(plans[1])["audits"] == said and "audits" not in cache_lines(plans[0])
     assert plans[1].cost_s_total == pytest.approx(costs[1].sum())
