@@ -18,6 +18,7 @@ from toys import TOYS
 from batchgen.caches.strategy import names, strategy
 from batchgen.config.schema import SamplerConfig
 from batchgen.engine.contract import Snapshot
+from batchgen.engine.devices import device as devices
 from batchgen.engine.engine import Engine
 from batchgen.engine.reuse import rowcache
 from batchgen.families.family import BLOCK_CACHES
@@ -25,6 +26,7 @@ from batchgen.request import Request
 
 STEPS = 12
 SAVING = [name for name in names() if strategy(name).FACTS.kind != "planned"]
+BLOCKS = sorted({*BLOCK_CACHES} - {"pab"})
 ALONE = {"token_budget": 1, "max_rows_in_flight": 1}
 
 
@@ -138,6 +140,23 @@ def test_a_stopped_row_goes_on_with_what_its_cache_had_kept(
     made.render(ListSource(rows(name)[::-1], states), second)
     assert_same(second, kept)
     assert {stats.cache_restarts for stats in second.stats.values()} == {0}
+
+
+@pytest.mark.parametrize("name", first_quick(["pab", *BLOCKS], 2))
+def test_in_half_precision_a_stopped_row_goes_on_with_the_same_bits(
+    name: str, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator. Alone, since products in bfloat16 depend on the batch on a CPU."""
+    monkeypatch.setattr(devices, "run_dtype", lambda model, device: torch.bfloat16)
+    made, only = engine(batch=ALONE), rows(name)[:1]
+    assert set(made.family.dtypes.values()) == {torch.bfloat16}
+    whole, again = draw(made, only), Keeper()
+    states = stopped(Keeper(), only, 5)
+    spy_on(second := engine(batch=ALONE), again)
+    second.render(ListSource(only, states), again)
+    assert states and not whole.errors
+    assert_same(again, whole)
+    assert again.stats["row-0"].cache_restarts == 0
 
 
 @pytest.mark.parametrize("name", first_quick(SAVING, 3))

@@ -13,6 +13,7 @@ from batchgen.numerics.solver import History
 
 log = logging.getLogger(__name__)
 LATENTS, SAMPLE, OUTPUT, CACHE = "latents", "sample", "output.", "cache."
+IN = ":"  # in a name of what a cache had kept, before its precision
 OLDER, VELOCITY = "older.", "velocity."  # .age, and .age.branch
 
 
@@ -20,7 +21,8 @@ def pack(
     step: int, latents: Tensor, history: History, kept: Mapping[str, Tensor], seconds: float
 ) -> Snapshot:
     """Everything that the next step takes from the ones before: float32, whatever precision the
-    transformer has, so nothing is lost on the way. `kept`: by its cache."""
+    transformer has, so nothing is lost on the way. `kept`: by its cache, of which names say the
+    precision that numpy lacks, since what follows is computed in it."""
     tensors = {LATENTS: latents}
     tensors |= {f"{OUTPUT}{age}": output for age, output in enumerate(history.outputs)}
     if history.sample is not None:
@@ -29,7 +31,7 @@ def pack(
     for age, branches in enumerate(history.velocities):
         tensors |= {f"{VELOCITY}{age}.{branch}": v for branch, v in enumerate(branches)}
     arrays = {name: tensor.float().cpu().numpy() for name, tensor in tensors.items()}
-    arrays |= {f"{CACHE}{name}": _plain(tensor).cpu().numpy() for name, tensor in kept.items()}
+    arrays |= {f"{CACHE}{name}{_precision(t)}": _plain(t).cpu().numpy() for name, t in kept.items()}
     return Snapshot(step, seconds, arrays)
 
 
@@ -47,6 +49,19 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _precision(tensor: Tensor) -> str:
+    """What a name says of it: nothing, where it is saved in its own."""
+    if tensor.dtype == _plain(tensor).dtype:
+        return ""
+    return f"{IN}{tensor.dtype}".replace("torch.", "")
+
+
+def _as_kept(name: str, tensor: Tensor) -> tuple[str, Tensor]:
+    """Name and tensor as the cache had them."""
+    own, _, precision = name.removeprefix(CACHE).partition(IN)
+    return own, tensor.to(getattr(torch, precision)) if precision else tensor
+
+
 def unpack(snapshot: Snapshot, device: torch.device) -> tuple[Tensor, History, dict[str, Tensor]]:
     """Latents and solver history on `device`, and what a cache had kept."""
     tensors = {
@@ -58,7 +73,7 @@ def unpack(snapshot: Snapshot, device: torch.device) -> tuple[Tensor, History, d
         latents=_row(tensors, OLDER),
         velocities=_velocities(tensors),
     )
-    kept = {k.removeprefix(CACHE): v for k, v in tensors.items() if k.startswith(CACHE)}
+    kept = dict(_as_kept(k, v) for k, v in tensors.items() if k.startswith(CACHE))
     return tensors[LATENTS], history, kept
 
 

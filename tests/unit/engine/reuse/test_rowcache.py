@@ -32,6 +32,15 @@ def test_velocities_of_half_precision_predict_the_same_after_a_stop(name: str) -
     assert torch.equal(before, after)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_what_is_kept_comes_back_in_its_precision(kind: torch.dtype) -> None:
+    kept = {"0.added": torch.linspace(-1, 1, 7).to(kind), "1.#sum": torch.tensor(0.1).double()}
+    _, _, found = unpack(pack(3, torch.zeros(1), History(), kept, 0.0), torch.device("cpu"))
+    assert found.keys() == kept.keys()
+    for name, tensor in kept.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+
+
 class Probed:
     """A look at a step whose probe came to a change."""
 
