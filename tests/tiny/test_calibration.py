@@ -7,8 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quick_cases import first_quick
 from torch import Tensor
 
+from batchgen.bench.cache.draw import draw
+from batchgen.caches.settings import NAMES, Given, resolve
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import Row, computed_count
 from batchgen.caches.tables import Entry, row_key, shipped
@@ -100,3 +103,30 @@ def test_a_row_that_no_fit_has_seen_ends_nearer_than_with_fewer_steps(one_thread
         return sum(-10 * math.log10(float(square)) for square in squares) / len(squares)
 
     assert decibels(ours) > decibels(fewer) + 3
+
+
+@pytest.mark.parametrize(
+    "name", first_quick(["easycache", "teacache", "seacache", "first_block"], 1)
+)
+def test_what_looks_at_a_row_computes_about_what_its_ratio_asks(
+    one_thread: None, name: str
+) -> None:
+    """At the model's usual number of steps; never more for a larger ratio. How many steps at both
+    ends are computed anyway is the strategy's, so that no more than half is asked for."""
+    engine, ratios = Engine.load(made.preset(), SystemConfig(), "cpu"), (0.2, 0.35, 0.5)
+    shares = []
+    for ratio in ratios:
+        found = resolve(Given(name, ratio), Given(), 20)
+        own = {f"cache_{field}": getattr(found, field) for field in NAMES}
+        rows = [replace(row, num_steps=20, **own) for row in made.calibration_rows()[:2]]
+        key = row_key(rows[0], name, made.MODEL, branches=2)
+        table = shipped().find(key)
+        assert table is not None
+        rows = [
+            replace(row, row_key=row.row_id, cache_table=table.digest, guidance_scale=3.0)
+            for row in rows
+        ]
+        shares.append(draw(engine, rows).share)
+    assert shares == sorted(shares, reverse=True)
+    for ratio, share in zip(ratios, shares, strict=True):
+        assert share == pytest.approx(1 - ratio, abs=0.1), ratio

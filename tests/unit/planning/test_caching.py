@@ -181,10 +181,10 @@ def test_a_plan_offers_fits_to_rows_that_save_something(plan_of: Callable[..., P
     assert "calibrate" not in short["caches"]
     told = cache_lines(plan_of({"num_steps": [18]}, row_defaults__cache_strategy="planned"))
     assert "1 row, 50% computed, no fit" in told["caches"] and "calibrate" in told["caches"]
-    own = {"cache_strategy": ["easycache"], "cache_params": ['{"threshold": 0.1}']}
-    assert cache_lines(plan_of(own))["caches"].endswith(
-        "no fit: a threshold of their own, or the published one"
-    )
+    own = {"num_steps": [18], "cache_strategy": ["easycache"]}
+    own |= {"cache_params": ['{"threshold": 0.1}']}
+    said = "no fit: a threshold of their own, or the published one"
+    assert cache_lines(plan_of(own))["caches"].endswith(said)
 
 
 # ---------------------------------------------------------------------------------------- refusals
