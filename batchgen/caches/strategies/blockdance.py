@@ -75,7 +75,7 @@ def boundary(row: Row) -> int:
     found = whole(row, "boundary_block", min(BOUNDARY, max(1, row.layers * 2 // 3)))
     if row.layers > 1 and found >= row.layers:
         raise ConfigError(
-            f"cache_params: boundary_block {found} is not one of the model's {row.layers} blocks "
+            f"boundary_block {found} is not one of the model's {row.layers} blocks "
             f"that have others behind them; legal: 1 to {row.layers - 1}"
         )
     return found
