@@ -42,6 +42,7 @@ from batchgen.engine.ranks.team import Team
 from batchgen.engine.replica import Replica
 from batchgen.engine.reuse.blocks import Stacks, blocks_of, layers_of, stack_blocks
 from batchgen.engine.reuse.recall import TEXT_BYTES, Recall
+from batchgen.engine.reuse.shorter import SkipsBlocks, shorten
 from batchgen.families.family import (
     STAGES,
     Component,
@@ -103,6 +104,8 @@ def assemble(
     attention.lead(family, plan.experts, frames=partial(latent_frames, model))
     stacks = stack_blocks(family, model.family, plan.experts)
     split = divide(mesh, family, plan.experts, system) if mesh is not None else None
+    if split is None and isinstance(family, SkipsBlocks):
+        shorten(stacks, [family.modules[expert] for expert in plan.experts], family)
     abreast = Abreast(device)
     apart = recall.weights(family, plan.experts)
     residency = _residency(family, device, plan, system.memory, stacks, abreast, apart)

@@ -27,6 +27,8 @@ class Shape:
     guidance: float = 3.0
     solver: Solver = "unipc"
     frames: int = 9
+    width: int = 64  # pixels
+    height: int = 64
 
 
 def bench_rows(count: int, shape: Shape) -> list[Request]:
@@ -46,6 +48,8 @@ def _rows(use: str, count: int, shape: Shape) -> list[Request]:
         "guidance_scale": shape.guidance,
         "solver": shape.solver,
         "num_frames": shape.frames,
+        "width": shape.width,
+        "height": shape.height,
     }
     return [
         Request(

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from batchgen.caches.blocks import WHOLE, Attention, Blocks
+from batchgen.caches.blocks import NO_BLOCKS, WHOLE, Attention, Blocks
 from batchgen.engine.memory.stream import Feed
 from batchgen.families.family import Component, FamilyModel, Item, family_spec
 from batchgen.families.sequence import SequencePlan
@@ -85,6 +85,14 @@ class Passage:
     def attentive(self) -> bool:
         """Whether outputs of attentions are kept or reused, which changes what a block computes."""
         return bool(self.blocks.attends or self.blocks.reuses)
+
+    def stand_in(self) -> Tensor | None:
+        """What is added in place of all blocks, (items, tokens, width); None where some run, or an
+        item has nothing."""
+        added = [kept.added for kept in self.given if kept.added is not None]
+        if self.blocks != NO_BLOCKS or self.own or not added or len(added) < len(self.given):
+            return None
+        return torch.cat(added)
 
     def at(self, block: int, flow: Flow) -> Flow:
         """Called in front of each block, and behind the last one that would run."""
@@ -224,7 +232,8 @@ class Stacks:
     ) -> tuple[list[Tensor], list[Kept]]:
         """Velocities, and what each item keeps. Where blocks are left out and nothing stands in for
         them the velocities mean nothing."""
-        own = [family.own_tokens(i) for i in items] if isinstance(family, FillsUp) else []
+        filled = cast(FillsUp, family) if _fills_up(type(family)) else None
+        own = [filled.own_tokens(item) for item in items] if filled else []
         with self.told(blocks, given, own) as passage:
             velocities = family.forward(items)
         return velocities, passage.kept(len(items))
@@ -318,6 +327,12 @@ def stack_blocks(family: FamilyModel, name: str, experts: Sequence[str]) -> Stac
 def named(model: nn.Module, pattern: str) -> list[nn.Module]:
     """Submodules whose names fit a pattern with `*`."""
     return [module for name, module in model.named_modules() if fnmatchcase(name, pattern)]
+
+
+@cache
+def _fills_up(family: type) -> bool:
+    """Asked once: a protocol takes as long to ask for as a small operation."""
+    return issubclass(family, FillsUp)
 
 
 def _arguments(block: nn.Module) -> list[str]:

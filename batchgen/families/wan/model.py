@@ -162,13 +162,34 @@ class Wan:
             normed: Tensor = transformer.blocks[0].norm1(tokens.float())
             return (normed * (1 + scale) + shift).type_as(tokens)
         embedder = transformer.condition_embedder
-        times = embedder.timesteps_proj(torch.tensor([item.timestep], device=self.device))
-        dtype = next(embedder.time_embedder.parameters()).dtype
-        embedded = embedder.time_embedder(times.to(dtype)).to(self.dtypes[expert])
+        times = torch.tensor([item.timestep], device=self.device)
+        embedded = self.embedded(embedder, times).to(self.dtypes[expert])
         if kind == "timestep":
             return embedded
         projected: Tensor = embedder.time_proj(embedder.act_fn(embedded))
         return projected
+
+    def embedded(self, embedder: Any, times: Tensor) -> Tensor:
+        """Of timesteps (n,), (n, width)."""
+        dtype = next(embedder.time_embedder.parameters()).dtype
+        found: Tensor = embedder.time_embedder(embedder.timesteps_proj(times).to(dtype))
+        return found
+
+    def without_blocks(self, transformer: Any, added: Tensor, **inputs: Any) -> Tensor | None:
+        """See `batchgen.engine.reuse.shorter.SkipsBlocks`. Tokens with timesteps of their own take
+        the long way."""
+        latents, times = inputs["hidden_states"], inputs["timestep"]
+        if times.ndim > 1:
+            return None
+        patches = transformer.patch_embedding(latents)
+        tokens = patches.flatten(2).transpose(1, 2).contiguous() + added.to(patches.dtype)
+        embedded = self.embedded(transformer.condition_embedder, times).to(latents.dtype)
+        shift, scale = (transformer.scale_shift_table + embedded.unsqueeze(1)).chunk(2, dim=1)
+        normed = transformer.norm_out(tokens.float())
+        drawn = transformer.proj_out((normed * (1 + scale) + shift).type_as(tokens))
+        size = transformer.config.patch_size
+        drawn = drawn.reshape(len(latents), *patches.shape[2:], *size, -1)
+        return drawn.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     def modulation(self, item: Item, projected: Tensor) -> Tensor:
         """What the first block shifts and scales its tokens by, (1, 6, frames, rows, columns,

@@ -65,9 +65,8 @@ class WanTI2V(Wan):
     def modulation(self, item: Item, projected: Tensor) -> Tensor:
         """(1, 6, frames, rows, columns, width)"""
         embedder = self.transformer.condition_embedder
-        times = embedder.timesteps_proj(self._times(item).flatten())
-        dtype = next(embedder.time_embedder.parameters()).dtype
-        embedded = embedder.time_embedder(times.to(dtype)).to(self.dtypes["transformer"])
+        times = self._times(item).flatten()
+        embedded = self.embedded(embedder, times).to(self.dtypes["transformer"])
         own = embedder.time_proj(embedder.act_fn(embedded)).unflatten(1, (6, -1))
         grid = light.token_grid(self.spec, item.request.bucket)
         table = self.transformer.blocks[0].scale_shift_table + own.float()
