@@ -269,8 +269,8 @@ class Flight:
         for pack in orders.packs:
             drawn, seconds = self._run(pack)
             in_forwards += seconds
+            self._charge(pack, seconds)
             for slot, result in zip(pack.slots, drawn, strict=True):
-                self._charge(slot, pack, seconds)
                 velocities[slot] = result if isinstance(result, Failed) else result.velocity
                 if isinstance(result, Drawn):
                     self._note(slot, result)
@@ -298,6 +298,7 @@ class Flight:
         lost: dict[int, Failed] = {}
         for pack in packs:
             drawn, seconds = self._run(pack)
+            self._charge(pack, seconds)
             kept = [NOTHING if isinstance(result, Failed) else result.kept for result in drawn]
             begin = perf_counter()
             changes = self.forwards.changes(
@@ -308,7 +309,6 @@ class Flight:
             )
             each = (perf_counter() - begin) / len(pack.slots)
             for at, ((number, branch), result) in enumerate(zip(pack.slots, drawn, strict=True)):
-                self._charge((number, branch), pack, seconds)
                 self.rows[number].meter.ahead += each
                 velocity = None if isinstance(result, Failed) else result.velocity
                 probe = Probe(kept[at], changes[at], velocity)
@@ -352,14 +352,15 @@ class Flight:
             return NOTHING
         return row.cache.given(row.step, slot[1], row.latents.float(), blocks)
 
-    def _charge(self, slot: Slot, pack: Pack, seconds: float) -> None:
-        """Book an item's share of a forward."""
-        row = self.rows[slot[0]]
-        row.meter.note_forward(len(pack.slots), seconds / len(pack.slots))
-        share = self.replica.share(row.request.bucket, pack.blocks)
-        row.meter.note_computed(slot[1], len(row.branches), share)
-        ran = self.forwards.kernels.name((row.request.bucket, pack.kernel))
-        row.meter.kernels.update(ran.split("+"))
+    def _charge(self, pack: Pack, seconds: float) -> None:
+        """Book each item's share of a forward."""
+        items, bucket = len(pack.slots), self.rows[pack.slots[0][0]].request.bucket
+        share = self.replica.share(bucket, pack.blocks)
+        ran = self.forwards.kernels.name((bucket, pack.kernel))
+        for number, branch in pack.slots:
+            row = self.rows[number]
+            row.meter.note_forward(items, seconds / items, ran)
+            row.meter.note_computed(branch, len(row.branches), share)
 
     def _advance(
         self, number: int, row: RowState, branches: list[Tensor | Failed], outcome: Outcome

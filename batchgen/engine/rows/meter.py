@@ -53,11 +53,13 @@ class RowMeter:
         self.negative_prompt_tokens = row.negative_prompt_tokens
         self.negative_prompt_truncated = row.negative_prompt_truncated
 
-    def note_forward(self, mates: int, seconds: float) -> None:
-        """A forward held an item of this row, among `mates`, whose share is `seconds`."""
+    def note_forward(self, mates: int, seconds: float, kernels: str) -> None:
+        """A forward held an item of this row, among `mates`, whose share is `seconds`; `kernels`:
+        of attention, joined by `+`."""
         self.forwards += 1
         self.mates += mates
         self.ahead += seconds
+        self.kernels.update(kernels.split("+"))
 
     def note_tick(self, seconds: float) -> None:
         """The row took a step, which cost it `seconds` beside its forwards."""

@@ -99,9 +99,19 @@ def test_an_unknown_policy_is_named_with_the_legal_ones(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", [("--width", "50"), ("--height", "72"), ("--frames", "16")])
+def test_a_size_that_the_model_does_not_draw_is_refused(
+    size: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "cache", "--out", str(tmp_path), *size]) == 2
+    said = capsys.readouterr().err
+    assert size[1] in said and "multiples of 16" in said
+    assert not list(tmp_path.iterdir())
+
+
 # -------------------------------------------------------------------------------- rows and policies
 def test_no_calibration_has_seen_the_rows() -> None:
-    shape = Shape(frames=17)
+    shape = Shape(frames=17, width=96)
     seen = calibration_rows()
     bench, tuning = bench_rows(64, shape), tuning_rows(8, shape)
     for rows, others in ((bench, [*seen, *tuning]), (tuning, seen)):
@@ -110,6 +120,7 @@ def test_no_calibration_has_seen_the_rows() -> None:
     assert len({row.prompt for row in bench}) == 64
     assert bench[:8] == bench_rows(8, shape)
     assert bench[0].num_frames == 17 and bench[0].num_steps == 50
+    assert (bench[0].width, bench[0].height) == (96, 64)
 
 
 def test_every_strategy_of_the_folder_is_compared() -> None:
@@ -175,7 +186,20 @@ def test_figures_worked_out_by_hand(tmp_path: Path) -> None:
     assert ours.alone.denoise == 2.0 and ours.alone.denoise_worth == 1.0
     assert pab.alone.denoise == 1.25 and pab.alone.denoise_worth == 1.25 / (100 / 60)
     assert pab.over_budget and not ours.over_budget
-    assert "| pab | 60.0/100* |" in markdown([ours, fewer, pab])
+    lines = {line.split(" | ")[0]: line for line in markdown([ours, fewer, pab]).splitlines()}
+    assert lines["| pab"].startswith("| pab | 60.0/100* |")
+    assert lines["| pab"].endswith("| 1.25 | 0.75< | 1.25 | 0.75< |"), "below both goals"
+    assert lines["| planned"].endswith("| 2.00 | 1.00 | 2.00 | 1.00 |")
+
+
+def test_a_goal_is_met_as_it_is_printed(tmp_path: Path) -> None:
+    """Alone 0.95 is aimed at, packed 0.90."""
+    kept = Samples(tmp_path / "samples.jsonl", {})
+    for number, seconds in enumerate((5.27, 5.55, 5.7)):
+        kept.add(block(f"policy {number}", 0.5, [50.0], seconds, 50.0))
+    found = [line.split(" | ")[-3:] for line in markdown(figures(kept)).splitlines()[2:]]
+    worth = [(alone, packed.removesuffix(" |")) for alone, _, packed in found]
+    assert worth == [("0.95", "0.95"), ("0.90<", "0.90"), ("0.88<", "0.88<")]
 
 
 def test_the_picture_has_a_line_for_every_policy(tmp_path: Path) -> None:
