@@ -21,6 +21,7 @@ from batchgen.engine.contract import Snapshot
 from batchgen.engine.devices import device as devices
 from batchgen.engine.engine import Engine
 from batchgen.engine.reuse import rowcache
+from batchgen.engine.reuse.blocks import Passage
 from batchgen.families.family import BLOCK_CACHES
 from batchgen.request import Request
 
@@ -221,6 +222,27 @@ def test_branches_of_equal_signals_decide_as_one(name: str, one_thread: None) ->
     stats = [keeper.stats["row-0"] for keeper in found.values()]
     assert stats[0].steps_computed == stats[1].steps_computed < stats[0].steps_total
     assert asked[False] == 2 * asked[True] == 2 * (STEPS - 2)
+
+
+def test_rows_that_go_the_shorter_way_without_blocks_are_what_they_are_without_it(
+    one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plain twin is the transformer's own forward (`engine/reuse/shorter.py`)."""
+    own = [cached(i, name) for i, name in enumerate(("teacache", "seacache", "magcache"))]
+    made, taken = engine(), 0
+    inner = Passage.stand_in
+
+    def counted(passage: Passage) -> torch.Tensor | None:
+        nonlocal taken
+        found = inner(passage)
+        taken += found is not None
+        return found
+
+    monkeypatch.setattr(Passage, "stand_in", counted)
+    shorter = draw(made, own)
+    monkeypatch.setattr(Passage, "stand_in", lambda passage: None)
+    assert taken > 0
+    assert_same(shorter, draw(engine(), own))
 
 
 # ---------------------------------------------------------------- texts that packs fill up
