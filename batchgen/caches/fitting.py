@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RIDGE = 1e-10  # relative to each feature's own power
 REACH = 12  # steps of the longest gap, where there are enough computed ones
-BETAS = (0.5,)  # weights of errors before correction; of more, the fit that ends nearest is kept
+BETA = 0.5  # weight of errors before correction
 _ROUNDS = 6  # of weighing rows by their errors
 _TINY, _FLOOR = 1e-14, 1e-7  # mean squares: of rounding, and below which no error is seen
 
@@ -119,20 +119,14 @@ def weights(errors: Array) -> Array:
 
 
 # ---------------------------------------------------------------------------------------- schedule
-def schedules(course: Course, errors: LocalErrors, count: int) -> list[tuple[int, ...]]:
-    """Candidates of `count` computed steps, one for each of BETAS that gives another."""
-    found = (search(course, errors, count, beta) for beta in BETAS)
-    return list(dict.fromkeys(steps for steps in found if steps))
-
-
-def search(course: Course, errors: LocalErrors, count: int, beta: float) -> tuple[int, ...]:
-    """The steps of least total error; rows weigh less the worse they are. Empty if no gaps of the
-    reach connect so few."""
+def search(course: Course, errors: LocalErrors, count: int) -> tuple[int, ...]:
+    """The `count` steps of least total error; rows weigh less the worse they are. Empty if no gaps
+    of the reach connect so few."""
     import numpy as np
 
     moved = _sensitivity(course.steps)[:, None]
     with np.errstate(invalid="ignore"):
-        squares = (errors.corrected + beta**2 * errors.predicted) * moved**2
+        squares = (errors.corrected + BETA**2 * errors.predicted) * moved**2
     rows = np.ones(squares.shape[-1])
     steps: tuple[int, ...] = ()
     for _ in range(_ROUNDS):

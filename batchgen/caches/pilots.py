@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from batchgen.caches.fitting import BETAS
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import computed_count
 
@@ -55,13 +54,12 @@ class Pilot:
 
     @property
     def fits(self) -> int:
-        """Evaluations of the fits, at most: every row goes through every candidate of the planned
-        strategy; what others are set by is seen while rows are drawn, but for the first block
-        alone."""
+        """Evaluations of the fits, at most: every row goes through each of the planned strategy;
+        what others are set by is seen while rows are drawn, but for the first block alone."""
         if self.strategy != planned.NAME:
             return -(-self.drawn // self.layers) if self.strategy == "first_block" else 0
         counts = {computed_count(self.num_steps, ratio) for ratio in self.ratios}
-        return len(self.rows) * self.branches * len(BETAS) * sum(counts)
+        return len(self.rows) * self.branches * sum(counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from cli_calls import Done, JobFolder, make_job_folder, published, rows_of
 
-from batchgen.caches.fitting import BETAS
 from batchgen.caches.tables import user_folder
 from batchgen.ledger.intent import read_intent, submission_numbers
 from batchgen.paths import RunPaths
@@ -71,7 +70,7 @@ def test_a_pilot_is_drawn_once_and_the_others_follow_its_fit(
     bare = published(job_folder.run_here(STEPS).run)
     told = words(job_folder.here("plan", str(job_folder.job), *CALIBRATE))
     assert f"{DRAWN} rows are drawn first, without a cache; they fit planned 0.5, 8 steps" in told
-    assert f"{DRAWN * 16} forwards of rows, at most {DRAWN * 8 * len(BETAS)} of the fits" in told
+    assert f"{DRAWN * 16} forwards of rows, at most {DRAWN * 8} of the fits" in told
 
     done = job_folder.run_here(*CALIBRATE)
     assert done.code == 0, done.err

@@ -21,10 +21,9 @@ from torch import Tensor
 from batchgen.caches.fitting import (
     REACH,
     Course,
-    LocalErrors,
     decibels,
     local_errors,
-    schedules,
+    search,
     solve,
     weights,
 )
@@ -68,12 +67,6 @@ class Fit:
     leaps: tuple[LeapCoefs, ...]
     errors: np.ndarray  # of the rows that it was fitted on
     latents: tuple[Tensor, ...]  # of every row at the end, on the host
-    evaluations: int = 0  # with those of the schedules that were not better
-
-    @property
-    def worth(self) -> float:
-        """Mean over the rows in dB."""
-        return float(np.mean(decibels(self.errors)))
 
 
 def calibrate(
@@ -103,11 +96,12 @@ def calibrate(
         grams = np.stack([row.gram for row in recorded[:fitted]])
         reach = max([REACH, *(3 * course.steps // count for count in counts)])
         errors = local_errors(course, grams, reach)
-        found = [best(rows, recorded, fitted, course, errors, count, moved) for count in counts]
-        fits = [fit for fit in found if fit is not None]
+        ways = [steps for count in counts if (steps := search(course, errors, count))]
+        fits = [close_loop(rows, recorded, fitted, steps, moved) for steps in ways]
         whole = _ends(rows, [row.states[-1] for row in recorded])
         told = [judge(whole[fitted:], _ends(rows, fit.latents)[fitted:]) for fit in fits]
-    key, spent = key_of(requests, model, sized), sum(fit.evaluations for fit in fits)
+    key = key_of(requests, model, sized)
+    spent = len(rows) * len(rows.rows[0].conditions) * sum(len(steps) for steps in ways)
     pairs = zip(fits, told, strict=True)
     entries = tuple(_entry(key, course, fit, fitted, more) for fit, more in pairs)
     return Calibration(entries, whole, recorded_s, spent)
@@ -189,24 +183,6 @@ def products(tensors: Sequence[Tensor]) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------- fit
-def best(
-    rows: Lockstep,
-    recorded: Sequence[Recorded],
-    fitted: int,
-    course: Course,
-    errors: LocalErrors,
-    count: int,
-    moved: Callable[[], object],
-) -> Fit | None:
-    """The candidate of `count` steps that ends nearest; None if so few cannot be connected."""
-    ways = schedules(course, errors, count)
-    found = [close_loop(rows, recorded, fitted, steps, moved) for steps in ways]
-    if not found:
-        return None
-    spent = len(rows) * len(rows.rows[0].conditions) * sum(len(fit.steps) for fit in found)
-    return replace(max(found, key=lambda fit: fit.worth), evaluations=spent)
-
-
 def close_loop(
     rows: Lockstep,
     recorded: Sequence[Recorded],

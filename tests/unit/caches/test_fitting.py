@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 
 from batchgen.caches.fitting import (
-    BETAS,
     Course,
     _cheapest,
     _sensitivity,
     decibels,
     local_errors,
-    schedules,
     search,
     solve,
     weights,
@@ -58,9 +56,8 @@ def test_the_cheapest_path_is_the_cheapest_of_all(count: int) -> None:
 def test_steps_that_nothing_connects_are_none() -> None:
     course = Course(STEPS, 1)
     errors = local_errors(course, grams(course), reach=2)
-    assert search(course, errors, 3, BETAS[0]) == ()
-    assert schedules(course, errors, 3) == []
-    found = search(course, errors, 5, BETAS[0])
+    assert search(course, errors, 3) == ()
+    found = search(course, errors, 5)
     assert max(np.diff([*found, STEPS])) <= 2
 
 
@@ -70,8 +67,8 @@ def test_what_must_be_computed_is_in_every_schedule(branches: int, starts: tuple
     course = Course(STEPS, branches, starts, (*starts, 7))
     errors = local_errors(course, grams(course))
     for count in range(len(course.must), STEPS + 1):
-        for steps in schedules(course, errors, count):
-            assert len(steps) == count and set(course.must) <= set(steps)
+        steps = search(course, errors, count)
+        assert len(steps) == count and set(course.must) <= set(steps)
 
 
 def test_nothing_before_an_experts_first_step_counts_there() -> None:
