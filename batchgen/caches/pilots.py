@@ -54,8 +54,9 @@ class Pilot:
 
     @property
     def fits(self) -> int:
-        """Evaluations of the fits, at most: every row goes through each of the planned strategy;
-        what others are set by is seen while rows are drawn, but for the first block alone."""
+        """Evaluations of the fits, at most: every row goes through every fit of the planned
+        strategy; what others are set by is seen while rows are drawn, but for the first block
+        alone."""
         if self.strategy != planned.NAME:
             return -(-self.drawn // self.layers) if self.strategy == "first_block" else 0
         counts = {computed_count(self.num_steps, ratio) for ratio in self.ratios}
