@@ -14,6 +14,7 @@ from batchgen.errors import BatchgenError
 from batchgen.paths import at_home
 
 SHELLS = ("bash", "zsh", "fish")
+_PATHS = ("manifest", "model.weights", "output.root_dir")  # keys
 Completer = Callable[..., list[str]]
 
 
@@ -49,17 +50,38 @@ def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 def job_files(prefix: str, **_: object) -> list[str]:
     """Folders and YAML files that begin like that."""
+    return [path for path in paths(prefix) if path.endswith(("/", ".yaml", ".yml"))]
+
+
+def paths(prefix: str) -> list[str]:
+    """What lies in the folder that a path leads to so far, folders with `/` at their end."""
     folder = Path(prefix) if prefix.endswith("/") else Path(prefix).parent
     try:
         found = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError:
         return []
-    jobs = [str(path) for path in found if path.suffix in (".yaml", ".yml")]
-    return jobs + [f"{path}/" for path in found if path.is_dir()]
+    return [f"{path}/" if path.is_dir() else str(path) for path in found]
 
 
-def override_keys(**_: object) -> list[str]:
-    """All keys of a job."""
-    from batchgen.config.build import leaf_keys
+def override_words(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """All keys of a job; behind `key=` what it may be, where that can be listed."""
+    from batchgen.config.build import leaf_keys, legal_words
+    from batchgen.config.composing.overrides import GROUPS
+    from batchgen.config.userfiles import names_of
 
-    return [f"{key}=" for key, _ in leaf_keys()]
+    key, has_value, value = prefix.partition("=")
+    if not has_value:
+        return [f"{key}=" for key in (*GROUPS, *(key for key, _ in leaf_keys()))]
+    if key in _PATHS:
+        return [f"{key}={path}" for path in paths(value)]
+    job = getattr(parsed_args, "job", None)
+    beside = [Path(job).absolute().parents[up] for up in (0, 1)] if job else []
+    words = names_of(key, [Path(), *beside]) if key in GROUPS else legal_words(key)
+    return [f"{key}={word}" for word in words]
+
+
+def export_forms(**_: object) -> list[str]:
+    """What --to may be."""
+    from batchgen.export import forms
+
+    return forms.names()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from batchgen.cli.completion import completed_by, export_forms
 from batchgen.cli.result import OK, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
@@ -33,9 +34,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     add_run_argument(parser)
     parser.add_argument("destination", metavar="DST", help="folder or URI")
-    parser.add_argument(
+    form = parser.add_argument(
         "--to", required=True, metavar="FORM", help="webdataset, imagefolder or parquet-bytes"
     )
+    completed_by(form, export_forms)
     parser.add_argument(
         "--part-mib",
         type=float,

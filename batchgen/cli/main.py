@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from batchgen import __version__
 from batchgen.cli.completion import complete
@@ -60,9 +61,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _is_group(verb: argparse.ArgumentParser) -> bool:
-    """Whether a verb only leads to others, as `manifest` does."""
-    return any(isinstance(action, argparse._SubParsersAction) for action in verb._actions)
+def _below(parser: argparse.ArgumentParser) -> argparse._SubParsersAction[Any] | None:
+    """What a group such as `manifest` leads to; None for a verb that does something."""
+    below = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    return below[0] if below else None
 
 
 def _leaves(
@@ -71,8 +73,8 @@ def _leaves(
     """Parsers of the verbs that do something, also those in groups such as `manifest`."""
     found = []
     for verb in verbs.choices.values():
-        groups = [a for a in verb._actions if isinstance(a, argparse._SubParsersAction)]
-        found += [leaf for group in groups for leaf in _leaves(group)] if groups else [verb]
+        group = _below(verb)
+        found += _leaves(group) if group else [verb]
     return found
 
 
@@ -151,19 +153,21 @@ def _meant(args: argparse.Namespace, left_over: Sequence[str]) -> str:
     return closest(wrong, [name for name in args.leaf._option_string_actions if name[1] == "-"])
 
 
-def _help_to_a_verb(top: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """Print help where a verb is missing, and the nearest one where there is none of that name;
-    both end this process."""
-    verbs: dict[str, argparse.ArgumentParser] = {}
-    for action in top._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            verbs |= action.choices
-    named = argv[0] if argv else ""
-    if len(argv) < 2 and (not named or (named in verbs and _is_group(verbs[named]))):
-        (verbs[named] if named else top).print_help()
+def _help_to_a_verb(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Print help where a verb is missing, and the nearest one where there is none of that name,
+    also in a group; both end this process."""
+    below = _below(parser)
+    if below is None:
+        return
+    if not argv or not argv[0]:
+        parser.print_help()
         raise SystemExit(USAGE)
-    if not named.startswith("-") and named not in verbs:
-        top.error(f"{named!r} is none of the verbs {', '.join(verbs)}{closest(named, verbs)}")
+    named, verbs = argv[0], below.choices
+    if named in verbs:
+        _help_to_a_verb(verbs[named], argv[1:])
+    elif not named.startswith("-"):
+        listed = f"{', '.join(verbs)}{closest(named, verbs)}"
+        parser.error(f"argument {below.metavar}: {named!r} is not one of {listed}")
 
 
 def _to_go_on(args: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from batchgen.cli.completion import completed_by, job_files, override_keys
+from batchgen.cli.completion import completed_by, job_files, override_words
 from batchgen.cli.result import Result
 from batchgen.errors import UsageError
 from batchgen.paths import at_home
@@ -79,7 +79,7 @@ def add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
     words = parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help=meaning
     )
-    completed_by(words, override_keys)
+    completed_by(words, override_words)
 
 
 def add_budget_argument(parser: argparse.ArgumentParser) -> None:

@@ -134,6 +134,16 @@ def takes_text(hint: object) -> bool:
     return takes(hint, str) and not takes(hint, int) and not takes(hint, float)
 
 
+def legal_words(key: str) -> list[str]:
+    """The words that a dotted key takes, `null` last; none where they cannot be listed."""
+    hint = hint_of(key)
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    listed = [option for option in options if get_origin(option) is Literal]
+    words = [str(word) for option in listed for word in get_args(option)]
+    words += ["true", "false"] if bool in options else []
+    return [*words, "null"] if type(None) in options else words
+
+
 def _dims_keys(where: str) -> Iterator[tuple[str, object]]:
     """Keys that some family declares; which ones a model takes is known when it is built."""
     found: dict[str, object] = {}

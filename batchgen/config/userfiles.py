@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from hydra.core.object_type import ObjectType
@@ -19,6 +20,12 @@ _SCHEME = "batchgen"
 def packaged(name: str) -> bool:
     """Whether `base`, `model/tiny-wan`, `slurm/local` ... is a file of the package."""
     return (CONF / f"{name}.yaml").is_file()
+
+
+def names_of(group: str, folders: Iterable[Path]) -> list[str]:
+    """Names of the models or profiles in the package and in a user's folders, sorted."""
+    found = [path for folder in (CONF, *folders) for path in (folder / group).glob("[!.]*.yaml")]
+    return sorted({path.stem for path in found})
 
 
 def source_of(folder: Path) -> str:

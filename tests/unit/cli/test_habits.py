@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from run_folder import make_run_folder
 
 import batchgen
 from batchgen.bars import Bars, Lines, progress_bars
-from batchgen.cli.completion import SHELLS, job_files, script
+from batchgen.cli.completion import SHELLS, export_forms, job_files, override_words, script
 from batchgen.cli.main import main
 from batchgen.errors import RunStateError
 from batchgen.ledger.status import read_status
@@ -27,13 +29,15 @@ from batchgen.progress import heard_by, tell
 from batchgen.runner.find import find_run
 from batchgen.words import rank_time, rank_time_within
 
+BOOLEANS = ("true", "false")
+DETERMINISMS = ("strict", "throughput")
 JOB = str(Path(__file__).parents[3] / "jobs" / "demo.yaml")
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["statu", "latest"], "'statu' is none of the verbs manifest, plan, .*'status'"),
+        (["statu", "latest"], "VERB: 'statu' is not one of manifest, plan, .*'status'"),
         (["plan", JOB, "steps=3"], r"steps: unknown key \(did you mean 'row_defaults.num_steps'"),
         (["plan", JOB, "num_steps=3"], r"did you mean 'row_defaults.num_steps'"),
         (["plan", JOB, "sytem.compile=off"], "did you mean 'system"),
@@ -48,6 +52,8 @@ JOB = str(Path(__file__).parents[3] / "jobs" / "demo.yaml")
         (["inspect", "nowhere.png"], "is not there; FILE is a file of a run's media/"),
         (["run"], r"required: JOB\n"),
         (["bench"], "cache +speed and error"),
+        (["bench", "scal"], r"bench: error: argument WHAT: 'scal' is not one of .*'scale'\?"),
+        (["manifest", "chek", "x"], r"argument ACTION: 'chek' is not one of .*'check'\?"),
         ([], "exit codes: 0 all rows ok"),
     ],
 )
@@ -224,3 +230,24 @@ def test_the_tab_key_offers_verbs_runs_jobs_and_keys(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "batchgen"]
     done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **asked}, check=False)
     assert (done.returncode, answer.read_text().strip()) == (0, "demo-1")
+
+
+def test_the_tab_key_offers_what_a_key_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also profiles of one's own, in the current folder and beside the job."""
+    for folder, name in ((tmp_path / "slurm", "here"), (tmp_path / "b" / "slurm", "beside")):
+        folder.mkdir(parents=True)
+        (folder / f"{name}.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    job = argparse.Namespace(job=Path("b/jobs/mine.yaml"))
+    offered = partial(override_words, parsed_args=job)
+    assert {"seed=", "model=", "slurm=", "system.determinism="} <= {*offered("s")}
+    assert offered("system.determinism=") == [f"system.determinism={w}" for w in DETERMINISMS]
+    assert offered("system.cache.enabled=t") == [f"system.cache.enabled={w}" for w in BOOLEANS]
+    assert "system.memory.vram_limit=null" in offered("system.memory.vram_limit=")
+    assert {*offered("slurm=")} == {f"slurm={w}" for w in ("inline", "local", "here", "beside")}
+    assert "model=tiny-wan" in override_words("model=", argparse.Namespace())
+    assert offered("manifest=b/s") == ["manifest=b/slurm/"]
+    assert offered("seed=") == offered("no.key=") == []
+    assert "webdataset" in export_forms()
