@@ -110,12 +110,19 @@ def submit(job: Where, *overrides: str, hash_weights: Hashing = "sampled") -> St
     return _started(begun.run, submissions.submit(begun.run, begun.settings))
 
 
-def status(run: Where = "latest", *, root: Where = RUNS, offline: bool = False) -> RunStatus:
-    """How far a run is; asks the scheduler too unless `offline`."""
+def status(
+    run: Where = "latest", *, root: Where = RUNS, offline: bool = False, watch: bool = False
+) -> RunStatus:
+    """How far a run is; asks the scheduler too unless `offline`. With `watch` it returns once
+    nothing of the run is at work or waits for it."""
     from batchgen.ledger.status import read_status
+    from batchgen.runner.steward import wait
     from batchgen.scheduler.queue import look, with_queue
 
     found = find_run(run, root)
+    if watch:
+        with notebook_lines() as lines:
+            wait(found, lines)
     return with_queue(read_status(found), None if offline else look(found))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from html import escape
 from typing import Any
 
 LEAST_HOURS = 0.1  # less is said in minutes and seconds
@@ -51,13 +52,18 @@ class Tabled:
     __slots__ = ()
 
     def _repr_html_(self) -> str:
-        from html import escape
+        return _table(self)
 
-        parts: Any = self
-        rows = [(f.name, _in_short(getattr(self, f.name))) for f in fields(parts)]
-        cells = [f"<tr><th>{escape(n)}</th><td>{escape(text)}</td></tr>" for n, text in rows]
-        head = f"<caption>{escape(type(self).__name__)}</caption>"
-        return f"<table>{head}{''.join(cells)}</table>"
+
+def _table(parts: Any) -> str:
+    """HTML of a dataclass; in it those that are its fields."""
+    cells = [(each.name, _cell(getattr(parts, each.name))) for each in fields(parts)]
+    lines = [f"<tr><th>{escape(name)}</th><td>{cell}</td></tr>" for name, cell in cells]
+    return f"<table><caption>{escape(type(parts).__name__)}</caption>{''.join(lines)}</table>"
+
+
+def _cell(value: object) -> str:
+    return _table(value) if is_dataclass(value) else escape(_in_short(value))
 
 
 def _in_short(value: object) -> str:

@@ -17,6 +17,7 @@ function el(name, properties = {}, ...children) {
 }
 
 const count = (number) => number.toLocaleString("en-US");
+const several = (number, name) => `${count(number)} ${name}${number === 1 ? "" : "s"}`;
 const percent = (part, whole, digits = 0) => (whole > 0 ? (100 * part / whole).toFixed(digits) : "0") + " %";
 
 function figure(value, digits = 3) {

@@ -34,8 +34,10 @@ const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800,
 // In one unit over the whole axis.
 function timeAxis(total) {
   const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([size]) => total >= 2 * size) || [1, "s"];
-  return { values: (_, splits) => splits.map((at) => `${figure(at / size)} ${unit}`), incrs: STEPS, label: "time with ranks at work", space: 60 };
+  return { values: (_, splits) => splits.map((at) => `${figure(at / size)} ${unit}`), incrs: STEPS };
 }
+
+const workAxis = (line) => ({ ...timeAxis(line.work_s), label: "time with ranks at work", space: 60 });
 
 // Rows by the time of their end, as rates, so that the length of a bin does not matter.
 function throughput(line) {
@@ -46,7 +48,7 @@ function throughput(line) {
   return plot("Throughput", `${figure(all)} rows an hour over ${duration(line.work_s)} of work.${pauses}`, {
     cursor: { sync: { key: CLOCK.key } },
     scales: { x: { time: false, range: [0, line.work_s] }, y: { range: (_, low, high) => [0, high * 1.08 || 1] } },
-    axes: axes(timeAxis(line.work_s), { label: "rows an hour" }),
+    axes: axes(workAxis(line), { label: "rows an hour" }),
     series: [
       { label: "at", value: (_, at) => (at === null ? "–" : duration(at)) },
       { label: "finished", stroke: () => shade("--hue-1"), fill: fill("--hue-1", 0.75), width: 0, paths: bars(1), points: { show: false }, value: (_, rows) => figure(rows) },
@@ -62,7 +64,7 @@ function ranksAtWork(line) {
   return plot("Ranks at work", words, {
     cursor: { sync: { key: CLOCK.key } },
     scales: { x: { time: false, range: [0, line.work_s] }, y: { range: (_, low, high) => [0, Math.max(1, high) * 1.08] } },
-    axes: axes(timeAxis(line.work_s), { label: "ranks" }),
+    axes: axes(workAxis(line), { label: "ranks" }),
     series: [
       { label: "at", value: (_, at) => (at === null ? "–" : duration(at)) },
       { label: "ranks", stroke: () => shade("--hue-2"), fill: fill("--hue-2", 0.75), width: 0, paths: bars(1), points: { show: false }, value: (_, ranks) => figure(ranks) },
@@ -82,7 +84,7 @@ function againstPlan(rows) {
   const log = { distr: 3, range: () => ends };
   return plot("A row's device time against its prediction", words, {
     scales: { x: { time: false, ...log }, y: log },
-    axes: axes({ label: "predicted", values: tens, space: 50 }, { label: "measured", values: tens, space: 22 }),
+    axes: axes({ label: "predicted", ...TENS }, { label: "measured", ...TENS }),
     series: [
       { label: "predicted", value: (_, s) => (s === null ? "–" : duration(s)) },
       { label: "measured", stroke: () => shade("--hue-1"), paths: () => null, points: { show: true, size: 5, width: 0, fill: () => shade("--hue-1", 0.6) }, value: (_, s) => (s === null ? "–" : duration(s)) },
@@ -91,7 +93,14 @@ function againstPlan(rows) {
   }, [[ends[0], ...x, ends[1]], [null, ...y, null], [ends[0], ...x, ends[1]]]);
 }
 
-const tens = (_, splits) => splits.map((at) => (at === null ? null : /^[125]e/.test(Number(at.toPrecision(6)).toExponential()) ? duration(at) : null));
+// Labels of a logarithmic axis of seconds: the more decades there are, the fewer of each.
+const tens = (_, splits) => {
+  const reach = splits[splits.length - 1] / splits[0];
+  const marked = reach > 1000 ? /^1e/ : reach > 4 ? /^[125]e/ : /./;
+  const words = (at) => (at < 0.1 ? duration(at) : `${figure(at)} s`);
+  return splits.map((at) => (marked.test(Number(at.toPrecision(6)).toExponential()) ? words(at) : null));
+};
+const TENS = { values: tens, filter: (_, splits) => splits };
 
 function histogram(found) {
   if (!found.counts.length) return null;
@@ -122,7 +131,7 @@ function balance(ranks) {
   const words = `The busiest attempt worked ${figure(most / (mean || 1))} times as long as the mean of ${duration(mean)}.${shown}`;
   return plot("Balance: attempts by the time they were there", words, {
     scales: { x: { time: false, range: [-0.6, Math.max(ranks.tag.length, 3) - 0.4] }, y: { range: (_, low, high) => [0, high * 1.08 || 1] } },
-    axes: axes({ values: (_, splits) => splits.map((at) => ranks.tag[at] || ""), label: "attempt", space: 80 }, { values: (_, splits) => splits.map(duration) }),
+    axes: axes({ values: (_, splits) => splits.map((at) => ranks.tag[at] || ""), label: "attempt", space: 80 }, timeAxis(Math.max(...sums[0]))),
     series: [
       { label: "attempt", value: (_, at) => (at === null ? "–" : `${ranks.tag[at]} on ${ranks.host[at]}, ${count(ranks.rows[at])} rows, ${ranks.ended[at]}`) },
       ...parts.map(([name, color]) => ({

@@ -106,7 +106,7 @@ class Tiles {
     },
     el("div", { class: "frame" }, inside || placeholder(row)),
     el("div", { class: "says" }, row.prompt),
-    el("div", { class: "meta" }, el("span", { class: "rid mono" }, row.id), el("span", { class: "num" }, costs.join(" · "))));
+    el("div", { class: "meta" }, el("span", { class: "rid mono", title: row.id }, row.id), el("span", { class: "num" }, costs.join(" · "))));
     if (inside && inside.tagName === "VIDEO") {
       inside.addEventListener("loadedmetadata", () => this.playing || halfway(inside));
       for (const event of ["mouseenter", "focus"]) tile.addEventListener(event, () => fromTheStart(inside));
@@ -176,7 +176,7 @@ function contactSheet(open) {
   const set = (name) => (value) => { wish[name] = value; renew(); };
   const number = (name) => el("input", { type: "number", step: "any", "aria-label": `score ${name === "low" ? "from" : "to"}`,
     on: { input: (event) => set(name)(event.target.value === "" ? null : Number(event.target.value)) } });
-  const all = (name, values) => [["", `all (${values.length})`], ...values.map(([value, rows]) => [value, `${value} (${count(rows)})`])];
+  const all = (values) => [["", "all"], ...values.map(([value, rows]) => [value, `${value} (${count(rows)})`])];
   const statuses = counted(ROWS.map((row) => row.status));
   const buckets = counted(ROWS.map((row) => row.bucket));
   const tags = counted(ROWS.flatMap((row) => row.labels)).slice(0, 200);
@@ -192,9 +192,9 @@ function contactSheet(open) {
   } } }, "Play all in view");
   const controls = el("div", { class: "controls", role: "search" },
     el("label", { class: "wide" }, "Search", search),
-    choice("Status", all("status", statuses), set("status")),
-    buckets.length > 1 ? choice("Bucket", all("bucket", buckets), set("bucket")) : null,
-    tags.length ? choice("Tag", all("tag", tags), set("tag")) : null,
+    choice("Status", all(statuses), set("status")),
+    buckets.length > 1 ? choice("Bucket", all(buckets), set("bucket")) : null,
+    tags.length ? choice("Tag", all(tags), set("tag")) : null,
     scored ? el("label", {}, "Score from", number("low")) : null,
     scored ? el("label", {}, "to", number("high")) : null,
     choice("Sort by", ORDERS.map(([words], at) => [at, words]), (value) => set("order")(Number(value))),

@@ -24,7 +24,7 @@ function head() {
   const facts = [DATA.about.tag && `tag ${DATA.about.tag}`, `${DATA.about.model}${DATA.about.weights ? `, weights ${DATA.about.weights.split("/").pop()}` : ""}`,
     [DATA.about.device, DATA.about.layout].filter(Boolean).join(", "), DATA.about.executor && `executor ${DATA.about.executor}`, `planned ${moment(DATA.about.created)}`, `seen ${moment(DATA.about.made)}`].filter(Boolean);
   document.getElementById("top").append(
-    el("div", { class: "title" }, el("h1", {}, DATA.about.run), el("span", { class: `state ${DATA.about.state}` }, DATA.about.state + (DATA.about.alive ? `, ${count(DATA.about.alive)} attempts at work` : "")), themes()),
+    el("div", { class: "title" }, el("h1", {}, DATA.about.run), el("span", { class: `state ${DATA.about.state}` }, DATA.about.state + (DATA.about.state === "running" ? `, ${several(DATA.about.alive, "attempt")} at work` : "")), themes()),
     el("div", { class: "facts" }, facts.map((fact) => el("span", {}, fact))), el("dl", { class: "cards" }, cards));
 }
 
@@ -62,7 +62,7 @@ function money() {
     { name: "share", kind: "n", of: (s) => percent(s.hours, DATA.money.hours, 1) },
     { name: "", kind: "", of: (s) => el("span", { class: "muted" }, s.meaning) },
   ], DATA.money.shares);
-  return section("money", "Where the time went", null, el("div", { class: "split" },
+  return section("money", "Where the time went", "Decoding and writing run beside the forwards: they are in the device time of rows, but no part of the time of ranks unless these wait.", el("div", { class: "split" },
     el("div", {}, el("h3", {}, `All ${rankTime(DATA.money.hours)} of ranks`), bar(parts, true), lines),
     el("div", {}, costs("Device time of rows by bucket", "bucket", DATA.money.buckets), DATA.money.hosts.length > 1 ? costs("By host", "host", DATA.money.hosts) : null)));
 }
@@ -108,9 +108,9 @@ function failures(open) {
   const by = new Map(ROWS.map((row) => [row.id, row]));
   const name = (id, others) => (by.has(id) ? link(by.get(id), others.filter((each) => by.has(each)).map((each) => by.get(each)), open) : el("span", { class: "mono" }, id));
   const groups = DATA.failures.map((group) => el("div", { class: "failure" },
-    el("h3", {}, `${group.kind || "no class"} — ${count(group.rows)} row${group.rows > 1 ? "s" : ""}`),
+    el("h3", {}, `${group.kind || "no class"} — ${several(group.rows, "row")}`),
     el("div", { class: "message" }, group.message),
-    el("p", { class: "muted" }, "on ", `${count(group.hosts)} host${group.hosts > 1 ? "s" : ""}`, group.quarantined ? `, ${count(group.quarantined)} quarantined` : "", ": ",
+    el("p", { class: "muted" }, "on ", several(group.hosts, "host"), group.quarantined ? `, ${count(group.quarantined)} quarantined` : "", ": ",
       group.first.flatMap((id, at) => [at ? ", " : "", name(id, group.first)]), group.rows > group.first.length ? " …" : ""),
     group.traceback ? el("details", {}, el("summary", {}, "Traceback of the first"), el("pre", { tabindex: "0" }, group.traceback)) : null));
   const lead = `${count(counts.failed)} failed and ${count(counts.quarantined)} quarantined rows, by error; figures and quoted words in a message may differ inside a group.`
