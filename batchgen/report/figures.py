@@ -28,7 +28,7 @@ _MEANINGS = {
     "shared_decode_s": "decoding by all ranks of a replica together",
     "retried_s": "tries that failed, and rows rendered twice or too late",
     "saved_s": "rows saved in flight, to go on in another attempt",
-    "lost_s": "rows in flight when their process ended",
+    "lost_s": "rows in flight: when their process ended, or now",
     "idle_s": "waiting for rows, for the writer or for other ranks",
     "tail_s": "waiting after the last row, for the run to end",
 }

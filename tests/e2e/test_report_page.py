@@ -19,7 +19,7 @@ from batchgen.report import write_report
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-OPENS_S = 2.0  # a page with 100k rows behind it
+OPENS_S = 2.0  # CPU seconds of a page with 100k rows behind it
 CLIP = """video => new Promise(done => {
     const plays = () => !video.paused && video.currentTime > 0;
     video.addEventListener("timeupdate", () => plays() && done(true));
@@ -68,6 +68,14 @@ def opened(browser: Browser, run: RunPaths, **options: Any) -> Opened:
     page.goto(run.report.as_uri())
     page.locator("body[data-ready]").wait_for(timeout=10_000)
     return found
+
+
+def cpu_seconds(page: Page) -> float:
+    """Of the page's process so far; the clock on the wall also sees what else is at work."""
+    asked = page.context.new_cdp_session(page)
+    asked.send("Performance.enable")
+    told = asked.send("Performance.getMetrics")["metrics"]
+    return next(float(each["value"]) for each in told if each["name"] == "ProcessTime")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +159,7 @@ def test_a_hundred_thousand_rows_are_one_small_page(browser: Browser, tmp_path: 
     write_report(run)
     assert run.report.stat().st_size < 2_000_000
     report = opened(browser, run)
-    assert report.page.evaluate("performance.now()") < 1000 * OPENS_S
+    assert cpu_seconds(report.page) < OPENS_S
     assert report.complaints == []
     report.page.close()
 

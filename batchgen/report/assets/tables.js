@@ -91,7 +91,7 @@ function slowest(open) {
   const rows = ROWS.filter((row) => row.seconds !== null && !row.alias_of).sort((a, b) => b.seconds - a.seconds).slice(0, 15);
   if (!rows.length) return null;
   return section("slowest", "Slowest rows", null, table(null, [
-    { name: "row", kind: "", of: (row) => link(row, rows, open) },
+    { name: "row", kind: "id", of: (row) => link(row, rows, open) },
     { name: "device time", kind: "n", of: (row) => duration(row.seconds) },
     { name: "predicted", kind: "n", of: (row) => against(row.seconds, row.predicted) },
     { name: "bucket", kind: "tight mono", of: (row) => row.bucket },
