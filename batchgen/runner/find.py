@@ -37,9 +37,10 @@ def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
         folder, named = direct.parent, direct.name
     runs = runs_in(folder)
     if not runs:
-        beside = [str(folder.parent / other.name) for other in _beside(folder) if _has_run(other)]
-        there = f" There are runs in {', '.join(beside[:_NEAR])}." if beside else ""
-        example = beside[0] if beside else "FOLDER"
+        above = [up / folder.name for up in folder.absolute().parents[1:]]
+        near = [str(other) for other in (*_beside(folder), *above) if _has_run(other)]
+        there = f" There are runs in {', '.join(near[:_NEAR])}." if near else ""
+        example = near[0] if near else "FOLDER"
         raise RunStateError(
             f"there is no run in {folder.absolute()}.{there} Runs of a job with another "
             f"output.root_dir: --root {example}, or {example}/{named}"
@@ -54,15 +55,16 @@ def find_run(named: str | Path, root: str | Path = RUNS) -> RunPaths:
         shown = ", ".join(matching[:_SHOWN])
         raise RunStateError(f"{str(named)!r} fits several runs: {shown}{more}")
     newest = f"; the latest of {len(runs)} is {max(runs.values(), key=_age).name}"
-    near = closest(str(named), runs) or newest
-    raise RunStateError(f"no run {str(named)!r} in {folder.absolute()}{near}")
+    hint = closest(str(named), runs) or newest
+    raise RunStateError(f"no run {str(named)!r} in {folder.absolute()}{hint}")
 
 
 def _beside(folder: Path) -> list[Path]:
-    """Some folders beside one, in the order of their names."""
+    """Some folders beside one, in the order of their names, each as one types it."""
     with suppress(OSError):
         others = sorted(path for path in folder.absolute().parent.iterdir() if path.is_dir())
-        return [path for path in others if not path.name.startswith(".")][:_LOOKED_AT]
+        seen = [path.name for path in others if not path.name.startswith(".")]
+        return [folder.parent / name for name in seen[:_LOOKED_AT]]
     return []
 
 

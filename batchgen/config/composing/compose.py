@@ -240,7 +240,9 @@ def _explain(error: Exception, job: str) -> str:
         if missing.partition("/")[0] in GROUPS:
             group, _, wanted = missing.partition("/")
         listed = ", ".join(sorted(error.options))
-        return f"{group}: {wanted!r} is not one of {listed}{closest(wanted, error.options)}"
+        own = f"; own ones are {group}/NAME.yaml here, beside the job or one folder up"
+        near = closest(wanted, error.options) or own
+        return f"{group}: {wanted!r} is not one of {listed}{near}"
     if "`_self_`" in str(error):
         return f"{job}: the defaults list must name _self_ (put it last: what the job says, wins)"
     key = getattr(error, "full_key", None)

@@ -87,6 +87,17 @@ def test_a_run_is_found_behind_a_path_and_else_it_says_where_it_looked(tmp_path:
         find_run("latest", tmp_path / "empty")
 
 
+def test_below_the_folder_of_the_runs_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run_folder(tmp_path / "outputs" / "demo-1", 1)
+    (tmp_path / "jobs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "jobs" / "mine")
+    above = tmp_path / "outputs"
+    with pytest.raises(RunStateError, match=f"There are runs in {above}. .*: --root {above}, or"):
+        find_run("latest")
+
+
 @linux
 def test_a_folder_that_one_may_not_read_is_in_nobodys_way(tmp_path: Path) -> None:
     (tmp_path / "another").mkdir(mode=0)

@@ -126,7 +126,7 @@ def test_a_minus_goes_back_to_the_default(job: Path) -> None:
         ("row_defaults.num_steps=ü", "num_steps: 'ü' is not an integer or null"),
         ("row_defaults.negative_prompt=${x", "row_defaults.negative_prompt='${x'"),
         ("slurm=slurm/mine.yaml", "takes a name, not a file; write slurm=mine"),
-        ("slurm=12", "slurm: '12' is not one of inline, local"),
+        ("slurm=12", "slurm: '12' is not one of inline, local; own ones are slurm/NAME.yaml"),
         ("slurm=ü", "slurm: 'ü' is not one of inline, local"),
         ("slurm=", "takes the name of one of its files"),
         ("~slurm", "a job needs one; choose another: slurm=<name>"),
