@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 OPENS_S = 2.0  # CPU seconds of a page with 100k rows behind it
+LABELS = "splits => TENS.filter(null, TENS.values(null, splits))"  # of an axis of predictions
 CLIP = """video => new Promise(done => {
     const plays = () => !video.paused && video.currentTime > 0;
     video.addEventListener("timeupdate", () => plays() && done(true));
@@ -143,6 +144,16 @@ def test_a_large_run_opens_soon_and_its_filters_work(
     seconds = [float(cost.split()[0]) for cost in costs]
     assert seconds == sorted(seconds, reverse=True)
     assert page.locator("canvas").count() == 5
+    assert page.locator(".state").inner_text() == "finished"
+    assert page.evaluate(LABELS, [0.05, 0.1, 0.3, 1]) == ["50 ms", "0.1 s", None, "1 s"]
+    assert page.evaluate(LABELS, [3, 4]) == ["3 s", "4 s"]
+    assert page.evaluate(LABELS, [0.1, 0.5, 1, 200, 1000]) == [
+        "0.1 s",
+        None,
+        "1 s",
+        None,
+        "1,000 s",
+    ]
     assert page.locator("#failures details pre").count() == 2
     memory = page.locator("#memory tbody tr")
     assert [line.split("\t")[1] for line in memory.all_inner_texts()] == ["smaller", "model"]

@@ -113,7 +113,8 @@ function failures(open) {
     el("p", { class: "muted" }, "on ", several(group.hosts, "host"), group.quarantined ? `, ${count(group.quarantined)} quarantined` : "", ": ",
       group.first.flatMap((id, at) => [at ? ", " : "", name(id, group.first)]), group.rows > group.first.length ? " …" : ""),
     group.traceback ? el("details", {}, el("summary", {}, "Traceback of the first"), el("pre", { tabindex: "0" }, group.traceback)) : null));
-  const lead = `${count(counts.failed)} failed and ${count(counts.quarantined)} quarantined rows, by error; figures and quoted words in a message may differ inside a group.`
+  const told = ["failed", "quarantined"].filter((status) => counts[status]).map((status) => `${count(counts[status])} ${status}`);
+  const lead = `Rows by error, ${told.join(" and ")}; figures and quoted words in a message may differ inside a group.`
     + (DATA.failure_kinds > DATA.failures.length ? ` The ${DATA.failures.length} largest of ${count(DATA.failure_kinds)} groups.` : "");
   return section("failures", "Failures", lead, groups);
 }
