@@ -42,9 +42,7 @@ def test_results_are_tables_in_a_notebook(job: JobFolder) -> None:
     assert "<th>rows</th><td>3</td>" in shown and "<caption>Planned</caption>" in shown
     named = replace(planned, plan_id="<b>&")
     assert "&lt;b&gt;&amp;" in named._repr_html_()
-    assert (
-        "<th>shards</th><td>1</td>" in shown and "Forecast(" not in shown
-    )  # parts are tables, too
+    assert "<th>shards</th><td>1</td>" in shown and "Forecast(" not in shown  # a part: a table
 
 
 def test_what_was_submitted_can_be_waited_for(job: JobFolder) -> None:
