@@ -22,8 +22,8 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "completion",
         handle_completion,
         summary="the TAB key in bash, zsh and fish",
-        description="Print a script for a shell; then TAB completes verbs, options, runs, job files,\n"
-        "keys and what these may be.",
+        description="Print a script for a shell; then TAB completes verbs, options, runs, jobs,\n"
+        "their keys and what these may be.",
         epilog=EPILOG,
     )
     completion.add_argument("shell", choices=SHELLS)
