@@ -25,6 +25,7 @@ the last of these.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ from batchgen.records import RankSeconds
 from batchgen.runfile import RunFile
 
 _CHUNK = 50_000
+_NS = 1e9
 _BUSY = ("stages.encode", "stages.denoise", "audit.busy")
 _PHASES = ("load_s", "compile_s", "warmup_s", "other_s")
 _CLOCK = (
@@ -54,35 +56,54 @@ BUSY_PARTS = ("useful_s", "retried_s", "saved_s", "lost_s")
 
 
 class Spent:
-    """Seconds of the commit lines of each journal of an index. Those that count for a row are added
+    """What the commit lines of each journal say, added up. Those that count for a row are added
     part by part while the catalog is made, so that no line is parsed for this alone."""
 
-    def __init__(self, index: CommitIndex) -> None:
-        self._index = index
-        journals = len(index.journals)
-        self.useful_s, self.retried_s, self.fenced_s, self.write_s = np.zeros((4, journals))
+    def __init__(self, journals: int) -> None:
+        """`journals`: how many there are."""
+        # whole nanoseconds: their sums are the same in whatever order they are added
+        self._useful, self._retried, self._fenced, self._write = np.zeros((4, journals))
+        self.ok, self.failed, self.wasted = np.zeros((3, journals), np.int64)  # lines
 
-    def add(self, lines: np.ndarray, seconds: Seconds, counts: bool = True) -> None:
-        """Add lines of the index with their seconds; `counts`: each for a row of the plan."""
-        index = self._index
+    def add(
+        self, index: CommitIndex, lines: np.ndarray, seconds: Seconds, counts: bool = True
+    ) -> None:
+        """Add lines of an index with their seconds; `counts`: each for a row of the plan."""
         ok = (index.status[lines] == STATUS_CODES["ok"]) & counts
         fenced = ~index.accepted[lines]
-        self.useful_s += self._by_journal(lines[ok], seconds.busy[ok])
-        self.retried_s += self._by_journal(lines[~ok], seconds.busy[~ok])
-        self.fenced_s += self._by_journal(lines[fenced], seconds.busy[fenced])
-        self.write_s += self._by_journal(lines, seconds.write)
+        busy, write = (np.rint(each * _NS) for each in (seconds.busy, seconds.write))
+        self._useful += self._by_journal(index, lines[ok], busy[ok])
+        self._retried += self._by_journal(index, lines[~ok], busy[~ok])
+        self._fenced += self._by_journal(index, lines[fenced], busy[fenced])
+        self._write += self._by_journal(index, lines, write)
 
-    def _by_journal(self, lines: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-        journals = self._index.journal[lines]
-        return np.bincount(journals, weights=seconds, minlength=len(self.useful_s))
-
-    def add_rest(self, counting: np.ndarray) -> None:
-        """Parse and add the lines that count for no row; `counting` (bool, one a line) says which
-        do."""
-        rest = np.flatnonzero(~counting)
+    def add_rest(self, found: Winners) -> None:
+        """Once the lines that count for rows of a band are added: its others, which are parsed for
+        it, and how many lines of each kind there are."""
+        index, own = found.index, slice(found.plan.own)
+        won = np.zeros(len(index.row_index), bool)
+        won[found.line[own][~found.plan.alias[own] & (found.line[own] >= 0)]] = True
+        home = found.home
+        rest = np.flatnonzero(home & ~won)
         for begin in range(0, len(rest), _CHUNK):
             lines = rest[begin : begin + _CHUNK]
-            self.add(lines, Seconds.of(parse_commits(self._index, lines)), counts=False)
+            self.add(index, lines, Seconds.of(parse_commits(index, lines)), counts=False)
+        is_ok, void = (index.status == STATUS_CODES[name] for name in ("ok", "void"))
+        self.ok += self._count(index, won & is_ok)
+        self.failed += self._count(index, home & index.accepted & ~is_ok & ~void)
+        self.wasted += self._count(index, home & ~index.accepted)
+
+    def seconds(self, journal: int) -> dict[str, float]:
+        """Of the journal of that number."""
+        names = ("useful_s", "retried_s", "fenced_s", "write_s")
+        sums = (self._useful, self._retried, self._fenced, self._write)
+        return {name: float(ns[journal]) / _NS for name, ns in zip(names, sums, strict=True)}
+
+    def _by_journal(self, index: CommitIndex, lines: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.bincount(index.journal[lines], weights=weights, minlength=len(self.ok))
+
+    def _count(self, index: CommitIndex, flags: np.ndarray) -> np.ndarray:
+        return np.bincount(index.journal[flags], minlength=len(self.ok))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,32 +120,27 @@ class Seconds:
         return cls(busy, _seconds(commits, "stages.write"))
 
 
-def attempt_table(run: RunPaths, found: Winners, spent: Spent, header: RunFile) -> pa.Table:
-    """One row for each attempt, in schema `RUNS`; `spent` must hold the lines that count for a
-    row."""
-    won = np.zeros(len(found.index.row_index), bool)
-    won[found.line[~found.plan.alias & (found.line >= 0)]] = True
-    spent.add_rest(won)
-    won &= found.index.status == STATUS_CODES["ok"]
+def attempt_table(
+    run: RunPaths, journals: Sequence[JournalFacts], spent: Spent, header: RunFile
+) -> pa.Table:
+    """One row for each attempt, in schema `RUNS`; `spent` must hold all lines."""
     intents: dict[int, Intent | None] = {}
     rows = []
-    bounds = np.searchsorted(found.index.journal, np.arange(len(found.index.journals) + 1))
-    for number, facts in enumerate(found.index.journals):
+    for number, facts in enumerate(journals):
         submission = facts.journal.attempt.submission
         if submission not in intents:
             intents[submission] = read_intent(run, submission)
-        lines = slice(int(bounds[number]), int(bounds[number + 1]))  # its lines are adjacent
         counters = read_counters(run.counters(facts.journal.attempt))
         row = _identity(run, facts) | _work(facts, counters)
-        row |= _rows(found.index, facts, lines, won) | _seconds_of(spent, facts, number)
+        row |= _rows(spent, facts, number) | _seconds_of(spent, facts, number)
         row |= _configuration(intents[submission], header) | _layout(intents[submission])
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def load_seconds(index: CommitIndex) -> list[float]:
+def load_seconds(journals: Sequence[JournalFacts]) -> list[float]:
     """Seconds to load the model, of each attempt that did so."""
-    found = ([p.seconds for p in facts.phases if p.name == "load"] for facts in index.journals)
+    found = ([p.seconds for p in facts.phases if p.name == "load"] for facts in journals)
     return [sum(seconds) for seconds in found if seconds]
 
 
@@ -191,13 +207,12 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
     }
 
 
-def _rows(index: CommitIndex, facts: JournalFacts, lines: slice, won: np.ndarray) -> dict[str, Any]:
-    accepted, status = index.accepted[lines], index.status[lines]
-    failed = (status != STATUS_CODES["ok"]) & (status != STATUS_CODES["void"])
+def _rows(spent: Spent, facts: JournalFacts, number: int) -> dict[str, Any]:
+    """Of the journal of that number."""
     return {
-        "rows_ok": int(won[lines].sum()),
-        "rows_failed": int((accepted & failed).sum()),
-        "rows_wasted": int((~accepted).sum()),
+        "rows_ok": int(spent.ok[number]),
+        "rows_failed": int(spent.failed[number]),
+        "rows_wasted": int(spent.wasted[number]),
         "rows_saved": len(facts.saved),
         "rows_lost": len(facts.in_flight.rows),
     }
@@ -205,13 +220,9 @@ def _rows(index: CommitIndex, facts: JournalFacts, lines: slice, won: np.ndarray
 
 def _seconds_of(spent: Spent, facts: JournalFacts, number: int) -> dict[str, Any]:
     """Of the journal of that number."""
-    return {
-        "useful_s": float(spent.useful_s[number]),
-        "retried_s": float(spent.retried_s[number]) + facts.tried_s,
-        "fenced_s": float(spent.fenced_s[number]),
-        "saved_s": sum(facts.saved.values(), 0.0),
-        "write_s": float(spent.write_s[number]),
-    }
+    seconds = spent.seconds(number)
+    seconds["retried_s"] += facts.tried_s
+    return seconds | {"saved_s": sum(facts.saved.values(), 0.0)}
 
 
 def _configuration(intent: Intent | None, header: RunFile) -> dict[str, Any]:

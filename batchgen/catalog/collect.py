@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from batchgen.catalog.accounts import Seconds, Spent, attempt_table, load_seconds
 from batchgen.catalog.drafts import Drafts
-from batchgen.catalog.parts import GROUP_ROWS, Made, PartMaker, part_name
+from batchgen.catalog.parts import GROUP_ROWS, Made, PartMaker, bands_of, part_name
 from batchgen.catalog.source import COLLECT_KEY, RunSource
 from batchgen.catalog.table import catalog_rows, catalog_schema, join, judged_by, layouts_of
 from batchgen.catalog.totals import Totals
@@ -42,11 +42,18 @@ from batchgen.durable import sync, sync_folder, write_bytes_atomic
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.fidelity import Fidelity, write_fidelity
-from batchgen.ledger.reading.kept_scan import keep
+from batchgen.ledger.reading.bands import Bands
+from batchgen.ledger.reading.scan import JournalFacts
 from batchgen.ledger.reading.winners import Winners, winners
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.leftovers import sweep
-from batchgen.ledger.upkeep.losses import collected, may_come_s, refuse_losses
+from batchgen.ledger.upkeep.losses import (
+    collected,
+    may_come_s,
+    ok_in_catalog,
+    refuse_gone,
+    refuse_losses,
+)
 from batchgen.ledger.upkeep.pieces import pieces
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, plan_schema
@@ -99,22 +106,18 @@ def _collect(run: RunPaths) -> CatalogSummary:
     header = source.header
     with _of_one_plan(run, source):
         check_plan(run, header)
-    found = winners(run)
-    refuse_losses(run, found)
     drafts = Drafts(run.catalog_rows)
     try:
-        drafts.make(run)
-        sweep(run)
-        metadata, judged = _metadata(header, source.extent), judged_by(run, header)
-        spent, folders = Spent(found.index), (drafts.parts, drafts.kept)
-        with _of_one_plan(run, source):
-            maker = PartMaker(run, header, found, metadata, judged, folders)
-            parts = _make_parts(maker, spent, len(found.status))
-        accounts = _parquet_bytes(attempt_table(run, found, spent, header))
+        with _of_one_plan(run, source), bands_of(run) as bands:
+            drafts.make(run)
+            sweep(run)
+            parts, spent = _make_parts(run, source, bands, drafts)
+        journals = bands.journals
+        accounts = _parquet_bytes(attempt_table(run, journals, spent, header))
         totals = _joined(parts)
-        totals.timers.add_loads(load_seconds(found.index))
+        totals.timers.add_loads(load_seconds(journals))
         sync(drafts.parts)
-        _sync_journals(found)
+        _sync_journals(journals)
         with turn_of(run.catalog_rows.with_name(TURNS)) as turn:
             _refuse_older(run, source)
             _refuse_changed(run, parts)
@@ -129,24 +132,16 @@ def _collect(run: RunPaths) -> CatalogSummary:
         raise StorageError(f"{run.root}: the catalog cannot be written: {error}") from error
     finally:
         drafts.remove()
-    with suppress(OSError):  # the next scan is slower, and that is all
-        keep(run, found.index)
-    return _summary(run, found, totals, len(parts), time.perf_counter() - began)
-
-
-def _summary(
-    run: RunPaths, found: Winners, totals: Totals, parts: int, seconds: float
-) -> CatalogSummary:
     return CatalogSummary(
         path=run.catalog_rows,
-        rows=len(found.status),
+        rows=bands.rows,
         ok=totals.status["ok"],
         failed=totals.status["failed"],
         quarantined=totals.status["quarantined"],
         pending=totals.status["pending"],
-        wasted=int((~found.index.accepted).sum()),
-        parts=parts,
-        seconds=seconds,
+        wasted=int(spent.wasted.sum()),
+        parts=len(parts),
+        seconds=time.perf_counter() - began,
         fidelity=totals.audited.summary(),
     )
 
@@ -194,14 +189,30 @@ def _metadata(header: RunFile, extent: Extent) -> dict[bytes, bytes]:
     return {**encoded, EXTENT_KEY: extent.encode()}
 
 
-def _make_parts(maker: PartMaker, spent: Spent, rows: int) -> list[Made]:
-    """In order; adds up what was spent."""
-    made = []
-    for part in maker.make():
-        spent.add(part.lines, part.seconds)
-        made.append(replace(part, lines=_NONE, seconds=Seconds(_NONE, _NONE)))  # their memory
-        tell("collect", part.rows, rows)
-    return sorted(made, key=lambda part: part.number)
+def _make_parts(
+    run: RunPaths, source: RunSource, bands: Bands, drafts: Drafts
+) -> tuple[list[Made], Spent]:
+    """In order, and what was spent. The first band comes last, since its first part does."""
+    refuse_losses(run)
+    header, said = source.header, ok_in_catalog(run)
+    metadata, judged = _metadata(header, source.extent), judged_by(run, header)
+    parts: dict[int, Made] = {}
+    spent = Spent(len(bands.journals))
+
+    def make(found: Winners) -> None:
+        refuse_gone(run, found, said)
+        folders = (drafts.parts, drafts.kept)
+        maker = PartMaker(run, header, found, metadata, judged, folders)
+        for part in maker.make({number: made.collect for number, made in parts.items()}):
+            spent.add(found.index, part.lines, part.seconds)
+            nothing = Seconds(_NONE, _NONE)  # their memory
+            parts[part.number] = replace(part, lines=_NONE, seconds=nothing)
+            tell("collect", part.rows, bands.rows)
+        spent.add_rest(found)
+
+    for band in reversed(range(bands.count)):
+        make(bands.winners(band))  # which is gone before there is another
+    return [parts[number] for number in sorted(parts)], spent
 
 
 def _joined(parts: Sequence[Made]) -> Totals:
@@ -211,11 +222,11 @@ def _joined(parts: Sequence[Made]) -> Totals:
     return totals
 
 
-def _sync_journals(found: Winners) -> None:
+def _sync_journals(journals: Sequence[JournalFacts]) -> None:
     """Sync the journals, so that what the catalog was made from survives a power cut. Only some
     lines were synced by their ranks; earlier journals were synced by the intent, ended ones by
     their last line."""
-    for facts in found.index.journals:
+    for facts in journals:
         if facts.journal.limit is None and facts.end is None:
             sync(facts.journal.path)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from batchgen.catalog.table import (
     outcome_rows,
 )
 from batchgen.catalog.totals import Totals
+from batchgen.ledger.reading.bands import Bands
+from batchgen.ledger.reading.kept_scan import scan_and_keep
 from batchgen.ledger.reading.winners import Winners
 from batchgen.ledger.upkeep.extent import EXTENT_KEY
 from batchgen.paths import RunPaths
@@ -75,12 +78,17 @@ class _Published:
         return dict(self.file.schema_arrow.metadata)
 
 
+def bands_of(run: RunPaths) -> Bands:
+    """The ledger in bands of whole parts; errors are those of `Bands`."""
+    return Bands(run, partial(scan_and_keep, run), PART_ROWS)
+
+
 def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
 class PartMaker:
-    """Makes the parts of one collect."""
+    """Makes the parts of one collect, those of a band of rows."""
 
     def __init__(
         self,
@@ -91,8 +99,9 @@ class PartMaker:
         judged: tuple[str, ...],
         folders: tuple[Path, Path],
     ) -> None:
-        """`metadata` is that of the first part, with COLLECT_KEY. `folders`: of new parts, and of
-        what is kept of them."""
+        """The band begins and, unless it is the last one, ends between two parts. `metadata` is
+        that of the first part, with COLLECT_KEY. `folders`: of new parts, and of what is kept of
+        them."""
         self._run, self._found, self._judged = run, found, judged
         self._plan_id, self._plan = header.plan_id, header.plan_sha256
         self._metadata = dict(metadata)
@@ -109,28 +118,28 @@ class PartMaker:
         self._plan_columns = plan_schema(run.plan)
         self._schema = catalog_schema(self._plan_columns, judged)
 
-    @property
-    def parts(self) -> int:
-        """An empty plan makes one empty part."""
-        return max(1, -(-len(self._found.status) // PART_ROWS))
-
-    def make(self) -> Iterator[Made]:
-        """All parts; the first one comes last, since it lists the collects that all are of."""
-        others: list[str] = []
+    def make(self, others: Mapping[int, str]) -> Iterator[Made]:
+        """The parts. That of the first rows comes last, since it lists the collects that all are
+        of: it takes those of `others`, parts of other bands by their numbers, from there."""
+        begin, rows = self._found.plan.first, self._found.plan.own
+        numbers = range(begin // PART_ROWS, max(1, -(-(begin + rows) // PART_ROWS)))
+        collects = dict(others)
         with ThreadPoolExecutor(WORKERS) as pool:
             try:
-                for made in pool.map(self._part, range(1, self.parts)):
-                    others.append(made.collect)
+                for made in pool.map(self._part, numbers[not begin :]):
+                    collects[made.number] = made.collect
                     yield made
             finally:
                 pool.shutdown(cancel_futures=True)
-        yield self._part(0, others)
+        if not begin:
+            yield self._part(0, [collects[number] for number in sorted(collects)])
 
     def _part(self, number: int, others: Iterable[str] = ()) -> Made:
-        first = number * PART_ROWS
-        original = self._found.plan.original[first : first + PART_ROWS]
+        first, plan = number * PART_ROWS, self._found.plan
+        begin = first - plan.first
+        original = plan.original[begin : min(begin + PART_ROWS, plan.own)]
         line = self._found.line[original]
-        own = (original == np.arange(first, first + len(line))) & (line >= 0)
+        own = (original == np.arange(begin, begin + len(line))) & (line >= 0)
         lines = RowLines.of(self._found, line)
         known = self._published(number, first, lines)
         if known is not None and not known.changed.any():

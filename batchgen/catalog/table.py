@@ -62,7 +62,7 @@ class PlanPart:
 def join(plan: pa.Table, found: Winners) -> PlanPart:
     """Fetch the commits that count for some rows of the plan (for an alias: those of its
     original)."""
-    rows = plan["row_index"].to_numpy()
+    rows = plan["row_index"].to_numpy() - found.plan.first
     line = found.line[found.plan.original[rows]]
     unique, place = np.unique(line, return_inverse=True)
     pending = int(len(unique) > 0 and unique[0] < 0)  # -1 sorts first

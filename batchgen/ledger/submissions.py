@@ -36,8 +36,9 @@ from batchgen.ledger.intent import (
     submission_numbers,
 )
 from batchgen.ledger.journal import durable_length, whole_length
+from batchgen.ledger.reading.plan_rows import read_plan_rows
 from batchgen.ledger.reading.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
-from batchgen.ledger.reading.winners import Winners, choose, read_plan_rows
+from batchgen.ledger.reading.winners import Winners, choose
 from batchgen.ledger.upkeep.losses import highest_number, lost_submissions, refuse_losses
 from batchgen.paths import RunPaths
 from batchgen.planfile import read_table, reading

@@ -17,7 +17,8 @@ from batchgen.failpoints import failpoint
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.reading.kept_scan import index_quickly
-from batchgen.ledger.reading.winners import Winners, choose, missing_of, read_plan_rows
+from batchgen.ledger.reading.plan_rows import read_plan_rows
+from batchgen.ledger.reading.winners import Winners, choose, missing_of
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.upkeep.repair import quarantine_rows

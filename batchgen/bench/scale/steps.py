@@ -77,7 +77,8 @@ def status(folder: Path) -> Callable[[], object]:
 def scan(folder: Path) -> Callable[[], object]:
     """What a resume reads to find the rows that are left."""
     from batchgen.ledger.reading.kept_scan import index_quickly
-    from batchgen.ledger.reading.winners import choose, missing_of, read_plan_rows
+    from batchgen.ledger.reading.plan_rows import read_plan_rows
+    from batchgen.ledger.reading.winners import choose, missing_of
     from batchgen.ledger.upkeep.losses import refuse_losses
     from batchgen.planfile import check_plan
     from batchgen.runfile import read_run

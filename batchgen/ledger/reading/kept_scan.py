@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from batchgen.ledger.reading.scan import (
     Lines,
     Scanned,
     index_commits,
+    scan_journal,
 )
 from batchgen.paths import RunPaths
 from batchgen.records import RankSeconds
@@ -44,20 +46,21 @@ _NUMBERS = ("starts", "signalled", "tried_s", "whole_bytes", "first_start_t", "l
 
 def index_quickly(run: RunPaths) -> CommitIndex:
     """`index_commits` by what is kept, and by reading all other journals."""
-    return index_commits(run, partial(_load, run))
+    return index_commits(run, partial(recall, run))
 
 
-def keep(run: RunPaths, index: CommitIndex) -> None:
-    """Keep what was found in journals that have ended; OSError if that cannot be written."""
-    bounds = np.searchsorted(index.journal, np.arange(len(index.journals) + 1)).tolist()
-    for number, facts in enumerate(index.journals):
-        lines = slice(bounds[number], bounds[number + 1])
-        path = run.kept_scan(facts.journal.path)
-        worth = lines.stop - lines.start >= LEAST_LINES and _has_ended(facts)
-        if worth and _load(run, facts.journal) is None:
+def scan_and_keep(run: RunPaths, journal: FencedJournal) -> Scanned:
+    """What a journal says, by what is kept of it or else by reading it; then what was found is kept
+    if it has ended."""
+    if (known := recall(run, journal)) is not None:
+        return known
+    facts, lines = scan_journal(journal)
+    if len(lines.offset) >= LEAST_LINES and _has_ended(facts):
+        with suppress(OSError):  # the next scan is slower, and that is all
+            path = run.kept_scan(journal.path)
             make_folder(path.parent, run.root)
-            found = Lines(**{name: getattr(index, name)[lines] for name in LINE_COLUMNS})
-            write_bytes_atomic(path, _encoded(facts, found))
+            write_bytes_atomic(path, _encoded(facts, lines))
+    return facts, lines
 
 
 def _has_ended(facts: JournalFacts) -> bool:
@@ -90,8 +93,8 @@ def _encoded(facts: JournalFacts, lines: Lines) -> bytes:
     return buffer.getvalue()
 
 
-def _load(run: RunPaths, journal: FencedJournal) -> Scanned | None:
-    """None where nothing is kept, or nothing that can be trusted."""
+def recall(run: RunPaths, journal: FencedJournal) -> Scanned | None:
+    """What is kept of a journal; None where nothing is, or nothing that can be trusted."""
     try:
         with (
             run.kept_scan(journal.path).open("rb") as file,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from mmap import ACCESS_READ, mmap
@@ -141,22 +141,19 @@ class _Columns:
 
 LINE_COLUMNS = tuple(column.name for column in fields(Lines))
 Scanned = tuple[JournalFacts, Lines]
+Known = Callable[[FencedJournal], Scanned | None]  # what is known of a journal, to spare reading it
 
 
-def index_commits(
-    run: RunPaths, known: Callable[[FencedJournal], Scanned | None] = lambda journal: None
-) -> CommitIndex:
+def index_commits(run: RunPaths, known: Known = lambda journal: None) -> CommitIndex:
     """Read every journal of the run once; `known` may spare a journal by what it says of it."""
     journals: list[JournalFacts] = []
     sizes: list[int] = []
     accepted, columns = bytearray(), _Columns()
-    for journal in fenced_journals(run):
-        facts, lines = known(journal) or scan_journal(journal)
-        limit, ends = journal.limit, lines.offset + lines.length
-        accepted += (ends >= 0 if limit is None else ends <= limit).tobytes()
+    for facts, lines in scan_all(run, known):
+        accepted += accepted_of(facts, lines).tobytes()
         columns.extend(lines)
         journals.append(facts)
-        sizes.append(len(ends))
+        sizes.append(len(lines.offset))
     every = columns.lines()
     return CommitIndex(
         journals=tuple(journals),
@@ -164,6 +161,19 @@ def index_commits(
         accepted=np.frombuffer(accepted, bool),
         **{name: getattr(every, name) for name in LINE_COLUMNS},
     )
+
+
+def scan_all(run: RunPaths, known: Known) -> Iterator[Scanned]:
+    """What each journal of the run says, in the order of attempts."""
+    for journal in fenced_journals(run):
+        yield known(journal) or scan_journal(journal)
+
+
+def accepted_of(facts: JournalFacts, lines: Lines) -> np.ndarray:
+    """bool, one for each line of a journal: it is before the fence."""
+    limit, ends = facts.journal.limit, lines.offset + lines.length
+    before: np.ndarray = ends >= 0 if limit is None else ends <= limit
+    return before
 
 
 def scan_journal(journal: FencedJournal) -> Scanned:

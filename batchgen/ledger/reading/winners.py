@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from batchgen.ledger.reading.kept_scan import index_quickly
-from batchgen.ledger.reading.keys import DIGITS, HEX, KEY_TYPE, key_number, numbers_of_digits
+from batchgen.ledger.reading.plan_rows import PlanRows, read_plan_rows
 from batchgen.ledger.reading.scan import STATUS_CODES, CommitIndex
-from batchgen.ledger.upkeep.pieces import numbers_of
 from batchgen.paths import RunPaths
-from batchgen.planfile import own_parquet, reading
 
 _STRETCH = 1_000_000  # lines or rows at a time
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PlanRows:
-    """What the ledger needs to know of every row of the plan, in the order of row_index."""
-
-    key: np.ndarray  # KEY_TYPE (rows,)
-    original: np.ndarray  # int32 (rows,): row_index rendered for the row; itself unless an alias
-
-    @property
-    def alias(self) -> np.ndarray:
-        """bool (rows,): another row is rendered for this one."""
-        flags: np.ndarray = self.original != np.arange(len(self.original), dtype=np.int32)
-        return flags
-
-    @property
-    def copies(self) -> np.ndarray:
-        """int64 (rows,): number of manifest rows that a row stands for; 0 for an alias."""
-        return np.bincount(self.original, minlength=len(self.original))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Winners:
-    """For each row of the plan, by row_index: its status, and the line of the index that says
-    so."""
+    """For each row of the plan, or of a band of them, by its place: its status, and the line of the
+    index that says so."""
 
     index: CommitIndex
     plan: PlanRows
     status: np.ndarray  # int8 (rows,), STATUS_CODES; pending where no commit counts
     line: np.ndarray  # int32 (rows,), place in the index; -1 where pending
+
+    @property
+    def home(self) -> np.ndarray:
+        """bool, one a line of the index: it is not of a guest."""
+        row: np.ndarray = self.index.row_index
+        return (row < self.plan.own) | (row >= len(self.plan.key))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,59 +116,3 @@ def _counting(
         counts &= index.submission_of(places) > voided[row]
     counted: np.ndarray = places[counts]
     return counted
-
-
-def read_plan_rows(plan: Path) -> PlanRows:
-    """Keys and aliases of the plan; RunStateError if the file is missing or not a plan."""
-    with reading(plan):
-        return _plan_rows(own_parquet(plan))
-
-
-def _plan_rows(file: pq.ParquetFile) -> PlanRows:
-    rows = file.metadata.num_rows
-    key = np.zeros(rows, KEY_TYPE)
-    original = np.arange(rows, dtype=np.int32)
-    alias_rows: list[int] = []
-    alias_of: list[str] = []
-    first = 0
-    for batch in file.iter_batches(columns=["row_index", "row_key", "alias_of"]):
-        index = numbers_of(batch["row_index"])
-        if not np.array_equal(index, np.arange(first, first + len(batch))):
-            raise ValueError(f"row_index does not count the rows from {first}")
-        first += len(batch)
-        key[index] = read_keys(batch["row_key"])
-        if batch["alias_of"].null_count < len(batch):
-            names = batch["alias_of"].to_pylist()
-            pairs = zip(index.tolist(), names, strict=True)
-            aliases = [(row, name) for row, name in pairs if name]
-            alias_rows += [row for row, _ in aliases]
-            alias_of += [name for _, name in aliases]
-    if alias_of:
-        found = _find_rows(file, alias_of)
-        original[alias_rows] = [found[name] for name in alias_of]
-    return PlanRows(key, original)
-
-
-def read_keys(column: pa.Array) -> np.ndarray:
-    """A column of keys in KEY_TYPE. Those that planning makes, hexadecimal and of one length, are
-    taken from Arrow's memory as they lie there."""
-    heads = pc.utf8_slice_codeunits(column, 0, DIGITS).cast(pa.large_string())
-    lengths = pc.min_max(pc.binary_length(heads)).as_py()
-    if not heads.null_count and lengths == {"min": DIGITS, "max": DIGITS}:
-        _, _, data = heads.buffers()
-        size = len(heads) * DIGITS
-        digits = HEX[np.frombuffer(data, np.uint8, size, heads.offset * DIGITS)]
-        if (digits < 16).all():
-            return numbers_of_digits(digits.reshape(-1, DIGITS))
-    keys = [(text or "").encode() for text in column.to_pylist()]
-    return np.array([key_number(key) for key in keys], KEY_TYPE)
-
-
-def _find_rows(file: pq.ParquetFile, row_ids: Sequence[str]) -> dict[str, int]:
-    """row_id -> row_index for the given row_ids."""
-    wanted = set(row_ids)
-    found: dict[str, int] = {}
-    for batch in file.iter_batches(columns=["row_index", "row_id"]):
-        pairs = zip(batch["row_id"].to_pylist(), batch["row_index"].to_pylist(), strict=True)
-        found |= {name: row for name, row in pairs if name in wanted}
-    return found

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +30,19 @@ from batchgen.ledger.intent import (
     last_intent,
     submission_numbers,
 )
-from batchgen.ledger.reading.scan import STATUS_CODES, index_commits
-from batchgen.ledger.reading.winners import Winners, choose, read_keys
+from batchgen.ledger.reading.keys import KEY_TYPE
+from batchgen.ledger.reading.plan_rows import PlanRows, read_keys
+from batchgen.ledger.reading.scan import MOST_ROW, STATUS_CODES, CommitIndex, index_commits
+from batchgen.ledger.reading.winners import Winners, choose
 from batchgen.ledger.upkeep.extent import EXTENT_KEY, Extent
 from batchgen.ledger.upkeep.pieces import numbers_of, parts_of, pieces
 from batchgen.paths import RunPaths, as_typed, parse_counters
-from batchgen.planfile import reading
+from batchgen.planfile import open_parquet, reading
 from batchgen.records import Attempt
 
 SHOWN = 3
 UNSEEN_S = 60.0  # how long NFS may take to show another machine's files
-GROUP_ROWS = 50_000
+GROUP_ROWS = 50_000  # a multiple of 8: bits are packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +83,65 @@ def lost_submissions(run: RunPaths) -> tuple[str, ...]:
     return tuple(loss.path for loss in _submissions(run))
 
 
-def rows_gone(run: RunPaths, found: Winners) -> np.ndarray:
-    """row_index (sorted) of rows that the catalog calls ok under the plan's key, but of which no
-    journal has an ok or void line any more. Empty if a repair came after the catalog."""
-    nobody = np.zeros(0, np.int64)
-    if not run.catalog_rows.is_dir() or _repaired_since(run, collected(run).submission):
-        return nobody
+def rows_gone(run: RunPaths, found: Winners, said: np.ndarray | None = None) -> np.ndarray:
+    """row_index (sorted) of rows of `found` that the catalog calls ok under the plan's key, but of
+    which no journal has an ok or void line any more. `said` is what `ok_in_catalog` tells (default:
+    look now)."""
+    first, own = found.plan.first, found.plan.own
+    ok = _unpacked(ok_in_catalog(run) if said is None else said, first, own)
+    gone = ok & ~_told(found)[:own]
+    if not gone.any():
+        return np.zeros(0, np.int64)
     with suppress(RunStateError):  # a catalog that cannot be read is no evidence
-        ok = np.concatenate([*map(_is_ok, _catalog(run, "status")), nobody.astype(bool)])
-        if len(ok) != len(found.status) or not (gone := ok & ~_told(found)).any():
-            return nobody
-        keys = (read_keys(column.chunk(0)) for column in _catalog(run, "row_key"))
-        gone &= np.concatenate([*keys]) == found.plan.key
+        keys = _keys_in_catalog(run, first + np.flatnonzero(gone))
+        gone[gone] = keys == found.plan.key[:own][gone]
         if gone.any():  # unless a newer collect has published newer lines: read again
-            gone &= ~_told(choose(index_commits(run), found.plan))
-        return np.flatnonzero(gone)
-    return nobody
+            gone &= ~_told(choose(_index_of(run, found.plan), found.plan))[:own]
+        return first + np.flatnonzero(gone)
+    return np.zeros(0, np.int64)
+
+
+def ok_in_catalog(run: RunPaths) -> np.ndarray:
+    """Which rows the catalog calls ok, a bit for each (uint8). Empty if there is no catalog, if it
+    cannot be read or is not of as many rows as the plan, or if a repair came after it.
+    RunStateError if the plan cannot be read."""
+    nothing = np.zeros(0, np.uint8)
+    if not run.catalog_rows.is_dir() or _repaired_since(run, collected(run).submission):
+        return nothing
+    with reading(run.plan):
+        planned = open_parquet(run.plan).metadata.num_rows
+    with suppress(RunStateError):
+        rows, bits = 0, [nothing]
+        for statuses in _catalog(run, "status"):
+            rows += len(statuses)
+            bits.append(np.packbits(_is_ok(statuses)))
+        if rows == planned:
+            return np.concatenate(bits)
+    return nothing
+
+
+def _unpacked(bits: np.ndarray, first: int, rows: int) -> np.ndarray:
+    """bool (rows,): the bits from `first` on; False where there are none."""
+    flags = np.zeros(rows, bool)
+    found = np.unpackbits(bits[first // 8 : (first + rows + 7) // 8])[first % 8 :][:rows]
+    flags[: len(found)] = found
+    return flags
+
+
+def _keys_in_catalog(run: RunPaths, rows: np.ndarray) -> np.ndarray:
+    """Those (KEY_TYPE) of some rows, ascending."""
+    keys, first = [np.zeros(0, KEY_TYPE)], 0
+    for column in _catalog(run, "row_key"):
+        mine = slice(*np.searchsorted(rows, [first, first + len(column)]))
+        keys.append(read_keys(column.chunk(0).take(pa.array(rows[mine] - first))))
+        first += len(column)
+    return np.concatenate(keys)
+
+
+def _index_of(run: RunPaths, plan: PlanRows) -> CommitIndex:
+    """The journals as they are now, by the places of these rows."""
+    index = index_commits(run)
+    return replace(index, row_index=plan.places(index.row_index, MOST_ROW))
 
 
 def _is_ok(statuses: pa.ChunkedArray) -> np.ndarray:
@@ -129,16 +174,27 @@ def refuse_losses(run: RunPaths, found: Winners | None = None) -> None:
     """RunStateError if the ledger has lost files, or rows of `found`. Going on would silently
     render them again or drop them from the catalog."""
     told = [str(loss) for loss in find_losses(run) if loss.needed]
-    if not told and found is not None and len(gone := rows_gone(run, found)):
-        catalog = run.catalog_rows.relative_to(run.root)
-        told = [f"{catalog} has {len(gone)} ok rows whose lines are gone from the journals"]
     if told:
         more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        raise RunStateError(
-            f"{run.root}: {'; '.join(told[:SHOWN])}{more}. Put what is lost back from a copy, or "
-            f"accept it: after `batchgen verify {as_typed(run.root)} --repair` the rows that "
-            "nothing else records are left to render"
-        )
+        raise RunStateError(_lost(run, f"{'; '.join(told[:SHOWN])}{more}"))
+    if found is not None:
+        refuse_gone(run, found)
+
+
+def refuse_gone(run: RunPaths, found: Winners, said: np.ndarray | None = None) -> None:
+    """RunStateError if rows of `found` are gone (`rows_gone`)."""
+    if len(gone := rows_gone(run, found, said)):
+        catalog = run.catalog_rows.relative_to(run.root)
+        told = f"{catalog} has {len(gone)} ok rows whose lines are gone from the journals"
+        raise RunStateError(_lost(run, told))
+
+
+def _lost(run: RunPaths, told: str) -> str:
+    return (
+        f"{run.root}: {told}. Put what is lost back from a copy, or "
+        f"accept it: after `batchgen verify {as_typed(run.root)} --repair` the rows that "
+        "nothing else records are left to render"
+    )
 
 
 def collected(run: RunPaths) -> Extent:

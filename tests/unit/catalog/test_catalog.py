@@ -30,7 +30,7 @@ from batchgen.catalog.timers import HEADER
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.reading.winners import Winners
+from batchgen.ledger.reading.bands import Bands
 from batchgen.ledger.restarts import fence_restart
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, RankSeconds
@@ -468,14 +468,14 @@ def test_what_is_written_while_a_collect_reads_is_not_taken_for_collected(
     run_folder = make_run_folder(2)
     journal = run_folder.journal(run_folder.submit())
     run_folder.render(journal, 0)
-    real = catalog_module.winners
+    real = catalog_module.bands_of
 
-    def late(run: RunPaths) -> Winners:
+    def late(run: RunPaths) -> Bands:
         found = real(run)
         run_folder.render(journal, 1)
         return found
 
-    monkeypatch.setattr(catalog_module, "winners", late)
+    monkeypatch.setattr(catalog_module, "bands_of", late)
     assert collect(run_folder.run).ok == 1
     monkeypatch.undo()
     assert catalog.open_runs(run_folder.run.root)["status"].tolist() == ["ok", "ok"]

@@ -30,8 +30,9 @@ from batchgen.catalog.turns import Overtaken, turn_of
 from batchgen.durable import write_json
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import End
-from batchgen.ledger.reading import winners as winners_module
-from batchgen.ledger.reading.winners import Winners, read_plan_rows
+from batchgen.ledger.reading import plan_rows as rows_module
+from batchgen.ledger.reading.bands import Bands
+from batchgen.ledger.reading.plan_rows import read_plan_rows
 from batchgen.ledger.upkeep import losses
 from batchgen.ledger.upkeep.repair import void_rows
 from batchgen.paths import RunPaths
@@ -54,16 +55,16 @@ def is_whole(run: RunPaths) -> bool:
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, once: Callable[[], object]) -> None:
     """Call `once` when the next collect has read the ledger and has not published yet."""
-    real = catalog_module.winners
+    real = catalog_module.bands_of
     left = [once]
 
-    def late(run: RunPaths) -> Winners:
+    def late(run: RunPaths) -> Bands:
         found = real(run)
         if left:
             left.pop()()
         return found
 
-    monkeypatch.setattr(catalog_module, "winners", late)
+    monkeypatch.setattr(catalog_module, "bands_of", late)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
@@ -270,7 +271,7 @@ def test_whoever_reads_a_plan_has_a_file_of_its_own(
         opened.append(own_parquet(path))
         return opened[-1]
 
-    monkeypatch.setattr(winners_module, "own_parquet", own)
+    monkeypatch.setattr(rows_module, "own_parquet", own)
     assert len(read_plan_rows(parts.run.plan).key) == len(read_plan_rows(parts.run.plan).key) == 6
     one, other = opened
     assert one is not other and shared not in opened

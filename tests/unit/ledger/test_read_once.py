@@ -11,9 +11,10 @@ from cli_calls import make_job_folder
 from run_folder import RunFolder
 
 from batchgen.ledger.intent import read_intent
-from batchgen.ledger.reading import scan, winners
+from batchgen.ledger.reading import plan_rows, scan
+from batchgen.ledger.reading.plan_rows import read_plan_rows
 from batchgen.ledger.reading.scan import index_commits
-from batchgen.ledger.reading.winners import choose, read_plan_rows
+from batchgen.ledger.reading.winners import choose
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 
 
@@ -38,7 +39,7 @@ def test_journals_and_keys_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
     work = make_job_folder(tmp_path, 2)
     run = work.run("model=null-engine", "slurm=inline").run
     read: list[str] = []
-    for module, name in ((scan, "scan_journal"), (winners, "_plan_rows")):
+    for module, name in ((scan, "scan_journal"), (plan_rows, "_plan_rows")):
         real = getattr(module, name)
 
         def spy(*args: object, name: str = name, real: Callable[..., object] = real) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from run_folder import RunFolder, make_run_folder
 from batchgen.ledger.events import End
 from batchgen.ledger.intent import FencedJournal
 from batchgen.ledger.reading import kept_scan, scan
-from batchgen.ledger.reading.kept_scan import index_quickly, keep
+from batchgen.ledger.reading.kept_scan import index_quickly, scan_and_keep
 from batchgen.ledger.reading.keys import KEY_TYPE, key_number
+from batchgen.ledger.reading.plan_rows import read_keys
 from batchgen.ledger.reading.scan import CommitIndex, index_commits
-from batchgen.ledger.reading.winners import read_keys
 
 
 @pytest.fixture
@@ -37,6 +38,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
             if replica < 2:
                 journal.end(End(reason="done", busy_s=3.0))
     return made
+
+
+def keep(folder: RunFolder) -> CommitIndex:
+    """What reading all journals finds, kept."""
+    return index_commits(folder.run, partial(scan_and_keep, folder.run))
 
 
 def assert_same(one: CommitIndex, other: CommitIndex) -> None:
@@ -63,16 +69,15 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_ended_journals_are_not_read_again(folder: RunFolder, read: list[str]) -> None:
-    whole = index_commits(folder.run)
+    whole = keep(folder)
     assert len(whole.row_index) == 6 and len(read) == 3
-    keep(folder.run, whole)
     read.clear()
     assert_same(index_quickly(folder.run), whole)
     assert read == ["0-r0-2.jsonl"]  # the one that goes on
 
 
 def test_the_fence_of_a_later_submission_holds_for_what_is_kept(folder: RunFolder) -> None:
-    keep(folder.run, index_commits(folder.run))
+    keep(folder)
     folder.submit()
     late = folder.journal(2)
     folder.render(late, 5)
@@ -106,7 +111,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [append, replace_bytes, cut])
 def test_a_journal_that_has_changed_is_read(folder: RunFolder, read: list[str], change) -> None:
-    keep(folder.run, index_commits(folder.run))
+    keep(folder)
     change(journal(folder))
     read.clear()
     found = index_quickly(folder.run)
@@ -118,7 +123,7 @@ def test_a_journal_that_has_changed_is_read(folder: RunFolder, read: list[str], 
 def test_what_is_kept_and_damaged_is_not_believed(
     folder: RunFolder, read: list[str], damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep(folder.run, index_commits(folder.run))
+    keep(folder)
     path = folder.run.kept_scan(journal(folder))
     data = path.read_bytes()
     if damage == "gone":
@@ -136,7 +141,7 @@ def test_what_is_kept_and_damaged_is_not_believed(
     found = index_quickly(folder.run)
     assert journal(folder).name in read
     assert_same(found, index_commits(folder.run))
-    keep(folder.run, found)  # and it is mended
+    keep(folder)  # and it is mended
     read.clear()
     index_quickly(folder.run)
     assert journal(folder).name not in read
@@ -147,9 +152,8 @@ def test_nothing_is_kept_of_a_journal_with_a_bad_line(folder: RunFolder) -> None
     place = data.index(b'"status":"ok"')
     data[place + 11] ^= 1
     journal(folder).write_bytes(bytes(data))
-    whole = index_commits(folder.run)
+    whole = keep(folder)
     assert whole.journals[0].bad_lines
-    keep(folder.run, whole)
     assert not folder.run.kept_scan(journal(folder)).exists()
     assert_same(index_quickly(folder.run), whole)
 
