@@ -1,7 +1,8 @@
 """Collect a run: plan + journals -> `catalog/rows/`, `catalog/runs.parquet`, `time_stats.csv`.
 
-A run can be collected at any time: what is not finished is `pending`. The plan is streamed, so
-little memory goes with the rows.
+A run can be collected at any time: what is not finished is `pending`. The plan is streamed, and
+what the ledger knows of lines is in memory for one band of rows at a time, so that memory does not
+go with the rows.
 
 A reader never meets a torn catalog. Part k always holds the same rows of the plan, so every collect
 has the same file names. New parts are first written and synced in a hidden folder. The first
@@ -109,6 +110,7 @@ def _collect(run: RunPaths) -> CatalogSummary:
     drafts = Drafts(run.catalog_rows)
     try:
         with _of_one_plan(run, source), bands_of(run) as bands:
+            refuse_losses(run)
             drafts.make(run)
             sweep(run)
             parts, spent = _make_parts(run, source, bands, drafts)
@@ -193,7 +195,6 @@ def _make_parts(
     run: RunPaths, source: RunSource, bands: Bands, drafts: Drafts
 ) -> tuple[list[Made], Spent]:
     """In order, and what was spent. The first band comes last, since its first part does."""
-    refuse_losses(run)
     header, said = source.header, ok_in_catalog(run)
     metadata, judged = _metadata(header, source.extent), judged_by(run, header)
     parts: dict[int, Made] = {}

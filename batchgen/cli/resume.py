@@ -135,7 +135,7 @@ def _mended(args: argparse.Namespace, run: RunPaths, done: str) -> Result:
 
 
 def handle_retry(args: argparse.Namespace) -> Result:
-    from batchgen.ledger.reading.winners import missing_rows
+    from batchgen.ledger.reading.left import missing_rows
     from batchgen.runner.resume import prepare_resume
 
     run = _writable_run(args)

@@ -16,7 +16,7 @@ from batchgen.config.checkpoints.checkpoint import check_disk
 from batchgen.config.composing.compose import Composed, compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError, RunStateError, naming
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.paths import RunPaths, as_typed
 from batchgen.runner.create import create_run, note_launch
 from batchgen.runner.executors import executor_for

@@ -14,8 +14,9 @@ from batchgen.ledger.blame.hosts import rows_rendered
 from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.budget import budget_spent
 from batchgen.ledger.intent import Intent, last_render, profile_of
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.reading.scan import CommitIndex
-from batchgen.ledger.reading.winners import missing_rows, winners
+from batchgen.ledger.reading.winners import winners
 from batchgen.ledger.status import AttemptStatus, read_status
 from batchgen.ledger.submissions import rows_of
 from batchgen.paths import RunPaths

@@ -14,8 +14,8 @@ from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.budget import budget_spent
 from batchgen.ledger.intent import refuse_lost_intent
+from batchgen.ledger.reading.left import survey
 from batchgen.ledger.reading.scan import STATUS_CODES
-from batchgen.ledger.reading.winners import winners
 from batchgen.ledger.status import read_status
 from batchgen.ledger.upkeep.leftovers import sweep
 from batchgen.paths import RunPaths, as_typed
@@ -181,5 +181,5 @@ def _refuse_another_manifest(config: JobConfig, header: RunFile) -> None:
 
 def _finished_rows_that_change(run: RunPaths, draft: Path) -> int:
     old, new = read_keys(run.plan), read_keys(draft)
-    finished = winners(run).status == STATUS_CODES["ok"]
+    finished = survey(run).status == STATUS_CODES["ok"]
     return int((old[finished] != new[finished]).sum())

@@ -16,9 +16,8 @@ from batchgen.errors import RunStateError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.blame.rows import Blame, read_blame
 from batchgen.ledger.intent import refuse_lost_intent
-from batchgen.ledger.reading.kept_scan import index_quickly
-from batchgen.ledger.reading.plan_rows import read_plan_rows
-from batchgen.ledger.reading.winners import Winners, choose, missing_of
+from batchgen.ledger.reading.left import missing_of, survey
+from batchgen.ledger.reading.winners import Winners
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import refuse_losses
 from batchgen.ledger.upkeep.repair import quarantine_rows
@@ -138,7 +137,7 @@ def _submit(
     notices: Notices,
 ) -> Submission | None:
     last, plan = settings.last, _checked_plan(run, header, settings)
-    found = choose(index_quickly(run), read_plan_rows(plan))
+    found = survey(run, plan)
     wanted = _missing(run, found) if rows is None else rows
     if pilot := bool(pilots := read_pilots(plan)):
         wanted, config = np.intersect1d(wanted, piloting(pilots)), on_one_rank(config)

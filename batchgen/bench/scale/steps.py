@@ -76,9 +76,7 @@ def status(folder: Path) -> Callable[[], object]:
 
 def scan(folder: Path) -> Callable[[], object]:
     """What a resume reads to find the rows that are left."""
-    from batchgen.ledger.reading.kept_scan import index_quickly
-    from batchgen.ledger.reading.plan_rows import read_plan_rows
-    from batchgen.ledger.reading.winners import choose, missing_of
+    from batchgen.ledger.reading.left import missing_of, survey
     from batchgen.ledger.upkeep.losses import refuse_losses
     from batchgen.planfile import check_plan
     from batchgen.runfile import read_run
@@ -87,7 +85,7 @@ def scan(folder: Path) -> Callable[[], object]:
 
     def work() -> np.ndarray:
         check_plan(run, read_run(run))
-        found = choose(index_quickly(run), read_plan_rows(run.plan))
+        found = survey(run)
         refuse_losses(run, found)
         return missing_of(found).all
 

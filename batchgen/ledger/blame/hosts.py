@@ -196,11 +196,9 @@ def _start(attempt: Attempt) -> Start:
 
 def rows_rendered(index: CommitIndex) -> dict[str, int]:
     """Host -> number of its ok lines before the fence; hosts without one are left out."""
-    hosts = [host_of(facts) for facts in index.journals]
-    good = index.journal[index.accepted & (index.status == STATUS_CODES["ok"])]
     counts: dict[str, int] = defaultdict(int)
-    for host, rows in zip(hosts, np.bincount(good, minlength=len(hosts)).tolist(), strict=True):
-        counts[host] += rows
+    for facts in index.journals:
+        counts[host_of(facts)] += facts.rendered
     return {host: rows for host, rows in counts.items() if rows}
 
 

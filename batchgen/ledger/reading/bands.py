@@ -11,12 +11,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from batchgen.ledger.reading.keys import KEY_TYPE
-from batchgen.ledger.reading.plan_rows import read_aliases, read_band
+from batchgen.ledger.reading.plan_rows import PlanRows, read_aliases, read_band
 from batchgen.ledger.reading.scan import (
     LINE_COLUMNS,
     MOST_ROW,
@@ -45,13 +46,16 @@ _LINE = np.dtype(
 class Bands:
     """The commits of a run that count, for one band of rows after another. Close it."""
 
-    def __init__(self, run: RunPaths, known: Known, unit: int = 1) -> None:
-        """Read plan and journals; `known` may spare some of these. A band has some BAND_ROWS, a
-        multiple of `unit`. RunStateError if the plan cannot be read; OSError if several bands are
-        needed and there is no room for their lines in the run folder (34 bytes each)."""
-        self._run, self._size = run, max(1, BAND_ROWS // unit) * unit
-        with reading(run.plan):
-            self._plan = own_parquet(run.plan)  # open from now on: of one plan, whatever comes
+    def __init__(
+        self, run: RunPaths, known: Known, unit: int = 1, plan: Path | None = None
+    ) -> None:
+        """Read the plan (or `plan`) and journals; `known` may spare some of these. A band has some
+        BAND_ROWS, a multiple of `unit`. RunStateError if the plan cannot be read; OSError if
+        several bands are needed and there is no room for their lines in the run folder (34 bytes
+        each)."""
+        self._path, self._size = plan or run.plan, max(1, BAND_ROWS // unit) * unit
+        with reading(self._path):
+            self._plan = own_parquet(self._path)  # open from now on: of one plan, whatever comes
             self._aliases = read_aliases(self._plan)
         self.rows: int = self._plan.metadata.num_rows
         self.count = max(1, -(-self.rows // self._size))
@@ -79,14 +83,19 @@ class Bands:
         """Which commits count for the rows of a band, by its number. RunStateError if the plan
         cannot be read any more, OSError if that is so of the lines."""
         begin, end = self._bounds(band)
-        with reading(self._run.plan):
+        with reading(self._path):
             plan = self._aliases.band(begin, read_band(self._plan, begin, end))
         if self._spread is None:
             assert self._index is not None
             return choose(self._index, plan)
         columns = self._spread.columns(band)
-        columns["row_index"] = plan.places(columns["row_index"], MOST_ROW)
+        rows = columns["row_index"]
+        columns["row_index"] = np.where(rows < self.rows, plan.places(rows, MOST_ROW), rows)
         return choose(CommitIndex(journals=self.journals, **columns), plan)
+
+    def all_rows(self, key: np.ndarray) -> PlanRows:
+        """What the plan says of all its rows, given all keys (KEY_TYPE)."""
+        return self._aliases.band(0, key)
 
 
 class _Spread:

@@ -2,7 +2,7 @@
 
 The index keeps some 34 bytes a line in arrays (row, status, key, journal, offset, length, check
 sum); the lines themselves are fetched later, for one part of the plan at a time. So a run of
-millions of rows is resumed and collected in little memory.
+millions of rows is resumed and collected in little memory, and a larger one in `bands`.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class JournalFacts:
     spent: RankSeconds | None = None  # what the attempt had spent at last_t
     bad_lines: list[int] = field(default_factory=list)  # offsets of lines with a wrong check sum
     torn_bytes: int = 0
+    rendered: int = 0  # its ok lines before the fence
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,7 +167,10 @@ def index_commits(run: RunPaths, known: Known = lambda journal: None) -> CommitI
 def scan_all(run: RunPaths, known: Known) -> Iterator[Scanned]:
     """What each journal of the run says, in the order of attempts."""
     for journal in fenced_journals(run):
-        yield known(journal) or scan_journal(journal)
+        facts, lines = known(journal) or scan_journal(journal)
+        ok = lines.status == STATUS_CODES["ok"]
+        facts.rendered = int((accepted_of(facts, lines) & ok).sum())
+        yield facts, lines
 
 
 def accepted_of(facts: JournalFacts, lines: Lines) -> np.ndarray:

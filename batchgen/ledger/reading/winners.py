@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -32,20 +31,6 @@ class Winners:
         return (row < self.plan.own) | (row >= len(self.plan.key))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MissingRows:
-    """Rows of the plan (without aliases) that have no ok media, as sorted arrays of row_index."""
-
-    pending: np.ndarray  # never finished
-    failed: np.ndarray  # rendered again by a resume
-    quarantined: np.ndarray  # rendered again only when asked for
-
-    @property
-    def all(self) -> np.ndarray:
-        """What a resume renders: pending and failed ones, sorted."""
-        return np.sort(np.concatenate([self.pending, self.failed]))
-
-
 def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
     """The commit that counts for every row of the plan (aliases have none of their own).
 
@@ -56,20 +41,6 @@ def winners(run: RunPaths, index: CommitIndex | None = None) -> Winners:
     """
     index = index_quickly(run) if index is None else index
     return choose(index, read_plan_rows(run.plan))
-
-
-def missing_rows(run: RunPaths, plan: Path | None = None) -> MissingRows:
-    """What is left to render, from the journals and the plan (or `plan`, one not installed yet)."""
-    return missing_of(choose(index_quickly(run), read_plan_rows(plan or run.plan)))
-
-
-def missing_of(found: Winners) -> MissingRows:
-    """What is left to render, given the winners."""
-    own = ~found.plan.alias
-    pending = own & (found.status == STATUS_CODES["pending"])
-    failed = own & (found.status == STATUS_CODES["failed"])
-    quarantined = own & (found.status == STATUS_CODES["quarantined"])
-    return MissingRows(*map(np.flatnonzero, (pending, failed, quarantined)))
 
 
 def choose(index: CommitIndex, plan: PlanRows) -> Winners:

@@ -156,7 +156,7 @@ def _told(found: Winners) -> np.ndarray:
     """bool (rows,): some journal has an ok line under the plan's key, or a void line, for the row.
     Lines behind a fence count here: they are waste, but not lost."""
     index, rows = found.index, len(found.status)
-    told = np.zeros(rows, bool)
+    told = found.status == STATUS_CODES["ok"]  # where `survey` has left lines out, too
     for begin in range(0, len(index.status), GROUP_ROWS):  # what is in between takes no memory
         row, status, key = (
             column[begin : begin + GROUP_ROWS]

@@ -21,8 +21,9 @@ from batchgen.ledger.events import AttemptHeader, End, Void
 from batchgen.ledger.intent import damaged_records, last_intent
 from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.reading.commits import commit_column, parse_commits
+from batchgen.ledger.reading.left import survey
 from batchgen.ledger.reading.scan import STATUS_CODES
-from batchgen.ledger.reading.winners import Winners, winners
+from batchgen.ledger.reading.winners import Winners
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
 from batchgen.ledger.upkeep.losses import catalog_column
 from batchgen.paths import RunPaths
@@ -98,7 +99,7 @@ class QuarantinedRows:
 
 def first_quarantined(run: RunPaths, most: int) -> QuarantinedRows:
     """Up to `most` quarantined rows with their reasons, from the journals alone."""
-    found = winners(run)
+    found = survey(run)
     rows = np.flatnonzero((found.status == STATUS_CODES["quarantined"]) & ~found.plan.alias)
     names = _names(run, rows[:most])
     reasons = parse_commits(found.index, found.line[rows[:most]])["error"].to_pylist()

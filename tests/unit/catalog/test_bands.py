@@ -1,20 +1,32 @@
-"""A collect in bands of a few rows leaves what one in a single band leaves, byte for byte."""
+"""In bands of a few rows the ledger says what it says in a single one: a collect leaves the same
+catalog, byte for byte, and the same rows are left to render."""
 
 from __future__ import annotations
 
 import shutil
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from quick_cases import first_quick
 from run_folder import RunFolder, make_run_folder
 
 from batchgen.catalog import parts
 from batchgen.catalog.collect import CatalogSummary, collect
-from batchgen.ledger.events import End
-from batchgen.ledger.reading import bands, kept_scan
+from batchgen.errors import RunStateError
+from batchgen.ledger.blame.hosts import rows_rendered
+from batchgen.ledger.blame.rows import read_blame
+from batchgen.ledger.events import End, encode_line
+from batchgen.ledger.intent import read_intent
+from batchgen.ledger.reading import bands, kept_scan, plan_rows
+from batchgen.ledger.reading.left import missing_of, survey
+from batchgen.ledger.reading.plan_rows import read_plan_rows
+from batchgen.ledger.reading.winners import winners
 from batchgen.ledger.restarts import fence_restart
+from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission
+from batchgen.ledger.upkeep.losses import rows_gone
 from batchgen.ledger.upkeep.repair import void_rows
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt
@@ -76,10 +88,6 @@ def damage(path: Path, row: int) -> None:
 
 def stray(folder: RunFolder, path: Path, submission: int) -> None:
     """The commit of a row that is in no plan, and half a line."""
-    from dataclasses import replace
-
-    from batchgen.ledger.events import encode_line
-
     commit = folder.commit_of(14, Attempt(submission, 0, 0, 0), None)
     with path.open("ab") as file:
         file.write(encode_line(replace(commit, row_index=NOBODY)))
@@ -125,3 +133,79 @@ def test_whatever_a_band_has_the_catalog_is_the_same(
     for name in names:
         assert getattr(said, name) == getattr(told, name), name
     assert (said.ok, said.failed, said.wasted) == (14, 1, 2)
+    assert {path.name for path in (tmp_path / "many/run").iterdir()} == {
+        path.name for path in (tmp_path / "one/run").iterdir()
+    }, "no file of a band is left"
+
+
+@pytest.mark.parametrize("size", first_quick(SIZES[:-1], 2))
+def test_whatever_a_band_has_the_same_rows_are_left_and_the_same_is_to_blame(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    whole = winners(folder.run)
+    in_bands(size, monkeypatch)
+    found = survey(folder.run)
+    assert found.status.tolist() == whole.status.tolist()
+    assert found.plan.key.tolist() == whole.plan.key.tolist()
+    assert found.plan.original.tolist() == whole.plan.original.tolist()
+    left, wanted = missing_of(found), missing_of(whole)
+    for name in ("pending", "failed", "quarantined", "all"):
+        assert getattr(left, name).tolist() == getattr(wanted, name).tolist(), name
+    assert left.failed.tolist() == [17] and len(left.pending) > 2
+    assert len(found.index.status) < len(whole.index.status), "ordinary lines are left out"
+    assert rows_rendered(found.index) == rows_rendered(whole.index) != {}
+    one, other = (read_blame(folder.run, each, all_gone=True) for each in (found, whole))
+    assert one.deaths == other.deaths != ()
+    assert one.suspects.tolist() == other.suspects.tolist()
+    assert (one.convicted, one.bad_hosts) == (other.convicted, other.bad_hosts)
+    for hosts in (["n1"], ["n2"], ["n1", "n2"]):
+        assert one.rows_failed_on(hosts).tolist() == other.rows_failed_on(hosts).tolist()
+
+
+def test_a_submission_records_the_same_of_what_was_before_it(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for size in (SIZES[-1], PART):
+        run = RunPaths(tmp_path / str(size) / "run")
+        shutil.copytree(folder.run.root, run.root)
+        in_bands(size, monkeypatch)
+        found = survey(run)
+        rows = missing_of(found).all
+        chosen = SubmissionRows(rows, np.zeros(len(rows), np.int32), np.arange(len(rows)))
+        intent = read_intent(run, begin_submission(run, chosen, SubmissionInfo(), found=found))
+        assert intent is not None
+        told.append((intent.accepted, intent.before, intent.reopened, intent.copies, intent.rows))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("size", [PART, SIZES[-1]])
+def test_rows_that_are_gone_are_missed_in_their_band(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    in_bands(size, monkeypatch)
+    collect(folder.run)
+    damage(folder.run.journals / "0001" / "0-r0-0.jsonl", row=13)
+    assert rows_gone(folder.run, survey(folder.run)).tolist() == [13]
+    with pytest.raises(RunStateError, match="has 1 ok rows whose lines are gone"):
+        collect(folder.run)
+
+
+def test_names_that_look_alike_are_told_apart(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that aliases name are found by a hash of their names."""
+    wanted = read_plan_rows(folder.run.plan)
+    assert np.flatnonzero(wanted.alias).tolist() == [*ALIASES]
+    real, alike = plan_rows._hashes, 2
+
+    def coarse(names: object, salt: int) -> np.ndarray:
+        return real(names, salt) % (3 if salt < alike else 2**62)
+
+    monkeypatch.setattr(plan_rows, "_hashes", coarse)
+    found = read_plan_rows(folder.run.plan)
+    assert found.original.tolist() == wanted.original.tolist()
+    assert found.key.tolist() == wanted.key.tolist()
+    alike = plan_rows.SALTS
+    with pytest.raises(RunStateError, match="twice"):
+        read_plan_rows(folder.run.plan)

@@ -31,7 +31,6 @@ from batchgen.durable import write_json
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import End
 from batchgen.ledger.reading import plan_rows as rows_module
-from batchgen.ledger.reading.bands import Bands
 from batchgen.ledger.reading.plan_rows import read_plan_rows
 from batchgen.ledger.upkeep import losses
 from batchgen.ledger.upkeep.repair import void_rows
@@ -53,18 +52,21 @@ def is_whole(run: RunPaths) -> bool:
     return are_together([pq.read_schema(part).metadata for part in parts])
 
 
-def meanwhile(monkeypatch: pytest.MonkeyPatch, once: Callable[[], object]) -> None:
-    """Call `once` when the next collect has read the ledger and has not published yet."""
-    real = catalog_module.bands_of
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, once: Callable[[], object], reader: str = "bands_of"
+) -> None:
+    """Call `once` when the next collect (or what uses another `reader`) has read the ledger and has
+    not published yet."""
+    real = getattr(catalog_module, reader)
     left = [once]
 
-    def late(run: RunPaths) -> Bands:
+    def late(run: RunPaths) -> object:
         found = real(run)
         if left:
             left.pop()()
         return found
 
-    monkeypatch.setattr(catalog_module, "bands_of", late)
+    monkeypatch.setattr(catalog_module, reader, late)
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
@@ -120,7 +122,7 @@ def test_a_replan_in_between_is_not_mixed_with_what_was_rendered_under_the_old_p
     frame = pd.read_parquet(run_folder.run.catalog_rows)
     assert set(frame["num_steps"]) == {9} and set(frame["plan_id"]) == {"plan-9"}
     assert set(frame["status"]) == {"pending"}
-    meanwhile(monkeypatch, lambda: change_plan(run_folder, 10))
+    meanwhile(monkeypatch, lambda: change_plan(run_folder, 10), "winners")
     assert set(catalog.snapshot(run_folder.run.root)["num_steps"]) == {10}
 
 

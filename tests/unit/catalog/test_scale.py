@@ -37,7 +37,7 @@ MEASURE = """
 import json, re, sys, time
 from pathlib import Path
 from batchgen.catalog.collect import collect
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.paths import RunPaths
 run = RunPaths(Path(sys.argv[1]))
 clock = time.process_time()

@@ -19,7 +19,7 @@ from batchgen.catalog.verify import VerifyReport, verify
 from batchgen.errors import RunStateError
 from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import End, to_plain
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.status import read_status
 from batchgen.media.publish import write_media
 from batchgen.records import Attempt

@@ -16,8 +16,9 @@ from waiting import process_state, wait_for
 
 from batchgen.errors import RunStateError
 from batchgen.ledger.intent import fenced_journals, last_intent, read_intent, submission_numbers
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.reading.scan import STATUS_NAMES
-from batchgen.ledger.reading.winners import missing_rows, winners
+from batchgen.ledger.reading.winners import winners
 from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.status import read_status
 from batchgen.ledger.submissions import read_shard

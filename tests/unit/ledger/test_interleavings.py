@@ -13,7 +13,7 @@ from run_folder import RunFolder
 from batchgen import catalog
 from batchgen.ledger.intent import seniority
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.status import read_status
 from batchgen.paths import parse_journal

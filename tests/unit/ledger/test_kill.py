@@ -12,7 +12,7 @@ from waiting import process_state, wait_for
 
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import verify
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.status import read_status
 
 POINTS = [

@@ -11,7 +11,7 @@ from cli_calls import make_job_folder
 from run_folder import RunFolder
 
 from batchgen.ledger.intent import read_intent
-from batchgen.ledger.reading import plan_rows, scan
+from batchgen.ledger.reading import bands, plan_rows, scan
 from batchgen.ledger.reading.plan_rows import read_plan_rows
 from batchgen.ledger.reading.scan import index_commits
 from batchgen.ledger.reading.winners import choose
@@ -39,7 +39,8 @@ def test_journals_and_keys_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
     work = make_job_folder(tmp_path, 2)
     run = work.run("model=null-engine", "slurm=inline").run
     read: list[str] = []
-    for module, name in ((scan, "scan_journal"), (plan_rows, "_plan_rows")):
+    every = ((scan, "scan_journal"), (plan_rows, "read_band"), (bands, "read_band"))
+    for module, name in every:
         real = getattr(module, name)
 
         def spy(*args: object, name: str = name, real: Callable[..., object] = real) -> object:
@@ -51,4 +52,4 @@ def test_journals_and_keys_are_read_once(tmp_path: Path, monkeypatch: pytest.Mon
 
     started = submit(run, rows=np.array([0]))
     assert started is not None and started.number == 2
-    assert read == ["scan_journal", "_plan_rows"]
+    assert read == ["scan_journal", "read_band"]

@@ -19,7 +19,7 @@ from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.events import End
 from batchgen.ledger.intent import submission_numbers
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.status import read_status
 from batchgen.media.publish import write_media
 from batchgen.paths import RunPaths, parse_journal

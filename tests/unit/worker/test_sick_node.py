@@ -12,7 +12,7 @@ from batchgen.errors import NonFiniteOutput, PromptTooLong, SickNode
 from batchgen.ledger.blame.rows import read_blame
 from batchgen.ledger.events import AttemptHeader, End
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.status import read_status
 from batchgen.media.note import Origin
 from batchgen.notices import Notices

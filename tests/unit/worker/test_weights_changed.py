@@ -19,7 +19,7 @@ from batchgen.config.composing.compose import compose_job
 from batchgen.config.schema import JobConfig
 from batchgen.errors import KeysChanged, WeightsError
 from batchgen.ledger.blame.rows import read_blame
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.status import RunStatus, read_status
 from batchgen.paths import RunPaths
 from batchgen.planning import digests

@@ -22,7 +22,7 @@ from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import End, to_plain
 from batchgen.ledger.intent import last_intent
 from batchgen.ledger.journal import JournalWriter
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.status import read_status
 from batchgen.ledger.submissions import SubmissionInfo, SubmissionRows, begin_submission

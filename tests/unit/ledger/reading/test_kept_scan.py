@@ -64,7 +64,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(journal.path.name)
         return plain(journal)
 
-    monkeypatch.setattr(scan, "scan_journal", noting)
+    for module in (scan, kept_scan):
+        monkeypatch.setattr(module, "scan_journal", noting)
     return names
 
 

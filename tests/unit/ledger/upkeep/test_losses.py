@@ -17,7 +17,7 @@ from batchgen.cli.main import main
 from batchgen.errors import RunStateError
 from batchgen.ledger.events import End, decode_line, encode_line
 from batchgen.ledger.intent import submission_numbers
-from batchgen.ledger.reading.winners import missing_rows
+from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.restarts import fence_restart
 from batchgen.ledger.upkeep.losses import find_losses
 from batchgen.media.publish import write_media
