@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from quick_cases import first_quick
-from run_folder import RunFolder, make_run_folder
+from run_folder import RunFolder, fail, make_run_folder
 
 from batchgen.catalog import parts
 from batchgen.catalog.collect import CatalogSummary, collect
@@ -70,6 +70,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
         made.fail(journal, 4)
         damage(journal.path, row=18)
         journal.end(End(reason="done"))
+    with made.journal(second, replica=1, host="n3") as bad:  # fails all, one that failed before
+        for row in (14, 15, 20, 17):
+            fail(made, bad, row)
     void_rows(made.run, [(9, "media/x.png", "lost"), (19, "media/y.png", "lost")])
     third = made.submit([9, 14])
     journal = made.journal(third)
@@ -132,7 +135,7 @@ def test_whatever_a_band_has_the_catalog_is_the_same(
     names = ("rows", "ok", "failed", "quarantined", "pending", "wasted", "parts", "fidelity")
     for name in names:
         assert getattr(said, name) == getattr(told, name), name
-    assert (said.ok, said.failed, said.wasted) == (14, 1, 2)
+    assert (said.ok, said.failed, said.wasted) == (14, 4, 2)
     assert {path.name for path in (tmp_path / "many/run").iterdir()} == {
         path.name for path in (tmp_path / "one/run").iterdir()
     }, "no file of a band is left"
@@ -151,14 +154,15 @@ def test_whatever_a_band_has_the_same_rows_are_left_and_the_same_is_to_blame(
     left, wanted = missing_of(found), missing_of(whole)
     for name in ("pending", "failed", "quarantined", "all"):
         assert getattr(left, name).tolist() == getattr(wanted, name).tolist(), name
-    assert left.failed.tolist() == [17] and len(left.pending) > 2
+    assert left.failed.tolist() == [14, 15, 17, 20] and len(left.pending) > 1
     assert len(found.index.status) < len(whole.index.status), "ordinary lines are left out"
     assert rows_rendered(found.index) == rows_rendered(whole.index) != {}
     one, other = (read_blame(folder.run, each, all_gone=True) for each in (found, whole))
     assert one.deaths == other.deaths != ()
     assert one.suspects.tolist() == other.suspects.tolist()
     assert (one.convicted, one.bad_hosts) == (other.convicted, other.bad_hosts)
-    for hosts in (["n1"], ["n2"], ["n1", "n2"]):
+    assert "n3" in one.bad_hosts and one.rows_failed_on(["n3"]).tolist() == [14, 15, 20]
+    for hosts in (["n1"], ["n2"], ["n1", "n3"]):
         assert one.rows_failed_on(hosts).tolist() == other.rows_failed_on(hosts).tolist()
 
 
