@@ -94,6 +94,8 @@ def rows_gone(run: RunPaths, found: Winners, said: np.ndarray | None = None) -> 
         return np.zeros(0, np.int64)
     with suppress(RunStateError):  # a catalog that cannot be read is no evidence
         keys = _keys_in_catalog(run, first + np.flatnonzero(gone))
+        if len(keys) < gone.sum():  # it has just become another one
+            return np.zeros(0, np.int64)
         gone[gone] = keys == found.plan.key[:own][gone]
         if gone.any():  # unless a newer collect has published newer lines: read again
             gone &= ~_told(choose(_index_of(run, found.plan), found.plan))[:own]
