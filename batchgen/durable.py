@@ -12,7 +12,9 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from batchgen.regular import digest_regular, open_regular
 
@@ -20,10 +22,17 @@ from batchgen.regular import digest_regular, open_regular
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, durably: readers see the old file or the new one. OSError if the
     folder cannot be written; the old file is then unchanged."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """The same for what is written piece by piece: at the end it is at `path`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchgen.anchor import Place
-from batchgen.durable import make_folder, sync_folder, write_bytes_atomic, write_json
+from batchgen.durable import make_folder, open_atomic, sync_folder, write_json
 from batchgen.errors import RunStateError, StorageError
 from batchgen.failpoints import failpoint
 from batchgen.ledger.climbs import steepest
@@ -36,7 +36,7 @@ from batchgen.ledger.intent import (
     submission_numbers,
 )
 from batchgen.ledger.journal import durable_length, whole_length
-from batchgen.ledger.reading.plan_rows import read_plan_rows
+from batchgen.ledger.reading.plan_rows import PlanRows, read_plan_rows
 from batchgen.ledger.reading.scan import STATUS_CODES, STATUS_NAMES, CommitIndex, index_commits
 from batchgen.ledger.reading.winners import Winners, choose
 from batchgen.ledger.upkeep.losses import highest_number, lost_submissions, refuse_losses
@@ -49,6 +49,7 @@ from batchgen.runfile import read_run
 
 HALF_BEGUN_S = 5.0  # longest time from mkdir to intent.json for a maker that is alive
 ELSEWHERE_S = 60.0  # the same for a maker on another machine, which cannot be asked if it is alive
+_GROUP_ROWS = 2**20  # of a list of shards, written at a time
 _SHARDS = pa.schema(
     [
         pa.field("row_index", pa.int64(), nullable=False),
@@ -65,7 +66,7 @@ class SubmissionRows:
 
     row_index: np.ndarray  # int64
     shard: np.ndarray  # int32
-    order: np.ndarray  # int64: place inside the shard, ascending
+    order: np.ndarray  # integers: place inside the shard, ascending
     alone: np.ndarray | None = None  # bool: suspects, rendered one at a time; None = no row
 
 
@@ -204,7 +205,7 @@ def _draw_intent(
     if found is None or _grown(found.index, run, accepted):
         plan = read_plan_rows(run.plan) if found is None else found.plan
         found = choose(_up_to(index_commits(run), run, accepted), plan)
-    status, copies = found.status, found.plan.copies
+    status, copies = found.status, _copies(found.plan, rows.row_index)
     return Intent(
         number=number,
         kind=info.kind,
@@ -214,9 +215,9 @@ def _draw_intent(
         rows=len(rows.row_index),
         shards=len(np.unique(rows.shard)),
         accepted=accepted,
-        before=_count(status, copies),
+        before=_count(found),
         reopened=_reopened(status, rows.row_index),
-        copies=_copies(copies, rows.row_index),
+        copies=copies,
         config=info.config,
         layout=info.layout,
         overrides=info.overrides,
@@ -273,9 +274,13 @@ def _up_to(index: CommitIndex, run: RunPaths, accepted: dict[str, int]) -> Commi
     return replace(index, accepted=within)
 
 
-def _count(status: np.ndarray, copies: np.ndarray) -> Counts:
-    weights = np.bincount(status, weights=copies, minlength=len(STATUS_CODES)).astype(int)
-    return Counts(**{name: int(weights[STATUS_CODES[name]]) for name in Counts.__slots__})
+def _count(found: Winners) -> Counts:
+    """Of all rows of the manifest; an alias has the status of its original."""
+    rows = np.zeros(len(STATUS_CODES), np.int64)
+    for begin in range(0, len(found.status), _GROUP_ROWS):
+        originals = found.plan.original[begin : begin + _GROUP_ROWS]
+        rows += np.bincount(found.status[originals], minlength=len(rows))
+    return Counts(**{name: int(rows[STATUS_CODES[name]]) for name in Counts.__slots__})
 
 
 def _reopened(status: np.ndarray, rows: np.ndarray) -> dict[str, tuple[int, ...]]:
@@ -287,19 +292,27 @@ def _reopened(status: np.ndarray, rows: np.ndarray) -> dict[str, tuple[int, ...]
     return result
 
 
-def _copies(copies: np.ndarray, rows: np.ndarray) -> dict[int, int]:
-    several = rows[copies[rows] > 1] if len(rows) else rows
-    return dict(zip(several.tolist(), copies[several].tolist(), strict=True))
+def _copies(plan: PlanRows, rows: np.ndarray) -> dict[int, int]:
+    """row_index -> manifest rows, of those of `rows` that aliases have."""
+    originals, aliases = np.unique(plan.original[plan.alias], return_counts=True)
+    has_aliases = np.zeros(len(plan.original), bool)
+    has_aliases[originals] = True
+    several = rows[has_aliases[rows]] if len(rows) else rows
+    copies = 1 + aliases[np.searchsorted(originals, several)]
+    return dict(zip(several.tolist(), copies.tolist(), strict=True))
 
 
 def _write_shards(path: Path, rows: SubmissionRows) -> None:
-    alone = np.zeros(len(rows.row_index), bool) if rows.alone is None else rows.alone
-    columns = [rows.row_index, rows.shard, rows.order, alone]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, _SHARDS, strict=True)]
-    sink = pa.BufferOutputStream()
-    table = pa.table(arrays, schema=_SHARDS)
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    write_bytes_atomic(path, sink.getvalue().to_pybytes())
+    """Row group by row group, so that they take no memory beside the rows."""
+    columns = [rows.row_index, rows.shard, rows.order, rows.alone]
+    written = {"compression": "zstd", "write_page_checksum": True}
+    with open_atomic(path) as file, pq.ParquetWriter(file, _SHARDS, **written) as writer:
+        for begin in range(0, max(1, len(rows.row_index)), _GROUP_ROWS):
+            part = slice(begin, begin + _GROUP_ROWS)
+            count = len(rows.row_index[part])
+            values = [np.zeros(count, bool) if c is None else c[part] for c in columns]
+            arrays = [pa.array(v, f.type) for v, f in zip(values, _SHARDS, strict=True)]
+            writer.write_table(pa.table(arrays, schema=_SHARDS))
 
 
 def _maker_file(run: RunPaths, number: int) -> Path:

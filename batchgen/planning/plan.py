@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -113,11 +114,13 @@ def make_plan(
         more = (row for pilot in pilots for row in pilot.rows)
         earlier = replace(earlier, drawn=tuple(sorted({*earlier.drawn, *more})))
     caches = CacheSums(job, context.weights, earlier)
-    rows = _Rows(manifest, defaults, KeyHasher(context), CostSums(costs), caches, intake)
+    hasher, sums = KeyHasher(context), CostSums(costs)
     draft = out.with_name(f".{out.name}.{os.getpid()}")
-    header = partial(rows.plan, out, job.manifest, context, files, pilots)
     try:
-        plan = _write(rows, draft, job.carry_columns, header)
+        with closing(RowIds(out.parent)) as ids:
+            rows = _Rows(manifest, defaults, hasher, sums, caches, intake, ids)
+            header = partial(rows.plan, out, job.manifest, context, files, pilots)
+            plan = _write(rows, draft, job.carry_columns, header)
         caches.check_floor()
         check(plan)
         publish_plan(draft, out)
@@ -148,6 +151,7 @@ class _Rows:
         costs: CostSums,
         caches: CacheSums,
         intake: Intake,
+        ids: RowIds,
     ) -> None:
         self.intake = intake
         self.manifest = manifest
@@ -156,8 +160,8 @@ class _Rows:
         self.costs = costs
         self.caches = caches
         self.problems = Problems()
-        self.ids = RowIds()
-        self.aliases = Aliases()
+        self.ids = ids
+        self.aliases = Aliases(manifest.rows)
         self.names = MediaNames(defaults.name, self.problems)
         self._plan_hash = hashlib.sha256()
         self._drawn_as: dict[int, int] = {}  # row of a pilot -> the row that is drawn for it

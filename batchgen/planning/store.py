@@ -216,14 +216,32 @@ def read_costs(path: Path) -> PlanCosts:
     """Predicted seconds of all rows. The plan is read piece by piece: it takes no memory beside
     them."""
     with reading(path):
-        file, first = own_parquet(path), 0
-        rows = file.metadata.num_rows
+        rows = own_parquet(path).metadata.num_rows
         costs = PlanCosts(np.zeros(rows), np.zeros(rows, bool))
-        for batch in file.iter_batches(columns=["cost_s", "alias_of"]):
-            piece = slice(first, first := first + len(batch))
+        for first, batch in _pieces(path, ["cost_s", "alias_of"]):
+            piece = slice(first, first + len(batch))
             costs.cost_s[piece] = batch["cost_s"].to_numpy()
             costs.is_alias[piece] = batch["alias_of"].is_valid().to_numpy(zero_copy_only=False)
         return costs
+
+
+def costs_of(path: Path, rows: np.ndarray) -> np.ndarray:
+    """Predicted seconds of some rows (float64), by ascending row_index."""
+    costs = np.zeros(len(rows))
+    with reading(path):
+        for first, batch in _pieces(path, ["cost_s"]):
+            mine = slice(*np.searchsorted(rows, [first, first + len(batch)]).tolist())
+            costs[mine] = batch["cost_s"].to_numpy()[rows[mine] - first]
+    return costs
+
+
+def _pieces(path: Path, columns: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Some columns piece by piece, each with the row that it begins with; call it inside
+    `reading`."""
+    first = 0
+    for batch in own_parquet(path).iter_batches(columns=columns):
+        yield first, batch
+        first += len(batch)
 
 
 def read_keys(path: Path) -> np.ndarray:
@@ -251,15 +269,19 @@ def read_loras(path: Path) -> dict[str, LoraFile]:
         return _loras(stored)
 
 
-def read_sets(path: Path) -> np.ndarray:
-    """A number for the set of LoRA files of each row, in row order: equal for equal sets, lower for
-    those that come first."""
+def sets_of(path: Path, rows: np.ndarray) -> np.ndarray | None:
+    """A number (int32) for the set of LoRA files of some rows, by ascending row_index: equal for
+    equal sets, lower for those that come first in the plan. None if no row has any."""
+    if not read_loras(path):
+        return None
+    sets, numbers = np.zeros(len(rows), np.int32), dict[str, int]()
     with reading(path):
-        file = open_parquet(path)
-        if not plan_header(path).get("loras"):
-            return np.zeros(file.metadata.num_rows, np.int64)
-        coded = file.read(columns=["lora"])["lora"].combine_chunks().dictionary_encode()
-        return np.asarray(coded.indices)
+        for first, batch in _pieces(path, ["lora"]):
+            coded = batch["lora"].dictionary_encode()
+            known = [numbers.setdefault(one, len(numbers)) for one in coded.dictionary.to_pylist()]
+            mine = slice(*np.searchsorted(rows, [first, first + len(batch)]).tolist())
+            sets[mine] = np.array(known, np.int32)[np.asarray(coded.indices)][rows[mine] - first]
+    return sets
 
 
 def _loras(stored: dict[str, Any]) -> dict[str, LoraFile]:

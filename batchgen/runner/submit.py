@@ -25,13 +25,12 @@ from batchgen.notices import Notices, notices_of
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan
 from batchgen.planning.calibrate import measured_start_up
-from batchgen.planning.plan import read_costs
 from batchgen.planning.pricing.cost import start_up_seconds
 from batchgen.planning.pricing.forecast import most_shard_seconds
 from batchgen.planning.pricing.layout import resolve_layout
-from batchgen.planning.pricing.shards import cut_shards
+from batchgen.planning.pricing.shards import cut_shards, longest_first, places
 from batchgen.planning.pricing.work import read_work
-from batchgen.planning.store import piloting, read_pilots, read_sets
+from batchgen.planning.store import costs_of, piloting, read_pilots, sets_of
 from batchgen.records import Layout
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import write_configuration
@@ -138,12 +137,13 @@ def _submit(
 ) -> Submission | None:
     last, plan = settings.last, _checked_plan(run, header, settings)
     found = survey(run, plan)
-    wanted = _missing(run, found) if rows is None else rows
+    wanted = _missing(run, found) if rows is None else np.unique(rows)
     if pilot := bool(pilots := read_pilots(plan)):
         wanted, config = np.intersect1d(wanted, piloting(pilots)), on_one_rank(config)
     blame = read_blame(run, found, all_gone=True)
     verdicts = [v for v in blame.convicted if v.row_index in wanted]
-    wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
+    if verdicts:
+        wanted = np.setdiff1d(wanted, [v.row_index for v in verdicts])
     work = read_work(plan, wanted, config.model, config.system.cache.audit_every)
     layout = resolve_layout(config, work) if work else None
     if verdicts:
@@ -270,17 +270,19 @@ def cut(
     *,
     together: bool = False,
 ) -> SubmissionRows:
-    """Cut rows into shards by predicted cost, the longest first in each, and of equal cost those
-    of one set of LoRA files behind each other, since these share forwards; `suspects` apart. One
-    machine gets one shard, and so do rows that stay `together`. `layout` is None if there is
-    nothing to cut."""
+    """Cut rows, by ascending row_index, into shards by predicted cost, the longest first in each,
+    and of equal cost those of one set of LoRA files behind each other, since these share forwards;
+    `suspects` apart. One machine gets one shard, and so do rows that stay `together`. `layout` is
+    None if there is nothing to cut."""
     slurm, groups, replicas, speed = config.slurm, 1, 1, 1.0
     if layout is not None:
         groups, replicas, speed = layout.groups, layout.replicas_together, layout.speed
-    costs = read_costs(plan).cost_s[rows] / speed
-    alone = np.isin(rows, suspects)
+    costs, alone = costs_of(plan, rows), np.zeros(len(rows), bool)
+    costs /= speed
+    alone[np.searchsorted(rows, suspects[np.isin(suspects, rows)])] = True
     costs[alone] *= replicas  # the others of the shard wait while a suspect runs
     whole = together or slurm.executor in ONE_MACHINE
+    order = longest_first(costs)
     shard = cut_shards(
         costs,
         shards=1 if whole else None,
@@ -288,7 +290,8 @@ def cut(
         start_up_s=start_up_seconds(config, None if whole else measured_start_up(config)),
         ranks=replicas,
         most_s=most_shard_seconds(slurm),
+        order=order,
     )
-    order = np.empty(len(rows), np.int64)
-    order[np.lexsort((read_sets(plan)[rows], -costs))] = np.arange(len(rows))
-    return SubmissionRows(rows, shard, order, alone=alone)
+    if (sets := sets_of(plan, rows)) is not None:
+        order = longest_first(costs, sets)
+    return SubmissionRows(rows, shard, places(order), alone=alone)

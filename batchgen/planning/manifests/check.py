@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,12 +73,13 @@ def _check_rows(
     place: Callable[[int], str] = row_place,
 ) -> int:
     """Note what is wrong with any row; returns how many there are."""
-    ids, given = RowIds(), False
-    for batch in batches:
-        ids.add(resolve_rows(batch, ids.rows, defaults, problems, intake).column("row_id"))
-        given |= "row_id" in batch.schema.names
-    if given:  # the others are numbers
-        ids.report_duplicates(problems, place)
+    given = False
+    with closing(RowIds()) as ids:
+        for batch in batches:
+            ids.add(resolve_rows(batch, ids.rows, defaults, problems, intake).column("row_id"))
+            given |= "row_id" in batch.schema.names
+        if given:  # the others are numbers
+            ids.report_duplicates(problems, place)
     return ids.rows
 
 

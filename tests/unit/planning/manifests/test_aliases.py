@@ -1,8 +1,11 @@
-"""Aliases found in sorted runs, and ids found twice, are those that a dictionary finds."""
+"""Aliases found in a table of keys, and ids found twice, are those that a dictionary finds."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,29 +18,41 @@ from batchgen.planning.manifests.rowids import Aliases, RowIds
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_first_row_with_a_key_is_found(seed: int) -> None:
-    """In batches of any length, so that runs are merged, with many equal keys and few."""
+    """In batches of any length, with many equal keys and few, the table as full as it may be."""
     random = np.random.default_rng(seed)
-    aliases, seen, first = Aliases(), dict[bytes, int](), 0
-    for _ in range(20):
-        numbers = random.integers(0, 100 * 10**seed, int(random.integers(0, 50))).tolist()
+    lengths = random.integers(0, 50, 20).tolist()
+    aliases, seen, first = Aliases(sum(lengths)), dict[bytes, int](), 0
+    for length in lengths:
+        numbers = random.integers(0, 100 * 10**seed, length).tolist()
         digests = [hashlib.sha256(b"%d" % number).digest() for number in numbers]
         plain = [seen.setdefault(digest, row) for row, digest in enumerate(digests, first)]
         assert aliases.originals(first, digests).tolist() == plain
         assert aliases.unique == len(seen)
         first += len(digests)
     assert 0 < len(seen) < first
-    assert all(aliases._parts), "keys of all parts"
 
 
 def test_keys_that_share_a_half_are_told_apart() -> None:
     keys = [high * 8 + low * 8 for high in (b"a", b"b") for low in (b"x", b"y")]
-    aliases = Aliases()
+    aliases = Aliases(5)
     assert aliases.originals(0, [key + bytes(16) for key in keys]).tolist() == [0, 1, 2, 3]
     assert aliases.originals(4, [keys[0] + bytes(16)]).tolist() == [0]
 
 
-def test_all_ids_twice_in_many_small_pieces() -> None:
-    ids, problems = RowIds(), Problems()
+@pytest.fixture(params=["in memory", "in a file"])
+def ids(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[RowIds]:
+    """Of no row yet."""
+    if request.param == "in a file":
+        monkeypatch.setattr(rowids, "_IN_MEMORY", 1)
+    monkeypatch.setattr(rowids, "_STRETCH", 7)
+    with closing(RowIds(tmp_path)) as found:
+        yield found
+
+
+def test_all_ids_twice_in_many_small_pieces(ids: RowIds) -> None:
+    problems = Problems()
     for first in (*range(0, 90, 3), *range(0, 90, 3)):
         ids.add(pa.array([f"row-{first + i}" for i in range(3)]))
     ids.add(pa.array(["alone"]))
@@ -46,17 +61,30 @@ def test_all_ids_twice_in_many_small_pieces() -> None:
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_ids_found_twice(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_found_twice(same: bool, ids: RowIds, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the hashes of different ids are the `same`."""
     if same:
         monkeypatch.setattr(rowids, "hash", len, raising=False)
-    ids, problems = RowIds(), Problems()
+    problems = Problems()
     for batch in (["a", "b"], [], ["c", "b", "d"], ["a", "e"]):
         ids.add(pa.array(batch, pa.string()))
     ids.report_duplicates(problems)
     told = [(problem.row, problem.reason) for problem in problems.first]
     assert told == [(3, "row 1 has it already"), (5, "row 0 has it already")]
     assert problems.count == 2
+
+
+def test_no_ids_are_no_duplicates(ids: RowIds) -> None:
     none = Problems()
-    RowIds().report_duplicates(none)
+    ids.report_duplicates(none)
     assert none.count == 0
+
+
+def test_an_id_is_found_by_its_row(ids: RowIds) -> None:
+    """Also in a slice of longer ones, and between rows that are added."""
+    names = [f"{'x' * (row % 5)}ä{row}" for row in range(40)]
+    whole = pa.array(["before", *names, "behind"])
+    for begin, end in ((0, 1), (1, 30), (30, 40)):
+        ids.add(whole.slice(1 + begin, end - begin))
+        assert [ids.of(row) for row in range(end)] == names[:end]
+    assert ids.rows == 40
