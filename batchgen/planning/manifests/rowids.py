@@ -25,8 +25,9 @@ class RowIds:
 
     def __init__(self, folder: Path | None = None) -> None:
         """`folder`: for the files; None: where the system has temporary ones."""
-        self._texts = SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115
-        self._hashes = SpooledTemporaryFile(_IN_MEMORY, dir=folder)  # noqa: SIM115
+        place = None if folder is None else str(folder)
+        self._texts = SpooledTemporaryFile(_IN_MEMORY, dir=place)  # noqa: SIM115
+        self._hashes = SpooledTemporaryFile(_IN_MEMORY, dir=place)  # noqa: SIM115
         self._batches: list[tuple[int, int]] = []  # its first row, and its place in the file
         self.rows = 0
 

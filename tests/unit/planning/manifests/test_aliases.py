@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -49,6 +50,32 @@ def ids(
     monkeypatch.setattr(rowids, "_STRETCH", 7)
     with closing(RowIds(tmp_path)) as found:
         yield found
+
+
+def test_a_row_takes_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """22 for its key and 8 for the hash of its id; with sorted runs of keys, and hashes beside
+    their sorted copy, it was 41 and the id."""
+    monkeypatch.setattr(rowids, "_IN_MEMORY", 1)
+    monkeypatch.setattr(rowids, "_STRETCH", 1000)
+    _, small, large = map(peak_of, (1000, 20_000, 60_000))  # the first: imports
+    assert (large - small) / 40_000 < 32
+
+
+def peak_of(rows: int) -> int:
+    """Bytes of Python and numpy while keys and ids are compared."""
+    tracemalloc.start()
+    try:
+        with closing(RowIds()) as ids:
+            aliases = Aliases(rows)
+            for first in range(0, rows, 1000):
+                numbers = range(first, first + 1000)
+                aliases.originals(first, [hashlib.sha256(b"%d" % n).digest() for n in numbers])
+                ids.add(pa.array([f"row-{number}" for number in numbers]))
+            ids.report_duplicates(Problems())
+        assert aliases.unique == rows
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_all_ids_twice_in_many_small_pieces(ids: RowIds) -> None:
