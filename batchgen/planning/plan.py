@@ -162,7 +162,7 @@ class _Rows:
         self.problems = Problems()
         self.ids = ids
         self.aliases = Aliases(manifest.rows)
-        self.names = MediaNames(defaults.name, self.problems)
+        self.names = MediaNames(defaults.name, self.problems, manifest.rows)
         self._plan_hash = hashlib.sha256()
         self._drawn_as: dict[int, int] = {}  # row of a pilot -> the row that is drawn for it
 

@@ -11,6 +11,7 @@ from tempfile import SpooledTemporaryFile
 import numpy as np
 import pyarrow as pa
 
+from batchgen.errors import ManifestError
 from batchgen.planning.manifests.problems import Problems, row_place
 
 _IN_MEMORY = 16 * 2**20  # bytes; what is longer is in a file
@@ -102,6 +103,7 @@ class Aliases:
     def __init__(self, rows: int) -> None:
         """`rows`: how many there will be at most. What no key needs of the table is never
         touched, so it takes no memory."""
+        self._rows = rows
         self._size = int(rows / _FULL) + 1
         self._high = np.zeros(self._size, np.uint64)
         self._low = np.zeros(self._size, np.uint32)
@@ -109,7 +111,10 @@ class Aliases:
         self.unique = 0  # different keys so far
 
     def originals(self, first_row: int, digests: Sequence[bytes]) -> np.ndarray:
-        """For rows `first_row`, `first_row + 1`, ...: the row that is rendered for each (int64)."""
+        """For rows `first_row`, `first_row + 1`, ...: the row that is rendered for each (int64).
+        Raises ManifestError if there are more rows than there were to be."""
+        if first_row + len(digests) > self._rows:
+            raise ManifestError("the manifest has grown while it was read: plan again")
         halves = np.frombuffer(b"".join([digest[:16] for digest in digests]), np.uint64)
         high, low = halves[::2], halves[1::2].astype(np.uint32)
         originals = np.empty(len(high), np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from batchgen.errors import ManifestError
 from batchgen.planning.manifests import rowids
 from batchgen.planning.manifests.problems import Problems
 from batchgen.planning.manifests.rowids import Aliases, RowIds
@@ -50,6 +51,12 @@ def ids(
     monkeypatch.setattr(rowids, "_STRETCH", 7)
     with closing(RowIds(tmp_path)) as found:
         yield found
+
+
+def test_more_rows_than_were_to_be_are_refused() -> None:
+    """A full table would be searched for ever."""
+    with pytest.raises(ManifestError, match="has grown"):
+        Aliases(2).originals(0, [bytes([n]) * 32 for n in range(3)])
 
 
 def test_a_row_takes_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
