@@ -28,7 +28,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """The same for what is written piece by piece: at the end it is at `path`."""
+    """The same for what is written piece by piece; nothing is left of it where that fails."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -36,9 +36,11 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         # It names the target, not the temporary file.
         raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)

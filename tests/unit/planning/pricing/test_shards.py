@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from batchgen.planning.pricing import shards
 from batchgen.planning.pricing.shards import GOOD_MULTIPLE, LEAST_MULTIPLE, cut_shards
 
 
@@ -43,6 +44,25 @@ def test_a_million_rows_are_cut_at_once_and_stay_balanced(count: int | None) -> 
     else:
         assert np.all(np.diff(load[: len(load) // 2]) <= 1.0)
         assert load.min() >= LEAST_MULTIPLE * 60 - costs.max()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_sorted_as_a_stable_sort_of_whole_costs_does(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also costs that differ in the last bit alone, equal ones, and none; in several stretches."""
+    monkeypatch.setattr(shards, "_STRETCH", 100)
+    rng = np.random.default_rng(seed)
+    costs = rng.choice(
+        [0.0, -0.0, 1.0, np.nextafter(1.0, 2), 2.0**32, *rng.lognormal(2, 1, 90)], 999
+    )
+    ties = rng.integers(0, 4, 999).astype(np.int32)
+    order = shards.longest_first(costs)
+    assert order.tolist() == np.argsort(-costs, kind="stable").tolist()
+    assert shards.longest_first(costs, ties).tolist() == np.lexsort((ties, -costs)).tolist()
+    assert shards.places(order)[order].tolist() == [*range(999)]
+    given = cut_shards(costs, shards=None, slots=3, start_up_s=2, order=order)
+    assert given.tolist() == cut_shards(costs, shards=None, slots=3, start_up_s=2).tolist()
 
 
 @pytest.mark.parametrize("seed", range(5))
