@@ -15,13 +15,14 @@ from batchgen.failpoints import failpoint
 from batchgen.ledger.budget import budget_spent
 from batchgen.ledger.intent import refuse_lost_intent
 from batchgen.ledger.reading.left import survey
+from batchgen.ledger.reading.plan_rows import read_plan_rows
 from batchgen.ledger.reading.scan import STATUS_CODES
 from batchgen.ledger.status import read_status
 from batchgen.ledger.upkeep.leftovers import sweep
 from batchgen.paths import RunPaths, as_typed
 from batchgen.planfile import check_plan, is_next_plan
 from batchgen.planning.identity import KeyContext, key_context
-from batchgen.planning.plan import make_plan, read_keys
+from batchgen.planning.plan import make_plan
 from batchgen.runfile import RunFile, read_run
 from batchgen.runner.create import header_of
 from batchgen.runner.jobs import last_submission, refuse_if_alive
@@ -180,6 +181,6 @@ def _refuse_another_manifest(config: JobConfig, header: RunFile) -> None:
 
 
 def _finished_rows_that_change(run: RunPaths, draft: Path) -> int:
-    old, new = read_keys(run.plan), read_keys(draft)
-    finished = survey(run).status == STATUS_CODES["ok"]
-    return int((old[finished] != new[finished]).sum())
+    found, new = survey(run), read_plan_rows(draft)
+    changed = found.plan.key != new.key
+    return int((changed & (found.status == STATUS_CODES["ok"])).sum())
