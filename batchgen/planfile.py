@@ -80,10 +80,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 def own_parquet(path: Path) -> pq.ParquetFile:
     """The same for one reader alone, to go through many rows: no two threads may read from one
-    open file at once. Its footer, which is long in a large plan, is not parsed again. It is not
-    mapped: pages that were read would stay in the process's memory, 40 bytes a row."""
+    open file at once. Its footer, which is long in a large plan, is not parsed again. It is neither
+    mapped nor read ahead: what was read would stay in memory, 40 bytes a row."""
     metadata = open_parquet(path).metadata
-    return pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+    return pq.ParquetFile(
+        path, metadata=metadata, page_checksum_verification=True, pre_buffer=False
+    )
 
 
 @lru_cache(maxsize=2)

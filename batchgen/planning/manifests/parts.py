@@ -48,7 +48,8 @@ class ManifestPart:
         stored = [n for n in columns if n in self.schema.names and n not in fixed]
         added = [name for name in columns if name in fixed]
         try:
-            with pq.ParquetFile(self.path) as file:
+            # what is read ahead would stay in memory until all is read
+            with pq.ParquetFile(self.path, pre_buffer=False) as file:
                 for batch in file.iter_batches(batch_size=self.batch_rows, columns=stored):
                     for name in added:
                         batch = batch.append_column(name, pa.repeat(fixed[name], len(batch)))
