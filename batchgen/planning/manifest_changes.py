@@ -68,7 +68,7 @@ def _rows_that_differ(plan: Path, other: Path) -> tuple[_Rows, _Rows]:
 
 
 def _stretches(plan: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(plan) as file:
+    with pq.ParquetFile(plan, pre_buffer=False) as file:
         carried = [name for name in file.schema_arrow.names if name.startswith(CARRY)]
         columns = ["row_id", "row_key", "tags", *carried]
         yield from file.iter_batches(batch_size=ROW_GROUP, columns=columns)
