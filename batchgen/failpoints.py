@@ -3,11 +3,11 @@
 `BATCHGEN_FAILPOINT="name:n:action,..."` acts at the n-th pass of the point `name` (1-based; `*` =
 every pass): `kill` sends this process SIGKILL, `raise` raises RuntimeError, `oom` what torch
 raises for want of device memory, `enospc` raises OSError ENOSPC, `stop` sends SIGSTOP, `sleep52`
-sleeps 52 s whatever signals come, `hog` takes memory until this process is killed. Beside the steps
-of a commit there are `row.<row_id>` and `host.<host>`, where a row begins; of rank N of a replica
-`meet.N`, `forward.N`, `decode.N` (of what all decode), `collective.N` and `report.N` (orders are
-applied); and where device memory is asked for, `memory.move` (of a component), `memory.encode`,
-`memory.denoise` and `memory.decode`.
+sleeps 52 s whatever signals come, `until/a/path` waits until that file is there, `hog` takes memory
+until this process is killed. Beside the steps of a commit there are `row.<row_id>` and
+`host.<host>`, where a row begins; of rank N of a replica `meet.N`, `forward.N`, `decode.N` (of what
+all decode), `collective.N` and `report.N` (orders are applied); and where device memory is asked
+for, `memory.move` (of a component), `memory.encode`, `memory.denoise` and `memory.decode`.
 Without the variable a point costs one dictionary look-up.
 """
 
@@ -61,6 +61,8 @@ def _act(name: str, action: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
     elif action.startswith("sleep"):
         _sleep(float(action.removeprefix("sleep")))
+    elif action.startswith("until"):
+        _wait_for(action.removeprefix("until"))
     elif action == "hog":
         _hog()
     else:
@@ -72,6 +74,11 @@ def _sleep(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         time.sleep(0.5)
+
+
+def _wait_for(path: str) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.1)
 
 
 def _hog() -> None:

@@ -167,13 +167,18 @@ def test_16_a_zombie_of_an_earlier_start_publishes_nothing(
     """A node is cut off from its controller: its ranks live on, each about to commit a row, while
     Slurm starts the shard again elsewhere. What they then commit is waste."""
     job_folder = new_job_folder(rows(48, 0.5))
+    go = job_folder.folder / "go"
     with (job_folder.folder / "slurm" / "devcluster.yaml").open("a") as profile:
-        late = 'export BATCHGEN_FAILPOINT="journal.before_append:3:sleep75"'
+        late = f'export BATCHGEN_FAILPOINT="journal.before_append:3:until{go}"'
         profile.write(f"setup: ['[ $SLURMD_NODENAME != node2 ] || {late}']\n")
     run = Campaign.submit(cluster, job_folder, *NULL, "slurm.nodes=2")
     run.until(lambda: [a.commits for a in run.status().attempts if a.host == "node2"] == [2, 2])
     zombies = run.ranks(2)
     cut_off(cluster, 2, zombies)
+    try:
+        run.until(lambda: any(a.attempt.restart and a.commits for a in run.status().attempts), 280)
+    finally:
+        go.touch()  # they are not to stay
     run.wait(280)
     run.until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in zombies))
     run.job_folder.call("collect", str(run.run.root))  # the last of them came after the steward
