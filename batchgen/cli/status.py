@@ -143,7 +143,7 @@ def _all_lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list
         + (f", {status.quarantined} quarantined" if status.quarantined else "")
         + (f" ({status.aliases} share another row's media)" if status.aliases else ""),
         f"progress  {_bar(status.ok, status.rows)}  {_rate(status)}",
-        f"cost      {_cost(status)} in {len(status.attempts)} attempt(s), "
+        f"cost      {_cost(status)} in {counted(len(status.attempts), 'attempt')}, "
         f"submission {status.submission}",
     ]
     if status.layout is not None:

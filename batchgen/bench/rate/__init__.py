@@ -19,6 +19,7 @@ from batchgen.bench._figures import (
     take_turns,
     whole,
 )
+from batchgen.words import counted
 
 SUMMARY = "rows per second: packs against a serial loop and diffusers' WanPipeline"
 DESCRIPTION = """\
@@ -77,8 +78,9 @@ def run(args: argparse.Namespace) -> dict[str, object]:
         figures = [each for name in args.sections for each in sections[name]()]
     compared = (
         f"The embedded model from text to MP4: {rows} clips of 64x64, 9 frames, 20 steps (48 "
-        f"tokens) and {large} of 192x192, 17 frames, 4 steps (720 tokens); {args.cpus} CPU(s) and "
-        f"as many torch threads for each; ratios round by round, the median of {args.rounds}."
+        f"tokens) and {large} of 192x192, 17 frames, 4 steps (720 tokens); "
+        f"{counted(args.cpus, 'CPU')} and as many torch threads for each; ratios round by round, "
+        f"the median of {args.rounds}."
     )
     return publish(args, compared, figures, raw)
 

@@ -8,6 +8,7 @@ from os import scandir
 
 from batchgen.ledger.intent import submission_numbers
 from batchgen.paths import RunPaths
+from batchgen.words import counted
 
 EXTENT_KEY = b"batchgen.extent"  # key in a catalog's metadata: the extent that it was made from
 
@@ -35,7 +36,8 @@ class Extent:
         return cls(*json.loads(text)) if text else cls()
 
     def __str__(self) -> str:
-        return f"{self.submission} submission(s) and {self.files} file(s) of {self.size} bytes"
+        submissions, files = counted(self.submission, "submission"), counted(self.files, "file")
+        return f"{submissions} and {files} of {self.size} bytes"
 
     def encode(self) -> bytes:
         return json.dumps(astuple(self)).encode()

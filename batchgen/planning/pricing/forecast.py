@@ -18,7 +18,7 @@ from batchgen.planning.pricing.shards import cut_shards
 from batchgen.planning.pricing.work import planned_work
 from batchgen.planning.store import BucketForecast, Plan, PlanCosts
 from batchgen.records import Layout
-from batchgen.words import duration, hours_name
+from batchgen.words import counted, duration, hours_name
 
 # Figures of a profile are no measurement: an engine may reach half or twice of the assumed rate.
 _PROFILE_LOW, _PROFILE_HIGH = 0.5, 2.0
@@ -131,9 +131,10 @@ def _basis(job: JobConfig, calibration: Calibration | None) -> str:
         device = job.slurm.device
         return f"figures of the profile ({device.name}, {device.matmul_tflops:g} TFLOP/s)"
     shown = ", ".join(calibration.runs[:3]) + (", ..." if len(calibration.runs) > 3 else "")
-    rows = f"measured: {calibration.rows} rows of {len(calibration.runs)} earlier run(s): {shown}"
+    rows, runs = counted(calibration.rows, "row"), counted(len(calibration.runs), "earlier run")
+    measured = f"measured: {rows} of {runs}: {shown}"
     start_up = calibration.start_up_s
-    return rows if start_up is None else f"{rows}; start-up {duration(start_up)}"
+    return measured if start_up is None else f"{measured}; start-up {duration(start_up)}"
 
 
 def _media(job: JobConfig, buckets: tuple[BucketForecast, ...]) -> tuple[float, int]:

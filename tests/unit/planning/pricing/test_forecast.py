@@ -148,7 +148,7 @@ def test_a_calibrated_forecast_is_the_measured_time(
     measured = (whole + rows["decode_s"] + rows["encode_s"]).sum()
     assert plan.cost_s_total == pytest.approx(measured, rel=0.01)
     predicted = forecast(job, plan, read_costs(plan.path), found)
-    assert predicted.basis == "measured: 23 rows of 1 earlier run(s): demo-1"
+    assert predicted.basis == "measured: 23 rows of 1 earlier run: demo-1"
     assert predicted.low < predicted.gpu_hours < predicted.high
 
 
