@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 OPENS_S = 2.0  # CPU seconds of a page with 100k rows behind it
-LABELS = "splits => TENS.filter(null, TENS.values(null, splits))"  # of an axis of predictions
 CLIP = """video => new Promise(done => {
     const plays = () => !video.paused && video.currentTime > 0;
     video.addEventListener("timeupdate", () => plays() && done(true));
@@ -145,21 +144,33 @@ def test_a_large_run_opens_soon_and_its_filters_work(
     assert seconds == sorted(seconds, reverse=True)
     assert page.locator("canvas").count() == 5
     assert page.locator(".state").inner_text() == "finished"
-    assert page.evaluate(LABELS, [0.05, 0.1, 0.3, 1]) == ["50 ms", "0.1 s", None, "1 s"]
-    assert page.evaluate(LABELS, [3, 4]) == ["3 s", "4 s"]
-    assert page.evaluate(LABELS, [0.1, 0.5, 1, 200, 1000]) == [
-        "0.1 s",
-        None,
-        "1 s",
-        None,
-        "1,000 s",
-    ]
     assert page.locator("#failures details pre").count() == 2
     memory = page.locator("#memory tbody tr")
     assert [line.split("\t")[1] for line in memory.all_inner_texts()] == ["smaller", "model"]
     memory.locator("button").first.click()
     assert "short of memory\nsmaller" in page.get_by_role("dialog").inner_text()
     page.keyboard.press("Escape")
+    assert report.complaints == []
+    page.close()
+
+
+def test_axes_of_seconds_have_marks_wherever_they_begin(browser: Browser, demo: RunPaths) -> None:
+    """An axis from 9.97 ms has none of uPlot's own: it looks for the next one for ever."""
+    report = opened(browser, demo)
+    page = report.page
+    asked = "([low, high]) => { const at = marks(low, high); return [at, labels(at)]; }"
+    for low in [at * 10.0**power for power in (-5, -3, 0, 3) for at in (1, 1.01, 2.6, 5.1, 9.97)]:
+        for reach in (1.96, 3.9, 30, 40_000):
+            at, said = page.evaluate(asked, [low, low * reach])
+            assert at == sorted(set(at)) and low <= at[0] and at[-1] <= low * reach
+            assert len([words for words in said if words]) >= 2
+    assert page.evaluate("labels([0.05, 0.1, 0.3, 1])") == ["50 ms", "0.1 s", None, "1 s"]
+    assert page.evaluate("labels([3, 4])") == ["3 s", "4 s"]
+    wide = [0.1, 0.5, 1, 200, 1000]
+    assert page.evaluate("labels", wide) == ["0.1 s", None, "1 s", None, "1,000 s"]
+    drawn = {"seconds": 1.4 * 0.00997, "predicted": 0.03}
+    page.evaluate("row => void document.body.append(againstPlan([row]))", drawn)
+    page.evaluate("new Promise(requestAnimationFrame)")
     assert report.complaints == []
     page.close()
 

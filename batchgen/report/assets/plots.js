@@ -93,14 +93,26 @@ function againstPlan(rows) {
   }, [[ends[0], ...x, ends[1]], [null, ...y, null], [ends[0], ...x, ends[1]]]);
 }
 
-// Labels of a logarithmic axis of seconds: the more decades there are, the fewer of each.
-const tens = (_, splits) => {
+// Marks of a logarithmic axis, without uPlot's: those never end when an axis begins just below a power of ten.
+const DIGITS = [1, 2, 3, 4, 5, 6, 7, 8, 9], FINER = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8];
+
+function marks(low, high) {
+  const found = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
+    for (const digit of high / low > 4 ? DIGITS : FINER) found.push(Number(`${digit}e${power}`));
+  }
+  return found.filter((at) => low <= at && at <= high);
+}
+
+// Their labels, of seconds: the more decades there are, the fewer of each.
+function labels(splits) {
   const reach = splits[splits.length - 1] / splits[0];
-  const marked = reach > 1000 ? /^1e/ : reach > 4 ? /^[125]e/ : /./;
+  const shown = reach > 1000 ? /^1e/ : reach > 4 ? /^[125]e/ : /./;
   const words = (at) => (at < 0.1 ? duration(at) : `${figure(at)} s`);
-  return splits.map((at) => (marked.test(Number(at.toPrecision(6)).toExponential()) ? words(at) : null));
-};
-const TENS = { values: tens, filter: (_, splits) => splits };
+  return splits.map((at) => (shown.test(at.toExponential()) ? words(at) : null));
+}
+
+const TENS = { splits: (_, __, low, high) => marks(low, high), values: (_, splits) => labels(splits), filter: (_, splits) => splits };
 
 function histogram(found) {
   if (!found.counts.length) return null;
