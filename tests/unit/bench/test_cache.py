@@ -218,9 +218,10 @@ def test_a_forced_schedule_computes_21_of_50_steps(in_flight: int) -> None:
     """What is measured on a card at a real model's size."""
     batch = {"max_rows_in_flight": in_flight}
     engine = Engine.load(small_spec("random"), system(batch=batch), "cpu")
-    found = forced(engine, [request(i) for i in range(2)], turns=1)
+    shape = {"width": 64, "height": 64, "num_frames": 1}  # 16 tokens: packs of fewer may be refused
+    found = forced(engine, [request(i, **shape) for i in range(2)], turns=1)
     assert found.due == STEPS / COMPUTED
     assert found.speedup > 0
     for drawn in (*found.plain, *found.cached):
-        assert [frames.shape for frames in drawn.frames] == [(5, 32, 32, 3)] * 2
+        assert [frames.shape for frames in drawn.frames] == [(1, 64, 64, 3)] * 2
         assert {stats.batch_size_mean for stats in drawn.stats} == {2.0 * in_flight}

@@ -427,7 +427,9 @@ def test_what_a_row_takes_to_decide_is_its_own(
         return inner(*args)
 
     monkeypatch.setattr(owner, what, slowly)
-    rows = [request(i, num_steps=6, cache_strategy=name, cache_ratio=0.5 * i) for i in range(2)]
+    shape = {"width": 64, "height": 64, "num_frames": 1}  # 16 tokens: packs of fewer may be refused
+    cached = {"num_steps": 6, "cache_strategy": name}
+    rows = [request(i, cache_ratio=0.5 * i, **cached, **shape) for i in range(2)]
     keeper, report = render(engine, rows)
     plain, deciding = (keeper.stats[row.row_id].stages.denoise for row in rows)
     assert asked == times
