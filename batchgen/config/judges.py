@@ -45,7 +45,7 @@ def function_of(call: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())  # last: nothing of the current folder replaces a package
     try:
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever a module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a module raises while it is imported
         raise ImportError(
             f"{call!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error

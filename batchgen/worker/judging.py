@@ -96,7 +96,7 @@ class Judges:
             except Skipped as reason:
                 notes.append(_line(name, f"skipped: {reason}"))
                 continue
-            except Exception as error:  # an opinion on a row must not cost the row
+            except (Exception, SystemExit) as error:  # an opinion must not cost the row or the run
                 log.warning("row %s: judge %s", request.row_id, name, exc_info=True)
                 notes.append(_line(name, f"failed: {type(error).__name__}: {error}"))
                 continue

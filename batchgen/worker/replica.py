@@ -322,7 +322,7 @@ def _run_log(root: RunPaths, attempt: Attempt, wanted: bool) -> Iterator[None]:
     file = root.run_log(attempt)
     try:
         make_folder(file.parent, root.root)
-        handler = logging.FileHandler(file)
+        handler = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         log.warning("there is no log of this rank: %s", error)
         yield

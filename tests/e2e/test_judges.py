@@ -45,6 +45,14 @@ def choosy(frames, request):
     return None if request.row_id == "row-002" else 0.5
 
 
+def quitter(frames, request):
+    raise SystemExit(0)
+
+
+def strange(frames, request):
+    raise OSError("no file \\udcff")  # as of a name that is no UTF-8
+
+
 def vandal(frames, request):
     frames[:] = 0
     return 1
@@ -113,6 +121,7 @@ def test_what_a_judge_raises_is_recorded_and_costs_nothing(judged: JobFolder) ->
         '{call: "{m}:broken", policy: fail, at_least: {broken: 1}}',
         '{call: "{m}:choosy"}',
         '{call: "{m}:vandal"}',
+        '{call: "{m}:quitter"}',
         '{call: "{m}:nan"}',
     )
     assert done.code == 0, done.err
@@ -126,7 +135,8 @@ def test_what_a_judge_raises_is_recorded_and_costs_nothing(judged: JobFolder) ->
         "m:choosy: skipped: not my kind",
     ]
     assert notes[2][1] == "m:choosy: skipped: no number"
-    assert [lines[-2].split(":")[2] for lines in notes] == [" failed"] * 3  # frames are read-only
+    assert [lines[-3].split(":")[2] for lines in notes] == [" failed"] * 3  # frames are read-only
+    assert notes[0][-2] == "m:quitter: failed: SystemExit: 0"
     assert notes[0][-1] == "m:nan: failed: ValueError: it gives no number for nan: nan"
 
 
@@ -234,6 +244,25 @@ def test_the_judge_of_the_embedded_model_fills_the_score(judged: JobFolder) -> N
         # the file has losses, which do not make a circle of a square
         assert row.score == score(frames_of(done.run.root, row), row.prompt).fraction
     assert rows_of(judged.run_here().run).score.isna().all()
+
+
+def test_text_that_is_no_utf8_comes_into_log_and_catalog(judged: JobFolder) -> None:
+    done = run(judged, '{call: "{m}:strange"}')
+    assert done.code == 0, done.err
+    assert "Logging error" not in done.err
+    (log,) = done.run.logs.glob("*/*")
+    assert log.read_text().count("OSError: no file \\udcff") == 3
+    assert rows_of(done.run).judge_notes.str.endswith("no file \\udcff").all()
+
+
+def test_a_judge_whose_module_ends_the_process_is_refused(judged: JobFolder) -> None:
+    """As a script does whose main part has no guard."""
+    script = f"{module(judged)}_script"
+    (judged.folder / f"{script}.py").write_text("import sys\n\nsys.exit(0)\n")
+    done = run(judged, f'{{call: "{script}:main"}}')
+    assert done.code == 2
+    assert f"'{script}:main' cannot be imported: SystemExit: 0" in done.err
+    assert not judged.root.exists()
 
 
 def test_reference_judges_compare_with_the_row_of_the_same_id(judged: JobFolder) -> None:
