@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,6 +74,8 @@ class Figures:
         )
     )
     _counts: np.ndarray = field(default_factory=lambda: np.zeros(len(_FINE) - 1, np.int64))
+    _shortest: float = math.inf  # seconds of a row, as is the next
+    _longest: float = 0.0
     _aliases: int = 0
 
     def add(self, rows: pa.Table) -> None:
@@ -81,10 +84,14 @@ class Figures:
         self._status.add(rows)
         for sums in (self._buckets, self._hosts, self._caches):
             sums.add(own)
-        seconds = np.clip(own["seconds"].to_numpy(), _FINE[0], _FINE[-1])
-        self._counts += np.histogram(seconds, _FINE)[0]
+        self._count(own["seconds"].to_numpy())
         self._aliases += pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
         self._aliases -= len(own)
+
+    def _count(self, seconds: np.ndarray) -> None:
+        self._counts += np.histogram(np.clip(seconds, _FINE[0], _FINE[-1]), _FINE)[0]
+        self._shortest = float(seconds.min(initial=self._shortest))
+        self._longest = float(seconds.max(initial=self._longest))
 
     def counts(self) -> Counts:
         found = {line["status"]: line["rows"] for line in self._status.table().to_pylist()}
@@ -136,7 +143,8 @@ class Figures:
     def _percentile(self, share: float) -> float:
         below = np.cumsum(self._counts)
         place = int(np.searchsorted(below, share * below[-1]))
-        return float(np.sqrt(_FINE[place] * _FINE[place + 1]))
+        middle = float(np.sqrt(_FINE[place] * _FINE[place + 1]))
+        return min(max(middle, self._shortest), self._longest)
 
 
 def _costs(table: pa.Table, key: str) -> tuple[Cost, ...]:

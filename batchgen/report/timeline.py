@@ -55,7 +55,7 @@ class Times:
         self._began, self._ended = began[known], np.maximum(began, ended)[known]
         self._devices = attempts["devices"].to_numpy()[known]
         self._clock = Clock.of(self._began, self._ended)
-        self._edges = np.linspace(0, max(self._clock.total, 1e-3), bins + 1)
+        self._edges = np.linspace(0, max(self._clock.total, 1e-6), bins + 1)
         self._ok, self._failed = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
 
     def add(self, rows: pa.Table) -> None:

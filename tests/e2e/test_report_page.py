@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,16 @@ from cli_calls import AT_ONCE, NULL, make_job_folder
 from report_run import HOSTILE, make_large_run
 from run_folder import make_run_folder
 
+from batchgen.durable import write_json
 from batchgen.paths import RunPaths
 from batchgen.report import write_report
+from batchgen.runfile import read_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 OPENS_S = 2.0  # CPU seconds of a page with 100k rows behind it
+HIDDEN = "all => all.map(each => each.scrollWidth - each.clientWidth)"  # pixels to the right
 CLIP = """video => new Promise(done => {
     const plays = () => !video.paused && video.currentTime > 0;
     video.addEventListener("timeupdate", () => plays() && done(true));
@@ -171,6 +174,83 @@ def test_axes_of_seconds_have_marks_wherever_they_begin(browser: Browser, demo: 
     drawn = {"seconds": 1.4 * 0.00997, "predicted": 0.03}
     page.evaluate("row => void document.body.append(againstPlan([row]))", drawn)
     page.evaluate("new Promise(requestAnimationFrame)")
+    assert report.complaints == []
+    page.close()
+
+
+def test_every_axis_has_marks_that_fit_beside_it(browser: Browser, demo: RunPaths) -> None:
+    """Also over years, and where a bar holds a million rows."""
+    report = opened(browser, demo)
+    page = report.page
+    for work_s in (2e-3, 0.15, 40.0, 9e6, 3e9):
+        line = {"bin_s": work_s / 2, "work_s": work_s, "pauses": 0, "ranks": [3e5, 1e4]}
+        line |= {"ok": [1, 10**9], "failed": [0, 0]}
+        for name in ("throughput", "ranksAtWork"):
+            page.evaluate(f"line => document.body.append({name}(line))", line)
+            page.evaluate("new Promise(requestAnimationFrame)")
+            across, up = page.evaluate("PLOTS.at(-1).axes.map(axis => axis._values)")
+            assert len({*across}) == len(across) > 1, (name, work_s, across)
+            assert len({*up}) == len(up) > 1 and max(map(len, up)) <= 7, (name, work_s, up)
+    for reach in (10, 1e3, 1e6, 1e12, 1e25):
+        told = page.evaluate("reach => labels(marks(1e-3, 1e-3 * reach), 5)", reach)
+        assert 2 <= len([words for words in told if words]) <= 6, told
+    assert report.complaints == []
+    page.close()
+
+
+def test_figures_are_said_in_words_that_fit_them(browser: Browser, demo: RunPaths) -> None:
+    report = opened(browser, demo)
+    page = report.page
+    said = {
+        "figure(1e300)": "1.00e+300",
+        "duration(1e-6)": "1 µs",
+        "duration(-300)": "-5 min",
+        "brief(1234567)": "1.23M",
+        "brief(0.00002)": "0.00002",
+        "busiest(3, 3)": "Each attempt worked 3 s.",
+        "busiest(0, 0)": "No attempt has worked yet.",
+        "busiest(6, 3)": "The busiest attempt worked 2 times as long as the mean of 3 s.",
+    }
+    assert {asked: page.evaluate(asked) for asked in said} == said
+    assert page.locator(".found").inner_text() == "3 of 3 rows on this sheet"
+    page.close()
+
+
+def test_a_run_without_any_work_has_no_empty_tables(browser: Browser, tmp_path: Path) -> None:
+    folder = make_run_folder(tmp_path / "run", 1)
+    write_report(folder.run)
+    report = opened(browser, folder.run)
+    page = report.page
+    assert page.locator("nav a").all_inner_texts() == ["Contact sheet", "Configuration"]
+    assert page.locator(".found").inner_text() == "1 of 1 row on this sheet"
+    assert "no row is finished" in page.locator(".cards").inner_text()
+    assert page.locator(".card", has_text="Throughput").locator(".big").inner_text()[0] == "–"
+    assert page.locator(".card dt", has_text="A row").count() == 0
+    assert report.complaints == []
+    page.close()
+
+
+def test_long_texts_stay_inside_the_page(browser: Browser, tmp_path: Path) -> None:
+    """Without a blank in them, in a window of a telephone and in a large one."""
+    long = "x" * 128
+    names = ("row_id", "prompt", "tags", "bucket")
+    folder = make_run_folder(tmp_path / "run", 2, extra={name: [long] * 2 for name in names})
+    with folder.journal(folder.submit(), host=long) as journal:
+        folder.render(journal, 0)
+        folder.fail(journal, 1, 30 * long)
+    header = replace(read_run(folder.run), manifest=5 * long, overrides=[f"seed={5 * long}"])
+    write_json(folder.run.run_json, header.to_json())
+    write_report(folder.run)
+    report = opened(browser, folder.run)
+    page = report.page
+    for width in (320, 1400):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate("new Promise(requestAnimationFrame)")
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        for tile in page.locator(".tile").all():
+            tile.click()
+            assert page.locator("dialog, .about").evaluate_all(HIDDEN) == [0, 0]
+            page.keyboard.press("Escape")
     assert report.complaints == []
     page.close()
 

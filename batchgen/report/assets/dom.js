@@ -23,6 +23,7 @@ const percent = (part, whole, digits = 0) => (whole > 0 ? (100 * part / whole).t
 function figure(value, digits = 3) {
   if (value === null || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";
+  if (Math.abs(value) >= 1e15) return value.toPrecision(digits);
   if (Math.abs(value) >= 1000) return count(Math.round(value));
   return String(Number(value.toPrecision(digits)));
 }
@@ -30,9 +31,10 @@ function figure(value, digits = 3) {
 function duration(seconds) {
   if (seconds === null || !Number.isFinite(seconds)) return "–";
   for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
-    if (seconds >= 2 * size) return figure(seconds / size) + " " + unit;
+    if (Math.abs(seconds) >= 2 * size) return figure(seconds / size) + " " + unit;
   }
-  return seconds >= 0.1 || seconds === 0 ? figure(seconds) + " s" : figure(seconds * 1000) + " ms";
+  if (Math.abs(seconds) >= 0.1 || seconds === 0) return figure(seconds) + " s";
+  return Math.abs(seconds) >= 1e-4 ? figure(seconds * 1e3) + " ms" : figure(seconds * 1e6) + " µs";
 }
 
 // Time of ranks, in hours where there are some.

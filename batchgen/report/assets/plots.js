@@ -9,7 +9,7 @@ function axes(across, up) {
     stroke: () => shade("--muted"), font: "11px system-ui, sans-serif", labelFont: "11px system-ui, sans-serif",
     grid: { stroke: () => shade("--line"), width: 1 }, ticks: { stroke: () => shade("--line"), width: 1 }, labelSize: 18,
   };
-  return [{ ...common, size: 30, ...across }, { ...common, size: 56, ...up }];
+  return [{ ...common, size: 30, ...across }, { ...common, size: 56, values: (_, splits) => splits.map(brief), ...up }];
 }
 
 function plot(title, words, options, values) {
@@ -29,11 +29,16 @@ const fill = (name, opacity) => () => shade(name, opacity);
 const bars = (wide = 0.9) => uPlot.paths.bars({ size: [wide, Infinity], gap: 0 });
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
-const STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 432000, 864000];
+// Beside an axis there is room for six letters.
+const BRIEF = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 });
+const brief = (number) => (Math.abs(number) < 10000 ? figure(number) : BRIEF.format(number));
+
+const tens = (low, high, unit) => Array.from({ length: 3 * (high - low) }, (_, at) => unit * Number(`${[1, 2, 5][at % 3]}e${low + Math.floor(at / 3)}`));
+const STEPS = [...tens(-5, 1, 1), 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, ...tens(0, 5, 86400)];
 
 // In one unit over the whole axis.
 function timeAxis(total) {
-  const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]].find(([size]) => total >= 2 * size) || [1, "s"];
+  const [size, unit] = [[86400, "d"], [3600, "h"], [60, "min"]].find(([size]) => total >= 2 * size) || (total < 0.2 ? [0.001, "ms"] : [1, "s"]);
   return { values: (_, splits) => splits.map((at) => `${figure(at / size)} ${unit}`), incrs: STEPS };
 }
 
@@ -80,7 +85,7 @@ function againstPlan(rows) {
   const ends = [Math.min(...x, ...y) / 1.4, Math.max(...x, ...y) * 1.4];
   const over = drawn.filter((row) => row.seconds > 2 * row.predicted).length;
   const from = DATA.sheet.every > 1 ? " Rows of the contact sheet." : "";
-  const words = `${against(DATA.money.seconds, DATA.money.predicted)[0] === "–" ? "" : `All rows together: ${against(DATA.money.seconds, DATA.money.predicted)}. `}${count(over)} of ${count(drawn.length)} points took more than twice their prediction.${from}`;
+  const words = `${against(DATA.money.seconds, DATA.money.predicted)[0] === "–" ? "" : `All rows together: ${against(DATA.money.seconds, DATA.money.predicted)}. `}${count(over)} of ${several(drawn.length, "point")} took more than twice their prediction.${from}`;
   const log = { distr: 3, range: () => ends };
   return plot("A row's device time against its prediction", words, {
     scales: { x: { time: false, ...log }, y: log },
@@ -99,20 +104,28 @@ const DIGITS = [1, 2, 3, 4, 5, 6, 7, 8, 9], FINER = [1, 1.2, 1.5, 2, 2.5, 3, 4, 
 function marks(low, high) {
   const found = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
-    for (const digit of high / low > 4 ? DIGITS : FINER) found.push(Number(`${digit}e${power}`));
+    for (const digit of high / low > 1e9 ? [1] : high / low > 4 ? DIGITS : FINER) found.push(Number(`${digit}e${power}`));
   }
   return found.filter((at) => low <= at && at <= high);
 }
 
-// Their labels, of seconds: the more decades there are, the fewer of each.
-function labels(splits) {
+// Their labels, of seconds: the more decades there are, the fewer of each, and no more than there is room for.
+const SPARSER = [/./, /^[125]e/, /^1e/, /^1e.\d*[02468]$/, /^1e.\d*[05]$/, /^1e.\d*0$/];
+
+function labels(splits, room = 12) {
   const reach = splits[splits.length - 1] / splits[0];
-  const shown = reach > 1000 ? /^1e/ : reach > 4 ? /^[125]e/ : /./;
-  const words = (at) => (at < 0.1 ? duration(at) : `${figure(at)} s`);
-  return splits.map((at) => (shown.test(at.toExponential()) ? words(at) : null));
+  const shown = (pattern) => splits.filter((at) => pattern.test(at.toExponential())).length;
+  const patterns = SPARSER.slice(reach > 1000 ? 2 : reach > 4 ? 1 : 0).filter((pattern, at) => at === 0 || shown(pattern) > 1);
+  const chosen = patterns.find((pattern) => shown(pattern) <= room) || patterns[patterns.length - 1];
+  const words = (at) => (at < 0.1 || at >= 10000 ? duration(at) : `${figure(at)} s`);
+  return splits.map((at) => (chosen.test(at.toExponential()) ? words(at) : null));
 }
 
-const TENS = { splits: (_, __, low, high) => marks(low, high), values: (_, splits) => labels(splits), filter: (_, splits) => splits };
+const TENS = {
+  splits: (_, __, low, high) => marks(low, high),
+  values: (made, splits, axis) => labels(splits, axis ? HEIGHT / 20 : made.width / 60),
+  filter: (_, splits) => splits,
+};
 
 function histogram(found) {
   if (!found.counts.length) return null;
@@ -129,6 +142,12 @@ function histogram(found) {
   }, [places, found.counts]);
 }
 
+function busiest(most, mean) {
+  if (!(mean > 0)) return "No attempt has worked yet.";
+  const times = figure(most / mean);
+  return times === "1" ? `Each attempt worked ${duration(mean)}.` : `The busiest attempt worked ${times} times as long as the mean of ${duration(mean)}.`;
+}
+
 // Stacked: each series is drawn from zero, the highest sum first, so that lower ones lie over it.
 function balance(ranks) {
   const parts = [["tail", "--tail"], ["idle", "--idle"], ["busy", "--hue-1"], ["load", "--hue-4"]];
@@ -138,14 +157,13 @@ function balance(ranks) {
     below = below.map((height, at) => height + ranks[name][at]);
     sums.unshift(below);
   }
-  const mean = sum(ranks.busy) / ranks.busy.length, most = Math.max(...ranks.busy);
   const shown = ranks.total > ranks.tag.length ? ` ${ranks.tag.length} of ${count(ranks.total)} attempts, evenly.` : "";
-  const words = `The busiest attempt worked ${figure(most / (mean || 1))} times as long as the mean of ${duration(mean)}.${shown}`;
+  const words = busiest(Math.max(...ranks.busy), sum(ranks.busy) / ranks.busy.length) + shown;
   return plot("Balance: attempts by the time they were there", words, {
     scales: { x: { time: false, range: [-0.6, Math.max(ranks.tag.length, 3) - 0.4] }, y: { range: (_, low, high) => [0, high * 1.08 || 1] } },
     axes: axes({ values: (_, splits) => splits.map((at) => ranks.tag[at] || ""), label: "attempt", space: 80 }, timeAxis(Math.max(...sums[0]))),
     series: [
-      { label: "attempt", value: (_, at) => (at === null ? "–" : `${ranks.tag[at]} on ${ranks.host[at]}, ${count(ranks.rows[at])} rows, ${ranks.ended[at]}`) },
+      { label: "attempt", value: (_, at) => (at === null ? "–" : `${ranks.tag[at]} on ${ranks.host[at]}, ${several(ranks.rows[at], "row")}, ${ranks.ended[at]}`) },
       ...parts.map(([name, color]) => ({
         label: name, stroke: () => shade(color), fill: () => shade(color), width: 0, paths: bars(0.82), points: { show: false },
         value: (u, _, __, at) => (at === null ? "–" : duration(ranks[name][at])),

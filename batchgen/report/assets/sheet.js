@@ -171,7 +171,7 @@ function contactSheet(open) {
   const renew = () => {
     const rows = chosen(wish);
     tiles.show(rows);
-    found.textContent = `${count(rows.length)} of ${count(ROWS.length)} rows on this sheet`;
+    found.textContent = `${count(rows.length)} of ${several(ROWS.length, "row")} on this sheet`;
   };
   const set = (name) => (value) => { wish[name] = value; renew(); };
   const number = (name) => el("input", { type: "number", step: "any", "aria-label": `score ${name === "low" ? "from" : "to"}`,

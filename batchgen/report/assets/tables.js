@@ -7,18 +7,19 @@ function head() {
   const others = states.slice(1).filter(([, rows]) => rows).map(([name, rows]) => `${count(rows)} ${name}`);
   const useful = DATA.money.shares.find((share) => share.name === "useful_s");
   const work = DATA.timeline.work_s;
-  const rate = work > 0 ? 3600 * (counts.ok - counts.aliases) / work : 0;
-  const each = DATA.money.hours > 0 ? (counts.ok - counts.aliases) / DATA.money.hours : 0;
+  const drawn = counts.ok - counts.aliases;
+  const rate = work > 0 ? 3600 * drawn / work : null; // clocks that jump leave none
+  const each = DATA.money.hours > 0 ? drawn / DATA.money.hours : null;
   const unit = DATA.money.unit.replace(/s$/, "");
   const cards = [
     card("Rows", count(counts.ok), ` of ${count(counts.rows)} ok`,
       [bar(states.map(([title, size, color]) => ({ title: `${title}: ${size}`, size, color: `var(${color})` }))),
         el("span", { class: counts.failed || counts.quarantined ? "bad" : "" }, others.join(", ") || (missing ? "" : "none failed, none left")),
         counts.aliases ? `; ${count(counts.aliases)} share another row's media` : null]),
-    card("Device time", ...hours(), [useful ? `${percent(useful.hours, DATA.money.hours)} of it went into rows of the catalog` : "nothing was rendered yet"]),
+    card("Device time", ...hours(), [useful ? `${percent(useful.hours, DATA.money.hours)} of it went into rows of the catalog` : DATA.money.hours > 0 ? "none of it went into rows of the catalog" : "nothing was rendered yet"]),
     card("Throughput", figure(rate), " rows an hour", [`${figure(each)} rows per ${unit}; ${duration(work)} with ranks at work`]),
-    card("Against the forecast", against(DATA.money.seconds, DATA.money.predicted), "", [`finished rows took ${rankTime(DATA.money.seconds / 3600)}, ${rankTime(DATA.money.predicted / 3600)} were predicted` + (missing ? `; the whole plan: ${rankTime(DATA.money.planned / 3600)}` : "")]),
-    card("A row", duration(DATA.money.histogram.p50), " of a device", [`95 % under ${duration(DATA.money.histogram.p95)}`]),
+    card("Against the forecast", against(DATA.money.seconds, DATA.money.predicted), "", [(drawn ? `finished rows took ${rankTime(DATA.money.seconds / 3600)}, ${rankTime(DATA.money.predicted / 3600)} were predicted` : "no row is finished") + (missing ? `; the whole plan: ${rankTime(DATA.money.planned / 3600)}` : "")]),
+    drawn ? card("A row", duration(DATA.money.histogram.p50), " of a device", [`95 % under ${duration(DATA.money.histogram.p95)}`]) : null,
   ];
   if (DATA.money.computed < DATA.money.total) cards.push(card("Evaluations", percent(DATA.money.computed, DATA.money.total), " computed", [`${figure(DATA.money.computed)} of ${figure(DATA.money.total)}; step caches stood in for the rest`]));
   const facts = [DATA.about.tag && `tag ${DATA.about.tag}`, `${DATA.about.model}${DATA.about.weights ? `, weights ${DATA.about.weights.split("/").pop()}` : ""}`,
@@ -55,16 +56,17 @@ const TINTS = { useful_s: "--ok", load_s: "--hue-4", compile_s: "--hue-4", warmu
 const tint = (name) => `var(${TINTS[name] || "--idle"})`;
 
 function money() {
+  if (!(DATA.money.hours > 0) && !DATA.money.buckets.length) return null;
   const parts = DATA.money.shares.map((share) => ({ title: share.meaning, size: share.hours, color: tint(share.name) }));
   const lines = table(null, [
     { name: "part", kind: "tight", of: (s) => [el("span", { class: "swatch", style: { background: tint(s.name) } }), s.name.replace("_s", "")] },
     { name: "time of ranks", kind: "n", of: (s) => rankTime(s.hours) },
     { name: "share", kind: "n", of: (s) => percent(s.hours, DATA.money.hours, 1) },
-    { name: "", kind: "", of: (s) => el("span", { class: "muted" }, s.meaning) },
+    { name: "", kind: "words muted", of: (s) => s.meaning },
   ], DATA.money.shares);
   return section("money", "Where the time went", "Decoding and writing run beside the forwards: they are in the device time of rows, but no part of the time of ranks unless these wait.", el("div", { class: "split" },
     el("div", {}, el("h3", {}, `All ${rankTime(DATA.money.hours)} of ranks`), bar(parts, true), lines),
-    el("div", {}, costs("Device time of rows by bucket", "bucket", DATA.money.buckets), DATA.money.hosts.length > 1 ? costs("By host", "host", DATA.money.hosts) : null)));
+    el("div", {}, DATA.money.buckets.length ? costs("Device time of rows by bucket", "bucket", DATA.money.buckets) : null, DATA.money.hosts.length > 1 ? costs("By host", "host", DATA.money.hosts) : null)));
 }
 
 const STAGES = [["encode", "--hue-4"], ["denoise", "--hue-1"], ["decode", "--hue-2"]];
@@ -130,7 +132,7 @@ function shortages(open) {
     { name: "rows", kind: "n", of: (line) => count(line.rows) },
     { name: "share", kind: "n", of: (line) => percent(line.rows, DATA.counts.rows) },
     { name: "attempts", kind: "n", of: (line) => count(line.attempts) },
-    { name: "", kind: "", of: (line) => el("span", { class: "muted" }, line.meaning) },
+    { name: "", kind: "words muted", of: (line) => line.meaning },
     { name: "rows, the first", kind: "", of: (line) => el("span", {}, line.first.flatMap((id, at) => [at ? ", " : "", name(id)]), line.rows > line.first.length ? " …" : "") },
   ], DATA.shortages));
 }

@@ -97,6 +97,16 @@ def test_a_run_that_goes_on_is_reported_as_far_as_it_is(make_run_folder: MakeRun
     assert first["sheet"]["status"] == ["ok", "pending", "pending"]
 
 
+def test_a_median_is_never_above_the_longest_row(make_run_folder: MakeRun) -> None:
+    folder = make_run_folder(rows=2)
+    with folder.journal(folder.submit()) as journal:
+        stages = [folder.render(journal, row).stats.stages for row in (0, 1)]  # type: ignore[union-attr]
+    write_report(folder.run)
+    (seconds,) = {each.encode + each.denoise + each.decode for each in stages}
+    histogram = data_of(folder.run)["money"]["histogram"]
+    assert histogram["p50"] == histogram["p95"] == pytest.approx(seconds, rel=1e-9)
+
+
 def test_a_catalog_of_an_older_version_is_made_anew_for_it(make_run_folder: MakeRun) -> None:
     run = make_run_folder(rows=1).run
     write_report(run)
