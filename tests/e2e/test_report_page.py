@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 OPENS_S = 2.0  # CPU seconds of a page with 100k rows behind it
 HIDDEN = "all => all.map(each => each.scrollWidth - each.clientWidth)"  # pixels to the right
+DRAWN = """async () => {
+    await new Promise(requestAnimationFrame);
+    const markers = [...document.querySelectorAll(".u-marker")].map(mark => mark.style.cssText);
+    return [...PLOTS.map(made => made.ctx.canvas.toDataURL()), ...markers];
+}"""
 CLIP = """video => new Promise(done => {
     const plays = () => !video.paused && video.currentTime > 0;
     video.addEventListener("timeupdate", () => plays() && done(true));
@@ -196,6 +201,21 @@ def test_every_axis_has_marks_that_fit_beside_it(browser: Browser, demo: RunPath
         assert 2 <= len([words for words in told if words]) <= 6, told
     assert report.complaints == []
     page.close()
+
+
+def test_plots_follow_the_theme(browser: Browser, demo: RunPaths) -> None:
+    """They are pixels: what was drawn in the light looks like what was drawn in the dark, and a
+    printer has the light again."""
+    pages = [opened(browser, demo, color_scheme=scheme).page for scheme in ("light", "dark")]
+    light, dark = (page.evaluate(DRAWN) for page in pages)
+    assert light != dark
+    for _ in ("light", "dark"):
+        pages[0].get_by_role("button", name="Theme").click()
+    assert pages[0].evaluate(DRAWN) == dark
+    pages[1].emulate_media(media="print", color_scheme="dark")
+    assert pages[1].evaluate(DRAWN) == light
+    for page in pages:
+        page.close()
 
 
 def test_figures_are_said_in_words_that_fit_them(browser: Browser, demo: RunPaths) -> None:

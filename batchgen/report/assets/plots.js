@@ -172,6 +172,13 @@ function balance(ranks) {
   }, [ranks.tag.map((_, at) => at), ...sums]);
 }
 
+// In the colors of the theme, with the bars, which keep theirs where only axes are drawn anew.
 function redraw() {
-  for (const made of PLOTS) made.redraw(false);
+  for (const made of PLOTS) {
+    made.redraw();
+    made.root.querySelectorAll(".u-marker").forEach((mark, at) => {
+      const { stroke, fill } = made.series[at];
+      if (at) Object.assign(mark.style, { borderColor: stroke(made, at), background: fill(made, at) });
+    });
+  }
 }

@@ -47,7 +47,7 @@ function themes() {
     button.textContent = `Theme: ${next}`;
     redraw();
   } } }, "Theme: auto");
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  for (const asked of ["(prefers-color-scheme: dark)", "print"]) matchMedia(asked).addEventListener("change", redraw);
   return button;
 }
 
