@@ -102,7 +102,7 @@ class Judges:
                 continue
             metrics += [Metric(column, repr(number)) for column, number in numbers.items()]
             if found := judge.objections(numbers):
-                notes.append(_line(name, f"rejected: {', '.join(found)}"))
+                notes.append(_line(name, ", ".join(found)))
                 fails |= judge.config.policy == "fail"
                 if judge.config.policy == "retry":
                     allowed = judge.config.retries

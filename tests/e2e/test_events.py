@@ -70,7 +70,7 @@ def test_a_run_tells_what_becomes_of_it(folder: JobFolder) -> None:
     failed = events[1]
     assert (failed["row_id"], failed["error_type"]) == ("row-000", "Rejected")
     assert failed["text"] == (
-        f"{done.run.root.name}: row row-000 failed: Rejected: half_bad:odd: rejected: odd 0 < 1"
+        f"{done.run.root.name}: row row-000 failed: Rejected: half_bad:odd: odd 0 < 1"
     )
     last = events[-1]
     assert (last["ok"], last["failed"], last["left"], last["state"]) == (2, 2, 0, "finished")

@@ -148,7 +148,7 @@ def test_a_rejected_row_fails_with_its_numbers_and_without_media(judged: JobFold
     assert rows.even.tolist() == [1.0, 0.0, 1.0]
     assert rows.error_type[1] == "Rejected"
     assert rows.error[1] == rows.judge_notes[1]
-    assert rows.error[1].endswith("rejected: even 0 < 1")
+    assert rows.error[1].endswith(":even: even 0 < 1")
     assert rows.tries[1] == 1
     assert [file.name[:7] for file in sorted(done.run.media.iterdir())] == ["row-000", "row-002"]
 
@@ -156,7 +156,7 @@ def test_a_rejected_row_fails_with_its_numbers_and_without_media(judged: JobFold
 def test_a_bound_without_a_policy_is_only_noted(judged: JobFolder) -> None:
     done = run(judged, '{call: "{m}:even", at_most: {even: 0.5}}')
     assert done.code == 0, done.err
-    noted = rows_of(done.run).judge_notes.str.endswith("rejected: even 1 > 0.5")
+    noted = rows_of(done.run).judge_notes.str.endswith(":even: even 1 > 0.5")
     assert noted.tolist() == [True, False, True]
 
 
