@@ -130,8 +130,8 @@ def _variations(table: pa.Table, seeds: int | None, sweeps: Mapping[str, str]) -
 def _sweep(column: str, text: str) -> _Variation:
     legal = [name for name in REQUEST_COLUMNS if name not in ("prompt", "row_id")]
     if column not in legal:
-        listed = ", ".join(legal)
-        raise ManifestError(f"{column}: is not one of {listed}{closest(column, legal)}")
+        listed, near = ", ".join(legal), closest(column, legal)
+        raise ManifestError(f"{column}: no column that can be varied{near}; legal: {listed}")
     words = [word.strip() for word in text.split(",") if word.strip()]
     kind = REQUEST_COLUMNS[column]
     if not words:
