@@ -85,11 +85,16 @@ def add_common(parser: argparse.ArgumentParser, name: str, *, rounds: bool = Tru
         parser.add_argument(
             "--rounds", type=whole, default=ROUNDS, help="of taking turns (default: %(default)s)"
         )
+    add_tiny(parser)
+    out = Path(f"outputs/bench-{name}")
+    parser.add_argument("--out", type=Path, default=out, help="folder (default: %(default)s)")
+
+
+def add_tiny(parser: argparse.ArgumentParser) -> None:
+    """`--tiny`, which every bench has."""
     parser.add_argument(
         "--tiny", action="store_true", help="as little as can be: shows that it runs, and no more"
     )
-    out = Path(f"outputs/bench-{name}")
-    parser.add_argument("--out", type=Path, default=out, help="folder (default: %(default)s)")
 
 
 def whole(text: str) -> int:

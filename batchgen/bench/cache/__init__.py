@@ -36,14 +36,14 @@ Writes into --out: samples.jsonl (every row), figures.json, figures.md, error.pn
 """
 EPILOG = """\
 examples:
-  batchgen bench cache --quick
+  batchgen bench cache --tiny
   batchgen bench cache
   batchgen bench cache --out outputs/bench-20 --steps 20 --ratios 0.4 0.5
   batchgen bench cache --out outputs/bench-large --width 192 --height 192 --frames 17 --ratios 0.58
   batchgen bench cache --out outputs/bench-euler --solver euler --strategies planned "fewer steps"
 """
-TINY = ("--quick",)
-QUICK = {"rows": 2, "steps": 20, "ratios": [0.0, 0.5], "strategies": ["planned", "fewer steps"]}
+TINY = ("--tiny",)
+LEAST = {"rows": 2, "steps": 20, "ratios": [0.0, 0.5], "strategies": ["planned", "fewer steps"]}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder (default: %(default)s)",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="two rows of 20 steps, the planned cache alone"
+        "--tiny", action="store_true", help="two rows of 20 steps, the planned cache alone"
     )
 
 
@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     from batchgen.bench.cache.report import as_json, markdown, print_table
     from batchgen.durable import write_json
 
-    if args.quick:
-        args = argparse.Namespace(**vars(args) | QUICK)
+    if args.tiny:
+        args = argparse.Namespace(**vars(args) | LEAST)
     bench = _bench(args)
     kept, missing = _measured(args, bench)
     found = figures(kept)

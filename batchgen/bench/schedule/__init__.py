@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from batchgen.bench._figures import add_tiny
+
 if TYPE_CHECKING:
     from batchgen.bench.schedule.cases import Case, Compared
 
@@ -24,7 +26,7 @@ examples:
   batchgen bench schedule --nodes 8 --costs giant --slow 0.4 --noise 0.2
   batchgen bench schedule --nodes 16 --waves 50 --most-s 3600 --start-up-s 60 --json
 """
-TINY = ("--nodes", "2", "--seeds", "1", "--rows-per-rank", "10")
+TINY = ("--tiny",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,12 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--costs", choices=KINDS, nargs="+", default=KINDS, help="row costs (default: all)"
     )
+    add_tiny(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     """Print a line for every case and strategy; returns the same figures."""
     from batchgen.bench.schedule.cases import OURS, compare
 
+    if args.tiny:
+        args.nodes, args.seeds, args.rows_per_rank = [2], 1, 10
     print(
         f"{'nodes':>5}  {'costs':11}  {'strategy':10}  {'shards':>6}  {'makespan/ideal':>14}  "
         f"{'(mean)':>7}  {'start-ups':>9}  {'tail s':>7}  {'longest/mean shard':>18}"

@@ -13,7 +13,7 @@ from forced_schedule import COMPUTED, STEPS, forced
 from PIL import Image
 from toy_engine import request, small_spec, system
 
-from batchgen.bench.cache import QUICK
+from batchgen.bench.cache import LEAST
 from batchgen.bench.cache.figures import Figures, figures
 from batchgen.bench.cache.plot import HEIGHT, WIDTH, plot
 from batchgen.bench.cache.policies import FEWER, drawn_by, policies
@@ -33,7 +33,7 @@ from batchgen.tiny.calibration import MODEL, calibration_rows, preset
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench") / "cache"
-    assert main(["bench", "cache", "--quick", "--out", str(out)]) == 0
+    assert main(["bench", "cache", "--tiny", "--out", str(out)]) == 0
     return out
 
 
@@ -47,7 +47,7 @@ def figure(out: Path, policy: str, ratio: float) -> dict[str, Any]:
 def test_a_repetition_and_a_ratio_of_0_change_nothing(quick: Path) -> None:
     for policy in ("none, again", "planned", FEWER):
         found = figure(quick, policy, 0.0)
-        assert found["quality"]["equal"] == found["rows"] == QUICK["rows"], policy
+        assert found["quality"]["equal"] == found["rows"] == LEAST["rows"], policy
         assert found["quality"]["worst"] == 100.0 and found["quality"]["ssim"] == 1.0
         assert found["computed"] == found["total"] == 40
 
@@ -73,7 +73,7 @@ def test_a_row_is_the_same_alone_and_packed(quick: Path) -> None:
 @pytest.mark.slow
 def test_what_is_there_is_not_drawn_again(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (quick / "samples.jsonl").read_text()
-    assert main(["bench", "cache", "--quick", "--out", str(quick), "--json"]) == 0
+    assert main(["bench", "cache", "--tiny", "--out", str(quick), "--json"]) == 0
     assert (quick / "samples.jsonl").read_text() == before
     said = capsys.readouterr()
     assert "rows from" not in said.err and "none, again" in said.out
