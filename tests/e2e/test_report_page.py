@@ -176,6 +176,8 @@ def test_axes_of_seconds_have_marks_wherever_they_begin(browser: Browser, demo: 
     assert page.evaluate("labels([3, 4])") == ["3 s", "4 s"]
     wide = [0.1, 0.5, 1, 200, 1000]
     assert page.evaluate("labels", wide) == ["0.1 s", None, "1 s", None, "1,000 s"]
+    rates = page.evaluate("[3310.2, 3311.4, 3314.9, 12.34, 0, 987654].map(pace)")
+    assert rates == ["3,310", "3,310", "3,310", "12.3", "0", "988,000"]
     drawn = {"seconds": 1.4 * 0.00997, "predicted": 0.03}
     page.evaluate("row => void document.body.append(againstPlan([row]))", drawn)
     page.evaluate("new Promise(requestAnimationFrame)")

@@ -28,6 +28,9 @@ function figure(value, digits = 3) {
   return String(Number(value.toPrecision(digits)));
 }
 
+// A rate, in three digits: more would be noise, and two clocks would seem to contradict each other.
+const pace = (value) => figure(value === null ? null : Number(value.toPrecision(3)));
+
 function duration(seconds) {
   if (seconds === null || !Number.isFinite(seconds)) return "–";
   for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {

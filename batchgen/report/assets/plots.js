@@ -50,7 +50,7 @@ function throughput(line) {
   const rate = (rows) => rows.map((number) => 3600 * number / line.bin_s);
   const all = 3600 * sum(line.ok) / line.work_s;
   const pauses = line.pauses ? ` Pauses are left out: ${count(line.pauses)}.` : "";
-  return plot("Throughput", `${figure(all)} rows an hour over ${duration(line.work_s)} of work.${pauses}`, {
+  return plot("Throughput", `${pace(all)} rows an hour over ${duration(line.work_s)} of work.${pauses}`, {
     cursor: { sync: { key: CLOCK.key } },
     scales: { x: { time: false, range: [0, line.work_s] }, y: { range: (_, low, high) => [0, high * 1.08 || 1] } },
     axes: axes(workAxis(line), { label: "rows an hour" }),

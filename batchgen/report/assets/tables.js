@@ -17,7 +17,7 @@ function head() {
         el("span", { class: counts.failed || counts.quarantined ? "bad" : "" }, others.join(", ") || (missing ? "" : "none failed, none left")),
         counts.aliases ? `; ${count(counts.aliases)} share another row's media` : null]),
     card("Device time", ...hours(), [useful ? `${percent(useful.hours, DATA.money.hours)} of it went into rows of the catalog` : DATA.money.hours > 0 ? "none of it went into rows of the catalog" : "nothing was rendered yet"]),
-    card("Throughput", figure(rate), " rows an hour", [`${figure(each)} rows per ${unit}; ${duration(work)} with ranks at work`]),
+    card("Throughput", pace(rate), " rows an hour", [`${pace(each)} rows per ${unit}; ${duration(work)} with ranks at work`]),
     card("Against the forecast", against(DATA.money.seconds, DATA.money.predicted), "", [(drawn ? `finished rows took ${rankTime(DATA.money.seconds / 3600)}, ${rankTime(DATA.money.predicted / 3600)} were predicted` : "no row is finished") + (missing ? `; the whole plan: ${rankTime(DATA.money.planned / 3600)}` : "")]),
     drawn ? card("A row", duration(DATA.money.histogram.p50), " of a device", [`95 % under ${duration(DATA.money.histogram.p95)}`]) : null,
   ];
