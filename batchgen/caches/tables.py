@@ -20,6 +20,7 @@ from batchgen.errors import ConfigError, reason_of
 from batchgen.request import Bucket
 
 SHIPPED = Path(__file__).with_suffix("")
+PACKAGED = "tiny-wan"  # the model to which shipped ones were fitted here
 _PLAIN = (str, int, float, type(None))
 
 
@@ -197,6 +198,14 @@ class Tables:
 def shipped() -> Tables:
     """The shipped ones alone."""
     return Tables(SHIPPED)
+
+
+@cache
+def published() -> frozenset[str]:
+    """Digests of the shipped ones that a strategy's authors published, and nobody fitted here:
+    those of models that are not in the package."""
+    entries = shipped().entries
+    return frozenset(entry.digest for entry in entries if entry.key.model != PACKAGED)
 
 
 def user_folder() -> Path:

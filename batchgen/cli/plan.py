@@ -176,7 +176,7 @@ def _buckets(plan: Plan, narrow: bool) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    names = ("bucket", "rows", "tokens", "forwards", "predicted", "share")
+    names = ("bucket", "rows", "tokens", "forwards", "row time", "share")
     shown = [name for name in names if not narrow or name not in ("tokens", "forwards")]
     for name in shown:
         table.add_column(name, justify="left" if name == "bucket" else "right", no_wrap=True)
@@ -224,8 +224,7 @@ def _summary(composed: Composed, plan: Plan, predicted: Forecast) -> Table:
         **_family_note(config),
         **cache_lines(plan),
         **_lora_line(config, plan),
-        "forecast": f"{_forecast(predicted)}, done in about "
-        f"{duration(predicted.wall_hours * 3600)}",
+        "forecast": _forecast(predicted),
         "basis": predicted.basis,
         "memory": _memory(config, predicted),
         "disk": f"{_size(predicted.disk_gib)} in {predicted.files:,} files",
@@ -297,7 +296,13 @@ def _data(
 
 def _forecast(predicted: Forecast) -> str:
     hours = (predicted.gpu_hours, predicted.low, predicted.high)
-    return rank_time_within(*hours, predicted.layout.device)
+    within = rank_time_within(*hours, predicted.layout.device)
+    row_s, start_s = 3600 * predicted.row_hours, 3600 * predicted.start_up_hours
+    beside_s = 3600 * predicted.gpu_hours - row_s - start_s
+    parts = f"{duration(row_s)} of rows, {duration(start_s)} of start-up"
+    if abs(beside_s) >= 0.05:
+        parts += f", {duration(beside_s)} beside them"
+    return f"{within}: {parts}; done in about {duration(predicted.wall_hours * 3600)}"
 
 
 def _size(gib: float) -> str:

@@ -15,7 +15,7 @@ from batchgen.caches.pilots import DRAWN, FEWEST_STEPS, FITTED, PSNR, RATIOS, Ch
 from batchgen.caches.settings import NAMES, NO_SETTINGS, PREFIX, IllegalSetting, Settings
 from batchgen.caches.strategies import planned
 from batchgen.caches.strategy import NONE, strategy
-from batchgen.caches.tables import Tables
+from batchgen.caches.tables import Tables, published
 from batchgen.config.schema import JobConfig
 from batchgen.errors import ConfigError
 from batchgen.planning.fits import Drawing, Fits, can_be_fitted
@@ -115,13 +115,15 @@ class CacheSums:
         self.choices: dict[Drawing, Choice] = {}
         self._rows: Counter[Told] = Counter()
         self._fitted: Counter[Told] = Counter()
+        self._published: Counter[Told] = Counter()
         self._left: dict[Told, float] = defaultdict(float)  # sum of the rows' shares
         self.refused: Counter[str] = Counter()
         self.tables: set[str] = set()  # digests that rows use
 
     def look_up(self, rows: ResolvedRows, problems: Problems) -> CachedRows | None:
         """The caches of a batch; None where no row has one. Rows whose knobs their strategy cannot
-        use, or for which it lacks coefficients that it needs, go to `problems`."""
+        use, or for which it lacks coefficients that it needs, go to `problems`; rows that are there
+        already are passed over, as they hold anything."""
         if "cache_strategy" not in rows.columns.schema.names:
             return None
         self._asked = True
@@ -130,12 +132,15 @@ class CacheSums:
         columns.append(rows.column(RATIO_GIVEN))
         first, place = combinations(columns)
         combined = zip(*(c.take(pa.array(first)).to_pylist() for c in columns), strict=True)
+        legal = np.ones(len(rows), bool)
+        legal[np.array(problems.in_batch, np.int64) - rows.first_row] = False
+        some_legal = np.bincount(place, weights=legal, minlength=len(first)) > 0
         found = []
         for code, values in enumerate(combined):
             try:
-                found.append(self._alike(values))
+                found.append(self._alike(values) if some_legal[code] else _WITHOUT)
             except IllegalSetting as error:
-                at = np.flatnonzero(place == code) + rows.first_row
+                at = np.flatnonzero((place == code) & legal) + rows.first_row
                 shown = [error.value] * min(len(at), problems.keep)
                 problems.add(at, PREFIX + error.name, shown, error.reason)
                 found.append(_WITHOUT)
@@ -246,6 +251,7 @@ class CacheSums:
             if alike.told[0] != NONE and count:
                 self._rows[alike.told] += count
                 self._fitted[alike.told] += count if alike.table else 0
+                self._published[alike.told] += count if alike.table in published() else 0
                 self.tables |= {alike.table} - {""}
                 self._left[alike.told] += alike.share * count
         asked = refused.value_counts().to_pylist()
@@ -258,6 +264,8 @@ class CacheSums:
     def forecasts(self) -> tuple[CacheForecast, ...]:
         """By settings, those of most rows first."""
         return tuple(
-            CacheForecast(*told, rows, self._fitted[told], self._left[told] / rows)
+            CacheForecast(
+                *told, rows, self._fitted[told], self._left[told] / rows, self._published[told]
+            )
             for told, rows in self._rows.most_common(_MOST_TOLD)
         )

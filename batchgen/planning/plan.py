@@ -205,7 +205,7 @@ class _Rows:
         return replace(pilot, rows=tuple(dict.fromkeys(self._drawn_as[row] for row in pilot.rows)))
 
     def tables(self, schema: pa.Schema) -> Iterator[pa.Table]:
-        """The plan's rows. After the first illegal row the rest is only checked; when all is
+        """The plan's rows. Behind the first illegal row all are only checked; when all is
         read, raises ManifestError listing the illegal rows."""
         manifest, known = self.manifest, set(self.manifest.columns)
         wanted = [*REQUEST_COLUMNS, *(f.name.removeprefix(CARRY) for f in schema if _is_carried(f))]
@@ -214,6 +214,8 @@ class _Rows:
             self.ids.add(rows.column("row_id"))
             if not self.problems.count:
                 yield self._table(rows, batch, schema)
+            else:
+                self.caches.look_up(rows, self.problems)
             tell("plan", len(batch), manifest.rows)
         if "row_id" in known:
             self.ids.report_duplicates(self.problems, manifest.place)

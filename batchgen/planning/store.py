@@ -77,6 +77,7 @@ class CacheForecast:
     rows: int  # rendered: aliases are not counted
     fitted: int  # of these, those with coefficients
     share: float  # of the evaluations without a cache, as expected
+    published: int = 0  # of `fitted`, those whose coefficients others have published
 
     def __str__(self) -> str:
         return (

@@ -106,10 +106,14 @@ def _fit(forecast: CacheForecast) -> str:
     facts, without = strategy(forecast.strategy).FACTS, forecast.rows - forecast.fitted
     if not facts.table or forecast.ratio == 0:
         return ""
+    instead = _INSTEAD.get(forecast.strategy, _THRESHOLD)
+    if not forecast.fitted:
+        return f", no fit: {instead}"
+    names = {0: "a fit", forecast.fitted: "published coefficients"}
+    having = names.get(forecast.published, "a fit or published coefficients")
     if not without:
-        return ", with a fit"
-    some = f"{forecast.fitted:,} with a fit, {without:,} without" if forecast.fitted else "no fit"
-    return f", {some}: {_INSTEAD.get(forecast.strategy, _THRESHOLD)}"
+        return f", with {having}"
+    return f", {forecast.fitted:,} with {having}, {without:,} without: {instead}"
 
 
 def _can_be_fitted(plan: Plan) -> bool:

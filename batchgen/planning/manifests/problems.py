@@ -43,12 +43,14 @@ class Problems:
     keep: int = SHOWN
     first: list[Problem] = field(default_factory=list)
     count: int = 0
+    in_batch: list[int] = field(default_factory=list)  # rows of the batch that is being checked
 
     def add(
         self, rows: np.ndarray | Sequence[int], column: str, values: Sequence[object], reason: str
     ) -> None:
         """Note that `values[i]` of `column` is illegal in row `rows[i]`."""
         self.count += len(rows)
+        self.in_batch.extend(map(int, rows))
         shown = [
             Problem(int(row), column, shorten(value), reason)
             for row, value in zip(rows[: self.keep], values[: self.keep], strict=False)

@@ -69,6 +69,7 @@ def resolve_rows(
 ) -> ResolvedRows:
     """Check a batch, fill in the defaults and take its images in. Illegal values go to `problems`;
     the rows that hold them come back with arbitrary content."""
+    problems.in_batch.clear()
     return _Batch(batch, first_row, defaults, problems, intake).resolve()
 
 

@@ -54,6 +54,8 @@ class Forecast:
     vram_gib: float
     disk_gib: float
     files: int
+    row_hours: float  # of `gpu_hours`: the stages of rows
+    start_up_hours: float  # of `gpu_hours`; the rest goes by beside rows, or to a pilot
 
 
 def forecast(
@@ -63,31 +65,35 @@ def forecast(
     layout = choose_layout(job, planned_work(plan))
     start_up, ahead = start_up_seconds(job, calibration.start_up_s if calibration else None), 0.0
     shards = count_shards(job, costs, start_up, layout)
-    busy = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
+    busy = of_rows = plan.cost_s_total * layout.ranks_of_a_replica / layout.speed  # of devices
+    waits = calibration.waits_s if calibration else 0.0  # as often as starting up
     if calibration is not None:
         busy *= calibration.held
-        start_up += calibration.waits_s  # as often as starting up
-    idle_start = start_up * layout.nodes_together * layout.ranks_per_node * shards
+    starts = layout.nodes_together * layout.ranks_per_node * shards
     if plan.pilots:  # another submission before all others, on one rank
         pilot_s = sum(pilot.cost_s for pilot in plan.pilots)
-        busy, idle_start = busy + pilot_s, idle_start + start_up
-        ahead = pilot_s + start_up
+        busy, starts = busy + pilot_s, starts + 1
+        ahead = pilot_s + start_up + waits
+    idle_start = starts * (start_up + waits)
     guessed = calibration is None and not served_by(job.model).costs_known
     low, high = (_GUESS_LOW, _GUESS_HIGH) if guessed else _interval(calibration)
     media_bytes, media_files = _media(job, plan.buckets)
     disk = media_bytes + plan.rows * (_JOURNAL_BYTES + _CATALOG_BYTES)
+    rounds = max(1, shards / layout.groups)
     at_work = layout.ranks_of_a_replica * min(layout.dp, max(1, plan.unique_rows))
     return Forecast(
         gpu_hours=(busy + idle_start) / 3600,
         low=(busy * low + idle_start) / 3600,
         high=(busy * high + idle_start) / 3600,
         basis=_GUESS if guessed else _basis(job, calibration),
-        wall_hours=(busy / at_work + start_up * max(1, shards / layout.groups) + ahead) / 3600,
+        wall_hours=(busy / at_work + (start_up + waits) * rounds + ahead) / 3600,
         shards=shards,
         layout=layout,
         vram_gib=layout.vram_gib,
         disk_gib=disk / GIB,
         files=media_files + 12 + shards * (2 + 2 * layout.replicas_together),
+        row_hours=of_rows / 3600,
+        start_up_hours=starts * start_up / 3600,
     )
 
 

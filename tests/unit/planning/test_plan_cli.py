@@ -57,6 +57,21 @@ def test_plan_loads_no_torch_and_prints_what_a_user_needs() -> None:
     assert list(Path().iterdir()) == []
 
 
+def test_parts_of_the_forecast_are_named_and_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    """What rows take, by size, is less than the forecast: ranks have to start first."""
+    assert main(["plan", DEMO, "--json"]) == 0
+    out = capsys.readouterr().out
+    found = last_json(out)["forecast"]
+    assert isinstance(found, dict)
+    hours, of_rows, of_start = (found[f"{n}_hours"] for n in ("gpu", "row", "start_up"))
+    assert hours == pytest.approx(of_rows + of_start) and of_start > 0
+    said = re.sub(r"\s+", " ", out)
+    assert f": {3600 * of_rows:.1f} s of rows, {3600 * of_start:.1f} s of start-up; done" in said
+    assert sum(map(float, re.findall(r" 64x64x\d+ .*?([\d.]+) s ", said))) == pytest.approx(
+        3600 * of_rows, abs=0.2
+    )
+
+
 def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", DEMO, "row_defaults.num_steps=4", "--json"]) == 0
     data = last_json(capsys.readouterr().out)
