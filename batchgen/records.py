@@ -185,6 +185,11 @@ class RankSeconds:
     def waiting(self) -> float:
         return self.idle + self.tail
 
+    @property
+    def wall(self) -> float:
+        """All of it, whatever was done to the clock meanwhile; 0 where nothing was measured."""
+        return self.load + self.move + self.busy + self.shared_decode + self.waiting
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineCounters:

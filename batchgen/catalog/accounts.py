@@ -156,6 +156,11 @@ def _clock(facts: JournalFacts, counters: Counters | None) -> dict[str, float]:
     }
 
 
+def _measured(clock: dict[str, float]) -> float:
+    """All seconds of an attempt; encoding and denoising are in `busy_s`. 0 in old runs."""
+    return sum(clock[f"{n}_s"] for n in ("load", "move", "busy", "shared_decode", "idle", "tail"))
+
+
 def _last_sign(facts: JournalFacts, counters: Counters | None) -> float:
     return max(facts.last_t, counters.t if counters else 0.0)
 
@@ -198,7 +203,7 @@ def _work(facts: JournalFacts, counters: Counters | None) -> dict[str, Any]:
     return {
         "started": began,
         "ended": ended,
-        "wall_s": max(0.0, ended - began),
+        "wall_s": _measured(clock) or max(0.0, ended - began),  # clocks are set
         **clock,
         **phases,
         **{c.name: getattr(end, c.name) if end else c.default for c in COUNTERS},

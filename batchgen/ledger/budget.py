@@ -20,8 +20,7 @@ LOOK_EVERY_S = 10.0  # the sum is this old at most, and twice that where many ra
 def spent_hours(run: RunPaths) -> float:
     """Device hours of all attempts until their last heartbeats, at most ten seconds ago each."""
     found = (read_counters(path) for path in run.counters_files(0))
-    seconds = [max(0.0, c.t - c.began) * c.devices for c in found if c is not None]
-    return sum(seconds) / 3600
+    return sum(c.wall_s * c.devices for c in found if c is not None) / 3600
 
 
 def budget_spent(run: RunPaths, limit: float | None) -> str:
@@ -57,7 +56,8 @@ class Budget:
         """Whether no further row may be begun."""
         if self._limit is None:
             return False
-        if self._hours < self._limit and self._clock() - self._looked >= self._least:
+        # abs: a clock that was set back must not hold the looks up
+        if self._hours < self._limit and abs(self._clock() - self._looked) >= self._least:
             self._look()
             if self._hours >= self._limit:
                 self._on_reached()
@@ -65,7 +65,7 @@ class Budget:
 
     def _look(self) -> None:
         self._looked = now = self._clock()
-        if (hours := _shared(self._run.spent, now - self._least)) is not None:
+        if (hours := _shared(self._run.spent, now, self._least)) is not None:
             self._hours = hours
             return
         self._hours = spent_hours(self._run)
@@ -73,12 +73,12 @@ class Budget:
             write_json(self._run.spent, {"t": now, "device_hours": self._hours})
 
 
-def _shared(path: Path, since: float) -> float | None:
-    """The sum that another rank stored after `since`; None if there is none."""
+def _shared(path: Path, now: float, age_s: float) -> float | None:
+    """The sum that another rank stored, unless it is older than `age_s` or of the future."""
     try:
         stored = read_control(path)
     except RunStateError:
         return None
     if stored is None or not isinstance(hours := stored.get("device_hours"), float):
         return None
-    return hours if stored.get("t", 0.0) >= since else None
+    return hours if abs(now - stored.get("t", 0.0)) <= age_s else None

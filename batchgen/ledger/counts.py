@@ -104,6 +104,11 @@ class Counters:
     ended: str = ""  # reason of the end; empty while it runs (or was killed)
     error: str = ""  # message, if an error ended it
 
+    @property
+    def wall_s(self) -> float:
+        """Seconds from the beginning to the heartbeat: as measured, since clocks are set."""
+        return self.spent.wall or max(0.0, self.t - self.began)
+
     def after_end(self, end: End) -> Counters:
         """These counters once the attempt has ended by itself."""
         ended = replace(self, ended=end.reason, error=end.error, recent=())  # it has no rate

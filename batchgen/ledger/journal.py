@@ -50,7 +50,7 @@ class JournalWriter:
         self._broken = ""
         self._open: set[int] = set()  # row_index of rows in flight
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._written_t = 0.0
+        self._written = 0.0  # by time.monotonic
         self._synced = 0  # bytes
         self._counters = Counters(
             offset=0,
@@ -319,11 +319,12 @@ class JournalWriter:
 
     def _save_counters(self, now: float, force: bool = False) -> None:
         """Write the counters. Errors are ignored: the journal has the same facts."""
-        if now - self._written_t < COUNTERS_EVERY_S and not force:
+        since = time.monotonic() - self._written  # clocks are set
+        if since < COUNTERS_EVERY_S and not force:
             return
         if self._anchor.is_lost():  # another run may be at this path now
             return
-        self._written_t = now
+        self._written = time.monotonic()
         self._counters = replace(
             self._counters,
             t=now,

@@ -22,6 +22,7 @@ from batchgen.ledger.events import (
     decode_line,
     from_plain,
     is_whole,
+    spent_of,
     time_of,
 )
 from batchgen.ledger.intent import (
@@ -211,7 +212,7 @@ class _View:
         life = "ended" if counters.ended else _life(counters.process, age)
         if life == "running" and _is_of_another(self.run, self.journal.attempt.submission):
             life = "dead"
-        wall = max(0.0, (now if life == "running" else counters.t) - counters.began)
+        wall = counters.wall_s + (age if life == "running" else 0.0)
         return AttemptStatus(
             attempt=self.journal.attempt,
             life=life,
@@ -232,12 +233,15 @@ class _View:
         )
 
     def rate(self, now: float) -> float:
-        """Rows a second over the last RECENT commits."""
-        recent = self.counters.recent
+        """Rows a second over the last RECENT commits; over all, where the clock was set in
+        between."""
+        recent, counters = self.counters.recent, self.counters
         if not recent:
             return 0.0
-        since = recent[0] if len(recent) == RECENT else self.counters.began
-        return len(recent) / max(1e-3, now - since)
+        wall = counters.wall_s + max(0.0, now - counters.t)
+        if len(recent) == RECENT and 0 < (lately := now - recent[0]) <= wall:
+            return len(recent) / max(1e-3, lately)
+        return counters.commits / max(1e-3, wall)
 
 
 def _life(process: ProcessId, age_s: float) -> Life:
@@ -311,7 +315,8 @@ def _follow(
         open_rows=tuple(in_flight.rows),
         commits=counters.commits + (changed.commits if changed else 0),
         changes=counters.changes + (changed.counts if changed else Counts()),
-        t=max(counters.t, time_of(last)),
+        t=time_of(last) or counters.t,
+        spent=spent_of(last) or counters.spent,
         recent=times[-RECENT:],
         cleared=tuple(cleared),
     )

@@ -73,7 +73,7 @@ class RowSink:
         self._run, self._journal, self._policy, self._judges = run, journal, policy, judges
         self._states, self._admission, self._notices = states, admission, notices
         self._pack = pack
-        self._started: dict[int, float] = {}
+        self._started: dict[int, float] = {}  # by time.perf_counter: clocks are set
         self._tries: Counter[int] = Counter()
         self._failures: Counter[int] = Counter()
         self._again: list[tuple[Request, Exception]] = []
@@ -87,7 +87,7 @@ class RowSink:
 
     def started(self, request: Request) -> None:
         with self._lock:
-            self._started.setdefault(request.row_index, time.time())
+            self._started.setdefault(request.row_index, time.perf_counter())
             self._tries[request.row_index] += 1
         self._journal.start(request.row_index, request.row_id, self.alone)
 
@@ -252,6 +252,7 @@ class RowSink:
 
     def _commit(self, request: Request, stats: RowStats, verdict: Verdict | None) -> Commit:
         now, verdict = time.time(), verdict or Verdict()
+        clock = time.perf_counter()
         redrawn = self._redraws.pop(request.row_index, None)
         self._failures.pop(request.row_index, None)
         return Commit(
@@ -262,7 +263,7 @@ class RowSink:
             attempt=self._policy.attempt.tag,
             shard=self._policy.attempt.task,
             host=self._policy.host,
-            started=self._started.pop(request.row_index, now),
+            started=now - (clock - self._started.pop(request.row_index, clock)),
             ended=now,
             tries=max(1, self._tries.pop(request.row_index, 1)),
             stats=stats,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,23 +24,24 @@ _DRAFTS = (
 def sweep(run: RunPaths) -> None:
     """Delete old drafts in a run folder, and the disk space reserved by dead attempts; never raises
     an error. Drafts of media are left to `verify`."""
+    now = _now(run.root)
     for pattern in _DRAFTS:
         for path in run.root.glob(pattern):
-            _remove_if_old(path, path, LEFTOVER_S)
+            _remove_if_old(path, path, LEFTOVER_S, now)
     for path in run.counters_dir.glob("*/*.reserve"):
         heartbeat = path.with_suffix(".json")
-        _remove_if_old(path, heartbeat if heartbeat.exists() else path, LEFTOVER_S)
+        _remove_if_old(path, heartbeat if heartbeat.exists() else path, LEFTOVER_S, now)
 
 
 def sweep_drafts(root: Path) -> None:
     """Delete unfinished run folders in `root`; never raises an error."""
-    drafts: list[Path] = []
+    drafts, now = list[Path](), _now(root)
     with suppress(OSError):  # of what is no folder, say
         drafts = list(root.glob(".*.draft"))
     for path in drafts:
         with suppress(OSError):
             newest = max(_with_its_files(path), key=lambda file: file.stat().st_mtime)
-            _remove_if_old(path, newest, DRAFT_RUN_S)
+            _remove_if_old(path, newest, DRAFT_RUN_S, now)
 
 
 def _with_its_files(folder: Path) -> Iterator[Path]:
@@ -46,8 +49,18 @@ def _with_its_files(folder: Path) -> Iterator[Path]:
     yield from folder.iterdir()
 
 
-def _remove_if_old(path: Path, sign: Path, age_s: float) -> None:
+def _now(folder: Path) -> float:
+    """By the clock that gives files there their times. That of this machine may be hours ahead: all
+    drafts, also the own, would look old."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _remove_if_old(path: Path, sign: Path, age_s: float, now: float) -> None:
     """Delete `path` if the file `sign` was not written to for `age_s` seconds."""
     with suppress(OSError):
-        if time.time() - sign.lstat().st_mtime > age_s:
+        if now - sign.lstat().st_mtime > age_s:
             remove(path)

@@ -14,15 +14,20 @@ from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
 
-def beat(run: RunPaths, task: int, seconds: float, devices: int = 1, submission: int = 1) -> None:
-    """The counters of an attempt that has run for so long."""
+def beat(
+    run: RunPaths,
+    task: int,
+    seconds: float,
+    devices: int = 1,
+    submission: int = 1,
+    spent: dict[str, float] | None = None,
+) -> None:
+    """The counters of an attempt that has run for so long, by the clock and as it measured."""
     path = run.counters(Attempt(submission, task, 0, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
     process = {"host": "n", "pid": 1, "place": "", "start": 0}
-    write_json(
-        path,
-        {"offset": 0, "process": process, "began": 100.0, "t": 100.0 + seconds, "devices": devices},
-    )
+    said = {"began": 100.0, "t": 100.0 + seconds, "devices": devices, "spent": spent or {}}
+    write_json(path, {"offset": 0, "process": process, **said})
 
 
 def test_all_attempts_count_with_their_devices(tmp_path: Path) -> None:
@@ -61,6 +66,30 @@ def test_a_damaged_sum_is_made_anew(text: str, tmp_path: Path) -> None:
     run.spent.write_text(text)
     assert Budget(run, 1.0, clock=lambda: 1000.0).reached
     assert json.loads(run.spent.read_text())["device_hours"] == 2.0
+
+
+def test_a_clock_that_is_set_back_holds_no_look_up(tmp_path: Path) -> None:
+    run, now = RunPaths(tmp_path), [10_000.0]
+    beat(run, 0, 3600)
+    rank = Budget(run, 2.0, clock=lambda: now[0])
+    assert not rank.reached
+    beat(run, 1, 3600)
+    now[0] -= 5000
+    assert rank.reached
+
+
+def test_a_sum_of_the_future_is_made_anew(tmp_path: Path) -> None:
+    """Stored by a machine whose clock was ahead."""
+    run = RunPaths(tmp_path)
+    beat(run, 0, 7200)
+    write_json(run.spent, {"t": 9000.0, "device_hours": 0.0})
+    assert Budget(run, 1.0, clock=lambda: 1000.0).reached
+
+
+def test_what_an_attempt_measured_counts_more_than_the_clock(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path)
+    beat(run, 0, 3600, devices=2, spent={"load": 60.0, "denoise": 100.0, "tail": 20.0, "open": 9.0})
+    assert spent_hours(run) == pytest.approx(2 * 180 / 3600)
 
 
 def test_without_a_limit_nobody_looks(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.reading.scan import CommitIndex, index_commits
 from batchgen.ledger.status import RunStatus, live_attempts, read_status
 from batchgen.paths import RunPaths
-from batchgen.records import Attempt
+from batchgen.records import Attempt, RankSeconds
 
 
 def figures(status: RunStatus) -> tuple[int, int, int]:
@@ -333,6 +333,37 @@ def test_the_heartbeat_goes_on_without_commits(
     counters = read_counters(path)
     assert before is not None and counters is not None
     assert counters.t > before.t
+
+
+def test_the_heartbeat_goes_on_where_the_clock_is_set_back(
+    make_run_folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a rank that lives is taken for dead, or one that died for alive, for hours."""
+    run_folder = make_run_folder(1)
+    journal = run_folder.journal(run_folder.submit())
+    monkeypatch.setattr(journal_module, "COUNTERS_EVERY_S", 0.0)
+    now = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: now)
+    journal.beat()
+    counters = read_counters(run_folder.run.counters(Attempt(1, 0, 0, 0)))
+    assert counters is not None and counters.t == now
+
+
+def test_the_rate_is_no_wonder_where_the_clock_is_set_back(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    run_folder = make_run_folder(1)
+    journal = run_folder.journal(run_folder.submit())
+    run_folder.render(journal, 0)
+    journal.close()
+    path = run_folder.run.counters(Attempt(1, 0, 0, 0))
+    known = read_counters(path)
+    assert known is not None
+    now = known.began - 3600
+    for recent in (1, journal_module.RECENT):
+        set_back = replace(known, t=now, commits=recent, recent=known.recent * recent)
+        path.write_text(json.dumps(to_plain(replace(set_back, spent=RankSeconds(denoise=50.0)))))
+        assert read_status(run_folder.run, now).rate_per_s == pytest.approx(recent / 50)
 
 
 def test_rate_and_eta_come_from_live_attempts(make_run_folder: Callable[..., RunFolder]) -> None:
