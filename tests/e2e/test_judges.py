@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from cli_calls import NULL, Done, JobFolder, rows_of
+from cli_calls import AT_ONCE, NULL, Done, JobFolder, rows_of
 
 from batchgen.ledger.journal import whole_lines
 from batchgen.media import formats
@@ -247,7 +247,9 @@ def test_the_judge_of_the_embedded_model_fills_the_score(judged: JobFolder) -> N
 
 
 def test_text_that_is_no_utf8_comes_into_log_and_catalog(judged: JobFolder) -> None:
-    done = run(judged, '{call: "{m}:strange"}')
+    """In a process of its own: what is logged in this one goes into pytest's reports, whose
+    processes take no such text from each other."""
+    done = judged.run(NULL, f'output.judges=[{{call: "{module(judged)}:strange"}}]', env=AT_ONCE)
     assert done.code == 0, done.err
     assert "Logging error" not in done.err
     (log,) = done.run.logs.glob("*/*")
