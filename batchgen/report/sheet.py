@@ -10,11 +10,11 @@ import pyarrow.compute as pc
 
 from batchgen.media.stored import IN, MediaPlace
 from batchgen.report.data import Sheet
-from batchgen.report.text import cut
+from batchgen.report.text import cut, cut_tags
 
 EVEN = 1200  # rows of an even sample; a run of as many is shown whole
-_TEXT_BYTES = 500_000  # of all prompts together
-_LONGEST = 4000  # bytes of one prompt
+_TEXT_BYTES = 500_000  # of all prompts together, and of all tags
+_LONGEST = 4000  # bytes of one row's
 _ERROR_BYTES = 300
 
 
@@ -104,7 +104,7 @@ class Sample:
         )
         columns |= {
             "prompt": [cut(text, most) for text in table["prompt"].to_pylist()],
-            "tags": [cut(text or "", 200) for text in table["tags"].to_pylist()],
+            "tags": [cut_tags(text or "", most) for text in table["tags"].to_pylist()],
             "seed": [str(seed) for seed in table["seed"].to_pylist()],
             "rung": [text or "" for text in table["memory_rung"].to_pylist()],
             "alias_of": [text or "" for text in table["alias_of"].to_pylist()],

@@ -225,6 +225,8 @@ def test_figures_are_said_in_words_that_fit_them(browser: Browser, demo: RunPath
     page = report.page
     said = {
         "figure(1e300)": "1.00e+300",
+        "figure(999.7)": "1,000",
+        "rankTime(1.0004)": "1 CPU-hour",
         "duration(1e-6)": "1 µs",
         "duration(-300)": "-5 min",
         "brief(1234567)": "1.23M",
@@ -235,6 +237,16 @@ def test_figures_are_said_in_words_that_fit_them(browser: Browser, demo: RunPath
     }
     assert {asked: page.evaluate(asked) for asked in said} == said
     assert page.locator(".found").inner_text() == "3 of 3 rows on this sheet"
+    page.close()
+
+
+def test_each_tag_of_a_row_is_offered_once(browser: Browser, tmp_path: Path) -> None:
+    many = ",".join(f"tag-{number}" for number in range(60))
+    folder = make_run_folder(tmp_path / "run", 2, extra={"tags": ["hero, hero ,night", many]})
+    write_report(folder.run)
+    page = opened(browser, folder.run).page
+    told = page.get_by_label("Tag").locator("option").all_inner_texts()
+    assert len(told) == 1 + 2 + 60 and "hero (1)" in told and "tag-59 (1)" in told
     page.close()
 
 

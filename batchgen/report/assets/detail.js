@@ -47,7 +47,7 @@ class Detail {
 }
 
 function facts(row) {
-  const cache = row.computed < row.total ? `${figure(row.computed)} of ${count(row.total)} evaluations` : `${count(row.total)} evaluations`;
+  const cache = row.computed < row.total ? `${figure(row.computed)} of ${count(row.total)} evaluations` : several(row.total, "evaluation");
   const measured = row.seconds === null ? null : `${duration(row.seconds)}, predicted ${duration(row.predicted)} (${against(row.seconds, row.predicted)})`;
   return [
     ["status", row.status],

@@ -24,8 +24,8 @@ function figure(value, digits = 3) {
   if (value === null || !Number.isFinite(value)) return "–";
   if (value === 0) return "0";
   if (Math.abs(value) >= 1e15) return value.toPrecision(digits);
-  if (Math.abs(value) >= 1000) return count(Math.round(value));
-  return String(Number(value.toPrecision(digits)));
+  const said = Number(value.toPrecision(digits));
+  return Math.abs(said) >= 1000 ? count(Math.round(value)) : String(said);
 }
 
 // A rate, in three digits: more would be noise, and two clocks would seem to contradict each other.
@@ -43,7 +43,8 @@ function duration(seconds) {
 // Time of ranks, in hours where there are some.
 function rankTime(hours) {
   const unit = DATA.money.unit.replace(/s$/, "");
-  return hours >= 0.1 ? `${figure(hours)} ${unit}${hours === 1 ? "" : "s"}` : duration(3600 * hours);
+  const said = figure(hours);
+  return hours >= 0.1 ? `${said} ${unit}${said === "1" ? "" : "s"}` : duration(3600 * hours);
 }
 
 function moment(unix) {

@@ -4,7 +4,7 @@ const ROWS = DATA.sheet.id.map((id, at) => {
   const row = { at };
   for (const [name, values] of Object.entries(DATA.sheet)) if (Array.isArray(values)) row[name] = values[at];
   row.search = `${row.id}\n${row.prompt}`.toLowerCase();
-  row.labels = row.tags.split(",").map((tag) => tag.trim()).filter(Boolean);
+  row.labels = [...new Set(row.tags.split(",").map((tag) => tag.trim()))].filter((tag) => tag && tag !== "…");
   return row;
 });
 const TILES_AT_ONCE = 84;

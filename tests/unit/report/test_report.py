@@ -16,6 +16,7 @@ from run_folder import RunFolder
 from batchgen.paths import RunPaths
 from batchgen.report import write_report
 from batchgen.report.sheet import EVEN
+from batchgen.report.text import cut_tags
 from batchgen.report.timeline import Clock
 
 MakeRun = Callable[..., RunFolder]
@@ -139,6 +140,12 @@ def test_long_texts_do_not_fill_the_page(make_run_folder: MakeRun) -> None:
     folder = make_run_folder(rows=40, extra={"prompt": ["画" * 100_000] * 40})
     write_report(folder.run)
     assert folder.run.report.stat().st_size < 1_000_000
+
+
+def test_tags_are_cut_between_two() -> None:
+    assert cut_tags("day,night,rain", 14) == "day,night,rain"
+    assert cut_tags("day,night,rain", 13) == "day,night,…"
+    assert cut_tags("a\ud800,b", 30) == "a\\ud800,b"  # text that UTF-8 cannot hold
 
 
 def test_time_in_which_nobody_worked_is_left_out() -> None:
