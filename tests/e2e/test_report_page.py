@@ -237,6 +237,9 @@ def test_figures_are_said_in_words_that_fit_them(browser: Browser, demo: RunPath
     }
     assert {asked: page.evaluate(asked) for asked in said} == said
     assert page.locator(".found").inner_text() == "3 of 3 rows on this sheet"
+    rows = {"edges": [2.95, 3.02, 3.09], "counts": [4, 1], "p50": 3.0, "p95": 3.0}
+    page.evaluate("rows => void histogram(rows)", rows)
+    assert page.evaluate("PLOTS.at(-1).series[0].value(null, 0)") == "2.95 s to 3.02 s"
     page.close()
 
 

@@ -19,7 +19,7 @@ function head() {
     card("Device time", ...hours(), [useful ? `${percent(useful.hours, DATA.money.hours)} of it went into rows of the catalog` : DATA.money.hours > 0 ? "none of it went into rows of the catalog" : "nothing was rendered yet"]),
     card("Throughput", pace(rate), " rows an hour", [`${pace(each)} rows per ${unit}; ${duration(work)} with ranks at work`]),
     card("Against the forecast", against(DATA.money.seconds, DATA.money.predicted), "", [(drawn ? `finished rows took ${rankTime(DATA.money.seconds / 3600)}, ${rankTime(DATA.money.predicted / 3600)} were predicted` : "no row is finished") + (missing ? `; the whole plan: ${rankTime(DATA.money.planned / 3600)}` : "")]),
-    drawn ? card("A row", duration(DATA.money.histogram.p50), " of a device", [`95 % under ${duration(DATA.money.histogram.p95)}`]) : null,
+    drawn ? card("A row", duration(DATA.money.histogram.p50), " of a device", [`95 % at most ${duration(DATA.money.histogram.p95)}`]) : null,
   ];
   if (DATA.money.computed < DATA.money.total) cards.push(card("Evaluations", percent(DATA.money.computed, DATA.money.total), " computed", [`${figure(DATA.money.computed)} of ${figure(DATA.money.total)}; step caches stood in for the rest`]));
   const facts = [DATA.about.tag && `tag ${DATA.about.tag}`, `${DATA.about.model}${DATA.about.weights ? `, weights ${DATA.about.weights.split("/").pop()}` : ""}`,
