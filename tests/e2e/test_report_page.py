@@ -243,6 +243,19 @@ def test_figures_are_said_in_words_that_fit_them(browser: Browser, demo: RunPath
     page.close()
 
 
+def test_media_that_are_gone_are_said_so(browser: Browser, tmp_path: Path) -> None:
+    folder = make_run_folder(tmp_path / "run", 1)
+    with folder.journal(folder.submit()) as journal:
+        folder.render(journal, 0)
+    write_report(folder.run)
+    shutil.rmtree(folder.run.media)
+    page = opened(browser, folder.run).page
+    gone = "file is not there or cannot be shown"
+    page.locator(".tile", has_text=gone).click()
+    page.get_by_role("dialog").get_by_text(gone).wait_for(timeout=5000)
+    page.close()
+
+
 def test_each_tag_of_a_row_is_offered_once(browser: Browser, tmp_path: Path) -> None:
     many = ",".join(f"tag-{number}" for number in range(60))
     folder = make_run_folder(tmp_path / "run", 2, extra={"tags": ["hero, hero ,night", many]})

@@ -16,6 +16,12 @@ const FRAMES = /\.frames$/i;
 const address = (path) => "./" + path.split("/").map(encodeURIComponent).join("/");
 
 function media(row, playing) {
+  const made = shape(row, playing);
+  made?.addEventListener("error", () => made.src && made.replaceWith(el("span", { class: "none" }, "file is not there or cannot be shown")));
+  return made;
+}
+
+function shape(row, playing) {
   if (MOVING.test(row.media)) {
     const video = el("video", { muted: true, loop: true, playsinline: true, preload: "metadata", controls: playing, "aria-label": "clip" });
     video.muted = true;
@@ -112,7 +118,6 @@ class Tiles {
       for (const event of ["mouseenter", "focus"]) tile.addEventListener(event, () => fromTheStart(inside));
       for (const event of ["mouseleave", "blur"]) tile.addEventListener(event, () => this.playing || inside.pause());
     }
-    if (inside) inside.addEventListener("error", () => inside.src && inside.replaceWith(el("span", { class: "none" }, "file is not there or cannot be shown")));
     return tile;
   }
 
