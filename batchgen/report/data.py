@@ -147,6 +147,7 @@ class Sheet:
     cache: tuple[str, ...]
     total: tuple[int, ...]  # evaluations
     computed: tuple[float, ...]
+    restored: tuple[int, ...]  # solver steps of an attempt before
     attempt: tuple[str, ...]
     host: tuple[str, ...]
     rung: tuple[str, ...]  # of the memory ladder; empty: none
@@ -185,7 +186,7 @@ class Money:
     seconds: float  # of all rendered rows
     predicted: float  # of the same rows
     planned: float  # of all rows, by the plan
-    total: float  # evaluations of rendered rows without caches
+    total: float  # evaluations, without caches, of rows that one attempt drew whole
     computed: float
     shares: tuple[Share, ...]
     buckets: tuple[Cost, ...]

@@ -82,9 +82,11 @@ class Figures:
         """Add rows of `Source.pieces`."""
         own = rows.filter(rows["own"])
         self._status.add(rows)
-        for sums in (self._buckets, self._hosts, self._caches):
+        for sums in (self._buckets, self._hosts):
             sums.add(own)
         self._count(own["seconds"].to_numpy())
+        # Of a row that goes on, only what its last attempt computed is known.
+        self._caches.add(rows.filter(rows["whole"]))
         self._aliases += pc.sum(pc.equal(rows["status"], "ok")).as_py() or 0
         self._aliases -= len(own)
 
@@ -109,7 +111,7 @@ class Figures:
         return _costs(self._hosts.table(), "host")
 
     def caches(self) -> tuple[Caching, ...]:
-        """By strategy and ratio."""
+        """By strategy and ratio, of rows that one attempt drew from beginning to end."""
         order = [(name, "ascending") for name in self._caches.keys]
         lines = self._caches.table().sort_by(order).to_pylist()
         return tuple(

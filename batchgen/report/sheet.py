@@ -106,6 +106,7 @@ class Sample:
             "prompt": [cut(text, most) for text in table["prompt"].to_pylist()],
             "tags": [cut_tags(text or "", most) for text in table["tags"].to_pylist()],
             "seed": [str(seed) for seed in table["seed"].to_pylist()],
+            "restored": [steps or 0 for steps in table["steps_restored"].to_pylist()],
             "rung": [text or "" for text in table["memory_rung"].to_pylist()],
             "alias_of": [text or "" for text in table["alias_of"].to_pylist()],
             "seconds": [value if drawn else None for value, drawn in seconds],

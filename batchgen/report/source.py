@@ -27,6 +27,7 @@ COLUMNS = (
     "width", "height", "num_frames", "fps", "num_steps", "cost_s", "media_path",
     "media_sha256", "media_bytes", "media_offset",
     "score", "psnr", "ssim", "cache_strategy", "cache_ratio", "steps_total", "steps_computed",
+    "steps_restored",
     "encode_s", "denoise_s", "decode_s", "started", "ended", "attempt", "host", "layout",
     "device", "memory_rung",
     "error_type", "error", "traceback",
@@ -74,11 +75,14 @@ def _has_columns(run: RunPaths) -> bool:
 
 def _measured(rows: pa.Table) -> pa.Table:
     """Adds `seconds` (of devices, that the row took: encoding, denoising and decoding, times the
-    ranks that drew it together) and `own` (whether the row is ok and was rendered itself)."""
+    ranks that drew it together), `own` (whether the row is ok and was rendered itself) and `whole`
+    (whether that was one attempt's work)."""
     layouts = rows["layout"].combine_chunks().dictionary_encode()
     ranks = pa.array([ranks_named(name) for name in layouts.dictionary.to_pylist()], pa.float64())
     busy = pc.add(pc.add(rows["encode_s"], rows["denoise_s"]), rows["decode_s"])
     seconds = pc.multiply(busy, ranks.take(layouts.indices))
     alias = pc.fill_null(pc.not_equal(rows["alias_of"], ""), False)
     own = pc.and_not(pc.equal(rows["status"], "ok"), alias)
-    return rows.append_column("seconds", seconds).append_column("own", own)
+    whole = pc.and_(own, pc.equal(pc.fill_null(rows["steps_restored"], 0), 0))
+    rows = rows.append_column("seconds", seconds).append_column("own", own)
+    return rows.append_column("whole", whole)

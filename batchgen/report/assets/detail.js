@@ -47,13 +47,14 @@ class Detail {
 }
 
 function facts(row) {
+  const before = row.restored ? `, behind ${several(row.restored, "step")} of an earlier attempt` : "";
   const cache = row.computed < row.total ? `${figure(row.computed)} of ${count(row.total)} evaluations` : several(row.total, "evaluation");
   const measured = row.seconds === null ? null : `${duration(row.seconds)}, predicted ${duration(row.predicted)} (${against(row.seconds, row.predicted)})`;
   return [
     ["status", row.status],
     ["error", row.error],
     ["size", `${row.width} × ${row.height}` + (row.frames > 1 ? `, ${row.frames} frames at ${figure(row.fps)} a second` : "")],
-    ["steps", row.total ? `${row.steps}; ${cache}` : String(row.steps)],
+    ["steps", row.total ? `${row.steps}; ${cache}${before}` : String(row.steps)],
     ["cache", row.cache],
     ["seed", row.seed],
     ["device time", measured],

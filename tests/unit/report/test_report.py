@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from report_run import HOSTILE, make_large_run
 from run_folder import RunFolder
 
-from batchgen.paths import RunPaths
+from batchgen.paths import RunPaths, parse_journal
 from batchgen.report import write_report
 from batchgen.report.sheet import EVEN
 from batchgen.report.text import cut_tags
@@ -106,6 +107,21 @@ def test_a_median_is_never_above_the_longest_row(make_run_folder: MakeRun) -> No
     (seconds,) = {each.encode + each.denoise + each.decode for each in stages}
     histogram = data_of(folder.run)["money"]["histogram"]
     assert histogram["p50"] == histogram["p95"] == pytest.approx(seconds, rel=1e-9)
+
+
+def test_steps_of_an_earlier_attempt_are_not_taken_for_those_that_a_cache_left_out(
+    make_run_folder: MakeRun,
+) -> None:
+    folder = make_run_folder(rows=2)
+    with folder.journal(folder.submit()) as journal:
+        folder.render(journal, 0)
+        drained = folder.commit_of(1, parse_journal(journal.path), None)
+        stats = replace(drained.stats, steps_computed=2.0, steps_restored=3)
+        journal.commit(replace(drained, stats=stats))
+    write_report(folder.run)
+    found = data_of(folder.run)
+    assert (found["money"]["computed"], found["money"]["total"]) == (8, 8)
+    assert found["sheet"]["restored"] == [0, 3]
 
 
 def test_a_catalog_of_an_older_version_is_made_anew_for_it(make_run_folder: MakeRun) -> None:
