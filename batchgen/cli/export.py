@@ -10,6 +10,7 @@ from batchgen.cli.result import OK, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.errors import UsageError
+from batchgen.words import counted
 
 PART_MIB = 256
 EPILOG = """\
@@ -55,7 +56,8 @@ def handle(args: argparse.Namespace) -> Result:
         raise UsageError(f"--part-mib: {args.part_mib:g} is not above 0")
     run = find_run(args)
     done = export(run, args.to, args.destination, args.part_mib)
+    mib = done.bytes / 2**20
     kept = f", {done.kept} of them complete before" if done.kept else ""
-    print(f"{done.rows:,} rows in {done.parts:,} part(s), {done.bytes / 2**20:,.2f} MiB{kept}")
+    print(f"{counted(done.rows, 'row')} in {counted(done.parts, 'part')}, {mib:,.2f} MiB{kept}")
     print(f"{args.to}  {args.destination}")
     return Result(OK, {"run": str(run.root), "destination": args.destination, **asdict(done)})

@@ -18,6 +18,7 @@ from batchgen.cli.verbs import (
 )
 from batchgen.errors import EndedBySignal, naming
 from batchgen.paths import as_typed
+from batchgen.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +175,8 @@ def _show(args: argparse.Namespace) -> Result:
     if shown.assumed:
         print(f"Slurm does not answer here: MaxArraySize={shown.max_array_size} is assumed")
     then = f" of a pilot, then plan {shown.waiting} more" if shown.waiting else ""
-    print(f"would submit {shown.rows} rows as {shown.shards} shard(s){then}; nothing was started")
+    rows, shards = counted(shown.rows, "row"), counted(shown.shards, "shard")
+    print(f"would submit {rows} as {shards}{then}; nothing was started")
     return Result(OK, asdict(shown))
 
 
@@ -185,8 +187,8 @@ def started_result(run: RunPaths, started: Submission | None) -> Result:
     print(f"run      {run.root}")
     where = ", ".join(job.job_id for job in started.jobs if job.executor == "slurm")
     print(
-        f"started  {started.rows} rows in {started.shards} shard(s) as submission {started.number}"
-        + (f": Slurm job {where}" if where else "")
+        f"started  {counted(started.rows, 'row')} in {counted(started.shards, 'shard')} "
+        f"as submission {started.number}" + (f": Slurm job {where}" if where else "")
     )
     if started.pilot:
         slurm = any(job.executor == "slurm" for job in started.jobs)

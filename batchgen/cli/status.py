@@ -224,7 +224,8 @@ def handle_cancel(args: argparse.Namespace) -> Result:
         print("nothing is at work")
         return Result(OK, {"run": str(run.root), "ranks": 0})
     status = read_status(run)
-    print(f"{ended} rank(s) ended; {status.ok} of {status.rows} rows ok, {status.left} left")
+    ranks = counted(ended, "rank")
+    print(f"{ranks} ended; {status.ok} of {status.rows} rows ok, {status.left} left")
     if is_alive(run):
         print(f"something is still at work: see `batchgen status {as_typed(run.root)}`")
         return Result(ROWS_LEFT, {"run": str(run.root), "ranks": ended})

@@ -32,6 +32,7 @@ from batchgen.notices.hook import Hook
 from batchgen.paths import RunPaths
 from batchgen.records import Commit
 from batchgen.runfile import read_run
+from batchgen.words import counted
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -70,7 +71,9 @@ class Notices:
 
     @_harmless
     def started(self, submission: int, rows: int, shards: int) -> None:
-        text = f"submission {submission} starts {rows} rows in {shards} shard(s)"
+        text = (
+            f"submission {submission} starts {counted(rows, 'row')} in {counted(shards, 'shard')}"
+        )
         self._tell("started", text, submission=submission, rows=rows, shards=shards)
 
     @_harmless

@@ -23,6 +23,7 @@ from batchgen.runner.executors import executor_for
 from batchgen.runner.recover import free_the_steward, give_a_steward
 from batchgen.runner.submit import Settings
 from batchgen.scheduler.commands import NoScheduler, refuse_absent
+from batchgen.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,10 @@ def mend(run: RunPaths, *, new_settings: bool) -> str:
     done = ""
     with suppress(NoScheduler):  # this machine has no Slurm to look at
         if tasks := give_a_steward(run):
-            done = f"{len(tasks)} task(s) were found with Slurm; a steward follows them now"
+            done = f"{counted(len(tasks), 'task')} found with Slurm; a steward follows now"
         elif tasks := free_the_steward(run):
-            ended = "were on hold and are ended; the steward submits their rows anew"
-            done = f"{len(tasks)} task(s) {ended}"
+            ended = f"{counted(len(tasks), 'held task')} ended"
+            done = f"{ended}; the steward submits their rows anew"
     if done and new_settings:
         raise RunStateError(
             f"{done}; these have the old settings: to use new ones, "

@@ -21,6 +21,7 @@ from batchgen.scheduler.commands import (
     queued,
     slurm_intent,
 )
+from batchgen.words import counted
 
 log = logging.getLogger(__name__)
 # Longest time from intent to steward, for a maker that cannot be asked if it is alive.
@@ -46,7 +47,7 @@ def give_a_steward(run: RunPaths) -> list[QueuedTask]:
     slurm = profile_of(run, intent)
     if not launch_steward(run, intent.number, slurm, arrays):
         raise SchedulerError(
-            f"{len(tasks)} task(s) are at work and Slurm takes no steward for them"
+            f"{counted(len(tasks), 'task')} at work, and Slurm takes no steward for them"
         )
     if not run.jobs(intent.number).exists():
         stride = array_count(intent.shards, max_array_size(), slurm)

@@ -481,7 +481,7 @@ def test_tasks_that_nobody_knew_of_are_adopted_once_they_show(login_node: LoginN
     assert "sbatch" in done.err
     login_node.fake.heal()
     assert login_node.on_run("resume", "--detach") == 0
-    assert "2 task(s) were found with Slurm" in login_node.out
+    assert "2 tasks found with Slurm" in login_node.out
     assert login_node.names() == {"s1": 2, "s1-steward": 1}
     login_node.fake.work()
     login_node.assert_every_row_once()

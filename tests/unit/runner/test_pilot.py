@@ -43,7 +43,7 @@ def test_a_pilot_is_one_task_of_one_rank(login_node: LoginNode) -> None:
     assert login_node.submit(*CALIBRATE, *WIDE, "--dry-run") == 0, login_node.err
     shown = json.loads(login_node.out.splitlines()[-1])
     assert (shown["rows"], shown["shards"], shown["waiting"]) == (5, 1, 5)
-    assert "would submit 5 rows as 1 shard(s) of a pilot, then plan 5 more" in login_node.out
+    assert "would submit 5 rows as 1 shard of a pilot, then plan 5 more" in login_node.out
     assert login_node.submit(*CALIBRATE, *WIDE) == 0, login_node.err
     assert "are planned when these, a pilot, are drawn: the steward does" in login_node.out
     task, _ = login_node.fake.jobs()
