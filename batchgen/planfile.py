@@ -65,6 +65,10 @@ def reading(path: Path, what: str = "plan") -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise RunStateError(f"{path}: no {what}") from None
+    except UnicodeEncodeError:
+        raise RunStateError(
+            f"{path}: no name in UTF-8, which Parquet files need to be opened; rename the folder"
+        ) from None
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno == errno.ESTALE:
             raise StorageError(f"{path} cannot be read: {error}") from error

@@ -112,6 +112,18 @@ def test_the_folder_of_the_catalog(done: RunFolder, make: Make) -> None:
     assert len(aside) == (make is not a_folder)
 
 
+def test_a_run_that_was_moved_to_a_name_that_is_no_utf8_is_not_called_damaged(
+    make_run_folder: Callable[..., RunFolder],
+) -> None:
+    root = make_run_folder(1).run.root
+    moved = root.rename(root.with_name("caf\udce9"))
+    with pytest.raises(RunStateError, match=r"no name in UTF-8, .*; rename the folder") as raised:
+        collect(RunPaths(moved))
+    assert str(raised.value).startswith(f"{moved / 'plan.parquet'}: ")
+    moved.rename(root)
+    assert collect(RunPaths(root)).rows == 1
+
+
 def test_a_plain_file_in_place_of_the_catalog_is_mended_by_a_repair(done: RunFolder) -> None:
     remove(done.run.catalog_rows)
     done.run.catalog_rows.write_text("somebody's notes")
