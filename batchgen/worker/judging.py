@@ -84,6 +84,11 @@ class Judges:
         except ImportError as error:
             raise ConfigError(f"output.judges: {error}") from error
 
+    @property
+    def most_retries(self) -> int:
+        """Seeds after the first that a row may have."""
+        return max((judge.config.retries for judge in self._judges), default=0)
+
     def __call__(self, frames: np.ndarray, request: Request) -> Verdict:
         """Ask each of them; `frames` as they are published."""
         metrics: list[Metric] = []

@@ -15,7 +15,7 @@ from batchgen.config.schema import ONE_MACHINE, SlurmConfig
 from batchgen.durable import make_folder
 from batchgen.engine.choose import EngineChoice
 from batchgen.engine.clock import Clock
-from batchgen.engine.contract import Ascent, Renderer, Source
+from batchgen.engine.contract import Ascent, Renderer, Snapshot, Source
 from batchgen.engine.ranks.team import Team
 from batchgen.errors import StorageError
 from batchgen.ledger.budget import Budget
@@ -31,6 +31,7 @@ from batchgen.planning.identity import KeyContext
 from batchgen.planning.store import read_pilots
 from batchgen.processes import ProcessId
 from batchgen.records import Attempt
+from batchgen.request import Request
 from batchgen.runfile import RunFile, read_run
 from batchgen.worker.admission import Admission
 from batchgen.worker.as_planned import as_planned
@@ -222,6 +223,20 @@ class Crew:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class WhereTheyWere:
+    """A source whose rows go on with the seeds they were at."""
+
+    source: Source
+    sink: RowSink
+
+    def take(self, room: int) -> list[Request]:
+        return [self.sink.where_it_was(request) for request in self.source.take(room)]
+
+    def restore(self, request: Request) -> Snapshot | None:
+        return self.source.restore(request)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Shift:
     """The engine at work on the rows of a source."""
 
@@ -253,7 +268,7 @@ class Shift:
 
     def _render(self, source: Source) -> None:
         clock = self.ending.clock
-        twins = Twins(source, self.sink, self.audit_every, clock)
+        twins = Twins(WhereTheyWere(source, self.sink), self.sink, self.audit_every, clock)
         report = self.renderer.render(twins, twins, stop=self.stop, moved=self.moved, clock=clock)
         self.ending.add(report)
         twins.settle()

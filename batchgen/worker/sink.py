@@ -85,6 +85,18 @@ class RowSink:
         self.alone = False  # rows that start now have the shard to themselves
         self._lock = threading.Lock()
 
+    def where_it_was(self, request: Request) -> Request:
+        """A row as it is to be begun: with the seed that an attempt before was at when it was told
+        to end. Those before it were refused, and would be again."""
+        if request.row_index in self._redraws:
+            return request
+        for retry in range(self._judges.most_retries, 0, -1):
+            redrawn = replace(request, seed=seed_of_retry(request.seed, retry))
+            if self._states.share_left(redrawn) < 1.0:
+                self._redraws[request.row_index] = Redraw(request.seed, retry)
+                return redrawn
+        return request
+
     def started(self, request: Request) -> None:
         with self._lock:
             self._started.setdefault(request.row_index, time.perf_counter())
