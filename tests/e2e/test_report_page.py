@@ -256,6 +256,21 @@ def test_media_that_are_gone_are_said_so(browser: Browser, tmp_path: Path) -> No
     page.close()
 
 
+def test_paper_has_the_images_that_no_window_has_shown(browser: Browser, tmp_path: Path) -> None:
+    folder = make_run_folder(tmp_path / "run", 60)
+    with folder.journal(folder.submit()) as journal:
+        for row in range(60):
+            folder.render(journal, row)
+    write_report(folder.run)
+    page = opened(browser, folder.run, viewport={"width": 320, "height": 600}).page
+    loaded = "all => all.filter(image => image.naturalWidth).length"
+    page.wait_for_function("document.querySelector('.tile img').naturalWidth")
+    assert page.locator(".tile img").evaluate_all(loaded) < 60
+    page.pdf()
+    assert page.locator(".tile img").evaluate_all(loaded) == 60
+    page.close()
+
+
 def test_each_tag_of_a_row_is_offered_once(browser: Browser, tmp_path: Path) -> None:
     many = ",".join(f"tag-{number}" for number in range(60))
     folder = make_run_folder(tmp_path / "run", 2, extra={"tags": ["hero, hero ,night", many]})

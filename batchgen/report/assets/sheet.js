@@ -27,7 +27,7 @@ function shape(row, playing) {
     video.muted = true;
     return video;
   }
-  if (STILL.test(row.media) || FRAMES.test(row.media)) return el("img", { alt: playing ? row.prompt : "" });
+  if (STILL.test(row.media) || FRAMES.test(row.media)) return el("img", { alt: playing ? row.prompt : "", loading: playing ? null : "lazy" });
   return null;
 }
 
@@ -113,6 +113,7 @@ class Tiles {
     el("div", { class: "frame" }, inside || placeholder(row)),
     el("div", { class: "says" }, row.prompt),
     el("div", { class: "meta" }, el("span", { class: "rid mono", title: row.id }, row.id), el("span", { class: "num" }, costs.join(" · "))));
+    if (inside && inside.tagName === "IMG") inside.src = source(row);
     if (inside && inside.tagName === "VIDEO") {
       inside.addEventListener("loadedmetadata", () => this.playing || halfway(inside));
       for (const event of ["mouseenter", "focus"]) tile.addEventListener(event, () => fromTheStart(inside));
@@ -121,18 +122,18 @@ class Tiles {
     return tile;
   }
 
-  // Media are fetched when their tile comes near, and clips let go of their decoder when it leaves.
+  // Clips are fetched when their tile comes near, and let go of their decoder when it leaves. The
+  // browser itself does so with images, and has them all on paper.
   sight(entry) {
-    const inside = entry.target.querySelector("img, video");
-    if (!inside) return;
-    const row = ROWS[entry.target.dataset.row];
+    const video = entry.target.querySelector("video");
+    if (!video) return;
     if (entry.isIntersecting) {
-      if (!inside.hasAttribute("src")) inside.src = source(row);
-      if (this.playing && inside.tagName === "VIDEO") play(inside);
-    } else if (inside.tagName === "VIDEO" && inside.hasAttribute("src")) {
-      inside.pause();
-      inside.removeAttribute("src");
-      inside.load();
+      if (!video.hasAttribute("src")) video.src = source(ROWS[entry.target.dataset.row]);
+      if (this.playing) play(video);
+    } else if (video.hasAttribute("src")) {
+      video.pause();
+      video.removeAttribute("src");
+      video.load();
     }
   }
 
