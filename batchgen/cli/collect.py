@@ -14,9 +14,10 @@ from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.verbs import Verbs, add_verb
 from batchgen.errors import UsageError
 from batchgen.ledger.budget import budget_spent
-from batchgen.ledger.intent import last_render
 from batchgen.ledger.status import live_attempts, read_status
 from batchgen.paths import as_typed
+from batchgen.runfile import read_run
+from batchgen.words import counted
 
 if TYPE_CHECKING:
     from batchgen.catalog.collect import CatalogSummary
@@ -90,11 +91,13 @@ def handle_verify(args: argparse.Namespace) -> Result:
         print(f"... and {more} more")
     size = f"{report.bytes / 2**20:,.2f} MiB"
     verdict = "all whole" if report.is_sound else f"{report.damaged} damaged"
-    print(f"{report.files} media files ({size}) of {report.ok} ok rows: {verdict}")
+    files, rows = counted(report.files, "media file"), counted(report.ok, "ok row")
+    print(f"{files} ({size}) of {rows}: {verdict}")
     if report.mended:
-        done = f"{report.moved} files moved to {run.orphans}" if report.moved else "no file moved"
+        moved = counted(report.moved, "file")
+        done = f"{moved} moved to {run.orphans}" if report.moved else "no file moved"
         deleted = f", {report.deleted} deleted" if report.deleted else ""
-        print(f"repaired: {done}{deleted}, {report.voided} damaged rows to render again")
+        print(f"repaired: {done}{deleted}, {counted(report.voided, 'damaged row')} to render again")
     if report.left:
         print(f"left     {report.rows - report.ok} of {report.rows} rows")
         print(*go_on_lines(run, True, []))
@@ -135,19 +138,18 @@ def go_on_lines(run: RunPaths, left: bool, quarantined: Sequence[str]) -> list[s
     follow them instead: a resume would be refused."""
     if left and live_attempts(run):
         return [f"at work  batchgen status {as_typed(run.root)} --watch"]
-    lines = [f"go on    batchgen resume {as_typed(run.root)}{_with_budget(run)}"] if left else []
+    lines = [f"go on    batchgen resume {as_typed(run.root)}{with_budget(run)}"] if left else []
     if quarantined:
         rows = shlex.quote(",".join(quarantined))
         lines.append(f"again    batchgen retry {as_typed(run.root)} --rows {rows}")
     return lines
 
 
-def _with_budget(run: RunPaths) -> str:
-    """What a resume needs beside the run, if its budget is spent."""
-    from batchgen.runner.decide import limit_of
-
-    render = last_render(run)  # a repair has no limit of its own
-    spent = render is not None and budget_spent(run, limit_of(render))
+def with_budget(run: RunPaths) -> str:
+    """What a resume needs beside the run, if what that was made with is spent: a limit that another
+    resume was given was for that one."""
+    limit = read_run(run).config["system"].get("max_gpu_hours")  # older ones have none
+    spent = budget_spent(run, limit)
     return " --max-gpu-hours X  (of a higher X: the budget is spent)" if spent else ""
 
 

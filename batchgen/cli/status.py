@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
 
+from batchgen.cli.collect import with_budget
 from batchgen.cli.result import OK, ROWS_LEFT, Result
 from batchgen.cli.runs import add_run_argument, find_run
 from batchgen.cli.streams import reader_is_gone
@@ -142,7 +143,7 @@ def _all_lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list
         f"{status.running} running, {status.left} left"
         + (f", {status.quarantined} quarantined" if status.quarantined else "")
         + (f" ({status.aliases} share another row's media)" if status.aliases else ""),
-        f"progress  {_bar(status.ok, status.rows)}  {_rate(status)}",
+        f"progress  {_bar(status.ok, status.rows)}  {_rate(status)}".rstrip(),
         f"cost      {_cost(status)} in {counted(len(status.attempts), 'attempt')}, "
         f"submission {status.submission}",
     ]
@@ -161,7 +162,7 @@ def _all_lines(run: RunPaths, status: RunStatus, view: QueueView | None) -> list
         )
         lines.append(waits if shown else "no rank has started yet")
     elif status.left and not status.alive:
-        lines.append(f"go on with  batchgen resume {as_typed(run.root)}")
+        lines.append(f"go on with  batchgen resume {as_typed(run.root)}{with_budget(run)}")
     return lines
 
 

@@ -22,6 +22,9 @@ def test_a_run_goes_on_with_a_higher_budget(
     )
     name = str(done.run.root)
     assert f"go on    batchgen resume {done.run.root.name} --max-gpu-hours X" in done.out
+    shown = work.here("status", str(done.run.root)).out
+    assert f"go on with  batchgen resume {done.run.root.name} --max-gpu-hours X" in shown
+    assert [line for line in shown.splitlines() if line != line.rstrip()] == []
     nothing = work.here("logs", name, "--failed")
     assert nothing.code == 0 and "no row has failed and no attempt has died" in nothing.out
     refused = work.here("resume", name)
@@ -33,6 +36,10 @@ def test_a_run_goes_on_with_a_higher_budget(
     assert lifted.code == 0, lifted.err
     assert list(rows_of(done.run).status) == ["ok"] * 3 and len(published(done.run)) == 3
     assert work.here("resume", name, NOTHING).code == 0, "nothing is left to spend it on"
+    next(done.run.media.iterdir()).unlink()
+    repaired = work.here("verify", name, "--repair")
+    assert "--max-gpu-hours X" in repaired.out, "a resume has the run's own limit, not the last one"
+    assert work.here("resume", name).code == 2
 
 
 def test_rows_in_flight_are_finished_and_no_other_is_begun(new_job_folder) -> None:
