@@ -45,7 +45,7 @@ from batchgen.errors import RunStateError
 from batchgen.ledger.reading.scan import STATUS_CODES, index_commits
 from batchgen.ledger.reading.winners import Winners, winners
 from batchgen.ledger.status import live_attempts
-from batchgen.ledger.upkeep.losses import find_losses, rows_gone
+from batchgen.ledger.upkeep.losses import find_losses, highest_number, rows_gone
 from batchgen.ledger.upkeep.pieces import pieces
 from batchgen.ledger.upkeep.repair import claimed_media, delete_files, set_aside, void_rows
 from batchgen.media import formats
@@ -154,10 +154,12 @@ def verify(
 
     With `repair`, damaged rows become left (`resume` renders them) and orphans are moved to
     `orphans/`, or deleted with `purge`. RunStateError if there is no run, if its plan is another,
-    or if a repair is asked for while attempts are at work.
+    or if a repair is asked for while attempts are at work, or somebody lets the run go on while it
+    looks.
     """
     header = read_run(run)
     check_plan(run, header)
+    last = highest_number(run)  # before it is asked who is at work: others may begin meanwhile
     live = live_attempts(run)
     if repair and live:
         at = ", ".join(f"{a.attempt.tag} on {a.host}" for a in live[:3])
@@ -183,7 +185,7 @@ def verify(
         counts=dict(findings.counts),
         live=len(live),
     )
-    return _repair(run, report, purge) if repair else report
+    return _repair(run, report, purge, last) if repair else report
 
 
 def _published(run: RunPaths, found: Winners) -> Iterator[tuple[pa.Table, list[_Published]]]:
@@ -311,14 +313,14 @@ def _unchecked(run: RunPaths, header: RunFile) -> list[Finding]:
     return [Finding("unchecked", run.plan.name, detail)]
 
 
-def _repair(run: RunPaths, report: VerifyReport, purge: bool) -> VerifyReport:
+def _repair(run: RunPaths, report: VerifyReport, purge: bool, last: int) -> VerifyReport:
     """Deal with all findings but those of kinds in `_STAYS`: journal lines are never rewritten."""
     mended = tuple(f for f in report.findings if f.kind not in _STAYS)
     rows = {f.row_index: f for f in mended if f.kind not in (*HARMLESS, "catalog", "lost")}
     damaged = [(f.row_index, f.path, f"{f.kind}: {f.detail}") for f in rows.values()]
     waste = [f.path for f in mended if f.kind in WASTE and IN not in f.path]
     lost = any(f.kind == "lost" for f in mended)
-    submission = void_rows(run, damaged) if damaged or waste or lost else 0
+    submission = void_rows(run, damaged, last) if damaged or waste or lost else 0
     found = winners(run, index_commits(run))
     after = _Seen.none_of(found)
     for _, media in _published(run, found):

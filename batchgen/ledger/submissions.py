@@ -124,7 +124,7 @@ def begin_submission(
     written (a later submission then takes the next number).
     """
     if info.kind == "repair":
-        last = highest_number(run)
+        last = highest_number(run) if last is None else last
     else:
         refuse_losses(run)
     number = _take_number(run, last)

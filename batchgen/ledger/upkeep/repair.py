@@ -33,12 +33,15 @@ from batchgen.records import Attempt, Commit
 QUARANTINED = "KilledItsProcess"  # error_type of a quarantined row
 
 
-def void_rows(run: RunPaths, damaged: Sequence[tuple[int, str, str]]) -> int:
+def void_rows(
+    run: RunPaths, damaged: Sequence[tuple[int, str, str]], last: int | None = None
+) -> int:
     """Take back all commits of the rows in `damaged`: (row_index, path of the media, reason).
-    Returns the number of the new submission. RunStateError if another one begins at this moment."""
+    `last`: the highest submission number when they were looked at (default: look now). Returns the
+    number of the new submission. RunStateError if another one has begun since."""
     rows = np.array(sorted({row for row, _, _ in damaged}), np.int64)
     chosen = SubmissionRows(rows, np.zeros(len(rows), np.int32), np.arange(len(rows)))
-    number = begin_submission(run, chosen, _info(run, "repair"))
+    number = begin_submission(run, chosen, _info(run, "repair"), last=last)
     header = AttemptHeader(attempt=Attempt(number, 0, 0, 0), devices=0)
     with JournalWriter.open(run, header) as journal:
         for row, path, reason in damaged:

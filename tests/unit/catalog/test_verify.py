@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 import pytest
 from run_folder import RunFolder, render
 
+from batchgen.catalog import verify as verify_module
 from batchgen.catalog.checking import findings
+from batchgen.catalog.checking.inputs import damaged_inputs
 from batchgen.catalog.collect import collect
 from batchgen.catalog.verify import VerifyReport, verify
 from batchgen.errors import RunStateError
 from batchgen.ledger.counts import read_counters
 from batchgen.ledger.events import End, to_plain
+from batchgen.ledger.journal import JournalWriter
 from batchgen.ledger.reading.left import missing_rows
 from batchgen.ledger.status import read_status
 from batchgen.media.publish import write_media
+from batchgen.paths import RunPaths
 from batchgen.records import Attempt
 
 
@@ -55,6 +59,28 @@ def test_a_sound_run_is_sound(finished: RunFolder) -> None:
     assert report.findings == ()
     assert (report.rows, report.ok, report.files) == (4, 4, 3)
     assert report.bytes == sum(file.stat().st_size for file in finished.run.media.iterdir())
+
+
+def test_a_repair_does_not_end_what_began_while_it_looked(
+    finished: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look at all media takes hours; somebody may have the run go on meanwhile."""
+    media_of(finished, 1).unlink()
+
+    def go_on(run: RunPaths) -> Iterator[findings.Finding]:
+        journals.append(finished.journal(finished.submit([0, 2])))
+        yield from damaged_inputs(run)
+
+    journals: list[JournalWriter] = []
+    monkeypatch.setattr(verify_module, "damaged_inputs", go_on)  # the last that it looks at
+    with pytest.raises(RunStateError, match="began submission 2"):
+        verify(finished.run, repair=True)
+    (attempt,) = [a for a in read_status(finished.run).attempts if a.life == "running"]
+    assert not attempt.fenced
+    finished.render(journals[0], 2)
+    journals[0].end(End(reason="done"))
+    monkeypatch.undo()
+    assert verify(finished.run, repair=True).voided == 1
 
 
 def damage_missing(path: Path) -> None:
