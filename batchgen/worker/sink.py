@@ -94,6 +94,7 @@ class RowSink:
             redrawn = replace(request, seed=seed_of_retry(request.seed, retry))
             if self._states.share_left(redrawn) < 1.0:
                 self._redraws[request.row_index] = Redraw(request.seed, retry)
+                self._tries[request.row_index] = retry  # one with each seed before
                 return redrawn
         return request
 

@@ -60,7 +60,7 @@ def test_a_row_that_a_judge_wants_anew_goes_on_with_the_seed_it_was_at(tmp_path:
     assert planned_run.work(1, restart=1) == 0
     assert not planned_run.of(Tried, 1, 1), "the first seed was refused before"
     (commit,) = planned_run.of(Commit, 1, 1)
-    assert (commit.status, commit.seed) == ("ok", seed_of_retry(0, 1))
+    assert (commit.status, commit.seed, commit.tries) == ("ok", seed_of_retry(0, 1), 2)
     assert commit.stats.steps_restored == saved.step > 0
     assert not [path for path in planned_run.run.state.rglob("*") if path.is_file()]
 
