@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from batchgen.cli.result import OK, USAGE, Result
 from batchgen.cli.verbs import Verbs, add_verb, path_argument, refuse_special
 from batchgen.errors import ConfigError, naming
+from batchgen.words import counted
 
 if TYPE_CHECKING:
     from batchgen.planning.manifests.check import ManifestReport
@@ -118,7 +119,8 @@ def handle_build(args: argparse.Namespace) -> Result:
         )
     factor = built.rows // built.source_rows
     times = f" ({built.source_rows:,} x {factor})" if factor > 1 else ""
-    print(f"{built.path}: {built.rows:,} rows{times}, columns {', '.join(built.columns)}")
+    rows = counted(built.rows, "row")
+    print(f"{built.path}: {rows}{times}, columns {', '.join(built.columns)}")
     return Result(OK, asdict(built))
 
 
@@ -148,7 +150,7 @@ def _print(report: ManifestReport) -> None:
     if report.problems.count:
         print(report.problems.message(report.manifest.path, report.manifest.place))
         return
-    print(f"{report.manifest.path}: {report.rows:,} rows, all legal{report.note}")
+    print(f"{report.manifest.path}: {counted(report.rows, 'row')}, all legal{report.note}")
 
 
 def _data(report: ManifestReport) -> dict[str, object]:

@@ -55,7 +55,7 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "logs",
         handle_logs,
         summary="the end of every log, or the failures",
-        description="The end of each log of the last submission, or what failed and why.",
+        description="The end of each log of the run, or what failed and why.",
         epilog="examples:\n  batchgen logs latest\n  batchgen logs latest --failed",
     )
     for parser in (status, cancel, logs):

@@ -342,3 +342,12 @@ def test_plan_says_where_components_live_and_what_changes_pixels(
     assert main(["plan", DEMO, *lossy, "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["memory_changes_pixels"] == lossy
+
+
+def test_one_row_is_called_one_row(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("p.txt").write_text("a red circle\n")
+    assert main(["manifest", "build", "p.txt", "one.parquet"]) == 0
+    assert main(["manifest", "check", "one.parquet"]) == 0
+    built, checked = capsys.readouterr().out.splitlines()
+    assert built == "one.parquet: 1 row, columns prompt"
+    assert checked.startswith("one.parquet: 1 row, all legal")
