@@ -58,7 +58,10 @@ def add_parser(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     for parser in (resume, retry):
         add_run_argument(parser)
-        add_overrides(parser, "settings to change")
+        add_overrides(
+            parser,
+            "settings to change; they stay with the run only if they change keys of its rows",
+        )
         add_budget_argument(parser)
         parser.add_argument(
             "--detach", action="store_true", help="return at once, as `submit` does"
