@@ -95,7 +95,8 @@ def _job_text(job: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{job}: cannot be read: {error.strerror}") from error
     if job.suffix != ".yaml":
-        raise ConfigError(f"{job}: a job is a file that ends in .yaml")
+        given = f"; a manifest is its key: JOB manifest={job}" if job.suffix == ".parquet" else ""
+        raise ConfigError(f"{job}: a job is a file that ends in .yaml{given}")
     text, content = read_yaml(job)
     refuse_hydras_own(job, content)
     return text

@@ -299,6 +299,8 @@ def test_a_job_file_that_hydra_cannot_use_is_refused_without_a_traceback(
     path = job()
     assert "did you mean" in refusal(path.with_name("smal.yaml"))
     assert "is a folder, not a job" in refusal(path.parent)
+    (rows := path.with_name("rows.parquet")).touch()
+    assert refusal(rows).endswith(f"a manifest is its key: JOB manifest={rows}")
     path.write_text("defaults: [base, {model: tiny-wan}]\nmanifest: m\nseed: 1\n")
     assert "must name _self_" in refusal(path)
     path.write_text("defaults: [base, {model: tiny-wan}, _self_]\nseed: [1\n")
