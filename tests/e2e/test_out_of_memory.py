@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from cli_calls import make_job_folder, recorded, rows_of
+from toy_engine import PACKED
 
 from batchgen.ledger.climbs import climbs_before
 from batchgen.ledger.intent import read_intent
@@ -15,12 +16,7 @@ from batchgen.ledger.status import read_status
 from batchgen.paths import RunPaths
 from batchgen.records import Attempt, Climb
 
-# Of 16 tokens each: packs of fewer have other bits on some CPUs, and are not drawn in strict mode.
-ROWS = [
-    {"row_id": f"row-{n}", "prompt": f"a red circle {n}", "seed": n}
-    | {"width": 64, "height": 64, "num_frames": 1}
-    for n in range(4)
-]
+ROWS = [{"row_id": f"row-{n}", "prompt": f"a red circle {n}", "seed": n} | PACKED for n in range(4)]
 NO_RETRY = "slurm.row_retries=0"
 TWO = ("slurm.executor=local", "slurm.ranks_per_node=2", "system.parallel.ulysses=2")
 

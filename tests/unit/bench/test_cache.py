@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from forced_schedule import COMPUTED, STEPS, forced
 from PIL import Image
-from toy_engine import request, small_spec, system
+from toy_engine import PACKED, request, small_spec, system
 
 from batchgen.bench.cache import LEAST
 from batchgen.bench.cache.figures import Figures, figures
@@ -218,8 +218,7 @@ def test_a_forced_schedule_computes_21_of_50_steps(in_flight: int) -> None:
     """What is measured on a card at a real model's size."""
     batch = {"max_rows_in_flight": in_flight}
     engine = Engine.load(small_spec("random"), system(batch=batch), "cpu")
-    shape = {"width": 64, "height": 64, "num_frames": 1}  # 16 tokens: packs of fewer may be refused
-    found = forced(engine, [request(i, **shape) for i in range(2)], turns=1)
+    found = forced(engine, [request(i, **PACKED) for i in range(2)], turns=1)
     assert found.due == STEPS / COMPUTED
     assert found.speedup > 0
     for drawn in (*found.plain, *found.cached):

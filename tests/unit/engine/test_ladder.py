@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_engine import Keeper, ListSource, draw, request, small_spec, system, two_experts
+from toy_engine import PACKED, Keeper, ListSource, draw, request, small_spec, system, two_experts
 from toy_flux import flux_spec, save_flux
 
 from batchgen import failpoints
@@ -69,11 +69,8 @@ class SmallDevice:
 
 
 def rows(name: str = "wan", count: int = 4, **changes: Any) -> list[Request]:
-    """Of 16 tokens each: packs of fewer have other bits on some CPUs, and are not drawn in strict
-    mode."""
-    shape = {"width": 64, "height": 64, "num_frames": 1}
     flux = {"true_cfg_scale": 3.0, "solver": "euler", "sigma_shift": 1.0}
-    more = shape | (flux if name == "flux" else {}) | changes
+    more = PACKED | (flux if name == "flux" else {}) | changes
     return [request(i, num_steps=2 + i % 2, **more) for i in range(count)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_engine import Keeper, ListSource, draw, request, small_spec, system
+from toy_engine import PACKED, Keeper, ListSource, draw, request, small_spec, system
 
 from batchgen.engine.choose import choose_engine
 from batchgen.engine.clock import Clock
@@ -427,9 +427,8 @@ def test_what_a_row_takes_to_decide_is_its_own(
         return inner(*args)
 
     monkeypatch.setattr(owner, what, slowly)
-    shape = {"width": 64, "height": 64, "num_frames": 1}  # 16 tokens: packs of fewer may be refused
     cached = {"num_steps": 6, "cache_strategy": name}
-    rows = [request(i, cache_ratio=0.5 * i, **cached, **shape) for i in range(2)]
+    rows = [request(i, cache_ratio=0.5 * i, **cached, **PACKED) for i in range(2)]
     keeper, report = render(engine, rows)
     plain, deciding = (keeper.stats[row.row_id].stages.denoise for row in rows)
     assert asked == times
